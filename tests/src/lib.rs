@@ -1,0 +1,1 @@
+//! Black-box tests of the `perilune` binary: this crate knows only HTTP.
