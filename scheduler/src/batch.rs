@@ -1,0 +1,111 @@
+//! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
+
+use crate::block_pool::BlockId;
+use crate::{ImageInput, SamplingParams, SequenceId, TokenId};
+use std::sync::Arc;
+
+/// One step of work, in the order in which its tokens are laid out in memory.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Pictures to encode before the tokens run.
+    pub encodes: Vec<ImageEncode>,
+    pub items: Vec<BatchItem>,
+}
+
+#[derive(Debug)]
+pub struct ImageEncode {
+    pub image: Arc<ImageInput>,
+    /// Where the embedding's rows go: row `i` of the picture to row `rows[i / R] * R + i % R` of the image cache, with `R` rows a block.
+    pub rows: Vec<BlockId>,
+}
+
+/// Tokens of one sequence that are computed in this step: a chunk of a prompt, or the one token sampled last.
+#[derive(Debug)]
+pub struct BatchItem {
+    pub id: SequenceId,
+    /// Never empty; the first is at position `context_len`.
+    pub tokens: Vec<TokenId>,
+    /// How many tokens before them have their keys and values in `blocks`.
+    pub context_len: usize,
+    /// Covers `context_len + tokens.len()` positions: position `p` is slot `blocks[p / B] * B + p % B`, with `B` tokens a block.
+    pub blocks: Vec<BlockId>,
+    /// Positions among `tokens` whose embedding comes from a picture.
+    pub images: Vec<ImageRows>,
+    /// `None` while the prompt is not yet computed to its end: such a chunk does not sample.
+    pub sample: Option<Sample>,
+}
+
+impl BatchItem {
+    pub fn end(&self) -> usize {
+        self.context_len + self.tokens.len()
+    }
+}
+
+/// Tokens `first_token ..` of an item (counted from the item's first token) take `len` rows, from row `first_row`, of a cached picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRows {
+    pub first_token: usize,
+    pub first_row: usize,
+    pub len: usize,
+    /// As in [`ImageEncode::rows`].
+    pub rows: Vec<BlockId>,
+}
+
+/// What the last position of an item samples.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub params: Arc<SamplingParams>,
+    /// Position in the sequence of the token to be drawn: the counter of its random numbers.
+    pub position: usize,
+    /// Tokens generated before it.
+    pub num_generated: usize,
+    /// All tokens so far, only where the parameters need them; the first `prompt_len` are the prompt.
+    pub history: Option<History>,
+}
+
+#[derive(Debug, Clone)]
+pub struct History {
+    pub tokens: Vec<TokenId>,
+    pub prompt_len: usize,
+}
+
+impl Batch {
+    pub fn num_tokens(&self) -> usize {
+        self.items.iter().map(|item| item.tokens.len()).sum()
+    }
+
+    pub fn num_samples(&self) -> usize {
+        self.items.iter().filter(|item| item.sample.is_some()).count()
+    }
+}
+
+/// One entry for each item with a `sample`, in the order of the items.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    pub sampled: Vec<Sampled>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sampled {
+    Token(SampledToken),
+    /// This row only; its blocks are never reused as a prefix.
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    pub token: TokenId,
+    /// Natural logarithm of its probability under the model: before temperature, penalties, bias and truncation (vLLM's
+    /// `raw_logprobs`). Present when the parameters ask for log-probabilities.
+    pub logprob: Option<f32>,
+    /// The most probable tokens, most probable first; ties by token id.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The logits held a NaN or were infinite.
+    NonFiniteLogits,
+    /// Bias, penalties and masks left nothing to choose from.
+    NothingToSample,
+}

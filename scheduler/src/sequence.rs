@@ -1,0 +1,147 @@
+//! A prompt, the tokens generated for it so far, and the pictures among them. "Request" is the API's word; `n` answers to one
+//! request are `n` sequences.
+
+use crate::{InvalidParam, SamplingParams};
+use std::sync::Arc;
+
+pub type TokenId = u32;
+
+/// Chosen by the caller, unique for the life of an engine, increasing with the order of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// A 256-bit content hash. Two different contents never share one, so it may name memory that belongs to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Digest(pub [u8; 32]);
+
+/// A picture as the model's image processor prepared it. The scheduler reads the digest and the counts; the pixels are only carried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageInput {
+    /// Of the pixels and of the processor's settings.
+    pub digest: Digest,
+    /// Rows of patches, columns of patches.
+    pub grid: [usize; 2],
+    /// Placeholder tokens that the picture takes in the prompt: rows of its embedding.
+    pub num_tokens: usize,
+    /// `[grid[0] * grid[1], patch_len]`, row-major, normalised.
+    pub patches: Vec<f32>,
+}
+
+impl ImageInput {
+    /// What encoding it costs, in the unit of the encode budget.
+    pub fn num_patches(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+}
+
+/// A run of placeholder tokens: `image.num_tokens` of them from position `start`.
+#[derive(Debug, Clone)]
+pub struct ImageSpan {
+    pub start: usize,
+    pub image: Arc<ImageInput>,
+}
+
+impl ImageSpan {
+    pub fn end(&self) -> usize {
+        self.start + self.image.num_tokens
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    pub id: SequenceId,
+    /// Lower runs first; equal ones in order of arrival.
+    pub priority: i32,
+    /// Mixed into the block hashes: sequences share cached blocks only with those of the same salt (tenant, adapter).
+    pub salt: Digest,
+    pub params: Arc<SamplingParams>,
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_len: usize,
+    pub(crate) images: Vec<ImageSpan>,
+}
+
+impl Sequence {
+    /// Checks everything that does not depend on memory: parameters, token ids below `vocab_size`, image spans inside the
+    /// prompt, in order and apart.
+    pub fn new(
+        id: SequenceId,
+        prompt: Vec<TokenId>,
+        images: Vec<ImageSpan>,
+        params: Arc<SamplingParams>,
+        vocab_size: usize,
+    ) -> Result<Self, InvalidParam> {
+        params.check(vocab_size)?;
+        let fail = |message: String| Err(InvalidParam { param: "prompt", message });
+        if prompt.is_empty() {
+            return fail("is empty".into());
+        }
+        if let Some(token) = prompt.iter().find(|&&t| t as usize >= vocab_size) {
+            return fail(format!("token {token} is not below the vocabulary size {vocab_size}"));
+        }
+        let mut end = 0;
+        for span in &images {
+            if span.start < end || span.end() > prompt.len() || span.image.num_tokens == 0 {
+                return fail(format!("image span {}..{} is out of place", span.start, span.end()));
+            }
+            end = span.end();
+        }
+        let prompt_len = prompt.len();
+        Ok(Self { id, priority: 0, salt: Digest::default(), params, tokens: prompt, prompt_len, images })
+    }
+
+    /// Prompt and output.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    pub fn num_generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    pub fn images(&self) -> &[ImageSpan] {
+        &self.images
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was sampled; it is the last token.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+    /// The model could not go on with this sequence; the others of the step are unharmed.
+    Failed(crate::Failure),
+}
+
+/// Why a sequence was not taken in. The first four can never succeed on this server; the last one can, later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reject {
+    /// Prompt and `max_tokens` together are longer than the model's context.
+    TooLong {
+        prompt_tokens: usize,
+        max_tokens: usize,
+        limit: usize,
+    },
+    /// They need more blocks than there are.
+    NeverFits {
+        tokens: usize,
+        capacity: usize,
+    },
+    /// One picture alone has more embedding rows than the image cache.
+    ImageTooLarge {
+        tokens: usize,
+        capacity: usize,
+    },
+    /// One picture alone has more patches than a step may encode.
+    ImageTooCostly {
+        patches: usize,
+        limit: usize,
+    },
+    QueueFull {
+        waiting: usize,
+    },
+}
