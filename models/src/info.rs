@@ -1,0 +1,83 @@
+//! What the server tells this crate before loading, and what it learns about the model after.
+
+use scheduler::{ImageInput, TokenId};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// Weights from the model's safetensors files.
+    Auto,
+    /// Seeded random weights of the configured shape; no weight file is read.
+    Dummy,
+}
+
+/// The type of weights and of the KV cache. Sums and activations on the CPU are f32 whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DTypeChoice {
+    /// As the checkpoint says.
+    Auto,
+    F32,
+    BF16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MemoryLimit {
+    Bytes(u64),
+    /// Of the device's memory.
+    Fraction(f64),
+}
+
+/// Everything that decides how much memory is needed. The plan and the loader are computed from the same values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadOptions {
+    pub load_format: LoadFormat,
+    pub dtype: DTypeChoice,
+    /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
+    pub max_model_len: Option<usize>,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    /// Tokens per KV block.
+    pub block_size: usize,
+    /// All that may be allocated: weights, KV, workspaces.
+    pub memory: MemoryLimit,
+    /// Worker threads; `None`: one for each core.
+    pub threads: Option<usize>,
+    /// Of dummy weights.
+    pub seed: u64,
+}
+
+/// What the layers above need to know of a loaded model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// From config.json, such as `KimiVLForConditionalGeneration`.
+    pub architecture: String,
+    /// Rows of the embedding: every token id must be below. A tokenizer may know more.
+    pub vocab_size: usize,
+    /// After `LoadOptions::max_model_len` and memory.
+    pub max_model_len: usize,
+    /// End tokens named by generation_config.json and config.json.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Added before a completion's prompt where the tokenizer's configuration asks for it.
+    pub bos_token_id: Option<TokenId>,
+    /// The placeholder that a picture's rows replace, where the model sees pictures.
+    pub image_token_id: Option<TokenId>,
+    pub num_parameters: u64,
+    /// Such as `bfloat16`.
+    pub dtype: &'static str,
+}
+
+/// Turns a decoded picture into what the model's vision tower takes. Pure: no device, no files.
+pub trait ImageProcessor: Send + Sync {
+    /// `rgb` is `[height, width, 3]`, row-major, 8 bits a channel.
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    #[error("picture of {width}x{height} pixels is empty")]
+    Empty { width: usize, height: usize },
+    #[error(
+        "picture of {width}x{height} pixels gives {rows}x{columns} patches, above the limit of {limit} in one direction"
+    )]
+    TooElongated { width: usize, height: usize, rows: usize, columns: usize, limit: usize },
+}
