@@ -30,3 +30,12 @@ def picture(width, height, seed, mode):
     image = Image.fromarray(rgb[..., 0] // 16)
     image.putpalette([(40 * i + 13 * c * i + 5) % 256 for i in range(16) for c in range(3)])
     return image
+
+
+def noise_rgb(width, height, seed):
+    """[h, w, 3] uint8 without any smoothness: with k = (y * w + x) * 3 + c + 1 + seed * 7919 and 32-bit wrapping products,
+    n = k * 2654435761, n = (n ^ (n >> 15)) * 2246822519, the value is (n >> 24)."""
+    k = np.arange(1, width * height * 3 + 1, dtype=np.uint64) + np.uint64(seed * 7919)
+    n = k * np.uint64(2654435761) & np.uint64(0xFFFFFFFF)
+    n = (n ^ (n >> np.uint64(15))) * np.uint64(2246822519) & np.uint64(0xFFFFFFFF)
+    return (n >> np.uint64(24)).astype(np.uint8).reshape(height, width, 3)
