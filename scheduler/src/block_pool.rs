@@ -1,4 +1,178 @@
 //! Who owns which block of key-value memory, and which full blocks can be shared.
+//!
+//! ```text
+//!  free (oldest first)  ── grow ──▶  referenced by 1 table  ── share_prefix ──▶  by n tables
+//!        ▲  │ a free block keeps its digest, and so can be found again,                │
+//!        │  └────────── share_prefix ──▶  until grow hands it to somebody else         │
+//!        └──────────────────────────── release: the last reference ────────────────────┘
+//! ```
+
+use crate::Digest;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
+
+/// The blocks of one sequence, in order. Must be given back with [`BlockPool::release`].
+#[derive(Debug, Default)]
+pub struct BlockTable {
+    blocks: Vec<BlockId>,
+}
+
+impl BlockTable {
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    pub fn num_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+}
+
+impl Drop for BlockTable {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert!(self.blocks.is_empty(), "block table dropped without release");
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Block {
+    references: u32,
+    /// What it holds, while others may find it.
+    digest: Option<Digest>,
+    /// When it became free, counted in releases.
+    freed_at: u64,
+}
+
+#[derive(Debug)]
+pub struct BlockPool {
+    block_size: usize,
+    blocks: Vec<Block>,
+    /// Blocks without a reference, least recently freed first. They keep their content until they are handed out.
+    free: BTreeSet<(u64, BlockId)>,
+    by_digest: BTreeMap<Digest, BlockId>,
+    num_releases: u64,
+}
+
+impl BlockPool {
+    pub fn new(num_blocks: usize, block_size: usize) -> Self {
+        assert!(block_size > 0, "block_size");
+        let ids = 0..u32::try_from(num_blocks).expect("blocks are numbered with 32 bits");
+        Self {
+            block_size,
+            blocks: vec![Block::default(); num_blocks],
+            free: ids.map(|i| (0, BlockId(i))).collect(),
+            by_digest: BTreeMap::new(),
+            num_releases: 0,
+        }
+    }
+
+    pub fn num_free(&self) -> usize {
+        self.free.len()
+    }
+
+    pub fn num_used(&self) -> usize {
+        self.blocks.len() - self.free.len()
+    }
+
+    /// Extends `table` to hold `num_tokens` tokens: all the blocks it needs, or none and false.
+    pub fn grow(&mut self, table: &mut BlockTable, num_tokens: usize) -> bool {
+        let needed = num_tokens.div_ceil(self.block_size).saturating_sub(table.blocks.len());
+        if needed > self.free.len() {
+            return false;
+        }
+        for _ in 0..needed {
+            let (_, id) = self.free.pop_first().expect("counted above");
+            self.forget(id);
+            let block = &mut self.blocks[id.0 as usize];
+            assert_eq!(block.references, 0, "a free block has an owner");
+            block.references = 1;
+            table.blocks.push(id);
+        }
+        true
+    }
+
+    /// The longest run of blocks in memory that hold the contents of `digests`, from the first one on.
+    pub fn share_prefix(&mut self, digests: &[Digest]) -> BlockTable {
+        let mut table = BlockTable::default();
+        for digest in digests {
+            let Some(&id) = self.by_digest.get(digest) else { break };
+            let block = &mut self.blocks[id.0 as usize];
+            if block.references == 0 {
+                self.free.remove(&(block.freed_at, id));
+            }
+            block.references += 1;
+            table.blocks.push(id);
+        }
+        table
+    }
+
+    /// Makes `blocks`, all computed, findable under `digests`. Where a content is already known under another block, that one
+    /// stays, and this one remains private.
+    pub fn publish(&mut self, blocks: &[BlockId], digests: &[Digest]) {
+        assert_eq!(blocks.len(), digests.len(), "one digest a block");
+        for (&id, &digest) in blocks.iter().zip(digests) {
+            let block = &mut self.blocks[id.0 as usize];
+            assert!(block.references > 0, "published without an owner");
+            if block.digest.is_none() && !self.by_digest.contains_key(&digest) {
+                block.digest = Some(digest);
+                self.by_digest.insert(digest, id);
+            }
+        }
+    }
+
+    /// Nobody shall find these blocks again: what they hold cannot be trusted. Those who have them keep them.
+    pub fn withdraw(&mut self, table: &BlockTable) {
+        for &id in &table.blocks {
+            self.forget(id);
+        }
+    }
+
+    /// Gives a table's blocks back. The tail is freed first, so it is handed out first: the head of a prompt is what others may
+    /// share.
+    pub fn release(&mut self, mut table: BlockTable) {
+        for id in table.blocks.drain(..).rev() {
+            let block = &mut self.blocks[id.0 as usize];
+            assert!(block.references > 0, "released twice");
+            block.references -= 1;
+            if block.references == 0 {
+                self.num_releases += 1;
+                block.freed_at = self.num_releases;
+                self.free.insert((block.freed_at, id));
+            }
+        }
+    }
+
+    /// Asserts that references are exactly what `tables` hold, that free is what nobody holds, and that the index is sound.
+    pub fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
+        let mut references = vec![0; self.blocks.len()];
+        for id in tables.flat_map(|table| &table.blocks) {
+            references[id.0 as usize] += 1;
+        }
+        let mut num_published = 0;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let id = BlockId(index as u32);
+            assert_eq!(block.references, references[index], "references of block {index}");
+            let is_free = self.free.contains(&(block.freed_at, id));
+            assert_eq!(is_free, block.references == 0, "whether block {index} is free");
+            if let Some(digest) = block.digest {
+                assert_eq!(self.by_digest.get(&digest), Some(&id), "index entry of block {index}");
+                num_published += 1;
+            }
+        }
+        assert_eq!(self.by_digest.len(), num_published, "index entries without a block");
+        assert_eq!(
+            self.free.len(),
+            references.iter().filter(|&&n| n == 0).count(),
+            "free entries without a block"
+        );
+    }
+
+    fn forget(&mut self, id: BlockId) {
+        if let Some(digest) = self.blocks[id.0 as usize].digest.take() {
+            self.by_digest.remove(&digest);
+        }
+    }
+}

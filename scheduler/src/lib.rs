@@ -1,16 +1,40 @@
 //! Decides, step by step, which tokens of which sequences run next and where their keys and values live.
 //! Knows nothing of models, devices, clocks, threads or HTTP.
+//!
+//! ```text
+//!  (caller)  add ─▶ waiting ──schedule: blocks found──▶ running ──commit: stop | length | failed──▶ gone, Event::Finished
+//!              │       ▲                                  │ │
+//!    Reject ◀──┘       └────────preempt: blocks taken─────┘ └── abort (from either place) ──▶ gone, no event
+//! ```
+//! A sequence is moved by value, so it is in one place. Preempted is waiting again, with nothing computed; its blocks may still
+//! be in memory and are then found again as a prefix. "Prefilling" and "decoding" are not states: both are
+//! `computed < tokens.len()`.
+//!
+//! One step is [`Engine::step`]: `schedule` (policy: `plan.rs`) makes a [`Batch`], the [`ModelRunner`] executes it, `commit`
+//! takes in what was sampled. Everything is a pure function of the calls made so far: same calls, same batches.
 
 mod batch;
 mod block_pool;
+mod config;
+mod content;
 mod engine;
+mod image_cache;
+mod plan;
+mod running;
 mod sampling;
+mod scheduler;
 mod sequence;
+mod step;
 
 pub use batch::{
     Batch, BatchItem, Failure, History, ImageEncode, ImageRows, Sample, Sampled, SampledToken, StepOutput,
 };
-pub use block_pool::BlockId;
-pub use engine::ModelRunner;
+pub use block_pool::{BlockId, BlockPool, BlockTable};
+pub use config::{InvalidConfig, SchedulerConfig};
+pub use content::ContentChain;
+pub use engine::{Engine, ModelRunner};
+pub use image_cache::ImageCache;
 pub use sampling::{InvalidParam, SamplingParams};
+pub use scheduler::Scheduler;
 pub use sequence::{Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId};
+pub use step::{Event, ItemShare, Occupancy, Step, StepStats};

@@ -1,0 +1,252 @@
+//! The policy: who takes part in a step, with how many tokens.
+//!
+//! Order is by rank: priority, then arrival. A step has a budget of tokens, spent in this order:
+//!
+//! 1. **Decodes**: every running sequence with one token left to compute, by rank. One that needs a block and finds none takes
+//!    it from the running sequence of the highest rank above its own, which loses all and waits again; the highest itself sits
+//!    the step out. So the sequence of the lowest rank always goes on, and everything finishes.
+//! 2. **Short prompts** that are running, by rank. Short is what had no more to compute than one step's budget when it was
+//!    admitted. While long prompts of the same or a better priority are running, short ones may have half of what the decodes
+//!    left.
+//! 3. **Admission**, by rank, as long as there are places, budget for short prompts and blocks for all tokens known so far, and
+//!    one block beside for each running sequence. The first that finds no blocks ends admission: nobody overtakes it. Only a
+//!    sequence whose next block is just being computed by another one is passed over: it would compute the same, and finds it
+//!    ready soon. No admission in a step where a decode found no block.
+//! 4. **Long prompts**, round-robin by turn: the one whose last turn is longest ago gets all that is left, and what it cannot
+//!    use goes to the next.
+//!
+//! Pictures: a chunk ends before a picture whose embedding is neither in the cache nor fits this step's encode budget and the
+//! room that is not pinned. Its sequence then queues, the queue is served first in each step, and while it is not empty nobody
+//! else enters a picture. A sequence pins a picture only from its first to its last position and asks for one at a time, so
+//! who holds a pin needs nothing but tokens to give it back: no deadlock.
+//!
+//! Promised: within one priority, of two sequences without pictures that fit a step and were not preempted, the one that
+//! arrived first and started first has its first token first; they start in the order of arrival except where step 3 passes
+//! one over.
+
+use crate::image_cache::Acquired;
+use crate::running::{Rank, Running, SharedTable};
+use crate::{Batch, Event, ItemShare, Scheduler};
+use std::ops::Bound;
+
+/// Tokens that are still to be given away in this step.
+struct Budget {
+    left: usize,
+    /// Of which for long prompts.
+    reserved: usize,
+    /// The best priority among the long ones; better ones need not heed the reserve.
+    reserved_for: i32,
+}
+
+impl Budget {
+    fn for_short(&self, priority: i32) -> usize {
+        if self.reserved_for <= priority { self.left.saturating_sub(self.reserved) } else { self.left }
+    }
+}
+
+impl Scheduler {
+    /// Picks the next step. Must be followed by `commit`.
+    pub fn schedule(&mut self) -> Batch {
+        self.begin();
+        let mut budget = Budget { left: self.config.max_batched_tokens, reserved: 0, reserved_for: i32::MAX };
+        let blocks_suffice = self.plan_decodes(&mut budget);
+        self.serve_image_queue();
+        self.reserve_for_long(&mut budget);
+        self.plan_short(&mut budget);
+        if blocks_suffice {
+            self.admit(&mut budget);
+        }
+        self.plan_long(&mut budget);
+        self.assemble()
+    }
+
+    fn begin(&mut self) {
+        self.images.begin_step();
+        self.stats = Default::default();
+        self.started.clear();
+        for running in self.running.values_mut() {
+            running.planned = running.computed;
+            running.encoded_patches = 0;
+        }
+    }
+
+    /// False when somebody found no block.
+    fn plan_decodes(&mut self, budget: &mut Budget) -> bool {
+        let mut blocks_suffice = true;
+        for rank in self.running_ranks(|running| running.num_left() == 1) {
+            // Not running any more: it was preempted for one before it.
+            while let Some(running) = self.running.get_mut(&rank) {
+                if self.pool.grow(&mut running.table, running.job.sequence.tokens.len()) {
+                    budget.left -= self.advance(rank, budget.left);
+                    break;
+                }
+                blocks_suffice = false;
+                let (&last, _) = self.running.last_key_value().expect("this one is running");
+                if last == rank {
+                    break;
+                }
+                self.preempt(last);
+            }
+        }
+        blocks_suffice
+    }
+
+    fn preempt(&mut self, rank: Rank) {
+        let mut job = self.retire(rank);
+        job.preemptions += 1;
+        self.stats.preempted.push(rank.id);
+        self.waiting.insert(rank, job);
+    }
+
+    /// Those who could not enter their next picture come first now, in the order in which they came to it.
+    fn serve_image_queue(&mut self) {
+        while let Some(rank) = self.image_queue.front() {
+            let running = self.running.get_mut(rank).expect("only running sequences queue");
+            let image = running.job.sequence.images[running.images_entered].image.clone();
+            let Some(acquired) = self.images.acquire(&image) else { break };
+            running.enter_image(acquired);
+            self.stats.image_queries += 1;
+            self.stats.image_hits += usize::from(acquired == Acquired::Cached);
+            self.image_queue.pop_front();
+        }
+    }
+
+    fn reserve_for_long(&mut self, budget: &mut Budget) {
+        let long = || self.running.iter().filter(|(_, running)| running.is_long && running.num_left() > 1);
+        budget.reserved_for = long().map(|(rank, _)| rank.priority).min().unwrap_or(i32::MAX);
+        let wanted = long().map(|(_, running)| running.num_left()).sum::<usize>();
+        budget.reserved = wanted.min(budget.left / 2);
+    }
+
+    fn plan_short(&mut self, budget: &mut Budget) {
+        for rank in self.running_ranks(|running| running.num_left() > 1 && !running.is_long) {
+            budget.left -= self.advance(rank, budget.for_short(rank.priority));
+        }
+    }
+
+    fn plan_long(&mut self, budget: &mut Budget) {
+        let mut ranks = self.running_ranks(|running| running.num_left() > 1 && running.is_long);
+        ranks.sort_by_key(|rank| (rank.priority, self.running[rank].last_turn, rank.id));
+        for rank in ranks {
+            let num_tokens = self.advance(rank, budget.left);
+            if num_tokens > 0 {
+                self.num_turns += 1;
+                self.running.get_mut(&rank).expect("listed above").last_turn = self.num_turns;
+                budget.left -= num_tokens;
+            }
+        }
+    }
+
+    fn admit(&mut self, budget: &mut Budget) {
+        let mut after = Bound::Unbounded;
+        while self.running.len() < self.config.max_running {
+            let Some((&rank, job)) = self.waiting.range_mut((after, Bound::Unbounded)).next() else { break };
+            if budget.for_short(rank.priority) == 0 {
+                break;
+            }
+            after = Bound::Excluded(rank);
+            if self.config.enable_prefix_caching {
+                job.extend_chain(job.sequence.tokens.len(), &self.config);
+                if self.is_being_computed(rank) {
+                    continue;
+                }
+            }
+            let Some(table) = self.take_blocks(rank) else { break };
+            self.start(rank, table);
+            if !self.running[&rank].is_long {
+                budget.left -= self.advance(rank, budget.for_short(rank.priority));
+            }
+        }
+    }
+
+    /// Whether a running sequence is about to compute the next block that this waiting one would have to compute itself. One of
+    /// a worse priority is not waited for.
+    fn is_being_computed(&self, rank: Rank) -> bool {
+        let job = &self.waiting[&rank];
+        let sharable = &job.chain.digests()[..job.max_shared_blocks(&self.config)];
+        self.running.iter().take_while(|(other, _)| other.priority <= rank.priority).any(|(_, running)| {
+            running.next_to_publish().is_some_and(|digest| sharable.get(running.published) == Some(digest))
+        })
+    }
+
+    /// Blocks for all tokens of a waiting sequence, those in memory already first; or none.
+    fn take_blocks(&mut self, rank: Rank) -> Option<SharedTable> {
+        let job = &self.waiting[&rank];
+        let num_shared =
+            if self.config.enable_prefix_caching { job.max_shared_blocks(&self.config) } else { 0 };
+        let mut table = self.pool.share_prefix(&job.chain.digests()[..num_shared]);
+        let num_shared = table.num_blocks();
+        let grown = self.pool.grow(&mut table, job.sequence.tokens.len());
+        // One block in reserve for each running sequence: else the newcomer is preempted as soon as they go on.
+        if !grown || self.pool.num_free() < self.running.len() {
+            self.pool.release(table);
+            return None;
+        }
+        Some(SharedTable { table, num_shared })
+    }
+
+    fn start(&mut self, rank: Rank, blocks: SharedTable) {
+        let mut job = self.waiting.remove(&rank).expect("it is waiting");
+        let cached_tokens = blocks.num_shared * self.config.block_size;
+        if !job.started {
+            job.started = true;
+            self.started.push(Event::Started { id: rank.id, cached_tokens });
+            self.stats.prefix_queries += job.sequence.prompt_len;
+            self.stats.prefix_hits += cached_tokens;
+        }
+        self.running.insert(rank, Running::new(job, blocks, &self.config));
+    }
+
+    /// Plans up to `limit` more tokens of a running sequence, ending before a picture it cannot have now; returns how many.
+    fn advance(&mut self, rank: Rank, limit: usize) -> usize {
+        let running = self.running.get_mut(&rank).expect("only running sequences advance");
+        let mut target = running.len().min(running.planned + limit);
+        while let Some(span) = running.job.sequence.images.get(running.images_entered)
+            && span.start < target
+        {
+            let acquired = if self.image_queue.is_empty() { self.images.acquire(&span.image) } else { None };
+            let Some(acquired) = acquired else {
+                target = span.start.max(running.planned);
+                if !self.image_queue.contains(&rank) {
+                    self.image_queue.push_back(rank);
+                }
+                break;
+            };
+            running.enter_image(acquired);
+            self.stats.image_queries += 1;
+            self.stats.image_hits += usize::from(acquired == Acquired::Cached);
+        }
+        let num_tokens = target - running.planned;
+        running.planned = target;
+        num_tokens
+    }
+
+    fn assemble(&mut self) -> Batch {
+        let encodes = self.images.take_encodes();
+        let item = |running: &Running| running.item(&self.images, self.config.block_size);
+        let items: Vec<_> = self.running.values().filter_map(item).collect();
+        let stats = &mut self.stats;
+        stats.encoded_images = encodes.len();
+        stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();
+        for (rank, running) in &self.running {
+            let num_tokens = running.planned - running.computed;
+            if num_tokens == 1 && running.num_left() == 0 && running.job.sequence.num_generated() > 0 {
+                stats.decode_tokens += 1;
+            } else {
+                stats.prefill_tokens += num_tokens;
+            }
+            let share = ItemShare { id: rank.id, num_tokens, encoded_patches: running.encoded_patches };
+            if share.num_tokens + share.encoded_patches > 0 {
+                stats.shares.push(share);
+            }
+        }
+        let batch = Batch { encodes, items };
+        assert!(!batch.items.is_empty() || self.is_idle(), "a step without progress");
+        assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
+        batch
+    }
+
+    fn running_ranks(&self, select: impl Fn(&Running) -> bool) -> Vec<Rank> {
+        self.running.iter().filter(|(_, running)| select(running)).map(|(rank, _)| *rank).collect()
+    }
+}

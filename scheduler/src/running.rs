@@ -1,0 +1,187 @@
+//! A sequence on its way: what is remembered while it waits, and what it holds while it runs.
+
+use crate::block_pool::BlockTable;
+use crate::content::{ContentChain, NO_ADAPTER};
+use crate::image_cache::{Acquired, ImageCache};
+use crate::{
+    BatchItem, FinishReason, History, ImageRows, ImageSpan, Sample, SchedulerConfig, Sequence, SequenceId,
+};
+
+/// The one order of sequences: lower goes first, higher is preempted first. Ids grow with the time of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    pub priority: i32,
+    pub id: SequenceId,
+}
+
+/// A sequence and what outlives a preemption.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub sequence: Sequence,
+    pub chain: ContentChain,
+    pub preemptions: usize,
+    /// It was running before, and that was told.
+    pub started: bool,
+}
+
+impl Job {
+    pub fn new(sequence: Sequence) -> Self {
+        let chain = ContentChain::new(sequence.salt, NO_ADAPTER);
+        Self { sequence, chain, preemptions: 0, started: false }
+    }
+
+    pub fn rank(&self) -> Rank {
+        Rank { priority: self.sequence.priority, id: self.sequence.id }
+    }
+
+    /// Tokens, counted from the first, whose blocks may be found by others and taken from others.
+    pub fn sharable_len(&self, config: &SchedulerConfig) -> usize {
+        let all = self.sequence.tokens.len();
+        if config.share_decoded_blocks { all } else { self.sequence.prompt_len }
+    }
+
+    /// Blocks that it can take from others. The last token is always computed, even on a full hit: its logits are needed.
+    pub fn max_shared_blocks(&self, config: &SchedulerConfig) -> usize {
+        self.sharable_len(config).min(self.sequence.tokens.len() - 1) / config.block_size
+    }
+
+    /// Brings the chain up to `len` tokens, as far as they are sharable.
+    pub fn extend_chain(&mut self, len: usize, config: &SchedulerConfig) {
+        let len = len.min(self.sharable_len(config));
+        self.chain.extend(&self.sequence.tokens[..len], &self.sequence.images, config.block_size);
+    }
+}
+
+/// Blocks for all tokens of a sequence; the first `num_shared` of them hold what it would compute.
+#[derive(Debug)]
+pub(crate) struct SharedTable {
+    pub table: BlockTable,
+    pub num_shared: usize,
+}
+
+/// A sequence that holds blocks.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub job: Job,
+    /// Covers all tokens that are known, from admission on: a prompt never waits for memory half-way.
+    pub table: BlockTable,
+    /// Tokens that have their keys and values in `table`.
+    pub computed: usize,
+    /// Tokens that will have after this step.
+    pub planned: usize,
+    /// Blocks of `table`, counted from the first, that are shared or were published.
+    pub published: usize,
+    /// Pictures, counted from the first, of which all positions are computed.
+    pub images_left: usize,
+    /// Pictures, counted from the first, whose embedding it has asked for and got. From `images_left` on they are pinned.
+    pub images_entered: usize,
+    /// When it was admitted it had more to compute than a step can.
+    pub is_long: bool,
+    /// When it last had a turn among the long ones.
+    pub last_turn: u64,
+    /// Patches encoded for it in this step.
+    pub encoded_patches: usize,
+}
+
+impl Running {
+    pub fn new(job: Job, blocks: SharedTable, config: &SchedulerConfig) -> Self {
+        let SharedTable { table, num_shared } = blocks;
+        let computed = num_shared * config.block_size;
+        let first_image = job.sequence.images.partition_point(|span| span.end() <= computed);
+        let is_long = job.sequence.tokens.len() - computed > config.max_batched_tokens;
+        Self {
+            job,
+            table,
+            computed,
+            planned: computed,
+            published: num_shared,
+            images_left: first_image,
+            images_entered: first_image,
+            is_long,
+            last_turn: 0,
+            encoded_patches: 0,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.job.sequence.tokens.len()
+    }
+
+    /// Tokens to compute before the next one can be sampled; never 0 between steps.
+    pub fn num_left(&self) -> usize {
+        self.len() - self.planned
+    }
+
+    /// Notes that its next picture is on the device, or will be when the step runs.
+    pub fn enter_image(&mut self, acquired: Acquired) {
+        if acquired == Acquired::Encoded {
+            self.encoded_patches += self.job.sequence.images[self.images_entered].image.num_patches();
+        }
+        self.images_entered += 1;
+    }
+
+    pub fn pinned(&self) -> &[ImageSpan] {
+        &self.job.sequence.images[self.images_left..self.images_entered]
+    }
+
+    /// Whether blocks of it that are not yet computed will be published.
+    pub fn next_to_publish(&self) -> Option<&crate::Digest> {
+        self.job.chain.digests().get(self.published)
+    }
+
+    /// What was planned, as an item; `None` when it sits this step out.
+    pub fn item(&self, images: &ImageCache, block_size: usize) -> Option<BatchItem> {
+        let tokens = &self.job.sequence.tokens[self.computed..self.planned];
+        if tokens.is_empty() {
+            return None;
+        }
+        let num_blocks = self.planned.div_ceil(block_size);
+        Some(BatchItem {
+            id: self.job.sequence.id,
+            tokens: tokens.to_vec(),
+            context_len: self.computed,
+            blocks: self.table.blocks()[..num_blocks].to_vec(),
+            images: self.image_rows(images),
+            sample: (self.planned == self.len()).then(|| self.sample()),
+        })
+    }
+
+    fn image_rows(&self, images: &ImageCache) -> Vec<ImageRows> {
+        let overlap = |span: &ImageSpan| {
+            let (start, end) = (span.start.max(self.computed), span.end().min(self.planned));
+            (start < end).then(|| ImageRows {
+                first_token: start - self.computed,
+                first_row: start - span.start,
+                len: end - start,
+                rows: images.rows(&span.image.digest).to_vec(),
+            })
+        };
+        self.pinned().iter().filter_map(overlap).collect()
+    }
+
+    fn sample(&self) -> Sample {
+        let Sequence { params, tokens, prompt_len, .. } = &self.job.sequence;
+        let history = || History { tokens: tokens.clone(), prompt_len: *prompt_len };
+        Sample {
+            params: params.clone(),
+            position: tokens.len(),
+            num_generated: tokens.len() - prompt_len,
+            history: params.needs_history().then(history),
+        }
+    }
+}
+
+/// Whether the token sampled last ends the sequence.
+pub(crate) fn finish_reason(sequence: &Sequence) -> Option<FinishReason> {
+    let params = &sequence.params;
+    let generated = sequence.num_generated();
+    let last = sequence.tokens.last().expect("a prompt is not empty");
+    // As with the mask that keeps them from being sampled: the first `min_tokens` tokens end nothing.
+    if generated > params.min_tokens && params.stop_token_ids.binary_search(last).is_ok() {
+        Some(FinishReason::Stop)
+    } else if generated >= params.max_tokens {
+        Some(FinishReason::Length)
+    } else {
+        None
+    }
+}

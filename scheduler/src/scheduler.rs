@@ -1,0 +1,231 @@
+//! Takes sequences in, gives steps out, takes results in. How a step is chosen is in `plan.rs`.
+
+use crate::block_pool::BlockPool;
+use crate::image_cache::ImageCache;
+use crate::running::{Job, Rank, Running, finish_reason};
+use crate::{
+    Batch, BatchItem, Event, Failure, FinishReason, Occupancy, Reject, Sampled, SchedulerConfig, Sequence,
+    SequenceId, Step, StepOutput, StepStats,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+#[derive(Debug)]
+pub struct Scheduler {
+    pub(crate) config: SchedulerConfig,
+    pub(crate) pool: BlockPool,
+    pub(crate) images: ImageCache,
+    pub(crate) waiting: BTreeMap<Rank, Job>,
+    pub(crate) running: BTreeMap<Rank, Running>,
+    /// Of all sequences, waiting and running: what makes an id a rank.
+    priorities: BTreeMap<SequenceId, i32>,
+    /// Running sequences that could not enter a picture, in the order in which that happened.
+    pub(crate) image_queue: VecDeque<Rank>,
+    /// Turns given to long prompts so far.
+    pub(crate) num_turns: u64,
+    /// What the step being executed will tell: filled by `schedule`, taken by `commit`.
+    pub(crate) started: Vec<Event>,
+    pub(crate) stats: StepStats,
+}
+
+impl Scheduler {
+    /// Panics when the configuration does not pass [`SchedulerConfig::check`].
+    pub fn new(config: SchedulerConfig) -> Self {
+        if let Err(error) = config.check() {
+            panic!("{error}");
+        }
+        Self {
+            pool: BlockPool::new(config.num_blocks, config.block_size),
+            images: ImageCache::new(
+                config.num_image_blocks,
+                config.image_rows_per_block,
+                config.max_encode_patches,
+            ),
+            config,
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            priorities: BTreeMap::new(),
+            image_queue: VecDeque::new(),
+            num_turns: 0,
+            started: Vec::new(),
+            stats: StepStats::default(),
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.priorities.is_empty()
+    }
+
+    /// Whatever fits alone is certain to finish: the sequence of the lowest rank may take every block.
+    pub fn add(&mut self, sequence: Sequence) -> Result<(), Reject> {
+        self.reject(&sequence)?;
+        let job = Job::new(sequence);
+        let rank = job.rank();
+        assert!(self.priorities.insert(rank.id, rank.priority).is_none(), "{:?} was added before", rank.id);
+        self.waiting.insert(rank, job);
+        Ok(())
+    }
+
+    fn reject(&self, sequence: &Sequence) -> Result<(), Reject> {
+        let (prompt_tokens, max_tokens) = (sequence.prompt_len(), sequence.params.max_tokens);
+        let tokens = prompt_tokens.saturating_add(max_tokens);
+        let limit = self.config.max_model_len;
+        if tokens > limit {
+            return Err(Reject::TooLong { prompt_tokens, max_tokens, limit });
+        }
+        let capacity = self.config.token_capacity();
+        if tokens > capacity {
+            return Err(Reject::NeverFits { tokens, capacity });
+        }
+        for span in sequence.images() {
+            let (tokens, capacity) = (span.image.num_tokens, self.config.image_capacity());
+            if tokens > capacity {
+                return Err(Reject::ImageTooLarge { tokens, capacity });
+            }
+            let (patches, limit) = (span.image.num_patches(), self.config.max_encode_patches);
+            if patches > limit {
+                return Err(Reject::ImageTooCostly { patches, limit });
+            }
+        }
+        let waiting = self.waiting.len();
+        if waiting >= self.config.max_waiting {
+            return Err(Reject::QueueFull { waiting });
+        }
+        Ok(())
+    }
+
+    /// Forgets a sequence whose client has gone. False when it is not known: it may have just finished.
+    pub fn abort(&mut self, id: SequenceId) -> bool {
+        let Some(priority) = self.priorities.remove(&id) else { return false };
+        let rank = Rank { priority, id };
+        if self.waiting.remove(&rank).is_none() {
+            self.retire(rank);
+        }
+        self.started.retain(|event| event.id() != id);
+        true
+    }
+
+    /// Takes in the results of a step. Items of sequences that were aborted meanwhile are passed over.
+    pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
+        let mut events = std::mem::take(&mut self.started);
+        let mut sampled = output.sampled.into_iter();
+        for item in batch.items {
+            let sampled = item.sample.as_ref().map(|_| sampled.next().expect("one result per sampling item"));
+            let Some(&priority) = self.priorities.get(&item.id) else { continue };
+            self.commit_item(Rank { priority, id: item.id }, item, sampled, &mut events);
+        }
+        assert!(sampled.next().is_none(), "results that nobody asked for");
+        let stats = StepStats { occupancy: self.occupancy(), ..std::mem::take(&mut self.stats) };
+        Step { events, stats }
+    }
+
+    fn commit_item(
+        &mut self,
+        rank: Rank,
+        item: BatchItem,
+        sampled: Option<Sampled>,
+        events: &mut Vec<Event>,
+    ) {
+        let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
+        assert_eq!(running.computed, item.context_len, "committed twice");
+        running.computed = item.end();
+        let reason = match sampled {
+            Some(Sampled::Failed(failure)) => {
+                if failure == Failure::NonFiniteLogits {
+                    // Its keys and values may be the reason, also those of earlier chunks.
+                    self.pool.withdraw(&running.table);
+                }
+                Some(FinishReason::Failed(failure))
+            }
+            Some(Sampled::Token(token)) => {
+                self.settle(rank);
+                let sequence = &mut self.running.get_mut(&rank).expect("settled").job.sequence;
+                sequence.tokens.push(token.token);
+                events.push(Event::Token { id: rank.id, token });
+                finish_reason(sequence)
+            }
+            None => {
+                self.settle(rank);
+                None
+            }
+        };
+        if let Some(reason) = reason {
+            self.priorities.remove(&rank.id);
+            let Job { preemptions, .. } = self.retire(rank);
+            events.push(Event::Finished { id: rank.id, reason, preemptions });
+        }
+    }
+
+    /// Publishes the blocks that became full and lets go of the pictures that were read to their end.
+    fn settle(&mut self, rank: Rank) {
+        let running = self.running.get_mut(&rank).expect("it is running");
+        while let Some(span) = running.pinned().first()
+            && span.end() <= running.computed
+        {
+            self.images.release(&span.image.digest);
+            running.images_left += 1;
+        }
+        if self.config.enable_prefix_caching {
+            running.job.extend_chain(running.computed, &self.config);
+            let full = running.computed.min(running.job.sharable_len(&self.config)) / self.config.block_size;
+            let new = running.published..full.max(running.published);
+            self.pool.publish(&running.table.blocks()[new.clone()], &running.job.chain.digests()[new]);
+            running.published = full.max(running.published);
+        }
+    }
+
+    /// Takes everything from a running sequence. The one place where blocks and pins are given back.
+    pub(crate) fn retire(&mut self, rank: Rank) -> Job {
+        let running = self.running.remove(&rank).expect("only a running sequence retires");
+        for span in running.pinned() {
+            self.images.release(&span.image.digest);
+        }
+        self.image_queue.retain(|queued| *queued != rank);
+        let Running { job, table, .. } = running;
+        self.pool.release(table);
+        job
+    }
+
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            blocks_used: self.pool.num_used(),
+            blocks_total: self.config.num_blocks,
+            image_blocks_used: self.images.num_used(),
+            image_blocks_total: self.config.num_image_blocks,
+        }
+    }
+
+    /// Asserts everything that must hold between steps. Cheap enough for every step of a test.
+    pub fn check(&self) {
+        self.pool.check(self.running.values().map(|running| &running.table));
+        let pinned = self.running.values().flat_map(|running| running.pinned());
+        self.images.check(pinned.map(|span| &span.image.digest));
+        assert_eq!(
+            self.priorities.len(),
+            self.waiting.len() + self.running.len(),
+            "a sequence in two places"
+        );
+        assert!(self.running.len() <= self.config.max_running, "too many are running");
+        for (rank, running) in &self.running {
+            assert_eq!(self.priorities.get(&rank.id), Some(&rank.priority), "{rank:?}");
+            assert!(running.computed < running.len(), "{rank:?} has nothing to compute");
+            let covered = running.table.num_blocks() * self.config.block_size;
+            assert!(running.computed <= covered, "{rank:?} computed beyond its blocks");
+        }
+        for rank in &self.image_queue {
+            assert!(self.running.contains_key(rank), "{rank:?} waits for a picture and is not running");
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        for (_, running) in std::mem::take(&mut self.running) {
+            if std::thread::panicking() {
+                continue;
+            }
+            self.pool.release(running.table);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a step tells its caller: events for the streams, numbers for the metrics.
+
+use crate::{FinishReason, SampledToken, SequenceId};
+
+#[derive(Debug, Default)]
+pub struct Step {
+    pub events: Vec<Event>,
+    pub stats: StepStats,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Took its place among the running for the first time, in this step; so many tokens of its prompt were in memory already.
+    Started {
+        id: SequenceId,
+        cached_tokens: usize,
+    },
+    Token {
+        id: SequenceId,
+        token: SampledToken,
+    },
+    /// The last event of a sequence. An aborted one has none.
+    Finished {
+        id: SequenceId,
+        reason: FinishReason,
+        preemptions: usize,
+    },
+}
+
+impl Event {
+    pub fn id(&self) -> SequenceId {
+        match self {
+            Event::Started { id, .. } | Event::Token { id, .. } | Event::Finished { id, .. } => *id,
+        }
+    }
+}
+
+/// Counts of one step. Nothing is added up here: the caller does that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepStats {
+    /// Tokens of prompts, and tokens computed again after a preemption.
+    pub prefill_tokens: usize,
+    /// Tokens of sequences that needed this one only, and had generated it.
+    pub decode_tokens: usize,
+    /// In the order of the batch; what the device did for each sequence, to divide its time by.
+    pub shares: Vec<ItemShare>,
+    pub encoded_images: usize,
+    pub encoded_patches: usize,
+    /// Who lost its place in this step.
+    pub preempted: Vec<SequenceId>,
+    /// Prompt tokens of the sequences that started in this step, and how many of them were found in memory.
+    pub prefix_queries: usize,
+    pub prefix_hits: usize,
+    /// Pictures that sequences began to read, and how many of them had been encoded before.
+    pub image_queries: usize,
+    pub image_hits: usize,
+    /// At the end of the step.
+    pub occupancy: Occupancy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemShare {
+    pub id: SequenceId,
+    pub num_tokens: usize,
+    /// Patches encoded because this sequence came to the picture first.
+    pub encoded_patches: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    pub running: usize,
+    pub waiting: usize,
+    /// Blocks that some sequence holds; free ones may still be found as a prefix.
+    pub blocks_used: usize,
+    pub blocks_total: usize,
+    /// Image blocks that hold an embedding, in use or not.
+    pub image_blocks_used: usize,
+    pub image_blocks_total: usize,
+}
