@@ -17,10 +17,13 @@ MODEL_FIXTURES = ROOT / "models" / "tests" / "fixtures"
 SERVER_FIXTURES = ROOT / "server" / "tests" / "fixtures"
 
 # kind of tensor -> (mean, standard deviation). Large on purpose: with the usual 0.02 a wrong order, a missing bias or a
-# wrong expert would disappear in the tolerance of a test.
+# wrong expert would disappear in the tolerance of a test. Embeddings and latents are small instead, so that the epsilon of
+# the norm behind them matters. `sensitivity.py` measures what each of these choices makes visible.
 KINDS = {
-    "embed": (0.0, 0.6),
+    "embed": (0.0, 0.02),
+    "tied_embed": (0.0, 0.6),
     "linear": (0.0, 0.2),
+    "latent": (0.0, 0.001),
     "head": (0.0, 0.3),
     "norm": (1.0, 0.25),
     "bias": (0.0, 0.3),
@@ -42,9 +45,19 @@ class Rng:
         return np.random.Generator(np.random.PCG64([zlib.crc32(self.fixture.encode()), zlib.crc32(name.encode())]))
 
     def tensor(self, name, shape, kind, dtype=torch.bfloat16):
-        mean, std = KINDS[kind]
-        values = self.stream(name).standard_normal(shape) * std + mean
+        """`kind` is one of KINDS, or (kind, rows, other): the first `rows` rows of one kind, the rest of another."""
+        values = self.stream(name).standard_normal(shape)
+        if isinstance(kind, tuple):
+            first, rows, rest = kind
+            values = np.concatenate([scaled(values[:rows], first), scaled(values[rows:], rest)])
+        else:
+            values = scaled(values, kind)
         return torch.from_numpy(values.astype(np.float32)).to(dtype)
+
+
+def scaled(values, kind):
+    mean, std = KINDS[kind]
+    return values * std + mean
 
 
 def write_json(path, value):

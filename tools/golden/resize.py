@@ -56,7 +56,7 @@ def resize_case(folder, formula, seed, size_in, size_out):
 def position_tables():
     rng, arrays = Rng("position_table"), {}
     for (rows, cols), targets in TABLES.items():
-        table = rng.tensor(f"{rows}x{cols}", (rows, cols, 4), "embed", torch.float32)
+        table = rng.tensor(f"{rows}x{cols}", (rows, cols, 4), "position", torch.float32)
         arrays[f"table_{rows}x{cols}"] = table
         for target in targets:
             out = F.interpolate(table.permute(2, 0, 1)[None], size=target, mode="bicubic", align_corners=False)

@@ -5,7 +5,7 @@ Each function yields (name, shape, kind); `common.KINDS` gives the spread of a k
 
 
 def embeddings(vocab, hidden, tied=False, prefix=""):
-    yield f"{prefix}model.embed_tokens.weight", (vocab, hidden), "embed"
+    yield f"{prefix}model.embed_tokens.weight", (vocab, hidden), "tied_embed" if tied else "embed"
     yield f"{prefix}model.norm.weight", (hidden,), "norm"
     if not tied:
         yield f"{prefix}lm_head.weight", (vocab, hidden), "head"
@@ -44,7 +44,8 @@ def latent_attention(layer, c):
         yield from linear(f"{attn}.q_a_proj", c["q_lora_rank"], hidden)
         yield f"{attn}.q_a_layernorm.weight", (c["q_lora_rank"],), "norm"
         yield from linear(f"{attn}.q_b_proj", heads * (nope + rope), c["q_lora_rank"])
-    yield from linear(f"{attn}.kv_a_proj_with_mqa", rank + rope, hidden)
+    # Rows of the latent are small, rows of the shared rotary key are not.
+    yield f"{attn}.kv_a_proj_with_mqa.weight", (rank + rope, hidden), ("latent", rank, "linear")
     yield f"{attn}.kv_a_layernorm.weight", (rank,), "norm"
     yield from linear(f"{attn}.kv_b_proj", heads * (nope + value), rank)
     yield from linear(f"{attn}.o_proj", hidden, heads * value)
