@@ -17,7 +17,7 @@ MODEL_FIXTURES = ROOT / "models" / "tests" / "fixtures"
 SERVER_FIXTURES = ROOT / "server" / "tests" / "fixtures"
 
 # kind of tensor -> (mean, standard deviation). Large on purpose: with the usual 0.02 a wrong order, a missing bias or a
-# wrong expert would disappear in the tolerance of a test. Embeddings and latents are small instead, so that the epsilon of
+# wrong expert would disappear in the tolerance of a test. Embeddings, latents and patches are small instead, so that the epsilon of
 # the norm behind them matters. `sensitivity.py` measures what each of these choices makes visible.
 KINDS = {
     "embed": (0.0, 0.02),
@@ -31,7 +31,9 @@ KINDS = {
     "router_bias": (0.0, 0.2),
     "router_bias_positive": (0.5, 0.12),
     "position": (0.0, 0.5),
-    "patch": (0.0, 0.06),
+    "small_position": (0.0, 0.01),
+    "small_bias": (0.0, 0.01),
+    "patch": (0.0, 0.0006),
 }
 
 

@@ -176,6 +176,13 @@ def set_inner_eps(model, eps):
     return model
 
 
+def set_tower_eps(model, eps):
+    for module in model.model.vision_tower.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = eps
+    return model
+
+
 def main():
     torch.set_num_threads(1)
     failed = False
@@ -189,6 +196,8 @@ def main():
         moves.update({name: largest_move(folder, load(folder, *change)) for name, change in mistakes.items()})
         if fixture in INNER_EPS:
             moves["inner eps"] = largest_move(folder, set_inner_eps(load(folder, None, None), INNER_EPS[fixture]))
+        if fixture == "kimi_vl":
+            moves["tower eps"] = largest_move(folder, set_tower_eps(load(folder, None, None), 1e-6))
         for name, move in moves.items():
             weak = name not in ("none", "rounding") and move < MIN_MOVE
             failed |= weak

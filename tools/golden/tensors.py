@@ -140,8 +140,8 @@ def moonvit(c):
     dim, patch, width = v["hidden_size"], v["patch_size"], v["intermediate_size"]
     tower, blocks = "vision_tower.patch_embed", "vision_tower.encoder.blocks"
     yield f"{tower}.proj.weight", (dim, 3, patch, patch), "patch"
-    yield f"{tower}.proj.bias", (dim,), "bias"
-    yield f"{tower}.pos_emb.weight", (v["init_pos_emb_height"], v["init_pos_emb_width"], dim), "position"
+    yield f"{tower}.proj.bias", (dim,), "small_bias"
+    yield f"{tower}.pos_emb.weight", (v["init_pos_emb_height"], v["init_pos_emb_width"], dim), "small_position"
     for index in range(v["num_hidden_layers"]):
         for norm in ("norm0", "norm1"):
             yield from layer_norm(f"{blocks}.{index}.{norm}", dim)
