@@ -3,6 +3,7 @@
 
 mod files;
 mod info;
+pub mod kimi_vl;
 
 pub use files::{FileError, ModelFiles};
 pub use info::{DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo};

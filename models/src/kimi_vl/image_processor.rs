@@ -1,0 +1,305 @@
+//! Kimi-VL's image processor: from the pixels of a picture to the patches of its vision tower, as preprocessor_config.json says.
+//! Pixel values equal those of the published Python processor bit for bit.
+
+use super::image_size::{Layout, MERGE, SizeRule};
+use super::resize::resize;
+use crate::{ImageError, ImageProcessor, ModelFiles};
+use scheduler::{Digest, ImageInput};
+use serde_json::Value;
+use std::borrow::Cow;
+
+const FILE: &str = "preprocessor_config.json";
+const CHANNELS: usize = 3;
+/// Part of every digest: to be changed when the same settings begin to give other patches.
+const DOMAIN: &[u8] = b"perilune kimi_vl picture 1";
+/// Padding is black.
+const PADDING: usize = 0;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct KimiVlImageProcessor {
+    rule: SizeRule,
+    /// The normalised value of each byte, channel by channel.
+    values: [[f32; 256]; CHANNELS],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProcessorConfigError {
+    #[error("failed to read preprocessor_config.json: {0}")]
+    File(String),
+    #[error("preprocessor_config.json: {field} {message}")]
+    Field { field: &'static str, message: String },
+}
+
+impl KimiVlImageProcessor {
+    pub fn from_files(files: &ModelFiles) -> Result<Self, ProcessorConfigError> {
+        let content = files.read(FILE).map_err(|error| ProcessorConfigError::File(error.to_string()))?;
+        let content = content
+            .ok_or_else(|| ProcessorConfigError::File(format!("{} is missing", files.describe(FILE))))?;
+        let json = serde_json::from_slice(&content).map_err(|e| ProcessorConfigError::File(e.to_string()))?;
+        Self::from_json(&json)
+    }
+
+    /// No field has a default: the published code's own ones belong to another model.
+    pub fn from_json(json: &Value) -> Result<Self, ProcessorConfigError> {
+        let merge = field(json, "merge_kernel_size")?;
+        if merge != &Value::from(vec![MERGE, MERGE]) {
+            return invalid(
+                "merge_kernel_size",
+                format!("{merge} is not supported, only [{MERGE}, {MERGE}]"),
+            );
+        }
+        let pad = field(json, "pad_input")?;
+        if pad != &Value::Bool(true) {
+            return invalid("pad_input", format!("{pad} is not supported, only true"));
+        }
+        let rule = SizeRule {
+            patch_size: count(json, "patch_size", 1024)?,
+            in_token_limit: count(json, "in_token_limit", 1 << 24)?,
+        };
+        let mean = channels(json, "image_mean")?;
+        let std = channels(json, "image_std")?;
+        if std.iter().any(|&s| s <= 0.0) {
+            return invalid("image_std", "has a value that is not positive".into());
+        }
+        Ok(Self::new(rule, mean, std))
+    }
+
+    pub fn new(rule: SizeRule, mean: [f32; CHANNELS], std: [f32; CHANNELS]) -> Self {
+        let value = |c: usize, byte: usize| (byte as f32 / 255.0 - mean[c]) / std[c];
+        let values = std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)));
+        Self { rule, values }
+    }
+
+    pub fn patch_size(&self) -> usize {
+        self.rule.patch_size
+    }
+
+    /// Of the largest picture that can come out of it.
+    pub fn max_patches(&self) -> usize {
+        self.rule.max_patches()
+    }
+
+    /// What a picture will take, without its pixels.
+    pub fn layout(&self, width: usize, height: usize) -> Result<Layout, ImageError> {
+        self.rule.layout(width, height)
+    }
+
+    /// `[rows * columns, 3 * p * p]`: patches in raster order; inside one, channels, then rows, then columns.
+    fn patches(&self, rgb: &[u8], layout: &Layout) -> Vec<f32> {
+        let p = self.rule.patch_size;
+        let [rows, columns] = layout.grid;
+        let (width, height) = layout.resized;
+        let mut patches = Vec::with_capacity(rows * columns * CHANNELS * p * p);
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            let first_x = (column * p).min(width);
+            let num_x = p.min(width - first_x);
+            for values in self.values.iter().enumerate() {
+                for y in row * p..(row + 1) * p {
+                    let num_x = if y < height { num_x } else { 0 };
+                    let start = (y.min(height - 1) * width + first_x) * CHANNELS;
+                    let pixels = rgb[start..start + num_x * CHANNELS].chunks_exact(CHANNELS);
+                    patches.extend(pixels.map(|pixel| values.1[pixel[values.0] as usize]));
+                    patches.extend(std::iter::repeat_n(values.1[PADDING], p - num_x));
+                }
+            }
+        }
+        patches
+    }
+
+    /// Names the patches by what they are made of: the resized pixels, their layout, and the normalisation.
+    fn digest(&self, rgb: &[u8], layout: &Layout) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(DOMAIN);
+        let (width, height) = layout.resized;
+        for number in [width, height, self.rule.patch_size, MERGE] {
+            hasher.update(&(number as u64).to_le_bytes());
+        }
+        for value in self.values.iter().flatten() {
+            hasher.update(&value.to_le_bytes());
+        }
+        hasher.update(rgb);
+        Digest(*hasher.finalize().as_bytes())
+    }
+}
+
+impl ImageProcessor for KimiVlImageProcessor {
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError> {
+        let layout = self.rule.layout(width, height)?;
+        assert_eq!(
+            width.checked_mul(height).and_then(|n| n.checked_mul(CHANNELS)),
+            Some(rgb.len()),
+            "pixels"
+        );
+        let rgb = if layout.resized == (width, height) {
+            Cow::Borrowed(rgb)
+        } else {
+            Cow::Owned(resize(rgb, (width, height), layout.resized))
+        };
+        Ok(ImageInput {
+            digest: self.digest(&rgb, &layout),
+            grid: layout.grid,
+            num_tokens: layout.num_tokens(),
+            patches: self.patches(&rgb, &layout),
+        })
+    }
+}
+
+fn invalid<T>(field: &'static str, message: String) -> Result<T, ProcessorConfigError> {
+    Err(ProcessorConfigError::Field { field, message })
+}
+
+fn field<'a>(json: &'a Value, name: &'static str) -> Result<&'a Value, ProcessorConfigError> {
+    json.get(name).map_or_else(|| invalid(name, "is missing".into()), Ok)
+}
+
+fn count(json: &Value, name: &'static str, max: u64) -> Result<usize, ProcessorConfigError> {
+    let value = field(json, name)?;
+    match value.as_u64() {
+        Some(number) if (1..=max).contains(&number) => Ok(number as usize),
+        _ => invalid(name, format!("{value} is not a whole number from 1 to {max}")),
+    }
+}
+
+fn channels(json: &Value, name: &'static str) -> Result<[f32; CHANNELS], ProcessorConfigError> {
+    let value = field(json, name)?;
+    let numbers: Option<Vec<f32>> =
+        value.as_array().and_then(|array| array.iter().map(|n| n.as_f64().map(|n| n as f32)).collect());
+    match numbers.map(<[f32; CHANNELS]>::try_from) {
+        Some(Ok(numbers)) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
+        _ => invalid(name, format!("{value} is not a list of {CHANNELS} numbers")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn published() -> Value {
+        json!({
+            "patch_size": 14, "pad_input": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+            "in_token_limit": 4096, "merge_kernel_size": [2, 2], "num_pooled_tokens": 1024,
+            "image_processor_type": "KimiVLImageProcessor"
+        })
+    }
+
+    #[test]
+    fn reads_the_published_settings() {
+        let processor = KimiVlImageProcessor::from_json(&published()).unwrap();
+        assert_eq!(processor.rule, SizeRule { patch_size: 14, in_token_limit: 4096 });
+        assert_eq!(processor.values[1][0], -1.0);
+        assert_eq!(processor.values[2][255], 1.0);
+        assert_eq!(processor.max_patches(), processor.rule.max_patches());
+    }
+
+    #[test]
+    fn every_field_is_needed_and_checked() {
+        let wrong = [
+            ("patch_size", json!(0)),
+            ("patch_size", json!(14.5)),
+            ("patch_size", json!("14")),
+            ("in_token_limit", json!(-1)),
+            ("in_token_limit", json!(u64::MAX)),
+            ("merge_kernel_size", json!([3, 3])),
+            ("merge_kernel_size", json!(2)),
+            ("pad_input", json!(false)),
+            ("image_mean", json!([0.5, 0.5])),
+            ("image_mean", json!(0.5)),
+            ("image_mean", json!([0.5, 0.5, 1e300])),
+            ("image_std", json!([0.5, 0.0, 0.5])),
+            ("image_std", json!([0.5, null, 0.5])),
+        ];
+        let message = |config: &Value| KimiVlImageProcessor::from_json(config).unwrap_err().to_string();
+        for (name, value) in wrong {
+            let mut config = published();
+            config[name] = value.clone();
+            assert!(
+                message(&config).starts_with(&format!("preprocessor_config.json: {name} ")),
+                "{name}: {value}"
+            );
+            config.as_object_mut().unwrap().remove(name);
+            assert_eq!(message(&config), format!("preprocessor_config.json: {name} is missing"));
+        }
+        assert_eq!(message(&json!([1])), "preprocessor_config.json: merge_kernel_size is missing");
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_named() {
+        let from =
+            |files| KimiVlImageProcessor::from_files(&ModelFiles::Embedded(files)).unwrap_err().to_string();
+        assert_eq!(
+            from(&[]),
+            "failed to read preprocessor_config.json: embedded preprocessor_config.json is missing"
+        );
+        assert!(from(&[(FILE, b"{")]).starts_with("failed to read preprocessor_config.json: EOF"));
+    }
+
+    /// Patches of 2 x 2 pixels, so that the whole result can be read.
+    fn small() -> KimiVlImageProcessor {
+        let rule = SizeRule { patch_size: 2, in_token_limit: 16 };
+        KimiVlImageProcessor::new(rule, [0.0, 0.2, 0.4], [1.0, 0.5, 2.0])
+    }
+
+    #[test]
+    fn patches_are_in_the_order_of_the_weights_and_padded_with_black() {
+        let rgb: Vec<u8> = (1..=5 * 3 * 3).collect();
+        let image = small().process(&rgb, 5, 3).unwrap();
+        assert_eq!(image.grid, [2, 4]);
+        assert_eq!(image.num_tokens, 2);
+        assert_eq!(image.patches.len(), 8 * 12);
+        let byte = |c: usize, y: usize, x: usize| {
+            if x < 5 && y < 3 { f32::from(rgb[(y * 5 + x) * 3 + c]) } else { 0.0 }
+        };
+        let (mean, std) = ([0.0, 0.2, 0.4], [1.0, 0.5, 2.0]);
+        for (index, &value) in image.patches.iter().enumerate() {
+            let (patch, c, y, x) = (index / 12, index / 4 % 3, index / 2 % 2, index % 2);
+            let expected = (byte(c, patch / 4 * 2 + y, patch % 4 * 2 + x) / 255.0 - mean[c]) / std[c];
+            assert_eq!(value, expected, "patch {patch} channel {c} row {y} column {x}");
+        }
+    }
+
+    #[test]
+    fn the_digest_tells_pixels_shapes_and_settings_apart() {
+        let rgb: Vec<u8> = (0..6 * 4 * 3).collect();
+        let mut other = rgb.clone();
+        other[71] ^= 1;
+        let settings = |limit, std| {
+            let rule = SizeRule { patch_size: 2, in_token_limit: limit };
+            KimiVlImageProcessor::new(rule, [0.0, 0.2, 0.4], std)
+        };
+        let digest = |processor: &KimiVlImageProcessor, rgb: &[u8], width, height| {
+            processor.process(rgb, width, height).unwrap().digest
+        };
+        let different = [
+            digest(&small(), &rgb, 6, 4),
+            digest(&small(), &rgb, 4, 6),
+            digest(&small(), &rgb, 8, 3),
+            digest(&small(), &other, 6, 4),
+            digest(&settings(16, [1.0, 0.5, 1.5]), &rgb, 6, 4),
+            digest(&settings(4, [1.0, 0.5, 2.0]), &rgb, 6, 4),
+        ];
+        for (i, a) in different.iter().enumerate() {
+            assert!(different[i + 1..].iter().all(|b| a != b), "digest {i} is not unique");
+        }
+        assert_eq!(different[0], digest(&small(), &rgb, 6, 4));
+        // A limit that does not apply changes nothing, so neither the digest.
+        assert_eq!(different[0], digest(&settings(1000, [1.0, 0.5, 2.0]), &rgb, 6, 4));
+    }
+
+    #[test]
+    fn random_sizes_give_as_many_patches_as_announced() {
+        let processor = small();
+        let mut state = 3u32;
+        for _ in 0..500 {
+            let [width, height] = [0, 1].map(|_| {
+                state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                1 + (state >> 16) as usize % (1 << (1 + (state >> 8) % 6))
+            });
+            let rgb = vec![state as u8; width * height * 3];
+            let image = processor.process(&rgb, width, height).unwrap();
+            assert_eq!(image.patches.len(), image.num_patches() * 12, "{width}x{height}");
+            assert_eq!(image.num_tokens * 4, image.num_patches());
+            assert!(image.num_patches() <= processor.max_patches());
+        }
+    }
+}
