@@ -79,8 +79,14 @@ impl BlockPool {
 
     /// Extends `table` to hold `num_tokens` tokens: all the blocks it needs, or none and false.
     pub fn grow(&mut self, table: &mut BlockTable, num_tokens: usize) -> bool {
+        self.grow_leaving(table, num_tokens, 0)
+    }
+
+    /// As [`BlockPool::grow`], but only if `num_spare` blocks stay free. Handing a block out destroys what it held, so this is
+    /// not the same as growing and giving back.
+    pub fn grow_leaving(&mut self, table: &mut BlockTable, num_tokens: usize, num_spare: usize) -> bool {
         let needed = num_tokens.div_ceil(self.block_size).saturating_sub(table.blocks.len());
-        if needed > self.free.len() {
+        if needed + num_spare > self.free.len() {
             return false;
         }
         for _ in 0..needed {

@@ -109,6 +109,18 @@ impl ImageCache {
         }
     }
 
+    /// What this picture's embedding holds cannot be trusted: it is encoded again for the next one who asks. One that is pinned
+    /// stays with those who read it.
+    pub fn withdraw(&mut self, digest: &Digest) {
+        if let Some(embedding) = self.embeddings.get(digest)
+            && embedding.num_pins == 0
+        {
+            self.unpinned.remove(&embedding.unpinned_at);
+            let embedding = self.embeddings.remove(digest).expect("found above");
+            self.free.extend(embedding.rows);
+        }
+    }
+
     /// Where a pinned picture's rows are.
     pub fn rows(&self, digest: &Digest) -> &[BlockId] {
         let embedding = &self.embeddings[digest];
@@ -133,7 +145,8 @@ impl ImageCache {
         }
         assert!(pins.is_empty(), "pinned and not in the cache: {pins:?}");
         assert_eq!(owned.len(), self.num_blocks, "image blocks lost");
-        assert!(self.unpinned.len() <= self.embeddings.len(), "unpinned entries without an embedding");
+        let num_unpinned = self.embeddings.values().filter(|embedding| embedding.num_pins == 0).count();
+        assert_eq!(self.unpinned.len(), num_unpinned, "unpinned entries without an embedding");
     }
 
     /// `num` blocks, or none of them and nothing dropped.

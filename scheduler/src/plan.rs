@@ -38,6 +38,13 @@ struct Budget {
     reserved_for: i32,
 }
 
+struct Decodes {
+    /// With memory for their one token.
+    ready: Vec<Rank>,
+    /// Nobody was preempted or has to sit the step out.
+    blocks_suffice: bool,
+}
+
 impl Budget {
     fn for_short(&self, priority: i32) -> usize {
         if self.reserved_for <= priority { self.left.saturating_sub(self.reserved) } else { self.left }
@@ -49,11 +56,15 @@ impl Scheduler {
     pub fn schedule(&mut self) -> Batch {
         self.begin();
         let mut budget = Budget { left: self.config.max_batched_tokens, reserved: 0, reserved_for: i32::MAX };
-        let blocks_suffice = self.plan_decodes(&mut budget);
+        let decodes = self.grow_decodes();
+        // After the last preemption of the step: what is pinned from here on stays.
         self.serve_image_queue();
+        for rank in decodes.ready {
+            budget.left -= self.advance(rank, budget.left);
+        }
         self.reserve_for_long(&mut budget);
         self.plan_short(&mut budget);
-        if blocks_suffice {
+        if decodes.blocks_suffice {
             self.admit(&mut budget);
         }
         self.plan_long(&mut budget);
@@ -70,17 +81,18 @@ impl Scheduler {
         }
     }
 
-    /// False when somebody found no block.
-    fn plan_decodes(&mut self, budget: &mut Budget) -> bool {
-        let mut blocks_suffice = true;
+    /// Finds the next block for every sequence with one token left; returns those that have it, by rank.
+    fn grow_decodes(&mut self) -> Decodes {
+        let mut decodes = Decodes { ready: Vec::new(), blocks_suffice: true };
         for rank in self.running_ranks(|running| running.num_left() == 1) {
             // Not running any more: it was preempted for one before it.
             while let Some(running) = self.running.get_mut(&rank) {
-                if self.pool.grow(&mut running.table, running.job.sequence.tokens.len()) {
-                    budget.left -= self.advance(rank, budget.left);
+                let len = running.len();
+                if self.pool.grow(&mut running.table, len) {
+                    decodes.ready.push(rank);
                     break;
                 }
-                blocks_suffice = false;
+                decodes.blocks_suffice = false;
                 let (&last, _) = self.running.last_key_value().expect("this one is running");
                 if last == rank {
                     break;
@@ -88,7 +100,7 @@ impl Scheduler {
                 self.preempt(last);
             }
         }
-        blocks_suffice
+        decodes
     }
 
     fn preempt(&mut self, rank: Rank) {
@@ -176,9 +188,9 @@ impl Scheduler {
             if self.config.enable_prefix_caching { job.max_shared_blocks(&self.config) } else { 0 };
         let mut table = self.pool.share_prefix(&job.chain.digests()[..num_shared]);
         let num_shared = table.num_blocks();
-        let grown = self.pool.grow(&mut table, job.sequence.tokens.len());
-        // One block in reserve for each running sequence: else the newcomer is preempted as soon as they go on.
-        if !grown || self.pool.num_free() < self.running.len() {
+        // One block to spare for each running sequence: else the newcomer is preempted as soon as they go on.
+        let num_spare = self.running.len();
+        if !self.pool.grow_leaving(&mut table, job.sequence.tokens.len(), num_spare) {
             self.pool.release(table);
             return None;
         }
@@ -194,7 +206,10 @@ impl Scheduler {
             self.stats.prefix_queries += job.sequence.prompt_len;
             self.stats.prefix_hits += cached_tokens;
         }
-        self.running.insert(rank, Running::new(job, blocks, &self.config));
+        let mut running = Running::new(job, blocks, &self.config);
+        // As if it just had its turn: newcomers cannot crowd out those who wait for theirs.
+        running.last_turn = self.num_turns;
+        self.running.insert(rank, running);
     }
 
     /// Plans up to `limit` more tokens of a running sequence, ending before a picture it cannot have now; returns how many.

@@ -129,13 +129,7 @@ impl Scheduler {
         assert_eq!(running.computed, item.context_len, "committed twice");
         running.computed = item.end();
         let reason = match sampled {
-            Some(Sampled::Failed(failure)) => {
-                if failure == Failure::NonFiniteLogits {
-                    // Its keys and values may be the reason, also those of earlier chunks.
-                    self.pool.withdraw(&running.table);
-                }
-                Some(FinishReason::Failed(failure))
-            }
+            Some(Sampled::Failed(failure)) => Some(FinishReason::Failed(failure)),
             Some(Sampled::Token(token)) => {
                 self.settle(rank);
                 let sequence = &mut self.running.get_mut(&rank).expect("settled").job.sequence;
@@ -149,10 +143,26 @@ impl Scheduler {
             }
         };
         if let Some(reason) = reason {
-            self.priorities.remove(&rank.id);
-            let Job { preemptions, .. } = self.retire(rank);
+            let preemptions = self.finish(rank, reason);
             events.push(Event::Finished { id: rank.id, reason, preemptions });
         }
+    }
+
+    /// Returns how often it was preempted.
+    fn finish(&mut self, rank: Rank, reason: FinishReason) -> usize {
+        let is_poisoned = reason == FinishReason::Failed(Failure::NonFiniteLogits);
+        if is_poisoned {
+            // Its keys and values may be the cause, those of earlier chunks too.
+            self.pool.withdraw(&self.running[&rank].table);
+        }
+        self.priorities.remove(&rank.id);
+        let job = self.retire(rank);
+        if is_poisoned {
+            for span in job.sequence.images() {
+                self.images.withdraw(&span.image.digest);
+            }
+        }
+        job.preemptions
     }
 
     /// Publishes the blocks that became full and lets go of the pictures that were read to their end.
@@ -166,10 +176,11 @@ impl Scheduler {
         }
         if self.config.enable_prefix_caching {
             running.job.extend_chain(running.computed, &self.config);
-            let full = running.computed.min(running.job.sharable_len(&self.config)) / self.config.block_size;
-            let new = running.published..full.max(running.published);
+            let num_full =
+                running.computed.min(running.job.sharable_len(&self.config)) / self.config.block_size;
+            let new = running.published..num_full;
             self.pool.publish(&running.table.blocks()[new.clone()], &running.job.chain.digests()[new]);
-            running.published = full.max(running.published);
+            running.published = num_full;
         }
     }
 
@@ -183,6 +194,11 @@ impl Scheduler {
         let Running { job, table, .. } = running;
         self.pool.release(table);
         job
+    }
+
+    /// Who runs now, by rank.
+    pub fn running_ids(&self) -> impl Iterator<Item = SequenceId> {
+        self.running.keys().map(|rank| rank.id)
     }
 
     pub fn occupancy(&self) -> Occupancy {

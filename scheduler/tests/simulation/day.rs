@@ -1,0 +1,297 @@
+//! One day from one seed: the real scheduler and the shadow model, in virtual time, with every oracle after every step.
+
+use crate::oracle::Oracle;
+use crate::rng::{Rng, chain};
+use crate::shadow::Shadow;
+use crate::truth::Truth;
+use crate::workload::{Prompt, Workload};
+use scheduler::{
+    Engine, Event, Failure, FinishReason, ModelRunner, Reject, Scheduler, SchedulerConfig, Sequence,
+    SequenceId, Step,
+};
+
+/// What a day came to. Days add up.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub steps: usize,
+    pub tokens: usize,
+    pub cached: usize,
+    pub preemptions: usize,
+    pub encodes: usize,
+    pub finished: usize,
+    pub failed: usize,
+    pub aborted: usize,
+    pub rejected: usize,
+    /// From arrival to first token, summed over the sequences that had one.
+    pub first_token_us: u64,
+    pub first_tokens: usize,
+    pub now_us: u64,
+    /// A hash of every batch and event.
+    pub trace: u64,
+}
+
+impl std::ops::AddAssign<&Report> for Report {
+    fn add_assign(&mut self, day: &Report) {
+        self.steps += day.steps;
+        self.tokens += day.tokens;
+        self.cached += day.cached;
+        self.preemptions += day.preemptions;
+        self.encodes += day.encodes;
+        self.finished += day.finished;
+        self.failed += day.failed;
+        self.aborted += day.aborted;
+        self.rejected += day.rejected;
+        self.first_token_us += day.first_token_us;
+        self.first_tokens += day.first_tokens;
+        self.now_us += day.now_us;
+        self.trace = self.trace.wrapping_add(day.trace);
+    }
+}
+
+/// The scheduler as it is used, or taken apart so that something can happen between `schedule` and `commit`.
+enum Machinery {
+    Whole(Box<Engine<Shadow>>),
+    Parts(Box<Scheduler>, Box<Shadow>),
+}
+
+impl Machinery {
+    fn abort(&mut self, id: SequenceId) -> bool {
+        match self {
+            Machinery::Whole(engine) => engine.abort(id),
+            Machinery::Parts(scheduler, _) => scheduler.abort(id),
+        }
+    }
+
+    fn add(&mut self, sequence: Sequence) -> Result<(), Reject> {
+        match self {
+            Machinery::Whole(engine) => engine.add(sequence),
+            Machinery::Parts(scheduler, _) => scheduler.add(sequence),
+        }
+    }
+
+    fn scheduler(&self) -> &Scheduler {
+        match self {
+            Machinery::Whole(engine) => engine.scheduler(),
+            Machinery::Parts(scheduler, _) => scheduler,
+        }
+    }
+
+    fn shadow(&self) -> &Shadow {
+        match self {
+            Machinery::Whole(engine) => engine.runner(),
+            Machinery::Parts(_, shadow) => shadow,
+        }
+    }
+
+    fn shadow_mut(&mut self) -> &mut Shadow {
+        match self {
+            Machinery::Whole(engine) => engine.runner_mut(),
+            Machinery::Parts(_, shadow) => shadow,
+        }
+    }
+}
+
+pub struct Day {
+    rng: Rng,
+    workload: Workload,
+    machinery: Machinery,
+    oracle: Oracle,
+    /// Finished answers that a next turn may continue.
+    conversations: Vec<Prompt>,
+    /// One in so many steps aborts somebody.
+    abort_rate: usize,
+    is_told: bool,
+    report: Report,
+}
+
+impl Day {
+    pub fn new(seed: u64, is_told: bool) -> Self {
+        let mut rng = Rng(seed);
+        let workload = Workload::new(&mut rng);
+        Self::of(workload, rng, is_told)
+    }
+
+    /// A day on which somebody hangs up every few steps.
+    pub fn of_hang_ups(seed: u64, config: SchedulerConfig) -> Self {
+        let mut rng = Rng(seed);
+        let mut workload = Workload::on(config, &mut rng);
+        workload.gap_us = 7000;
+        Self { abort_rate: 9, ..Self::of(workload, rng, false) }
+    }
+
+    fn of(workload: Workload, mut rng: Rng, is_told: bool) -> Self {
+        let shadow = Shadow::new(workload.config);
+        let machinery = if rng.one_in(2) {
+            Machinery::Whole(Box::new(Engine::new(workload.config, shadow)))
+        } else {
+            Machinery::Parts(Box::new(Scheduler::new(workload.config)), Box::new(shadow))
+        };
+        if is_told {
+            println!("{:?} {:?}", workload.config, workload.machine);
+        }
+        let abort_rate = rng.range(3, 60);
+        let oracle = Oracle::new(workload.config);
+        let (conversations, report) = (Vec::new(), Report::default());
+        Self { rng, workload, machinery, oracle, conversations, abort_rate, is_told, report }
+    }
+
+    /// Sends so many requests, and goes on until all have ended.
+    pub fn run(mut self, mut num_requests: usize) -> Report {
+        let mut next_arrival_us = 0;
+        while num_requests > 0 || !self.oracle.live.is_empty() {
+            if self.oracle.live.is_empty() {
+                self.machinery.shadow_mut().now_us = next_arrival_us.max(self.machinery.shadow().now_us);
+            }
+            while num_requests > 0 && next_arrival_us <= self.machinery.shadow().now_us {
+                num_requests -= 1;
+                next_arrival_us += self.rng.range(0, 2 * self.workload.gap_us) as u64;
+                self.arrive();
+            }
+            if self.rng.one_in(self.abort_rate) {
+                self.abort_somebody();
+            }
+            self.step();
+        }
+        assert!(self.machinery.scheduler().is_idle(), "idle when all have ended");
+        let occupancy = self.machinery.scheduler().occupancy();
+        assert_eq!((occupancy.running, occupancy.waiting, occupancy.blocks_used), (0, 0, 0), "leaked");
+        self.report.now_us = self.machinery.shadow().now_us;
+        self.report
+    }
+
+    fn arrive(&mut self) {
+        for sequence in self.workload.request(&mut self.rng, &self.conversations) {
+            let id = sequence.id;
+            let expected =
+                self.oracle.expected_reject(&sequence, self.machinery.scheduler().occupancy().waiting);
+            let truth = Truth::new(self.workload.machine, sequence.clone());
+            let result = self.machinery.add(sequence);
+            assert_eq!(result, expected.map_or(Ok(()), Err), "{id:?}");
+            let now_us = self.machinery.shadow().now_us;
+            self.tell(|| match &result {
+                Ok(()) => {
+                    format!("add #{} of {} tokens, {:?}", id.0, truth.tokens.len(), truth.params().max_tokens)
+                }
+                Err(reject) => format!("reject #{}: {reject:?}", id.0),
+            });
+            if result.is_ok() {
+                self.oracle.added(&truth, now_us);
+                self.machinery.shadow_mut().truths.insert(id, truth);
+            } else {
+                self.report.rejected += 1;
+            }
+        }
+    }
+
+    fn abort_somebody(&mut self) {
+        if self.oracle.live.is_empty() {
+            return;
+        }
+        let index = self.rng.range(0, self.oracle.live.len() - 1);
+        let id = *self.oracle.live.keys().nth(index).unwrap();
+        self.tell(|| format!("abort #{}", id.0));
+        assert!(self.machinery.abort(id), "{id:?} was live");
+        assert!(!self.machinery.scheduler().running_ids().any(|running| running == id), "{id:?} was aborted");
+        self.oracle.hung_up(id);
+        self.report.aborted += 1;
+        self.machinery.scheduler().check();
+    }
+
+    fn step(&mut self) {
+        self.machinery.scheduler().check();
+        if self.machinery.scheduler().is_idle() {
+            return;
+        }
+        self.oracle.before_step(self.machinery.scheduler().running_ids());
+        let step = match &mut self.machinery {
+            Machinery::Whole(engine) => engine.step().unwrap(),
+            Machinery::Parts(..) => self.step_with_hang_ups(),
+        };
+        self.machinery.scheduler().check();
+        self.shadow_has_seen(&step);
+        let running: Vec<_> = self.machinery.scheduler().running_ids().collect();
+        self.oracle.after_step(&step, &running, self.machinery.shadow());
+        self.account(&step);
+    }
+
+    /// Clients hang up while the step runs.
+    fn step_with_hang_ups(&mut self) -> Step {
+        let Machinery::Parts(scheduler, shadow) = &mut self.machinery else { unreachable!() };
+        let batch = scheduler.schedule();
+        let output = shadow.execute(&batch).unwrap();
+        while self.rng.one_in(self.abort_rate) && !self.oracle.live.is_empty() {
+            self.abort_somebody();
+        }
+        let Machinery::Parts(scheduler, _) = &mut self.machinery else { unreachable!() };
+        scheduler.commit(batch, output)
+    }
+
+    /// The truth goes on by what was said; who ended or was preempted starts over or is gone.
+    fn shadow_has_seen(&mut self, step: &Step) {
+        for &id in &step.stats.preempted {
+            // Unless it is running again; no step admits after it preempted.
+            self.machinery.shadow_mut().forget_progress(id);
+        }
+        for event in &step.events {
+            match event {
+                Event::Started { .. } => {}
+                Event::Token { id, token } => {
+                    self.machinery.shadow_mut().truths.get_mut(id).expect("added").push(token.token);
+                }
+                Event::Finished { id, reason, .. } => {
+                    if *reason == FinishReason::Failed(Failure::NonFiniteLogits) {
+                        let running = self.machinery.scheduler().running_ids().collect();
+                        self.machinery.shadow_mut().poison(*id, running);
+                    }
+                    let truth = &self.machinery.shadow().truths[id];
+                    let (tokens, images) = (truth.tokens.clone(), truth.sequence.images().to_vec());
+                    self.conversations.push(Prompt { tokens, images });
+                }
+            }
+        }
+    }
+
+    fn account(&mut self, step: &Step) {
+        let now_us = self.machinery.shadow().now_us;
+        let report = &mut self.report;
+        report.steps += 1;
+        report.tokens += step.stats.prefill_tokens + step.stats.decode_tokens;
+        report.cached += step.stats.prefix_hits;
+        report.preemptions += step.stats.preempted.len();
+        report.encodes += step.stats.encoded_images;
+        for event in &step.events {
+            match event {
+                Event::Finished { reason: FinishReason::Failed(_), .. } => report.failed += 1,
+                Event::Finished { .. } => report.finished += 1,
+                _ => {}
+            }
+        }
+        for arrived_us in self.oracle.take_first_tokens() {
+            report.first_tokens += 1;
+            report.first_token_us += now_us - arrived_us;
+        }
+        let line = format!("{now_us} us:{}", self.machinery.shadow().last_batch);
+        let events: Vec<String> = step.events.iter().map(describe).collect();
+        let line = format!("{line} -> {} preempted {:?}", events.join(", "), step.stats.preempted);
+        for byte in line.bytes() {
+            self.report.trace = self.report.trace.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte);
+        }
+        self.report.trace = chain(self.report.trace, now_us);
+        self.tell(|| line);
+    }
+
+    fn tell(&self, line: impl FnOnce() -> String) {
+        if self.is_told {
+            println!("{}", line());
+        }
+    }
+}
+
+fn describe(event: &Event) -> String {
+    let number = |id: &SequenceId| id.0;
+    match event {
+        Event::Started { id, cached_tokens } => format!("#{} starts with {cached_tokens} cached", number(id)),
+        Event::Token { id, token } => format!("#{} says {}", number(id), token.token),
+        Event::Finished { id, reason, .. } => format!("#{} ends: {reason:?}", number(id)),
+    }
+}

@@ -1,0 +1,263 @@
+//! What must hold on any day, judged from outside: from what went in and what came out.
+
+use crate::shadow::Shadow;
+use crate::truth::Truth;
+use scheduler::{
+    Event, FinishReason, Reject, SampledToken, SchedulerConfig, Sequence, SequenceId, Step, StepStats,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A sequence that was taken in and has neither ended nor been aborted.
+pub struct Live {
+    rank: (i32, SequenceId),
+    truth: Truth,
+    answer: Vec<SampledToken>,
+    reason: FinishReason,
+    num_said: usize,
+    arrived_us: u64,
+    /// When it started, counted in starts.
+    started: Option<usize>,
+    preemptions: usize,
+    /// Promised to have its first token in order: no picture, fits a step, not preempted so far.
+    is_promised: bool,
+}
+
+pub struct Oracle {
+    config: SchedulerConfig,
+    pub live: BTreeMap<SequenceId, Live>,
+    /// Who hung up since the step before began.
+    gone: Vec<Live>,
+    ended: BTreeSet<SequenceId>,
+    running_before: BTreeSet<SequenceId>,
+    num_started: usize,
+    first_tokens_us: Vec<u64>,
+    /// The sequence of the lowest rank, and for how many more steps it may sit out.
+    first_in_rank: Option<(SequenceId, usize)>,
+}
+
+impl Oracle {
+    pub fn new(config: SchedulerConfig) -> Self {
+        Self {
+            config,
+            live: BTreeMap::new(),
+            gone: Vec::new(),
+            ended: BTreeSet::new(),
+            running_before: BTreeSet::new(),
+            num_started: 0,
+            first_tokens_us: Vec::new(),
+            first_in_rank: None,
+        }
+    }
+
+    pub fn expected_reject(&self, sequence: &Sequence, waiting: usize) -> Option<Reject> {
+        let config = &self.config;
+        let (prompt_tokens, max_tokens) = (sequence.tokens().len(), sequence.params.max_tokens);
+        let tokens = prompt_tokens + max_tokens;
+        if tokens > config.max_model_len {
+            return Some(Reject::TooLong { prompt_tokens, max_tokens, limit: config.max_model_len });
+        }
+        let capacity = config.num_blocks * config.block_size;
+        if tokens > capacity {
+            return Some(Reject::NeverFits { tokens, capacity });
+        }
+        for image in sequence.images().iter().map(|span| &span.image) {
+            let capacity = config.num_image_blocks * config.image_rows_per_block;
+            if image.num_tokens > capacity {
+                return Some(Reject::ImageTooLarge { tokens: image.num_tokens, capacity });
+            }
+            let (patches, limit) = (image.grid[0] * image.grid[1], config.max_encode_patches);
+            if patches > limit {
+                return Some(Reject::ImageTooCostly { patches, limit });
+            }
+        }
+        (waiting >= config.max_waiting).then_some(Reject::QueueFull { waiting })
+    }
+
+    pub fn added(&mut self, truth: &Truth, arrived_us: u64) {
+        let (answer, reason) = truth.alone();
+        let live = Live {
+            rank: (truth.sequence.priority, truth.sequence.id),
+            truth: truth.clone(),
+            answer,
+            reason,
+            num_said: 0,
+            arrived_us,
+            started: None,
+            preemptions: 0,
+            is_promised: truth.sequence.images().is_empty(),
+        };
+        self.live.insert(truth.sequence.id, live);
+    }
+
+    pub fn hung_up(&mut self, id: SequenceId) {
+        self.gone.extend(self.live.remove(&id));
+    }
+
+    pub fn before_step(&mut self, running: impl Iterator<Item = SequenceId>) {
+        self.gone.clear();
+        self.running_before = running.collect();
+    }
+
+    pub fn after_step(&mut self, step: &Step, running: &[SequenceId], shadow: &Shadow) {
+        self.check_stats(step, shadow);
+        self.check_preempted(&step.stats);
+        let mut running: BTreeSet<_> = running.iter().copied().collect();
+        // Those who ended in this step had their place in it.
+        running.extend(step.events.iter().filter_map(|event| match event {
+            Event::Finished { id, .. } => Some(*id),
+            _ => None,
+        }));
+        self.check_admitted(&step.stats, &running);
+        for event in &step.events {
+            assert!(
+                self.live.contains_key(&event.id()),
+                "an event for one that ended or was aborted: {event:?}"
+            );
+            match event {
+                Event::Started { id, cached_tokens } => self.started(*id, *cached_tokens),
+                Event::Token { id, token } => self.said(*id, token),
+                Event::Finished { id, reason, preemptions } => self.finished(*id, *reason, *preemptions),
+            }
+        }
+        self.check_first_in_rank(shadow);
+    }
+
+    /// Arrival times of the sequences that had their first token since the last call.
+    pub fn take_first_tokens(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.first_tokens_us)
+    }
+
+    /// The numbers for the metrics are those of the batch and the events.
+    fn check_stats(&self, step: &Step, shadow: &Shadow) {
+        let (stats, counts) = (&step.stats, &shadow.last_counts);
+        assert_eq!(stats.prefill_tokens + stats.decode_tokens, counts.num_tokens, "tokens of the step");
+        assert_eq!(stats.decode_tokens, counts.decode_tokens, "decodes of the step");
+        assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
+        let shares = stats.shares.iter().filter(|share| share.num_tokens > 0);
+        let items: Vec<_> = shares.map(|share| (share.id, share.num_tokens)).collect();
+        assert_eq!(items, counts.items, "shares of the step");
+        let patches = stats.shares.iter().map(|share| share.encoded_patches).sum::<usize>();
+        assert_eq!(patches, counts.patches, "every encoded patch is somebody's");
+        assert_eq!(stats.image_queries - stats.image_hits, stats.encoded_images, "misses are encoded");
+        assert!(stats.prefix_hits <= stats.prefix_queries);
+        assert!(stats.occupancy.running <= self.config.max_running, "too many are running");
+    }
+
+    /// Only the highest ranks are preempted, and nobody without need of a better one.
+    fn check_preempted(&mut self, stats: &StepStats) {
+        let victims: BTreeSet<_> = stats.preempted.iter().copied().collect();
+        assert_eq!(victims.len(), stats.preempted.len(), "preempted twice in a step");
+        let ranks = |ids: &BTreeSet<SequenceId>| -> Vec<_> {
+            ids.iter().filter_map(|id| self.live.get(id)).map(|live| live.rank).collect()
+        };
+        assert!(victims.is_subset(&self.running_before), "only a running sequence can be preempted");
+        let survivors: BTreeSet<_> = self.running_before.difference(&victims).copied().collect();
+        assert!(
+            victims.is_empty()
+                || !survivors.is_empty()
+                || self.running_before.iter().any(|id| !self.live.contains_key(id)),
+            "everybody was preempted"
+        );
+        if let (Some(victim), Some(survivor)) = (ranks(&victims).iter().min(), ranks(&survivors).iter().max())
+        {
+            assert!(survivor < victim, "{victim:?} was preempted before {survivor:?}");
+        }
+        for id in victims {
+            if let Some(live) = self.live.get_mut(&id) {
+                live.preemptions += 1;
+                live.is_promised = false;
+            }
+        }
+    }
+
+    /// Nobody is admitted before a better rank, unless that one waits for blocks that are just being computed.
+    fn check_admitted(&self, stats: &StepStats, running: &BTreeSet<SequenceId>) {
+        let admitted = running.difference(&self.running_before).filter_map(|id| self.live.get(id));
+        let Some(last) = admitted.map(|live| live.rank).max() else { return };
+        assert!(stats.preempted.is_empty(), "admitted and preempted in one step");
+        for (id, waiting) in self.live.iter().filter(|(id, _)| !running.contains(id)) {
+            let mut others = running.iter().filter_map(|other| self.live.get(other)).chain(&self.gone);
+            let is_excused = waiting.rank > last || others.any(|other| self.is_waited_for(other, waiting));
+            assert!(is_excused, "{id:?} was overtaken by {last:?}");
+        }
+    }
+
+    /// Whether the two share their first block, so that one may wait for the other.
+    fn is_waited_for(&self, other: &Live, waiting: &Live) -> bool {
+        let last = self.config.block_size - 1;
+        let first_block = |live: &Live| live.truth.hashes.get(last).copied();
+        self.config.enable_prefix_caching
+            && other.rank.0 <= waiting.rank.0
+            && first_block(other).is_some()
+            && first_block(other) == first_block(waiting)
+    }
+
+    fn started(&mut self, id: SequenceId, cached_tokens: usize) {
+        self.num_started += 1;
+        let live = self.live.get_mut(&id).expect("checked above");
+        assert_eq!(live.started, None, "{id:?} started twice");
+        live.started = Some(self.num_started);
+        let prompt_len = live.truth.sequence.prompt_len();
+        assert!(cached_tokens < prompt_len, "{id:?}: the last token is always computed");
+        assert_eq!(cached_tokens % self.config.block_size, 0, "{id:?}: only full blocks are cached");
+        live.is_promised &= prompt_len - cached_tokens <= self.config.max_batched_tokens;
+    }
+
+    fn said(&mut self, id: SequenceId, token: &SampledToken) {
+        let live = self.live.get_mut(&id).expect("checked above");
+        assert!(live.started.is_some(), "{id:?} speaks before it started");
+        assert_eq!(live.answer.get(live.num_said), Some(token), "{id:?} differs from a run alone");
+        live.num_said += 1;
+        live.truth.push(token.token);
+        if live.num_said == 1 {
+            self.first_tokens_us.push(live.arrived_us);
+            self.check_order_of_first_tokens(id);
+        }
+    }
+
+    fn check_order_of_first_tokens(&self, id: SequenceId) {
+        let live = &self.live[&id];
+        if !live.is_promised {
+            return;
+        }
+        let same_class = |other: &&Live| other.rank.0 == live.rank.0 && other.rank < live.rank;
+        for other in self.live.values().filter(same_class) {
+            let began_before = other.started.is_some() && other.started < live.started;
+            assert!(
+                !(other.is_promised && began_before && other.num_said == 0),
+                "{:?} had its first token before {:?}",
+                live.rank,
+                other.rank
+            );
+        }
+    }
+
+    fn finished(&mut self, id: SequenceId, reason: FinishReason, preemptions: usize) {
+        let live = self.live.remove(&id).expect("checked above");
+        assert_eq!(live.num_said, live.answer.len(), "{id:?} ends early or late");
+        assert_eq!(reason, live.reason, "{id:?} ends otherwise than alone");
+        assert_eq!(preemptions, live.preemptions, "preemptions of {id:?}");
+        assert!(self.ended.insert(id), "{id:?} ended twice");
+    }
+
+    /// No starvation: the sequence of the lowest rank goes on, or waits for something that ends. Others can hold its memory
+    /// and its places no longer than they have tokens, and long prompts and pictures have turns.
+    fn check_first_in_rank(&mut self, shadow: &Shadow) {
+        let Some(first) = self.live.values().min_by_key(|live| live.rank) else { return };
+        let id = first.rank.1;
+        let took_part = shadow.last_counts.items.iter().any(|(item, _)| *item == id);
+        let patience = match self.first_in_rank {
+            Some((known, patience)) if known == id && !took_part => {
+                assert!(patience > 0, "{id:?} starves");
+                patience - 1
+            }
+            _ => self.patience(),
+        };
+        self.first_in_rank = Some((id, patience));
+    }
+
+    fn patience(&self) -> usize {
+        let tokens = |live: &Live| live.truth.sequence.prompt_len() + live.answer.len();
+        self.config.max_running + self.live.values().map(tokens).sum::<usize>()
+    }
+}

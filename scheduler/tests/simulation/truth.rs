@@ -1,0 +1,101 @@
+//! What a sequence's memory and answer must be, computed from the sequence alone.
+
+use crate::rng::chain;
+use scheduler::{Failure, FinishReason, Sampled, SampledToken, SamplingParams, Sequence, TokenId};
+use std::sync::Arc;
+
+/// Token ids go from 1; 0 is a picture's placeholder, so that only the digest tells pictures apart.
+pub const NUM_TOKENS: u64 = 50;
+
+/// What kind of machine the sequences run on.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// Keys and values of generated tokens differ from those of the same tokens in a prompt.
+    pub has_two_forms: bool,
+    /// One in so many samples fails; 0 is never.
+    pub failure_rate: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Truth {
+    pub machine: Machine,
+    pub sequence: Sequence,
+    /// Prompt and output.
+    pub tokens: Vec<TokenId>,
+    /// For each position, all that its key and value depend on.
+    pub hashes: Vec<u64>,
+}
+
+impl Truth {
+    pub fn new(machine: Machine, sequence: Sequence) -> Self {
+        let prompt = sequence.tokens().to_vec();
+        let mut truth = Self { machine, sequence, tokens: Vec::new(), hashes: Vec::new() };
+        prompt.into_iter().for_each(|token| truth.push(token));
+        truth
+    }
+
+    pub fn push(&mut self, token: TokenId) {
+        let position = self.tokens.len();
+        // Tenants do not share memory, even where it is equal.
+        let salt = u64::from_le_bytes(self.sequence.salt.0[..8].try_into().unwrap());
+        let mut hash = chain(*self.hashes.last().unwrap_or(&salt), u64::from(token));
+        if let Some((digest, row)) = self.image_at(position) {
+            hash = chain(hash, chain(digest, row as u64));
+        }
+        if self.machine.has_two_forms && position >= self.sequence.prompt_len() {
+            hash = chain(hash, 1);
+        }
+        self.tokens.push(token);
+        self.hashes.push(hash);
+    }
+
+    /// The picture and its row that a position shows.
+    pub fn image_at(&self, position: usize) -> Option<(u64, usize)> {
+        let spans = self.sequence.images();
+        let span = spans.iter().find(|span| (span.start..span.end()).contains(&position))?;
+        Some((short(&span.image.digest), position - span.start))
+    }
+
+    pub fn params(&self) -> &Arc<SamplingParams> {
+        &self.sequence.params
+    }
+
+    /// What the model says after the tokens so far.
+    pub fn sample(&self) -> Sampled {
+        let params = self.params();
+        let drawn = chain(*self.hashes.last().unwrap(), params.seed);
+        if self.machine.failure_rate > 0 && (drawn >> 32) % self.machine.failure_rate == 0 {
+            let failures = [Failure::NonFiniteLogits, Failure::NothingToSample];
+            return Sampled::Failed(failures[(drawn % 2) as usize]);
+        }
+        let token = (1 + drawn % NUM_TOKENS) as TokenId;
+        let logprob = params.logprobs.map(|_| -((drawn % 1000) as f32));
+        let num_top = params.logprobs.unwrap_or(0) as TokenId;
+        Sampled::Token(SampledToken { token, logprob, top: (0..num_top).map(|i| (i, -1.0)).collect() })
+    }
+
+    /// The whole answer, of this sequence alone on the machine.
+    pub fn alone(&self) -> (Vec<SampledToken>, FinishReason) {
+        let mut truth = self.clone();
+        let mut answer = Vec::new();
+        loop {
+            let sampled = match truth.sample() {
+                Sampled::Token(sampled) => sampled,
+                Sampled::Failed(failure) => return (answer, FinishReason::Failed(failure)),
+            };
+            truth.push(sampled.token);
+            let is_stop = truth.params().stop_token_ids.contains(&sampled.token);
+            answer.push(sampled);
+            if is_stop && answer.len() > truth.params().min_tokens {
+                return (answer, FinishReason::Stop);
+            }
+            if answer.len() == truth.params().max_tokens {
+                return (answer, FinishReason::Length);
+            }
+        }
+    }
+}
+
+pub fn short(digest: &scheduler::Digest) -> u64 {
+    u64::from_le_bytes(digest.0[..8].try_into().unwrap())
+}

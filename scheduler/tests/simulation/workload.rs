@@ -1,0 +1,169 @@
+//! What happens on a day: a configuration, arrivals, prompts that share beginnings and pictures, follow-up turns, tenants.
+
+use crate::rng::Rng;
+use crate::truth::{Machine, NUM_TOKENS};
+use scheduler::{
+    Digest, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId, TokenId,
+};
+use std::sync::Arc;
+
+pub struct Workload {
+    pub config: SchedulerConfig,
+    pub machine: Machine,
+    images: Vec<Arc<ImageInput>>,
+    /// Beginnings that prompts share.
+    families: Vec<Prompt>,
+    has_images: bool,
+    has_priorities: bool,
+    /// Mean time between arrivals.
+    pub gap_us: usize,
+    next_id: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    pub tokens: Vec<TokenId>,
+    pub images: Vec<ImageSpan>,
+}
+
+impl Prompt {
+    fn add_text(&mut self, rng: &mut Rng, len: usize) {
+        self.tokens.extend((0..len).map(|_| rng.range(1, NUM_TOKENS as usize) as TokenId));
+    }
+
+    fn add_image(&mut self, image: &Arc<ImageInput>) {
+        self.images.push(ImageSpan { start: self.tokens.len(), image: image.clone() });
+        self.tokens.extend(std::iter::repeat_n(0, image.num_tokens));
+    }
+
+    /// The first `len` tokens, and the pictures that are whole among them; half a picture is cut off.
+    fn cut(&self, len: usize) -> Prompt {
+        let mut len = len.min(self.tokens.len());
+        if let Some(span) = self.images.iter().find(|span| span.start < len && len < span.end()) {
+            len = span.start;
+        }
+        let images = self.images.iter().filter(|span| span.end() <= len).cloned().collect();
+        Prompt { tokens: self.tokens[..len].to_vec(), images }
+    }
+}
+
+impl Workload {
+    pub fn new(rng: &mut Rng) -> Self {
+        let config = config(rng);
+        Self::on(config, rng)
+    }
+
+    pub fn on(config: SchedulerConfig, rng: &mut Rng) -> Self {
+        let failure_rate = if rng.one_in(3) { rng.range(10, 100) as u64 } else { 0 };
+        let machine = Machine { has_two_forms: !config.share_decoded_blocks, failure_rate };
+        let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
+        let has_images = rng.one_in(2);
+        let families = (0..3).map(|_| family(rng, config.token_capacity(), has_images, &images)).collect();
+        let (has_priorities, gap_us) = (rng.one_in(3), if rng.one_in(2) { 500 } else { rng.range(1, 5000) });
+        Self { config, machine, images, families, has_images, has_priorities, gap_us, next_id: 0 }
+    }
+
+    /// One request: `n` sequences of one prompt, each with its own seed.
+    pub fn request(&mut self, rng: &mut Rng, conversations: &[Prompt]) -> Vec<Sequence> {
+        let prompt = self.prompt(rng, conversations);
+        let params = params(rng, self.config.token_capacity());
+        let mut salt = Digest::default();
+        salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
+        let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
+        let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
+        let mut sequence = || {
+            let id = SequenceId(self.next_id);
+            self.next_id += 1;
+            let params = Arc::new(SamplingParams { seed: rng.next(), ..params.clone() });
+            let Prompt { tokens, images } = prompt.clone();
+            let sequence = Sequence::new(id, tokens, images, params, 1 + NUM_TOKENS as usize);
+            let mut sequence = sequence.expect("a valid prompt");
+            (sequence.priority, sequence.salt) = (priority, salt);
+            sequence
+        };
+        (0..n).map(|_| sequence()).collect()
+    }
+
+    fn prompt(&self, rng: &mut Rng, conversations: &[Prompt]) -> Prompt {
+        let mut prompt = if !conversations.is_empty() && rng.one_in(4) {
+            rng.pick(conversations).clone()
+        } else {
+            let family = rng.pick(&self.families);
+            // Mostly short prompts, some as long as the memory.
+            let longest = if rng.one_in(3) { family.tokens.len() } else { 1 + family.tokens.len() / 4 };
+            family.cut(rng.range(1, longest))
+        };
+        for span in &mut prompt.images {
+            // Another picture in the same place: equal tokens, different content.
+            let other = rng.pick(&self.images);
+            if other.num_tokens == span.image.num_tokens && rng.one_in(3) {
+                span.image = other.clone();
+            }
+        }
+        let tail = rng.range(0, 4);
+        prompt.add_text(rng, tail);
+        for _ in 0..if self.has_images { rng.range(0, 2) } else { 0 } {
+            // The same picture once more, or another one.
+            prompt.add_image(rng.pick(&self.images));
+        }
+        if prompt.tokens.is_empty() {
+            prompt.add_text(rng, 1);
+        }
+        prompt
+    }
+}
+
+fn config(rng: &mut Rng) -> SchedulerConfig {
+    let max_running = rng.range(1, 8);
+    let block_size = rng.range(1, 8);
+    SchedulerConfig {
+        block_size,
+        num_blocks: rng.range(2, 60),
+        max_model_len: rng.range(50, 500),
+        max_batched_tokens: max_running + rng.range(0, 40),
+        max_running,
+        max_waiting: rng.range(1, 30),
+        image_rows_per_block: rng.range(1, 4),
+        num_image_blocks: if rng.one_in(8) { rng.range(0, 3) } else { rng.range(4, 20) },
+        max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
+        enable_prefix_caching: !rng.one_in(5),
+        share_decoded_blocks: rng.one_in(2),
+    }
+}
+
+fn image(rng: &mut Rng) -> ImageInput {
+    let mut digest = Digest::default();
+    digest.0[..8].copy_from_slice(&rng.next().to_le_bytes());
+    let grid = [rng.range(1, 6), rng.range(1, 6)];
+    // Few sizes, so that different pictures can have the same.
+    let num_tokens = *rng.pick(&[1, 2, 5, 5, 9, 9, 16]);
+    ImageInput { digest, grid, num_tokens, patches: Vec::new() }
+}
+
+fn family(rng: &mut Rng, capacity: usize, has_images: bool, images: &[Arc<ImageInput>]) -> Prompt {
+    let mut prompt = Prompt::default();
+    while prompt.tokens.len() < capacity {
+        let len = rng.range(1, if has_images { 8 } else { 20 });
+        prompt.add_text(rng, len);
+        if has_images && rng.one_in(2) {
+            prompt.add_image(rng.pick(images));
+        }
+    }
+    prompt
+}
+
+fn params(rng: &mut Rng, capacity: usize) -> SamplingParams {
+    let max_tokens = if rng.one_in(2) { rng.range(1, 1 + capacity / 2) } else { rng.range(1, 20) };
+    let mut stop_token_ids: Vec<_> =
+        (0..rng.range(0, 2)).map(|_| rng.range(1, NUM_TOKENS as usize) as TokenId).collect();
+    stop_token_ids.sort_unstable();
+    stop_token_ids.dedup();
+    SamplingParams {
+        max_tokens,
+        min_tokens: if rng.one_in(3) { rng.range(0, max_tokens) } else { 0 },
+        stop_token_ids,
+        presence_penalty: if rng.one_in(5) { 0.5 } else { 0.0 },
+        logprobs: rng.one_in(5).then_some(2),
+        ..SamplingParams::default()
+    }
+}
