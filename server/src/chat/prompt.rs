@@ -1,0 +1,369 @@
+//! From a conversation to the model's tokens: content in the form that the template takes, control tokens that users typed kept plain
+//! text, placeholders of pictures repeated.
+
+use super::special::free_noncharacter;
+use super::template::{ChatTemplate, ContentFormat, TemplateError};
+use super::tokenizer::{Tokenizer, TokenizerError};
+use scheduler::{ImageInput, ImageSpan, TokenId};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// One message of a conversation. All of it but `role` is the user's text.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    pub role: String,
+    /// Empty: the message has no content, as that of an assistant that calls tools.
+    pub content: Vec<Part>,
+    pub name: Option<String>,
+    /// What else the template may read: `tool_calls`, `tool_call_id`, `reasoning_content`.
+    pub fields: Map<String, Value>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Part {
+    Text(String),
+    Image(Arc<ImageInput>),
+}
+
+/// How the prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ending {
+    /// With what begins an answer.
+    #[default]
+    Answer,
+    /// With the last message, complete.
+    Nothing,
+    /// In the last message, which the model goes on writing.
+    ContinueLast,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct PromptRequest<'a> {
+    pub messages: &'a [Message],
+    /// The request's `tools`, as they are.
+    pub tools: Option<&'a Value>,
+    /// `chat_template_kwargs`: variables of the template.
+    pub kwargs: &'a Map<String, Value>,
+    pub ending: Ending,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    pub tokens: Vec<TokenId>,
+    pub images: Vec<ImageSpan>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    #[error("the model has no chat template; give one with --chat-template, or use completions")]
+    NoTemplate,
+    #[error("messages is empty")]
+    NoMessages,
+    #[error("messages[{index}].role {role:?} is unknown; known are {}", ROLES.join(", "))]
+    UnknownRole { index: usize, role: String },
+    #[error("messages[{index}].content has a picture, but the model takes text only")]
+    NoVision { index: usize },
+    #[error("messages[{index}].content has a picture, but the model's chat template takes text only")]
+    TemplateWithoutImages { index: usize },
+    #[error("chat template made {found} places for {images} pictures")]
+    Placeholders { found: usize, images: usize },
+    #[error("chat_template_kwargs.{key} is not for requests to set")]
+    ReservedKwarg { key: String },
+    #[error("continue_final_message needs text in messages[{index}].content")]
+    NothingToContinue { index: usize },
+    #[error("chat template does not show messages[{index}].content, so it cannot be continued")]
+    NotContinued { index: usize },
+    #[error("messages use every one of the characters U+FDD0 to U+FDEF, which are not for interchange")]
+    Noncharacters,
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl PromptError {
+    /// The request's field that is wrong, in the API's words; `None` where it is not one field's fault.
+    pub fn param(&self) -> Option<String> {
+        match self {
+            PromptError::NoMessages | PromptError::Placeholders { .. } | PromptError::Noncharacters => {
+                Some("messages".to_string())
+            }
+            PromptError::UnknownRole { index, .. } => Some(format!("messages[{index}].role")),
+            PromptError::NoVision { index }
+            | PromptError::TemplateWithoutImages { index }
+            | PromptError::NothingToContinue { index }
+            | PromptError::NotContinued { index } => Some(format!("messages[{index}].content")),
+            PromptError::ReservedKwarg { key } => Some(format!("chat_template_kwargs.{key}")),
+            PromptError::Template(_) => Some("messages".to_string()),
+            PromptError::NoTemplate | PromptError::Tokenizer(_) => None,
+        }
+    }
+}
+
+pub const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+/// Template variables that are ours to set.
+const RESERVED: [&str; 9] = [
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+];
+
+pub struct PromptBuilder {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    /// The placeholder of a picture, where the model sees pictures.
+    image_token: Option<TokenId>,
+}
+
+impl PromptBuilder {
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        template: Option<ChatTemplate>,
+        image_token: Option<TokenId>,
+    ) -> Self {
+        Self { tokenizer, template, image_token }
+    }
+
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    pub fn build(&self, request: &PromptRequest) -> Result<Prompt, PromptError> {
+        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        self.check(request, template)?;
+        let marks = Marks::choose(request)?;
+        let context = self.context(request, template, marks)?;
+        let mut text = template.render(&context)?;
+        if request.ending == Ending::ContinueLast {
+            cut_at(&mut text, marks.cut, request.messages.len() - 1)?;
+        }
+        let tokens = self.tokenizer.encode_masked(&text, marks.mask)?;
+        let images =
+            request.messages.iter().flat_map(|message| &message.content).filter_map(|part| match part {
+                Part::Image(image) => Some(image),
+                Part::Text(_) => None,
+            });
+        self.place_images(tokens, &images.collect::<Vec<_>>())
+    }
+
+    fn check(&self, request: &PromptRequest, template: &ChatTemplate) -> Result<(), PromptError> {
+        if request.messages.is_empty() {
+            return Err(PromptError::NoMessages);
+        }
+        if let Some(key) = request.kwargs.keys().find(|key| RESERVED.contains(&key.as_str())) {
+            return Err(PromptError::ReservedKwarg { key: key.clone() });
+        }
+        for (index, message) in request.messages.iter().enumerate() {
+            if !ROLES.contains(&message.role.as_str()) {
+                return Err(PromptError::UnknownRole { index, role: message.role.clone() });
+            }
+            if message.content.iter().any(|part| matches!(part, Part::Image(_))) {
+                if self.image_token.is_none() {
+                    return Err(PromptError::NoVision { index });
+                }
+                if template.content_format() == ContentFormat::String {
+                    return Err(PromptError::TemplateWithoutImages { index });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn context(
+        &self,
+        request: &PromptRequest,
+        template: &ChatTemplate,
+        marks: Marks,
+    ) -> Result<Value, PromptError> {
+        let mask = |text: &str| self.tokenizer.vocabulary().control.mask(text, marks.mask).into_owned();
+        let last = request.messages.len() - 1;
+        let mut messages = Vec::with_capacity(request.messages.len());
+        for (index, message) in request.messages.iter().enumerate() {
+            let mut content = message.content.clone();
+            if index == last && request.ending == Ending::ContinueLast {
+                let text = content.iter_mut().rev().find_map(|part| match part {
+                    Part::Text(text) => Some(text),
+                    Part::Image(_) => None,
+                });
+                let text = text.ok_or(PromptError::NothingToContinue { index })?;
+                // The space tells whether the template trims.
+                text.extend([marks.cut, ' ']);
+            }
+            let mut fields = Map::new();
+            fields.insert("role".to_string(), json!(role(&message.role, template)));
+            fields.insert(
+                "content".to_string(),
+                content_value(message, &content, template.content_format(), &mask),
+            );
+            fields.extend(message.name.as_ref().map(|name| ("name".to_string(), json!(mask(name)))));
+            for (key, value) in with_parsed_arguments(&message.fields) {
+                fields.entry(mask(&key)).or_insert_with(|| map_strings(&value, &mask));
+            }
+            messages.push(Value::Object(fields));
+        }
+        let mut context = match map_strings(&Value::Object(request.kwargs.clone()), &mask) {
+            Value::Object(context) => context,
+            _ => Map::new(),
+        };
+        let names = self.tokenizer.names();
+        let special = [
+            ("bos_token", &names.bos),
+            ("eos_token", &names.eos),
+            ("unk_token", &names.unk),
+            ("pad_token", &names.pad),
+        ];
+        context.extend(
+            special.into_iter().filter_map(|(key, name)| Some((key.to_string(), json!(name.as_ref()?)))),
+        );
+        context.insert("messages".to_string(), Value::Array(messages));
+        context.insert(
+            "tools".to_string(),
+            request.tools.map_or(Value::Null, |tools| map_strings(tools, &mask)),
+        );
+        context.insert("documents".to_string(), Value::Null);
+        context.insert("add_generation_prompt".to_string(), json!(request.ending == Ending::Answer));
+        Ok(Value::Object(context))
+    }
+
+    /// Repeats each placeholder as often as its picture has embedding rows.
+    fn place_images(&self, tokens: Vec<TokenId>, images: &[&Arc<ImageInput>]) -> Result<Prompt, PromptError> {
+        let Some(image_token) = self.image_token else { return Ok(Prompt { tokens, images: Vec::new() }) };
+        let found = tokens.iter().filter(|&&token| token == image_token).count();
+        if found != images.len() {
+            return Err(PromptError::Placeholders { found, images: images.len() });
+        }
+        let mut prompt = Prompt::default();
+        let mut images = images.iter();
+        for token in tokens {
+            match images.as_slice().first() {
+                Some(image) if token == image_token => {
+                    prompt.images.push(ImageSpan { start: prompt.tokens.len(), image: Arc::clone(image) });
+                    prompt.tokens.extend(std::iter::repeat_n(token, image.num_tokens));
+                    images.next();
+                }
+                _ => prompt.tokens.push(token),
+            }
+        }
+        Ok(prompt)
+    }
+}
+
+/// Characters that occur nowhere in the request: one breaks control tokens, one says where the last message ends.
+#[derive(Debug, Clone, Copy)]
+struct Marks {
+    mask: char,
+    cut: char,
+}
+
+impl Marks {
+    fn choose(request: &PromptRequest) -> Result<Self, PromptError> {
+        let mut texts = Vec::new();
+        for message in request.messages {
+            texts.extend(message.name.as_deref());
+            texts.extend(message.content.iter().filter_map(|part| match part {
+                Part::Text(text) => Some(text.as_str()),
+                Part::Image(_) => None,
+            }));
+            message.fields.iter().for_each(|(key, value)| {
+                texts.push(key);
+                collect_strings(value, &mut texts);
+            });
+        }
+        request.tools.into_iter().for_each(|tools| collect_strings(tools, &mut texts));
+        for (key, value) in request.kwargs {
+            texts.push(key);
+            collect_strings(value, &mut texts);
+        }
+        let free = |taken| free_noncharacter(texts.iter().copied(), taken).ok_or(PromptError::Noncharacters);
+        let mask = free(None)?;
+        Ok(Self { mask, cut: free(Some(mask))? })
+    }
+}
+
+/// Ends the text where the mark is. A template that trims has taken the space after it, and would have trimmed the text too.
+fn cut_at(text: &mut String, mark: char, index: usize) -> Result<(), PromptError> {
+    let at = text.rfind(mark).ok_or(PromptError::NotContinued { index })?;
+    let kept_space = text[at..].chars().nth(1) == Some(' ');
+    text.truncate(at);
+    if !kept_space {
+        text.truncate(text.trim_end().len());
+    }
+    Ok(())
+}
+
+/// Templates that know no developer mean the system.
+fn role<'a>(role: &'a str, template: &ChatTemplate) -> &'a str {
+    if role == "developer" && !template.knows_developer() { "system" } else { role }
+}
+
+fn content_value(
+    message: &Message,
+    content: &[Part],
+    format: ContentFormat,
+    mask: &dyn Fn(&str) -> String,
+) -> Value {
+    if content.is_empty() {
+        // Templates tell by `none` that an assistant only calls tools.
+        return if message.fields.contains_key("tool_calls") { Value::Null } else { json!("") };
+    }
+    let part = |part: &Part| match part {
+        Part::Text(text) => json!({ "type": "text", "text": mask(text) }),
+        Part::Image(_) => json!({ "type": "image" }),
+    };
+    match (format, content) {
+        (ContentFormat::Both | ContentFormat::String, [Part::Text(text)]) => json!(mask(text)),
+        (ContentFormat::Both | ContentFormat::Parts, content) => content.iter().map(part).collect(),
+        (ContentFormat::String, content) => {
+            let texts = content.iter().filter_map(|part| match part {
+                Part::Text(text) => Some(text.as_str()),
+                Part::Image(_) => None,
+            });
+            json!(mask(&texts.collect::<Vec<_>>().join("\n")))
+        }
+    }
+}
+
+/// The API writes a call's arguments as a string of JSON, templates expect the object.
+fn with_parsed_arguments(fields: &Map<String, Value>) -> Map<String, Value> {
+    let mut fields = fields.clone();
+    for call in fields.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        if let Some(parsed) = parsed.filter(Value::is_object) {
+            *arguments = parsed;
+        }
+    }
+    fields
+}
+
+fn map_strings(value: &Value, map: &dyn Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(map(text)),
+        Value::Array(items) => items.iter().map(|item| map_strings(item, map)).collect(),
+        Value::Object(fields) => {
+            Value::Object(fields.iter().map(|(key, value)| (map(key), map_strings(value, map))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn collect_strings<'a>(value: &'a Value, out: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => out.push(text),
+        Value::Array(items) => items.iter().for_each(|item| collect_strings(item, out)),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                out.push(key);
+                collect_strings(value, out);
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,190 @@
+//! Chat templates: where a checkpoint keeps its own, the built-in ones for checkpoints without, and rendering.
+
+use super::jinja::{Raised, environment, without_generation_tags};
+use super::tokenizer::TOKENIZER_CONFIG;
+use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind, Value};
+use models::{FileError, ModelFiles};
+use serde_json::json;
+use std::path::Path;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    #[error(transparent)]
+    Read(#[from] FileError),
+    #[error("failed to load chat template {origin}: {message}")]
+    Invalid { origin: String, message: String },
+    #[error("no chat template file or built-in template {name:?}; built in are {}", BUILT_IN.map(|(name, _)| name).join(", "))]
+    Unknown { name: String },
+    /// The template's own words.
+    #[error("chat template refuses the conversation: {0}")]
+    Raised(String),
+    #[error("chat template takes too long for this conversation")]
+    OutOfFuel,
+    #[error("failed to render chat template: {0}")]
+    Render(String),
+}
+
+/// In which form the template takes a message's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentFormat {
+    /// A string only.
+    String,
+    /// A list of parts only.
+    Parts,
+    Both,
+}
+
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    format: ContentFormat,
+    /// A second template for requests with tools.
+    has_tool_template: bool,
+    knows_developer: bool,
+}
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
+impl ChatTemplate {
+    /// The checkpoint's own: chat_template.jinja, chat_template.json, tokenizer_config.json, the first that is there.
+    pub fn load(files: &ModelFiles) -> Result<Option<Self>, TemplateError> {
+        const JINJA: &str = "chat_template.jinja";
+        if let Some(content) = files.read(JINJA)? {
+            let origin = files.describe(JINJA);
+            let source = String::from_utf8(content).map_err(|_| TemplateError::Invalid {
+                origin: origin.clone(),
+                message: "is not UTF-8".to_string(),
+            })?;
+            return Self::parse(&[(DEFAULT, &source)], &origin).map(Some);
+        }
+        for name in ["chat_template.json", TOKENIZER_CONFIG] {
+            let Some(content) = files.read(name)? else { continue };
+            let origin = files.describe(name);
+            let invalid = |message: String| TemplateError::Invalid { origin: origin.clone(), message };
+            let config: serde_json::Value =
+                serde_json::from_slice(&content).map_err(|error| invalid(error.to_string()))?;
+            match &config["chat_template"] {
+                serde_json::Value::Null => {}
+                serde_json::Value::String(source) => {
+                    return Self::parse(&[(DEFAULT, source)], &origin).map(Some);
+                }
+                serde_json::Value::Array(named) => {
+                    let named: Option<Vec<(&str, &str)>> = named
+                        .iter()
+                        .map(|one| Some((one["name"].as_str()?, one["template"].as_str()?)))
+                        .collect();
+                    let named = named.ok_or_else(|| {
+                        invalid("chat_template is a list of other things than templates".into())
+                    })?;
+                    return Self::parse(&named, &origin).map(Some);
+                }
+                _ => return Err(invalid("chat_template is neither a string nor a list".to_string())),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What `--chat-template` names: a built-in template or a file.
+    pub fn named(name: &str) -> Result<Self, TemplateError> {
+        if let Some((_, source)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+            return Self::parse(&[(DEFAULT, source)], name);
+        }
+        match std::fs::read_to_string(Path::new(name)) {
+            Ok(source) => Self::parse(&[(DEFAULT, &source)], name),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(TemplateError::Unknown { name: name.to_string() })
+            }
+            Err(source) => Err(FileError { path: name.to_string(), source }.into()),
+        }
+    }
+
+    /// One template, for tests and tools.
+    pub fn from_source(source: &str) -> Result<Self, TemplateError> {
+        Self::parse(&[(DEFAULT, source)], "chat template")
+    }
+
+    fn parse(named: &[(&str, &str)], origin: &str) -> Result<Self, TemplateError> {
+        let invalid = |message: String| TemplateError::Invalid { origin: origin.to_string(), message };
+        let mut env = environment().map_err(|error| invalid(error.to_string()))?;
+        if !named.iter().any(|(name, _)| *name == DEFAULT) {
+            return Err(invalid("has no template named default".to_string()));
+        }
+        for (name, source) in named {
+            env.add_template_owned(name.to_string(), without_generation_tags(source))
+                .map_err(|error| invalid(format!("{error:#}")))?;
+        }
+        let has_tool_template = named.iter().any(|(name, _)| *name == TOOL_USE);
+        let knows_developer = named.iter().any(|(_, source)| source.contains("developer"));
+        let mut template = Self { env, format: ContentFormat::String, has_tool_template, knows_developer };
+        template.format = template.probe_format();
+        Ok(template)
+    }
+
+    /// Tries a word as a string and as a list of parts: the forms in which it comes out as itself are those that the template takes.
+    fn probe_format(&self) -> ContentFormat {
+        const WORD: &str = "perilune probe";
+        let takes = |content: serde_json::Value| {
+            let context = json!({
+                "messages": [{ "role": "user", "content": content }],
+                "add_generation_prompt": true,
+                "bos_token": "", "eos_token": "", "unk_token": "", "pad_token": "", "tools": null, "documents": null,
+            });
+            // A list that is printed as a list shows its keys.
+            self.render(&context).is_ok_and(|text| {
+                text.contains(WORD) && !text.contains("'text'") && !text.contains("\"text\"")
+            })
+        };
+        match (takes(json!(WORD)), takes(json!([{ "type": "text", "text": WORD }]))) {
+            (true, true) => ContentFormat::Both,
+            (false, true) => ContentFormat::Parts,
+            // Neither: the probe is not what the template wants to see; real messages will tell.
+            (_, false) => ContentFormat::String,
+        }
+    }
+
+    pub fn content_format(&self) -> ContentFormat {
+        self.format
+    }
+
+    /// Whether the template has its own word for the role `developer`; if not, it is `system` by another name.
+    pub fn knows_developer(&self) -> bool {
+        self.knows_developer
+    }
+
+    /// `context` is the object of the template's variables.
+    pub fn render(&self, context: &serde_json::Value) -> Result<String, TemplateError> {
+        let with_tools =
+            self.has_tool_template && context["tools"].as_array().is_some_and(|tools| !tools.is_empty());
+        let name = if with_tools { TOOL_USE } else { DEFAULT };
+        let template =
+            self.env.get_template(name).map_err(|error| TemplateError::Render(error.to_string()))?;
+        template.render(Value::from(Serde(context))).map_err(render_error)
+    }
+}
+
+fn render_error(error: minijinja::Error) -> TemplateError {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(one) = cause {
+        if let Some(Raised(message)) = one.downcast_ref() {
+            return TemplateError::Raised(message.clone());
+        }
+        if one.downcast_ref::<minijinja::Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return TemplateError::OutOfFuel;
+        }
+        cause = one.source();
+    }
+    TemplateError::Render(error.to_string())
+}
+
+/// For checkpoints that come without a template. `alpaca` is the text of the Stanford Alpaca training data; the others are the public
+/// conventions of their model families.
+const BUILT_IN: [(&str, &str); 4] = [
+    ("alpaca", include_str!("templates/alpaca.jinja")),
+    ("chatml", include_str!("templates/chatml.jinja")),
+    ("kimi", include_str!("templates/kimi.jinja")),
+    ("llama-2", include_str!("templates/llama-2.jinja")),
+];
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! The server: HTTP in, tokens out.
+
+pub mod chat;
