@@ -64,7 +64,7 @@ impl Truth {
     pub fn sample(&self) -> Sampled {
         let params = self.params();
         let drawn = chain(*self.hashes.last().unwrap(), params.seed);
-        if self.machine.failure_rate > 0 && (drawn >> 32) % self.machine.failure_rate == 0 {
+        if self.machine.failure_rate > 0 && (drawn >> 32).is_multiple_of(self.machine.failure_rate) {
             let failures = [Failure::NonFiniteLogits, Failure::NothingToSample];
             return Sampled::Failed(failures[(drawn % 2) as usize]);
         }

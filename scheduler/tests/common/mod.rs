@@ -1,0 +1,136 @@
+//! A model that only counts, and short ways to make what it is fed.
+#![allow(dead_code, reason = "every test file uses its part")]
+
+use scheduler::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Says 1, 2, 3, … for every sequence, and keeps what it was asked to do.
+#[derive(Default)]
+pub struct Counter {
+    said: BTreeMap<SequenceId, TokenId>,
+    /// Who fails, and how, instead of saying so many tokens and one more.
+    pub fail: Option<(u64, TokenId, Failure)>,
+    /// Sequence, first and end position of each item, for each step.
+    pub steps: Vec<Vec<(u64, usize, usize)>>,
+    /// First byte of the digest of each picture encoded, for each step.
+    pub encodes: Vec<Vec<u8>>,
+    /// The pictures' rows of each item, for each step.
+    pub images: Vec<Vec<ImageRows>>,
+    pub histories: Vec<Option<Vec<TokenId>>>,
+}
+
+impl Counter {
+    /// The steps that this sequence took part in.
+    pub fn steps_of(&self, id: u64) -> Vec<usize> {
+        let has = |step: &Vec<(u64, usize, usize)>| step.iter().any(|item| item.0 == id);
+        (0..self.steps.len()).filter(|&index| has(&self.steps[index])).collect()
+    }
+
+    pub fn num_tokens(&self) -> usize {
+        self.steps.iter().flatten().map(|(_, start, end)| end - start).sum()
+    }
+}
+
+impl ModelRunner for Counter {
+    type Error = std::convert::Infallible;
+
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
+        self.steps.push(batch.items.iter().map(|item| (item.id.0, item.context_len, item.end())).collect());
+        self.encodes.push(batch.encodes.iter().map(|encode| encode.image.digest.0[0]).collect());
+        self.images.push(batch.items.iter().flat_map(|item| item.images.clone()).collect());
+        let mut sampled = Vec::new();
+        for item in &batch.items {
+            let Some(sample) = &item.sample else { continue };
+            self.histories.push(sample.history.as_ref().map(|history| history.tokens.clone()));
+            let said = self.said.entry(item.id).or_insert(0);
+            sampled.push(match self.fail {
+                Some((id, after, failure)) if id == item.id.0 && after == *said => Sampled::Failed(failure),
+                _ => {
+                    *said += 1;
+                    Sampled::Token(SampledToken { token: *said, logprob: None, top: Vec::new() })
+                }
+            });
+        }
+        Ok(StepOutput { sampled })
+    }
+}
+
+pub fn config() -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: 4,
+        num_blocks: 20,
+        max_model_len: 75,
+        max_batched_tokens: 16,
+        max_running: 4,
+        max_waiting: 8,
+        image_rows_per_block: 2,
+        num_image_blocks: 4,
+        max_encode_patches: 12,
+        enable_prefix_caching: true,
+        share_decoded_blocks: true,
+    }
+}
+
+pub fn engine(config: SchedulerConfig) -> Engine<Counter> {
+    Engine::new(config, Counter::default())
+}
+
+pub fn params(max_tokens: usize) -> SamplingParams {
+    SamplingParams { max_tokens, ..SamplingParams::default() }
+}
+
+pub fn sequence(id: u64, prompt: Vec<TokenId>, max_tokens: usize) -> Sequence {
+    sequence_with(id, prompt, Vec::new(), params(max_tokens))
+}
+
+pub fn sequence_with(
+    id: u64,
+    prompt: Vec<TokenId>,
+    images: Vec<ImageSpan>,
+    params: SamplingParams,
+) -> Sequence {
+    Sequence::new(SequenceId(id), prompt, images, Arc::new(params), 10_000).unwrap()
+}
+
+pub fn with_priority(mut sequence: Sequence, priority: i32) -> Sequence {
+    sequence.priority = priority;
+    sequence
+}
+
+pub fn image(name: u8, num_tokens: usize, num_patches: usize) -> Arc<ImageInput> {
+    let digest = Digest([name; 32]);
+    Arc::new(ImageInput { digest, grid: [1, num_patches], num_tokens, patches: Vec::new() })
+}
+
+pub fn step(engine: &mut Engine<Counter>) -> Step {
+    let Ok(step) = engine.step();
+    engine.scheduler().check();
+    step
+}
+
+/// Steps until idle; all the events.
+pub fn run(engine: &mut Engine<Counter>) -> Vec<Event> {
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        events.extend(step(engine).events);
+    }
+    events
+}
+
+pub fn cached_tokens(events: &[Event], sequence: u64) -> usize {
+    let cached = events.iter().find_map(|event| match event {
+        Event::Started { id, cached_tokens } if id.0 == sequence => Some(*cached_tokens),
+        _ => None,
+    });
+    cached.expect("it started")
+}
+
+/// Sequence, reason and preemptions, in the order in which they finished.
+pub fn finished(events: &[Event]) -> Vec<(u64, FinishReason, usize)> {
+    let finished = events.iter().filter_map(|event| match event {
+        Event::Finished { id, reason, preemptions } => Some((id.0, *reason, *preemptions)),
+        _ => None,
+    });
+    finished.collect()
+}
