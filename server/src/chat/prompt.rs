@@ -193,8 +193,8 @@ impl PromptBuilder {
                     Part::Image(_) => None,
                 });
                 let text = text.ok_or(PromptError::NothingToContinue { index })?;
-                // The space tells whether the template trims.
-                text.extend([marks.cut, ' ']);
+                text.push(marks.cut);
+                text.push_str(TRIM_PROBE);
             }
             let mut fields = Map::new();
             fields.insert("role".to_string(), json!(role(&message.role, template)));
@@ -287,12 +287,15 @@ impl Marks {
     }
 }
 
-/// Ends the text where the mark is. A template that trims has taken the space after it, and would have trimmed the text too.
+/// Whitespace after the text to be continued, such as no template writes itself: gone where the template trims.
+const TRIM_PROBE: &str = "\t \t";
+
+/// Ends the text where the mark is. A template that took the probe after it would have trimmed the text too.
 fn cut_at(text: &mut String, mark: char, index: usize) -> Result<(), PromptError> {
     let at = text.rfind(mark).ok_or(PromptError::NotContinued { index })?;
-    let kept_space = text[at..].chars().nth(1) == Some(' ');
+    let trims = !text[at + mark.len_utf8()..].starts_with(TRIM_PROBE);
     text.truncate(at);
-    if !kept_space {
+    if trims {
         text.truncate(text.trim_end().len());
     }
     Ok(())
