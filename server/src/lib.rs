@@ -1,3 +1,4 @@
 //! The server: HTTP in, tokens out.
 
 pub mod chat;
+pub mod source;

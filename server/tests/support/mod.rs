@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod hub;
+
 use models::ModelFiles;
 use perilune::chat::Tokenizer;
 use serde_json::{Map, Value, json};
