@@ -1,10 +1,18 @@
-//! Tensors and the operations on them. Knows nothing of models.
+//! Tensors and the operations on them. Knows nothing of models: an architecture is a sequence of calls into [`ops`].
+//!
+//! Ops write into tensors that the caller made beforehand, so a step allocates nothing. The order of every reduction is fixed
+//! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
+mod cpu;
 mod device;
+mod error;
+mod matrix;
+mod memory;
 pub mod ops;
 mod tensor;
-mod weights;
 
-pub use device::Device;
+pub use cpu::simd::Isa;
+pub use device::{Cpu, CpuOptions, Device};
+pub use error::Error;
+pub use matrix::{ExpertSource, Experts, Matrix, MatrixBatch};
 pub use tensor::{DType, HostTensor, Tensor};
-pub use weights::{ExpertSource, Experts, Matrix, MatrixBatch};

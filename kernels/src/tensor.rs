@@ -1,9 +1,12 @@
-//! A contiguous array with a shape and a type, on a device.
+//! Tensors: contiguous, at most four dimensions, owning their memory. A scratch tensor is made for the largest step and then
+//! shows fewer rows: its capacity is fixed, its shape moves within it.
 
-use crate::Device;
+use crate::memory::Buffer;
+use crate::{Device, Error};
 use half::{bf16, f16};
+use std::fmt;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     F32,
     BF16,
@@ -13,34 +16,56 @@ pub enum DType {
 }
 
 impl DType {
-    pub fn size(self) -> usize {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
         match self {
-            DType::F32 | DType::I32 => 4,
-            DType::BF16 | DType::F16 => 2,
-            DType::U8 => 1,
+            Self::F32 | Self::I32 => 4,
+            Self::BF16 | Self::F16 => 2,
+            Self::U8 => 1,
         }
     }
 
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
-            DType::F32 => "float32",
-            DType::BF16 => "bfloat16",
-            DType::F16 => "float16",
-            DType::I32 => "int32",
-            DType::U8 => "uint8",
+            Self::F32 => "float32",
+            Self::BF16 => "bfloat16",
+            Self::F16 => "float16",
+            Self::I32 => "int32",
+            Self::U8 => "uint8",
         }
+    }
+
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::BF16 | Self::F16)
     }
 }
 
-/// Values as a file holds them: little endian, row-major, of any alignment.
-#[derive(Debug, Clone, Copy)]
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tensor in host memory as files hold it: little endian, row-major, at any address.
+#[derive(Clone, Copy, Debug)]
 pub struct HostTensor<'a> {
     pub dtype: DType,
     pub shape: &'a [usize],
     pub data: &'a [u8],
 }
 
-impl HostTensor<'_> {
+impl<'a> HostTensor<'a> {
+    /// Checks that the bytes are as many as the shape says.
+    pub fn new(dtype: DType, shape: &'a [usize], data: &'a [u8]) -> Result<Self, Error> {
+        let expected = Tensor::bytes_of(dtype, shape);
+        if expected != data.len() as u64 {
+            let found = data.len() as u64;
+            return Err(Error::WrongLength { dtype, shape: shape.to_vec(), expected, found });
+        }
+        Ok(Self { dtype, shape, data })
+    }
+
+    /// Elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -49,54 +74,50 @@ impl HostTensor<'_> {
         self.len() == 0
     }
 
-    /// Value `index` in row-major order.
+    /// Element `index` in row-major order, widened.
     pub fn get(&self, index: usize) -> f32 {
-        let at = index * self.dtype.size();
-        let bytes = &self.data[at..at + self.dtype.size()];
+        let mut value = [0.0];
+        self.read_f32(index, &mut value);
+        value[0]
+    }
+
+    pub(crate) fn check(&self) {
+        let expected = Tensor::bytes_of(self.dtype, self.shape);
+        assert_eq!(expected, self.data.len() as u64, "host tensor: bytes of {} {:?}", self.dtype, self.shape);
+    }
+
+    /// Elements `start ..`, widened to f32.
+    pub(crate) fn read_f32(&self, start: usize, out: &mut [f32]) {
+        let size = self.dtype.size();
+        let bytes = &self.data[start * size..(start + out.len()) * size];
         match self.dtype {
-            DType::F32 => f32::from_le_bytes(bytes.try_into().expect("4 bytes")),
-            DType::BF16 => bf16::from_le_bytes(bytes.try_into().expect("2 bytes")).to_f32(),
-            DType::F16 => f16::from_le_bytes(bytes.try_into().expect("2 bytes")).to_f32(),
-            DType::I32 | DType::U8 => panic!("{} is not a floating-point type", self.dtype.name()),
+            DType::F32 => widen(bytes, out, f32::from_le_bytes),
+            DType::BF16 => widen(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32_const()),
+            DType::I32 | DType::U8 => panic!("host tensor of {} is not of floats", self.dtype),
         }
     }
 }
 
-/// Most dimensions that a tensor has.
-const MAX_RANK: usize = 4;
-
-/// Contiguous, zeroed when made, counted by its device. The first dimension may shrink and grow again within its capacity, so that
-/// buffers made for the largest step serve smaller ones.
-#[derive(Debug)]
-pub struct Tensor {
-    device: Device,
-    dtype: DType,
-    shape: [usize; MAX_RANK],
-    rank: usize,
-    data: Buffer,
+fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (element, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = value(*element);
+    }
 }
 
-#[derive(Debug)]
-enum Buffer {
-    F32(Vec<f32>),
-    BF16(Vec<bf16>),
-    F16(Vec<f16>),
-    I32(Vec<i32>),
-    U8(Vec<u8>),
+const MAX_RANK: usize = 4;
+
+pub struct Tensor {
+    buffer: Buffer,
+    dtype: DType,
+    dims: [usize; MAX_RANK],
+    rank: usize,
 }
 
 impl Tensor {
     pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Self {
-        let len = shape.iter().product();
-        let data = match dtype {
-            DType::F32 => Buffer::F32(vec![0.0; len]),
-            DType::BF16 => Buffer::BF16(vec![bf16::ZERO; len]),
-            DType::F16 => Buffer::F16(vec![f16::ZERO; len]),
-            DType::I32 => Buffer::I32(vec![0; len]),
-            DType::U8 => Buffer::U8(vec![0; len]),
-        };
-        device.count((len * dtype.size()) as u64);
-        let mut tensor = Self { device: device.clone(), dtype, shape: [1; MAX_RANK], rank: 0, data };
+        let bytes = usize::try_from(Self::bytes_of(dtype, shape)).expect("a tensor fits the address space");
+        let mut tensor = Self { buffer: Buffer::zeroed(device, bytes), dtype, dims: [1; MAX_RANK], rank: 0 };
         tensor.set_shape(shape);
         tensor
     }
@@ -107,22 +128,66 @@ impl Tensor {
         tensor
     }
 
-    /// A copy with the same type.
-    pub fn from_host(device: &Device, source: HostTensor) -> Self {
-        Self::from_host_as(device, source, source.dtype)
-    }
-
-    /// A copy, rounded to `dtype` (to nearest, ties to even).
-    pub fn from_host_as(device: &Device, source: HostTensor, dtype: DType) -> Self {
-        let mut tensor = Self::zeros(device, dtype, source.shape);
-        for index in 0..source.len() {
-            tensor.set(index, source.get(index));
+    pub fn from_host(device: &Device, host: HostTensor) -> Self {
+        host.check();
+        let mut tensor = Self::zeros(device, host.dtype, host.shape);
+        match host.dtype {
+            DType::F32 | DType::I32 => {
+                copy_le(host.data, tensor.buffer.as_mut_slice(), u32::from_le_bytes, i32_of)
+            }
+            DType::BF16 | DType::F16 => {
+                copy_le(host.data, tensor.buffer.as_mut_slice(), u16::from_le_bytes, |v| v)
+            }
+            DType::U8 => tensor.buffer.as_mut_slice().copy_from_slice(host.data),
         }
         tensor
     }
 
+    /// From one float type to another, rounding to nearest even.
+    pub fn from_host_as(device: &Device, host: HostTensor, dtype: DType) -> Self {
+        if host.dtype == dtype {
+            return Self::from_host(device, host);
+        }
+        host.check();
+        let mut tensor = Self::zeros(device, dtype, host.shape);
+        let mut start = 0;
+        let mut values = [0.0; 1024];
+        let total = tensor.len();
+        while start < total {
+            let n = values.len().min(total - start);
+            host.read_f32(start, &mut values[..n]);
+            tensor.write_f32(start, &values[..n]);
+            start += n;
+        }
+        tensor
+    }
+
+    /// What a tensor of this shape takes, as `Device::allocated_bytes` counts it.
+    pub fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
+        shape.iter().map(|&d| d as u64).product::<u64>() * dtype.size() as u64
+    }
+
     pub fn shape(&self) -> &[usize] {
-        &self.shape[..self.rank]
+        &self.dims[..self.rank]
+    }
+
+    /// Elements in sight: the product of the shape.
+    pub fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first dimension.
+    pub fn rows(&self) -> usize {
+        self.dims[0]
+    }
+
+    /// Elements of one row: the product of all dimensions but the first.
+    pub fn row_len(&self) -> usize {
+        self.dims[1..].iter().product()
     }
 
     pub fn dtype(&self) -> DType {
@@ -130,94 +195,137 @@ impl Tensor {
     }
 
     pub fn device(&self) -> &Device {
-        &self.device
+        self.buffer.device()
     }
 
-    /// Of the whole capacity.
+    /// Bytes of the whole capacity.
     pub fn bytes(&self) -> u64 {
-        (self.capacity() * self.dtype.size()) as u64
+        self.buffer.len() as u64
     }
 
-    pub fn len(&self) -> usize {
-        self.shape().iter().product()
+    /// Changes the first dimension, within the capacity. Contents stay where they are.
+    pub fn set_rows(&mut self, n: usize) {
+        assert!(
+            n * self.row_len() <= self.capacity(),
+            "set_rows: {n} rows of {:?} exceed the capacity",
+            self.shape()
+        );
+        self.dims[0] = n;
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn capacity(&self) -> usize {
-        match &self.data {
-            Buffer::F32(data) => data.len(),
-            Buffer::BF16(data) => data.len(),
-            Buffer::F16(data) => data.len(),
-            Buffer::I32(data) => data.len(),
-            Buffer::U8(data) => data.len(),
-        }
-    }
-
-    fn set_shape(&mut self, shape: &[usize]) {
-        assert!(shape.len() <= MAX_RANK, "more than {MAX_RANK} dimensions");
-        assert!(shape.iter().product::<usize>() <= self.capacity(), "shape {shape:?} is beyond the capacity");
-        self.shape[..shape.len()].copy_from_slice(shape);
-        self.rank = shape.len();
-    }
-
-    /// Sets the first dimension, within the capacity. Rows that come into sight hold what they held before.
-    pub fn set_rows(&mut self, rows: usize) {
-        self.shape[0] = rows;
-        assert!(self.len() <= self.capacity(), "{rows} rows are beyond the capacity");
-    }
-
-    /// The same values under another shape, within the capacity.
+    /// Another shape over the same memory, within the capacity.
     pub fn reshape(&mut self, shape: &[usize]) {
+        let elements: usize = shape.iter().product();
+        assert!(
+            elements <= self.capacity(),
+            "reshape: {shape:?} exceeds the capacity of {}",
+            self.capacity()
+        );
         self.set_shape(shape);
     }
 
     pub fn as_f32(&self) -> &[f32] {
-        let Buffer::F32(data) = &self.data else { panic!("{} is not float32", self.dtype.name()) };
-        &data[..self.shape[..self.rank].iter().product()]
+        assert_eq!(self.dtype, DType::F32, "as_f32");
+        &self.buffer.as_slice()[..self.len()]
     }
 
     pub fn as_f32_mut(&mut self) -> &mut [f32] {
-        let len = self.len();
-        let Buffer::F32(data) = &mut self.data else { panic!("not float32") };
-        &mut data[..len]
+        assert_eq!(self.dtype, DType::F32, "as_f32_mut");
+        let n = self.len();
+        &mut self.buffer.as_mut_slice()[..n]
     }
 
     pub fn as_i32(&self) -> &[i32] {
-        let Buffer::I32(data) = &self.data else { panic!("{} is not int32", self.dtype.name()) };
-        &data[..self.shape[..self.rank].iter().product()]
+        assert_eq!(self.dtype, DType::I32, "as_i32");
+        &self.buffer.as_slice()[..self.len()]
     }
 
     pub fn as_i32_mut(&mut self) -> &mut [i32] {
-        let len = self.len();
-        let Buffer::I32(data) = &mut self.data else { panic!("not int32") };
-        &mut data[..len]
+        assert_eq!(self.dtype, DType::I32, "as_i32_mut");
+        let n = self.len();
+        &mut self.buffer.as_mut_slice()[..n]
     }
 
-    /// Value `index` of a floating-point tensor.
+    /// The bits of a tensor of half-width floats.
+    pub(crate) fn as_u16(&self) -> &[u16] {
+        assert!(matches!(self.dtype, DType::BF16 | DType::F16), "as_u16 of {}", self.dtype);
+        &self.buffer.as_slice()[..self.len()]
+    }
+
+    pub(crate) fn as_u16_mut(&mut self) -> &mut [u16] {
+        assert!(matches!(self.dtype, DType::BF16 | DType::F16), "as_u16_mut of {}", self.dtype);
+        let n = self.len();
+        &mut self.buffer.as_mut_slice()[..n]
+    }
+
+    /// Element `index` of a tensor of floats, widened.
     pub fn get(&self, index: usize) -> f32 {
-        match &self.data {
-            Buffer::F32(data) => data[index],
-            Buffer::BF16(data) => data[index].to_f32(),
-            Buffer::F16(data) => data[index].to_f32(),
-            Buffer::I32(_) | Buffer::U8(_) => panic!("{} is not a floating-point type", self.dtype.name()),
+        match self.dtype {
+            DType::F32 => self.as_f32()[index],
+            DType::BF16 => bf16::from_bits(self.as_u16()[index]).to_f32(),
+            DType::F16 => f16::from_bits(self.as_u16()[index]).to_f32_const(),
+            DType::I32 | DType::U8 => panic!("{} is not a floating-point type", self.dtype),
         }
     }
 
-    pub(crate) fn set(&mut self, index: usize, value: f32) {
-        match &mut self.data {
-            Buffer::F32(data) => data[index] = value,
-            Buffer::BF16(data) => data[index] = bf16::from_f32(value),
-            Buffer::F16(data) => data[index] = f16::from_f32(value),
-            Buffer::I32(_) | Buffer::U8(_) => panic!("not a floating-point type"),
+    /// All elements of a tensor of floats, widened. For tests and tools: it allocates.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        match self.dtype {
+            DType::F32 => self.as_f32().to_vec(),
+            DType::BF16 => self.as_u16().iter().map(|&v| bf16::from_bits(v).to_f32()).collect(),
+            DType::F16 => self.as_u16().iter().map(|&v| f16::from_bits(v).to_f32_const()).collect(),
+            DType::I32 | DType::U8 => panic!("to_f32_vec of {}", self.dtype),
         }
+    }
+
+    /// Rounds values into a tensor of floats, from element `start` on.
+    pub(crate) fn write_f32(&mut self, start: usize, values: &[f32]) {
+        let range = start..start + values.len();
+        match self.dtype {
+            DType::F32 => self.as_f32_mut()[range].copy_from_slice(values),
+            DType::BF16 => round_into(&mut self.as_u16_mut()[range], values, |v| bf16::from_f32(v).to_bits()),
+            DType::F16 => {
+                round_into(&mut self.as_u16_mut()[range], values, |v| f16::from_f32_const(v).to_bits())
+            }
+            DType::I32 | DType::U8 => panic!("floats into a tensor of {}", self.dtype),
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        self.buffer.len() / self.dtype.size()
+    }
+
+    fn set_shape(&mut self, shape: &[usize]) {
+        assert!((1..=MAX_RANK).contains(&shape.len()), "a tensor has one to four dimensions, not {shape:?}");
+        self.dims = [1; MAX_RANK];
+        self.dims[..shape.len()].copy_from_slice(shape);
+        self.rank = shape.len();
     }
 }
 
-impl Drop for Tensor {
-    fn drop(&mut self) {
-        self.device.discount(self.bytes());
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape())
     }
+}
+
+fn round_into(out: &mut [u16], values: &[f32], round: impl Fn(f32) -> u16) {
+    for (out, &value) in out.iter_mut().zip(values) {
+        *out = round(value);
+    }
+}
+
+fn copy_le<const N: usize, V, T>(
+    bytes: &[u8],
+    out: &mut [T],
+    read: impl Fn([u8; N]) -> V,
+    as_t: impl Fn(V) -> T,
+) {
+    for (element, out) in bytes.as_chunks().0.iter().zip(out) {
+        *out = as_t(read(*element));
+    }
+}
+
+fn i32_of(bits: u32) -> i32 {
+    bits.cast_signed()
 }

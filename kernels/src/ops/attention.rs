@@ -1,71 +1,62 @@
-//! Attention over paged keys and values, and over packed segments.
+//! Attention over a paged cache, causal, and inside packed segments, bidirectional.
+//!
+//! gqa_attention:    q [T, Hq, D] f32 · k_cache [S, Hkv, D], v_cache [S, Hkv, Dv] f32 | bf16 | f16 · out [T, Hq, Dv] f32
+//! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
+//! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
+//! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
+//!
+//! Keys are visited in tiles at absolute positions, with a running maximum and sum, and in ranges of tiles that are merged in
+//! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
+//! 2·(D + Dv) FLOP per row, head and key.
 
-use crate::{Device, Tensor};
+use crate::cpu::attention;
+use crate::{DType, Device, Tensor};
 
-/// Where the tokens of a step and their keys are. Item `i` has tokens `cu_seqlens[i] .. cu_seqlens[i + 1]` at positions from
-/// `context_lens[i]`; position `p` is slot `block_tables[cu_blocks[i] + p / B] * B + p % B`. Keys of this step are stored already.
-#[derive(Debug, Clone, Copy)]
+/// Which tokens belong to which sequence, and where its keys are.
+///
+/// Item i has tokens `cu_seqlens[i] .. cu_seqlens[i + 1]` at positions `context_lens[i] ..`. Position p is slot
+/// `block_tables[cu_blocks[i] + p / B] * B + p % B`. Keys of this step were stored before the call.
+#[derive(Clone, Copy, Debug)]
 pub struct Ragged<'a> {
+    /// items + 1
     pub cu_seqlens: &'a [u32],
     pub context_lens: &'a [u32],
     pub block_tables: &'a [u32],
+    /// items + 1
     pub cu_blocks: &'a [u32],
     pub block_size: usize,
 }
 
-impl Ragged<'_> {
-    pub fn num_items(&self) -> usize {
-        self.context_lens.len()
-    }
-
-    pub fn slot(&self, item: usize, position: usize) -> usize {
-        let block = self.block_tables[self.cu_blocks[item] as usize + position / self.block_size];
-        block as usize * self.block_size + position % self.block_size
-    }
+/// Sizes that a scratch serves. For MLA: key_dim R + P, value_dim R. For packed segments: a context of 0.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSizes {
+    /// Of queries.
+    pub heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Longest sequence; a longer one is served too, with less to share out between threads.
+    pub max_context: usize,
 }
 
-/// Buffers of the attention ops, for the largest step.
+/// Tiles of each thread, and partial results of long contexts.
 #[derive(Debug)]
 pub struct AttentionScratch {
-    scores: Tensor,
+    pub(crate) buffer: Tensor,
+    pub(crate) sizes: AttentionSizes,
 }
 
 impl AttentionScratch {
-    /// For up to `max_tokens` tokens a step, `heads` query heads of `value_dim` values, and contexts up to `max_len`.
-    pub fn new(
-        device: &Device,
-        _max_tokens: usize,
-        _heads: usize,
-        _value_dim: usize,
-        max_len: usize,
-    ) -> Self {
-        Self { scores: Tensor::zeros(device, crate::DType::F32, &[max_len]) }
+    pub fn new(device: &Device, sizes: AttentionSizes) -> Self {
+        let shape = [attention::scratch_len(&sizes, device.num_threads())];
+        Self { buffer: Tensor::zeros(device, DType::F32, &shape), sizes }
     }
 
-    pub fn bytes(
-        _device: &Device,
-        _max_tokens: usize,
-        _heads: usize,
-        _value_dim: usize,
-        max_len: usize,
-    ) -> u64 {
-        (max_len * 4) as u64
+    /// What `new` will allocate.
+    pub fn bytes(device: &Device, sizes: AttentionSizes) -> u64 {
+        Tensor::bytes_of(DType::F32, &[attention::scratch_len(&sizes, device.num_threads())])
     }
 }
 
-fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for s in scores.iter_mut() {
-        *s = (*s - max).exp();
-        sum += *s;
-    }
-    for s in scores.iter_mut() {
-        *s /= sum;
-    }
-}
-
-/// Causal attention with grouped queries. `q` `[T, Hq, D]` f32, `k_cache` `[S, Hkv, D]`, `v_cache` `[S, Hkv, Dv]`, `out` `[T, Hq, Dv]`.
 pub fn gqa_attention(
     q: &Tensor,
     k_cache: &Tensor,
@@ -75,24 +66,25 @@ pub fn gqa_attention(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let [_, hq, d] = *q.shape() else { panic!("gqa_attention: q") };
-    let [_, hkv, _] = *k_cache.shape() else { panic!("gqa_attention: k_cache") };
-    let [_, _, dv] = *v_cache.shape() else { panic!("gqa_attention: v_cache") };
-    paged(
-        q,
-        [hq, hkv, d, dv],
-        &|i| k_cache.get(i),
-        &|i| v_cache.get(i),
-        [hkv * d, hkv * dv],
-        ragged,
-        scale,
-        scratch,
-        out,
-    );
+    let &[t, heads, d] = q.shape() else { panic!("gqa_attention: q {:?}", q.shape()) };
+    let &[slots, kv_heads, key_d] = k_cache.shape() else {
+        panic!("gqa_attention: keys {:?}", k_cache.shape())
+    };
+    let &[v_slots, v_heads, dv] = v_cache.shape() else {
+        panic!("gqa_attention: values {:?}", v_cache.shape())
+    };
+    assert_eq!(key_d, d, "gqa_attention: width of keys");
+    assert_eq!((v_slots, v_heads), (slots, kv_heads), "gqa_attention: values");
+    assert_eq!(k_cache.dtype(), v_cache.dtype(), "gqa_attention: types of keys and values");
+    assert!(heads.is_multiple_of(kv_heads), "gqa_attention: {heads} heads over {kv_heads}");
+    assert_eq!(out.shape(), [t, heads, dv], "gqa_attention: out");
+    check_scratch("gqa_attention", scratch, [heads, d, dv]);
+    ragged.check(t, slots);
+    match &out.device().clone() {
+        Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
+    }
 }
 
-/// Causal attention over one latent for all heads (MLA, absorbed). `q` `[T, H, R + P]` f32, `cache` `[S, R + P]`; values are the first
-/// `value_dim` = R of each cached row; `out` `[T, H, R]`.
 pub fn mla_attention(
     q: &Tensor,
     cache: &Tensor,
@@ -102,51 +94,17 @@ pub fn mla_attention(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let [_, h, d] = *q.shape() else { panic!("mla_attention: q") };
-    paged(q, [h, 1, d, value_dim], &|i| cache.get(i), &|i| cache.get(i), [d, d], ragged, scale, scratch, out);
-}
-
-#[expect(clippy::too_many_arguments)]
-fn paged(
-    q: &Tensor,
-    [hq, hkv, d, dv]: [usize; 4],
-    key: &dyn Fn(usize) -> f32,
-    value: &dyn Fn(usize) -> f32,
-    [k_row, v_row]: [usize; 2],
-    ragged: &Ragged,
-    scale: f32,
-    scratch: &mut AttentionScratch,
-    out: &mut Tensor,
-) {
-    let q = q.as_f32();
-    let out = out.as_f32_mut();
-    for item in 0..ragged.num_items() {
-        let (from, to) = (ragged.cu_seqlens[item] as usize, ragged.cu_seqlens[item + 1] as usize);
-        for t in from..to {
-            let len = ragged.context_lens[item] as usize + t - from + 1;
-            for head in 0..hq {
-                let group = head / (hq / hkv);
-                let scores = &mut scratch.scores.as_f32_mut()[..len];
-                for (p, score) in scores.iter_mut().enumerate() {
-                    let at = ragged.slot(item, p) * k_row + group * d;
-                    let row = &q[(t * hq + head) * d..][..d];
-                    *score = scale * row.iter().enumerate().fold(0.0, |sum, (i, x)| sum + x * key(at + i));
-                }
-                softmax(scores);
-                let out = &mut out[(t * hq + head) * dv..][..dv];
-                out.fill(0.0);
-                for (p, weight) in scores.iter().enumerate() {
-                    let at = ragged.slot(item, p) * v_row + group * dv;
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out += weight * value(at + i);
-                    }
-                }
-            }
-        }
+    let &[t, heads, d] = q.shape() else { panic!("mla_attention: q {:?}", q.shape()) };
+    assert_eq!(cache.row_len(), d, "mla_attention: width of the cache");
+    assert!(value_dim <= d, "mla_attention: {value_dim} values of {d}");
+    assert_eq!(out.shape(), [t, heads, value_dim], "mla_attention: out");
+    check_scratch("mla_attention", scratch, [heads, d, value_dim]);
+    ragged.check(t, cache.rows());
+    match &out.device().clone() {
+        Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
     }
 }
 
-/// Attention in both directions inside each segment. `qkv` `[T, 3, H, D]` f32, `cu_seqlens` the segments' borders, `out` `[T, H, D]`.
 pub fn packed_attention(
     qkv: &Tensor,
     cu_seqlens: &[u32],
@@ -154,28 +112,59 @@ pub fn packed_attention(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let [_, 3, h, d] = *qkv.shape() else { panic!("packed_attention: qkv") };
-    let x = qkv.as_f32();
-    let out = out.as_f32_mut();
-    let row = |t: usize, part: usize, head: usize| &x[((t * 3 + part) * h + head) * d..][..d];
-    for segment in cu_seqlens.windows(2) {
-        let (from, to) = (segment[0] as usize, segment[1] as usize);
-        for t in from..to {
-            for head in 0..h {
-                let scores = &mut scratch.scores.as_f32_mut()[..to - from];
-                for (p, score) in scores.iter_mut().enumerate() {
-                    *score = scale
-                        * row(t, 0, head).iter().zip(row(from + p, 1, head)).fold(0.0, |s, (a, b)| s + a * b);
-                }
-                softmax(scores);
-                let out = &mut out[(t * h + head) * d..][..d];
-                out.fill(0.0);
-                for (p, weight) in scores.iter().enumerate() {
-                    for (out, v) in out.iter_mut().zip(row(from + p, 2, head)) {
-                        *out += weight * v;
-                    }
-                }
-            }
-        }
+    let &[t, 3, heads, d] = qkv.shape() else { panic!("packed_attention: qkv {:?}", qkv.shape()) };
+    assert_eq!(out.shape(), [t, heads, d], "packed_attention: out");
+    check_scratch("packed_attention", scratch, [heads, d, d]);
+    check_offsets("packed_attention", cu_seqlens, t);
+    match &out.device().clone() {
+        Device::Cpu(cpu) => attention::packed(cpu, qkv, cu_seqlens, scale, scratch, out),
     }
+}
+
+impl Ragged<'_> {
+    pub fn num_items(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    fn check(&self, num_tokens: usize, num_slots: usize) {
+        check_offsets("ragged: cu_seqlens", self.cu_seqlens, num_tokens);
+        check_offsets("ragged: cu_blocks", self.cu_blocks, self.block_tables.len());
+        assert_eq!(self.cu_seqlens.len(), self.num_items() + 1, "ragged: cu_seqlens and context_lens");
+        assert_eq!(self.cu_blocks.len(), self.num_items() + 1, "ragged: cu_blocks and context_lens");
+        for item in 0..self.num_items() {
+            let len = self.context_lens[item] as usize + self.tokens(item).len();
+            let blocks = (self.cu_blocks[item + 1] - self.cu_blocks[item]) as usize;
+            assert!(
+                len <= blocks * self.block_size,
+                "ragged: item {item} has {len} positions in {blocks} blocks"
+            );
+        }
+        let num_blocks = num_slots / self.block_size;
+        let mut blocks = self.block_tables.iter();
+        assert!(
+            blocks.all(|&block| (block as usize) < num_blocks),
+            "ragged: a block is not below {num_blocks}"
+        );
+    }
+
+    pub(crate) fn tokens(&self, item: usize) -> std::ops::Range<usize> {
+        self.cu_seqlens[item] as usize..self.cu_seqlens[item + 1] as usize
+    }
+
+    /// The slot of a position.
+    pub fn slot(&self, item: usize, position: usize) -> usize {
+        let block = self.block_tables[self.cu_blocks[item] as usize + position / self.block_size];
+        block as usize * self.block_size + position % self.block_size
+    }
+}
+
+fn check_scratch(op: &str, scratch: &AttentionScratch, found: [usize; 3]) {
+    let AttentionSizes { heads, key_dim, value_dim, .. } = scratch.sizes;
+    assert_eq!(found, [heads, key_dim, value_dim], "{op}: sizes of the scratch");
+}
+
+fn check_offsets(op: &str, offsets: &[u32], total: usize) {
+    assert_eq!(offsets.first(), Some(&0), "{op}: begins at 0");
+    assert_eq!(offsets.last().map(|&last| last as usize), Some(total), "{op}: ends at the total");
+    assert!(offsets.is_sorted(), "{op}: rises");
 }

@@ -1,27 +1,37 @@
-//! Value by value.
+//! add:      x[i] += y[i]                                     x, y f32 of one shape · moves 12 bytes per element
+//! silu_mul: out[t, i] = silu(gate[t, i]) * up[t, i]           gate_up [T, 2I]: gate, then up · out [T, I] f32
 
-use crate::Tensor;
+use crate::cpu::rows;
+use crate::{Device, Tensor};
 
-/// `x += y`, f32.
 pub fn add(x: &mut Tensor, y: &Tensor) {
-    assert_eq!(x.shape(), y.shape(), "add");
-    for (x, y) in x.as_f32_mut().iter_mut().zip(y.as_f32()) {
-        *x += y;
-    }
-}
-
-/// `out[t, i] = silu(gate_up[t, i]) * gate_up[t, I + i]`; `gate_up` `[T, 2I]`, `out` `[T, I]`, f32.
-pub fn silu_mul(gate_up: &Tensor, out: &mut Tensor) {
-    let [t, i2] = *gate_up.shape() else { panic!("silu_mul: gate_up") };
-    let i = i2 / 2;
-    assert_eq!(out.shape(), [t, i], "silu_mul: out");
-    for (row, out) in gate_up.as_f32().chunks_exact(i2).zip(out.as_f32_mut().chunks_exact_mut(i)) {
-        for j in 0..i {
-            out[j] = silu(row[j]) * row[i + j];
+    assert_eq!(x.rows(), y.rows(), "add: rows");
+    assert_eq!(x.row_len(), y.row_len(), "add: width");
+    let d = x.row_len();
+    match &x.device().clone() {
+        Device::Cpu(cpu) => {
+            let y = y.as_f32();
+            cpu.for_rows(x.as_f32_mut(), d, |first, block| {
+                let start = first * d;
+                rows::add(cpu.isa, block, &y[start..start + block.len()]);
+            });
         }
     }
 }
 
-pub(crate) fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+pub fn silu_mul(gate_up: &Tensor, out: &mut Tensor) {
+    let i = out.row_len();
+    assert_eq!(gate_up.rows(), out.rows(), "silu_mul: rows");
+    assert_eq!(gate_up.row_len(), 2 * i, "silu_mul: width");
+    match &out.device().clone() {
+        Device::Cpu(cpu) => {
+            let gate_up = gate_up.as_f32();
+            cpu.for_rows(out.as_f32_mut(), i, |first, block| {
+                let inputs = gate_up[first * 2 * i..].chunks_exact(2 * i);
+                for (out, input) in block.chunks_exact_mut(i).zip(inputs) {
+                    rows::silu_mul(cpu.isa, &input[..i], &input[i..], out);
+                }
+            });
+        }
+    }
 }

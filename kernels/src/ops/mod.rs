@@ -1,20 +1,28 @@
-//! The operations: one file for each group, with its contract and its checks. This list is the interface to models.
+//! The operations: one file per group, with contract, checks and dispatch. This list is the interface to `models`.
 //!
-//! Input is ragged: tokens `[T, ..]` of several sequences one after the other. Results are written into preallocated tensors. The
-//! order of every sum is fixed by the row alone, so that a row's result never depends on the rest of the batch.
+//! Shapes are in capitals: T tokens, H heads, D dimensions, S cache slots. Activations are f32; weights and caches are f32,
+//! bf16 or f16. A shape that does not fit is a mistake of the caller and panics with the name of the op.
 
 mod attention;
 mod elementwise;
+mod embedding;
+mod interpolate;
 mod linear;
 mod moe;
 mod norm;
 mod rope;
+mod route;
 mod rows;
 
-pub use attention::{AttentionScratch, Ragged, gqa_attention, mla_attention, packed_attention};
+pub use attention::{
+    AttentionScratch, AttentionSizes, Ragged, gqa_attention, mla_attention, packed_attention,
+};
 pub use elementwise::{add, silu_mul};
+pub use embedding::embedding;
+pub use interpolate::interpolate_positions;
 pub use linear::{Activation, HeadSlice, HeadSliceMut, heads_linear, linear};
-pub use moe::{GroupScore, MoeScratch, RouterConfig, Scoring, moe, route};
+pub use moe::{MoeScratch, moe};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
-pub use rope::{RopeLayout, RopeTable, rope};
-pub use rows::{copy_slice, embedding, gather_rows, interpolate_positions, scatter_rows, store_rows};
+pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
+pub use route::{GroupScore, RouterConfig, Scoring, route};
+pub use rows::{copy_slice, gather_rows, scatter_rows, store_rows};

@@ -1,39 +1,56 @@
-//! Norms over the last dimension. Statistics are f32; sums run over the dimension from first to last.
+//! rms_norm:     out[t, :] = x[t, :] / sqrt(mean(x[t, :]²) + eps) * w
+//! add_rms_norm: residual[t, :] += x[t, :], then out = rms_norm(residual)
+//! layer_norm:   out[t, :] = (x[t, :] - mean) / sqrt(variance + eps) * w + b
+//! x, out [T, D] or [T, H, D] f32 · w, b [D] f32: the last dimension is normalised · moves 8 to 16 bytes per element
 
-use crate::Tensor;
+use crate::cpu::norm;
+use crate::{Device, Tensor};
 
-/// `out[r, :] = x[r, :] / rms(x[r, :]) * w` for every row of `w.len()` values. `x`, `out` `[.., D]` f32, `w` `[D]` any float.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32, out: &mut Tensor) {
-    assert_eq!(x.shape(), out.shape(), "rms_norm: out");
-    let d = w.len();
-    assert_eq!(x.shape().last(), Some(&d), "rms_norm: w");
-    for (x, out) in x.as_f32().chunks_exact(d).zip(out.as_f32_mut().chunks_exact_mut(d)) {
-        let sum: f32 = x.iter().map(|v| v * v).sum();
-        let scale = 1.0 / (sum / d as f32 + eps).sqrt();
-        for i in 0..d {
-            out[i] = x[i] * scale * w.get(i);
+    let d = check("rms_norm", x, w, out);
+    match &out.device().clone() {
+        Device::Cpu(cpu) => {
+            let (x, w) = (x.as_f32(), w.as_f32());
+            cpu.for_rows(out.as_f32_mut(), d, |first, block| {
+                norm::rms_norm(cpu.isa, &x[first * d..first * d + block.len()], w, eps, block);
+            });
         }
     }
 }
 
-/// `residual += x`, then `out = rms_norm(residual)`.
 pub fn add_rms_norm(residual: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32, out: &mut Tensor) {
-    super::add(residual, x);
-    rms_norm(residual, w, eps, out);
-}
-
-/// `out[r, :] = (x[r, :] - mean) / sqrt(var + eps) * w + b`.
-pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor) {
-    assert_eq!(x.shape(), out.shape(), "layer_norm: out");
-    let d = w.len();
-    assert_eq!(x.shape().last(), Some(&d), "layer_norm: w");
-    assert_eq!(b.len(), d, "layer_norm: b");
-    for (x, out) in x.as_f32().chunks_exact(d).zip(out.as_f32_mut().chunks_exact_mut(d)) {
-        let mean = x.iter().sum::<f32>() / d as f32;
-        let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / d as f32;
-        let scale = 1.0 / (var + eps).sqrt();
-        for i in 0..d {
-            out[i] = (x[i] - mean) * scale * w.get(i) + b.get(i);
+    let d = check("add_rms_norm", x, w, out);
+    assert_eq!(residual.shape(), x.shape(), "add_rms_norm: residual");
+    match &out.device().clone() {
+        Device::Cpu(cpu) => {
+            let (x, w) = (x.as_f32(), w.as_f32());
+            let residual = crate::cpu::SharedMut::new(residual.as_f32_mut());
+            cpu.for_rows(out.as_f32_mut(), d, |first, block| {
+                let (start, len) = (first * d, block.len());
+                // SAFETY: blocks of `out` are disjoint, and so are the same rows of `residual`.
+                let residual = unsafe { residual.slice(start, len) };
+                norm::add_rms_norm(cpu.isa, residual, &x[start..start + len], w, eps, block);
+            });
         }
     }
+}
+
+pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor) {
+    let d = check("layer_norm", x, w, out);
+    assert_eq!(b.shape(), [d], "layer_norm: bias");
+    match &out.device().clone() {
+        Device::Cpu(cpu) => {
+            let (x, w, b) = (x.as_f32(), w.as_f32(), b.as_f32());
+            cpu.for_rows(out.as_f32_mut(), d, |first, block| {
+                norm::layer_norm(cpu.isa, &x[first * d..first * d + block.len()], w, b, eps, block);
+            });
+        }
+    }
+}
+
+fn check(op: &str, x: &Tensor, w: &Tensor, out: &Tensor) -> usize {
+    let d = *x.shape().last().expect("a tensor has dimensions");
+    assert_eq!(x.shape(), out.shape(), "{op}: shape");
+    assert_eq!(w.shape(), [d], "{op}: weight");
+    d
 }

@@ -1,16 +1,19 @@
-//! Rotary position embedding.
+//! rope: rotates the pairs of dimensions offset .. offset + R of each head by the angles of the token's position
+//! x [T, H, D] f32 · table: cos, sin [P, R/2] f32 · positions [T] < P
+//! Half: pairs (i, i + R/2) · Interleaved: pairs (2i, 2i + 1) · (a, b) becomes (a cos - b sin, b cos + a sin)
 
-use crate::{Device, Tensor};
+use super::rows::as_heads;
+use crate::cpu::rope::{self, RopePlan};
+use crate::{DType, Device, Tensor};
+use std::ops::Range;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeLayout {
-    /// Value `i` is rotated with value `i + R/2`.
     Half,
-    /// Value `2i` is rotated with value `2i + 1`.
     Interleaved,
 }
 
-/// Cosines and sines `[P, R/2]`.
+/// Cosines and sines by position, each `[P, R/2]` f32. The fields are open to tables that are filled for each picture.
 #[derive(Debug)]
 pub struct RopeTable {
     pub cos: Tensor,
@@ -18,52 +21,75 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// `angle(position, i)` for `i < half` gives cosine and sine.
+    /// `angle(position, i)`, i below `half`, gives cosine and sine.
     pub fn new(
         device: &Device,
-        positions: usize,
+        num_positions: usize,
         half: usize,
         angle: &dyn Fn(usize, usize) -> (f32, f32),
     ) -> Self {
-        let mut cos = Tensor::zeros(device, crate::DType::F32, &[positions, half]);
-        let mut sin = Tensor::zeros(device, crate::DType::F32, &[positions, half]);
-        for p in 0..positions {
-            for i in 0..half {
-                let (c, s) = angle(p, i);
-                cos.as_f32_mut()[p * half + i] = c;
-                sin.as_f32_mut()[p * half + i] = s;
-            }
+        let mut table = Self::zeros(device, num_positions, half);
+        let values = table.cos.as_f32_mut().iter_mut().zip(table.sin.as_f32_mut());
+        for (at, (cos, sin)) in values.enumerate() {
+            (*cos, *sin) = angle(at / half, at % half);
         }
-        Self { cos, sin }
+        table
     }
 
-    pub fn bytes(positions: usize, half: usize) -> u64 {
-        (2 * positions * half * 4) as u64
+    /// To be filled later.
+    pub fn zeros(device: &Device, num_positions: usize, half: usize) -> Self {
+        let shape = [num_positions, half];
+        Self {
+            cos: Tensor::zeros(device, DType::F32, &shape),
+            sin: Tensor::zeros(device, DType::F32, &shape),
+        }
+    }
+
+    pub fn bytes(num_positions: usize, half: usize) -> u64 {
+        2 * Tensor::bytes_of(DType::F32, &[num_positions, half])
     }
 }
 
-/// Rotates values `offset .. offset + R` of each head of `x` `[T, H, D]` by the table's row `positions[t]`.
 pub fn rope(x: &mut Tensor, offset: usize, table: &RopeTable, positions: &[u32], layout: RopeLayout) {
-    let [t, h, d] = *x.shape() else { panic!("rope: x") };
-    assert_eq!(positions.len(), t, "rope: positions");
-    let half = table.cos.shape()[1];
-    assert!(offset + 2 * half <= d, "rope: offset");
-    let (cos, sin) = (table.cos.as_f32(), table.sin.as_f32());
-    let x = x.as_f32_mut();
-    for i in 0..t {
-        let at = positions[i] as usize * half;
-        for head in 0..h {
-            let row = &mut x[(i * h + head) * d + offset..][..2 * half];
-            for j in 0..half {
-                let (c, s) = (cos[at + j], sin[at + j]);
-                let (a, b) = match layout {
-                    RopeLayout::Half => (j, j + half),
-                    RopeLayout::Interleaved => (2 * j, 2 * j + 1),
-                };
-                let (u, v) = (row[a], row[b]);
-                row[a] = u * c - v * s;
-                row[b] = v * c + u * s;
-            }
+    let [_, heads, head_len] = as_heads(x);
+    run(x, RopePlan { head_len, heads: 0..heads, offset }, table, positions, layout);
+}
+
+/// Rotates some of the heads, from their first dimension on.
+pub fn rope_heads(
+    x: &mut Tensor,
+    heads: Range<usize>,
+    table: &RopeTable,
+    positions: &[u32],
+    layout: RopeLayout,
+) {
+    let [_, num_heads, head_len] = as_heads(x);
+    assert!(heads.start <= heads.end && heads.end <= num_heads, "rope: heads {heads:?} of {num_heads}");
+    run(x, RopePlan { head_len, heads, offset: 0 }, table, positions, layout);
+}
+
+fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, positions: &[u32], layout: RopeLayout) {
+    let (num_positions, half) = (table.cos.rows(), table.cos.row_len());
+    assert_eq!(x.rows(), positions.len(), "rope: positions");
+    assert!(plan.offset + 2 * half <= plan.head_len, "rope: {half} pairs from {} on", plan.offset);
+    assert!(
+        positions.iter().all(|&p| (p as usize) < num_positions),
+        "rope: a position is not below {num_positions}"
+    );
+    let row_len = x.row_len();
+    match &x.device().clone() {
+        Device::Cpu(cpu) => {
+            let (cos, sin) = (table.cos.as_f32(), table.sin.as_f32());
+            cpu.for_rows(x.as_f32_mut(), row_len, |first, block| {
+                for (i, row) in block.chunks_exact_mut(row_len).enumerate() {
+                    let angles = positions[first + i] as usize * half;
+                    let (cos, sin) = (&cos[angles..angles + half], &sin[angles..angles + half]);
+                    match layout {
+                        RopeLayout::Half => rope::rotate_half(cpu.isa, row, &plan, cos, sin),
+                        RopeLayout::Interleaved => rope::rotate_interleaved(row, &plan, cos, sin),
+                    }
+                }
+            });
         }
     }
 }

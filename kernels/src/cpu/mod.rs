@@ -1,0 +1,90 @@
+//! The CPU side of each op, one file per op, and what they share: the pool, the vectors, ways to cut work into tasks.
+
+pub(crate) mod attention;
+pub(crate) mod gemm;
+pub(crate) mod interpolate;
+pub(crate) mod moe;
+pub(crate) mod norm;
+pub(crate) mod pool;
+pub(crate) mod rope;
+pub(crate) mod route;
+pub(crate) mod rows;
+pub(crate) mod simd;
+
+use crate::device::Cpu;
+use crate::memory::Element;
+
+/// Elements of simple work below which waking other threads costs more than it saves.
+const SERIAL_ELEMENTS: usize = 16 << 10;
+
+impl Cpu {
+    /// Cuts `data` into blocks of `block_len` and hands them out: `work(index, block)`.
+    pub(crate) fn for_blocks<T: Element>(
+        &self,
+        data: &mut [T],
+        block_len: usize,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let num_blocks = data.len().div_ceil(block_len.max(1));
+        if num_blocks <= 1 || self.pool.num_workers() == 1 {
+            return data.chunks_mut(block_len.max(1)).enumerate().for_each(|(i, block)| work(i, block));
+        }
+        let shared = SharedMut::new(data);
+        self.pool.run(num_blocks, &|index, _| {
+            let start = index * block_len;
+            // SAFETY: blocks do not overlap, and each index is handed out once.
+            work(index, unsafe { shared.slice(start, block_len.min(shared.len() - start)) });
+        });
+    }
+
+    /// Rows of `out`, some at a time: `work(first_row, rows)`. For work that costs about as much as touching its output.
+    pub(crate) fn for_rows(&self, out: &mut [f32], row_len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+        if out.is_empty() {
+            return;
+        }
+        let num_rows = out.len() / row_len;
+        let rows_per_block = if out.len() <= SERIAL_ELEMENTS {
+            num_rows
+        } else {
+            (SERIAL_ELEMENTS / 2).div_ceil(row_len).max(num_rows.div_ceil(self.pool.num_workers() * 8))
+        };
+        self.for_blocks(out, rows_per_block * row_len, |index, block| work(index * rows_per_block, block));
+    }
+}
+
+/// A slice that several tasks write to, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut<T> {
+    start: *mut T,
+    len: usize,
+}
+
+// SAFETY: access goes through `slice`, whose callers keep parts disjoint.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub fn new(data: &mut [T]) -> Self {
+        Self { start: data.as_mut_ptr(), len: data.len() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// # Safety
+    /// The slice borrowed by `new` is still borrowed, and no other live part overlaps this one.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "a part of {} + {len} of {}", start, self.len);
+        // SAFETY: in bounds; the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+
+    /// The address of an element, for kernels that write rows with a stride.
+    pub fn at(&self, index: usize) -> *mut T {
+        assert!(index <= self.len, "element {index} of {}", self.len);
+        self.start.wrapping_add(index)
+    }
+}

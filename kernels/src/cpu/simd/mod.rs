@@ -1,0 +1,168 @@
+//! Vectors of f32 behind one trait, and the run-time choice of the instruction set.
+//!
+//! A kernel is written once, generic over [`Simd`], as an `#[inline(always)]` function; [`simd_entry!`] compiles it three times,
+//! each inside a function that has the features, and picks one by [`Isa`]. The vector types are tokens: holding an `Avx512`
+//! proves that the processor has it, so arithmetic is safe to call and only raw loads and stores are not.
+
+pub(crate) mod math;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+use std::fmt;
+
+/// Instruction sets that there are kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl Isa {
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+    }
+
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f") && Self::Avx2.is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}
+
+/// One width of f32 vectors. `V` is a vector of `LANES`.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    type V: Copy;
+    const LANES: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the processor can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `2^n` for whole numbers -126 ..= 127.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// `a < b ? x : y`, lane by lane.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// Lanes summed in a fixed tree: halves onto each other.
+    fn sum(self, a: Self::V) -> f32;
+
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be written.
+    unsafe fn store(self, to: *mut f32, v: Self::V);
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load_bf16(self, from: *const u16) -> Self::V;
+    /// # Safety
+    /// `LANES` elements can be read.
+    unsafe fn load_f16(self, from: *const u16) -> Self::V;
+    /// The elements with even and with odd index.
+    /// # Safety
+    /// `2 * LANES` elements can be read.
+    unsafe fn load_bf16_pairs(self, from: *const u16) -> (Self::V, Self::V);
+    /// Asks for a cache line. Any address will do.
+    fn prefetch(self, address: *const u8);
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The first `LANES` elements; a shorter slice is filled up with zeros.
+    #[inline(always)]
+    fn load_slice(self, from: &[f32]) -> Self::V {
+        if from.len() >= Self::LANES {
+            // SAFETY: long enough.
+            return unsafe { self.load(from.as_ptr()) };
+        }
+        let mut padded = [0.0; MAX_LANES];
+        padded[..from.len()].copy_from_slice(from);
+        // SAFETY: MAX_LANES elements.
+        unsafe { self.load(padded.as_ptr()) }
+    }
+
+    /// As many lanes as the slice has room for.
+    #[inline(always)]
+    fn store_slice(self, to: &mut [f32], v: Self::V) {
+        if to.len() >= Self::LANES {
+            // SAFETY: long enough.
+            return unsafe { self.store(to.as_mut_ptr(), v) };
+        }
+        let mut padded = [0.0; MAX_LANES];
+        // SAFETY: MAX_LANES elements.
+        unsafe { self.store(padded.as_mut_ptr(), v) };
+        to.copy_from_slice(&padded[..to.len()]);
+    }
+}
+
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Defines `fn name(isa: Isa, args…)` that calls `body(token, args…)`, compiled for each instruction set.
+macro_rules! simd_entry {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx512($($arg: $ty),*) {
+                // SAFETY: this function has the features.
+                $body(unsafe { $crate::cpu::simd::Avx512::new() }, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2($($arg: $ty),*) {
+                // SAFETY: this function has the features.
+                $body(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
+            }
+            match isa {
+                // SAFETY: a device has only an Isa that was found on this processor.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => $body($crate::cpu::simd::Portable, $($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use simd_entry;
