@@ -11,7 +11,8 @@
 //! 3. **Admission**, by rank, as long as there are places, budget for short prompts and blocks for all tokens known so far, and
 //!    one block beside for each running sequence. The first that finds no blocks ends admission: nobody overtakes it. Only a
 //!    sequence whose next block is just being computed by another one is passed over: it would compute the same, and finds it
-//!    ready soon. No admission in a step where a decode found no block.
+//!    ready soon. No admission in a step where a decode found no block. Nobody is pushed out for admission: a better priority
+//!    has the next place, not a place that is taken.
 //! 4. **Long prompts**, round-robin by turn: the one whose last turn is longest ago gets all that is left, and what it cannot
 //!    use goes to the next.
 //!
@@ -24,7 +25,6 @@
 //! arrived first and started first has its first token first; they start in the order of arrival except where step 3 passes
 //! one over.
 
-use crate::image_cache::Acquired;
 use crate::running::{Rank, Running, SharedTable};
 use crate::{Batch, Event, ItemShare, Scheduler};
 use std::ops::Bound;
@@ -43,6 +43,19 @@ struct Decodes {
     ready: Vec<Rank>,
     /// Nobody was preempted or has to sit the step out.
     blocks_suffice: bool,
+}
+
+/// Who ended the last admission. While no more blocks are free than then, looking again for all its blocks would be for nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocked {
+    rank: Rank,
+    num_free: usize,
+}
+
+impl Blocked {
+    fn still_holds(&self, rank: Rank, num_free: usize) -> bool {
+        self.rank == rank && num_free <= self.num_free
+    }
 }
 
 impl Budget {
@@ -117,8 +130,7 @@ impl Scheduler {
             let image = running.job.sequence.images[running.images_entered].image.clone();
             let Some(acquired) = self.images.acquire(&image) else { break };
             running.enter_image(acquired);
-            self.stats.image_queries += 1;
-            self.stats.image_hits += usize::from(acquired == Acquired::Cached);
+            self.stats.count_image(acquired);
             self.image_queue.pop_front();
         }
     }
@@ -163,7 +175,17 @@ impl Scheduler {
                     continue;
                 }
             }
-            let Some(table) = self.take_blocks(rank) else { break };
+            let num_free = self.pool.num_free();
+            if self.blocked.is_some_and(|blocked| blocked.still_holds(rank, num_free))
+                && !self.running.is_empty()
+            {
+                break;
+            }
+            let Some(table) = self.take_blocks(rank) else {
+                self.blocked = Some(Blocked { rank, num_free });
+                break;
+            };
+            self.blocked = None;
             self.start(rank, table);
             if !self.running[&rank].is_long {
                 budget.left -= self.advance(rank, budget.for_short(rank.priority));
@@ -228,8 +250,7 @@ impl Scheduler {
                 break;
             };
             running.enter_image(acquired);
-            self.stats.image_queries += 1;
-            self.stats.image_hits += usize::from(acquired == Acquired::Cached);
+            self.stats.count_image(acquired);
         }
         let num_tokens = target - running.planned;
         running.planned = target;

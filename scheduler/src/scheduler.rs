@@ -2,6 +2,7 @@
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
+use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running, finish_reason};
 use crate::{
     Batch, BatchItem, Event, Failure, FinishReason, Occupancy, Reject, Sampled, SchedulerConfig, Sequence,
@@ -20,6 +21,7 @@ pub struct Scheduler {
     priorities: BTreeMap<SequenceId, i32>,
     /// Running sequences that could not enter a picture, in the order in which that happened.
     pub(crate) image_queue: VecDeque<Rank>,
+    pub(crate) blocked: Option<Blocked>,
     /// Turns given to long prompts so far.
     pub(crate) num_turns: u64,
     /// What the step being executed will tell: filled by `schedule`, taken by `commit`.
@@ -45,6 +47,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             priorities: BTreeMap::new(),
             image_queue: VecDeque::new(),
+            blocked: None,
             num_turns: 0,
             started: Vec::new(),
             stats: StepStats::default(),

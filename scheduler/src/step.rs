@@ -1,5 +1,6 @@
 //! What a step tells its caller: events for the streams, numbers for the metrics.
 
+use crate::image_cache::Acquired;
 use crate::{FinishReason, SampledToken, SequenceId};
 
 #[derive(Debug, Default)]
@@ -56,6 +57,13 @@ pub struct StepStats {
     pub image_hits: usize,
     /// At the end of the step.
     pub occupancy: Occupancy,
+}
+
+impl StepStats {
+    pub(crate) fn count_image(&mut self, acquired: Acquired) {
+        self.image_queries += 1;
+        self.image_hits += usize::from(acquired == Acquired::Cached);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
