@@ -1,4 +1,26 @@
-//! The server: HTTP in, tokens out.
+//! An OpenAI-compatible server around an engine: HTTP, JSON, text and pictures live here, and nowhere below.
+//!
+//! `args` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `app` → `openai` → `service` → `engine_thread`, and back as
+//! events, which `openai::answer` turns into text and `openai::stream` into bytes.
 
+pub mod app;
+pub mod args;
+pub mod auth;
 pub mod chat;
+pub mod config;
+mod config_file;
+pub mod defaults;
+pub mod engine_thread;
+pub mod error;
+pub mod http;
+mod lifecycle;
+pub mod logging;
+pub mod metrics;
+pub mod openai;
+pub mod request;
+pub mod run;
+pub mod serve;
+pub mod service;
 pub mod source;
+mod throughput;
+pub mod units;

@@ -1,0 +1,131 @@
+//! The routes and what stands around them.
+
+use crate::auth::ApiKeys;
+use crate::error::ApiError;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::HttpMetrics;
+use crate::openai::generation::RequestLimits;
+use crate::openai::{chat, completions, health, models, tokenize};
+use crate::request::{observe, panicked, require_key};
+use crate::service::Service;
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tower_http::catch_panic::CatchPanicLayer;
+
+#[derive(Debug, Clone, Copy)]
+pub struct AppLimits {
+    pub body_len_max: usize,
+    pub body_timeout: Duration,
+    pub request: RequestLimits,
+    /// `None`: streams carry no comments.
+    pub keep_alive: Option<Duration>,
+}
+
+impl Default for AppLimits {
+    fn default() -> Self {
+        Self {
+            body_len_max: 32 << 20,
+            body_timeout: Duration::from_secs(60),
+            request: RequestLimits::default(),
+            keep_alive: Some(Duration::from_secs(5)),
+        }
+    }
+}
+
+/// What handlers share.
+pub struct App {
+    pub keys: ApiKeys,
+    pub limits: AppLimits,
+    pub http_metrics: Arc<HttpMetrics>,
+    pub lifecycle: Lifecycle,
+    /// Empty while the model is being loaded.
+    pub service: OnceLock<Arc<Service>>,
+}
+
+impl App {
+    pub fn new(keys: ApiKeys, limits: AppLimits) -> Self {
+        let http_metrics = Arc::new(HttpMetrics::new());
+        for route in route_table() {
+            http_metrics.announce(route.method, route.path);
+        }
+        Self { keys, limits, http_metrics, lifecycle: Lifecycle::new(), service: OnceLock::new() }
+    }
+
+    pub fn service(&self) -> Result<&Arc<Service>, ApiError> {
+        self.service.get().ok_or(ApiError::Loading)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Probes and metrics, for machines that have no key.
+    Open,
+    /// One of the configured keys, where there are any.
+    Key,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    pub method: &'static str,
+    pub path: &'static str,
+    pub access: Access,
+}
+
+type Entry = (Access, &'static str, [&'static str; 2], fn() -> MethodRouter<Arc<App>>);
+
+/// Every route, with and without `/v1`.
+#[rustfmt::skip]
+const ROUTES: &[Entry] = &[
+    (Access::Key, "POST", ["/v1/chat/completions", "/chat/completions"], || post(chat::create)),
+    (Access::Key, "POST", ["/v1/completions", "/completions"], || post(completions::create)),
+    (Access::Key, "GET", ["/v1/models", "/models"], || get(models::list)),
+    (Access::Key, "GET", ["/v1/models/{*id}", "/models/{*id}"], || get(models::retrieve)),
+    (Access::Key, "POST", ["/v1/tokenize", "/tokenize"], || post(tokenize::tokenize)),
+    (Access::Key, "POST", ["/v1/detokenize", "/detokenize"], || post(tokenize::detokenize)),
+    (Access::Open, "GET", ["/v1/health", "/health"], || get(health::health)),
+    (Access::Open, "GET", ["/v1/ping", "/ping"], || get(health::health)),
+    (Access::Open, "GET", ["/v1/livez", "/livez"], || get(health::live)),
+    (Access::Open, "GET", ["/v1/live", "/live"], || get(health::live)),
+    (Access::Open, "GET", ["/v1/readyz", "/readyz"], || get(health::ready)),
+    (Access::Open, "GET", ["/v1/ready", "/ready"], || get(health::ready)),
+    (Access::Open, "GET", ["/v1/version", "/version"], || get(health::version)),
+    (Access::Open, "GET", ["/v1/metrics", "/metrics"], || get(health::metrics)),
+];
+
+pub fn route_table() -> Vec<Route> {
+    ROUTES
+        .iter()
+        .flat_map(|&(access, method, paths, _)| paths.map(|path| Route { method, path, access }))
+        .collect()
+}
+
+pub fn router(app: Arc<App>) -> Router {
+    let mut router = Router::new();
+    for &(access, _, paths, handler) in ROUTES {
+        for path in paths {
+            let handler = match access {
+                Access::Open => handler(),
+                Access::Key => handler().route_layer(from_fn_with_state(app.clone(), require_key)),
+            };
+            router = router.route(path, handler);
+        }
+    }
+    router
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+async fn no_route(request: Request) -> ApiError {
+    ApiError::RouteNotFound { path: request.uri().path().to_owned() }
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_owned() }
+}

@@ -1,0 +1,301 @@
+//! What was typed: the command line, the environment and the configuration file, as clap sees them. What it means is decided in
+//! `config.rs`. Names follow vLLM where it has one.
+
+use clap::parser::ValueSource;
+use clap::{ArgAction, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(name = "perilune", version, about = "OpenAI-compatible inference server", max_term_width = 110)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP
+    Serve(Box<ServeArgs>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    Auto,
+    #[value(alias = "float", alias = "f32")]
+    Float32,
+    #[value(alias = "bf16")]
+    Bfloat16,
+    #[value(alias = "half", alias = "f16")]
+    Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormatArg {
+    #[value(alias = "safetensors")]
+    Auto,
+    /// Random weights of the configured shape; no weight file is read
+    Dummy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormatArg {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerationConfigArg {
+    /// Defaults of temperature and the like from the model's generation_config.json
+    Auto,
+    /// The API's own defaults
+    Vllm,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ServeArgs {
+    /// A directory in the Hugging Face format, or a name on the hub; without one, the small model built into the binary
+    #[arg(value_name = "MODEL", env = "PERILUNE_MODEL")]
+    pub model: Option<String>,
+
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", env = "PERILUNE_HOST")]
+    pub host: String,
+
+    /// Port to listen on; 0 lets the system choose
+    // Not from the environment: Kubernetes sets PERILUNE_PORT=tcp://… for a service of that name.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+
+    /// Names of the model in the API, the first is the canonical one; default: MODEL as given
+    #[arg(long, value_name = "NAME", num_args = 1.., env = "PERILUNE_SERVED_MODEL_NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DEVICE")]
+    pub device: DeviceArg,
+
+    /// Type of weights and KV cache
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]
+    pub dtype: DTypeArg,
+
+    /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
+    #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN")]
+    pub max_model_len: Option<String>,
+
+    /// Most sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 256, env = "PERILUNE_MAX_NUM_SEQS")]
+    pub max_num_seqs: usize,
+
+    /// Most tokens computed in one step
+    #[arg(long, value_name = "N", default_value = "2048", env = "PERILUNE_MAX_NUM_BATCHED_TOKENS")]
+    pub max_num_batched_tokens: String,
+
+    /// Tokens in a block of the KV cache
+    #[arg(long, value_name = "N", default_value_t = 16, env = "PERILUNE_BLOCK_SIZE")]
+    pub block_size: usize,
+
+    /// All that may be allocated: bytes with a suffix (8GiB, 500MB) or a share of the device's memory (0.7)
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "0.7",
+        env = "PERILUNE_MEMORY",
+        alias = "gpu-memory-utilization"
+    )]
+    pub memory: String,
+
+    /// Where weights come from
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_LOAD_FORMAT")]
+    pub load_format: LoadFormatArg,
+
+    /// Keys of which a request must carry one; may be given several times
+    #[arg(long, value_name = "KEY", env = "PERILUNE_API_KEY", hide_env_values = true, value_delimiter = ',')]
+    pub api_key: Vec<String>,
+
+    /// Seed of requests that have none, and of dummy weights; default: a random one
+    #[arg(long, value_name = "N", env = "PERILUNE_SEED")]
+    pub seed: Option<u64>,
+
+    /// Format of log lines on standard error
+    #[arg(long, value_enum, default_value = "text", env = "PERILUNE_LOG_FORMAT")]
+    pub log_format: LogFormatArg,
+
+    /// A file of flags: lines `flag-name: value`, or a JSON object; flags on the command line win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// A Jinja file instead of the model's chat template
+    #[arg(long, value_name = "FILE", env = "PERILUNE_CHAT_TEMPLATE")]
+    pub chat_template: Option<PathBuf>,
+
+    /// Where defaults of sampling parameters come from
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_GENERATION_CONFIG")]
+    pub generation_config: GenerationConfigArg,
+
+    /// Most sequences that wait to run; more are refused with 429
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1024,
+        alias = "max-num-queued",
+        alias = "max-num-queued-reqs",
+        env = "PERILUNE_MAX_WAITING"
+    )]
+    pub max_waiting: usize,
+
+    /// Seconds that running requests have to finish after SIGTERM or Ctrl-C
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, env = "PERILUNE_SHUTDOWN_TIMEOUT")]
+    pub shutdown_timeout: f64,
+
+    /// Seconds of silence after which a stream carries a comment, for proxies; 0 is never
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5.0,
+        alias = "sse-ping-interval",
+        env = "PERILUNE_SSE_KEEP_ALIVE_INTERVAL"
+    )]
+    pub sse_keep_alive_interval: f64,
+
+    /// Threads that compute; default: one for each core
+    #[arg(long, value_name = "N", env = "PERILUNE_THREADS")]
+    pub threads: Option<usize>,
+
+    /// Find prompts' beginnings in the KV cache (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+
+    /// Compute every prompt from its first token
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+
+    /// Most pixels of one picture
+    #[arg(long, value_name = "N", default_value = "64M", env = "PERILUNE_MAX_IMAGE_PIXELS")]
+    pub max_image_pixels: String,
+
+    /// Most answers to one prompt
+    #[arg(long, value_name = "N", default_value_t = 128, env = "PERILUNE_MAX_N")]
+    pub max_n: usize,
+
+    /// Print what the flags mean, as JSON, and exit
+    #[arg(long)]
+    pub print_config: bool,
+
+    /// Flags of vLLM that change nothing here, so that copied commands start
+    #[command(flatten)]
+    pub harmless: HarmlessArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct HarmlessArgs {
+    #[arg(long, hide = true)]
+    pub trust_remote_code: bool,
+    #[arg(long, hide = true)]
+    pub disable_log_requests: bool,
+    #[arg(long, hide = true)]
+    pub no_enable_log_requests: bool,
+    #[arg(long, hide = true)]
+    pub disable_log_stats: bool,
+    #[arg(long, hide = true)]
+    pub enforce_eager: bool,
+    #[arg(long, hide = true)]
+    pub enable_chunked_prefill: bool,
+    #[arg(long, hide = true)]
+    pub disable_frontend_multiprocessing: bool,
+}
+
+impl HarmlessArgs {
+    pub fn given(&self) -> Vec<&'static str> {
+        let HarmlessArgs {
+            trust_remote_code,
+            disable_log_requests,
+            no_enable_log_requests,
+            disable_log_stats,
+            enforce_eager,
+            enable_chunked_prefill,
+            disable_frontend_multiprocessing,
+        } = self;
+        let flags = [
+            (*trust_remote_code, "--trust-remote-code"),
+            (*disable_log_requests, "--disable-log-requests"),
+            (*no_enable_log_requests, "--no-enable-log-requests"),
+            (*disable_log_stats, "--disable-log-stats"),
+            (*enforce_eager, "--enforce-eager"),
+            (*enable_chunked_prefill, "--enable-chunked-prefill"),
+            (*disable_frontend_multiprocessing, "--disable-frontend-multiprocessing"),
+        ];
+        flags.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
+    }
+}
+
+impl Args {
+    /// Parses a command line, with the configuration file that it names worked in. Flags win over the environment, and that over the
+    /// file.
+    pub fn parse_from_line(line: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(&line)?;
+        let Some(("serve", serve)) = matches.subcommand() else { return Self::from_arg_matches(&matches) };
+        let Some(path) = serve.get_one::<PathBuf>("config") else { return Self::from_arg_matches(&matches) };
+        let fail = |message: String| {
+            Self::command().error(
+                clap::error::ErrorKind::InvalidValue,
+                format!("--config {}: {message}", path.display()),
+            )
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let mut flags = Vec::new();
+        for (name, values) in crate::config_file::parse(&text).map_err(&fail)? {
+            let id = name.replace('-', "_");
+            let given = |id: &str| {
+                matches!(
+                    serve.try_get_raw(id).ok().flatten().and(serve.value_source(id)),
+                    Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+                )
+            };
+            let opposite = id.strip_prefix("no_").map_or_else(|| format!("no_{id}"), str::to_owned);
+            if given(&id) || given(&opposite) {
+                continue;
+            }
+            flags.extend(config_flags(&command, &name, &id, values).map_err(&fail)?);
+        }
+        let position = line.iter().position(|arg| arg == "serve").map_or(line.len(), |at| at + 1);
+        let mut line = line;
+        line.splice(position..position, flags);
+        Self::try_parse_from(line)
+    }
+}
+
+/// One entry of the file as it would be typed.
+fn config_flags(
+    command: &clap::Command,
+    name: &str,
+    id: &str,
+    values: Vec<String>,
+) -> Result<Vec<OsString>, String> {
+    let serve = command.find_subcommand("serve").expect("the subcommand exists");
+    let arg = serve.get_arguments().find(|arg| {
+        arg.get_id() == id || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    });
+    let Some(arg) = arg else { return Err(format!("unknown key `{name}`")) };
+    if arg.is_positional() {
+        return values.first().map(|value| vec![value.into()]).ok_or(format!("`{name}` has no value"));
+    }
+    let flag = format!("--{name}");
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        return match values.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["true"] => Ok(vec![flag.into()]),
+            ["false"] if name == "enable-prefix-caching" => Ok(vec!["--no-enable-prefix-caching".into()]),
+            ["false"] => Ok(Vec::new()),
+            _ => Err(format!("`{name}` is true or false")),
+        };
+    }
+    Ok(values.into_iter().map(|value| format!("{flag}={value}").into()).collect())
+}

@@ -1,0 +1,461 @@
+//! The only meeting of async and engine. One OS thread owns the engine; channels reach it.
+//!
+//! ```text
+//!   handlers ──Submit──▶ bounded queue ──▶ engine thread: admit, drop the closed, step, publish
+//!      ▲                                        │
+//!      └──── EventStream, one a sequence ◀──────┘   room for all it can ever be sent, so publishing never waits
+//! ```
+//! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
+
+use crate::metrics::{Metrics, SequenceRecord};
+use crate::throughput::Throughput;
+use scheduler::{
+    Batch, Engine, Event, FinishReason, ModelRunner, Reject, SampledToken, SchedulerConfig, Sequence,
+    SequenceId, StepOutput, StepStats,
+};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+#[derive(Debug)]
+pub enum SequenceEvent {
+    Token(SampledToken),
+    Finished(FinishReason),
+    Rejected(Reject),
+    /// The engine stopped before the sequence ended.
+    Failed(StopReason),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// The server was told to stop and this sequence did not end in time.
+    Shutdown,
+    Failure(String),
+}
+
+/// Where a sequence stands, written by the engine thread and read by whoever answers the client.
+#[derive(Debug, Default)]
+pub struct Progress {
+    queue_us: AtomicU64,
+    prefill_us: AtomicU64,
+    decode_us: AtomicU64,
+    device_us: AtomicU64,
+    cached_tokens: AtomicUsize,
+    /// The client has its whole answer although the engine could go on: a stop string was found.
+    stopped: AtomicBool,
+}
+
+/// Times of one sequence. Device time is each step's time shared out by the tokens computed in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Timings {
+    pub queue: Duration,
+    pub prefill: Duration,
+    pub decode: Duration,
+    pub device: Duration,
+    pub cached_tokens: usize,
+}
+
+impl Progress {
+    pub fn timings(&self) -> Timings {
+        let duration = |us: &AtomicU64| Duration::from_micros(us.load(Relaxed));
+        Timings {
+            queue: duration(&self.queue_us),
+            prefill: duration(&self.prefill_us),
+            decode: duration(&self.decode_us),
+            device: duration(&self.device_us),
+            cached_tokens: self.cached_tokens.load(Relaxed),
+        }
+    }
+}
+
+/// What one client can still be sent. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub struct EventStream {
+    events: mpsc::Receiver<SequenceEvent>,
+    progress: Arc<Progress>,
+}
+
+impl EventStream {
+    /// `None` when the engine thread ended without a word to this sequence.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SequenceEvent>> {
+        self.events.poll_recv(context)
+    }
+
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// The answer is complete: what the engine still does for it is for nothing.
+    pub fn stop(self) {
+        self.progress.stopped.store(true, Relaxed);
+    }
+}
+
+struct Submission {
+    sequence: Sequence,
+    events: mpsc::Sender<SequenceEvent>,
+    progress: Arc<Progress>,
+    submitted: Instant,
+}
+
+/// Answers to one prompt are admitted together or not at all.
+struct Submit(Vec<Submission>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubmitError {
+    Full { waiting: usize },
+    Stopped,
+}
+
+#[derive(Clone)]
+pub struct EngineHandle {
+    submits: mpsc::Sender<Submit>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl EngineHandle {
+    /// Never waits. Ids are given by the engine thread, in the order in which sequences reach it.
+    pub fn submit(&self, sequences: Vec<Sequence>) -> Result<Vec<EventStream>, SubmitError> {
+        let submitted = Instant::now();
+        let mut streams = Vec::with_capacity(sequences.len());
+        let mut submissions = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let (sender, events) = mpsc::channel(sequence.params.max_tokens + 1);
+            let progress = Arc::new(Progress::default());
+            streams.push(EventStream { events, progress: progress.clone() });
+            submissions.push(Submission { sequence, events: sender, progress, submitted });
+        }
+        match self.submits.try_send(Submit(submissions)) {
+            Ok(()) => Ok(streams),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(SubmitError::Full { waiting: self.submits.max_capacity() })
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(SubmitError::Stopped),
+        }
+    }
+
+    /// Ends every sequence with [`StopReason::Shutdown`] before the next step, and then the thread.
+    pub fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+        // Wakes an idle engine; a busy one, which may have a full queue, looks at the flag by itself.
+        let _ = self.submits.try_send(Submit(Vec::new()));
+    }
+}
+
+/// How the thread ended: `Err` is a failed or panicking step, after which the process should end too.
+pub type Ended = Result<(), String>;
+
+pub struct EngineThread<T> {
+    pub handle: EngineHandle,
+    /// What `build` made besides the engine.
+    pub loaded: T,
+    /// Resolves when the thread ends.
+    pub ended: oneshot::Receiver<Ended>,
+}
+
+/// Times the runner: the scheduler knows no clock.
+struct Timed<R> {
+    runner: R,
+    last: Duration,
+}
+
+impl<R: ModelRunner> ModelRunner for Timed<R> {
+    type Error = R::Error;
+
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, R::Error> {
+        let start = Instant::now();
+        let output = self.runner.execute(batch);
+        self.last = start.elapsed();
+        output
+    }
+}
+
+/// What `build` hands over: the parts of an engine, and what the server wants to know of them.
+pub struct Parts<R, T> {
+    pub runner: R,
+    pub config: SchedulerConfig,
+    pub metrics: Arc<Metrics>,
+    pub loaded: T,
+}
+
+/// Starts the engine on its own thread, where `build` also runs: a runner need not be `Send`. Returns when `build` has.
+/// `max_pending` bounds the requests that wait for the current step to end.
+pub fn spawn<R, T, E>(
+    max_pending: usize,
+    build: impl FnOnce() -> Result<Parts<R, T>, E> + Send + 'static,
+) -> Result<EngineThread<T>, E>
+where
+    R: ModelRunner,
+    R::Error: std::fmt::Display,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    let (submits, receiver) = mpsc::channel(max_pending.max(1));
+    let stopping = Arc::new(AtomicBool::new(false));
+    let handle = EngineHandle { submits, stopping: stopping.clone() };
+    let (built_sender, built) = std::sync::mpsc::channel();
+    let (ended_sender, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || {
+            let Parts { runner, config, metrics, loaded } = match build() {
+                Ok(parts) => parts,
+                Err(error) => {
+                    let _ = built_sender.send(Err(error));
+                    return;
+                }
+            };
+            let engine = Engine::new(config, Timed { runner, last: Duration::ZERO });
+            let _ = built_sender.send(Ok(loaded));
+            let engine = EngineLoop {
+                engine,
+                metrics,
+                stopping,
+                clients: BTreeMap::new(),
+                next_id: 0,
+                throughput: Throughput::new(),
+            };
+            let _ = ended_sender.send(engine.run(receiver));
+        })
+        .expect("the engine thread starts");
+    let loaded = built.recv().unwrap_or_else(|_| panic!("the model's loader panicked"))?;
+    Ok(EngineThread { handle, loaded, ended })
+}
+
+struct Client {
+    events: mpsc::Sender<SequenceEvent>,
+    progress: Arc<Progress>,
+    submitted: Instant,
+    scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Instant,
+    num_tokens: usize,
+    prompt_tokens: usize,
+    max_tokens: usize,
+    device: Duration,
+    preemptions: usize,
+}
+
+struct EngineLoop<R: ModelRunner> {
+    engine: Engine<Timed<R>>,
+    metrics: Arc<Metrics>,
+    stopping: Arc<AtomicBool>,
+    clients: BTreeMap<SequenceId, Client>,
+    next_id: u64,
+    throughput: Throughput,
+}
+
+impl<R: ModelRunner> EngineLoop<R>
+where
+    R::Error: std::fmt::Display,
+{
+    fn run(mut self, mut submits: mpsc::Receiver<Submit>) -> Ended {
+        loop {
+            if self.clients.is_empty() {
+                self.throughput.pause();
+                let Some(submit) = submits.blocking_recv() else { return Ok(()) };
+                self.throughput.resume();
+                self.admit(submit);
+            }
+            while let Ok(submit) = submits.try_recv() {
+                self.admit(submit);
+            }
+            if self.stopping.load(Relaxed) {
+                submits.close();
+                while let Some(submit) = submits.blocking_recv() {
+                    self.admit(submit);
+                }
+                self.fail(StopReason::Shutdown);
+                return Ok(());
+            }
+            self.drop_closed();
+            if self.clients.is_empty() {
+                // Blocks of aborted sequences are free again: show it, although there is no step to run.
+                self.metrics.occupancy(&self.engine.occupancy());
+                continue;
+            }
+            if let Err(message) = self.step() {
+                submits.close();
+                while let Some(submit) = submits.blocking_recv() {
+                    self.admit(submit);
+                }
+                tracing::error!(error = message, sequences = self.clients.len(), "the engine failed");
+                self.fail(StopReason::Failure(message.clone()));
+                return Err(message);
+            }
+        }
+    }
+
+    fn admit(&mut self, Submit(submissions): Submit) {
+        let mut admitted = Vec::with_capacity(submissions.len());
+        let mut submissions = submissions.into_iter();
+        for Submission { mut sequence, events, progress, submitted } in submissions.by_ref() {
+            let id = SequenceId(self.next_id);
+            self.next_id += 1;
+            sequence.id = id;
+            let client = Client {
+                events,
+                progress,
+                submitted,
+                scheduled: None,
+                first_token: None,
+                last_token: submitted,
+                num_tokens: 0,
+                prompt_tokens: sequence.prompt_len(),
+                max_tokens: sequence.params.max_tokens,
+                device: Duration::ZERO,
+                preemptions: 0,
+            };
+            match self.engine.add(sequence) {
+                Ok(()) => {
+                    self.clients.insert(id, client);
+                    admitted.push(id);
+                }
+                Err(reject) => {
+                    self.metrics.rejected(&reject);
+                    for id in admitted.drain(..) {
+                        self.engine.abort(id);
+                        let sibling = self.clients.remove(&id).expect("was just admitted");
+                        let _ = sibling.events.try_send(SequenceEvent::Rejected(reject.clone()));
+                    }
+                    for sibling in submissions {
+                        let _ = sibling.events.try_send(SequenceEvent::Rejected(reject.clone()));
+                    }
+                    let _ = client.events.try_send(SequenceEvent::Rejected(reject));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn drop_closed(&mut self) {
+        let Self { engine, clients, metrics, .. } = self;
+        clients.retain(|&id, client| {
+            let gone = client.events.is_closed();
+            if gone {
+                engine.abort(id);
+                let reason = if client.progress.stopped.load(Relaxed) { "stop" } else { "abort" };
+                metrics.sequence_ended(&client.record(reason));
+            }
+            !gone
+        });
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        let engine = &mut self.engine;
+        let step = catch_unwind(AssertUnwindSafe(|| engine.step()))
+            .map_err(|panic| format!("the engine panicked: {}", panic_message(&*panic)))?
+            .map_err(|error| error.to_string())?;
+        let now = Instant::now();
+        self.share_device_time(&step.stats);
+        self.metrics.step(&step.stats);
+        self.throughput.add(&step.stats, now);
+        for event in step.events {
+            self.publish(event, start, now);
+        }
+        Ok(())
+    }
+
+    /// Shares the step's device time out by tokens.
+    fn share_device_time(&mut self, stats: &StepStats) {
+        let device = self.engine.runner().last;
+        let num_tokens: usize = stats.shares.iter().map(|share| share.num_tokens).sum();
+        for share in &stats.shares {
+            let Some(client) = self.clients.get_mut(&share.id) else { continue };
+            client.device += device.mul_f64(share.num_tokens as f64 / num_tokens as f64);
+            client.progress.device_us.store(micros(client.device), Relaxed);
+        }
+    }
+
+    fn publish(&mut self, event: Event, step_start: Instant, now: Instant) {
+        match event {
+            Event::Started { id, cached_tokens } => {
+                let client = self.clients.get_mut(&id).expect("a client for each sequence");
+                client.scheduled = Some(step_start);
+                let queue = step_start.saturating_duration_since(client.submitted);
+                client.progress.queue_us.store(micros(queue), Relaxed);
+                client.progress.cached_tokens.store(cached_tokens, Relaxed);
+            }
+            Event::Token { id, token } => {
+                let client = self.clients.get_mut(&id).expect("a client for each sequence");
+                client.token(now, &self.metrics);
+                client.send(SequenceEvent::Token(token));
+            }
+            Event::Finished { id, reason, preemptions } => {
+                let mut client = self.clients.remove(&id).expect("a client for each sequence");
+                client.preemptions = preemptions;
+                client.send(SequenceEvent::Finished(reason));
+                let reason = match reason {
+                    FinishReason::Stop => "stop",
+                    FinishReason::Length => "length",
+                    FinishReason::Failed(_) => {
+                        self.metrics.numerical_error();
+                        "error"
+                    }
+                };
+                self.metrics.sequence_ended(&client.record(reason));
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: StopReason) {
+        for client in std::mem::take(&mut self.clients).into_values() {
+            client.send(SequenceEvent::Failed(reason.clone()));
+            self.metrics.sequence_ended(&client.record("error"));
+        }
+    }
+}
+
+impl Client {
+    fn send(&self, event: SequenceEvent) {
+        let full = matches!(self.events.try_send(event), Err(mpsc::error::TrySendError::Full(_)));
+        assert!(!full, "a sequence was sent more than it can be sent");
+    }
+
+    fn token(&mut self, now: Instant, metrics: &Metrics) {
+        match self.first_token {
+            None => {
+                self.first_token = Some(now);
+                let scheduled = self.scheduled.unwrap_or(self.submitted);
+                self.progress.prefill_us.store(micros(now - scheduled), Relaxed);
+                metrics.first_token(now - self.submitted, self.prompt_tokens);
+            }
+            Some(first) => {
+                self.progress.decode_us.store(micros(now - first), Relaxed);
+                metrics.next_token(now - self.last_token);
+            }
+        }
+        self.last_token = now;
+        self.num_tokens += 1;
+    }
+
+    fn record(&self, reason: &'static str) -> SequenceRecord {
+        SequenceRecord {
+            reason,
+            timings: self.progress.timings(),
+            has_started: self.first_token.is_some(),
+            e2e: self.submitted.elapsed(),
+            prompt_tokens: self.prompt_tokens,
+            generation_tokens: self.num_tokens,
+            max_tokens: self.max_tokens,
+            preemptions: self.preemptions,
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,329 @@
+//! Everything a client can be told went wrong, and the one place where it becomes a status and OpenAI's error object.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use scheduler::{Failure, InvalidParam, Reject};
+use serde::Serialize;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiError {
+    /// The body is not JSON, or not an object.
+    InvalidJson(String),
+    /// A value of the wrong type or outside its range; `param` is its path, such as `messages[0].role`.
+    InvalidParam {
+        param: String,
+        message: String,
+    },
+    /// A field that would change the answer and that this server cannot honour.
+    Unsupported {
+        param: String,
+        message: String,
+    },
+    TooLong {
+        /// Where the prompt is.
+        param: &'static str,
+        prompt_tokens: usize,
+        max_tokens: usize,
+        limit: usize,
+    },
+    /// Can never be served with this configuration: the numbers say why.
+    NeverFits {
+        param: &'static str,
+        message: String,
+    },
+    ModelNotFound {
+        model: String,
+    },
+    RouteNotFound {
+        path: String,
+    },
+    MethodNotAllowed {
+        method: String,
+        path: String,
+    },
+    Unauthorized,
+    BodyTooLarge {
+        limit: usize,
+    },
+    BodyTooSlow,
+    UnsupportedMediaType {
+        message: String,
+    },
+    QueueFull {
+        waiting: usize,
+    },
+    Loading,
+    Draining,
+    /// The engine gave up on this request or on everything.
+    Engine(String),
+    Numerical(Failure),
+    Internal,
+}
+
+/// What the wire carries of an error.
+pub struct Parts {
+    pub status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after_s: Option<u32>,
+    close: bool,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Object<'a>,
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+const INVALID: &str = "invalid_request_error";
+
+impl ApiError {
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        ApiError::InvalidParam { param: param.into(), message: message.into() }
+    }
+
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        ApiError::Unsupported { param: param.into(), message: message.into() }
+    }
+
+    pub fn parts(&self) -> Parts {
+        let parts = |status, kind, code, message: String| Parts {
+            status,
+            kind,
+            code,
+            param: None,
+            message,
+            retry_after_s: None,
+            close: false,
+        };
+        match self {
+            ApiError::InvalidJson(message) => parts(
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("invalid_json"),
+                format!("failed to parse the body as a JSON object: {message}"),
+            ),
+            ApiError::InvalidParam { param, message } => Parts {
+                param: Some(param.clone()),
+                ..parts(
+                    StatusCode::BAD_REQUEST,
+                    INVALID,
+                    Some("invalid_value"),
+                    format!("invalid `{param}`: {message}"),
+                )
+            },
+            ApiError::Unsupported { param, message } => Parts {
+                param: Some(param.clone()),
+                ..parts(
+                    StatusCode::BAD_REQUEST,
+                    INVALID,
+                    Some("unsupported_parameter"),
+                    format!("`{param}` is not supported: {message}"),
+                )
+            },
+            ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => Parts {
+                param: Some((*param).into()),
+                ..parts(
+                    StatusCode::BAD_REQUEST,
+                    INVALID,
+                    Some("context_length_exceeded"),
+                    format!(
+                        "maximum context length is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} for the answer are {} tokens",
+                        prompt_tokens.saturating_add(*max_tokens)
+                    ),
+                )
+            },
+            ApiError::NeverFits { param, message } => Parts {
+                param: Some((*param).into()),
+                ..parts(StatusCode::BAD_REQUEST, INVALID, Some("never_fits"), message.clone())
+            },
+            ApiError::ModelNotFound { model } => Parts {
+                param: Some("model".into()),
+                ..parts(
+                    StatusCode::NOT_FOUND,
+                    INVALID,
+                    Some("model_not_found"),
+                    format!("the model `{model}` does not exist"),
+                )
+            },
+            ApiError::RouteNotFound { path } => {
+                parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}"))
+            }
+            ApiError::MethodNotAllowed { method, path } => parts(
+                StatusCode::METHOD_NOT_ALLOWED,
+                INVALID,
+                Some("method_not_allowed"),
+                format!("{method} is not allowed for {path}"),
+            ),
+            ApiError::Unauthorized => parts(
+                StatusCode::UNAUTHORIZED,
+                INVALID,
+                Some("invalid_api_key"),
+                "missing or wrong API key, expected `Authorization: Bearer KEY`".into(),
+            ),
+            // The rest of the body is unread, so the connection cannot be used again.
+            ApiError::BodyTooLarge { limit } => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    INVALID,
+                    Some("request_too_large"),
+                    format!("the body is larger than {limit} bytes"),
+                )
+            },
+            ApiError::BodyTooSlow => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::REQUEST_TIMEOUT,
+                    INVALID,
+                    Some("request_timeout"),
+                    "the body did not arrive in time".into(),
+                )
+            },
+            ApiError::UnsupportedMediaType { message } => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    INVALID,
+                    Some("unsupported_media_type"),
+                    message.clone(),
+                )
+            },
+            ApiError::QueueFull { waiting } => Parts {
+                retry_after_s: Some(1),
+                ..parts(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("rate_limit_exceeded"),
+                    format!("the queue is full with {waiting} requests waiting"),
+                )
+            },
+            ApiError::Loading => Parts {
+                retry_after_s: Some(1),
+                ..parts(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable_error",
+                    Some("loading"),
+                    "the model is being loaded".into(),
+                )
+            },
+            ApiError::Draining => Parts {
+                retry_after_s: Some(5),
+                close: true,
+                ..parts(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "service_unavailable_error",
+                    Some("shutting_down"),
+                    "the server is shutting down".into(),
+                )
+            },
+            ApiError::Engine(message) => parts(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "server_error",
+                Some("engine_error"),
+                message.clone(),
+            ),
+            ApiError::Numerical(failure) => parts(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "server_error",
+                Some("numerical_error"),
+                match failure {
+                    Failure::NonFiniteLogits => "the model computed logits that are not finite".into(),
+                    Failure::NothingToSample => {
+                        "bias, penalties and masks left no token to choose from".into()
+                    }
+                },
+            ),
+            ApiError::Internal => parts(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "server_error",
+                Some("internal_error"),
+                "the server made a mistake; the log has more under this request's id".into(),
+            ),
+        }
+    }
+
+    /// The error object as JSON, for a response body or an event of a stream.
+    pub fn json(&self) -> String {
+        self.parts().json()
+    }
+}
+
+impl Parts {
+    fn json(&self) -> String {
+        let object = Object {
+            message: &self.message,
+            r#type: self.kind,
+            param: self.param.as_deref(),
+            code: self.code,
+        };
+        serde_json::to_string(&Envelope { error: object }).expect("strings serialise")
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.parts().message)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let parts = self.parts();
+        let mut response = (parts.status, parts.json()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = parts.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if parts.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if parts.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<InvalidParam> for ApiError {
+    fn from(InvalidParam { param, message }: InvalidParam) -> Self {
+        ApiError::invalid(param, message)
+    }
+}
+
+impl From<Reject> for ApiError {
+    fn from(reject: Reject) -> Self {
+        match reject {
+            Reject::TooLong { prompt_tokens, max_tokens, limit } => {
+                ApiError::TooLong { param: "max_tokens", prompt_tokens, max_tokens, limit }
+            }
+            Reject::NeverFits { tokens, capacity } => ApiError::NeverFits {
+                param: "max_tokens",
+                message: format!(
+                    "{tokens} tokens of prompt and answer need more than the {capacity} tokens of KV memory"
+                ),
+            },
+            Reject::ImageTooLarge { tokens, capacity } => ApiError::NeverFits {
+                param: "messages",
+                message: format!("a picture takes {tokens} tokens, the image cache holds {capacity}"),
+            },
+            Reject::ImageTooCostly { patches, limit } => ApiError::NeverFits {
+                param: "messages",
+                message: format!("a picture has {patches} patches, a step may encode {limit}"),
+            },
+            Reject::QueueFull { waiting } => ApiError::QueueFull { waiting },
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Notices clients that hang up while hyper has no reason to read: one that sent a second request ahead, or whose body is unread, is
+//! otherwise noticed only when its answer ends. One `poll` over all sockets, four times a second. A client that closes only its
+//! sending side counts as gone too.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+
+#[cfg(target_os = "linux")]
+const GONE: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
+#[cfg(not(target_os = "linux"))]
+const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
+
+#[derive(Default)]
+struct Watched {
+    sockets: BTreeMap<u64, (Arc<TcpStream>, Arc<Notify>)>,
+    next: u64,
+}
+
+#[derive(Clone)]
+pub struct Hangups(Arc<Mutex<Watched>>);
+
+impl Hangups {
+    /// Starts the watch, which ends when nobody holds this any more.
+    pub fn start(period: Duration) -> Self {
+        let watched = Arc::new(Mutex::new(Watched::default()));
+        tokio::spawn(watch(Arc::downgrade(&watched), period));
+        Self(watched)
+    }
+
+    pub fn watch(&self, socket: Arc<TcpStream>) -> Hangup {
+        let notify = Arc::new(Notify::new());
+        let mut watched = lock(&self.0);
+        let id = watched.next;
+        watched.next += 1;
+        watched.sockets.insert(id, (socket, notify.clone()));
+        Hangup { watched: self.0.clone(), id, notify }
+    }
+}
+
+/// One watched socket. Dropping it ends the watch.
+pub struct Hangup {
+    watched: Arc<Mutex<Watched>>,
+    id: u64,
+    notify: Arc<Notify>,
+}
+
+impl Hangup {
+    pub async fn hung_up(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        lock(&self.watched).sockets.remove(&self.id);
+    }
+}
+
+fn lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
+    watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+async fn watch(watched: Weak<Mutex<Watched>>, period: Duration) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(watched) = watched.upgrade() else { return };
+        notify_gone(&mut lock(&watched));
+    }
+}
+
+fn notify_gone(watched: &mut Watched) {
+    let mut polled: Vec<PollFd> =
+        watched.sockets.values().map(|(socket, _)| PollFd::new(socket, GONE)).collect();
+    match poll(&mut polled, Some(&Timespec::default())) {
+        Ok(0) => return,
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!(%error, "failed to poll the connections");
+            return;
+        }
+    }
+    for (fd, (_, notify)) in polled.iter().zip(watched.sockets.values()) {
+        if fd.revents().intersects(GONE) {
+            notify.notify_one();
+        }
+    }
+}

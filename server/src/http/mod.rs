@@ -1,0 +1,171 @@
+//! The accept loop: hyper's HTTP/1 on plain sockets, with the deadlines that `axum::serve` does not set.
+//!
+//! Each connection has: a deadline for a request's head, which a silent or idle connection runs into as well; a deadline for a reader
+//! that takes nothing; a small kernel send buffer, so that such a reader is noticed; a watch for clients that hang up while hyper
+//! does not read. HTTP/1 only: hyper's detection of HTTP/2 waits for ever for the first byte of a silent connection.
+
+mod hangup;
+mod stall;
+
+use crate::metrics::HttpMetrics;
+use axum::Router;
+use hangup::Hangups;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use stall::StallGuard;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// For a request's whole head, counted from the end of the answer before it. So an idle connection is closed after it too.
+    pub header_timeout: Duration,
+    /// How long a client may take nothing of an answer that waits for it.
+    pub stall_timeout: Duration,
+    pub hangup_poll: Duration,
+    pub send_buffer: usize,
+    pub max_connections: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
+            hangup_poll: Duration::from_millis(250),
+            send_buffer: 64 * 1024,
+            max_connections: 16_384,
+        }
+    }
+}
+
+/// How far the process is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Serving,
+    /// New requests are refused, connections are closed after the answer they are at.
+    Draining,
+    /// Nothing is accepted any more.
+    Closed,
+}
+
+/// Accepts until the phase is `Closed`. Connections are tasks of their own and outlive this call.
+pub async fn accept_loop(
+    listener: TcpListener,
+    router: Router,
+    limits: HttpLimits,
+    metrics: Arc<HttpMetrics>,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let hangups = Hangups::start(limits.hangup_poll);
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let connection_phase = phase.clone();
+    loop {
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+            () = reach(&mut phase, Phase::Closed) => return,
+        };
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, or a client that left while it was queued: neither ends the server.
+                    tracing::warn!(%error, "failed to accept a connection");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            },
+            () = reach(&mut phase, Phase::Closed) => return,
+        };
+        if let Err(error) = prepare(&stream, &limits) {
+            tracing::debug!(%error, "failed to set up a connection");
+            continue;
+        }
+        let connection = Connection {
+            stream,
+            router: router.clone(),
+            limits,
+            hangups: hangups.clone(),
+            phase: connection_phase.clone(),
+            _open: Open::new(metrics.clone(), permit),
+        };
+        tokio::spawn(connection.serve());
+    }
+}
+
+/// Waits for a phase or a later one; a server that is gone has reached them all.
+async fn reach(phase: &mut watch::Receiver<Phase>, reached: Phase) {
+    let _ = phase.wait_for(|phase| *phase >= reached).await.map(drop);
+}
+
+fn prepare(stream: &TcpStream, limits: &HttpLimits) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(limits.send_buffer)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(limits.stall_timeout))?;
+    Ok(())
+}
+
+struct Connection {
+    stream: TcpStream,
+    router: Router,
+    limits: HttpLimits,
+    hangups: Hangups,
+    phase: watch::Receiver<Phase>,
+    _open: Open,
+}
+
+impl Connection {
+    async fn serve(self) {
+        let Self { stream, router, limits, hangups, mut phase, _open } = self;
+        let stream = Arc::new(stream);
+        let hangup = hangups.watch(stream.clone());
+        let service = TowerToHyperService::new(router);
+        let io = TokioIo::new(StallGuard::new(stream, limits.stall_timeout));
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(64 * 1024)
+            .serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    return;
+                }
+                () = hangup.hung_up() => return,
+                () = reach(&mut phase, Phase::Draining), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Counts an open connection and gives its permit back.
+struct Open {
+    metrics: Arc<HttpMetrics>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(metrics: Arc<HttpMetrics>, permit: OwnedSemaphorePermit) -> Self {
+        metrics.connections.inc();
+        Self { metrics, _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}

@@ -1,0 +1,364 @@
+//! What is counted, under vLLM's names, types and labels, so that its dashboards and autoscalers read this server. Every series is
+//! there, at zero, from the start. What only this server has is named `perilune:`.
+
+use crate::engine_thread::Timings;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+use scheduler::{Occupancy, Reject, StepStats};
+use std::time::Duration;
+
+/// What one sequence was, when it ended.
+pub struct SequenceRecord {
+    /// One of [`REASONS`].
+    pub reason: &'static str,
+    pub timings: Timings,
+    /// Whether it had a first token; if not it has no prefill time.
+    pub has_started: bool,
+    pub e2e: Duration,
+    pub prompt_tokens: usize,
+    pub generation_tokens: usize,
+    pub max_tokens: usize,
+    pub preemptions: usize,
+}
+
+const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
+
+pub struct Metrics {
+    registry: Registry,
+    running: IntGauge,
+    waiting: IntGauge,
+    kv_usage: Gauge,
+    prompt_tokens: IntCounter,
+    generation_tokens: IntCounter,
+    prompt_tokens_cached: IntCounter,
+    preemptions: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: IntCounter,
+    mm_queries: IntCounter,
+    mm_hits: IntCounter,
+    encoded_images: IntCounter,
+    success: [IntCounter; REASONS.len()],
+    corrupted: IntCounter,
+    rejections: IntCounterVec,
+    ttft: Histogram,
+    itl: Histogram,
+    tpot: Histogram,
+    e2e: Histogram,
+    queue: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    inference: Histogram,
+    request_prompt_tokens: Histogram,
+    request_generation_tokens: Histogram,
+    max_generation_tokens: Histogram,
+    params_n: Histogram,
+    params_max_tokens: Histogram,
+    iteration_tokens: Histogram,
+    request_preemptions: Histogram,
+}
+
+/// Counts that exist before a model is loaded and whatever the model is.
+pub struct HttpMetrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: prometheus::HistogramVec,
+    ignored_params: IntCounter,
+    startup: prometheus::GaugeVec,
+    pub connections: IntGauge,
+}
+
+// vLLM's buckets, with finer ones below 10 ms added: a small mixture of experts has token latencies there.
+const TTFT: &[f64] = &[
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+    10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+const ITL: &[f64] = &[
+    0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
+    0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+const LATENCY: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
+    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+];
+const ITERATION: &[f64] =
+    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+const PREEMPTIONS: &[f64] = &[0.0, 1.0, 2.0, 4.0, 8.0, 16.0];
+const HTTP: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0];
+
+/// 1, 2, 5, 10, 20, … up to the longest sequence.
+fn token_buckets(max: usize) -> Vec<f64> {
+    let mut buckets = Vec::new();
+    let mut decade = 1.0;
+    loop {
+        for step in [1.0, 2.0, 5.0] {
+            let bound: f64 = decade * step;
+            if bound > max as f64 && !buckets.is_empty() {
+                return buckets;
+            }
+            buckets.push(bound);
+        }
+        decade *= 10.0;
+    }
+}
+
+/// What `vllm:cache_config_info` says.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheInfo {
+    pub block_size: usize,
+    pub num_blocks: usize,
+    pub prefix_caching: bool,
+}
+
+/// Makes metrics and registers them with the labels that all of them have.
+struct Maker<'a> {
+    registry: &'a Registry,
+    model_name: &'a str,
+}
+
+impl Maker<'_> {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(name, help).const_label("model_name", self.model_name).const_label("engine", "0")
+    }
+
+    fn register<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        collector: prometheus::Result<C>,
+    ) -> C {
+        let collector = collector.expect("metric names and labels are constants");
+        self.registry.register(Box::new(collector.clone())).expect("metric names are unique");
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::with_opts(self.opts(name, help)))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::with_opts(self.opts(name, help)))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let common_opts = self.opts(name, help);
+        self.register(Histogram::with_opts(HistogramOpts { common_opts, buckets: buckets.to_vec() }))
+    }
+}
+
+impl Metrics {
+    pub fn new(model_name: &str, max_model_len: usize, cache: CacheInfo) -> Self {
+        let registry = Registry::new();
+        let make = Maker { registry: &registry, model_name };
+        let tokens = token_buckets(max_model_len);
+        let cache_info = make.register(IntGauge::with_opts(
+            make.opts("vllm:cache_config_info", "configuration of the KV cache")
+                .const_label("block_size", cache.block_size.to_string())
+                .const_label("num_gpu_blocks", cache.num_blocks.to_string())
+                .const_label("enable_prefix_caching", if cache.prefix_caching { "True" } else { "False" }),
+        ));
+        cache_info.set(1);
+        let success = make.register(IntCounterVec::new(
+            make.opts("vllm:request_success_total", "sequences that ended, by how"),
+            &["finished_reason"],
+        ));
+        let rejections = make.register(IntCounterVec::new(
+            make.opts("vllm:admission_rejections_total", "requests refused because the queue was full"),
+            &["reason"],
+        ));
+        rejections.with_label_values(&["max_num_queued_reqs"]);
+        #[rustfmt::skip]
+        let metrics = Self {
+            running: make.gauge("vllm:num_requests_running", "sequences that have blocks"),
+            waiting: make.gauge("vllm:num_requests_waiting", "sequences that wait for blocks or budget"),
+            kv_usage: make.register(Gauge::with_opts(make.opts("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all"))),
+            prompt_tokens: make.counter("vllm:prompt_tokens_total", "prompt tokens, computed or found in the cache"),
+            generation_tokens: make.counter("vllm:generation_tokens_total", "tokens generated"),
+            prompt_tokens_cached: make.counter("vllm:prompt_tokens_cached_total", "prompt tokens found in the cache"),
+            preemptions: make.counter("vllm:num_preemptions_total", "sequences that lost their blocks and wait again"),
+            prefix_queries: make.counter("vllm:prefix_cache_queries_total", "tokens looked up in the prefix cache"),
+            prefix_hits: make.counter("vllm:prefix_cache_hits_total", "tokens found in the prefix cache"),
+            mm_queries: make.counter("vllm:mm_cache_queries_total", "pictures looked up in the image cache"),
+            mm_hits: make.counter("vllm:mm_cache_hits_total", "pictures found in the image cache"),
+            encoded_images: make.counter("perilune:encoded_images_total", "pictures run through the vision tower"),
+            success: REASONS.map(|reason| success.with_label_values(&[reason])),
+            corrupted: make.counter("vllm:corrupted_requests_total", "sequences that ended because logits were not finite"),
+            rejections,
+            ttft: make.histogram("vllm:time_to_first_token_seconds", "from arrival to the first token", TTFT),
+            itl: make.histogram("vllm:inter_token_latency_seconds", "between two tokens of a sequence", ITL),
+            tpot: make.histogram("vllm:request_time_per_output_token_seconds", "mean time between the tokens of a sequence", ITL),
+            e2e: make.histogram("vllm:e2e_request_latency_seconds", "from arrival to the end", LATENCY),
+            queue: make.histogram("vllm:request_queue_time_seconds", "from arrival to the first step", LATENCY),
+            prefill: make.histogram("vllm:request_prefill_time_seconds", "from the first step to the first token", LATENCY),
+            decode: make.histogram("vllm:request_decode_time_seconds", "from the first token to the last", LATENCY),
+            inference: make.histogram("vllm:request_inference_time_seconds", "from the first step to the last token", LATENCY),
+            request_prompt_tokens: make.histogram("vllm:request_prompt_tokens", "prompt tokens of a sequence", &tokens),
+            request_generation_tokens: make.histogram("vllm:request_generation_tokens", "generated tokens of a sequence", &tokens),
+            max_generation_tokens: make.histogram("vllm:request_max_num_generation_tokens", "most tokens generated for a request", &tokens),
+            params_n: make.histogram("vllm:request_params_n", "answers asked for", N),
+            params_max_tokens: make.histogram("vllm:request_params_max_tokens", "max_tokens asked for", &tokens),
+            iteration_tokens: make.histogram("vllm:iteration_tokens_total", "tokens computed in a step", ITERATION),
+            request_preemptions: make.histogram("vllm:request_num_preemptions", "how often a sequence lost its blocks", PREEMPTIONS),
+            registry: registry.clone(),
+        };
+        metrics
+    }
+
+    pub fn request_arrived(&self, n: usize) {
+        self.params_n.observe(n as f64);
+    }
+
+    pub fn step(&self, stats: &StepStats) {
+        self.preemptions.inc_by(stats.preempted.len() as u64);
+        self.prefix_queries.inc_by(stats.prefix_queries as u64);
+        self.prefix_hits.inc_by(stats.prefix_hits as u64);
+        self.prompt_tokens_cached.inc_by(stats.prefix_hits as u64);
+        self.mm_queries.inc_by(stats.image_queries as u64);
+        self.mm_hits.inc_by(stats.image_hits as u64);
+        self.encoded_images.inc_by(stats.encoded_images as u64);
+        self.iteration_tokens.observe((stats.prefill_tokens + stats.decode_tokens) as f64);
+        self.occupancy(&stats.occupancy);
+    }
+
+    /// Cached blocks that no sequence holds count as free.
+    pub fn occupancy(&self, occupancy: &Occupancy) {
+        self.running.set(occupancy.running as i64);
+        self.waiting.set(occupancy.waiting as i64);
+        self.kv_usage.set(kv_usage(occupancy));
+    }
+
+    pub fn rejected(&self, reject: &Reject) {
+        if let Reject::QueueFull { .. } = reject {
+            self.rejections.with_label_values(&["max_num_queued_reqs"]).inc();
+        }
+    }
+
+    /// A prompt counts when it is computed to its end.
+    pub fn first_token(&self, since_arrival: Duration, prompt_tokens: usize) {
+        self.prompt_tokens.inc_by(prompt_tokens as u64);
+        self.ttft.observe(since_arrival.as_secs_f64());
+        self.generation_tokens.inc();
+    }
+
+    pub fn next_token(&self, since_last: Duration) {
+        self.itl.observe(since_last.as_secs_f64());
+        self.generation_tokens.inc();
+    }
+
+    pub fn sequence_ended(&self, record: &SequenceRecord) {
+        let SequenceRecord {
+            reason,
+            timings,
+            has_started,
+            e2e,
+            prompt_tokens,
+            generation_tokens,
+            max_tokens,
+            preemptions,
+        } = record;
+        let index = REASONS.iter().position(|r| r == reason).expect("a known reason");
+        self.success[index].inc();
+        self.e2e.observe(e2e.as_secs_f64());
+        self.request_generation_tokens.observe(*generation_tokens as f64);
+        self.max_generation_tokens.observe(*generation_tokens as f64);
+        self.params_max_tokens.observe(*max_tokens as f64);
+        self.request_preemptions.observe(*preemptions as f64);
+        if !has_started {
+            return;
+        }
+        self.request_prompt_tokens.observe(*prompt_tokens as f64);
+        self.queue.observe(timings.queue.as_secs_f64());
+        self.prefill.observe(timings.prefill.as_secs_f64());
+        self.decode.observe(timings.decode.as_secs_f64());
+        self.inference.observe((timings.prefill + timings.decode).as_secs_f64());
+        if *generation_tokens > 1 {
+            self.tpot.observe(timings.decode.as_secs_f64() / (*generation_tokens - 1) as f64);
+        }
+    }
+
+    pub fn numerical_error(&self) {
+        self.corrupted.inc();
+    }
+
+    fn encode(&self, text: &mut String) {
+        encode(&self.registry, text);
+    }
+}
+
+pub fn kv_usage(occupancy: &Occupancy) -> f64 {
+    occupancy.blocks_used as f64 / occupancy.blocks_total.max(1) as f64
+}
+
+impl HttpMetrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let make = Maker { registry: &registry, model_name: "" };
+        let requests = make.register(IntCounterVec::new(
+            Opts::new("http_requests_total", "requests by method, status and handler"),
+            &["method", "status", "handler"],
+        ));
+        let duration = make.register(prometheus::HistogramVec::new(
+            HistogramOpts::new(
+                "http_request_duration_seconds",
+                "from the request's head to the answer's head",
+            )
+            .buckets(HTTP.to_vec()),
+            &["method", "handler"],
+        ));
+        let ignored_params = make.register(IntCounter::with_opts(Opts::new(
+            "perilune:ignored_params_total",
+            "request fields without effect",
+        )));
+        let startup = make.register(prometheus::GaugeVec::new(
+            Opts::new("perilune:startup_seconds", "time that each phase of the start took"),
+            &["phase"],
+        ));
+        let connections =
+            make.register(IntGauge::with_opts(Opts::new("perilune:http_connections", "open connections")));
+        #[cfg(target_os = "linux")]
+        make.registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("the process collector is registered once");
+        Self { registry: registry.clone(), requests, duration, ignored_params, startup, connections }
+    }
+
+    /// Makes the series of a route exist before its first request.
+    pub fn announce(&self, method: &str, handler: &str) {
+        self.requests.with_label_values(&[method, "2xx", handler]);
+        self.duration.with_label_values(&[method, handler]);
+    }
+
+    /// All three labels are bounded: `handler` is a route's pattern, `method` a standard one, and the status is reduced to its class.
+    pub fn request(&self, method: &str, handler: &str, status: u16, duration: Duration) {
+        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status / 100).clamp(1, 5) - 1];
+        self.requests.with_label_values(&[method, class, handler]).inc();
+        self.duration.with_label_values(&[method, handler]).observe(duration.as_secs_f64());
+    }
+
+    pub fn ignored(&self, num_params: usize) {
+        self.ignored_params.inc_by(num_params as u64);
+    }
+
+    pub fn startup(&self, phase: &str, duration: Duration) {
+        self.startup.with_label_values(&[phase]).set(duration.as_secs_f64());
+    }
+
+    /// The exposition of everything there is.
+    pub fn exposition(&self, engine: Option<&Metrics>) -> String {
+        let mut text = String::new();
+        if let Some(engine) = engine {
+            engine.encode(&mut text);
+        }
+        encode(&self.registry, &mut text);
+        text
+    }
+}
+
+impl Default for HttpMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn encode(registry: &Registry, text: &mut String) {
+    TextEncoder::new().encode_utf8(&registry.gather(), text).expect("metrics encode");
+}

@@ -1,0 +1,83 @@
+//! What a chat request means.
+
+use crate::chat::Ending;
+use crate::defaults::GenerationDefaults;
+use crate::error::ApiError;
+use crate::openai::chat::messages;
+use crate::openai::chat::types::ChatFields;
+use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
+use crate::service::ChatPrompt;
+
+/// Most alternatives to a token.
+const TOP_LOGPROBS_MAX: i64 = 20;
+
+impl ChatFields {
+    pub fn lower(
+        self,
+        generation: GenerationFields,
+        defaults: &GenerationDefaults,
+        limits: &RequestLimits,
+    ) -> Result<(ChatPrompt, Generation), ApiError> {
+        let ChatFields {
+            messages,
+            max_tokens,
+            max_completion_tokens,
+            logprobs,
+            top_logprobs,
+            echo,
+            add_generation_prompt,
+            continue_final_message,
+            add_special_tokens,
+            chat_template_kwargs,
+        } = self;
+        if echo == Some(true) {
+            return Err(ApiError::unsupported("echo", "chat answers do not repeat messages"));
+        }
+        if add_special_tokens == Some(true) {
+            return Err(ApiError::unsupported(
+                "add_special_tokens",
+                "the chat template writes all special tokens",
+            ));
+        }
+        let messages = messages.ok_or_else(|| ApiError::invalid("messages", "is missing"))?;
+        let dialect = Dialect {
+            max_tokens: max_completion_tokens
+                .map(|max| ("max_completion_tokens", max))
+                .or(max_tokens.map(|max| ("max_tokens", max))),
+            logprobs: lower_logprobs(logprobs.unwrap_or(false), top_logprobs)?,
+        };
+        let prompt = ChatPrompt {
+            messages: messages::lower(messages)?,
+            kwargs: chat_template_kwargs.unwrap_or_default(),
+            ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
+        };
+        Ok((prompt, generation.lower(dialect, defaults, limits)?))
+    }
+}
+
+pub fn lower_ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {
+    match (add_generation_prompt, continue_final) {
+        (Some(true), true) => Err(ApiError::invalid(
+            "continue_final_message",
+            "cannot be set together with add_generation_prompt",
+        )),
+        (_, true) => Ok(Ending::ContinueLast),
+        (Some(false), false) => Ok(Ending::Nothing),
+        (_, false) => Ok(Ending::Answer),
+    }
+}
+
+fn lower_logprobs(logprobs: bool, top: Option<i64>) -> Result<Option<usize>, ApiError> {
+    match (logprobs, top) {
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "is only allowed when `logprobs` is true")),
+        (true, top) => check_top("top_logprobs", top.unwrap_or(0)).map(Some),
+    }
+}
+
+pub fn check_top(param: &str, top: i64) -> Result<usize, ApiError> {
+    match usize::try_from(top) {
+        Ok(top) if top as i64 <= TOP_LOGPROBS_MAX => Ok(top),
+        _ => Err(ApiError::invalid(param, format!("{top} is not in [0, {TOP_LOGPROBS_MAX}]"))),
+    }
+}

@@ -1,0 +1,94 @@
+//! The messages of a chat request, from JSON to roles and parts. Pictures stay URLs here.
+
+use crate::chat::Message;
+use crate::error::ApiError;
+use crate::service::{RawMessage, RawPart};
+use serde_json::{Map, Value};
+
+/// What templates may read of a message besides role, content and name.
+const TEMPLATE_FIELDS: [&str; 4] = ["tool_calls", "tool_call_id", "reasoning_content", "reasoning"];
+
+pub fn lower(messages: Vec<Value>) -> Result<Vec<RawMessage>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "is empty"));
+    }
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(i, message)| lower_message(&format!("messages[{i}]"), message))
+        .collect()
+}
+
+fn lower_message(path: &str, message: Value) -> Result<RawMessage, ApiError> {
+    let Value::Object(mut message) = message else {
+        return Err(ApiError::invalid(path, "expected an object"));
+    };
+    let role = take_string(path, &mut message, "role")?
+        .ok_or_else(|| ApiError::invalid(format!("{path}.role"), "is missing"))?;
+    let name = take_string(path, &mut message, "name")?;
+    let parts = match message.shift_remove("content") {
+        Some(content) => lower_content(&format!("{path}.content"), content)?,
+        None => Vec::new(),
+    };
+    // Only an assistant may have said nothing: it called tools.
+    if parts.is_empty() && role != "assistant" {
+        return Err(ApiError::invalid(format!("{path}.content"), "is missing"));
+    }
+    let mut fields = Map::new();
+    for field in TEMPLATE_FIELDS {
+        match message.shift_remove(field) {
+            None | Some(Value::Null) => {}
+            Some(value) => drop(fields.insert(field.to_owned(), value)),
+        }
+    }
+    Ok(RawMessage { message: Message { role, content: Vec::new(), name, fields }, parts })
+}
+
+fn take_string(path: &str, map: &mut Map<String, Value>, field: &str) -> Result<Option<String>, ApiError> {
+    match map.shift_remove(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(ApiError::invalid(format!("{path}.{field}"), "expected a string")),
+    }
+}
+
+fn lower_content(path: &str, content: Value) -> Result<Vec<RawPart>, ApiError> {
+    match content {
+        Value::Null => Ok(Vec::new()),
+        Value::String(text) => Ok(vec![RawPart::Text(text)]),
+        Value::Array(parts) => {
+            parts.into_iter().enumerate().map(|(i, part)| lower_part(&format!("{path}[{i}]"), part)).collect()
+        }
+        _ => Err(ApiError::invalid(path, "expected a string or a list of parts")),
+    }
+}
+
+fn lower_part(path: &str, part: Value) -> Result<RawPart, ApiError> {
+    let missing = |field: &str| ApiError::invalid(format!("{path}.{field}"), "is missing");
+    let mut part = match part {
+        Value::Object(part) => part,
+        // vLLM takes a bare string for a text part.
+        Value::String(text) => return Ok(RawPart::Text(text)),
+        _ => return Err(ApiError::invalid(path, "expected an object")),
+    };
+    let kind = take_string(path, &mut part, "type")?.ok_or_else(|| missing("type"))?;
+    match kind.as_str() {
+        "text" | "refusal" => {
+            take_string(path, &mut part, &kind)?.map(RawPart::Text).ok_or_else(|| missing(&kind))
+        }
+        "image_url" => match part.shift_remove("image_url") {
+            Some(Value::String(url)) => Ok(RawPart::ImageUrl(url)),
+            Some(Value::Object(mut image)) => {
+                let path = format!("{path}.image_url");
+                let url = take_string(&path, &mut image, "url")?;
+                url.map(RawPart::ImageUrl).ok_or_else(|| missing("image_url.url"))
+            }
+            None => Err(missing("image_url")),
+            Some(_) => Err(ApiError::invalid(format!("{path}.image_url"), "expected an object with a `url`")),
+        },
+        other => Err(ApiError::unsupported(
+            format!("{path}.type"),
+            format!("parts of type `{other}` are not understood; known are text and image_url"),
+        )),
+    }
+}

@@ -1,0 +1,101 @@
+//! A chat completion in one piece.
+
+use crate::openai::answer::{Answers, Delta, StopCause};
+use crate::openai::generation::ReportOptions;
+use crate::openai::report::{ChatLogprobs, TimingsJson, TokenNames, UsageJson};
+use scheduler::TokenId;
+use serde::Serialize;
+
+/// What all responses begin with, in both dialects, streamed or not.
+#[derive(Debug, Clone)]
+pub struct ResponseHead {
+    /// With the dialect's prefix.
+    pub id: String,
+    /// Unix time in seconds.
+    pub created: u64,
+    pub model: String,
+    pub system_fingerprint: String,
+}
+
+impl ResponseHead {
+    /// The JSON object's beginning, without its end.
+    pub fn opened(&self, object: &str) -> String {
+        let Self { id, created, model, system_fingerprint } = self;
+        let json = serde_json::json!({
+            "id": id, "object": object, "created": created, "model": model, "system_fingerprint": system_fingerprint,
+        });
+        let mut text = json.to_string();
+        text.pop();
+        text
+    }
+}
+
+#[derive(Serialize)]
+pub struct ChatCompletion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'a str,
+    choices: Vec<ChatChoice<'a>>,
+    usage: UsageJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+}
+
+#[derive(Serialize)]
+struct ChatChoice<'a> {
+    index: usize,
+    message: Message<'a>,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: &'static str,
+    stop_reason: Option<&'a StopCause>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<TimingsJson>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+    refusal: Option<&'a str>,
+}
+
+impl<'a> ChatCompletion<'a> {
+    pub fn new(
+        head: &'a ResponseHead,
+        answers: &'a Answers,
+        report: &ReportOptions,
+        names: TokenNames<'_>,
+        prompt: &'a [TokenId],
+    ) -> Self {
+        let prompt = report.token_ids.then_some(prompt);
+        let choice = |(index, delta): (usize, &'a Delta)| {
+            let finish = delta.finish.as_ref().expect("a complete answer has a finish");
+            ChatChoice {
+                index,
+                message: Message { role: "assistant", content: &delta.text, refusal: None },
+                logprobs: report.logprobs.map(|_| names.chat(&delta.logprobs)),
+                finish_reason: finish.reason,
+                stop_reason: finish.cause.as_ref(),
+                token_ids: report.token_ids.then_some(&delta.tokens),
+                prompt_token_ids: prompt,
+                timings: report.timings.then(|| finish.timings.into()),
+            }
+        };
+        Self {
+            id: &head.id,
+            object: "chat.completion",
+            created: head.created,
+            model: &head.model,
+            system_fingerprint: &head.system_fingerprint,
+            choices: answers.deltas.iter().enumerate().map(choice).collect(),
+            usage: answers.usage().into(),
+            prompt_token_ids: prompt,
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The wire form of a chat completion's request.
+
+use crate::error::ApiError;
+use crate::openai::fields::{Fields, Ignored, request_fields};
+use crate::openai::generation::GenerationFields;
+use serde_json::{Map, Value};
+
+request_fields! {
+    pub struct ChatFields {
+        messages: Vec<Value>,
+        max_tokens: usize,
+        max_completion_tokens: usize,
+        logprobs: bool,
+        top_logprobs: i64,
+        /// Would repeat the last message in the answer.
+        echo: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        add_special_tokens: bool,
+        chat_template_kwargs: Map<String, Value>,
+    }
+}
+
+pub struct ChatCompletionRequest {
+    pub chat: ChatFields,
+    pub generation: GenerationFields,
+    pub ignored: Ignored,
+}
+
+impl ChatCompletionRequest {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let chat = ChatFields::take(&mut fields)?;
+        let generation = GenerationFields::take(&mut fields)?;
+        Ok(Self { chat, generation, ignored: fields.into_ignored()? })
+    }
+}

@@ -1,0 +1,60 @@
+//! What a completion request means.
+
+use crate::defaults::GenerationDefaults;
+use crate::error::ApiError;
+use crate::openai::chat::lower::check_top;
+use crate::openai::completions::types::{CompletionFields, PromptField};
+use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
+use crate::service::RawPrompt;
+
+/// As in OpenAI's API.
+const MAX_TOKENS: usize = 16;
+
+pub struct Lowered {
+    pub prompts: Vec<RawPrompt>,
+    pub echo: bool,
+    pub add_special_tokens: bool,
+    pub generation: Generation,
+}
+
+impl CompletionFields {
+    pub fn lower(
+        self,
+        generation: GenerationFields,
+        defaults: &GenerationDefaults,
+        limits: &RequestLimits,
+    ) -> Result<Lowered, ApiError> {
+        let CompletionFields { prompt, max_tokens, logprobs, echo, add_special_tokens } = self;
+        let echo = echo.unwrap_or(false);
+        if echo && logprobs.is_some() {
+            return Err(ApiError::unsupported(
+                "echo",
+                "log-probabilities of the prompt, which `echo` with `logprobs` asks for, are not implemented yet",
+            ));
+        }
+        let prompts = lower_prompt(prompt.ok_or_else(|| ApiError::invalid("prompt", "is missing"))?);
+        if prompts.is_empty() {
+            return Err(ApiError::invalid("prompt", "is empty"));
+        }
+        if prompts.len() > limits.num_prompts_max {
+            let message = format!("{} prompts are above {}", prompts.len(), limits.num_prompts_max);
+            return Err(ApiError::invalid("prompt", message));
+        }
+        let dialect = Dialect {
+            max_tokens: Some(("max_tokens", max_tokens.unwrap_or(MAX_TOKENS))),
+            logprobs: logprobs.map(|top| check_top("logprobs", top)).transpose()?,
+        };
+        let generation = generation.lower(dialect, defaults, limits)?;
+        Ok(Lowered { prompts, echo, add_special_tokens: add_special_tokens.unwrap_or(true), generation })
+    }
+}
+
+fn lower_prompt(prompt: PromptField) -> Vec<RawPrompt> {
+    match prompt {
+        PromptField::Text(text) => vec![RawPrompt::Text(text)],
+        PromptField::Tokens(tokens) if tokens.is_empty() => Vec::new(),
+        PromptField::Tokens(tokens) => vec![RawPrompt::Tokens(tokens)],
+        PromptField::Texts(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
+        PromptField::TokenLists(lists) => lists.into_iter().map(RawPrompt::Tokens).collect(),
+    }
+}

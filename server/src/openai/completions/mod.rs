@@ -1,0 +1,58 @@
+//! `POST /v1/completions`.
+
+mod lower;
+mod response;
+mod stream;
+mod types;
+
+use crate::app::App;
+use crate::chat::{Prompt, Shown};
+use crate::error::ApiError;
+use crate::openai::completions::lower::Lowered;
+use crate::openai::completions::response::{Completion, Echo};
+use crate::openai::completions::stream::CompletionChunks;
+use crate::openai::completions::types::CompletionRequest;
+use crate::openai::exchange::Exchange;
+use crate::openai::report::TokenNames;
+use crate::request::ApiRequest;
+use crate::service::{RawPrompt, Service};
+use axum::extract::State;
+use axum::response::Response;
+use scheduler::TokenId;
+use std::sync::Arc;
+
+pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
+    let (exchange, body) = Exchange::begin(app, request)?;
+    let service = exchange.service.clone();
+    let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&body)?;
+    drop(body);
+    let Lowered { prompts: raw, echo, add_special_tokens, generation } =
+        completion.lower(generation, service.defaults(), &exchange.app.limits.request)?;
+    let head = exchange.head("cmpl-", &generation)?;
+    let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
+    let echoes: Vec<Echo> =
+        raw.iter().zip(&tokens).map(|(raw, tokens)| make_echo(&service, raw, tokens, echo)).collect();
+    let prompts: Vec<Prompt> =
+        tokens.into_iter().map(|tokens| Prompt { tokens, images: Vec::new() }).collect();
+    let mut answers = service.start(&prompts, &generation, "prompt")?;
+    drop(prompts);
+    let report = generation.report;
+    if report.stream.is_some() {
+        let chunks = CompletionChunks::new(&head, service.tokenizer().clone(), report, echoes, generation.n);
+        return exchange.stream(answers, chunks, &ignored).await;
+    }
+    answers.collect().await?;
+    let names = TokenNames { tokenizer: service.tokenizer(), as_ids: report.tokens_as_ids };
+    let completion = Completion::new(&head, &answers, &report, names, &echoes);
+    Ok(exchange.respond(&answers, &completion, &ignored))
+}
+
+/// A text is repeated as it was given; token ids as what they decode to.
+fn make_echo(service: &Service, raw: &RawPrompt, tokens: &[TokenId], echo: bool) -> Echo {
+    let text = echo.then(|| match raw {
+        RawPrompt::Text(text) => text.clone(),
+        RawPrompt::Tokens(tokens) => service.tokenizer().decode(tokens, Shown::All),
+    });
+    let num_chars = text.as_ref().map_or(0, |text| text.chars().count());
+    Echo { tokens: tokens.into(), text, num_chars }
+}

@@ -1,0 +1,117 @@
+//! Completion chunks, written by hand around the text.
+
+use crate::chat::Tokenizer;
+use crate::openai::answer::{Delta, Finish, Usage};
+use crate::openai::chat::response::ResponseHead;
+use crate::openai::completions::response::Echo;
+use crate::openai::generation::{ReportOptions, StreamOptions};
+use crate::openai::json;
+use crate::openai::report::{TimingsJson, TokenNames, UsageJson};
+use crate::openai::stream::Dialect;
+use bytes::BytesMut;
+use std::sync::Arc;
+
+pub struct CompletionChunks {
+    /// `data: {"id":…,"choices":[{"index":`
+    head: String,
+    tokenizer: Arc<Tokenizer>,
+    report: ReportOptions,
+    stream: StreamOptions,
+    /// One for each prompt, which `n` choices in a row answer.
+    prompts: Vec<Echo>,
+    n: usize,
+    has_begun: Vec<bool>,
+}
+
+impl CompletionChunks {
+    pub fn new(
+        head: &ResponseHead,
+        tokenizer: Arc<Tokenizer>,
+        report: ReportOptions,
+        prompts: Vec<Echo>,
+        n: usize,
+    ) -> Self {
+        Self {
+            head: format!("data: {},\"choices\":[", head.opened("text_completion")),
+            tokenizer,
+            report,
+            stream: report
+                .stream
+                .unwrap_or(StreamOptions { include_usage: false, continuous_usage_stats: false }),
+            has_begun: vec![false; prompts.len() * n],
+            prompts,
+            n,
+        }
+    }
+
+    /// A choice up to its finish reason. `text` is what is left of it; the echo comes before the first.
+    fn choice(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta) {
+        let prompt = &self.prompts[choice / self.n];
+        json::raw(out, &self.head);
+        json::raw(out, "{\"index\":");
+        json::value(out, &choice);
+        json::raw(out, ",\"text\":");
+        match (&prompt.text, self.has_begun[choice]) {
+            (Some(echo), false) => json::value(out, &format!("{echo}{}", delta.text)),
+            _ => json::value(out, &delta.text),
+        }
+        if self.report.logprobs.is_some() && !delta.logprobs.is_empty() {
+            let names = TokenNames { tokenizer: &self.tokenizer, as_ids: self.report.tokens_as_ids };
+            json::raw(out, ",\"logprobs\":");
+            json::value(out, &names.completion(&delta.logprobs, prompt.num_chars));
+        } else {
+            json::raw(out, ",\"logprobs\":null");
+        }
+        if self.report.token_ids {
+            json::raw(out, ",\"token_ids\":");
+            json::value(out, &delta.tokens);
+            if !self.has_begun[choice] {
+                json::raw(out, ",\"prompt_token_ids\":");
+                json::value(out, &prompt.tokens[..]);
+            }
+        }
+        self.has_begun[choice] = true;
+    }
+
+    fn close(&self, out: &mut BytesMut, usage: Usage) {
+        match self.stream {
+            StreamOptions { continuous_usage_stats: true, .. } => {
+                json::raw(out, "}],\"usage\":");
+                json::value(out, &UsageJson::from(usage));
+                json::raw(out, "}\n\n");
+            }
+            StreamOptions { include_usage: true, .. } => json::raw(out, "}],\"usage\":null}\n\n"),
+            _ => json::raw(out, "}]}\n\n"),
+        }
+    }
+}
+
+impl Dialect for CompletionChunks {
+    fn delta(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta, usage: Usage) {
+        self.choice(out, choice, delta);
+        json::raw(out, ",\"finish_reason\":null");
+        self.close(out, usage);
+    }
+
+    fn finish(&mut self, out: &mut BytesMut, choice: usize, last: &Delta, finish: &Finish, usage: Usage) {
+        self.choice(out, choice, last);
+        json::raw(out, ",\"finish_reason\":");
+        json::value(out, finish.reason);
+        json::raw(out, ",\"stop_reason\":");
+        json::value(out, &finish.cause);
+        if self.report.timings {
+            json::raw(out, ",\"timings\":");
+            json::value(out, &TimingsJson::from(finish.timings));
+        }
+        self.close(out, usage);
+    }
+
+    fn usage(&mut self, out: &mut BytesMut, usage: Usage) {
+        if self.stream.include_usage {
+            json::raw(out, &self.head);
+            json::raw(out, "],\"usage\":");
+            json::value(out, &UsageJson::from(usage));
+            json::raw(out, "}\n\n");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! One request and its answer, whatever the dialect: from the started answers to a response with its headers.
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::lifecycle::InFlight;
+use crate::openai::answer::Answers;
+use crate::openai::chat::response::ResponseHead;
+use crate::openai::fields::Ignored;
+use crate::openai::generation::Generation;
+use crate::openai::report::server_timing;
+use crate::openai::stream::{Dialect, EventBody};
+use crate::request::{ApiRequest, RequestId, is_clean};
+use crate::service::{Service, unix_time};
+use axum::body::Bytes;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub struct Exchange {
+    pub app: Arc<App>,
+    pub service: Arc<Service>,
+    id: RequestId,
+    arrived: Instant,
+    in_flight: InFlight,
+}
+
+impl Exchange {
+    /// Takes a request in, or says why none is taken.
+    pub fn begin(app: Arc<App>, request: ApiRequest) -> Result<(Self, Bytes), ApiError> {
+        let in_flight = app.lifecycle.admit()?;
+        let service = app.service()?.clone();
+        let ApiRequest { id, body, arrived } = request;
+        Ok((Self { app, service, id, arrived, in_flight }, body))
+    }
+
+    /// `prefix` is the dialect's, such as `chatcmpl-`. The id in the body is the one in the header, unless the body brought its own.
+    pub fn head(&self, prefix: &str, generation: &Generation) -> Result<ResponseHead, ApiError> {
+        let id = match &generation.request_id {
+            Some(id) if !is_clean(id) => {
+                return Err(ApiError::invalid("request_id", "expected up to 128 visible ASCII characters"));
+            }
+            Some(id) => id,
+            None => &*self.id.0,
+        };
+        Ok(ResponseHead {
+            id: format!("{prefix}{id}"),
+            created: unix_time(),
+            model: self.service.check_model(generation.model.as_deref())?.to_owned(),
+            system_fingerprint: self.service.fingerprint().to_owned(),
+        })
+    }
+
+    /// Waits for the first event before the status goes out, so that what goes wrong until then has one; but not longer than a client
+    /// may have to wait for a sign of life.
+    pub async fn stream<D: Dialect>(
+        self,
+        mut answers: Answers,
+        dialect: D,
+        ignored: &Ignored,
+    ) -> Result<Response, ApiError> {
+        let keep_alive = self.app.limits.keep_alive;
+        answers.first(keep_alive).await?;
+        let mut response =
+            EventBody::new(answers, dialect, keep_alive, Box::new(self.in_flight)).into_response();
+        add_ignored(&self.app, ignored, &mut response);
+        Ok(response)
+    }
+
+    /// The response of an answer in one piece.
+    pub fn respond<T: Serialize>(self, answers: &Answers, body: &T, ignored: &Ignored) -> Response {
+        let timings: Vec<_> =
+            answers.deltas.iter().filter_map(|delta| Some(delta.finish.as_ref()?.timings)).collect();
+        let mut response = json_response(body);
+        if let Ok(value) = HeaderValue::try_from(server_timing(&timings, self.elapsed())) {
+            response.headers_mut().insert("server-timing", value);
+        }
+        add_ignored(&self.app, ignored, &mut response);
+        response
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.arrived.elapsed()
+    }
+}
+
+fn add_ignored(app: &App, ignored: &Ignored, response: &mut Response) {
+    app.http_metrics.ignored(ignored.0.len());
+    if let Some(value) = ignored.header().and_then(|names| HeaderValue::try_from(names).ok()) {
+        response.headers_mut().insert("x-ignored-params", value);
+    }
+}
+
+pub fn json_response<T: Serialize>(body: &T) -> Response {
+    let body = serde_json::to_vec(body).expect("responses serialise");
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}

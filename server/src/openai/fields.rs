@@ -1,0 +1,205 @@
+//! The fields of a request's JSON object, taken one by one with their types checked. Whatever is left at the end was asked for in
+//! vain: it is refused where it would constrain the answer, and reported as ignored where it would not.
+
+use crate::error::ApiError;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(map)) => Ok(Self(map)),
+            Ok(other) => Err(ApiError::InvalidJson(format!("expected an object, got {}", kind(&other)))),
+            Err(error) => Err(ApiError::InvalidJson(error.to_string())),
+        }
+    }
+
+    /// `null` is the same as absent, as in OpenAI's API.
+    pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+        match self.0.shift_remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => serde_path_to_error::deserialize(value).map(Some).map_err(|error| {
+                let path = error.path().to_string();
+                let param = match path.as_str() {
+                    "." => name.to_owned(),
+                    path if path.starts_with('[') => format!("{name}{path}"),
+                    path => format!("{name}.{path}"),
+                };
+                ApiError::invalid(param, error.into_inner().to_string())
+            }),
+        }
+    }
+
+    /// The names of the fields that were not taken. Fails where one of them would have constrained the answer.
+    pub fn into_ignored(self) -> Result<Ignored, ApiError> {
+        let mut names = Vec::new();
+        for (name, value) in &self.0 {
+            if value.is_null() {
+                continue;
+            }
+            if let Some(refused) = REFUSED.iter().find(|refused| refused.name == name) {
+                if !(refused.is_harmless)(value) {
+                    return Err(ApiError::unsupported(name.clone(), refused.why));
+                }
+                continue;
+            }
+            if !HARMLESS.contains(&name.as_str()) && looks_like_a_constraint(name) {
+                return Err(ApiError::unsupported(
+                    name.clone(),
+                    "it is unknown here and looks like a constraint on the answer",
+                ));
+            }
+            names.push(name.clone());
+        }
+        Ok(Ignored(names))
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Fields without effect on this server, in the order of the request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Ignored(pub Vec<String>);
+
+impl Ignored {
+    /// The value of the `x-ignored-params` header: at most 32 names, with anything that has no place in a header replaced.
+    pub fn header(&self) -> Option<String> {
+        let clean = |name: &String| -> String {
+            let safe = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '?' };
+            name.chars().take(64).map(safe).collect()
+        };
+        let names: Vec<String> = self.0.iter().take(32).map(clean).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+struct Refused {
+    name: &'static str,
+    /// Values that ask for what happens anyway.
+    is_harmless: fn(&Value) -> bool,
+    why: &'static str,
+}
+
+const fn refused(name: &'static str, is_harmless: fn(&Value) -> bool, why: &'static str) -> Refused {
+    Refused { name, is_harmless, why }
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+fn off(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+fn is_none(value: &Value) -> bool {
+    value == "none"
+}
+fn empty(value: &Value) -> bool {
+    value.as_str().is_some_and(str::is_empty)
+}
+fn one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
+}
+fn text_format(value: &Value) -> bool {
+    value.get("type").is_some_and(|kind| kind == "text")
+}
+fn text_only(value: &Value) -> bool {
+    value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
+}
+
+const NO_TOOLS: &str = "tool calls are not implemented yet";
+const NO_GRAMMAR: &str = "constrained output is not implemented yet";
+const NO_PROMPT_LOGPROBS: &str = "log-probabilities of the prompt are not implemented yet";
+const NO_SEARCH: &str = "beam search is not implemented";
+const NO_TEMPLATE: &str = "the chat template is the server's choice";
+
+#[rustfmt::skip]
+const REFUSED: &[Refused] = &[
+    refused("tools", never, NO_TOOLS),
+    refused("tool_choice", is_none, NO_TOOLS),
+    refused("functions", never, NO_TOOLS),
+    refused("function_call", is_none, NO_TOOLS),
+    refused("response_format", text_format, NO_GRAMMAR),
+    refused("structured_outputs", never, NO_GRAMMAR),
+    refused("guided_json", never, NO_GRAMMAR),
+    refused("guided_regex", never, NO_GRAMMAR),
+    refused("guided_choice", never, NO_GRAMMAR),
+    refused("guided_grammar", never, NO_GRAMMAR),
+    refused("structural_tag", never, NO_GRAMMAR),
+    refused("json_schema", never, NO_GRAMMAR),
+    refused("grammar", never, NO_GRAMMAR),
+    refused("regex", never, NO_GRAMMAR),
+    refused("ebnf", never, NO_GRAMMAR),
+    refused("stop_regex", never, NO_GRAMMAR),
+    refused("bad_words", never, NO_GRAMMAR),
+    refused("allowed_token_ids", never, NO_GRAMMAR),
+    refused("thinking_token_budget", never, NO_GRAMMAR),
+    refused("prompt_logprobs", never, NO_PROMPT_LOGPROBS),
+    refused("logprob_token_ids", never, "only the most probable tokens can be reported"),
+    refused("best_of", one, "use `n`; there is no ranking of answers"),
+    refused("suffix", empty, "insertion is not implemented"),
+    refused("use_beam_search", off, NO_SEARCH),
+    refused("length_penalty", one, NO_SEARCH),
+    refused("early_stopping", off, NO_SEARCH),
+    refused("chat_template", never, NO_TEMPLATE),
+    refused("documents", never, NO_TEMPLATE),
+    refused("audio", never, "the model answers with text"),
+    refused("modalities", text_only, "the model answers with text"),
+    refused("moderation", never, "there is no moderation"),
+    refused("mm_processor_kwargs", never, "the image processor's settings are the model's"),
+    refused("media_io_kwargs", never, "the image processor's settings are the model's"),
+    refused("prompt_embeds", never, "prompts are text or token ids"),
+    refused("truncate_prompt_tokens", never, "prompts are never truncated"),
+    refused("repetition_detection", never, "it is not implemented"),
+    refused("kv_transfer_params", never, "there is no transfer of KV blocks"),
+];
+
+/// Known, without effect, and not to be taken for a constraint by their names.
+const HARMLESS: &[&str] =
+    &["reasoning_format", "parallel_tool_calls", "prompt_cache_options", "web_search_options"];
+
+/// Misspelt or future fields of this kind must not be dropped in silence: the client would trust an answer that nothing enforced.
+fn looks_like_a_constraint(name: &str) -> bool {
+    const SIGNS: &[&str] = &[
+        "guided",
+        "schema",
+        "grammar",
+        "regex",
+        "constrain",
+        "structur",
+        "allowed",
+        "banned",
+        "bad_words",
+        "budget",
+        "format",
+        "json",
+    ];
+    let name = name.to_ascii_lowercase();
+    SIGNS.iter().any(|sign| name.contains(sign))
+}
+
+/// Declares the fields of a request: each is `Some` where it was given and not `null`.
+macro_rules! request_fields {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default)]
+        pub struct $name { $($(#[$field_meta])* pub $field: Option<$type>,)* }
+
+        impl $name {
+            pub fn take(fields: &mut $crate::openai::fields::Fields) -> Result<Self, $crate::error::ApiError> {
+                Ok(Self { $($field: fields.take(stringify!($field))?,)* })
+            }
+        }
+    };
+}
+pub(crate) use request_fields;

@@ -1,0 +1,303 @@
+//! The fields that chat completions and completions share, and what they mean: how tokens are chosen, where the text ends, and
+//! what of it is reported.
+
+use crate::defaults::GenerationDefaults;
+use crate::error::ApiError;
+use crate::openai::fields::request_fields;
+use scheduler::{Digest, SamplingParams, TokenId};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+request_fields! {
+    pub struct GenerationFields {
+        model: String,
+        temperature: f32,
+        top_p: f32,
+        top_k: i64,
+        min_p: f32,
+        frequency_penalty: f32,
+        presence_penalty: f32,
+        repetition_penalty: f32,
+        logit_bias: BTreeMap<String, f32>,
+        seed: i64,
+        n: usize,
+        min_tokens: usize,
+        ignore_eos: bool,
+        stop: Stop,
+        stop_token_ids: Vec<TokenId>,
+        include_stop_str_in_output: bool,
+        skip_special_tokens: bool,
+        /// Only true, which is what happens here, can be honoured.
+        spaces_between_special_tokens: bool,
+        stream: bool,
+        stream_options: StreamOptions,
+        return_token_ids: bool,
+        return_tokens_as_token_ids: bool,
+        timings: bool,
+        priority: i32,
+        cache_salt: String,
+        request_id: String,
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+pub enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct StreamOptions {
+    #[serde(default)]
+    pub include_usage: bool,
+    /// Usage so far in every chunk.
+    #[serde(default)]
+    pub continuous_usage_stats: bool,
+}
+
+/// Limits that a request is held to, from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLimits {
+    pub n_max: usize,
+    pub num_stops_max: usize,
+    pub stop_len_max: usize,
+    pub num_biases_max: usize,
+    pub num_prompts_max: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self { n_max: 128, num_stops_max: 16, stop_len_max: 1024, num_biases_max: 1024, num_prompts_max: 256 }
+    }
+}
+
+/// How the answer is made and reported, all present and checked except what depends on the prompt.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub model: Option<String>,
+    /// `max_tokens` is set when the prompt's length is known, `seed` for each choice.
+    pub params: SamplingParams,
+    /// `None`: whatever the context leaves.
+    pub max_tokens: Option<usize>,
+    pub n: usize,
+    pub seed: Option<u64>,
+    pub text: TextOptions,
+    pub report: ReportOptions,
+    pub priority: i32,
+    pub salt: Digest,
+    pub request_id: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct TextOptions {
+    pub stops: Vec<String>,
+    pub include_stop: bool,
+    pub skip_special_tokens: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct ReportOptions {
+    /// `None`: one answer in one piece.
+    pub stream: Option<StreamOptions>,
+    /// Alternatives for each token; `None`: no log-probabilities.
+    pub logprobs: Option<usize>,
+    pub token_ids: bool,
+    /// Names tokens `token_id:123` in log-probabilities, which is exact where text is ambiguous.
+    pub tokens_as_ids: bool,
+    pub timings: bool,
+}
+
+/// What the two dialects say differently.
+pub struct Dialect {
+    pub max_tokens: Option<(&'static str, usize)>,
+    pub logprobs: Option<usize>,
+}
+
+impl GenerationFields {
+    pub fn lower(
+        self,
+        dialect: Dialect,
+        defaults: &GenerationDefaults,
+        limits: &RequestLimits,
+    ) -> Result<Generation, ApiError> {
+        let GenerationFields {
+            model,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            frequency_penalty,
+            presence_penalty,
+            repetition_penalty,
+            logit_bias,
+            seed,
+            n,
+            min_tokens,
+            ignore_eos,
+            stop,
+            stop_token_ids,
+            include_stop_str_in_output,
+            skip_special_tokens,
+            spaces_between_special_tokens,
+            stream,
+            stream_options,
+            return_token_ids,
+            return_tokens_as_token_ids,
+            timings,
+            priority,
+            cache_salt,
+            request_id,
+        } = self;
+        let Dialect { max_tokens, logprobs } = dialect;
+        if spaces_between_special_tokens == Some(false) {
+            return Err(ApiError::unsupported(
+                "spaces_between_special_tokens",
+                "tokens are joined as they are",
+            ));
+        }
+        let stream = match (stream.unwrap_or(false), stream_options) {
+            (true, options) => {
+                Some(options.unwrap_or(StreamOptions { include_usage: false, continuous_usage_stats: false }))
+            }
+            (false, None) => None,
+            (false, Some(_)) => {
+                return Err(ApiError::invalid("stream_options", "is only allowed when `stream` is true"));
+            }
+        };
+        if let Some((name, 0)) = max_tokens {
+            return Err(ApiError::invalid(name, "must be at least 1"));
+        }
+        if let (Some((_, max)), Some(min)) = (max_tokens, min_tokens)
+            && min > max
+        {
+            return Err(ApiError::invalid("min_tokens", format!("{min} is above max_tokens = {max}")));
+        }
+        let mut stop_tokens = stop_token_ids.unwrap_or_default();
+        if !ignore_eos.unwrap_or(false) {
+            stop_tokens.extend(&defaults.eos_token_ids);
+        }
+        stop_tokens.sort_unstable();
+        stop_tokens.dedup();
+        let params = SamplingParams {
+            max_tokens: 1,
+            min_tokens: 0,
+            temperature: temperature.unwrap_or(defaults.temperature),
+            top_p: top_p.unwrap_or(defaults.top_p),
+            top_k: top_k.map_or(Ok(defaults.top_k), lower_top_k)?,
+            min_p: min_p.unwrap_or(defaults.min_p),
+            seed: 0,
+            frequency_penalty: frequency_penalty.unwrap_or(0.0),
+            presence_penalty: presence_penalty.unwrap_or(0.0),
+            repetition_penalty: repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            logit_bias: lower_logit_bias(logit_bias.unwrap_or_default(), limits.num_biases_max)?,
+            stop_token_ids: stop_tokens,
+            logprobs,
+        };
+        params.check(defaults.vocab_size)?;
+        Ok(Generation {
+            model,
+            params: SamplingParams { min_tokens: min_tokens.unwrap_or(0), ..params },
+            max_tokens: max_tokens.map(|(_, max)| max),
+            n: in_range("n", n.unwrap_or(1), limits.n_max)?,
+            seed: seed.map(|seed| seed as u64),
+            text: TextOptions {
+                stops: lower_stops(stop, limits)?,
+                include_stop: include_stop_str_in_output.unwrap_or(false),
+                skip_special_tokens: skip_special_tokens.unwrap_or(true),
+            },
+            report: ReportOptions {
+                stream,
+                logprobs,
+                token_ids: return_token_ids.unwrap_or(false),
+                tokens_as_ids: return_tokens_as_token_ids.unwrap_or(false),
+                timings: timings.unwrap_or(false),
+            },
+            priority: priority.unwrap_or(0),
+            salt: lower_salt(cache_salt)?,
+            request_id,
+        })
+    }
+}
+
+impl Generation {
+    /// The parameters of answer number `index` to one prompt. The first answer has the request's seed itself, so that it is the
+    /// answer that `n` = 1 gives; the others have seeds derived from it.
+    pub fn params_of(&self, index: usize, seed: u64, max_tokens: usize) -> SamplingParams {
+        SamplingParams { max_tokens, seed: derive_seed(seed, index), ..self.params.clone() }
+    }
+}
+
+fn derive_seed(seed: u64, index: usize) -> u64 {
+    if index == 0 {
+        return seed;
+    }
+    let mut x = seed.wrapping_add((index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// -1 and 0 are off, as in vLLM.
+fn lower_top_k(top_k: i64) -> Result<usize, ApiError> {
+    match top_k {
+        -1 => Ok(0),
+        _ => usize::try_from(top_k).map_err(|_| ApiError::invalid("top_k", format!("{top_k} is below -1"))),
+    }
+}
+
+fn in_range(param: &str, value: usize, max: usize) -> Result<usize, ApiError> {
+    if value == 0 || value > max {
+        return Err(ApiError::invalid(param, format!("{value} is not in [1, {max}]")));
+    }
+    Ok(value)
+}
+
+fn lower_logit_bias(biases: BTreeMap<String, f32>, max: usize) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    if biases.len() > max {
+        return Err(ApiError::invalid("logit_bias", format!("{} entries are above {max}", biases.len())));
+    }
+    let mut lowered = Vec::with_capacity(biases.len());
+    for (token, bias) in biases {
+        let id = token
+            .parse::<TokenId>()
+            .map_err(|_| ApiError::invalid("logit_bias", format!("`{token}` is not a token id")))?;
+        lowered.push((id, bias));
+    }
+    lowered.sort_unstable_by_key(|&(id, _)| id);
+    if let Some(pair) = lowered.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(ApiError::invalid("logit_bias", format!("token {} is given twice", pair[0].0)));
+    }
+    Ok(lowered)
+}
+
+fn lower_stops(stop: Option<Stop>, limits: &RequestLimits) -> Result<Vec<String>, ApiError> {
+    let stops = match stop {
+        None => Vec::new(),
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Many(stops)) => stops,
+    };
+    if stops.len() > limits.num_stops_max {
+        return Err(ApiError::invalid(
+            "stop",
+            format!("at most {} strings are allowed", limits.num_stops_max),
+        ));
+    }
+    for (i, stop) in stops.iter().enumerate() {
+        if stop.is_empty() || stop.len() > limits.stop_len_max {
+            return Err(ApiError::invalid(
+                format!("stop[{i}]"),
+                format!("{} bytes are not in [1, {}]", stop.len(), limits.stop_len_max),
+            ));
+        }
+    }
+    Ok(stops)
+}
+
+fn lower_salt(salt: Option<String>) -> Result<Digest, ApiError> {
+    match salt {
+        None => Ok(Digest::default()),
+        Some(salt) if salt.is_empty() => Err(ApiError::invalid("cache_salt", "is empty")),
+        Some(salt) => Ok(Digest(*blake3::hash(salt.as_bytes()).as_bytes())),
+    }
+}

@@ -1,0 +1,37 @@
+//! Probes, version and metrics.
+
+use crate::app::App;
+use crate::error::ApiError;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Whether requests can be served; still true while draining, so that a draining server is not taken for a broken one.
+pub async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
+    app.service().map(|_| StatusCode::OK)
+}
+
+/// Whether the process answers at all.
+pub async fn live() -> StatusCode {
+    StatusCode::OK
+}
+
+/// Whether to send requests here: not while loading, not while draining.
+pub async fn ready(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
+    app.service()?;
+    if app.lifecycle.is_serving() { Ok(StatusCode::OK) } else { Err(ApiError::Draining) }
+}
+
+pub async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+pub async fn metrics(State(app): State<Arc<App>>) -> ([(HeaderName, &'static str); 1], String) {
+    let engine = app.service().ok().map(|service| service.metrics());
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        app.http_metrics.exposition(engine),
+    )
+}

@@ -1,0 +1,177 @@
+//! A streamed answer as the body of a response. It is polled by the connection itself: there is no task, and no copy, between the
+//! engine's events and the socket. What arrived since the last poll leaves as one chunk for each choice.
+//!
+//! A stream ends in one way only: [`EventBody::poll_frame`] answers `None` after `[DONE]` was written, which comes after the last
+//! `finish_reason` (and the usage) or after an error event. Panics on the way become an error event as well.
+
+use crate::error::ApiError;
+use crate::openai::answer::{Answers, Delta, Finish, Usage};
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use bytes::BytesMut;
+use http_body::Frame;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// How one dialect writes its events. Each call appends whole `data: …\n\n` events.
+pub trait Dialect: Send + Unpin + 'static {
+    /// News of a choice: never called with a delta that has neither text nor something that belongs to text not shown yet.
+    fn delta(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta, usage: Usage);
+    /// The last event of a choice, with what is left of tokens and log-probabilities.
+    fn finish(&mut self, out: &mut BytesMut, choice: usize, last: &Delta, finish: &Finish, usage: Usage);
+    /// After all choices, where the request asks for it.
+    fn usage(&mut self, out: &mut BytesMut, usage: Usage);
+}
+
+/// What a response keeps alive while it is being sent, such as the count of requests in flight.
+pub type Held = Box<dyn Send + Unpin>;
+
+pub struct EventBody<D> {
+    answers: Answers,
+    dialect: D,
+    out: BytesMut,
+    keep_alive: Option<KeepAlive>,
+    has_ended: bool,
+    _held: Held,
+}
+
+/// Comments after silence, by the wall clock, so that neither a long queue nor a long prefill looks like a dead connection.
+struct KeepAlive {
+    period: Duration,
+    last: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+const BUFFER: usize = 8 * 1024;
+const DONE: &[u8] = b"data: [DONE]\n\n";
+const COMMENT: &[u8] = b": keep-alive\n\n";
+
+impl<D: Dialect> EventBody<D> {
+    pub fn new(answers: Answers, dialect: D, keep_alive: Option<Duration>, held: Held) -> Self {
+        let keep_alive = keep_alive.map(|period| KeepAlive {
+            period,
+            last: Instant::now(),
+            sleep: Box::pin(sleep(period)),
+        });
+        Self { answers, dialect, out: BytesMut::new(), keep_alive, has_ended: false, _held: held }
+    }
+
+    pub fn into_response(self) -> Response {
+        let mut response = Response::new(Body::new(self));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    /// Writes all news. The deltas may hold some before anything is drained: those that the status was waiting for.
+    fn advance(&mut self, context: &mut Context<'_>) -> Result<(), ApiError> {
+        let drained = self.answers.drain(context);
+        for choice in 0..self.answers.choices.len() {
+            self.write_choice(choice);
+        }
+        drained?;
+        if self.answers.is_complete() {
+            self.dialect.usage(&mut self.out, self.answers.usage());
+            self.end();
+        }
+        Ok(())
+    }
+
+    fn write_choice(&mut self, choice: usize) {
+        let delta = &mut self.answers.deltas[choice];
+        if delta.text.is_empty() && delta.finish.is_none() {
+            return;
+        }
+        let finish = delta.finish.take();
+        let usage = self.answers.usage();
+        let delta = &mut self.answers.deltas[choice];
+        if !delta.text.is_empty() {
+            self.dialect.delta(&mut self.out, choice, delta, usage);
+            delta.clear();
+        }
+        if let Some(finish) = finish {
+            self.dialect.finish(&mut self.out, choice, delta, &finish, usage);
+            delta.clear();
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        self.out.extend_from_slice(b"data: ");
+        self.out.extend_from_slice(error.json().as_bytes());
+        self.out.extend_from_slice(b"\n\n");
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.out.extend_from_slice(DONE);
+        self.has_ended = true;
+        // Whatever still runs has nobody to run for.
+        self.answers.choices.clear();
+        self.answers.deltas.clear();
+    }
+}
+
+impl<D: Dialect> http_body::Body for EventBody<D> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        if this.has_ended {
+            return Poll::Ready(None);
+        }
+        this.out.reserve(BUFFER / 8);
+        match catch_unwind(AssertUnwindSafe(|| this.advance(context))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => this.fail(&error),
+            Err(_) => {
+                tracing::error!("a stream panicked");
+                this.fail(&ApiError::Internal);
+            }
+        }
+        if let Some(keep_alive) = &mut this.keep_alive {
+            if !this.out.is_empty() {
+                keep_alive.last = Instant::now();
+            } else if keep_alive.is_due(context) {
+                this.out.extend_from_slice(COMMENT);
+            }
+        }
+        if this.out.is_empty() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended && self.out.is_empty()
+    }
+}
+
+impl KeepAlive {
+    /// Whether the silence is long enough. The timer is set again only when it fires, not with every event.
+    fn is_due(&mut self, context: &mut Context<'_>) -> bool {
+        while self.sleep.as_mut().poll(context).is_ready() {
+            let next = self.last + self.period;
+            let now = Instant::now();
+            if now >= next {
+                self.last = now;
+                self.sleep.as_mut().reset(now + self.period);
+                // Registers the timer for the next comment.
+                let _ = self.sleep.as_mut().poll(context);
+                return true;
+            }
+            self.sleep.as_mut().reset(next);
+        }
+        false
+    }
+}

@@ -1,0 +1,148 @@
+//! What every request goes through before its handler: an id, a body read within limits, a key where one is asked for; and after
+//! it: the metrics and a line in the log.
+
+use crate::app::App;
+use crate::error::ApiError;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{FromRequest, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+use std::time::Instant;
+use tracing::Instrument;
+
+/// The client's `x-request-id`, or a new one.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+const REQUEST_ID: &str = "x-request-id";
+const REQUEST_ID_LEN_MAX: usize = 128;
+
+impl RequestId {
+    fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        match given.filter(|id| is_clean(id)) {
+            Some(id) => Self(id.into()),
+            None => Self(uuid::Uuid::new_v4().simple().to_string().into()),
+        }
+    }
+}
+
+/// Fit for a header and a log line.
+pub fn is_clean(id: &str) -> bool {
+    !id.is_empty() && id.len() <= REQUEST_ID_LEN_MAX && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A JSON body, read whole, with the request's id and when it came.
+pub struct ApiRequest {
+    pub id: RequestId,
+    pub body: Bytes,
+    pub arrived: Instant,
+}
+
+impl FromRequest<Arc<App>> for ApiRequest {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
+        let (parts, body) = request.into_parts();
+        check_headers(&parts.headers, app.limits.body_len_max)?;
+        let id =
+            parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId::of(&parts.headers));
+        let read = to_bytes(body, app.limits.body_len_max);
+        let body = match tokio::time::timeout(app.limits.body_timeout, read).await {
+            Err(_) => return Err(ApiError::BodyTooSlow),
+            Ok(Err(error)) => return Err(body_error(error, app.limits.body_len_max)),
+            Ok(Ok(body)) => body,
+        };
+        Ok(Self { id, body, arrived })
+    }
+}
+
+/// JSON must be called JSON: a web page can send other types, or none, to a server on the reader's own machine without asking it.
+fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
+        let message = match essence.is_empty() {
+            true => "the content-type header is missing, expected application/json".into(),
+            false => "the content-type header must be application/json".into(),
+        };
+        return Err(ApiError::UnsupportedMediaType { message });
+    }
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity") {
+        let message = "compressed bodies are not supported".into();
+        return Err(ApiError::UnsupportedMediaType { message });
+    }
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    Ok(())
+}
+
+fn body_error(error: axum::Error, limit: usize) -> ApiError {
+    let error = error.into_inner();
+    match error.downcast_ref::<http_body_util::LengthLimitError>() {
+        Some(_) => ApiError::BodyTooLarge { limit },
+        None => ApiError::InvalidJson("the body ended early".into()),
+    }
+}
+
+pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.keys.allow(request.headers()) {
+        next.run(request).await
+    } else {
+        ApiError::Unauthorized.into_response()
+    }
+}
+
+/// Around everything: gives the request its id, and counts and logs how it went.
+pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let id = RequestId::of(request.headers());
+    let method = known_method(request.method());
+    let handler = request.extensions().get::<MatchedPath>().cloned();
+    let handler = handler.as_ref().map_or("none", |path| path.as_str());
+    request.extensions_mut().insert(id.clone());
+    let span = tracing::info_span!("request", request_id = &*id.0);
+    let mut response = next.run(request).instrument(span).await;
+    let status = response.status().as_u16();
+    app.http_metrics.request(method, handler, status, start.elapsed());
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
+        tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
+    } else {
+        tracing::info!(request_id = &*id.0, method, handler, status, ms, "request");
+    }
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Polled by machines: not worth a line each.
+const QUIET: &[&str] = &["/health", "/livez", "/live", "/readyz", "/ready", "/ping", "/metrics"];
+
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+/// A handler's panic as an answer.
+pub fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
+    let message =
+        panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(message, "a handler panicked");
+    ApiError::Internal.into_response()
+}

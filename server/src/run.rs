@@ -1,0 +1,161 @@
+//! `perilune serve` as a process: ports, signals, exit codes.
+
+use crate::config::Config;
+use crate::serve::{Listening, LoadedModel, ServeOptions, Serving, StartError};
+use models::ModelFiles;
+use scheduler::ModelRunner;
+use std::process::ExitCode;
+use std::time::Instant;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What a supervisor can tell apart. 2, for usage, is given by `main`.
+pub const EXIT_FAILURE: u8 = 1;
+pub const EXIT_LOAD: u8 = 3;
+pub const EXIT_MEMORY: u8 = 4;
+/// The engine failed while serving: the process should be started again.
+pub const EXIT_ENGINE: u8 = 86;
+
+/// A model that was found and is not loaded yet.
+pub struct ModelSource<L> {
+    pub files: ModelFiles,
+    /// Names in the API where the configuration gives none.
+    pub name: String,
+    /// Where it is, for `root` in the list of models.
+    pub root: String,
+    pub load: L,
+}
+
+/// Serves until a signal or a failure. `load` runs on the engine's thread; `exit_code` says what kind of failure its error is.
+pub fn run<R, E, L>(config: Config, source: ModelSource<L>, exit_code: fn(&E) -> u8) -> ExitCode
+where
+    R: ModelRunner,
+    R::Error: std::fmt::Display,
+    E: std::fmt::Display + Send + 'static,
+    L: FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+{
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "failed to start threads");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    ExitCode::from(runtime.block_on(serve(config, source, exit_code)))
+}
+
+async fn serve<R, E, L>(config: Config, source: ModelSource<L>, exit_code: fn(&E) -> u8) -> u8
+where
+    R: ModelRunner,
+    R::Error: std::fmt::Display,
+    E: std::fmt::Display + Send + 'static,
+    L: FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+{
+    let start = Instant::now();
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "failed to listen for signals");
+            return EXIT_FAILURE;
+        }
+    };
+    let shutdown_timeout = config.shutdown_timeout;
+    let (host, port) = (config.host.clone(), config.port);
+    let ModelSource { files, name, root, load } = source;
+    let options = serve_options(config, name, root);
+    let names = options.names.join(", ");
+    let listening =
+        match TcpListener::bind((host.as_str(), port)).await.and_then(|l| Listening::new(l, options)) {
+            Ok(listening) => listening,
+            Err(error) => {
+                tracing::error!(host, port, %error, "failed to listen");
+                return EXIT_FAILURE;
+            }
+        };
+    let address = listening.address;
+    tracing::info!(%address, model = names, "listening, loading the model");
+    let mut serving = tokio::select! {
+        serving = listening.serve(files, load) => match serving {
+            Ok(serving) => serving,
+            Err(error) => {
+                let code = match &error {
+                    StartError::Load(error) => exit_code(error),
+                    _ => EXIT_LOAD,
+                };
+                tracing::error!(%error, "failed to load the model");
+                return code;
+            }
+        },
+        // Nobody is being served: there is nothing to wait for.
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped while loading");
+            std::process::exit(0);
+        }
+    };
+    tracing::info!(seconds = start.elapsed().as_secs_f64(), "ready on http://{address}");
+    tokio::select! {
+        message = serving.failed() => {
+            tracing::error!(error = message, "the engine failed, exiting");
+            drain(serving, shutdown_timeout, &mut signals).await;
+            EXIT_ENGINE
+        }
+        signal = signals.next() => {
+            tracing::info!(signal, timeout_s = shutdown_timeout.as_secs_f64(), "finishing the requests in flight");
+            drain(serving, shutdown_timeout, &mut signals).await;
+            tracing::info!("stopped");
+            0
+        }
+    }
+}
+
+async fn drain(serving: Serving, timeout: std::time::Duration, signals: &mut Signals) {
+    let hurry = async {
+        signals.next().await;
+    };
+    serving.drain(timeout, hurry).await;
+}
+
+fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
+    let Config {
+        model: _,
+        host: _,
+        port: _,
+        served_names,
+        load: _,
+        scheduling,
+        keys,
+        limits,
+        http,
+        images,
+        seed,
+        log_format: _,
+        chat_template,
+        defaults,
+        shutdown_timeout: _,
+        warnings: _,
+    } = config;
+    let names = if served_names.is_empty() { vec![name] } else { served_names };
+    ServeOptions { names, root, scheduling, keys, limits, http, images, seed, chat_template, defaults }
+}
+
+/// The two that ask a server to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A server from its first port to its last connection: bind, load, serve, drain.
+
+use crate::app::{App, AppLimits, router};
+use crate::auth::ApiKeys;
+use crate::chat::image::ImageLimits;
+use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
+use crate::config::{DefaultsFrom, Scheduling};
+use crate::defaults::{DefaultsError, GenerationDefaults};
+use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
+use crate::http::{HttpLimits, Phase, accept_loop};
+use crate::metrics::{CacheInfo, Metrics};
+use crate::service::{Service, ServiceParts};
+use models::{ImageProcessor, ModelFiles, ModelInfo};
+use scheduler::{ModelRunner, SchedulerConfig};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// How to serve, whatever the model.
+pub struct ServeOptions {
+    pub names: Vec<String>,
+    pub root: String,
+    pub scheduling: Scheduling,
+    pub keys: ApiKeys,
+    pub limits: AppLimits,
+    pub http: HttpLimits,
+    pub images: ImageLimits,
+    pub seed: Option<u64>,
+    pub chat_template: Option<PathBuf>,
+    pub defaults: DefaultsFrom,
+}
+
+/// A model as its loader hands it over.
+pub struct LoadedModel<R> {
+    pub runner: R,
+    pub info: ModelInfo,
+    pub image_processor: Option<Arc<dyn ImageProcessor>>,
+    pub scheduler_config: SchedulerConfig,
+}
+
+/// Requests that can wait for the current step to end.
+const MAX_PENDING: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError<E> {
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("failed to read chat template {path}: {source}")]
+    TemplateFile { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Defaults(#[from] DefaultsError),
+    #[error("{0}")]
+    Load(E),
+    #[error("invalid scheduler configuration: {0}")]
+    Scheduler(scheduler::InvalidConfig),
+    #[error("failed to load the model: {0}")]
+    Panicked(String),
+}
+
+/// Listening, but not serving a model yet: everything that needs one is answered with 503.
+pub struct Listening {
+    pub app: Arc<App>,
+    pub address: SocketAddr,
+    options: ServeOptions,
+    accepting: JoinHandle<()>,
+    started: Instant,
+}
+
+impl Listening {
+    pub fn new(listener: TcpListener, options: ServeOptions) -> std::io::Result<Self> {
+        let started = Instant::now();
+        let address = listener.local_addr()?;
+        let app = Arc::new(App::new(options.keys.clone(), options.limits));
+        let accepting = tokio::spawn(accept_loop(
+            listener,
+            router(app.clone()),
+            options.http,
+            app.http_metrics.clone(),
+            app.lifecycle.phase(),
+        ));
+        Ok(Self { app, address, options, accepting, started })
+    }
+
+    /// Loads the model and begins to serve it. `load` runs on the engine's thread.
+    pub async fn serve<R, E>(
+        self,
+        files: ModelFiles,
+        load: impl FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+    ) -> Result<Serving, StartError<E>>
+    where
+        R: ModelRunner,
+        R::Error: std::fmt::Display,
+        E: Send + 'static,
+    {
+        let Self { app, address, options, accepting, started } = self;
+        let loading = app.clone();
+        let (service, handle, ended) =
+            tokio::task::spawn_blocking(move || build(&loading, options, &files, load))
+                .await
+                .map_err(|error| StartError::Panicked(error.to_string()))??;
+        let _ = app.service.set(Arc::new(service));
+        app.http_metrics.startup("total", started.elapsed());
+        Ok(Serving { app, address, engine: handle, ended, accepting })
+    }
+}
+
+type Built = (Service, EngineHandle, oneshot::Receiver<Ended>);
+
+fn build<R, E>(
+    app: &App,
+    options: ServeOptions,
+    files: &ModelFiles,
+    load: impl FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+) -> Result<Built, StartError<E>>
+where
+    R: ModelRunner,
+    R::Error: std::fmt::Display,
+    E: Send + 'static,
+{
+    let ServeOptions { names, root, scheduling, images, seed, chat_template, defaults, .. } = options;
+    let start = Instant::now();
+    let tokenizer = Arc::new(Tokenizer::load(files)?);
+    let template = match chat_template {
+        None => ChatTemplate::load(files)?,
+        Some(path) => Some(read_template(&path)?),
+    };
+    app.http_metrics.startup("tokenizer", start.elapsed());
+    let start = Instant::now();
+    let metrics_name = names[0].clone();
+    let EngineThread { handle, loaded, ended } = engine_thread::spawn(MAX_PENDING, move || {
+        let model = load().map_err(StartError::Load)?;
+        let scheduler_config = SchedulerConfig {
+            max_waiting: scheduling.max_waiting,
+            enable_prefix_caching: scheduling.enable_prefix_caching,
+            ..model.scheduler_config
+        };
+        scheduler_config.check().map_err(StartError::Scheduler)?;
+        let cache = CacheInfo {
+            block_size: scheduler_config.block_size,
+            num_blocks: scheduler_config.num_blocks,
+            prefix_caching: scheduler_config.enable_prefix_caching,
+        };
+        let metrics = Arc::new(Metrics::new(&metrics_name, model.info.max_model_len, cache));
+        Ok::<_, StartError<E>>(engine_thread::Parts {
+            runner: model.runner,
+            config: scheduler_config,
+            metrics: metrics.clone(),
+            loaded: (model.info, model.image_processor, metrics),
+        })
+    })?;
+    app.http_metrics.startup("model", start.elapsed());
+    let (info, image_processor, metrics) = loaded;
+    let defaults = match defaults {
+        DefaultsFrom::Model => GenerationDefaults::of_model(&info, files)?,
+        DefaultsFrom::Api => GenerationDefaults::of_api(&info),
+    };
+    let prompts = PromptBuilder::new(tokenizer.clone(), template, info.image_token_id);
+    let service = Service::new(ServiceParts {
+        engine: handle.clone(),
+        tokenizer,
+        prompts,
+        image_processor,
+        image_limits: images,
+        info,
+        metrics,
+        defaults,
+        names,
+        root,
+        seed,
+    });
+    Ok((service, handle, ended))
+}
+
+fn read_template<E>(path: &std::path::Path) -> Result<ChatTemplate, StartError<E>> {
+    let source = std::fs::read_to_string(path)
+        .map_err(|source| StartError::TemplateFile { path: path.display().to_string(), source })?;
+    Ok(ChatTemplate::from_source(&source)?)
+}
+
+/// A server with a model.
+pub struct Serving {
+    pub app: Arc<App>,
+    pub address: SocketAddr,
+    engine: EngineHandle,
+    ended: oneshot::Receiver<Ended>,
+    accepting: JoinHandle<()>,
+}
+
+/// How long connections have to take their last bytes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Serving {
+    /// Resolves when the engine fails; it ends in no other way before [`Serving::drain`].
+    pub async fn failed(&mut self) -> String {
+        match (&mut self.ended).await {
+            Ok(Err(message)) => message,
+            Ok(Ok(())) | Err(_) => "the engine thread ended".into(),
+        }
+    }
+
+    /// Refuses new requests, lets those in flight finish for as long as `timeout` or until `hurry` resolves, ends the rest with an error,
+    /// and closes.
+    pub async fn drain(self, timeout: Duration, hurry: impl Future<Output = ()>) {
+        let Self { app, engine, ended, accepting, .. } = self;
+        app.lifecycle.enter(Phase::Draining);
+        tokio::select! {
+            () = app.lifecycle.drained() => {}
+            () = tokio::time::sleep(timeout) => tracing::warn!("requests did not finish in time"),
+            () = hurry => tracing::warn!("told again to stop"),
+        }
+        engine.stop();
+        let _ = ended.await;
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, app.lifecycle.drained()).await;
+        app.lifecycle.enter(Phase::Closed);
+        let _ = accepting.await;
+        let closed = async {
+            while app.http_metrics.connections.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, closed).await;
+    }
+}

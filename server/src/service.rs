@@ -1,0 +1,313 @@
+//! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
+//! there are sequences.
+
+use crate::chat::image::{ImageLimits, load_url};
+use crate::chat::{
+    Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
+    TokenizerError,
+};
+use crate::defaults::GenerationDefaults;
+use crate::engine_thread::{EngineHandle, SubmitError};
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::openai::answer::{Answers, Choice};
+use crate::openai::generation::Generation;
+use models::{ImageProcessor, ModelInfo};
+use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::Semaphore;
+
+/// What a service is made of.
+pub struct ServiceParts {
+    pub engine: EngineHandle,
+    pub tokenizer: Arc<Tokenizer>,
+    pub prompts: PromptBuilder,
+    pub image_processor: Option<Arc<dyn ImageProcessor>>,
+    pub image_limits: ImageLimits,
+    pub info: ModelInfo,
+    pub metrics: Arc<Metrics>,
+    pub defaults: GenerationDefaults,
+    /// The first is the canonical one.
+    pub names: Vec<String>,
+    /// Where the model came from.
+    pub root: String,
+    /// Of requests that have none; `None` is a random one.
+    pub seed: Option<u64>,
+}
+
+pub struct Service {
+    parts: ServiceParts,
+    model_ends: Arc<[TokenId]>,
+    fingerprint: String,
+    created: u64,
+    seeds: Seeds,
+    /// Bounds the work, and so the memory, of preparing prompts.
+    preparations: Semaphore,
+}
+
+/// A message whose pictures are still URLs.
+pub struct RawMessage {
+    pub message: Message,
+    pub parts: Vec<RawPart>,
+}
+
+pub enum RawPart {
+    Text(String),
+    ImageUrl(String),
+}
+
+pub struct ChatPrompt {
+    pub messages: Vec<RawMessage>,
+    pub kwargs: Map<String, Value>,
+    pub ending: Ending,
+}
+
+/// A completion's prompt.
+#[derive(Debug, Clone)]
+pub enum RawPrompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+/// Most pictures in one request.
+const NUM_IMAGES_MAX: usize = 64;
+
+impl Service {
+    pub fn new(parts: ServiceParts) -> Self {
+        let ServiceParts { info, names, .. } = &parts;
+        assert!(!names.is_empty(), "a model has a name");
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            model_ends: info.eos_token_ids.clone().into(),
+            fingerprint: fingerprint(info, &names[0]),
+            created: unix_time(),
+            seeds: Seeds::new(parts.seed),
+            preparations: Semaphore::new(2 * cores),
+            parts,
+        }
+    }
+
+    pub fn info(&self) -> &ModelInfo {
+        &self.parts.info
+    }
+
+    pub fn names(&self) -> &[String] {
+        &self.parts.names
+    }
+
+    pub fn root(&self) -> &str {
+        &self.parts.root
+    }
+
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
+    }
+
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.parts.tokenizer
+    }
+
+    pub fn defaults(&self) -> &GenerationDefaults {
+        &self.parts.defaults
+    }
+
+    /// Changes when the same request may get another answer: with the model, its type, or this program.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// A request that names no model means this one. The answer repeats the name that was asked for.
+    pub fn check_model<'a>(&'a self, asked: Option<&str>) -> Result<&'a str, ApiError> {
+        let names = &self.parts.names;
+        let Some(asked) = asked else { return Ok(&names[0]) };
+        match names.iter().find(|name| *name == asked) {
+            Some(name) => Ok(name),
+            None => Err(ApiError::ModelNotFound { model: asked.to_owned() }),
+        }
+    }
+
+    /// Runs work that may take long on the blocking pool; few at a time.
+    async fn prepare<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _permit = self.preparations.acquire().await.map_err(|_| ApiError::Draining)?;
+        let service = self.clone();
+        tokio::task::spawn_blocking(move || work(&service)).await.map_err(|error| {
+            tracing::error!(%error, "failed to prepare a prompt");
+            ApiError::Internal
+        })?
+    }
+
+    pub async fn chat_prompt(self: &Arc<Self>, chat: ChatPrompt) -> Result<Prompt, ApiError> {
+        self.prepare(move |service| service.build_chat(chat)).await
+    }
+
+    fn build_chat(&self, chat: ChatPrompt) -> Result<Prompt, ApiError> {
+        let ChatPrompt { messages, kwargs, ending } = chat;
+        let mut num_images = 0;
+        let mut built = Vec::with_capacity(messages.len());
+        for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
+            for (p, part) in parts.into_iter().enumerate() {
+                message.content.push(match part {
+                    RawPart::Text(text) => Part::Text(text),
+                    RawPart::ImageUrl(url) => {
+                        num_images += 1;
+                        let param = || format!("messages[{m}].content[{p}].image_url");
+                        if num_images > NUM_IMAGES_MAX {
+                            let message = format!("a request may hold {NUM_IMAGES_MAX} pictures");
+                            return Err(ApiError::invalid(param(), message));
+                        }
+                        Part::Image(
+                            self.image(&url).map_err(|message| ApiError::invalid(param(), message))?.into(),
+                        )
+                    }
+                });
+            }
+            built.push(message);
+        }
+        let request = PromptRequest { messages: &built, tools: None, kwargs: &kwargs, ending };
+        self.parts.prompts.build(&request).map_err(prompt_error)
+    }
+
+    fn image(&self, url: &str) -> Result<ImageInput, String> {
+        let Some(processor) = &self.parts.image_processor else {
+            return Err("the model takes text only".into());
+        };
+        let picture = load_url(url, &self.parts.image_limits).map_err(|error| error.to_string())?;
+        processor.process(&picture.rgb, picture.width, picture.height).map_err(|error| error.to_string())
+    }
+
+    /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
+    pub async fn completion_prompts(
+        self: &Arc<Self>,
+        prompts: Vec<RawPrompt>,
+        add_special_tokens: bool,
+    ) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        self.prepare(move |service| {
+            prompts.into_iter().map(|prompt| service.encode(prompt, add_special_tokens)).collect()
+        })
+        .await
+    }
+
+    fn encode(&self, prompt: RawPrompt, add_special_tokens: bool) -> Result<Vec<TokenId>, ApiError> {
+        let tokenizer = &self.parts.tokenizer;
+        match prompt {
+            RawPrompt::Tokens(tokens) => Ok(tokens),
+            RawPrompt::Text(text) if add_special_tokens => {
+                tokenizer.encode_with_added(&text).map_err(tokenizer_error)
+            }
+            RawPrompt::Text(text) => tokenizer.encode(&text, Specials::Allowed).map_err(tokenizer_error),
+        }
+    }
+
+    /// Starts the answers to prompts: `n` for each, admitted together. `param` is the prompt's name in the request.
+    pub fn start(
+        &self,
+        prompts: &[Prompt],
+        generation: &Generation,
+        param: &'static str,
+    ) -> Result<Answers, ApiError> {
+        let info = &self.parts.info;
+        let mut sequences = Vec::with_capacity(prompts.len() * generation.n);
+        for prompt in prompts {
+            let max_tokens =
+                fit_max_tokens(prompt.tokens.len(), generation.max_tokens, info.max_model_len, param)?;
+            let seed = generation.seed.unwrap_or_else(|| self.seeds.next());
+            for index in 0..generation.n {
+                let params = Arc::new(generation.params_of(index, seed, max_tokens));
+                let mut sequence = Sequence::new(
+                    SequenceId(0),
+                    prompt.tokens.clone(),
+                    prompt.images.clone(),
+                    params,
+                    info.vocab_size,
+                )
+                .map_err(|error| match error.param {
+                    "prompt" => ApiError::invalid(param, error.message),
+                    _ => error.into(),
+                })?;
+                sequence.priority = generation.priority;
+                sequence.salt = generation.salt;
+                sequences.push(sequence);
+            }
+        }
+        let params: Vec<_> = sequences.iter().map(|sequence| sequence.params.clone()).collect();
+        let streams = self.parts.engine.submit(sequences).map_err(|error| match error {
+            SubmitError::Full { waiting } => ApiError::QueueFull { waiting },
+            SubmitError::Stopped => ApiError::Draining,
+        })?;
+        self.parts.metrics.request_arrived(generation.n);
+        let choices = streams
+            .into_iter()
+            .zip(params)
+            .map(|(events, params)| {
+                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation)
+            })
+            .collect();
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        Ok(Answers::new(choices, generation.n, prompt_tokens))
+    }
+}
+
+/// What the request asks for, or what the context leaves.
+fn fit_max_tokens(
+    prompt_tokens: usize,
+    asked: Option<usize>,
+    limit: usize,
+    param: &'static str,
+) -> Result<usize, ApiError> {
+    let room = limit.saturating_sub(prompt_tokens);
+    let max_tokens = asked.unwrap_or(room.max(1));
+    if max_tokens > room {
+        return Err(ApiError::TooLong { param, prompt_tokens, max_tokens, limit });
+    }
+    Ok(max_tokens)
+}
+
+fn prompt_error(error: PromptError) -> ApiError {
+    match error {
+        PromptError::Tokenizer(error) => tokenizer_error(error),
+        error => ApiError::invalid(error.param().unwrap_or_else(|| "messages".into()), error.to_string()),
+    }
+}
+
+fn tokenizer_error(error: TokenizerError) -> ApiError {
+    tracing::error!(%error, "failed to tokenize");
+    ApiError::Internal
+}
+
+/// Seeds for requests without one.
+struct Seeds {
+    first: u64,
+    count: AtomicU64,
+}
+
+impl Seeds {
+    fn new(seed: Option<u64>) -> Self {
+        let first = seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+        Self { first, count: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> u64 {
+        let count = self.count.fetch_add(1, Relaxed);
+        self.first.wrapping_add(count.wrapping_mul(0xD134_2543_DE82_EF95))
+    }
+}
+
+fn fingerprint(info: &ModelInfo, name: &str) -> String {
+    let ModelInfo { architecture, vocab_size, num_parameters, dtype, .. } = info;
+    let version = env!("CARGO_PKG_VERSION");
+    let identity = format!("{version} {name} {architecture} {vocab_size} {num_parameters} {dtype}");
+    format!("fp_{}", &blake3::hash(identity.as_bytes()).to_hex()[..12])
+}
+
+pub fn unix_time() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,301 @@
+//! A model for tests of everything around the model: the next token is a hash of all tokens before it, and of the pictures among
+//! them, so that a client can check every token, and mixed-up memory shows. Its tokenizer is one token a byte, and a few longer ones.
+
+use models::{ImageError, ImageProcessor, ModelFiles, ModelInfo};
+use perilune::serve::LoadedModel;
+use scheduler::{
+    Batch, BatchItem, Digest, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
+    SchedulerConfig, SequenceId, StepOutput, TokenId,
+};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+/// Tokens that only the model writes; they come after the bytes, and before the control tokens.
+const WORDS: [&str; 8] = ["the", " moon", "é", "日本", "🌒", "\n\ndata: [DONE]\n\n", "\"quoted\\", "  "];
+pub const EOS: TokenId = 264;
+pub const IM_START: TokenId = 265;
+pub const IM_END: TokenId = 266;
+pub const IMAGE: TokenId = 267;
+pub const VOCAB_SIZE: usize = 268;
+/// Rows of the embedding: more than the tokenizer knows, as with real models.
+pub const MODEL_VOCAB_SIZE: usize = VOCAB_SIZE + 4;
+
+/// What tests do to the model while it runs.
+#[derive(Default)]
+pub struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    permits: usize,
+    waiting: bool,
+    failure: Option<Fault>,
+    batches: Vec<Vec<SequenceId>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Error,
+    Panic,
+}
+
+impl Control {
+    /// From now on each step waits for a permit.
+    pub fn close(&self) {
+        self.state.lock().expect("no panic under the lock").closed = true;
+    }
+
+    pub fn open(&self) {
+        self.state.lock().expect("no panic under the lock").closed = false;
+        self.changed.notify_all();
+    }
+
+    pub fn permit(&self, num_steps: usize) {
+        self.state.lock().expect("no panic under the lock").permits += num_steps;
+        self.changed.notify_all();
+    }
+
+    pub fn fail_next(&self, fault: Fault) {
+        self.state.lock().expect("no panic under the lock").failure = Some(fault);
+    }
+
+    /// Waits until a step wants a permit and there is none.
+    pub fn wait_until_blocked(&self) {
+        let state = self.state.lock().expect("no panic under the lock");
+        let blocked = |state: &mut State| !(state.waiting && state.permits == 0);
+        let (_state, timeout) = self
+            .changed
+            .wait_timeout_while(state, Duration::from_secs(20), blocked)
+            .expect("no panic under the lock");
+        assert!(!timeout.timed_out(), "the engine did not come to its next step");
+    }
+
+    /// Who was in each step so far.
+    pub fn batches(&self) -> Vec<Vec<SequenceId>> {
+        self.state.lock().expect("no panic under the lock").batches.clone()
+    }
+
+    fn enter(&self, batch: &Batch) -> Option<Fault> {
+        let mut state = self.state.lock().expect("no panic under the lock");
+        state.batches.push(batch.items.iter().map(|item| item.id).collect());
+        while state.closed && state.permits == 0 {
+            state.waiting = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).expect("no panic under the lock");
+        }
+        state.waiting = false;
+        state.permits = state.permits.saturating_sub(1);
+        state.failure.take()
+    }
+}
+
+pub struct FakeRunner {
+    /// The hash of all tokens up to each slot.
+    prefixes: Vec<u64>,
+    block_size: usize,
+    images: Vec<u64>,
+    image_rows: usize,
+    control: Arc<Control>,
+}
+
+const BLOCK_SIZE: usize = 7;
+const IMAGE_ROWS: usize = 5;
+
+pub fn config(num_blocks: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: BLOCK_SIZE,
+        num_blocks,
+        max_model_len: 1000,
+        max_batched_tokens: 512,
+        max_running: 300,
+        max_waiting: 1024,
+        image_rows_per_block: IMAGE_ROWS,
+        num_image_blocks: 40,
+        max_encode_patches: 64,
+        enable_prefix_caching: true,
+        share_decoded_blocks: true,
+    }
+}
+
+pub fn info() -> ModelInfo {
+    ModelInfo {
+        architecture: "FakeForTests".into(),
+        vocab_size: MODEL_VOCAB_SIZE,
+        max_model_len: 1000,
+        eos_token_ids: vec![EOS, IM_END],
+        bos_token_id: None,
+        image_token_id: Some(IMAGE),
+        num_parameters: 0,
+        dtype: "float32",
+    }
+}
+
+pub fn model(control: Arc<Control>, config: SchedulerConfig) -> LoadedModel<FakeRunner> {
+    let runner = FakeRunner {
+        prefixes: vec![0; config.num_blocks * config.block_size],
+        block_size: config.block_size,
+        images: vec![0; config.num_image_blocks],
+        image_rows: config.image_rows_per_block,
+        control,
+    };
+    LoadedModel {
+        runner,
+        info: ModelInfo { max_model_len: config.max_model_len, ..info() },
+        image_processor: Some(Arc::new(FakeImages)),
+        scheduler_config: config,
+    }
+}
+
+/// One token for each 16 pixels of height, whatever the width.
+struct FakeImages;
+
+impl ImageProcessor for FakeImages {
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError> {
+        if width * height == 0 {
+            return Err(ImageError::Empty { width, height });
+        }
+        let num_tokens = height.div_ceil(16);
+        let hash = rgb.iter().fold(width as u64, |hash, &byte| mix(hash, u64::from(byte)));
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&hash.to_le_bytes());
+        Ok(ImageInput {
+            digest: Digest(digest),
+            grid: [num_tokens, 1],
+            num_tokens,
+            patches: vec![0.0; num_tokens],
+        })
+    }
+}
+
+fn mix(hash: u64, value: u64) -> u64 {
+    let mut x = hash.rotate_left(5) ^ value.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    x ^ (x >> 29)
+}
+
+impl ModelRunner for FakeRunner {
+    type Error = String;
+
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
+        match self.control.clone().enter(batch) {
+            Some(Fault::Error) => return Err("a planted failure".into()),
+            Some(Fault::Panic) => panic!("a planted panic"),
+            None => {}
+        }
+        for encode in &batch.encodes {
+            for block in &encode.rows {
+                let digest = encode.image.digest.0;
+                self.images[block.0 as usize] = u64::from_le_bytes(digest[..8].try_into().expect("8 bytes"));
+            }
+        }
+        let mut sampled = Vec::with_capacity(batch.num_samples());
+        for item in &batch.items {
+            let hash = self.run(item);
+            if let Some(sample) = &item.sample {
+                sampled.push(Sampled::Token(sample_token(hash, sample)));
+            }
+        }
+        Ok(StepOutput { sampled })
+    }
+}
+
+impl FakeRunner {
+    fn slot(&self, item: &BatchItem, position: usize) -> usize {
+        item.blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
+    }
+
+    /// Writes the item's prefixes and returns the last.
+    fn run(&mut self, item: &BatchItem) -> u64 {
+        let mut hash = match item.context_len.checked_sub(1) {
+            Some(position) => self.prefixes[self.slot(item, position)],
+            None => 0,
+        };
+        for (i, &token) in item.tokens.iter().enumerate() {
+            hash = mix(hash, u64::from(token));
+            if let Some(rows) =
+                item.images.iter().find(|rows| (rows.first_token..rows.first_token + rows.len).contains(&i))
+            {
+                let row = rows.first_row + i - rows.first_token;
+                hash = mix(hash, self.images[rows.rows[row / self.image_rows].0 as usize]);
+            }
+            let slot = self.slot(item, item.context_len + i);
+            self.prefixes[slot] = hash;
+        }
+        hash
+    }
+}
+
+/// Greedy is the hash alone; a temperature adds the seed.
+fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
+    let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = &*sample.params;
+    let hash = if *temperature > 0.0 { mix(hash, *seed ^ sample.position as u64) } else { hash };
+    let may_end = sample.num_generated >= *min_tokens;
+    let pick = |rank: u64| (mix(hash, rank) % VOCAB_SIZE as u64) as TokenId;
+    let allowed = |token: &TokenId| {
+        ![IM_START, IMAGE].contains(token) && (may_end || stop_token_ids.binary_search(token).is_err())
+    };
+    let mut candidates = Vec::new();
+    for rank in 0.. {
+        let token = pick(rank);
+        if allowed(&token) && !candidates.contains(&token) {
+            candidates.push(token);
+            if candidates.len() > logprobs.unwrap_or(0) {
+                break;
+            }
+        }
+    }
+    let logprob = |rank: usize| -0.5 - rank as f32 * 0.37;
+    SampledToken {
+        token: candidates[0],
+        logprob: logprobs.map(|_| logprob(0)),
+        top: (0..logprobs.unwrap_or(0)).map(|rank| (candidates[rank], logprob(rank))).collect(),
+    }
+}
+
+const TEMPLATE: &str = "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}\
+{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% else %}<|image|>{% endif %}{% endfor %}{% endif %}<|im_end|>\n\
+{%- endfor -%}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// The model's files: a byte-level tokenizer and a template.
+pub fn files(generation_config: &str) -> ModelFiles {
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..=255u8 {
+        vocab.insert(byte_char(byte).to_string(), u32::from(byte).into());
+    }
+    for (i, word) in WORDS.iter().enumerate() {
+        vocab.insert(word.bytes().map(byte_char).collect(), (256 + i).into());
+    }
+    let special = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                           "normalized": false, "special": true})
+    };
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [special(EOS, "<|eos|>"), special(IM_START, "<|im_start|>"), special(IM_END, "<|im_end|>"), special(IMAGE, "<|image|>")],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab, "merges": []},
+    });
+    let config = serde_json::json!({"chat_template": TEMPLATE, "eos_token": "<|im_end|>"});
+    let leak = |text: String| -> &'static [u8] { text.leak().as_bytes() };
+    let files = vec![
+        ("tokenizer.json", leak(tokenizer.to_string())),
+        ("tokenizer_config.json", leak(config.to_string())),
+        ("generation_config.json", leak(generation_config.to_owned())),
+    ];
+    ModelFiles::Embedded(files.leak())
+}
+
+/// GPT-2's printable character for a byte.
+fn byte_char(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|&other| !printable(other)).count() as u32;
+    char::from_u32(256 + before).expect("a character")
+}

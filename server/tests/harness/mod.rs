@@ -1,0 +1,149 @@
+//! A real server on a real socket, with a fake model.
+
+#![allow(dead_code)]
+
+pub mod client;
+pub mod fake;
+
+use client::{Connection, Response};
+use fake::{Control, Fault};
+use perilune::app::AppLimits;
+use perilune::auth::ApiKeys;
+use perilune::config::{DefaultsFrom, Scheduling};
+use perilune::http::HttpLimits;
+use perilune::serve::{Listening, ServeOptions, Serving};
+use scheduler::SchedulerConfig;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+pub const MODEL: &str = "fake/model";
+
+pub struct Setup {
+    pub options: ServeOptions,
+    pub config: SchedulerConfig,
+    pub generation_config: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let options = ServeOptions {
+            names: vec![MODEL.into(), "alias".into()],
+            root: "somewhere".into(),
+            scheduling: Scheduling { max_waiting: 1024, enable_prefix_caching: true },
+            keys: ApiKeys::default(),
+            limits: AppLimits::default(),
+            http: HttpLimits::default(),
+            images: Default::default(),
+            seed: Some(7),
+            chat_template: None,
+            defaults: DefaultsFrom::Model,
+        };
+        Self { options, config: fake::config(2000), generation_config: "{}" }
+    }
+}
+
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub control: Arc<Control>,
+    pub serving: Option<Serving>,
+    pub runtime: Runtime,
+}
+
+impl TestServer {
+    pub fn start() -> Self {
+        Self::with(Setup::default())
+    }
+
+    pub fn with(setup: Setup) -> Self {
+        let Setup { options, config, generation_config } = setup;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let control = Arc::new(Control::default());
+        let model_control = control.clone();
+        let serving = runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let listening = Listening::new(listener, options).expect("listens");
+            let load = move || Ok::<_, String>(fake::model(model_control, config));
+            match listening.serve(fake::files(generation_config), load).await {
+                Ok(serving) => serving,
+                Err(error) => panic!("{error}"),
+            }
+        });
+        Self { address: serving.address, control, serving: Some(serving), runtime }
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.address)
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        let mut connection = self.connect();
+        connection.send("GET", path, &[], b"");
+        connection.receive()
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        let mut connection = self.connect();
+        connection.send_json(path, body);
+        connection.receive()
+    }
+
+    /// Posts and expects an answer.
+    pub fn ask(&self, path: &str, body: &Value) -> Value {
+        let response = self.post(path, body);
+        assert_eq!(response.status, 200, "{body} {}", response.text());
+        response.json()
+    }
+
+    /// Posts with `stream` set and expects a stream; returns its events without the last, which is `[DONE]`.
+    pub fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut body = body.clone();
+        body["stream"] = true.into();
+        let response = self.post(path, &body);
+        assert_eq!(response.status, 200, "{body} {}", response.text());
+        let mut events = response.events();
+        assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+        events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
+    }
+
+    /// The value of a series, by its name and a part of its labels.
+    pub fn metric(&self, name: &str, label: &str) -> f64 {
+        let text = self.get("/metrics").text().to_owned();
+        find_metric(&text, name, label).unwrap_or_else(|| panic!("no series {name} with {label}"))
+    }
+
+    /// Waits until a series has a value.
+    pub fn wait_for_metric(&self, name: &str, value: f64) {
+        let start = Instant::now();
+        while self.metric(name, "") != value {
+            assert!(start.elapsed() < Duration::from_secs(20), "{name} did not become {value}");
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn fail_next(&self, fault: Fault) {
+        self.control.fail_next(fault);
+    }
+}
+
+pub fn find_metric(text: &str, name: &str, label: &str) -> Option<f64> {
+    let line = text.lines().find(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+    })?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.control.open();
+        if let Some(serving) = self.serving.take() {
+            self.runtime.block_on(serving.drain(Duration::from_secs(5), std::future::pending()));
+        }
+    }
+}
