@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CRATE = ROOT / "scheduler"
 # By whom a bug can be noticed, in this order.
 STAGES = [
-    ("oracles", ["--test", "simulation", "--", "--skip", "what_the_policy_costs"]),
+    ("oracles", ["--test", "simulation", "thousands_of_random_days"]),
     ("totals", ["--test", "simulation", "what_the_policy_costs"]),
     ("other tests", ["--lib", "--test", "life", "--test", "fairness", "--test", "pictures", "--test", "block_pool"]),
 ]

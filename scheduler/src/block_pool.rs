@@ -100,6 +100,11 @@ impl BlockPool {
         true
     }
 
+    /// What others may find in a block.
+    pub fn content(&self, id: BlockId) -> Option<&Digest> {
+        self.blocks[id.0 as usize].digest.as_ref()
+    }
+
     /// The longest run of blocks in memory that hold the contents of `digests`, from the first one on.
     pub fn share_prefix(&mut self, digests: &[Digest]) -> BlockTable {
         let mut table = BlockTable::default();

@@ -229,8 +229,19 @@ impl Scheduler {
         for (rank, running) in &self.running {
             assert_eq!(self.priorities.get(&rank.id), Some(&rank.priority), "{rank:?}");
             assert!(running.computed < running.len(), "{rank:?} has nothing to compute");
-            let covered = running.table.num_blocks() * self.config.block_size;
+            let num_blocks = running.table.num_blocks();
+            let covered = num_blocks * self.config.block_size;
             assert!(running.computed <= covered, "{rank:?} computed beyond its blocks");
+            assert!(
+                num_blocks <= running.len().div_ceil(self.config.block_size),
+                "{rank:?} has blocks too many"
+            );
+            let full = running.computed / self.config.block_size;
+            for (index, &id) in running.table.blocks().iter().enumerate() {
+                let Some(content) = self.pool.content(id) else { continue };
+                assert!(index < full, "{rank:?}: block {index} is findable and not computed");
+                assert_eq!(running.job.chain.digests().get(index), Some(content), "{rank:?}: block {index}");
+            }
         }
         for rank in &self.image_queue {
             assert!(self.running.contains_key(rank), "{rank:?} waits for a picture and is not running");

@@ -9,6 +9,7 @@ use scheduler::{
     Engine, Event, Failure, FinishReason, ModelRunner, Reject, Scheduler, SchedulerConfig, Sequence,
     SequenceId, Step,
 };
+use std::io::Write;
 
 /// What a day came to. Days add up.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -91,6 +92,17 @@ impl Machinery {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    No,
+    StepByStep,
+}
+
+/// Past the test harness, which keeps what `println` says to itself when a test passes.
+pub fn tell(line: &str) {
+    writeln!(std::io::stdout(), "{line}").expect("standard output is open");
+}
+
 pub struct Day {
     rng: Rng,
     workload: Workload,
@@ -100,15 +112,15 @@ pub struct Day {
     conversations: Vec<Prompt>,
     /// One in so many steps aborts somebody.
     abort_rate: usize,
-    is_told: bool,
+    told: Told,
     report: Report,
 }
 
 impl Day {
-    pub fn new(seed: u64, is_told: bool) -> Self {
+    pub fn new(seed: u64, told: Told) -> Self {
         let mut rng = Rng(seed);
         let workload = Workload::new(&mut rng);
-        Self::of(workload, rng, is_told)
+        Self::of(workload, rng, told)
     }
 
     /// A day on which somebody hangs up every few steps.
@@ -116,23 +128,23 @@ impl Day {
         let mut rng = Rng(seed);
         let mut workload = Workload::on(config, &mut rng);
         workload.gap_us = 7000;
-        Self { abort_rate: 9, ..Self::of(workload, rng, false) }
+        Self { abort_rate: 9, ..Self::of(workload, rng, Told::No) }
     }
 
-    fn of(workload: Workload, mut rng: Rng, is_told: bool) -> Self {
+    fn of(workload: Workload, mut rng: Rng, told: Told) -> Self {
         let shadow = Shadow::new(workload.config);
         let machinery = if rng.one_in(2) {
             Machinery::Whole(Box::new(Engine::new(workload.config, shadow)))
         } else {
             Machinery::Parts(Box::new(Scheduler::new(workload.config)), Box::new(shadow))
         };
-        if is_told {
-            println!("{:?} {:?}", workload.config, workload.machine);
+        if told == Told::StepByStep {
+            tell(&format!("{:?}\n{:?}", workload.config, workload.machine));
         }
         let abort_rate = rng.range(3, 60);
         let oracle = Oracle::new(workload.config);
         let (conversations, report) = (Vec::new(), Report::default());
-        Self { rng, workload, machinery, oracle, conversations, abort_rate, is_told, report }
+        Self { rng, workload, machinery, oracle, conversations, abort_rate, told, report }
     }
 
     /// Sends so many requests, and goes on until all have ended.
@@ -270,9 +282,12 @@ impl Day {
             report.first_tokens += 1;
             report.first_token_us += now_us - arrived_us;
         }
-        let line = format!("{now_us} us:{}", self.machinery.shadow().last_batch);
+        let mut line = format!("step {} at {now_us} us:{}", report.steps, self.machinery.shadow().last_batch);
+        if !step.stats.preempted.is_empty() {
+            line += &format!(" preempted {:?}", step.stats.preempted);
+        }
         let events: Vec<String> = step.events.iter().map(describe).collect();
-        let line = format!("{line} -> {} preempted {:?}", events.join(", "), step.stats.preempted);
+        line += &format!(" -> {}", events.join(", "));
         for byte in line.bytes() {
             self.report.trace = self.report.trace.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte);
         }
@@ -281,8 +296,8 @@ impl Day {
     }
 
     fn tell(&self, line: impl FnOnce() -> String) {
-        if self.is_told {
-            println!("{}", line());
+        if self.told == Told::StepByStep {
+            tell(&line());
         }
     }
 }

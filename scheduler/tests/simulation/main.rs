@@ -16,7 +16,7 @@ mod shadow;
 mod truth;
 mod workload;
 
-use day::{Day, Report};
+use day::{Day, Report, Told, tell};
 use rng::Rng;
 use scheduler::SchedulerConfig;
 use std::panic::catch_unwind;
@@ -24,9 +24,11 @@ use std::panic::catch_unwind;
 const NUM_THREADS: u64 = 2;
 
 fn day(seed: u64) -> Report {
-    let is_told = number_from("SEED").is_some();
-    let num_requests = Rng(!seed).range(1, 30);
-    Day::new(seed, is_told).run(num_requests)
+    Day::new(seed, Told::No).run(num_requests(seed))
+}
+
+fn num_requests(seed: u64) -> usize {
+    Rng(!seed).range(1, 30)
 }
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -61,7 +63,8 @@ fn all_days(end: u64) -> Report {
 #[test]
 fn thousands_of_random_days() {
     if let Some(seed) = number_from("SEED") {
-        println!("{:?}", day(seed));
+        let report = Day::new(seed, Told::StepByStep).run(num_requests(seed));
+        tell(&format!("{report:?}"));
         return;
     }
     let total = all_days(number_from("SEEDS").unwrap_or(4000));
