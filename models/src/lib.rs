@@ -1,9 +1,27 @@
 //! Architectures, weights, image processors, sampling, memory planning and the runner. Tensors do not go above this crate, text
 //! and HTTP do not go below the server.
 
+mod config;
+mod decoder;
+mod error;
 mod files;
 mod info;
+mod input;
 pub mod kimi_vl;
+mod kv_cache;
+mod layers;
+mod load;
+mod memory;
+mod runner;
+pub mod sampler;
+mod scratch;
+mod weights;
 
+pub use config::GenerationDefaults;
+pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo};
+pub use load::{Loaded, Progress, load, plan};
+pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
+pub use runner::DeviceRunner;
+pub use weights::{Checkpoint, HostWeights};

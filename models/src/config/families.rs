@@ -1,0 +1,480 @@
+//! The names, defaults and traps of each architecture. Defaults are those of the published configuration classes, so that a
+//! file that leaves a key out means here what it means there.
+
+use super::json::Fields;
+use super::rope::{self, RopeRule, RopeScaling};
+use super::{AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig};
+use crate::LoadError;
+use kernels::ops::{GroupScore, RopeLayout, RouterConfig, Scoring};
+use serde_json::{Map, Value};
+
+pub(super) const ARCHITECTURES: &[&str] = &[
+    "KimiVLForConditionalGeneration",
+    "DeepseekV3ForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "SeedOssForCausalLM",
+];
+
+pub(super) const KIMI_VL_IMAGE_TOKEN: u32 = 163_605;
+
+const MAX_LAYERS: usize = 1024;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_HEADS: usize = 4096;
+const MAX_EXPERTS: usize = 4096;
+const MAX_POSITIONS: usize = 1 << 28;
+
+/// Sizes that the configuration classes take when the file names none.
+struct Defaults {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_layers: usize,
+    num_heads: usize,
+    /// `None`: as many as heads.
+    num_kv_heads: Option<usize>,
+    max_positions: usize,
+    rms_norm_eps: f64,
+    theta: f64,
+}
+
+const LLAMA: Defaults = Defaults {
+    vocab_size: 32_000,
+    hidden_size: 4096,
+    intermediate_size: 11_008,
+    num_layers: 32,
+    num_heads: 32,
+    num_kv_heads: None,
+    max_positions: 2048,
+    rms_norm_eps: 1e-6,
+    theta: 1e4,
+};
+const QWEN: Defaults = Defaults {
+    vocab_size: 151_936,
+    intermediate_size: 22_016,
+    num_kv_heads: Some(32),
+    max_positions: 32_768,
+    ..LLAMA
+};
+const QWEN3_MOE: Defaults =
+    Defaults { hidden_size: 2048, intermediate_size: 6144, num_layers: 24, num_kv_heads: Some(4), ..QWEN };
+const MIXTRAL: Defaults = Defaults {
+    intermediate_size: 14_336,
+    num_kv_heads: Some(8),
+    max_positions: 131_072,
+    rms_norm_eps: 1e-5,
+    theta: 1e6,
+    ..LLAMA
+};
+const SEED_OSS: Defaults = Defaults {
+    vocab_size: 155_136,
+    intermediate_size: 27_648,
+    num_layers: 64,
+    num_heads: 80,
+    num_kv_heads: Some(8),
+    max_positions: 524_288,
+    ..LLAMA
+};
+const DEEPSEEK_V2: Defaults = Defaults { vocab_size: 102_400, ..LLAMA };
+const DEEPSEEK_V3: Defaults = Defaults {
+    vocab_size: 129_280,
+    hidden_size: 7168,
+    intermediate_size: 18_432,
+    num_layers: 61,
+    num_heads: 128,
+    max_positions: 4096,
+    ..LLAMA
+};
+
+/// Special tokens that the configuration classes name when the files do not.
+pub(super) struct SpecialTokens {
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+}
+
+pub(super) fn special_tokens(architecture: &str) -> SpecialTokens {
+    let (bos, eos) = match architecture {
+        "LlamaForCausalLM" | "MixtralForCausalLM" | "DeepseekV2ForCausalLM" => (Some(1), Some(2)),
+        "DeepseekV3ForCausalLM" | "KimiVLForConditionalGeneration" => (Some(0), Some(1)),
+        "SeedOssForCausalLM" => (Some(0), Some(2)),
+        _ => (None, None),
+    };
+    SpecialTokens { bos, eos }
+}
+
+/// Where the decoder's settings are, when they are not at the top.
+pub(super) fn text_part<'a>(
+    architecture: &str,
+    top: &Fields<'a>,
+) -> Result<Option<&'a Map<String, Value>>, LoadError> {
+    if architecture != "KimiVLForConditionalGeneration" {
+        return Ok(None);
+    }
+    let object = top.opt_object("text_config")?.ok_or_else(|| top.fail("text_config", "is missing"))?;
+    match object.get("model_type").and_then(Value::as_str) {
+        None | Some("deepseek_v3" | "kimi_vl") => Ok(Some(object)),
+        Some(other) => Err(top
+            .fail("text_config.model_type", format!("{other:?} is not supported, only \"deepseek_v3\" is"))),
+    }
+}
+
+pub(super) fn decoder(
+    architecture: &str,
+    fields: &Fields,
+    prefix: &'static str,
+) -> Result<DecoderConfig, LoadError> {
+    fields.only("hidden_act", "silu")?;
+    let family = match architecture {
+        "LlamaForCausalLM" => Family { mlp_bias: true, ..dense(&LLAMA) },
+        "Qwen2ForCausalLM" => Family { qkv_bias: Some(true), window: Window::Switched, ..dense(&QWEN) },
+        "Qwen3ForCausalLM" => {
+            Family { qk_norm: true, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
+        }
+        "Qwen3MoeForCausalLM" => {
+            Family { qk_norm: true, window: Window::Switched, moe: qwen3_moe, ..dense(&QWEN3_MOE) }
+        }
+        "MixtralForCausalLM" => {
+            Family { qkv_bias: Some(false), window: Window::Always, moe: mixtral, ..dense(&MIXTRAL) }
+        }
+        "SeedOssForCausalLM" => Family {
+            bias_default: true,
+            separate_out_bias: true,
+            head_dim: Some(128),
+            mlp_bias: true,
+            ..dense(&SEED_OSS)
+        },
+        "DeepseekV2ForCausalLM" => Family { latent: true, moe: deepseek_v2, ..dense(&DEEPSEEK_V2) },
+        "DeepseekV3ForCausalLM" => Family { latent: true, moe: deepseek_v3, ..dense(&DEEPSEEK_V3) },
+        other => unreachable!("{other} is not in the list of architectures"),
+    };
+    build(fields, &family, prefix)
+}
+
+/// The switches of a family.
+struct Family {
+    defaults: &'static Defaults,
+    /// Multi-head latent attention, and the keys of DeepSeek.
+    latent: bool,
+    /// Fixed by the code; `None`: `attention_bias` says it.
+    qkv_bias: Option<bool>,
+    bias_default: bool,
+    /// `attention_out_bias` says whether the output has a bias.
+    separate_out_bias: bool,
+    qk_norm: bool,
+    head_dim: Option<usize>,
+    mlp_bias: bool,
+    window: Window,
+    moe: fn(&Fields, usize) -> Result<Option<MoeConfig>, LoadError>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Window {
+    /// The family has none.
+    Never,
+    /// `sliding_window`, when `use_sliding_window` is true.
+    Switched,
+    /// `sliding_window`, when it is not null.
+    Always,
+}
+
+fn dense(defaults: &'static Defaults) -> Family {
+    Family {
+        defaults,
+        latent: false,
+        qkv_bias: None,
+        bias_default: false,
+        separate_out_bias: false,
+        qk_norm: false,
+        head_dim: None,
+        mlp_bias: false,
+        window: Window::Never,
+        moe: |_, _| Ok(None),
+    }
+}
+
+fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<DecoderConfig, LoadError> {
+    let default = family.defaults;
+    let hidden_size = fields.usize_or("hidden_size", default.hidden_size, 1..=MAX_WIDTH)?;
+    let num_layers = fields.usize_or("num_hidden_layers", default.num_layers, 1..=MAX_LAYERS)?;
+    let max_position_embeddings =
+        fields.usize_or("max_position_embeddings", default.max_positions, 1..=MAX_POSITIONS)?;
+    check_window(fields, family.window, num_layers, max_position_embeddings)?;
+    let (attention, rope) = match family.latent {
+        true => latent_attention(fields, default, max_position_embeddings)?,
+        false => grouped_attention(fields, family, hidden_size, max_position_embeddings)?,
+    };
+    let mtp_default = if family.latent && default.vocab_size == DEEPSEEK_V3.vocab_size { 1 } else { 0 };
+    Ok(DecoderConfig {
+        vocab_size: fields.usize_or("vocab_size", default.vocab_size, 1..=MAX_VOCAB)?,
+        hidden_size,
+        num_layers,
+        num_mtp_layers: fields.usize_or("num_nextn_predict_layers", mtp_default, 0..=MAX_LAYERS)?,
+        max_position_embeddings,
+        rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
+        attention,
+        rope,
+        intermediate_size: fields.usize_or("intermediate_size", default.intermediate_size, 1..=MAX_WIDTH)?,
+        mlp_bias: family.mlp_bias && fields.bool_or("mlp_bias", false)?,
+        moe: (family.moe)(fields, num_layers)?,
+        tied_head: fields.bool_or("tie_word_embeddings", false)?,
+        prefix,
+    })
+}
+
+/// A window that would hide tokens is not implemented, so it is refused.
+fn check_window(
+    fields: &Fields,
+    window: Window,
+    num_layers: usize,
+    max_positions: usize,
+) -> Result<(), LoadError> {
+    let (on, default) = match window {
+        Window::Never => return Ok(()),
+        Window::Switched => (fields.bool_or("use_sliding_window", false)?, Some(4096)),
+        Window::Always => (true, None),
+    };
+    let width = match fields.has("sliding_window") {
+        true => fields.opt_usize("sliding_window", 0..=usize::MAX)?,
+        false => default,
+    };
+    let all_full = window == Window::Switched
+        && fields.opt_usize("max_window_layers", 0..=usize::MAX)?.is_some_and(|n| n >= num_layers);
+    match width {
+        Some(width) if on && !all_full && width < max_positions => Err(fields.fail(
+            "sliding_window",
+            format!("a window of {width} below max_position_embeddings = {max_positions} is not supported"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn grouped_attention(
+    fields: &Fields,
+    family: &Family,
+    hidden_size: usize,
+    max_position_embeddings: usize,
+) -> Result<(AttentionConfig, rope::RopeConfig), LoadError> {
+    let default = family.defaults;
+    let num_heads = fields.usize_or("num_attention_heads", default.num_heads, 1..=MAX_HEADS)?;
+    // Null means as many as heads; a key that is not there means the default of the class.
+    let num_kv_heads = match fields.has("num_key_value_heads") {
+        true => fields.opt_usize("num_key_value_heads", 1..=MAX_HEADS)?.unwrap_or(num_heads),
+        false => default.num_kv_heads.unwrap_or(num_heads),
+    };
+    if !num_heads.is_multiple_of(num_kv_heads) {
+        let message = format!("{num_kv_heads} does not divide num_attention_heads = {num_heads}");
+        return Err(fields.fail("num_key_value_heads", message));
+    }
+    let head_dim = match (fields.opt_usize("head_dim", 1..=MAX_WIDTH)?, family.head_dim) {
+        (Some(dim), _) => dim,
+        (None, Some(dim)) if !fields.has("head_dim") => dim,
+        _ if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        _ => {
+            let message = format!("{num_heads} does not divide hidden_size = {hidden_size}");
+            return Err(fields.fail("num_attention_heads", message));
+        }
+    };
+    let attention_bias = fields.bool_or("attention_bias", family.bias_default)?;
+    let qkv_bias = family.qkv_bias.unwrap_or(attention_bias);
+    let out_bias = match (family.separate_out_bias, family.qkv_bias) {
+        (true, _) => fields.bool_or("attention_out_bias", false)?,
+        (false, None) => attention_bias,
+        (false, Some(_)) => false,
+    };
+    let rule = RopeRule {
+        default_theta: default.theta,
+        dim: head_dim,
+        layout: RopeLayout::Half,
+        max_position_embeddings,
+    };
+    let scale = (head_dim as f64).powf(-0.5) as f32;
+    let attention =
+        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm: family.qk_norm, scale };
+    Ok((AttentionConfig::Gqa(attention), rope::parse(fields, rule)?))
+}
+
+fn latent_attention(
+    fields: &Fields,
+    default: &Defaults,
+    max_position_embeddings: usize,
+) -> Result<(AttentionConfig, rope::RopeConfig), LoadError> {
+    let num_heads = fields.usize_or("num_attention_heads", default.num_heads, 1..=MAX_HEADS)?;
+    // Null switches the two-step query off; a key that is not there means 1536.
+    let q_lora_rank = match fields.has("q_lora_rank") {
+        true => fields.opt_usize("q_lora_rank", 1..=MAX_WIDTH)?,
+        false => Some(1536),
+    };
+    let nope_dim = fields.usize_or("qk_nope_head_dim", 128, 1..=MAX_WIDTH)?;
+    let rope_dim = fields.usize_or("qk_rope_head_dim", 64, 1..=MAX_WIDTH)?;
+    let interleaved = fields.bool_or("rope_interleave", true)?;
+    let rule = RopeRule {
+        default_theta: default.theta,
+        dim: rope_dim,
+        layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
+        max_position_embeddings,
+    };
+    let rope = rope::parse(fields, rule)?;
+    let mscale = match &rope.scaling {
+        RopeScaling::Yarn(yarn) => yarn.softmax_mscale,
+        _ => 1.0,
+    };
+    let scale = ((nope_dim + rope_dim) as f64).powf(-0.5) * mscale * mscale;
+    let attention = MlaConfig {
+        num_heads,
+        q_lora_rank,
+        kv_lora_rank: fields.usize_or("kv_lora_rank", 512, 1..=MAX_WIDTH)?,
+        nope_dim,
+        rope_dim,
+        value_dim: fields.usize_or("v_head_dim", 128, 1..=MAX_WIDTH)?,
+        bias: fields.bool_or("attention_bias", false)?,
+        scale: scale as f32,
+    };
+    Ok((AttentionConfig::Mla(attention), rope))
+}
+
+fn check_top_k(fields: &Fields, key: &str, top_k: usize, available: usize) -> Result<(), LoadError> {
+    match top_k > available {
+        true => Err(fields.fail(key, format!("{top_k} is more than the {available} experts to choose from"))),
+        false => Ok(()),
+    }
+}
+
+/// Softmax over all experts, the best ones taken, no groups, no bias.
+fn plain_router(top_k: usize, normalize: bool) -> RouterConfig {
+    RouterConfig {
+        scoring: Scoring::Softmax,
+        top_k,
+        num_groups: 1,
+        top_groups: 1,
+        group_score: GroupScore::Max,
+        normalize,
+        scale: 1.0,
+    }
+}
+
+fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    let num_experts = fields.usize_or("num_experts", 128, 1..=MAX_EXPERTS)?;
+    let top_k = fields.usize_or("num_experts_per_tok", 8, 1..=MAX_EXPERTS)?;
+    check_top_k(fields, "num_experts_per_tok", top_k, num_experts)?;
+    let step = fields.usize_or("decoder_sparse_step", 1, 1..=MAX_LAYERS)?;
+    let mut dense = Vec::new();
+    for value in fields.opt_array("mlp_only_layers")?.unwrap_or_default() {
+        match value.as_u64() {
+            Some(layer) if layer < num_layers as u64 => dense.push(layer as usize),
+            _ => return Err(fields.fail("mlp_only_layers", format!("{value} is not a layer of the model"))),
+        }
+    }
+    Ok(Some(MoeConfig {
+        num_experts,
+        intermediate_size: fields.usize_or("moe_intermediate_size", 768, 1..=MAX_WIDTH)?,
+        shared_intermediate_size: None,
+        router: plain_router(top_k, fields.bool_or("norm_topk_prob", false)?),
+        correction_bias: false,
+        names: ExpertNames::Mlp,
+        layers: (0..num_layers).map(|i| !dense.contains(&i) && (i + 1).is_multiple_of(step)).collect(),
+    }))
+}
+
+fn mixtral(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    let num_experts = fields.usize_or("num_local_experts", 8, 1..=MAX_EXPERTS)?;
+    let top_k = fields.usize_or("num_experts_per_tok", 2, 1..=MAX_EXPERTS)?;
+    check_top_k(fields, "num_experts_per_tok", top_k, num_experts)?;
+    Ok(Some(MoeConfig {
+        num_experts,
+        intermediate_size: fields.usize_or("intermediate_size", MIXTRAL.intermediate_size, 1..=MAX_WIDTH)?,
+        shared_intermediate_size: None,
+        router: plain_router(top_k, true),
+        correction_bias: false,
+        names: ExpertNames::BlockSparse,
+        layers: vec![true; num_layers],
+    }))
+}
+
+/// What the two DeepSeek routers share: sizes, groups, and which layers have experts.
+fn deepseek_moe(
+    fields: &Fields,
+    num_layers: usize,
+    defaults: DeepseekMoe,
+    router: RouterConfig,
+) -> Result<Option<MoeConfig>, LoadError> {
+    let num_experts = fields.usize_or("n_routed_experts", defaults.num_experts, 1..=MAX_EXPERTS)?;
+    let RouterConfig { top_k, num_groups, top_groups, .. } = router;
+    if !num_experts.is_multiple_of(num_groups) {
+        return Err(
+            fields.fail("n_group", format!("{num_groups} does not divide n_routed_experts = {num_experts}"))
+        );
+    }
+    if top_groups > num_groups {
+        return Err(fields.fail("topk_group", format!("{top_groups} is above n_group = {num_groups}")));
+    }
+    let group_size = num_experts / num_groups;
+    if router.group_score == GroupScore::SumOfTopTwo && num_groups > 1 && group_size < 2 {
+        return Err(fields.fail("n_group", format!("groups of {group_size} expert have no best two")));
+    }
+    check_top_k(fields, "num_experts_per_tok", top_k, top_groups * group_size)?;
+    let width = fields.usize_or("moe_intermediate_size", defaults.intermediate_size, 1..=MAX_WIDTH)?;
+    let num_shared = fields.usize_or("n_shared_experts", defaults.num_shared, 0..=MAX_EXPERTS)?;
+    let first = fields.usize_or("first_k_dense_replace", defaults.first_dense, 0..=MAX_LAYERS)?;
+    let step = fields.usize_or("moe_layer_freq", 1, 1..=MAX_LAYERS)?;
+    let layers: Vec<bool> = (0..num_layers).map(|i| i >= first && i.is_multiple_of(step)).collect();
+    Ok(layers.contains(&true).then_some(MoeConfig {
+        num_experts,
+        intermediate_size: width,
+        shared_intermediate_size: (num_shared > 0).then_some(width * num_shared),
+        correction_bias: router.scoring == Scoring::Sigmoid,
+        router,
+        names: ExpertNames::Mlp,
+        layers,
+    }))
+}
+
+struct DeepseekMoe {
+    num_experts: usize,
+    intermediate_size: usize,
+    num_shared: usize,
+    first_dense: usize,
+}
+
+fn deepseek_v2(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    fields.only("scoring_func", "softmax")?;
+    let (num_groups, top_groups) = match fields.opt_str("topk_method")?.unwrap_or("greedy") {
+        "greedy" => (1, 1),
+        "group_limited_greedy" => {
+            (fields.usize("n_group", 1..=MAX_EXPERTS)?, fields.usize("topk_group", 1..=MAX_EXPERTS)?)
+        }
+        other => return Err(fields.fail("topk_method", format!("{other:?} is not supported"))),
+    };
+    if fields.bool_or("norm_topk_prob", false)? {
+        // One published code scales after normalising and the other does not: no reference to agree with.
+        return Err(fields.fail("norm_topk_prob", "true is not supported for this architecture"));
+    }
+    let router = RouterConfig {
+        num_groups,
+        top_groups,
+        scale: fields.f64_in("routed_scaling_factor", Some(1.0), 1e-6..=1e6)? as f32,
+        ..plain_router(fields.usize("num_experts_per_tok", 1..=MAX_EXPERTS)?, false)
+    };
+    let defaults = DeepseekMoe { num_experts: 64, intermediate_size: 1407, num_shared: 2, first_dense: 0 };
+    deepseek_moe(fields, num_layers, defaults, router)
+}
+
+fn deepseek_v3(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    fields.only("scoring_func", "sigmoid")?;
+    fields.only("topk_method", "noaux_tc")?;
+    let router = RouterConfig {
+        scoring: Scoring::Sigmoid,
+        top_k: fields.usize_or("num_experts_per_tok", 8, 1..=MAX_EXPERTS)?,
+        num_groups: fields.usize_or("n_group", 8, 1..=MAX_EXPERTS)?,
+        top_groups: fields.usize_or("topk_group", 4, 1..=MAX_EXPERTS)?,
+        group_score: GroupScore::SumOfTopTwo,
+        normalize: fields.bool_or("norm_topk_prob", true)?,
+        scale: fields.f64_in("routed_scaling_factor", Some(2.5), 1e-6..=1e6)? as f32,
+    };
+    let defaults = DeepseekMoe { num_experts: 256, intermediate_size: 2048, num_shared: 1, first_dense: 3 };
+    deepseek_moe(fields, num_layers, defaults, router)
+}

@@ -1,0 +1,279 @@
+//! What config.json says, checked and complete: one description of a decoder whatever its family, and where the vision part is.
+//!
+//! ```text
+//! config.json ─▶ families (names, defaults and traps of each architecture) ─▶ DecoderConfig ─▶ the one decoder
+//! ```
+
+mod families;
+mod generation;
+pub mod json;
+mod rope;
+
+pub use generation::GenerationDefaults;
+pub use rope::{RopeConfig, RopeScaling, Yarn};
+
+use crate::{DTypeChoice, LoadError, ModelFiles};
+use json::Fields;
+use kernels::DType;
+use kernels::ops::RouterConfig;
+use scheduler::TokenId;
+use serde_json::{Map, Value};
+
+pub(crate) const CONFIG_FILE: &str = "config.json";
+
+/// A whole model as its files describe it, before any weight is read.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// From `architectures`, such as `KimiVLForConditionalGeneration`.
+    pub architecture: String,
+    pub decoder: DecoderConfig,
+    /// Present when the model sees pictures.
+    pub vision: Option<VisionPart>,
+    /// The type that the checkpoint says it is stored in.
+    pub dtype: DType,
+    pub bos_token_id: Option<TokenId>,
+    /// Of generation_config.json and config.json, each once.
+    pub eos_token_ids: Vec<TokenId>,
+    pub generation: GenerationDefaults,
+}
+
+/// The vision part of a configuration: read further by the code of its architecture.
+#[derive(Debug, Clone)]
+pub struct VisionPart {
+    #[allow(dead_code, reason = "the vision part reads it")]
+    /// `vision_config` as it stands in the file.
+    pub object: Map<String, Value>,
+    /// The placeholder that a picture's rows replace.
+    pub image_token_id: TokenId,
+}
+
+/// The decoder, written once, and every switch in which the families differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_layers: usize,
+    /// Layers stored after the last one that only speculate (multi-token prediction): skipped.
+    pub num_mtp_layers: usize,
+    pub max_position_embeddings: usize,
+    pub rms_norm_eps: f32,
+    pub attention: AttentionConfig,
+    pub rope: RopeConfig,
+    /// Width of a dense layer's MLP.
+    pub intermediate_size: usize,
+    pub mlp_bias: bool,
+    pub moe: Option<MoeConfig>,
+    /// The embedding table is the output matrix as well.
+    pub tied_head: bool,
+    /// Before every tensor name, such as `language_model.`.
+    pub prefix: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum AttentionConfig {
+    /// Grouped queries: multi-head and multi-query attention are its ends.
+    Gqa(GqaConfig),
+    /// A latent vector for all heads in place of keys and values.
+    Mla(MlaConfig),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct GqaConfig {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub qkv_bias: bool,
+    pub out_bias: bool,
+    /// RMS norm of each head of q and k, with one weight `[head_dim]`, before the rotation.
+    pub qk_norm: bool,
+    pub scale: f32,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct MlaConfig {
+    pub num_heads: usize,
+    /// `None`: queries come from the hidden state in one step.
+    pub q_lora_rank: Option<usize>,
+    pub kv_lora_rank: usize,
+    pub nope_dim: usize,
+    pub rope_dim: usize,
+    pub value_dim: usize,
+    /// On the projections into q and kv latents and out of attention.
+    pub bias: bool,
+    pub scale: f32,
+}
+
+impl MlaConfig {
+    /// Values cached for a token in a layer: the normalised latent, then the rotated part shared by all heads.
+    pub fn row(&self) -> usize {
+        self.kv_lora_rank + self.rope_dim
+    }
+
+    pub fn query_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+}
+
+/// The published code builds the norms of latents with its class default, whatever `rms_norm_eps` says.
+pub const LATENT_NORM_EPS: f32 = 1e-6;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct MoeConfig {
+    pub num_experts: usize,
+    pub intermediate_size: usize,
+    /// Width of the expert that every token takes.
+    pub shared_intermediate_size: Option<usize>,
+    pub router: RouterConfig,
+    /// Whether a bias is added to the scores for the choice of experts.
+    pub correction_bias: bool,
+    pub names: ExpertNames,
+    /// For each layer whether it has experts.
+    pub layers: Vec<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertNames {
+    /// `mlp.experts.N.{gate_proj, up_proj, down_proj}`
+    Mlp,
+    /// `block_sparse_moe.experts.N.{w1, w3, w2}`
+    BlockSparse,
+}
+
+impl DecoderConfig {
+    pub fn is_moe(&self, layer: usize) -> bool {
+        self.moe.as_ref().is_some_and(|moe| moe.layers[layer])
+    }
+
+    /// Values cached for a token in a layer.
+    pub fn kv_row(&self) -> usize {
+        match &self.attention {
+            AttentionConfig::Gqa(a) => 2 * a.num_kv_heads * a.head_dim,
+            AttentionConfig::Mla(a) => a.row(),
+        }
+    }
+}
+
+impl ModelConfig {
+    pub fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+        let file = files.describe(CONFIG_FILE);
+        let object = json::read_object(files, CONFIG_FILE)?
+            .ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+        let mut config = Self::parse(&file, &object)?;
+        generation::read(files, &mut config)?;
+        Ok(config)
+    }
+
+    fn parse(file: &str, object: &Map<String, Value>) -> Result<Self, LoadError> {
+        let top = Fields::new(file, "", object);
+        let architecture = architecture(&top)?;
+        refuse_quantisation(&top)?;
+        let Some(text) = families::text_part(&architecture, &top)? else {
+            let decoder = families::decoder(&architecture, &top, "")?;
+            return Self::assemble(architecture, &top, &top, decoder, None);
+        };
+        let text = Fields::new(file, "text_config", text);
+        refuse_quantisation(&text)?;
+        let decoder = families::decoder("DeepseekV3ForCausalLM", &text, "language_model.")?;
+        let image_token_id = top.opt_token_id("media_placeholder_token_id", decoder.vocab_size)?;
+        let object =
+            top.opt_object("vision_config")?.ok_or_else(|| top.fail("vision_config", "is missing"))?;
+        let image_token_id = match image_token_id {
+            Some(id) => id,
+            None if families::KIMI_VL_IMAGE_TOKEN < decoder.vocab_size as u32 => {
+                families::KIMI_VL_IMAGE_TOKEN
+            }
+            None => return Err(top.fail("media_placeholder_token_id", "is missing")),
+        };
+        let part = VisionPart { object: object.clone(), image_token_id };
+        Self::assemble(architecture, &top, &text, decoder, Some(part))
+    }
+
+    fn assemble(
+        architecture: String,
+        top: &Fields,
+        text: &Fields,
+        decoder: DecoderConfig,
+        vision: Option<VisionPart>,
+    ) -> Result<Self, LoadError> {
+        let vocab_size = decoder.vocab_size;
+        let token = |key| match text.has(key) {
+            true => text.token_ids(key, vocab_size),
+            false => top.token_ids(key, vocab_size),
+        };
+        let default = families::special_tokens(&architecture);
+        let mut eos_token_ids = token("eos_token_id")?;
+        if !text.has("eos_token_id") && !top.has("eos_token_id") {
+            eos_token_ids.extend(default.eos);
+        }
+        let mut bos_token_id = token("bos_token_id")?.first().copied();
+        if !text.has("bos_token_id") && !top.has("bos_token_id") {
+            bos_token_id = default.bos;
+        }
+        Ok(Self {
+            dtype: dtype(top, text)?,
+            architecture,
+            vision,
+            bos_token_id: bos_token_id.filter(|&id| (id as usize) < vocab_size),
+            eos_token_ids: eos_token_ids.into_iter().filter(|&id| (id as usize) < vocab_size).collect(),
+            generation: GenerationDefaults::default(),
+            decoder,
+        })
+    }
+
+    /// The type in which weights and the KV cache are kept.
+    pub fn stored_as(&self, choice: DTypeChoice) -> DType {
+        match choice {
+            DTypeChoice::Auto => self.dtype,
+            DTypeChoice::F32 => DType::F32,
+            DTypeChoice::BF16 => DType::BF16,
+            DTypeChoice::F16 => DType::F16,
+        }
+    }
+}
+
+fn architecture(top: &Fields) -> Result<String, LoadError> {
+    let key = "architectures";
+    let list = top.opt_array(key)?.ok_or_else(|| top.fail(key, "is missing"))?;
+    let names: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+    match names.iter().find(|name| families::ARCHITECTURES.contains(name)) {
+        Some(name) => Ok(name.to_string()),
+        None => Err(top.fail(
+            key,
+            format!("{names:?} is not supported, these are: {}", families::ARCHITECTURES.join(", ")),
+        )),
+    }
+}
+
+fn refuse_quantisation(fields: &Fields) -> Result<(), LoadError> {
+    match fields.get("quantization_config") {
+        None => Ok(()),
+        Some(value) => {
+            let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("of unknown method");
+            Err(fields.fail("quantization_config", format!("quantised weights ({method}) are not supported")))
+        }
+    }
+}
+
+/// `dtype` is the new name of `torch_dtype`; neither means f32, as in the published classes.
+fn dtype(top: &Fields, text: &Fields) -> Result<DType, LoadError> {
+    for (fields, key) in
+        [top, text].into_iter().flat_map(|fields| ["dtype", "torch_dtype"].map(|k| (fields, k)))
+    {
+        match fields.opt_str(key)? {
+            None => continue,
+            Some("bfloat16" | "torch.bfloat16") => return Ok(DType::BF16),
+            Some("float16" | "torch.float16") => return Ok(DType::F16),
+            Some("float32" | "torch.float32") => return Ok(DType::F32),
+            Some(other) => {
+                return Err(fields.fail(
+                    key,
+                    format!("{other:?} is not supported, only bfloat16, float16 and float32 are"),
+                ));
+            }
+        }
+    }
+    Ok(DType::F32)
+}
+
+#[cfg(test)]
+mod tests;

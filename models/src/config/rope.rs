@@ -1,0 +1,154 @@
+//! Rotary position settings: old keys (`rope_theta`, `rope_scaling`) and new ones (`rope_parameters`) give the same values here.
+
+use super::json::Fields;
+use crate::LoadError;
+use kernels::ops::RopeLayout;
+use serde_json::{Map, Value};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    pub theta: f64,
+    /// Rotated values of a head, an even number.
+    pub dim: usize,
+    pub layout: RopeLayout,
+    pub scaling: RopeScaling,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    None,
+    Linear { factor: f64 },
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: f64 },
+    Yarn(Yarn),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Yarn {
+    pub factor: f64,
+    pub beta_fast: f64,
+    pub beta_slow: f64,
+    pub original_max_position: f64,
+    /// Whether the borders of the ramp are rounded to whole dimensions.
+    pub truncate: bool,
+    /// On cosines and sines.
+    pub attention_factor: f64,
+    /// DeepSeek only: its square multiplies the softmax scale.
+    pub softmax_mscale: f64,
+}
+
+/// What a family fixes about its rotation.
+pub(super) struct RopeRule {
+    pub default_theta: f64,
+    pub dim: usize,
+    pub layout: RopeLayout,
+    pub max_position_embeddings: usize,
+}
+
+pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadError> {
+    let RopeRule { default_theta, dim, layout, max_position_embeddings } = rule;
+    if dim == 0 || !dim.is_multiple_of(2) {
+        return Err(fields.fail("head_dim", format!("{dim} rotated values a head are not an even number")));
+    }
+    let path = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let theta_range = 1.000001..=1e18;
+    let outer_theta = fields.f64_in("rope_theta", Some(default_theta), theta_range.clone())?;
+    refuse_partial(fields)?;
+    let Some(object) = fields.opt_object(path)? else {
+        return Ok(RopeConfig { theta: outer_theta, dim, layout, scaling: RopeScaling::None });
+    };
+    // The path in messages must outlive the nested view.
+    let nested_path = fields.nested_path(path);
+    let inner = fields.nested(&nested_path, object);
+    refuse_partial(&inner)?;
+    let theta = inner.f64_in("rope_theta", Some(outer_theta), theta_range)?;
+    let scaling = scaling(fields, &inner, object, max_position_embeddings)?;
+    Ok(RopeConfig { theta, dim, layout, scaling })
+}
+
+fn refuse_partial(fields: &Fields) -> Result<(), LoadError> {
+    match fields.opt_f64("partial_rotary_factor")? {
+        Some(x) if x != 1.0 => {
+            Err(fields.fail("partial_rotary_factor", format!("{x} is not supported, only 1 is")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn scaling(
+    outer: &Fields,
+    inner: &Fields,
+    object: &Map<String, Value>,
+    max_position: usize,
+) -> Result<RopeScaling, LoadError> {
+    let kind = match inner.opt_str("rope_type")? {
+        Some(kind) => kind,
+        None => inner.opt_str("type")?.unwrap_or("default"),
+    };
+    if let Some((key, _)) = object.iter().find(|(_, value)| value.is_object()) {
+        return Err(inner.fail(key, "different rotations for different layers are not supported"));
+    }
+    let factor = |least| inner.f64_in("factor", None, least..=1e6);
+    match kind {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear { factor: factor(1e-6)? }),
+        "llama3" => llama3(outer, inner, max_position),
+        "yarn" => Ok(RopeScaling::Yarn(yarn(outer, inner, max_position)?)),
+        other => Err(inner.fail(
+            "rope_type",
+            format!("{other:?} is not supported, these are: default, linear, llama3, yarn"),
+        )),
+    }
+}
+
+/// A value at the top of the configuration goes before the one beside the factor.
+fn original_max_position(outer: &Fields, inner: &Fields, max_position: usize) -> Result<f64, LoadError> {
+    let key = "original_max_position_embeddings";
+    let fields = if outer.get(key).is_some() { outer } else { inner };
+    fields.f64_in(key, Some(max_position as f64), 1.0..=1e9)
+}
+
+fn llama3(outer: &Fields, inner: &Fields, max_position: usize) -> Result<RopeScaling, LoadError> {
+    let low_freq_factor = inner.f64_in("low_freq_factor", None, 1e-6..=1e6)?;
+    let high_freq_factor = inner.f64_in("high_freq_factor", None, 1e-6..=1e6)?;
+    if high_freq_factor <= low_freq_factor {
+        return Err(
+            inner.fail("high_freq_factor", format!("{high_freq_factor} is not above low_freq_factor"))
+        );
+    }
+    Ok(RopeScaling::Llama3 {
+        factor: inner.f64_in("factor", None, 1e-6..=1e6)?,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position: original_max_position(outer, inner, max_position)?,
+    })
+}
+
+fn yarn(outer: &Fields, inner: &Fields, max_position: usize) -> Result<Yarn, LoadError> {
+    let original_max_position = original_max_position(outer, inner, max_position)?;
+    let factor = inner.f64_in("factor", Some(max_position as f64 / original_max_position), 1e-6..=1e6)?;
+    let mscale = inner.f64_in("mscale", Some(0.0), 0.0..=100.0)?;
+    let mscale_all_dim = inner.f64_in("mscale_all_dim", Some(0.0), 0.0..=100.0)?;
+    let inferred = if mscale != 0.0 && mscale_all_dim != 0.0 {
+        yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+    } else {
+        yarn_mscale(factor, 1.0)
+    };
+    // Zero means absent here, as in the published code.
+    let or_default = |key, default: f64| {
+        let x = inner.f64_in(key, Some(0.0), 0.0..=1e6)?;
+        Ok::<_, LoadError>(if x == 0.0 { default } else { x })
+    };
+    Ok(Yarn {
+        factor,
+        beta_fast: or_default("beta_fast", 32.0)?,
+        beta_slow: or_default("beta_slow", 1.0)?,
+        original_max_position,
+        truncate: inner.bool_or("truncate", true)?,
+        attention_factor: inner.f64_in("attention_factor", Some(inferred), 1e-6..=1e6)?,
+        softmax_mscale: if mscale_all_dim != 0.0 { yarn_mscale(factor, mscale_all_dim) } else { 1.0 },
+    })
+}
+
+fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}

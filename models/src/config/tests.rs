@@ -1,0 +1,311 @@
+//! Published configurations, and what is refused.
+
+use super::*;
+use crate::decoder::Decoder;
+use kernels::ops::RopeLayout;
+use serde_json::json;
+
+fn parse(json: &Value) -> Result<ModelConfig, LoadError> {
+    ModelConfig::parse("config.json", json.as_object().unwrap())
+}
+
+fn parameters(json: Value) -> u64 {
+    Decoder::size(&parse(&json).unwrap().decoder, DType::BF16).parameters
+}
+
+fn moonlight() -> Value {
+    json!({
+        "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 163840, "hidden_size": 2048, "intermediate_size": 11264,
+        "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "kv_lora_rank": 512, "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 64, "num_experts_per_tok": 6, "n_shared_experts": 2, "moe_layer_freq": 1,
+        "first_k_dense_replace": 1, "topk_method": "noaux_tc", "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
+        "norm_topk_prob": true, "routed_scaling_factor": 2.446, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_theta": 50000.0, "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0,
+        "bos_token_id": 163584, "eos_token_id": 163585
+    })
+}
+
+fn kimi_vl() -> Value {
+    let mut text = moonlight();
+    text.as_object_mut().unwrap().remove("architectures");
+    text["model_type"] = "deepseek_v3".into();
+    text["max_position_embeddings"] = 131072.into();
+    text["rope_theta"] = 800000.0.into();
+    json!({
+        "architectures": ["KimiVLForConditionalGeneration"], "media_placeholder_token_id": 163605, "text_config": text,
+        "vision_config": {"model_type": "moonvit"}, "torch_dtype": "bfloat16"
+    })
+}
+
+fn llama() -> Value {
+    json!({"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"})
+}
+
+fn with(mut json: Value, changes: &[(&str, Value)]) -> Value {
+    for (key, value) in changes {
+        json[key] = value.clone();
+    }
+    json
+}
+
+fn llama31(changes: &[(&str, Value)]) -> Value {
+    let rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": 8192});
+    let base = [
+        ("intermediate_size", json!(14336)),
+        ("num_key_value_heads", json!(8)),
+        ("vocab_size", json!(128256)),
+        ("rope_theta", json!(500000.0)),
+        ("rope_scaling", rope),
+        ("max_position_embeddings", json!(131072)),
+        ("eos_token_id", json!([128001, 128008, 128009])),
+    ];
+    with(with(llama(), &base), changes)
+}
+
+#[test]
+fn parameters_of_published_models() {
+    // The 26 * 64 correction biases are buffers, which the published counts leave out.
+    assert_eq!(parameters(moonlight()), 15_960_108_544 + 26 * 64);
+    assert_eq!(parameters(kimi_vl()), 15_960_108_544 + 26 * 64);
+    assert_eq!(parameters(llama()), 6_738_415_616);
+    assert_eq!(parameters(llama31(&[])), 8_030_261_248);
+    let llama2_70b = [
+        ("num_hidden_layers", json!(80)),
+        ("hidden_size", json!(8192)),
+        ("intermediate_size", json!(28672)),
+        ("num_attention_heads", json!(64)),
+        ("num_key_value_heads", json!(8)),
+    ];
+    assert_eq!(parameters(with(llama(), &llama2_70b)), 68_976_648_192);
+    let seed_oss = json!({"architectures": ["SeedOssForCausalLM"], "hidden_size": 5120});
+    assert_eq!(parameters(seed_oss), 36_151_104_512);
+    let v2_lite = json!({
+        "architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 10944,
+        "moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16, "q_lora_rank": null,
+        "num_experts_per_tok": 6, "first_k_dense_replace": 1
+    });
+    assert_eq!(parameters(v2_lite), 15_706_484_224);
+}
+
+#[test]
+fn bytes_of_the_latent_cache() {
+    let config = parse(&kimi_vl()).unwrap();
+    assert_eq!(crate::kv_cache::KvCache::bytes_per_token(&config.decoder, DType::BF16), 31_104);
+    let config = parse(&llama31(&[])).unwrap();
+    assert_eq!(crate::kv_cache::KvCache::bytes_per_token(&config.decoder, DType::BF16), 131_072);
+}
+
+#[test]
+fn moonlight_and_its_switches() {
+    let config = parse(&moonlight()).unwrap();
+    assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(163584), &[163585][..]));
+    assert_eq!(config.dtype, DType::BF16);
+    let decoder = config.decoder;
+    let AttentionConfig::Mla(mla) = &decoder.attention else { panic!("not MLA") };
+    assert_eq!((mla.q_lora_rank, mla.row(), mla.query_dim()), (None, 576, 192));
+    assert_eq!(mla.scale, (192f64).powf(-0.5) as f32);
+    assert_eq!(decoder.rope.layout, RopeLayout::Interleaved);
+    let moe = decoder.moe.as_ref().unwrap();
+    assert_eq!((moe.layers[0], moe.layers[1], moe.layers.len()), (false, true, 27));
+    assert_eq!((moe.shared_intermediate_size, moe.correction_bias), (Some(2816), true));
+}
+
+#[test]
+fn kimi_vl_reads_its_text_part() {
+    let config = parse(&kimi_vl()).unwrap();
+    assert_eq!(config.decoder.prefix, "language_model.");
+    assert_eq!(config.decoder.rope.theta, 800000.0);
+    assert_eq!(config.vision.unwrap().image_token_id, 163605);
+}
+
+#[test]
+fn old_and_new_rope_keys_agree() {
+    let old = parse(&llama31(&[])).unwrap().decoder.rope;
+    let mut new = llama31(&[("rope_theta", Value::Null)]);
+    let mut parameters = new["rope_scaling"].take();
+    parameters["rope_theta"] = 500000.0.into();
+    new["rope_parameters"] = parameters;
+    assert_eq!(parse(&new).unwrap().decoder.rope, old);
+    assert!(matches!(old.scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
+}
+
+#[test]
+fn yarn_scales_the_softmax_of_deepseek_only() {
+    let yarn = json!({"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+                      "original_max_position_embeddings": 4096});
+    let config = parse(&with(moonlight(), &[("rope_scaling", yarn)])).unwrap().decoder;
+    let AttentionConfig::Mla(mla) = &config.attention else { panic!("not MLA") };
+    let mscale = 0.1 * 0.707 * 40f64.ln() + 1.0;
+    assert_eq!(mla.scale, (192f64.powf(-0.5) * mscale * mscale) as f32);
+    let RopeScaling::Yarn(yarn) = config.rope.scaling else { panic!("not YaRN") };
+    assert_eq!((yarn.attention_factor, yarn.beta_fast, yarn.beta_slow), (1.0, 32.0, 1.0));
+    let qwen = json!({"architectures": ["Qwen2ForCausalLM"],
+                      "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}});
+    let config = parse(&qwen).unwrap().decoder;
+    let AttentionConfig::Gqa(gqa) = &config.attention else { panic!("not GQA") };
+    assert_eq!(gqa.scale, 128f64.powf(-0.5) as f32);
+    let RopeScaling::Yarn(yarn) = config.rope.scaling else { panic!("not YaRN") };
+    assert_eq!(yarn.attention_factor, 0.1 * 4f64.ln() + 1.0);
+}
+
+#[test]
+fn biases_and_norms_of_the_dense_families() {
+    let gqa = |json: Value| match parse(&json).unwrap().decoder.attention {
+        AttentionConfig::Gqa(gqa) => (gqa.qkv_bias, gqa.out_bias, gqa.qk_norm, gqa.head_dim),
+        AttentionConfig::Mla(_) => panic!("not GQA"),
+    };
+    assert_eq!(gqa(llama()), (false, false, false, 128));
+    assert_eq!(gqa(with(llama(), &[("attention_bias", json!(true))])), (true, true, false, 128));
+    assert_eq!(gqa(json!({"architectures": ["Qwen2ForCausalLM"]})), (true, false, false, 128));
+    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "num_attention_heads": 16,
+                       "num_key_value_heads": 8});
+    assert_eq!(gqa(qwen3), (false, false, true, 128));
+    assert_eq!(gqa(json!({"architectures": ["SeedOssForCausalLM"]})), (true, false, false, 128));
+    assert_eq!(gqa(json!({"architectures": ["MixtralForCausalLM"]})), (false, false, false, 128));
+}
+
+#[test]
+fn which_layers_have_experts() {
+    let layers = |json: Value| parse(&json).unwrap().decoder.moe.map(|moe| moe.layers);
+    let qwen = json!({"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 6, "decoder_sparse_step": 2,
+                      "mlp_only_layers": [3]});
+    assert_eq!(layers(qwen), Some(vec![false, true, false, false, false, true]));
+    let deepseek =
+        [("num_hidden_layers", json!(6)), ("first_k_dense_replace", json!(1)), ("moe_layer_freq", json!(2))];
+    assert_eq!(layers(with(moonlight(), &deepseek)), Some(vec![false, false, true, false, true, false]));
+    assert_eq!(layers(with(moonlight(), &[("first_k_dense_replace", json!(27))])), None);
+}
+
+#[test]
+fn dtype_is_found_under_both_names() {
+    let dtype = |changes: &[(&str, Value)]| parse(&with(llama(), changes)).unwrap().dtype;
+    assert_eq!(dtype(&[]), DType::F32);
+    assert_eq!(dtype(&[("torch_dtype", json!("float16"))]), DType::F16);
+    assert_eq!(dtype(&[("dtype", json!("bfloat16"))]), DType::BF16);
+    let mut text = kimi_vl();
+    text.as_object_mut().unwrap().remove("torch_dtype");
+    assert_eq!(parse(&text).unwrap().dtype, DType::BF16);
+}
+
+/// Every complaint names its key.
+#[test]
+fn what_is_wrong_is_named() {
+    let window = json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 4096});
+    let check = |json: Value, key: &str| {
+        let message = parse(&json).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("config.json: {key}: ")), "{message}");
+    };
+    for (key, value) in [
+        ("architectures", json!(["GPT2LMHeadModel"])),
+        ("architectures", json!([])),
+        ("architectures", Value::Null),
+        ("architectures", json!("LlamaForCausalLM")),
+        ("hidden_size", json!(0)),
+        ("hidden_size", json!(-4)),
+        ("hidden_size", json!(2.5)),
+        ("hidden_size", json!("4096")),
+        ("num_hidden_layers", json!(0)),
+        ("num_hidden_layers", json!(100_000_000)),
+        ("num_attention_heads", json!(0)),
+        ("num_attention_heads", json!(7)),
+        ("num_key_value_heads", json!(5)),
+        ("head_dim", json!(3)),
+        ("vocab_size", json!(1u64 << 60)),
+        ("rms_norm_eps", json!(0.0)),
+        ("rms_norm_eps", json!(-1e-5)),
+        ("rope_theta", json!(0.0)),
+        ("hidden_act", json!("gelu")),
+        ("tie_word_embeddings", json!("yes")),
+        ("torch_dtype", json!("float8_e4m3fn")),
+        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("partial_rotary_factor", json!(0.5)),
+        ("eos_token_id", json!(32000)),
+        ("eos_token_id", json!([1, "two"])),
+        ("bos_token_id", json!(-1)),
+    ] {
+        check(with(llama(), &[(key, value)]), key);
+    }
+    for (key, value) in [
+        ("n_group", json!(3)),
+        ("n_group", json!(64)),
+        ("topk_group", json!(2)),
+        ("num_experts_per_tok", json!(65)),
+        ("scoring_func", json!("softmax")),
+        ("topk_method", json!("greedy")),
+        ("n_routed_experts", json!(0)),
+        ("routed_scaling_factor", json!(0)),
+        ("kv_lora_rank", json!(0)),
+        ("qk_rope_head_dim", json!(0)),
+    ] {
+        check(with(moonlight(), &[(key, value)]), key);
+    }
+    for (key, value) in [
+        ("rope_type", json!("longrope")),
+        ("rope_type", json!(3)),
+        ("factor", json!(0)),
+        ("factor", Value::Null),
+        ("high_freq_factor", json!(0.5)),
+        ("original_max_position_embeddings", json!(0)),
+    ] {
+        let mut json = llama31(&[]);
+        json["rope_scaling"][key] = value;
+        check(json, &format!("rope_scaling.{key}"));
+    }
+    check(window, "sliding_window");
+    let sliding = json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true});
+    check(sliding, "sliding_window");
+    check(with(kimi_vl(), &[("text_config", Value::Null)]), "text_config");
+    check(with(kimi_vl(), &[("vision_config", json!([]))]), "vision_config");
+    let mut nested = kimi_vl();
+    nested["text_config"]["v_head_dim"] = json!("128");
+    check(nested, "text_config.v_head_dim");
+    let per_layer = json!({"full_attention": {"rope_type": "default"}});
+    check(with(llama(), &[("rope_parameters", per_layer)]), "rope_parameters.full_attention");
+}
+
+#[test]
+fn windows_that_hide_nothing_are_fine() {
+    for changes in [
+        json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": false, "sliding_window": 16}),
+        json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "sliding_window": 32768}),
+        json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true, "max_window_layers": 32}),
+        json!({"architectures": ["MixtralForCausalLM"], "sliding_window": null}),
+    ] {
+        parse(&changes).unwrap();
+    }
+}
+
+fn embedded(config: &str, generation: &'static str) -> ModelFiles {
+    let config: &'static [u8] = config.to_string().leak().as_bytes();
+    let files: Vec<(&'static str, &'static [u8])> =
+        vec![("config.json", config), ("generation_config.json", generation.as_bytes())];
+    ModelFiles::Embedded(files.leak())
+}
+
+#[test]
+fn generation_config_adds_end_tokens_and_defaults() {
+    let config = with(llama(), &[("eos_token_id", json!([2, 7]))]).to_string();
+    let files =
+        embedded(&config, r#"{"eos_token_id": [9, 7], "temperature": 0.6, "top_k": 20, "do_sample": true}"#);
+    let config = ModelConfig::read(&files).unwrap();
+    assert_eq!(config.eos_token_ids, [9, 7, 2]);
+    let expected = GenerationDefaults { temperature: Some(0.6), top_k: Some(20), ..Default::default() };
+    assert_eq!(config.generation, expected);
+}
+
+#[test]
+fn broken_files_are_named() {
+    let check = |config: &str, generation: &'static str, start: &str| {
+        let message = ModelConfig::read(&embedded(config, generation)).unwrap_err().to_string();
+        assert!(message.starts_with(start), "{message}");
+    };
+    let good = llama().to_string();
+    check("{", "{}", "embedded config.json is not valid JSON: ");
+    check("[]", "{}", "embedded config.json is not valid JSON: not an object");
+    check(&good, "{\"top_p\": 0}", "embedded generation_config.json: top_p: ");
+    check(&good, "{\"temperature\": NaN}", "embedded generation_config.json is not valid JSON: ");
+    let missing = ModelConfig::read(&ModelFiles::Embedded(&[])).unwrap_err().to_string();
+    assert_eq!(missing, "embedded config.json is missing");
+}

@@ -1,0 +1,235 @@
+//! The one decoder. What differs between families is in its configuration.
+//!
+//! ```text
+//! tokens ─▶ embedding (rows of pictures laid over) ─▶ residual
+//! each layer:  residual ─norm─▶ attention ─▶ + residual ─norm─▶ MLP or experts ─▶ + residual
+//! residual ─norm─▶ rows to sample ─▶ head ─▶ logits, some rows at a time
+//! ```
+
+use crate::LoadError;
+use crate::config::{AttentionConfig, DecoderConfig};
+use crate::input::ModelInput;
+use crate::kv_cache::{KvCache, LayerCache};
+use crate::layers::gqa::Gqa;
+use crate::layers::mla::Mla;
+use crate::layers::mlp::{Mlp, MlpShape, Out};
+use crate::layers::moe::Moe;
+use crate::layers::{Loader, WeightSize, rope};
+use crate::scratch::Scratch;
+use crate::weights::Checkpoint;
+use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
+use kernels::{DType, Device, Matrix, Tensor};
+
+pub struct Decoder {
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Matrix,
+    rope: RopeTable,
+    rope_layout: RopeLayout,
+    eps: f32,
+}
+
+struct Layer {
+    input_norm: Tensor,
+    attention: Attention,
+    mlp_norm: Tensor,
+    mlp: LayerMlp,
+}
+
+enum Attention {
+    Gqa(Gqa),
+    Mla(Mla),
+}
+
+enum LayerMlp {
+    Dense(Mlp),
+    Moe(Box<Moe>),
+}
+
+/// What the layers need of a step beside its activations.
+pub struct Step<'a> {
+    pub input: &'a ModelInput,
+    pub ragged: Ragged<'a>,
+    pub rope: &'a RopeTable,
+    pub layout: RopeLayout,
+}
+
+impl Step<'_> {
+    pub fn num_tokens(&self) -> usize {
+        self.input.num_tokens()
+    }
+}
+
+/// How the weights are kept on the device.
+pub struct Placement<'a> {
+    pub device: &'a Device,
+    pub stored_as: DType,
+    /// Positions that the tables of cosines and sines cover.
+    pub max_model_len: usize,
+}
+
+impl Decoder {
+    /// Takes its tensors from the checkpoint; `loaded` is called after each layer.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        placement: &Placement,
+        loaded: &mut dyn FnMut(),
+    ) -> Result<Self, LoadError> {
+        let Placement { device, stored_as, max_model_len } = *placement;
+        let loader = |prefix: String| Loader { checkpoint, device, stored_as, prefix };
+        let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
+        let mut layers = Vec::with_capacity(config.num_layers);
+        for index in 0..config.num_layers {
+            let prefix = format!("{}model.layers.{index}.", config.prefix);
+            layers.push(Layer::load(&loader(prefix), config, index)?);
+            loaded();
+        }
+        let base = loader(config.prefix.to_string());
+        let table = base.name("model.embed_tokens.weight");
+        let shape = [vocab_size, hidden_size];
+        let weights = checkpoint.take(&table, &shape)?;
+        let embedding = Tensor::from_host_as(device, weights.view(), stored_as);
+        let head = match config.tied_head {
+            true => Matrix::pack(device, stored_as, &[weights.view()]),
+            false => base.matrix("lm_head.weight", vocab_size, hidden_size)?,
+        };
+        let norm = base.vector("model.norm.weight", hidden_size)?;
+        let rope = rope::table(device, &config.rope, max_model_len);
+        loaded();
+        let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
+        Ok(Self { embedding, layers, norm, head, rope, rope_layout, eps })
+    }
+
+    /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
+    pub fn size(config: &DecoderConfig, stored_as: DType) -> WeightSize {
+        let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
+        let table = (vocab_size * hidden_size) as u64;
+        let embedding = WeightSize { parameters: table, bytes: table * stored_as.size() as u64 };
+        let mut head = WeightSize::matrix(stored_as, vocab_size, hidden_size);
+        if config.tied_head {
+            head.parameters = 0;
+        }
+        let layers: WeightSize = (0..config.num_layers).map(|i| Layer::size(config, i, stored_as)).sum();
+        embedding + head + layers + WeightSize::vector(hidden_size)
+    }
+
+    pub fn rope_bytes(config: &DecoderConfig, max_model_len: usize) -> u64 {
+        RopeTable::bytes(max_model_len, config.rope.dim / 2)
+    }
+
+    /// Whether a stored tensor that the decoder never takes may be there all the same.
+    pub fn may_ignore(config: &DecoderConfig, name: &str) -> bool {
+        let Some(rest) = name.strip_prefix(config.prefix) else { return false };
+        let layer = rest.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let is_mtp = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
+            (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
+        });
+        is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
+    }
+
+    /// Runs all tokens of a step. `images` holds the rows that `input.image_rows` names. Afterwards `scratch.normed` has a row
+    /// for every token, ready for the head.
+    pub fn forward(
+        &self,
+        input: &ModelInput,
+        images: Option<&Tensor>,
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) {
+        scratch.set_tokens(input.num_tokens());
+        ops::embedding(&self.embedding, &input.tokens, &mut scratch.residual);
+        if !input.image_rows.is_empty() {
+            let images = images.expect("only models with pictures get their rows");
+            ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
+        }
+        let ragged = Ragged {
+            cu_seqlens: &input.cu_seqlens,
+            context_lens: &input.context_lens,
+            block_tables: &input.block_tables,
+            cu_blocks: &input.cu_blocks,
+            block_size: cache.block_size,
+        };
+        let step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout };
+        ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
+        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+            let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            layer.run(&step, cache, self.eps, scratch);
+            add_and_norm(next_norm, self.eps, scratch);
+        }
+    }
+
+    /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`.
+    pub fn logits(&self, rows: &[u32], scratch: &mut Scratch) {
+        let Scratch { normed, sampled, logits, .. } = scratch;
+        sampled.set_rows(rows.len());
+        logits.set_rows(rows.len());
+        ops::gather_rows(normed, rows, sampled);
+        ops::linear(sampled, &self.head, None, Activation::None, logits);
+    }
+}
+
+impl Layer {
+    fn load(loader: &Loader, config: &DecoderConfig, index: usize) -> Result<Self, LoadError> {
+        let hidden_size = config.hidden_size;
+        Ok(Self {
+            input_norm: loader.vector("input_layernorm.weight", hidden_size)?,
+            attention: match &config.attention {
+                AttentionConfig::Gqa(a) => {
+                    Attention::Gqa(Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?)
+                }
+                AttentionConfig::Mla(a) => Attention::Mla(Mla::load(loader, a, hidden_size)?),
+            },
+            mlp_norm: loader.vector("post_attention_layernorm.weight", hidden_size)?,
+            mlp: match moe_of(config, index) {
+                Some(moe) => LayerMlp::Moe(Box::new(Moe::load(loader, moe, hidden_size)?)),
+                None => LayerMlp::Dense(Mlp::load(loader, "mlp", mlp_shape(config))?),
+            },
+        })
+    }
+
+    fn size(config: &DecoderConfig, index: usize, stored_as: DType) -> WeightSize {
+        let hidden_size = config.hidden_size;
+        let attention = match &config.attention {
+            AttentionConfig::Gqa(a) => Gqa::size(stored_as, a, hidden_size),
+            AttentionConfig::Mla(a) => Mla::size(stored_as, a, hidden_size),
+        };
+        let mlp = match moe_of(config, index) {
+            Some(moe) => Moe::size(stored_as, moe, hidden_size),
+            None => Mlp::size(stored_as, mlp_shape(config)),
+        };
+        attention + mlp + WeightSize::vector(hidden_size).times(2)
+    }
+
+    /// Reads `normed`, leaves in `out` what the MLP made; attention's part is already in the residual.
+    fn run(&self, step: &Step, cache: &mut LayerCache, eps: f32, scratch: &mut Scratch) {
+        match &self.attention {
+            Attention::Gqa(attention) => attention.run(step, cache, scratch),
+            Attention::Mla(attention) => attention.run(step, cache, scratch),
+        }
+        add_and_norm(&self.mlp_norm, eps, scratch);
+        match &self.mlp {
+            LayerMlp::Dense(mlp) => mlp.run(scratch, Out::Main),
+            LayerMlp::Moe(moe) => moe.run(scratch),
+        }
+    }
+}
+
+/// Adds what a layer made to the stream, and normalises the stream for the next one.
+fn add_and_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
+    let Scratch { residual, normed, out, .. } = scratch;
+    ops::add_rms_norm(residual, out, norm, eps, normed);
+}
+
+fn moe_of(config: &DecoderConfig, index: usize) -> Option<&crate::config::MoeConfig> {
+    config.moe.as_ref().filter(|moe| moe.layers[index])
+}
+
+fn mlp_shape(config: &DecoderConfig) -> MlpShape {
+    MlpShape {
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        bias: config.mlp_bias,
+    }
+}

@@ -1,0 +1,40 @@
+//! Why a model could not be loaded: one variant for each thing that a user can mend, with the file and the name concerned.
+
+use crate::files::FileError;
+use crate::memory::DoesNotFit;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{file} is missing")]
+    MissingFile { file: String },
+    #[error("{file} is not valid JSON: {message}")]
+    Json { file: String, message: String },
+    /// A value that is absent, of the wrong type, out of range or not supported.
+    #[error("{file}: {key}: {message}")]
+    Config { file: String, key: String, message: String },
+    #[error("{file} is not a valid safetensors file: {message}")]
+    Corrupt { file: String, message: String },
+    #[error("{file}: tensor {tensor} is missing")]
+    MissingTensor { file: String, tensor: String },
+    #[error("{file}: tensor {tensor}: expected shape {expected:?}, found {found:?}")]
+    Shape { file: String, tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("{file}: tensor {tensor}: type {found} is not supported, only F32, BF16 and F16 are")]
+    DType { file: String, tensor: String, found: String },
+    #[error("{file}: tensor {tensor} is also in {other}")]
+    Duplicate { file: String, tensor: String, other: String },
+    #[error("{count} tensors belong to no part of the model: {names}")]
+    Leftover { count: usize, names: String },
+    /// An option of the command line, by its name in [`crate::LoadOptions`].
+    #[error("{option}: {message}")]
+    Option { option: &'static str, message: String },
+    #[error(transparent)]
+    DoesNotFit(Box<DoesNotFit>),
+}
+
+impl LoadError {
+    pub(crate) fn config(file: &str, key: impl Into<String>, message: impl Into<String>) -> Self {
+        LoadError::Config { file: file.into(), key: key.into(), message: message.into() }
+    }
+}

@@ -1,0 +1,106 @@
+//! Attention with grouped queries over cached keys and values.
+//!
+//! ```text
+//! normed ─▶ q [T, Hq, D] ─▶ (norm) ─▶ rotate ──────────────▶ attention over the cache ─▶ out
+//!        ─▶ k [T, Hk, D] ─▶ (norm) ─▶ rotate ─▶ cache          ▲
+//!        ─▶ v [T, Hk, D] ─────────────────────▶ cache ─────────┘
+//! ```
+
+use super::{Linear, Loader, WeightSize};
+use crate::LoadError;
+use crate::config::GqaConfig;
+use crate::decoder::Step;
+use crate::kv_cache::LayerCache;
+use crate::scratch::{HeadBuffers, Scratch};
+use kernels::{DType, Tensor, ops};
+
+pub struct Gqa {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    norms: Option<HeadNorms>,
+    config: GqaConfig,
+}
+
+struct HeadNorms {
+    q: Tensor,
+    k: Tensor,
+    eps: f32,
+}
+
+impl Gqa {
+    pub fn load(
+        loader: &Loader,
+        config: &GqaConfig,
+        hidden_size: usize,
+        eps: f32,
+    ) -> Result<Self, LoadError> {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let kv_width = num_kv_heads * head_dim;
+        let norms = match qk_norm {
+            false => None,
+            true => Some(HeadNorms {
+                q: loader.vector("self_attn.q_norm.weight", head_dim)?,
+                k: loader.vector("self_attn.k_norm.weight", head_dim)?,
+                eps,
+            }),
+        };
+        Ok(Self {
+            q: loader.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)?,
+            k: loader.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)?,
+            v: loader.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)?,
+            out: loader.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)?,
+            norms,
+            config: config.clone(),
+        })
+    }
+
+    pub fn size(stored_as: DType, config: &GqaConfig, hidden_size: usize) -> WeightSize {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let norms = if qk_norm { WeightSize::vector(head_dim).times(2) } else { WeightSize::default() };
+        WeightSize::linear(stored_as, num_heads * head_dim, hidden_size, qkv_bias)
+            + WeightSize::linear(stored_as, num_kv_heads * head_dim, hidden_size, qkv_bias).times(2)
+            + WeightSize::linear(stored_as, hidden_size, num_heads * head_dim, out_bias)
+            + norms
+    }
+
+    /// Reads `normed`, writes `out`.
+    pub fn run(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
+        let LayerCache::Gqa { keys, values } = cache else {
+            unreachable!("the cache is of another attention")
+        };
+        let Scratch { normed, out, heads, attention, .. } = scratch;
+        let HeadBuffers::Gqa(b) = heads else { unreachable!("the buffers are of another attention") };
+        let GqaConfig { num_heads, num_kv_heads, head_dim, scale, .. } = self.config;
+        let (t, width, kv_width) = (step.num_tokens(), num_heads * head_dim, num_kv_heads * head_dim);
+        b.q.reshape(&[t, width]);
+        b.k.reshape(&[t, kv_width]);
+        b.v.reshape(&[t, kv_width]);
+        self.q.run(normed, &mut b.q);
+        self.k.run(normed, &mut b.k);
+        self.v.run(normed, &mut b.v);
+        b.q.reshape(&[t, num_heads, head_dim]);
+        b.k.reshape(&[t, num_kv_heads, head_dim]);
+        // Normed heads lie in buffers of their own; without norms the projections are used as they are.
+        let (q, k) = match (&self.norms, &mut b.normed) {
+            (Some(norms), Some((q, k))) => {
+                q.reshape(&[t, num_heads, head_dim]);
+                k.reshape(&[t, num_kv_heads, head_dim]);
+                ops::rms_norm(&b.q, &norms.q, norms.eps, q);
+                ops::rms_norm(&b.k, &norms.k, norms.eps, k);
+                (q, k)
+            }
+            _ => (&mut b.q, &mut b.k),
+        };
+        ops::rope(q, 0, step.rope, &step.input.positions, step.layout);
+        ops::rope(k, 0, step.rope, &step.input.positions, step.layout);
+        k.reshape(&[t, kv_width]);
+        ops::store_rows(k, keys, &step.input.slots);
+        ops::store_rows(&b.v, values, &step.input.slots);
+        b.attended.reshape(&[t, num_heads, head_dim]);
+        ops::gqa_attention(q, keys, values, &step.ragged, scale, attention, &mut b.attended);
+        b.attended.reshape(&[t, width]);
+        self.out.run(&b.attended, out);
+    }
+}

@@ -1,0 +1,163 @@
+//! Multi-head latent attention in its absorbed form: scores and sums are taken over the cached latent itself, and the
+//! matrices that would expand it to keys and values are moved to the query and to the result.
+//!
+//! ```text
+//! normed ─▶ q [T, H, nope | rope] ─▶ nope · W_UK ─▶ absorbed [T, H, R | rotated rope] ─▶ attention ─▶ · W_UV ─▶ out
+//!        ─▶ kv [T, R | rope] ─▶ [norm(latent) | rotated rope] ─▶ cache ──────────────────┘
+//! ```
+//! Every row is computed this way, prompt or not, so that a cached row does not depend on how it came about.
+
+use super::{Linear, Loader, WeightSize};
+use crate::LoadError;
+use crate::config::{LATENT_NORM_EPS, MlaConfig};
+use crate::decoder::Step;
+use crate::kv_cache::LayerCache;
+use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
+use kernels::ops::{self, HeadSlice, HeadSliceMut};
+use kernels::{DType, MatrixBatch, Tensor};
+
+pub struct Mla {
+    query: Query,
+    /// To the latent and the rotated part that all heads share.
+    kv: Linear,
+    latent_norm: Tensor,
+    /// Per head [R, nope]: keys from latents, transposed to the query's side.
+    key_up: MatrixBatch,
+    /// Per head [V, R]: values from latents.
+    value_up: MatrixBatch,
+    out: Linear,
+    config: MlaConfig,
+}
+
+enum Query {
+    Direct(Linear),
+    /// Through a latent of its own.
+    TwoStep {
+        down: Linear,
+        norm: Tensor,
+        up: Linear,
+    },
+}
+
+impl Mla {
+    pub fn load(loader: &Loader, config: &MlaConfig, hidden_size: usize) -> Result<Self, LoadError> {
+        let MlaConfig { num_heads, q_lora_rank, kv_lora_rank, value_dim, bias, .. } = *config;
+        let query_width = num_heads * config.query_dim();
+        let query = match q_lora_rank {
+            None => Query::Direct(loader.linear("self_attn.q_proj", query_width, hidden_size, false)?),
+            Some(rank) => Query::TwoStep {
+                down: loader.linear("self_attn.q_a_proj", rank, hidden_size, bias)?,
+                norm: loader.vector("self_attn.q_a_layernorm.weight", rank)?,
+                up: loader.linear("self_attn.q_b_proj", query_width, rank, false)?,
+            },
+        };
+        let kv = loader.linear("self_attn.kv_a_proj_with_mqa", config.row(), hidden_size, bias)?;
+        let latent_norm = loader.vector("self_attn.kv_a_layernorm.weight", kv_lora_rank)?;
+        let (key_up, value_up) = absorbed(loader, config)?;
+        let out = loader.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)?;
+        Ok(Self { query, kv, latent_norm, key_up, value_up, out, config: config.clone() })
+    }
+
+    pub fn size(stored_as: DType, config: &MlaConfig, hidden_size: usize) -> WeightSize {
+        let MlaConfig { num_heads, q_lora_rank, kv_lora_rank, nope_dim, value_dim, bias, .. } = *config;
+        let query_width = num_heads * config.query_dim();
+        let query = match q_lora_rank {
+            None => WeightSize::matrix(stored_as, query_width, hidden_size),
+            Some(rank) => {
+                WeightSize::linear(stored_as, rank, hidden_size, bias)
+                    + WeightSize::vector(rank)
+                    + WeightSize::matrix(stored_as, query_width, rank)
+            }
+        };
+        let expand = |n: usize, k: usize| WeightSize {
+            parameters: (num_heads * n * k) as u64,
+            bytes: MatrixBatch::packed_bytes(stored_as, [num_heads, n, k]),
+        };
+        query
+            + WeightSize::linear(stored_as, config.row(), hidden_size, bias)
+            + WeightSize::vector(kv_lora_rank)
+            + expand(kv_lora_rank, nope_dim)
+            + expand(value_dim, kv_lora_rank)
+            + WeightSize::linear(stored_as, hidden_size, num_heads * value_dim, bias)
+    }
+
+    /// Reads `normed`, writes `out`.
+    pub fn run(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
+        let LayerCache::Mla { rows } = cache else { unreachable!("the cache is of another attention") };
+        let Scratch { normed, out, heads, attention, .. } = scratch;
+        let HeadBuffers::Mla(b) = heads else { unreachable!("the buffers are of another attention") };
+        let MlaConfig { num_heads, kv_lora_rank, value_dim, scale, .. } = self.config;
+        let t = step.num_tokens();
+        self.cache_row(step, normed, b);
+        ops::store_rows(&b.kv, rows, &step.input.slots);
+        self.query(step, normed, b);
+        b.attended.reshape(&[t, num_heads, kv_lora_rank]);
+        ops::mla_attention(&b.absorbed, rows, kv_lora_rank, &step.ragged, scale, attention, &mut b.attended);
+        b.values.reshape(&[t, num_heads, value_dim]);
+        let attended = HeadSlice { tensor: &b.attended, offset: 0, len: kv_lora_rank };
+        let values = HeadSliceMut { tensor: &mut b.values, offset: 0, len: value_dim };
+        ops::heads_linear(attended, &self.value_up, values);
+        b.values.reshape(&[t, num_heads * value_dim]);
+        self.out.run(&b.values, out);
+    }
+
+    /// Leaves `[normalised latent | rotated rope]` of every token in `kv`.
+    fn cache_row(&self, step: &Step, normed: &Tensor, b: &mut MlaBuffers) {
+        let MlaConfig { kv_lora_rank: rank, .. } = self.config;
+        let (t, row) = (step.num_tokens(), self.config.row());
+        b.kv.reshape(&[t, row]);
+        self.kv.run(normed, &mut b.kv);
+        b.kv.reshape(&[t, 1, row]);
+        b.latent.reshape(&[t, 1, rank]);
+        ops::copy_slice(&b.kv, 0, &mut b.latent, 0, rank);
+        b.latent.reshape(&[t, rank]);
+        b.latent_normed.reshape(&[t, rank]);
+        ops::rms_norm(&b.latent, &self.latent_norm, LATENT_NORM_EPS, &mut b.latent_normed);
+        b.latent_normed.reshape(&[t, 1, rank]);
+        ops::copy_slice(&b.latent_normed, 0, &mut b.kv, 0, rank);
+        ops::rope(&mut b.kv, rank, step.rope, &step.input.positions, step.layout);
+        b.kv.reshape(&[t, row]);
+    }
+
+    /// Leaves the queries on the latent's side in `absorbed` [T, H, R + P].
+    fn query(&self, step: &Step, normed: &Tensor, b: &mut MlaBuffers) {
+        let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, rope_dim, .. } = self.config;
+        let (t, query_dim) = (step.num_tokens(), self.config.query_dim());
+        b.q.reshape(&[t, num_heads * query_dim]);
+        match (&self.query, &mut b.q_latents) {
+            (Query::TwoStep { down, norm, up }, Some((latent, latent_normed))) => {
+                let width = norm.shape()[0];
+                latent.reshape(&[t, width]);
+                latent_normed.reshape(&[t, width]);
+                down.run(normed, latent);
+                ops::rms_norm(latent, norm, LATENT_NORM_EPS, latent_normed);
+                up.run(latent_normed, &mut b.q);
+            }
+            (Query::Direct(linear), _) => linear.run(normed, &mut b.q),
+            (Query::TwoStep { .. }, None) => unreachable!("two-step queries come with their buffers"),
+        }
+        b.q.reshape(&[t, num_heads, query_dim]);
+        b.absorbed.reshape(&[t, num_heads, self.config.row()]);
+        let nope = HeadSlice { tensor: &b.q, offset: 0, len: nope_dim };
+        let into = HeadSliceMut { tensor: &mut b.absorbed, offset: 0, len: rank };
+        ops::heads_linear(nope, &self.key_up, into);
+        ops::copy_slice(&b.q, nope_dim, &mut b.absorbed, rank, rope_dim);
+        ops::rope(&mut b.absorbed, rank, step.rope, &step.input.positions, step.layout);
+    }
+}
+
+/// `kv_b_proj` holds for each head the rows that make keys, then the rows that make values.
+fn absorbed(loader: &Loader, config: &MlaConfig) -> Result<(MatrixBatch, MatrixBatch), LoadError> {
+    let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, value_dim, .. } = *config;
+    let rows = nope_dim + value_dim;
+    let name = loader.name("self_attn.kv_b_proj.weight");
+    let weights = loader.checkpoint.take(&name, &[num_heads * rows, rank])?.to_f32();
+    let at = |head: usize, row: usize, column: usize| weights[(head * rows + row) * rank + column];
+    let (device, stored_as) = (loader.device, loader.stored_as);
+    let key_up =
+        MatrixBatch::pack_f32(device, stored_as, [num_heads, rank, nope_dim], &|head, n, k| at(head, k, n));
+    let value_up = MatrixBatch::pack_f32(device, stored_as, [num_heads, value_dim, rank], &|head, n, k| {
+        at(head, nope_dim + n, k)
+    });
+    Ok((key_up, value_up))
+}

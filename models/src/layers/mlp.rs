@@ -1,0 +1,56 @@
+//! The gated MLP: `down(silu(gate(x)) · up(x))`. Gate and up are one matrix, since they read the same input.
+
+use super::{Linear, Loader, WeightSize};
+use crate::LoadError;
+use crate::scratch::Scratch;
+use kernels::{DType, ops};
+
+pub struct Mlp {
+    gate_up: Linear,
+    down: Linear,
+    intermediate_size: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct MlpShape {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub bias: bool,
+}
+
+impl Mlp {
+    /// `name` is the path of the module, such as `mlp` or `mlp.shared_experts`.
+    pub fn load(loader: &Loader, name: &str, shape: MlpShape) -> Result<Self, LoadError> {
+        let MlpShape { hidden_size, intermediate_size, bias } = shape;
+        let (gate, up) = (format!("{name}.gate_proj"), format!("{name}.up_proj"));
+        let parts = [(gate.as_str(), intermediate_size), (up.as_str(), intermediate_size)];
+        let gate_up = loader.stacked_linear(&parts, hidden_size, bias)?;
+        let down = loader.linear(&format!("{name}.down_proj"), hidden_size, intermediate_size, bias)?;
+        Ok(Self { gate_up, down, intermediate_size })
+    }
+
+    pub fn size(stored_as: DType, shape: MlpShape) -> WeightSize {
+        let MlpShape { hidden_size, intermediate_size, bias } = shape;
+        WeightSize::linear(stored_as, 2 * intermediate_size, hidden_size, bias)
+            + WeightSize::linear(stored_as, hidden_size, intermediate_size, bias)
+    }
+
+    /// Reads `normed`, writes `out` [T, D].
+    pub fn run(&self, scratch: &mut Scratch, into: Out) {
+        let Scratch { normed, gate_up, activated, out, shared_out, .. } = scratch;
+        let num_tokens = normed.shape()[0];
+        gate_up.reshape(&[num_tokens, 2 * self.intermediate_size]);
+        activated.reshape(&[num_tokens, self.intermediate_size]);
+        self.gate_up.run(normed, gate_up);
+        ops::silu_mul(gate_up, activated);
+        self.down.run(activated, if into == Out::Main { out } else { shared_out });
+    }
+}
+
+/// Which buffer a layer's result goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Out {
+    Main,
+    /// Beside the experts' result, to be added to it.
+    Shared,
+}

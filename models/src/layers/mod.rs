@@ -1,0 +1,120 @@
+//! The parts of the decoder. Each knows its weights' names and shapes, how many bytes they take, and how to run on the buffers
+//! of a step.
+
+pub mod gqa;
+pub mod mla;
+pub mod mlp;
+pub mod moe;
+pub mod rope;
+
+use crate::LoadError;
+use crate::weights::Checkpoint;
+use kernels::{DType, Device, Matrix, Tensor};
+
+/// Where a layer's tensors come from and go to.
+pub struct Loader<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub device: &'a Device,
+    /// The type of matrices; norms and biases are always f32.
+    pub stored_as: DType,
+    /// Before every name, such as `model.layers.3.`.
+    pub prefix: String,
+}
+
+impl Loader<'_> {
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor, LoadError> {
+        self.checkpoint.vector(self.device, &self.name(name), len)
+    }
+
+    pub fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, LoadError> {
+        self.stacked(&[(name, n)], k)
+    }
+
+    /// Matrices of one input, stacked along their outputs.
+    pub fn stacked(&self, parts: &[(&str, usize)], k: usize) -> Result<Matrix, LoadError> {
+        let names: Vec<(String, usize)> = parts.iter().map(|(name, n)| (self.name(name), *n)).collect();
+        let parts: Vec<(&str, usize)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        self.checkpoint.matrix(self.device, self.stored_as, &parts, k)
+    }
+
+    /// A linear layer `name.weight`, and `name.bias` where the family has one.
+    pub fn linear(&self, name: &str, n: usize, k: usize, bias: bool) -> Result<Linear, LoadError> {
+        self.stacked_linear(&[(name, n)], k, bias)
+    }
+
+    pub fn stacked_linear(&self, parts: &[(&str, usize)], k: usize, bias: bool) -> Result<Linear, LoadError> {
+        let names: Vec<(String, usize)> =
+            parts.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
+        let weights: Vec<(&str, usize)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        let weight = self.stacked(&weights, k)?;
+        let bias = match bias {
+            false => None,
+            true => {
+                let mut values = Vec::new();
+                for (name, n) in parts {
+                    let name = self.name(&format!("{name}.bias"));
+                    values.extend(self.checkpoint.take(&name, &[*n])?.to_f32());
+                }
+                Some(Tensor::from_f32(self.device, &[values.len()], &values))
+            }
+        };
+        Ok(Linear { weight, bias })
+    }
+}
+
+/// `out = x · weightᵀ + bias`
+pub struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `x` [T, K], `out` [T, N].
+    pub fn run(&self, x: &Tensor, out: &mut Tensor) {
+        kernels::ops::linear(x, &self.weight, self.bias.as_ref(), kernels::ops::Activation::None, out);
+    }
+}
+
+/// Sizes of weights, in numbers and in bytes on the device. The sums are closed formulas of the configuration: they are what
+/// the plan prints, and what loading allocates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightSize {
+    pub parameters: u64,
+    pub bytes: u64,
+}
+
+impl WeightSize {
+    pub fn vector(len: usize) -> Self {
+        Self { parameters: len as u64, bytes: 4 * len as u64 }
+    }
+
+    pub fn matrix(stored_as: DType, n: usize, k: usize) -> Self {
+        Self { parameters: (n * k) as u64, bytes: Matrix::packed_bytes(stored_as, n, k) }
+    }
+
+    pub fn linear(stored_as: DType, n: usize, k: usize, bias: bool) -> Self {
+        Self::matrix(stored_as, n, k) + if bias { Self::vector(n) } else { Self::default() }
+    }
+
+    pub fn times(self, count: usize) -> Self {
+        Self { parameters: self.parameters * count as u64, bytes: self.bytes * count as u64 }
+    }
+}
+
+impl std::ops::Add for WeightSize {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { parameters: self.parameters + other.parameters, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl std::iter::Sum for WeightSize {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Self::default(), |sum, size| sum + size)
+    }
+}

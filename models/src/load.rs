@@ -1,0 +1,107 @@
+//! From a model's files to a runner: read the configuration, plan, take the weights, allocate the rest.
+
+use crate::config::{GenerationDefaults, ModelConfig};
+use crate::decoder::{Decoder, Placement};
+use crate::kv_cache::KvCache;
+use crate::memory::{self, Plan, Request};
+use crate::runner::DeviceRunner;
+use crate::scratch::Scratch;
+use crate::weights::Checkpoint;
+use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
+use kernels::Device;
+use scheduler::SchedulerConfig;
+use std::sync::Arc;
+
+/// A model that is ready to run.
+pub struct Loaded {
+    pub runner: DeviceRunner,
+    pub info: ModelInfo,
+    /// Present when the model sees pictures.
+    pub image_processor: Option<Arc<dyn ImageProcessor>>,
+    pub scheduler_config: SchedulerConfig,
+    pub plan: Plan,
+    pub generation_defaults: GenerationDefaults,
+}
+
+/// How far loading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Of weights.
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+}
+
+/// What the files say of a model, apart from its weights.
+struct Description {
+    config: ModelConfig,
+}
+
+impl Description {
+    fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+        let config = ModelConfig::read(files)?;
+        if config.vision.is_some() {
+            let file = files.describe(crate::config::CONFIG_FILE);
+            return Err(LoadError::config(&file, "vision_config", "pictures are not supported"));
+        }
+        Ok(Self { config })
+    }
+
+    fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
+        let limit = memory::resolve_limit(options.memory, memory::machine_memory)?;
+        Ok(Request { config: &self.config, vision: None, options, device, limit })
+    }
+}
+
+/// What fits, from the configuration alone: no weight file is opened.
+pub fn plan(files: &ModelFiles, options: &LoadOptions) -> Result<Plan, LoadError> {
+    let device = Device::cpu(options.threads);
+    Description::read(files)?.request(options, &device)?.plan()
+}
+
+/// Loads a model. `progress` is called now and then, and once at the end.
+pub fn load(
+    files: &ModelFiles,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Loaded, LoadError> {
+    let description = Description::read(files)?;
+    let device = Device::cpu(options.threads);
+    let request = description.request(options, &device)?;
+    let plan = request.plan()?;
+    let stored_as = request.stored_as();
+    let checkpoint = match options.load_format {
+        LoadFormat::Auto => Checkpoint::open(files)?,
+        LoadFormat::Dummy => Checkpoint::dummy(options.seed),
+    };
+    let config = &description.config;
+    let bytes_total = checkpoint.total_bytes().unwrap_or(plan.num_parameters * stored_as.size() as u64);
+    let mut report =
+        || progress(Progress { bytes_done: checkpoint.bytes_taken().min(bytes_total), bytes_total });
+    report();
+    let placement = Placement { device: &device, stored_as, max_model_len: plan.max_model_len };
+    let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
+    checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
+    progress(Progress { bytes_done: bytes_total, bytes_total });
+    let cache = KvCache::new(&device, &config.decoder, stored_as, plan.num_blocks, plan.block_size);
+    let scratch = Scratch::new(&device, &config.decoder, &request.limits(plan.max_model_len));
+    debug_assert_eq!(device.allocated_bytes(), plan.memory.total, "planned bytes are allocated bytes");
+    let info = info(config, &plan);
+    let scheduler_config = plan.scheduler_config();
+    let generation_defaults = config.generation;
+    let runner = DeviceRunner::new(device, decoder, cache, scratch);
+    let image_processor = None;
+    Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })
+}
+
+fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
+    ModelInfo {
+        architecture: config.architecture.clone(),
+        vocab_size: config.decoder.vocab_size,
+        max_model_len: plan.max_model_len,
+        eos_token_ids: config.eos_token_ids.clone(),
+        bos_token_id: config.bos_token_id,
+        image_token_id: config.vision.as_ref().map(|vision| vision.image_token_id),
+        num_parameters: plan.num_parameters,
+        dtype: plan.dtype,
+    }
+}

@@ -1,0 +1,448 @@
+//! What a model needs, before any of its weights is read: every buffer is a closed formula of the configuration and the options,
+//! and loading allocates exactly these bytes.
+//!
+//! ```text
+//! limit ─ weights ─ tables ─ buffers of a step ─ pictures = what is left for KV blocks
+//! ```
+
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::kv_cache::KvCache;
+use crate::layers::WeightSize;
+use crate::scratch::{Scratch, StepLimits};
+use crate::{LoadError, LoadOptions, MemoryLimit};
+use kernels::{DType, Device};
+use scheduler::SchedulerConfig;
+use serde::Serialize;
+use std::fmt;
+
+/// Rows of embeddings in a block of the image cache.
+const IMAGE_ROWS_PER_BLOCK: usize = 16;
+/// Sequences that may wait, unless the caller sets another number.
+const MAX_WAITING: usize = 8192;
+
+/// What fits, and where the memory goes. Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    pub architecture: String,
+    /// Of weights and KV cache.
+    pub dtype: &'static str,
+    pub num_parameters: u64,
+    pub memory: MemoryPlan,
+    pub kv_bytes_per_token: u64,
+    pub max_model_len: usize,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    pub block_size: usize,
+    pub num_blocks: usize,
+    pub images: Option<ImagePlan>,
+    /// How many sequences of a length run at the same time.
+    pub concurrency: Vec<Concurrency>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// All that may be allocated.
+    pub limit: u64,
+    pub weights: u64,
+    pub vision_weights: u64,
+    pub position_tables: u64,
+    pub activations: u64,
+    pub logits: u64,
+    pub vision_buffers: u64,
+    pub image_cache: u64,
+    pub kv_cache: u64,
+    /// The sum of all these but the limit.
+    pub total: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ImagePlan {
+    /// Of the largest picture that the image processor makes.
+    pub max_patches: usize,
+    pub max_tokens: usize,
+    pub rows_per_block: usize,
+    pub num_blocks: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Concurrency {
+    pub context_len: usize,
+    pub sequences: usize,
+}
+
+/// The limit is below what one sequence needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoesNotFit {
+    pub limit: u64,
+    /// For one sequence of `max_model_len` tokens.
+    pub needed: u64,
+    pub weights: u64,
+    /// Tables, buffers, pictures.
+    pub workspace: u64,
+    pub kv_cache: u64,
+    pub max_model_len: usize,
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the model does not fit: one sequence of {} tokens needs {} ({} of weights, {} of workspaces, {} of KV cache), and \
+             the limit is {}",
+            self.max_model_len,
+            Bytes(self.needed),
+            Bytes(self.weights),
+            Bytes(self.workspace),
+            Bytes(self.kv_cache),
+            Bytes(self.limit)
+        )
+    }
+}
+
+impl std::error::Error for DoesNotFit {}
+
+/// The vision part of a model, as far as memory is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VisionSize {
+    pub weights: WeightSize,
+    /// For the largest picture.
+    pub buffer_bytes: u64,
+    /// Of the largest picture.
+    pub max_patches: usize,
+    pub max_tokens: usize,
+}
+
+/// Everything that sizes depend on.
+pub(crate) struct Request<'a> {
+    pub config: &'a ModelConfig,
+    pub vision: Option<VisionSize>,
+    pub options: &'a LoadOptions,
+    pub device: &'a Device,
+    /// The memory limit in bytes.
+    pub limit: u64,
+}
+
+impl Request<'_> {
+    pub fn stored_as(&self) -> DType {
+        self.config.stored_as(self.options.dtype)
+    }
+
+    pub fn limits(&self, max_model_len: usize) -> StepLimits {
+        StepLimits {
+            num_tokens: self.options.max_num_batched_tokens,
+            num_sequences: self.options.max_num_seqs,
+            context_len: max_model_len,
+        }
+    }
+
+    /// All but the KV cache.
+    fn fixed(&self, max_model_len: usize) -> MemoryPlan {
+        let (decoder, stored_as) = (&self.config.decoder, self.stored_as());
+        let limits = self.limits(max_model_len);
+        let image_rows = self.images().map_or(0, |images| image_cache_rows(&images) + images.max_tokens);
+        let plan = MemoryPlan {
+            limit: self.limit,
+            weights: Decoder::size(decoder, stored_as).bytes,
+            vision_weights: self.vision.map_or(0, |vision| vision.weights.bytes),
+            position_tables: Decoder::rope_bytes(decoder, max_model_len),
+            activations: Scratch::activation_bytes(self.device, decoder, &limits),
+            logits: Scratch::logits_bytes(decoder, &limits),
+            vision_buffers: self.vision.map_or(0, |vision| vision.buffer_bytes),
+            image_cache: 4 * (image_rows * decoder.hidden_size) as u64,
+            kv_cache: 0,
+            total: 0,
+        };
+        plan.with_kv_cache(0)
+    }
+
+    fn images(&self) -> Option<ImagePlan> {
+        let VisionSize { max_patches, max_tokens, .. } = self.vision?;
+        // Room for the largest picture twice, so that one can be encoded while the other is read, and for a step of small ones.
+        let rows = (2 * max_tokens).max(self.options.max_num_batched_tokens);
+        let num_blocks = rows.div_ceil(IMAGE_ROWS_PER_BLOCK);
+        Some(ImagePlan { max_patches, max_tokens, rows_per_block: IMAGE_ROWS_PER_BLOCK, num_blocks })
+    }
+
+    fn block_bytes(&self) -> u64 {
+        KvCache::bytes_per_token(&self.config.decoder, self.stored_as()) * self.options.block_size as u64
+    }
+
+    /// Blocks of a sequence of this length.
+    fn blocks(&self, len: usize) -> usize {
+        len.div_ceil(self.options.block_size)
+    }
+
+    /// For one sequence that is as long as allowed.
+    fn needed(&self, max_model_len: usize) -> MemoryPlan {
+        let kv_cache = self.blocks(max_model_len) as u64 * self.block_bytes();
+        self.fixed(max_model_len).with_kv_cache(kv_cache)
+    }
+
+    fn fits(&self, max_model_len: usize) -> bool {
+        self.needed(max_model_len).total <= self.limit
+    }
+
+    /// As asked for; else what the model allows, or what fits of it.
+    fn max_model_len(&self) -> Result<usize, LoadError> {
+        let most = self.config.decoder.max_position_embeddings;
+        let does_not_fit = |len| LoadError::DoesNotFit(Box::new(self.needed(len).does_not_fit(len)));
+        if let Some(len) = self.options.max_model_len {
+            return if self.fits(len) { Ok(len) } else { Err(does_not_fit(len)) };
+        }
+        if self.fits(most) {
+            return Ok(most);
+        }
+        // The longest that fits, in whole blocks: what is needed only grows with the length.
+        let (mut fitting, mut too_long) = (0, self.blocks(most));
+        while too_long - fitting > 1 {
+            let middle = fitting + (too_long - fitting) / 2;
+            match self.fits(middle * self.options.block_size) {
+                true => fitting = middle,
+                false => too_long = middle,
+            }
+        }
+        match fitting {
+            0 => Err(does_not_fit(self.options.block_size.min(most))),
+            blocks => Ok(blocks * self.options.block_size),
+        }
+    }
+
+    pub fn plan(&self) -> Result<Plan, LoadError> {
+        let Self { config, options, .. } = *self;
+        check_options(options, config.decoder.max_position_embeddings)?;
+        let max_model_len = self.max_model_len()?;
+        let fixed = self.fixed(max_model_len);
+        let affordable =
+            usize::try_from((self.limit - fixed.total) / self.block_bytes()).unwrap_or(usize::MAX);
+        // More than all sequences at their longest could ever use is not taken; block ids have 32 bits.
+        let usable = options.max_num_seqs.saturating_mul(self.blocks(max_model_len));
+        let slots = u32::MAX as usize / options.block_size;
+        let num_blocks = affordable.min(usable).min(slots);
+        Ok(Plan {
+            architecture: config.architecture.clone(),
+            dtype: published_name(self.stored_as()),
+            num_parameters: Decoder::size(&config.decoder, self.stored_as()).parameters
+                + self.vision.map_or(0, |vision| vision.weights.parameters),
+            memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
+            kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.stored_as()),
+            max_model_len,
+            max_num_seqs: options.max_num_seqs,
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            block_size: options.block_size,
+            num_blocks,
+            images: self.images(),
+            concurrency: self.concurrency(max_model_len, num_blocks),
+        })
+    }
+
+    fn concurrency(&self, max_model_len: usize, num_blocks: usize) -> Vec<Concurrency> {
+        let shorter = (0..).map(|i| 1024usize << (2 * i)).take_while(|&len| len < max_model_len);
+        shorter
+            .chain([max_model_len])
+            .map(|context_len| {
+                let sequences = (num_blocks / self.blocks(context_len)).min(self.options.max_num_seqs);
+                Concurrency { context_len, sequences }
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
+    images.num_blocks * images.rows_per_block
+}
+
+fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), LoadError> {
+    let LoadOptions { max_model_len, max_num_seqs, max_num_batched_tokens, block_size, .. } = *options;
+    let fail = |option, message: String| Err(LoadError::Option { option, message });
+    for (option, value) in [
+        ("max_num_seqs", max_num_seqs),
+        ("max_num_batched_tokens", max_num_batched_tokens),
+        ("block_size", block_size),
+        ("max_model_len", max_model_len.unwrap_or(1)),
+    ] {
+        if value == 0 || value > 1 << 28 {
+            return fail(option, format!("{value} is not in 1..={}", 1 << 28));
+        }
+    }
+    if let Some(len) = max_model_len.filter(|&len| len > max_positions) {
+        return fail(
+            "max_model_len",
+            format!("{len} is above the model's max_position_embeddings = {max_positions}"),
+        );
+    }
+    if max_num_batched_tokens < max_num_seqs {
+        let message = format!("{max_num_batched_tokens} is below max_num_seqs = {max_num_seqs}");
+        return fail("max_num_batched_tokens", message);
+    }
+    Ok(())
+}
+
+impl MemoryPlan {
+    fn with_kv_cache(self, kv_cache: u64) -> Self {
+        let total = self.weights
+            + self.vision_weights
+            + self.position_tables
+            + self.activations
+            + self.logits
+            + self.vision_buffers
+            + self.image_cache
+            + kv_cache;
+        Self { kv_cache, total, ..self }
+    }
+
+    fn does_not_fit(&self, max_model_len: usize) -> DoesNotFit {
+        let weights = self.weights + self.vision_weights;
+        DoesNotFit {
+            limit: self.limit,
+            needed: self.total,
+            weights,
+            workspace: self.total - weights - self.kv_cache,
+            kv_cache: self.kv_cache,
+            max_model_len,
+        }
+    }
+}
+
+impl Plan {
+    /// What the scheduler has to keep. The caller may change what costs no memory: `max_waiting`, `enable_prefix_caching`.
+    pub fn scheduler_config(&self) -> SchedulerConfig {
+        let images = self.images;
+        SchedulerConfig {
+            block_size: self.block_size,
+            num_blocks: self.num_blocks,
+            max_model_len: self.max_model_len,
+            max_batched_tokens: self.max_num_batched_tokens,
+            max_running: self.max_num_seqs,
+            max_waiting: MAX_WAITING,
+            image_rows_per_block: IMAGE_ROWS_PER_BLOCK,
+            num_image_blocks: images.map_or(0, |images| images.num_blocks),
+            max_encode_patches: images.map_or(0, |images| images.max_patches),
+            enable_prefix_caching: true,
+            // One form of attention for every row: a generated block equals a prompt's.
+            share_decoded_blocks: true,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parameters = self.num_parameters as f64 / 1e9;
+        writeln!(f, "{}, {parameters:.3} B parameters, {}", self.architecture, self.dtype)?;
+        let m = &self.memory;
+        let rows = [
+            ("weights", m.weights),
+            ("vision weights", m.vision_weights),
+            ("position tables", m.position_tables),
+            ("activations", m.activations),
+            ("logits", m.logits),
+            ("vision buffers", m.vision_buffers),
+            ("image cache", m.image_cache),
+            ("KV cache", m.kv_cache),
+            ("total", m.total),
+            ("limit", m.limit),
+        ];
+        for (name, bytes) in rows.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
+        }
+        writeln!(
+            f,
+            "  {} KV blocks of {} tokens, {} bytes a token; contexts up to {} tokens",
+            self.num_blocks, self.block_size, self.kv_bytes_per_token, self.max_model_len
+        )?;
+        writeln!(f, "  sequences at the same time:")?;
+        for Concurrency { context_len, sequences } in &self.concurrency {
+            writeln!(f, "  {context_len:>10} tokens each {sequences:>8}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The name in config.json.
+pub(crate) fn published_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "float32",
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        DType::I32 | DType::U8 => unreachable!("weights are floats"),
+    }
+}
+
+/// Bytes for people: in powers of 1024.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        match units.iter().find(|(_, shift)| self.0 >= 1 << shift) {
+            Some((unit, shift)) => write!(f, "{:.2} {unit}", self.0 as f64 / (1u64 << shift) as f64),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
+/// The limit in bytes; a fraction is of `total`, which is asked for only then.
+pub(crate) fn resolve_limit(
+    limit: MemoryLimit,
+    total: impl FnOnce() -> Option<u64>,
+) -> Result<u64, LoadError> {
+    let fail = |message: String| Err(LoadError::Option { option: "memory", message });
+    match limit {
+        MemoryLimit::Bytes(bytes) => Ok(bytes),
+        MemoryLimit::Fraction(x) if !(x > 0.0 && x <= 1.0) => {
+            fail(format!("{x} is not a fraction in (0, 1]"))
+        }
+        MemoryLimit::Fraction(x) => match total() {
+            Some(total) => Ok((total as f64 * x) as u64),
+            None => fail("this machine does not say how much memory it has: give a number of bytes".into()),
+        },
+    }
+}
+
+/// Memory of the machine, or less where a control group limits this process.
+pub(crate) fn machine_memory() -> Option<u64> {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| total_of_meminfo(&text))?;
+    let group = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
+    Some(group.map_or(machine, |group| group.min(machine)))
+}
+
+fn total_of_meminfo(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits() {
+        let none = || None;
+        assert_eq!(resolve_limit(MemoryLimit::Bytes(7), none).unwrap(), 7);
+        assert_eq!(resolve_limit(MemoryLimit::Fraction(0.5), || Some(1001)).unwrap(), 500);
+        for bad in [0.0, -1.0, 1.01, f64::NAN] {
+            let error = resolve_limit(MemoryLimit::Fraction(bad), || Some(1)).unwrap_err();
+            assert!(error.to_string().starts_with("memory: "), "{error}");
+        }
+        let error = resolve_limit(MemoryLimit::Fraction(0.9), none).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "memory: this machine does not say how much memory it has: give a number of bytes"
+        );
+    }
+
+    #[test]
+    fn meminfo() {
+        assert_eq!(total_of_meminfo("MemTotal:       24563 kB\nMemFree: 1 kB\n"), Some(24563 * 1024));
+        assert_eq!(total_of_meminfo("MemFree: 1 kB\n"), None);
+        assert_eq!(total_of_meminfo("MemTotal: many kB\n"), None);
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        let shown = [0, 1023, 1024, 1 << 20, 3 << 29].map(|bytes| Bytes(bytes).to_string());
+        assert_eq!(shown, ["0 B", "1023 B", "1.00 KiB", "1.00 MiB", "1.50 GiB"]);
+    }
+}

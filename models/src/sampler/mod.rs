@@ -1,0 +1,225 @@
+//! From logits to one token. A row's result depends on its own logits and parameters only.
+//!
+//! ```text
+//! logits ─▶ mask of early stop tokens ─▶ bias ─▶ penalties ─▶ greedy: the largest, ties by lower id
+//!    │                                              └───────▶ temperature ─▶ min-p ─▶ top-k ─▶ top-p ─▶ draw
+//!    └─▶ log-probabilities: of the model's own distribution, untouched by all of the above
+//! ```
+//! The order is vLLM's. The draw inverts the cumulative distribution with one random number, a function of seed and position.
+
+mod philox;
+
+pub use philox::{philox, uniform};
+
+use scheduler::{Failure, History, Sample, Sampled, SampledToken, SamplingParams, TokenId};
+use std::cmp::Ordering;
+
+/// Buffers of one sampling thread, reused for row after row.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// Tokens of the history, sorted.
+    tokens: Vec<TokenId>,
+    candidates: Vec<TokenId>,
+}
+
+/// Samples one row. `logits` is used up: it holds weights of the draw afterwards.
+pub fn sample(logits: &mut [f32], sample: &Sample, work: &mut Workspace) -> Sampled {
+    if !logits.iter().all(|x| x.is_finite()) {
+        return Sampled::Failed(Failure::NonFiniteLogits);
+    }
+    let params = &*sample.params;
+    let report = params.logprobs.map(|k| Report::new(logits, k));
+    adjust(logits, sample, work);
+    let drawn = match params.temperature == 0.0 {
+        true => largest(logits).filter(|&token| logits[token as usize] > f32::NEG_INFINITY),
+        false => draw(logits, params, sample.position, work),
+    };
+    let Some(token) = drawn else { return Sampled::Failed(Failure::NothingToSample) };
+    let Some(report) = report else {
+        return Sampled::Token(SampledToken { token, logprob: None, top: Vec::new() });
+    };
+    Sampled::Token(SampledToken { token, logprob: Some(report.logprob_of(token)), top: report.top })
+}
+
+/// What a request wants to know of the model's own distribution, taken before the logits are changed.
+struct Report {
+    logprobs: Vec<f32>,
+    top: Vec<(TokenId, f32)>,
+}
+
+impl Report {
+    fn new(logits: &[f32], k: usize) -> Self {
+        let mut logprobs = logits.to_vec();
+        log_softmax(&mut logprobs);
+        let top = top_k(&logprobs, k);
+        Self { logprobs, top }
+    }
+
+    fn logprob_of(&self, token: TokenId) -> f32 {
+        self.logprobs[token as usize]
+    }
+}
+
+/// In place, summed from the first to the last in f64.
+pub fn log_softmax(logits: &mut [f32]) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
+    let log_sum = f64::from(max) + sum.ln();
+    for x in logits.iter_mut() {
+        *x = (f64::from(*x) - log_sum) as f32;
+    }
+}
+
+/// The largest values with their places, largest first, ties by lower place.
+fn top_k(values: &[f32], k: usize) -> Vec<(TokenId, f32)> {
+    let k = k.min(values.len());
+    let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(k + 1);
+    for (token, &value) in values.iter().enumerate() {
+        // Later places lose ties, so only a larger value moves in.
+        if top.len() < k || top.last().is_some_and(|&(_, least)| value > least) {
+            let place = top.partition_point(|&(_, other)| other >= value);
+            top.insert(place, (token as TokenId, value));
+            top.truncate(k);
+        }
+    }
+    top
+}
+
+fn largest(values: &[f32]) -> Option<TokenId> {
+    let mut best: Option<(usize, f32)> = None;
+    for (i, &value) in values.iter().enumerate() {
+        if best.is_none_or(|(_, x)| value > x) {
+            best = Some((i, value));
+        }
+    }
+    best.map(|(i, _)| i as TokenId)
+}
+
+/// Masks, bias and penalties, in vLLM's order.
+fn adjust(logits: &mut [f32], sample: &Sample, work: &mut Workspace) {
+    let params = &*sample.params;
+    if sample.num_generated < params.min_tokens {
+        for &token in &params.stop_token_ids {
+            logits[token as usize] = f32::NEG_INFINITY;
+        }
+    }
+    for &(token, bias) in &params.logit_bias {
+        logits[token as usize] += bias;
+    }
+    if params.needs_history() {
+        let history = sample.history.as_ref().expect("penalties come with a history");
+        penalise(logits, params, history, &mut work.tokens);
+    }
+    // Penalties near their limits can overflow; the largest number keeps the order and the arithmetic.
+    for x in logits.iter_mut() {
+        *x = x.min(f32::MAX);
+    }
+}
+
+fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History, tokens: &mut Vec<TokenId>) {
+    if params.repetition_penalty != 1.0 {
+        sorted_into(tokens, &history.tokens);
+        tokens.dedup();
+        for &token in tokens.iter() {
+            let x = &mut logits[token as usize];
+            *x = if *x > 0.0 { *x / params.repetition_penalty } else { *x * params.repetition_penalty };
+        }
+    }
+    sorted_into(tokens, &history.tokens[history.prompt_len..]);
+    for run in tokens.chunk_by(|a, b| a == b) {
+        let count = run.len() as f32;
+        logits[run[0] as usize] -= params.frequency_penalty * count + params.presence_penalty;
+    }
+}
+
+fn sorted_into(tokens: &mut Vec<TokenId>, source: &[TokenId]) {
+    tokens.clear();
+    tokens.extend_from_slice(source);
+    tokens.sort_unstable();
+}
+
+/// Draws from the truncated distribution. Weights are relative to the most probable token, which has 1.
+fn draw(
+    logits: &mut [f32],
+    params: &SamplingParams,
+    position: usize,
+    work: &mut Workspace,
+) -> Option<TokenId> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return None;
+    }
+    for x in logits.iter_mut() {
+        let weight = ((*x - max) / params.temperature).exp();
+        *x = if weight >= params.min_p { weight } else { 0.0 };
+    }
+    let u = uniform(params.seed, position as u64);
+    let weights = &*logits;
+    if params.top_k == 0 && params.top_p >= 1.0 {
+        return invert(weights.iter().enumerate().map(|(i, &w)| (i as TokenId, w)), u);
+    }
+    truncate(weights, params, &mut work.candidates);
+    invert(work.candidates.iter().map(|&i| (i, weights[i as usize])), u)
+}
+
+/// Most probable first, ties by lower id.
+fn by_weight(weights: &[f32]) -> impl Fn(&TokenId, &TokenId) -> Ordering + Copy {
+    |a, b| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b))
+}
+
+/// Fills `candidates` with the tokens that top-k and top-p keep, most probable first. At least one is kept.
+fn truncate(weights: &[f32], params: &SamplingParams, candidates: &mut Vec<TokenId>) {
+    candidates.clear();
+    candidates.extend((0..weights.len() as TokenId).filter(|&i| weights[i as usize] > 0.0));
+    if params.top_k > 0 && params.top_k < candidates.len() {
+        candidates.select_nth_unstable_by(params.top_k - 1, by_weight(weights));
+        candidates.truncate(params.top_k);
+    }
+    if params.top_p >= 1.0 {
+        candidates.sort_unstable_by(by_weight(weights));
+        return;
+    }
+    // Summed in the order of ids, which does not depend on how the selection left them.
+    candidates.sort_unstable();
+    let total: f64 = candidates.iter().map(|&i| f64::from(weights[i as usize])).sum();
+    let goal = f64::from(params.top_p) * total;
+    let (mut sorted, mut sum) = (0, 0.0);
+    // The nucleus is usually small: sort a growing head of the candidates instead of all of them.
+    let mut head = 256;
+    while sorted < candidates.len() {
+        let end = candidates.len().min(sorted + head);
+        if end < candidates.len() {
+            candidates[sorted..].select_nth_unstable_by(end - sorted, by_weight(weights));
+        }
+        candidates[sorted..end].sort_unstable_by(by_weight(weights));
+        for i in sorted..end {
+            sum += f64::from(weights[candidates[i] as usize]);
+            if sum >= goal {
+                candidates.truncate(i + 1);
+                return;
+            }
+        }
+        sorted = end;
+        head *= 8;
+    }
+}
+
+/// The first candidate at which the running sum passes `u` of the total.
+fn invert(candidates: impl Iterator<Item = (TokenId, f32)> + Clone, u: f64) -> Option<TokenId> {
+    let total: f64 = candidates.clone().map(|(_, w)| f64::from(w)).sum();
+    let (goal, mut sum) = (u * total, 0.0);
+    let mut last = None;
+    for (token, weight) in candidates {
+        if weight > 0.0 {
+            sum += f64::from(weight);
+            last = Some(token);
+            if sum > goal {
+                return last;
+            }
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! The buffers of a step, by name, allocated once for the largest step. An op reads some and writes others; nothing is allocated
+//! while serving.
+
+use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig};
+use kernels::ops::{AttentionScratch, AttentionSizes, MoeScratch};
+use kernels::{DType, Device, Tensor};
+
+/// The largest step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    pub num_tokens: usize,
+    pub num_sequences: usize,
+    pub context_len: usize,
+}
+
+/// Logits are made for so many rows at a time that they take about this much.
+const LOGITS_BYTES: usize = 32 << 20;
+
+pub struct Scratch {
+    /// The stream that layers add to.
+    pub residual: Tensor,
+    /// What a layer reads: the residual, normalised.
+    pub normed: Tensor,
+    /// What a layer made.
+    pub out: Tensor,
+    pub heads: HeadBuffers,
+    pub attention: AttentionScratch,
+    pub gate_up: Tensor,
+    pub activated: Tensor,
+    /// What the expert that every token takes made.
+    pub shared_out: Tensor,
+    pub moe: Option<MoeBuffers>,
+    /// Rows after which something is sampled, some at a time.
+    pub sampled: Tensor,
+    pub logits: Tensor,
+    /// Rows of these two.
+    pub logit_rows: usize,
+}
+
+pub enum HeadBuffers {
+    Gqa(GqaBuffers),
+    Mla(Box<MlaBuffers>),
+}
+
+pub struct GqaBuffers {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    /// Queries and keys after their norms, in models that have them.
+    pub normed: Option<(Tensor, Tensor)>,
+    pub attended: Tensor,
+}
+
+pub struct MlaBuffers {
+    /// Before and after the norm, in models whose queries come in two steps.
+    pub q_latents: Option<(Tensor, Tensor)>,
+    pub q: Tensor,
+    pub absorbed: Tensor,
+    pub kv: Tensor,
+    pub latent: Tensor,
+    pub latent_normed: Tensor,
+    pub attended: Tensor,
+    pub values: Tensor,
+}
+
+pub struct MoeBuffers {
+    pub logits: Tensor,
+    pub ids: Tensor,
+    pub weights: Tensor,
+    pub experts: MoeScratch,
+}
+
+/// Rows of logits computed at a time.
+pub fn logit_rows(config: &DecoderConfig, limits: &StepLimits) -> usize {
+    (LOGITS_BYTES / (4 * config.vocab_size)).clamp(1, limits.num_sequences)
+}
+
+/// Values of a token in the two buffers of an MLP.
+fn mlp_widths(config: &DecoderConfig) -> (usize, usize) {
+    let has_dense = (0..config.num_layers).any(|layer| !config.is_moe(layer));
+    let dense = if has_dense { config.intermediate_size } else { 0 };
+    let shared = config.moe.as_ref().and_then(|moe| moe.shared_intermediate_size).unwrap_or(0);
+    // At least one, so that no buffer is empty.
+    let width = dense.max(shared).max(1);
+    (2 * width, width)
+}
+
+fn attention_sizes(config: &DecoderConfig, limits: &StepLimits) -> AttentionSizes {
+    let (heads, key_dim, value_dim) = match &config.attention {
+        AttentionConfig::Gqa(a) => (a.num_heads, a.head_dim, a.head_dim),
+        AttentionConfig::Mla(a) => (a.num_heads, a.row(), a.kv_lora_rank),
+    };
+    AttentionSizes { heads, key_dim, value_dim, max_context: limits.context_len }
+}
+
+fn shared_width(config: &DecoderConfig) -> usize {
+    let has_shared = config.moe.as_ref().is_some_and(|moe| moe.shared_intermediate_size.is_some());
+    if has_shared { config.hidden_size } else { 1 }
+}
+
+impl Scratch {
+    pub fn new(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> Self {
+        let t = limits.num_tokens;
+        let buffer = |width: usize| Tensor::zeros(device, DType::F32, &[t, width]);
+        let (gate_up, activated) = mlp_widths(config);
+        let rows = logit_rows(config, limits);
+        Self {
+            residual: buffer(config.hidden_size),
+            normed: buffer(config.hidden_size),
+            out: buffer(config.hidden_size),
+            heads: match &config.attention {
+                AttentionConfig::Gqa(a) => HeadBuffers::Gqa(GqaBuffers::new(a, &buffer)),
+                AttentionConfig::Mla(a) => HeadBuffers::Mla(Box::new(MlaBuffers::new(a, &buffer))),
+            },
+            attention: AttentionScratch::new(device, attention_sizes(config, limits)),
+            gate_up: buffer(gate_up),
+            activated: buffer(activated),
+            shared_out: buffer(shared_width(config)),
+            moe: config.moe.as_ref().map(|moe| MoeBuffers::new(device, moe, config.hidden_size, t)),
+            sampled: Tensor::zeros(device, DType::F32, &[rows, config.hidden_size]),
+            logits: Tensor::zeros(device, DType::F32, &[rows, config.vocab_size]),
+            logit_rows: rows,
+        }
+    }
+
+    /// Of all buffers but the logits.
+    pub fn activation_bytes(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> u64 {
+        let heads: usize = match &config.attention {
+            AttentionConfig::Gqa(a) => GqaBuffers::widths(a).iter().sum(),
+            AttentionConfig::Mla(a) => MlaBuffers::widths(a).iter().sum(),
+        };
+        let (gate_up, activated) = mlp_widths(config);
+        let width = 3 * config.hidden_size + heads + gate_up + activated + shared_width(config);
+        let moe =
+            config.moe.as_ref().map(|moe| MoeBuffers::bytes(moe, config.hidden_size, limits.num_tokens));
+        let t = limits.num_tokens;
+        let attention = AttentionScratch::bytes(device, attention_sizes(config, limits));
+        4 * (t * width) as u64 + attention + moe.unwrap_or(0)
+    }
+
+    pub fn logits_bytes(config: &DecoderConfig, limits: &StepLimits) -> u64 {
+        4 * (logit_rows(config, limits) * (config.hidden_size + config.vocab_size)) as u64
+    }
+
+    /// Makes the buffers that every layer uses as long as the step.
+    pub fn set_tokens(&mut self, num_tokens: usize) {
+        for buffer in [&mut self.residual, &mut self.normed, &mut self.out, &mut self.shared_out] {
+            buffer.set_rows(num_tokens);
+        }
+    }
+}
+
+impl GqaBuffers {
+    /// Of q, k, v, what was attended to, and q and k after their norms.
+    fn widths(config: &GqaConfig) -> [usize; 6] {
+        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let (q_normed, k_normed) = if config.qk_norm { (q, kv) } else { (0, 0) };
+        [q, kv, kv, q, q_normed, k_normed]
+    }
+
+    fn new(config: &GqaConfig, buffer: &dyn Fn(usize) -> Tensor) -> Self {
+        let [q, k, v, attended, q_normed, k_normed] = Self::widths(config);
+        let normed = config.qk_norm.then(|| (buffer(q_normed), buffer(k_normed)));
+        Self { q: buffer(q), k: buffer(k), v: buffer(v), normed, attended: buffer(attended) }
+    }
+}
+
+impl MlaBuffers {
+    /// In the order of the fields; the query's latent counts twice.
+    fn widths(config: &MlaConfig) -> [usize; 9] {
+        let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, .. } = *config;
+        let q_latent = config.q_lora_rank.unwrap_or(0);
+        let (q, absorbed) = (num_heads * config.query_dim(), num_heads * config.row());
+        [q_latent, q_latent, q, absorbed, config.row(), rank, rank, num_heads * rank, num_heads * value_dim]
+    }
+
+    fn new(config: &MlaConfig, buffer: &dyn Fn(usize) -> Tensor) -> Self {
+        let [q_latent, q_latent_normed, q, absorbed, kv, latent, latent_normed, attended, values] =
+            Self::widths(config);
+        let two_step = config.q_lora_rank.is_some();
+        Self {
+            q_latents: two_step.then(|| (buffer(q_latent), buffer(q_latent_normed))),
+            q: buffer(q),
+            absorbed: buffer(absorbed),
+            kv: buffer(kv),
+            latent: buffer(latent),
+            latent_normed: buffer(latent_normed),
+            attended: buffer(attended),
+            values: buffer(values),
+        }
+    }
+}
+
+impl MoeBuffers {
+    fn new(device: &Device, config: &MoeConfig, hidden_size: usize, t: usize) -> Self {
+        let (e, i, k) = (config.num_experts, config.intermediate_size, config.router.top_k);
+        Self {
+            logits: Tensor::zeros(device, DType::F32, &[t, e]),
+            ids: Tensor::zeros(device, DType::I32, &[t, k]),
+            weights: Tensor::zeros(device, DType::F32, &[t, k]),
+            experts: MoeScratch::new(device, t, [e, hidden_size, i], k),
+        }
+    }
+
+    fn bytes(config: &MoeConfig, hidden_size: usize, t: usize) -> u64 {
+        let (e, i, k) = (config.num_experts, config.intermediate_size, config.router.top_k);
+        4 * (t * (e + 2 * k)) as u64 + MoeScratch::bytes(t, [e, hidden_size, i], k)
+    }
+}

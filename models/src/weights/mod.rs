@@ -1,0 +1,310 @@
+//! A model's tensors by name: each is taken once with the shape that the model expects, and what is left over is an error.
+//! Files are mapped, not read: a tensor's bytes are touched when it is packed for the device.
+
+mod dummy;
+mod header;
+
+use crate::{LoadError, ModelFiles};
+use header::TensorInfo;
+use kernels::{DType, Device, HostTensor, Matrix, Tensor};
+use memmap2::Mmap;
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Names listed in a message about leftovers.
+const MAX_LISTED: usize = 8;
+
+/// All weights of a model: those of its files, or random ones of the right shapes.
+pub struct Checkpoint {
+    source: Source,
+    taken: RefCell<BTreeSet<String>>,
+    bytes_taken: Cell<u64>,
+}
+
+enum Source {
+    Files(WeightFiles),
+    /// Seeded random numbers; no file is opened.
+    Dummy {
+        seed: u64,
+    },
+}
+
+struct WeightFiles {
+    /// Where a tensor was looked for, for messages.
+    described: String,
+    files: Vec<(String, Content)>,
+    /// Name to the file's number and the place in it.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+enum Content {
+    Mapped(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Content::Mapped(map) => map,
+            Content::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+/// One tensor as it is stored, little endian: borrowed from the mapped file, or made up.
+#[derive(Debug)]
+pub struct HostWeights<'a> {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Cow<'a, [u8]>,
+}
+
+impl HostWeights<'_> {
+    pub fn view(&self) -> HostTensor<'_> {
+        HostTensor { dtype: self.dtype, shape: &self.shape, data: &self.data }
+    }
+
+    /// All values, widened.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype {
+            DType::F32 => {
+                self.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+            }
+            DType::BF16 => {
+                self.data.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
+            }
+            DType::F16 => {
+                self.data.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
+            }
+            other => unreachable!("weights are floats, not {other:?}"),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Maps the files and checks their headers. No tensor is read.
+    pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
+        Ok(Self::new(Source::Files(WeightFiles::open(files)?)))
+    }
+
+    /// Random weights: every tensor exists, in the shape that is asked for.
+    pub fn dummy(seed: u64) -> Self {
+        Self::new(Source::Dummy { seed })
+    }
+
+    fn new(source: Source) -> Self {
+        Self { source, taken: RefCell::default(), bytes_taken: Cell::new(0) }
+    }
+
+    /// Where weights are random, the seed for a part that makes its own; `bytes` are counted as taken.
+    pub fn dummy_seed(&self, name: &str, bytes: usize) -> Option<u64> {
+        match &self.source {
+            Source::Dummy { seed } => {
+                self.bytes_taken.set(self.bytes_taken.get() + bytes as u64);
+                Some(dummy::seed(name, *seed))
+            }
+            Source::Files(_) => None,
+        }
+    }
+
+    /// Bytes of all tensors in the files; unknown for random ones.
+    pub fn total_bytes(&self) -> Option<u64> {
+        match &self.source {
+            Source::Files(files) => Some(files.tensors.values().map(|(_, t)| t.range.len() as u64).sum()),
+            Source::Dummy { .. } => None,
+        }
+    }
+
+    pub fn bytes_taken(&self) -> u64 {
+        self.bytes_taken.get()
+    }
+
+    /// A tensor that must exist in this shape. Each is taken once.
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
+        assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
+        let weights = match &self.source {
+            Source::Files(files) => files.find(name, shape)?,
+            Source::Dummy { seed } => dummy::weights(name, shape, *seed),
+        };
+        self.bytes_taken.set(self.bytes_taken.get() + weights.data.len() as u64);
+        Ok(weights)
+    }
+
+    /// A vector that is used in f32: a norm, a bias.
+    pub fn vector(&self, device: &Device, name: &str, len: usize) -> Result<Tensor, LoadError> {
+        Ok(Tensor::from_f32(device, &[len], &self.take(name, &[len])?.to_f32()))
+    }
+
+    /// A linear layer from matrices `[n, k]` stacked along their rows.
+    pub fn matrix(
+        &self,
+        device: &Device,
+        stored_as: DType,
+        parts: &[(&str, usize)],
+        k: usize,
+    ) -> Result<Matrix, LoadError> {
+        let n = parts.iter().map(|(_, n)| n).sum();
+        if let Some(seed) = self.dummy_seed(parts[0].0, n * k * stored_as.size()) {
+            return Ok(Matrix::random(device, stored_as, n, k, dummy::std(k), seed));
+        }
+        let parts: Vec<HostWeights> =
+            parts.iter().map(|(name, n)| self.take(name, &[*n, k])).collect::<Result<_, _>>()?;
+        let views: Vec<HostTensor> = parts.iter().map(HostWeights::view).collect();
+        Ok(Matrix::pack(device, stored_as, &views))
+    }
+
+    /// An error when a tensor was never taken and is not one that may be ignored.
+    pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+        let Source::Files(files) = &self.source else { return Ok(()) };
+        let taken = self.taken.borrow();
+        let left: Vec<&str> = files
+            .tensors
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !taken.contains(*name) && !may_be_ignored(name))
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let mut names = left[..left.len().min(MAX_LISTED)].join(", ");
+        if left.len() > MAX_LISTED {
+            names.push_str(", …");
+        }
+        Err(LoadError::Leftover { count: left.len(), names })
+    }
+}
+
+impl WeightFiles {
+    fn open(files: &ModelFiles) -> Result<Self, LoadError> {
+        if let Some(content) = map(files, SINGLE_FILE)? {
+            let mut weights = Self::empty(files.describe(SINGLE_FILE));
+            weights.add(files.describe(SINGLE_FILE), content)?;
+            return Ok(weights);
+        }
+        let described = files.describe(INDEX_FILE);
+        let Some(index) = crate::config::json::read_object(files, INDEX_FILE)? else {
+            return Err(LoadError::MissingFile { file: files.describe(SINGLE_FILE) });
+        };
+        let mut weights = Self::empty(described.clone());
+        let placed = weight_map(&described, &index)?;
+        for shard in placed.values().copied().collect::<BTreeSet<_>>() {
+            let file = files.describe(shard);
+            let content = map(files, shard)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+            weights.add(file, content)?;
+        }
+        weights.check_placed(files, &placed)?;
+        Ok(weights)
+    }
+
+    fn empty(described: String) -> Self {
+        Self { described, files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    fn add(&mut self, file: String, content: Content) -> Result<(), LoadError> {
+        let tensors =
+            header::parse(&content).map_err(|message| LoadError::Corrupt { file: file.clone(), message })?;
+        let number = self.files.len();
+        self.files.push((file, content));
+        for info in tensors {
+            let name = info.name.clone();
+            if let Some((other, _)) = self.tensors.insert(name.clone(), (number, info)) {
+                let (file, other) = (self.files[number].0.clone(), self.files[other].0.clone());
+                return Err(LoadError::Duplicate { file, tensor: name, other });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every tensor of the index is in the file that the index names.
+    fn check_placed(&self, files: &ModelFiles, placed: &BTreeMap<&str, &str>) -> Result<(), LoadError> {
+        for (tensor, shard) in placed {
+            let file = files.describe(shard);
+            match self.tensors.get(*tensor) {
+                Some((number, _)) if self.files[*number].0 == file => {}
+                _ => return Err(LoadError::MissingTensor { file, tensor: tensor.to_string() }),
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
+        let Some((number, info)) = self.tensors.get(name) else {
+            return Err(LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() });
+        };
+        let (file, content) = &self.files[*number];
+        if info.shape != shape {
+            return Err(LoadError::Shape {
+                file: file.clone(),
+                tensor: name.into(),
+                expected: shape.to_vec(),
+                found: info.shape.clone(),
+            });
+        }
+        let Some(dtype) = info.dtype else {
+            let found = info.type_name.clone();
+            return Err(LoadError::DType { file: file.clone(), tensor: name.into(), found });
+        };
+        let data = Cow::Borrowed(&content[info.range.clone()]);
+        Ok(HostWeights { dtype, shape: info.shape.clone(), data })
+    }
+}
+
+/// Tensor to file, as the index says it.
+fn weight_map<'a>(
+    file: &str,
+    index: &'a Map<String, Value>,
+) -> Result<BTreeMap<&'a str, &'a str>, LoadError> {
+    let fail = |key: &str, message: &str| LoadError::config(file, key, message);
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| fail("weight_map", "expected an object of tensor names and files"))?;
+    let mut placed = BTreeMap::new();
+    for (tensor, shard) in map {
+        let key = format!("weight_map.{tensor}");
+        let shard = shard.as_str().ok_or_else(|| fail(&key, "expected a file name"))?;
+        // A name, not a path: an index must not reach outside its own directory.
+        if shard.is_empty() || shard.starts_with('.') || shard.contains(['/', '\\', '\0']) {
+            return Err(fail(&key, "expected the plain name of a file in the same directory"));
+        }
+        placed.insert(tensor.as_str(), shard);
+    }
+    match placed.is_empty() {
+        true => Err(fail("weight_map", "is empty")),
+        false => Ok(placed),
+    }
+}
+
+/// The content of a weight file, or `None` where the model has no such file.
+fn map(files: &ModelFiles, name: &str) -> Result<Option<Content>, LoadError> {
+    let directory = match files {
+        ModelFiles::Directory(directory) => directory,
+        ModelFiles::Embedded(files) => {
+            return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Content::Embedded(bytes)));
+        }
+    };
+    let path = directory.join(name);
+    let failed = |source| crate::FileError { path: path.display().to_string(), source };
+    let file = match std::fs::File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error).into()),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    // An empty map is an error of its own; the header check says it better.
+    if metadata.len() == 0 {
+        return Ok(Some(Content::Embedded(&[])));
+    }
+    // SAFETY: the map is only read, and as bytes, so any content is valid. A model's files are not written while they are
+    // loaded: a file that another process shortens meanwhile would stop this one with SIGBUS, as with every mapped file.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    Ok(Some(Content::Mapped(map)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! The fixtures of `tests/fixtures`, and options that load them.
+#![allow(dead_code)]
+
+use models::{DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub const TEXT_FAMILIES: &[&str] = &[
+    "llama",
+    "llama1",
+    "llama31",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mixtral",
+    "seed_oss",
+    "moonlight",
+    "deepseek_v3",
+    "deepseek_v2_lite",
+    "deepseek_v2",
+];
+
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn files(name: &str) -> ModelFiles {
+    ModelFiles::Directory(fixture(name))
+}
+
+/// Exact arithmetic and a block size that divides nothing.
+pub fn options() -> LoadOptions {
+    LoadOptions {
+        load_format: LoadFormat::Auto,
+        dtype: DTypeChoice::F32,
+        max_model_len: Some(300),
+        max_num_seqs: 40,
+        max_num_batched_tokens: 331,
+        block_size: 5,
+        memory: MemoryLimit::Bytes(256 << 20),
+        threads: Some(2),
+        seed: 0,
+    }
+}
+
+pub fn load(name: &str, options: &LoadOptions) -> Loaded {
+    models::load(&files(name), options, &mut |_| {}).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+pub struct Golden {
+    pub images: Vec<Value>,
+    pub cases: Vec<Case>,
+    arrays: BTreeMap<String, Vec<f32>>,
+}
+
+pub struct Case {
+    pub name: String,
+    pub prompt: Vec<u32>,
+    pub greedy: Vec<u32>,
+    /// File and offset of each picture.
+    pub images: Vec<(String, usize)>,
+}
+
+impl Golden {
+    pub fn read(name: &str) -> Self {
+        let json: Value =
+            serde_json::from_slice(&std::fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
+        let bytes = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let widen = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let arrays = tensors.tensors().into_iter().map(|(name, view)| (name, widen(view.data()))).collect();
+        let images = json["images"].as_array().cloned().unwrap_or_default();
+        let cases = json["cases"].as_array().unwrap().iter().map(Case::read).collect();
+        Self { images, cases, arrays }
+    }
+
+    pub fn array(&self, case: &Case, what: &str) -> Option<&[f32]> {
+        self.arrays.get(&format!("{}.{what}", case.name)).map(Vec::as_slice)
+    }
+}
+
+impl Case {
+    fn read(json: &Value) -> Self {
+        let ids = |key: &str| -> Vec<u32> {
+            json[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        let image = |image: &Value| {
+            (image["file"].as_str().unwrap().to_string(), image["offset"].as_u64().unwrap() as usize)
+        };
+        Self {
+            name: json["name"].as_str().unwrap().to_string(),
+            prompt: ids("prompt_token_ids"),
+            greedy: ids("greedy_token_ids"),
+            images: json["images"].as_array().map_or(Vec::new(), |list| list.iter().map(image).collect()),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Every family against log-probabilities computed by torch and transformers: through paged blocks of odd size that lie in memory
+//! in a scattered order, with prompts in chunks of 1, 7 and all.
+
+mod common;
+
+use common::{Case, Golden, TEXT_FAMILIES, load, options};
+use models::DeviceRunner;
+use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
+use std::sync::Arc;
+
+/// Sums in another order differ by about 1e-5.
+const TOLERANCE: f32 = 1e-3;
+
+/// Tokens of one sequence given chunk by chunk, in blocks scattered over the cache.
+struct Feed<'a> {
+    runner: &'a mut DeviceRunner,
+    block_size: usize,
+    num_blocks: usize,
+}
+
+impl Feed<'_> {
+    /// The distribution after the last token of `tokens[from..to]`.
+    fn chunk(&mut self, tokens: &[u32], from: usize, to: usize) -> Vec<f32> {
+        let blocks = to.div_ceil(self.block_size);
+        // A step coprime to the number of blocks visits each of them once.
+        let step = (self.num_blocks / 3..).find(|&step| gcd(step, self.num_blocks) == 1).unwrap();
+        let item = BatchItem {
+            id: SequenceId(1),
+            tokens: tokens[from..to].to_vec(),
+            context_len: from,
+            blocks: (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
+            images: Vec::new(),
+            sample: Some(Sample {
+                params: Arc::new(SamplingParams::default()),
+                position: to,
+                num_generated: 0,
+                history: None,
+            }),
+        };
+        let batch = Batch { items: vec![item], ..Default::default() };
+        self.runner.distributions(&batch).pop().expect("one distribution")
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn argmax(values: &[f32]) -> u32 {
+    (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]).then(b.cmp(&a))).unwrap() as u32
+}
+
+/// The largest difference, with where it is.
+fn compare(found: &[f32], expected: &[f32], place: &str) {
+    assert_eq!(found.len(), expected.len(), "{place}");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() < TOLERANCE, "{place}, entry {i}: {found} is not {expected}");
+    }
+}
+
+fn check_case(feed: &mut Feed, golden: &Golden, case: &Case, chunk: usize) {
+    let place = |what: &str| format!("{} in chunks of {chunk}, {what}", case.name);
+    let mut tokens = case.prompt.clone();
+    let vocab_size = golden.array(case, "last_logprobs").expect("last_logprobs").len();
+    let mut last = Vec::new();
+    for from in (0..tokens.len()).step_by(chunk) {
+        let to = (from + chunk).min(tokens.len());
+        last = feed.chunk(&tokens, from, to);
+        if let Some(all) = golden.array(case, "logprobs") {
+            compare(
+                &last,
+                &all[(to - 1) * vocab_size..to * vocab_size],
+                &place(&format!("after {to} tokens")),
+            );
+        }
+        if let (Some(all), Some(&next)) = (golden.array(case, "prompt_logprobs"), tokens.get(to)) {
+            compare(&[last[next as usize]], &[all[to - 1]], &place(&format!("prompt token {to}")));
+        }
+    }
+    compare(&last, golden.array(case, "last_logprobs").unwrap(), &place("last"));
+    let greedy = golden.array(case, "greedy_logprobs").expect("greedy_logprobs");
+    for (i, &token) in case.greedy.iter().enumerate() {
+        assert_eq!(argmax(&last), token, "{}", place(&format!("greedy token {i}")));
+        compare(&[last[token as usize]], &[greedy[i]], &place(&format!("greedy token {i}")));
+        tokens.push(token);
+        last = feed.chunk(&tokens, tokens.len() - 1, tokens.len());
+    }
+}
+
+fn check_family(name: &str) {
+    let golden = Golden::read(name);
+    assert!(!golden.cases.is_empty());
+    let mut loaded = load(name, &options());
+    let (block_size, num_blocks) = (loaded.plan.block_size, loaded.plan.num_blocks);
+    let mut feed = Feed { runner: &mut loaded.runner, block_size, num_blocks };
+    for case in golden.cases.iter().filter(|case| case.images.is_empty()) {
+        for chunk in [1, 7, 1000] {
+            check_case(&mut feed, &golden, case, chunk);
+        }
+    }
+}
+
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            check_family(stringify!($name));
+        })*
+
+        #[test]
+        fn no_family_is_forgotten() {
+            assert_eq!(TEXT_FAMILIES, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+families!(
+    llama,
+    llama1,
+    llama31,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    mixtral,
+    seed_oss,
+    moonlight,
+    deepseek_v3,
+    deepseek_v2_lite,
+    deepseek_v2,
+);
