@@ -19,7 +19,8 @@
 //! Pictures: a chunk ends before a picture whose embedding is neither in the cache nor fits this step's encode budget and the
 //! room that is not pinned. Its sequence then queues, the queue is served first in each step, and while it is not empty nobody
 //! else enters a picture. A sequence pins a picture only from its first to its last position and asks for one at a time, so
-//! who holds a pin needs nothing but tokens to give it back: no deadlock.
+//! who holds a pin needs nothing but tokens to give it back, and gets them right after the decodes while somebody queues: no
+//! deadlock, and no waiting for a worse priority's turn.
 //!
 //! Promised: within one priority, of two sequences without pictures that fit a step and were not preempted, the one that
 //! arrived first and started first has its first token first; they start in the order of arrival except where step 3 passes
@@ -74,6 +75,9 @@ impl Scheduler {
         self.serve_image_queue();
         for rank in decodes.ready {
             budget.left -= self.advance(rank, budget.left);
+        }
+        if !self.image_queue.is_empty() {
+            self.finish_pictures(&mut budget);
         }
         self.reserve_for_long(&mut budget);
         self.plan_short(&mut budget);
@@ -132,6 +136,16 @@ impl Scheduler {
             running.enter_image(acquired);
             self.stats.count_image(acquired);
             self.image_queue.pop_front();
+        }
+    }
+
+    /// Somebody waits for room: who holds some goes on to the end of its picture, however low its priority, and gives it back.
+    fn finish_pictures(&mut self, budget: &mut Budget) {
+        for rank in self.running_ranks(|running| !running.pinned().is_empty()) {
+            let running = &self.running[&rank];
+            let end = running.pinned().last().expect("selected above").end();
+            let limit = end.saturating_sub(running.planned).min(budget.left);
+            budget.left -= self.advance(rank, limit);
         }
     }
 

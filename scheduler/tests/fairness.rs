@@ -159,3 +159,24 @@ fn a_costly_picture_has_its_turn() {
     assert!(place.is_some_and(|place| place < 20), "{place:?} of {:?}", engine.runner().encodes);
     run(&mut engine);
 }
+
+/// The room is held by a sequence of a worse priority, in the middle of its picture, and others take all tokens of every step.
+#[test]
+fn a_picture_does_not_wait_for_the_turn_of_a_worse_priority() {
+    let mut engine = engine(large());
+    let span = |start, name| ImageSpan { start, image: image(name, 8, 12) };
+    let worse = sequence_with(1, prompt(40), vec![span(12, 1)], params(1));
+    engine.add(with_priority(worse, 5)).unwrap();
+    step(&mut engine);
+    engine.add(sequence_with(2, prompt(16), vec![span(0, 2)], params(1))).unwrap();
+    let mut events = Vec::new();
+    for id in 3..20 {
+        engine.add(sequence(id, prompt(16), 1)).unwrap();
+        events.extend(step(&mut engine).events);
+    }
+    let place = finished(&events).iter().position(|(id, ..)| *id == 2);
+    assert!(place.is_some_and(|place| place < 5), "{place:?} of {:?}", engine.runner().steps);
+    // Queued in the second step, and in the third the room is made, to the end of the picture and no further.
+    assert!(engine.runner().steps[2].contains(&(1, 16, 20)), "{:?}", engine.runner().steps[2]);
+    run(&mut engine);
+}

@@ -1,6 +1,8 @@
 //! What was typed: the command line, the environment and the configuration file, as clap sees them. What it means is decided in
 //! `config.rs`. Names follow vLLM where it has one.
 
+use crate::cli::bench::BenchArgs;
+use crate::cli::chat::ChatArgs;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -17,6 +19,10 @@ pub struct Args {
 pub enum Command {
     /// Serve a model over HTTP
     Serve(Box<ServeArgs>),
+    /// Talk to a running server
+    Chat(ChatArgs),
+    /// Measure a running server
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -132,7 +138,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// A Jinja file instead of the model's chat template
+    /// A Jinja file instead of the model's chat template, or alpaca, chatml, kimi, llama-2
     #[arg(long, value_name = "FILE", env = "PERILUNE_CHAT_TEMPLATE")]
     pub chat_template: Option<PathBuf>,
 

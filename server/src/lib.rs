@@ -7,6 +7,7 @@ pub mod app;
 pub mod args;
 pub mod auth;
 pub mod chat;
+pub mod cli;
 pub mod config;
 mod config_file;
 pub mod defaults;

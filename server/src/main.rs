@@ -3,7 +3,8 @@
 use clap::error::ErrorKind;
 use perilune::args::{Args, Command, ServeArgs};
 use perilune::config::Config;
-use perilune::logging;
+use perilune::run::EXIT_FAILURE;
+use perilune::{cli, logging};
 use std::process::ExitCode;
 
 /// What a supervisor can tell apart.
@@ -21,6 +22,19 @@ fn main() -> ExitCode {
     };
     match args.command {
         Command::Serve(args) => serve(*args),
+        Command::Chat(args) => finish(cli::chat::run(args)),
+        Command::Bench(args) => finish(cli::bench::run(args)),
+    }
+}
+
+/// Of a command that talks to a server.
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
     }
 }
 

@@ -51,8 +51,6 @@ pub enum StartError<E> {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Template(#[from] TemplateError),
-    #[error("failed to read chat template {path}: {source}")]
-    TemplateFile { path: String, source: std::io::Error },
     #[error(transparent)]
     Defaults(#[from] DefaultsError),
     #[error("{0}")]
@@ -128,7 +126,8 @@ where
     let tokenizer = Arc::new(Tokenizer::load(files)?);
     let template = match chat_template {
         None => ChatTemplate::load(files)?,
-        Some(path) => Some(read_template(&path)?),
+        // A file, or the name of a built-in template.
+        Some(name) => Some(ChatTemplate::named(&name.to_string_lossy())?),
     };
     app.http_metrics.startup("tokenizer", start.elapsed());
     let start = Instant::now();
@@ -175,12 +174,6 @@ where
         seed,
     });
     Ok((service, handle, ended))
-}
-
-fn read_template<E>(path: &std::path::Path) -> Result<ChatTemplate, StartError<E>> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|source| StartError::TemplateFile { path: path.display().to_string(), source })?;
-    Ok(ChatTemplate::from_source(&source)?)
 }
 
 /// A server with a model.

@@ -186,7 +186,8 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 }
 
 /// Alpha is dropped, grey is copied to all channels, of 16 bits the high ones count, except that grey of 16 bits is clipped: all as PIL
-/// does it. No rotation by EXIF.
+/// does it. No rotation by EXIF. Only the transparent pixels of a GIF differ: PIL shows the colour that the palette has for them, here they
+/// are black.
 fn to_rgb(picture: DynamicImage) -> Result<RgbPicture, ImageInputError> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let high = |v: &u16| (v >> 8) as u8;

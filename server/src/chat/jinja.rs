@@ -15,7 +15,7 @@ use std::time::SystemTime;
 pub(super) struct Raised(pub String);
 
 /// Instructions and copied data of one rendering. A conversation of a thousand turns takes about a hundredth.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 const MAX_RECURSION: usize = 100;
 
 pub(super) fn environment() -> Result<Environment<'static>, Error> {

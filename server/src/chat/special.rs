@@ -3,6 +3,7 @@
 use aho_corasick::{AhoCorasick, MatchKind};
 use scheduler::TokenId;
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 /// A token that means something to the model beyond its letters, such as `<|im_end|>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub(super) struct ControlFinder {
     longest: AhoCorasick,
     /// Every occurrence, overlapping ones too: what has to be broken.
     every: AhoCorasick,
+    /// Every beginning of a token that is not a whole one.
+    beginnings: HashSet<String>,
+    longest_beginning: usize,
 }
 
 impl ControlFinder {
@@ -36,7 +40,12 @@ impl ControlFinder {
         let texts: Vec<&str> = tokens.iter().map(|token| token.text.as_str()).collect();
         let longest = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&texts)?;
         let every = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&texts)?;
-        Ok(Self { tokens, longest, every })
+        let cut = |token: &&str| {
+            token.char_indices().skip(1).map(|(at, _)| token[..at].to_string()).collect::<Vec<_>>()
+        };
+        let beginnings: HashSet<String> = texts.iter().flat_map(cut).collect();
+        let longest_beginning = beginnings.iter().map(String::len).max().unwrap_or(0);
+        Ok(Self { tokens, longest, every, beginnings, longest_beginning })
     }
 
     /// The text cut at its control tokens.
@@ -96,11 +105,8 @@ impl ControlFinder {
 
     /// Whether the text ends with the beginning of a control token.
     fn open_end(&self, text: &str) -> bool {
-        self.tokens.iter().any(|token| {
-            let token = token.text.as_str();
-            let longest = token.len().min(text.len() + 1).saturating_sub(1);
-            (1..=longest).any(|len| token.is_char_boundary(len) && text.ends_with(&token[..len]))
-        })
+        let first = text.len().saturating_sub(self.longest_beginning);
+        (first..text.len()).any(|at| text.is_char_boundary(at) && self.beginnings.contains(&text[at..]))
     }
 }
 
