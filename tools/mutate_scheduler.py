@@ -86,10 +86,12 @@ def reason(output):
     lines = output.splitlines()
     panics = [index for index, line in enumerate(lines) if "panicked at" in line]
     message = lines[panics[0] + 1].strip() if panics and panics[0] + 1 < len(lines) else lines[-1] if lines else ""
-    # Of a comparison, what was compared is enough.
-    message = re.sub(r"^assertion .*? failed:? ?", "", message) or message
+    # Of a comparison, what was compared is enough; where that is not said, what came out.
+    message = re.sub(r"^assertion .*? failed:? ?", "", message)
+    if panics and not message:
+        message = " ".join(line.strip() for line in lines[panics[0] + 2 : panics[0] + 4])
     seed = re.search(r"SEED=(\d+)", output)
-    return (f"seed {seed[1]}: " if seed else "") + message[:90]
+    return (f"seed {seed[1]}: " if seed else "") + message[:110]
 
 
 def notice(folder, mutant, seeds):
