@@ -1,0 +1,58 @@
+"""Draws the held-out questions that the finished model is judged by:
+
+    python tools/train_demo/fixture.py --out tests/fixtures/demo
+
+pictures.jsonl: 200 lines, each a picture as base64 PNG (112x112) with three questions and their answers, and one
+                conversation of two turns, of which the second answer is judged.
+text.jsonl:     200 lines, each a question without a picture and its answer.
+"""
+
+import argparse
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from chat import small_talk
+from questions import ask
+from scenes import draw, random_scene
+
+HELD_OUT_SEED = 7_000_001  # Never used in training, nor for a choice made in training.
+PICTURES, QUESTIONS, TEXTS = 200, 3, 200
+
+
+def png(picture):
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def picture_line(rng):
+    scene = random_scene(rng)
+    names = ("kind", "question", "answer")
+    picture = png(draw(scene, rng))
+    return {"png": picture, "questions": [dict(zip(names, ask(scene, rng))) for _ in range(QUESTIONS)],
+            "turns": [dict(zip(names, ask(scene, rng))) for _ in range(2)]}
+
+
+def text_line(rng):
+    kind, question, answer = small_talk(rng, wanted=True)
+    return {"kind": kind, "question": question, "answer": answer}
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--out", type=Path, required=True)
+    out = args.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (name, count, line) in enumerate([("pictures", PICTURES, picture_line), ("text", TEXTS, text_line)]):
+        rng = np.random.default_rng([HELD_OUT_SEED, number])
+        lines = [json.dumps(line(rng)) + "\n" for _ in range(count)]
+        (out / f"{name}.jsonl").write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()
