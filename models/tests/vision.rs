@@ -1,8 +1,9 @@
 //! Pictures of Kimi-VL against Pillow and torch: the fixtures' README says how the expected values were made.
 
 use image::RgbImage;
-use models::kimi_vl::{KimiVlImageProcessor, resize};
-use models::{ImageProcessor, ModelFiles};
+use kernels::{DType, Device, Tensor};
+use models::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig, VisionSize, resize};
+use models::{Checkpoint, ImageProcessor, ModelFiles};
 use safetensors::SafeTensors;
 use scheduler::ImageInput;
 use serde_json::Value;
@@ -143,4 +144,137 @@ fn noise(width: usize, height: usize, seed: usize) -> Vec<u8> {
         ((n ^ (n >> 15)).wrapping_mul(2246822519) >> 24) as u8
     };
     (0..width * height * 3).map(byte).collect()
+}
+
+/// Tower and projector of the fixture, for pictures of up to `max_patches`.
+fn vision(device: &Device, stored_as: DType, max_patches: usize) -> Vision {
+    let checkpoint = Checkpoint::open(&ModelFiles::Directory(fixture("kimi_vl"))).unwrap();
+    Vision::load(&checkpoint, device, stored_as, &config(), max_patches).unwrap()
+}
+
+fn config() -> VisionConfig {
+    let json = read_json("kimi_vl/config.json");
+    let text_hidden_size = number(&json["text_config"], "hidden_size");
+    VisionConfig::read("config.json", json["vision_config"].as_object().unwrap(), text_hidden_size).unwrap()
+}
+
+fn encode(vision: &mut Vision, device: &Device, image: &ImageInput) -> Vec<f32> {
+    let mut out = Tensor::zeros(device, DType::F32, &[image.num_tokens, config().text_hidden_size]);
+    vision.encode(image, &mut out);
+    out.as_f32().to_vec()
+}
+
+/// The largest difference, as a share of the largest expected value.
+fn difference(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |a: f32, b| a.max(b.abs()));
+    assert!(got.iter().all(|value| value.is_finite()));
+    let scale = largest(&mut expected.iter().copied());
+    largest(&mut got.iter().zip(expected).map(|(a, b)| a - b)) / scale
+}
+
+#[test]
+fn tower_and_projector_agree_with_torch() {
+    let device = Device::cpu(Some(2));
+    let content = read("kimi_vl/golden.safetensors");
+    let arrays = SafeTensors::deserialize(&content).unwrap();
+    // The fixture's weights are bf16, so keeping them as bf16 loses nothing.
+    for stored_as in [DType::F32, DType::BF16] {
+        let mut vision = vision(&device, stored_as, processor().max_patches());
+        for (description, _, image) in pictures() {
+            let name = stem(&description);
+            let tower =
+                difference(&vision.tower_rows(&image), &array(&arrays, &format!("{name}.vision_tower")));
+            assert!(tower < 1e-4, "{name} {stored_as:?}: tower differs by {tower:.1e}");
+            let expected = array(&arrays, &format!("{name}.projected"));
+            let projected = difference(&encode(&mut vision, &device, &image), &expected);
+            assert!(projected < 1e-4, "{name} {stored_as:?}: projector differs by {projected:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_pictures_rows_do_not_depend_on_what_else_is_encoded() {
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let pictures = pictures();
+    let device = Device::cpu(Some(2));
+    let mut shared = vision(&device, DType::BF16, processor().max_patches());
+    let first: Vec<_> =
+        pictures.iter().map(|(_, _, image)| bits(encode(&mut shared, &device, image))).collect();
+    // In the opposite order after all of them; alone in buffers that just fit; with another number of threads.
+    for ((description, _, image), expected) in pictures.iter().zip(&first).rev() {
+        assert_eq!(&bits(encode(&mut shared, &device, image)), expected, "{} again", stem(description));
+        for threads in [1, 3] {
+            let device = Device::cpu(Some(threads));
+            let mut alone = vision(&device, DType::BF16, image.num_patches());
+            assert_eq!(&bits(encode(&mut alone, &device, image)), expected, "{} alone", stem(description));
+        }
+    }
+}
+
+#[test]
+fn planned_bytes_are_allocated_bytes() {
+    for (threads, max_patches) in [(1, 4), (3, 88), (2, processor().max_patches())] {
+        for stored_as in [DType::F32, DType::BF16, DType::F16] {
+            let device = Device::cpu(Some(threads));
+            let vision = vision(&device, stored_as, max_patches);
+            let size = VisionSize::of(&device, &config(), stored_as, max_patches);
+            assert_eq!(
+                device.allocated_bytes(),
+                size.weight_bytes + size.buffer_bytes,
+                "{stored_as:?} {max_patches}"
+            );
+            drop(vision);
+            assert_eq!(device.allocated_bytes(), 0);
+        }
+    }
+}
+
+#[test]
+fn parameters_are_those_of_the_checkpoint() {
+    let content = read("kimi_vl/model.safetensors");
+    let tensors = SafeTensors::deserialize(&content).unwrap();
+    let of_vision =
+        |name: &str| name.starts_with("vision_tower.") || name.starts_with("multi_modal_projector.");
+    let stored = tensors
+        .iter()
+        .filter(|(name, _)| of_vision(name))
+        .map(|(_, tensor)| tensor.shape().iter().product::<usize>());
+    let size = VisionSize::of(&Device::cpu(Some(1)), &config(), DType::BF16, 4);
+    assert_eq!(size.parameters, stored.sum::<usize>() as u64);
+    // The published model: 416,866,032 in the tower and 30,679,808 in the projector.
+    let published = VisionConfig {
+        patch_size: 14,
+        hidden_size: 1152,
+        intermediate_size: 4304,
+        num_layers: 27,
+        num_heads: 16,
+        table: [64, 64],
+        text_hidden_size: 2048,
+    };
+    let size = VisionSize::of(&Device::cpu(Some(1)), &published, DType::BF16, 4);
+    assert_eq!(size.parameters, 416_866_032 + 30_679_808);
+}
+
+#[test]
+fn dummy_weights_see_the_picture() {
+    let device = Device::cpu(Some(2));
+    let mut vision = Vision::load(&Checkpoint::dummy(7), &device, DType::BF16, &config(), 64).unwrap();
+    let black = processor().process(&vec![0; 56 * 30 * 3], 56, 30).unwrap();
+    let noisy = processor().process(&noise(56, 30, 1), 56, 30).unwrap();
+    let [black, noisy] = [black, noisy].map(|image| encode(&mut vision, &device, &image));
+    assert!(black.iter().chain(&noisy).all(|value| value.is_finite()));
+    assert!(difference(&black, &noisy) > 0.01);
+}
+
+#[test]
+fn a_processor_for_other_patches_is_refused() {
+    let files = ModelFiles::Directory(fixture("kimi_vl"));
+    processor().check(&files, &config()).unwrap();
+    let message =
+        processor().check(&files, &VisionConfig { patch_size: 16, ..config() }).unwrap_err().to_string();
+    assert!(
+        message.ends_with("preprocessor_config.json: patch_size: 14 is not that of config.json, 16"),
+        "{message}"
+    );
 }

@@ -1,9 +1,11 @@
 //! Kimi-VL's image processor: from the pixels of a picture to the patches of its vision tower, as preprocessor_config.json says.
 //! Pixel values equal those of the published Python processor bit for bit.
 
+use super::config::VisionConfig;
 use super::image_size::{Layout, MERGE, SizeRule};
 use super::resize::resize;
-use crate::{ImageError, ImageProcessor, ModelFiles};
+use crate::config::json::{self, Fields};
+use crate::{ImageError, ImageProcessor, LoadError, ModelFiles};
 use scheduler::{Digest, ImageInput};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -22,44 +24,26 @@ pub struct KimiVlImageProcessor {
     values: [[f32; 256]; CHANNELS],
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProcessorConfigError {
-    #[error("failed to read preprocessor_config.json: {0}")]
-    File(String),
-    #[error("preprocessor_config.json: {field} {message}")]
-    Field { field: &'static str, message: String },
-}
-
 impl KimiVlImageProcessor {
-    pub fn from_files(files: &ModelFiles) -> Result<Self, ProcessorConfigError> {
-        let content = files.read(FILE).map_err(|error| ProcessorConfigError::File(error.to_string()))?;
-        let content = content
-            .ok_or_else(|| ProcessorConfigError::File(format!("{} is missing", files.describe(FILE))))?;
-        let json = serde_json::from_slice(&content).map_err(|e| ProcessorConfigError::File(e.to_string()))?;
-        Self::from_json(&json)
+    pub fn from_files(files: &ModelFiles) -> Result<Self, LoadError> {
+        let file = files.describe(FILE);
+        let object =
+            json::read_object(files, FILE)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+        Self::read(&Fields::new(&file, "", &object))
     }
 
     /// No field has a default: the published code's own ones belong to another model.
-    pub fn from_json(json: &Value) -> Result<Self, ProcessorConfigError> {
-        let merge = field(json, "merge_kernel_size")?;
-        if merge != &Value::from(vec![MERGE, MERGE]) {
-            return invalid(
-                "merge_kernel_size",
-                format!("{merge} is not supported, only [{MERGE}, {MERGE}]"),
-            );
-        }
-        let pad = field(json, "pad_input")?;
-        if pad != &Value::Bool(true) {
-            return invalid("pad_input", format!("{pad} is not supported, only true"));
-        }
+    fn read(fields: &Fields) -> Result<Self, LoadError> {
+        require(fields, "merge_kernel_size", &vec![MERGE, MERGE].into())?;
+        require(fields, "pad_input", &true.into())?;
         let rule = SizeRule {
-            patch_size: count(json, "patch_size", 1024)?,
-            in_token_limit: count(json, "in_token_limit", 1 << 24)?,
+            patch_size: fields.usize("patch_size", 1..=1024)?,
+            in_token_limit: fields.usize("in_token_limit", 1..=1 << 24)?,
         };
-        let mean = channels(json, "image_mean")?;
-        let std = channels(json, "image_std")?;
+        let mean = channels(fields, "image_mean")?;
+        let std = channels(fields, "image_std")?;
         if std.iter().any(|&s| s <= 0.0) {
-            return invalid("image_std", "has a value that is not positive".into());
+            return Err(fields.fail("image_std", "has a value that is not positive"));
         }
         Ok(Self::new(rule, mean, std))
     }
@@ -70,8 +54,13 @@ impl KimiVlImageProcessor {
         Self { rule, values }
     }
 
-    pub fn patch_size(&self) -> usize {
-        self.rule.patch_size
+    /// That the tower takes the patches that this processor makes.
+    pub fn check(&self, files: &ModelFiles, config: &VisionConfig) -> Result<(), LoadError> {
+        if self.rule.patch_size == config.patch_size {
+            return Ok(());
+        }
+        let message = format!("{} is not that of config.json, {}", self.rule.patch_size, config.patch_size);
+        Err(LoadError::config(&files.describe(FILE), "patch_size", message))
     }
 
     /// Of the largest picture that can come out of it.
@@ -144,29 +133,21 @@ impl ImageProcessor for KimiVlImageProcessor {
     }
 }
 
-fn invalid<T>(field: &'static str, message: String) -> Result<T, ProcessorConfigError> {
-    Err(ProcessorConfigError::Field { field, message })
-}
-
-fn field<'a>(json: &'a Value, name: &'static str) -> Result<&'a Value, ProcessorConfigError> {
-    json.get(name).map_or_else(|| invalid(name, "is missing".into()), Ok)
-}
-
-fn count(json: &Value, name: &'static str, max: u64) -> Result<usize, ProcessorConfigError> {
-    let value = field(json, name)?;
-    match value.as_u64() {
-        Some(number) if (1..=max).contains(&number) => Ok(number as usize),
-        _ => invalid(name, format!("{value} is not a whole number from 1 to {max}")),
+/// Refuses a field that is missing, or has another value than the only one that is implemented.
+fn require(fields: &Fields, key: &str, expected: &Value) -> Result<(), LoadError> {
+    match fields.get(key) {
+        Some(value) if value == expected => Ok(()),
+        Some(value) => Err(fields.fail(key, format!("{value} is not supported, only {expected} is"))),
+        None => Err(fields.fail(key, "is missing")),
     }
 }
 
-fn channels(json: &Value, name: &'static str) -> Result<[f32; CHANNELS], ProcessorConfigError> {
-    let value = field(json, name)?;
-    let numbers: Option<Vec<f32>> =
-        value.as_array().and_then(|array| array.iter().map(|n| n.as_f64().map(|n| n as f32)).collect());
+fn channels(fields: &Fields, key: &str) -> Result<[f32; CHANNELS], LoadError> {
+    let items = fields.opt_array(key)?.ok_or_else(|| fields.fail(key, "is missing"))?;
+    let numbers: Option<Vec<f32>> = items.iter().map(|n| n.as_f64().map(|n| n as f32)).collect();
     match numbers.map(<[f32; CHANNELS]>::try_from) {
         Some(Ok(numbers)) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
-        _ => invalid(name, format!("{value} is not a list of {CHANNELS} numbers")),
+        _ => Err(fields.fail(key, format!("expected {CHANNELS} numbers"))),
     }
 }
 
@@ -183,9 +164,13 @@ mod tests {
         })
     }
 
+    fn read(json: &Value) -> Result<KimiVlImageProcessor, LoadError> {
+        KimiVlImageProcessor::read(&Fields::new("p.json", "", json.as_object().unwrap()))
+    }
+
     #[test]
     fn reads_the_published_settings() {
-        let processor = KimiVlImageProcessor::from_json(&published()).unwrap();
+        let processor = read(&published()).unwrap();
         assert_eq!(processor.rule, SizeRule { patch_size: 14, in_token_limit: 4096 });
         assert_eq!(processor.values[1][0], -1.0);
         assert_eq!(processor.values[2][255], 1.0);
@@ -209,29 +194,22 @@ mod tests {
             ("image_std", json!([0.5, 0.0, 0.5])),
             ("image_std", json!([0.5, null, 0.5])),
         ];
-        let message = |config: &Value| KimiVlImageProcessor::from_json(config).unwrap_err().to_string();
-        for (name, value) in wrong {
+        for (key, value) in wrong {
             let mut config = published();
-            config[name] = value.clone();
-            assert!(
-                message(&config).starts_with(&format!("preprocessor_config.json: {name} ")),
-                "{name}: {value}"
-            );
-            config.as_object_mut().unwrap().remove(name);
-            assert_eq!(message(&config), format!("preprocessor_config.json: {name} is missing"));
+            config[key] = value.clone();
+            let message = read(&config).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("p.json: {key}: ")), "{key} {value}: {message}");
+            config.as_object_mut().unwrap().remove(key);
+            assert_eq!(read(&config).unwrap_err().to_string(), format!("p.json: {key}: is missing"));
         }
-        assert_eq!(message(&json!([1])), "preprocessor_config.json: merge_kernel_size is missing");
     }
 
     #[test]
     fn a_missing_or_broken_file_is_named() {
         let from =
             |files| KimiVlImageProcessor::from_files(&ModelFiles::Embedded(files)).unwrap_err().to_string();
-        assert_eq!(
-            from(&[]),
-            "failed to read preprocessor_config.json: embedded preprocessor_config.json is missing"
-        );
-        assert!(from(&[(FILE, b"{")]).starts_with("failed to read preprocessor_config.json: EOF"));
+        assert_eq!(from(&[]), "embedded preprocessor_config.json is missing");
+        assert!(from(&[(FILE, b"{")]).starts_with("embedded preprocessor_config.json is not valid JSON: "));
     }
 
     /// Patches of 2 x 2 pixels, so that the whole result can be read.

@@ -1,9 +1,101 @@
-//! Kimi-VL's eyes: the image processor.
+//! Kimi-VL's eyes: the image processor, the vision tower MoonViT, and the projector into the decoder's width.
+//!
+//! ```text
+//! pixels ─image processor─▶ patches [N, 3pp] ─tower─▶ [N, D] ─projector─▶ [N/4, text hidden size]
+//!          (on the server's threads)           └──────── on the device ────────┘
+//! ```
 
+mod config;
 mod image_processor;
 mod image_size;
+mod parts;
+mod projector;
 mod resize;
+mod rotation;
+mod scratch;
+mod vit;
 
-pub use image_processor::{KimiVlImageProcessor, ProcessorConfigError};
+pub use config::VisionConfig;
+pub use image_processor::KimiVlImageProcessor;
 pub use image_size::{Layout, SizeRule};
 pub use resize::resize;
+
+use crate::LoadError;
+use crate::layers::Loader;
+use crate::weights::Checkpoint;
+use kernels::{DType, Device, Tensor};
+use projector::Projector;
+use scheduler::ImageInput;
+use scratch::Scratch;
+use vit::Tower;
+
+/// Tower and projector with their buffers, made for pictures of up to a number of patches.
+pub struct Vision {
+    config: VisionConfig,
+    tower: Tower,
+    projector: Projector,
+    scratch: Scratch,
+    max_patches: usize,
+}
+
+/// What it takes on the device: closed formulas, equal to what [`Vision::load`] allocates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VisionSize {
+    pub parameters: u64,
+    pub weight_bytes: u64,
+    pub buffer_bytes: u64,
+}
+
+impl VisionSize {
+    pub fn of(device: &Device, config: &VisionConfig, stored_as: DType, max_patches: usize) -> Self {
+        let weights = Tower::size(config, stored_as) + Projector::size(config, stored_as);
+        let buffer_bytes = Scratch::bytes(device, config, max_patches);
+        Self { parameters: weights.parameters, weight_bytes: weights.bytes, buffer_bytes }
+    }
+}
+
+impl Vision {
+    pub fn load(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        stored_as: DType,
+        config: &VisionConfig,
+        max_patches: usize,
+    ) -> Result<Self, LoadError> {
+        let loader = |prefix: &str| Loader { checkpoint, device, stored_as, prefix: prefix.into() };
+        Ok(Self {
+            tower: Tower::load(&loader(vit::PREFIX), config)?,
+            projector: Projector::load(&loader(projector::PREFIX), config)?,
+            scratch: Scratch::new(device, config, max_patches),
+            config: config.clone(),
+            max_patches,
+        })
+    }
+
+    /// Writes the picture's embedding to `out` `[num_tokens, text hidden size]`, f32.
+    pub fn encode(&mut self, image: &ImageInput, out: &mut Tensor) {
+        self.run_tower(image);
+        assert_eq!(out.shape(), [image.num_tokens, self.config.text_hidden_size], "encode: out");
+        self.projector.run(image.grid, &mut self.scratch, out);
+    }
+
+    /// The tower's rows of a picture, one for each patch in raster order: for tests and tools.
+    pub fn tower_rows(&mut self, image: &ImageInput) -> Vec<f32> {
+        self.run_tower(image);
+        self.scratch.normed.as_f32().to_vec()
+    }
+
+    fn run_tower(&mut self, image: &ImageInput) {
+        let num_patches = image.num_patches();
+        assert!(
+            num_patches <= self.max_patches,
+            "encode: {num_patches} patches, made for {}",
+            self.max_patches
+        );
+        assert_eq!(self.config.num_tokens(num_patches), image.num_tokens, "encode: tokens");
+        assert_eq!(image.patches.len(), num_patches * self.config.patch_len(), "encode: patches");
+        self.scratch.set_patches(num_patches);
+        self.scratch.patches.as_f32_mut().copy_from_slice(&image.patches);
+        self.tower.run(image.grid, &mut self.scratch);
+    }
+}

@@ -1,0 +1,67 @@
+//! What tower and projector are made of: linear layers and layer norms, loaded by name, with the size they take.
+
+use crate::LoadError;
+use crate::layers::{Loader, WeightSize};
+use kernels::ops::{self, Activation};
+use kernels::{DType, HostTensor, Matrix, Tensor};
+
+/// Of every layer norm in the vision part.
+const NORM_EPS: f32 = 1e-5;
+
+/// `name.weight` `[N, K]` and `name.bias` `[N]`.
+pub(super) struct Linear {
+    weight: Matrix,
+    bias: Tensor,
+}
+
+impl Linear {
+    pub fn load(loader: &Loader, name: &str, n: usize, k: usize) -> Result<Self, LoadError> {
+        let weight = loader.matrix(&format!("{name}.weight"), n, k)?;
+        Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// A convolution whose windows touch is a linear layer on each window; its weight is `[N, channels, size, size]`.
+    pub fn load_convolution(
+        loader: &Loader,
+        name: &str,
+        n: usize,
+        [channels, size]: [usize; 2],
+    ) -> Result<Self, LoadError> {
+        let weights =
+            loader.checkpoint.take(&loader.name(&format!("{name}.weight")), &[n, channels, size, size])?;
+        let flat = HostTensor { shape: &[n, channels * size * size], ..weights.view() };
+        let weight = Matrix::pack(loader.device, loader.stored_as, &[flat]);
+        Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
+    }
+
+    pub fn size(stored_as: DType, n: usize, k: usize) -> WeightSize {
+        WeightSize::linear(stored_as, n, k, true)
+    }
+
+    /// `[T, K]` to `[T, N]`.
+    pub fn run(&self, x: &Tensor, activation: Activation, out: &mut Tensor) {
+        ops::linear(x, &self.weight, Some(&self.bias), activation, out);
+    }
+}
+
+/// `name.weight` and `name.bias`, both `[D]`.
+pub(super) struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    pub fn load(loader: &Loader, name: &str, len: usize) -> Result<Self, LoadError> {
+        let vector = |what: &str| loader.vector(&format!("{name}.{what}"), len);
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
+    }
+
+    pub fn size(len: usize) -> WeightSize {
+        WeightSize::vector(len).times(2)
+    }
+
+    /// `[T, D]` to `[T, D]`.
+    pub fn run(&self, x: &Tensor, out: &mut Tensor) {
+        ops::layer_norm(x, &self.weight, &self.bias, NORM_EPS, out);
+    }
+}

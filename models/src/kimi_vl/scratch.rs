@@ -1,0 +1,75 @@
+//! Everything that encoding a picture writes to, made once for the largest picture.
+
+use super::config::VisionConfig;
+use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable};
+use kernels::{DType, Device, Tensor};
+
+/// N patches of a picture, D the tower's width, I the width inside its blocks, p the side of a patch.
+pub(super) struct Scratch {
+    /// `[N, 3pp]`
+    pub patches: Tensor,
+    /// The residual stream, `[N, D]`.
+    pub x: Tensor,
+    /// `[N, D]`
+    pub normed: Tensor,
+    /// `[N, D]`
+    pub mixed: Tensor,
+    /// `[N, 3D]`
+    pub qkv: Tensor,
+    /// `[N, I]`
+    pub hidden: Tensor,
+    /// How each patch turns, `[N, head_dim / 2]`.
+    pub turns: RopeTable,
+    /// 0, 1, 2, …: each patch has its own row of `turns`.
+    pub raster: Vec<u32>,
+    pub attention: AttentionScratch,
+    /// Patches in the order of the tokens that they become.
+    pub squares: Vec<u32>,
+}
+
+/// Widths of the activations, in the order of the fields.
+fn widths(config: &VisionConfig) -> [usize; 6] {
+    let d = config.hidden_size;
+    [config.patch_len(), d, d, d, 3 * d, config.intermediate_size]
+}
+
+/// Every query of a picture sees every key: no cache, so no context.
+fn attention_sizes(config: &VisionConfig) -> AttentionSizes {
+    let (heads, dim) = (config.num_heads, config.head_dim());
+    AttentionSizes { heads, key_dim: dim, value_dim: dim, max_context: 0 }
+}
+
+impl Scratch {
+    pub fn new(device: &Device, config: &VisionConfig, max_patches: usize) -> Self {
+        let [patches, x, normed, mixed, qkv, hidden] =
+            widths(config).map(|width| Tensor::zeros(device, DType::F32, &[max_patches, width]));
+        Self {
+            patches,
+            x,
+            normed,
+            mixed,
+            qkv,
+            hidden,
+            turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
+            raster: (0..max_patches as u32).collect(),
+            attention: AttentionScratch::new(device, attention_sizes(config)),
+            squares: Vec::with_capacity(max_patches),
+        }
+    }
+
+    /// What `new` allocates.
+    pub fn bytes(device: &Device, config: &VisionConfig, max_patches: usize) -> u64 {
+        let activations = widths(config).map(|width| Tensor::bytes_of(DType::F32, &[max_patches, width]));
+        activations.iter().sum::<u64>()
+            + RopeTable::bytes(max_patches, config.head_dim() / 2)
+            + AttentionScratch::bytes(device, attention_sizes(config))
+    }
+
+    /// Shows as many rows as the picture has patches.
+    pub fn set_patches(&mut self, num_patches: usize) {
+        let Self { patches, x, normed, mixed, qkv, hidden, .. } = self;
+        for tensor in [patches, x, normed, mixed, qkv, hidden] {
+            tensor.set_rows(num_patches);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! MoonViT: a vision transformer for pictures of any shape. One picture at a time, so its rows depend on nothing else.
+//!
+//! ```text
+//! patches [N, 3pp] ─linear─▶ + positions ─▶ blocks: x += wo(attention(rotate(wqkv(norm0 x))))
+//!                                                   x += fc1(gelu(fc0(norm1 x)))                ─▶ final norm [N, D]
+//! ```
+
+use super::config::{CHANNELS, VisionConfig};
+use super::parts::{Linear, Norm};
+use super::rotation::Rotation;
+use super::scratch::Scratch;
+use crate::LoadError;
+use crate::layers::{Loader, WeightSize};
+use kernels::ops::{self, Activation, RopeLayout};
+use kernels::{DType, Tensor};
+
+/// Before every name.
+pub(super) const PREFIX: &str = "vision_tower.";
+
+pub(super) struct Tower {
+    patch_embed: Linear,
+    /// `[rows, columns, D]`, made for one shape of picture and interpolated to the others.
+    positions: Tensor,
+    rotation: Rotation,
+    blocks: Vec<Block>,
+    final_norm: Norm,
+    num_heads: usize,
+}
+
+impl Tower {
+    pub fn load(loader: &Loader, config: &VisionConfig) -> Result<Self, LoadError> {
+        let d = config.hidden_size;
+        let window = [CHANNELS, config.patch_size];
+        let patch_embed = Linear::load_convolution(loader, "patch_embed.proj", d, window)?;
+        let shape = [config.table[0], config.table[1], d];
+        let positions = loader.checkpoint.take(&loader.name("patch_embed.pos_emb.weight"), &shape)?;
+        let positions = Tensor::from_f32(loader.device, &shape, &positions.to_f32());
+        let blocks = (0..config.num_layers).map(|layer| Block::load(loader, config, layer));
+        Ok(Self {
+            patch_embed,
+            positions,
+            rotation: Rotation::new(config.head_dim()),
+            blocks: blocks.collect::<Result<_, _>>()?,
+            final_norm: Norm::load(loader, "encoder.final_layernorm", d)?,
+            num_heads: config.num_heads,
+        })
+    }
+
+    pub fn size(config: &VisionConfig, stored_as: DType) -> WeightSize {
+        let d = config.hidden_size;
+        Linear::size(stored_as, d, config.patch_len())
+            + WeightSize::vector(config.table[0] * config.table[1] * d)
+            + Norm::size(d)
+            + Block::size(config, stored_as).times(config.num_layers)
+    }
+
+    /// From `s.patches` to `s.normed`: one row for each patch, in raster order.
+    pub fn run(&self, grid: [usize; 2], s: &mut Scratch) {
+        self.patch_embed.run(&s.patches, Activation::None, &mut s.x);
+        ops::interpolate_positions(&self.positions, grid[0], grid[1], &mut s.normed);
+        ops::add(&mut s.x, &s.normed);
+        self.rotation.fill(grid, &mut s.turns);
+        for block in &self.blocks {
+            block.run(self.num_heads, s);
+        }
+        self.final_norm.run(&s.x, &mut s.normed);
+    }
+}
+
+struct Block {
+    norm0: Norm,
+    /// `[3D, D]`: queries, keys and values, each of all heads.
+    wqkv: Linear,
+    wo: Linear,
+    norm1: Norm,
+    fc0: Linear,
+    fc1: Linear,
+}
+
+impl Block {
+    fn load(loader: &Loader, config: &VisionConfig, layer: usize) -> Result<Self, LoadError> {
+        let (d, i) = (config.hidden_size, config.intermediate_size);
+        let name = |part: &str| format!("encoder.blocks.{layer}.{part}");
+        Ok(Self {
+            norm0: Norm::load(loader, &name("norm0"), d)?,
+            wqkv: Linear::load(loader, &name("wqkv"), 3 * d, d)?,
+            wo: Linear::load(loader, &name("wo"), d, d)?,
+            norm1: Norm::load(loader, &name("norm1"), d)?,
+            fc0: Linear::load(loader, &name("mlp.fc0"), i, d)?,
+            fc1: Linear::load(loader, &name("mlp.fc1"), d, i)?,
+        })
+    }
+
+    fn size(config: &VisionConfig, stored_as: DType) -> WeightSize {
+        let (d, i) = (config.hidden_size, config.intermediate_size);
+        let linears = [(3 * d, d), (d, d), (i, d), (d, i)];
+        Norm::size(d).times(2) + linears.iter().map(|&(n, k)| Linear::size(stored_as, n, k)).sum()
+    }
+
+    /// `s.x` in place.
+    fn run(&self, num_heads: usize, s: &mut Scratch) {
+        let num_patches = s.x.shape()[0];
+        let d = s.x.shape()[1];
+        self.norm0.run(&s.x, &mut s.normed);
+        self.wqkv.run(&s.normed, Activation::None, &mut s.qkv);
+        // Queries and keys turn, values do not.
+        s.qkv.reshape(&[num_patches, 3 * num_heads, d / num_heads]);
+        ops::rope_heads(
+            &mut s.qkv,
+            0..2 * num_heads,
+            &s.turns,
+            &s.raster[..num_patches],
+            RopeLayout::Interleaved,
+        );
+        s.qkv.reshape(&[num_patches, 3, num_heads, d / num_heads]);
+        s.mixed.reshape(&[num_patches, num_heads, d / num_heads]);
+        let scale = ((d / num_heads) as f32).powf(-0.5);
+        ops::packed_attention(&s.qkv, &[0, num_patches as u32], scale, &mut s.attention, &mut s.mixed);
+        s.qkv.reshape(&[num_patches, 3 * d]);
+        s.mixed.reshape(&[num_patches, d]);
+        self.wo.run(&s.mixed, Activation::None, &mut s.normed);
+        ops::add(&mut s.x, &s.normed);
+
+        self.norm1.run(&s.x, &mut s.normed);
+        self.fc0.run(&s.normed, Activation::GeluTanh, &mut s.hidden);
+        self.fc1.run(&s.hidden, Activation::None, &mut s.normed);
+        ops::add(&mut s.x, &s.normed);
+    }
+}
