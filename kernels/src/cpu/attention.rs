@@ -1,49 +1,162 @@
-//! Attention, one row and head after the other.
+//! Attention: how the work is cut into tasks. What a task does is in `attention_block`.
+//!
+//! A block is up to 32 rows (tokens × heads) that share a key head; a task is a block, or, when there are few blocks and long
+//! contexts, one range of a block's keys, whose result waits in a slot until all ranges are there and are merged in order.
+//! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
 use super::SharedMut;
-use super::rows::read_row;
-use crate::Tensor;
+use super::attention_block::{self, Keys, RANGE, ROWS, State, Workspace};
 use crate::device::Cpu;
 use crate::ops::{AttentionScratch, AttentionSizes, Ragged};
+use crate::{Isa, Tensor};
+
+/// What is common to all rows of a call.
+pub(crate) struct Problem<'a> {
+    pub keys: Keys<'a>,
+    pub q: &'a [f32],
+    /// From one token to the next in `q`.
+    pub q_stride: usize,
+    pub sizes: AttentionSizes,
+    pub kv_heads: usize,
+    pub scale: f32,
+    /// items + 1
+    pub cu_seqlens: &'a [u32],
+    /// None: every token sees its whole item.
+    pub context_lens: Option<&'a [u32]>,
+}
+
+/// Rows of one task: some tokens of an item, some heads that share a key head.
+pub(crate) struct Block {
+    pub item: usize,
+    pub kv_head: usize,
+    /// Index of the first token in the whole step, and how many.
+    pub first_token: usize,
+    pub num_tokens: usize,
+    pub first_head: usize,
+    pub num_heads: usize,
+    /// Keys that the first and the last token see; those between see one more each, or all the same.
+    pub first_visible: usize,
+    pub last_visible: usize,
+}
+
+impl Block {
+    pub fn num_rows(&self) -> usize {
+        self.num_tokens * self.num_heads
+    }
+
+    /// Token and head of a row.
+    pub fn row(&self, row: usize) -> (usize, usize) {
+        (self.first_token + row / self.num_heads, self.first_head + row % self.num_heads)
+    }
+
+    pub fn visible(&self, row: usize) -> usize {
+        self.last_visible.min(self.first_visible + row / self.num_heads)
+    }
+
+    fn num_ranges(&self) -> usize {
+        self.last_visible.div_ceil(RANGE)
+    }
+}
+
+impl Problem<'_> {
+    /// Heads of a block, and tokens of a full one.
+    fn block_shape(&self) -> [usize; 2] {
+        let heads = (self.sizes.heads / self.kv_heads).min(ROWS);
+        [heads, ROWS / heads]
+    }
+
+    fn head_blocks(&self) -> usize {
+        (self.sizes.heads / self.kv_heads).div_ceil(self.block_shape()[0])
+    }
+
+    fn num_blocks(&self, item: usize) -> usize {
+        let tokens = (self.cu_seqlens[item + 1] - self.cu_seqlens[item]) as usize;
+        tokens.div_ceil(self.block_shape()[1]) * self.kv_heads * self.head_blocks()
+    }
+
+    fn num_items(&self) -> usize {
+        self.cu_seqlens.len() - 1
+    }
+
+    /// The block at an index over all items.
+    fn block(&self, mut index: usize) -> Block {
+        let mut item = 0;
+        while index >= self.num_blocks(item) {
+            index -= self.num_blocks(item);
+            item += 1;
+        }
+        let [heads, tokens] = self.block_shape();
+        let (head_blocks, rep) = (self.head_blocks(), self.sizes.heads / self.kv_heads);
+        let (start, end) = (self.cu_seqlens[item] as usize, self.cu_seqlens[item + 1] as usize);
+        // Heads vary fastest: blocks that follow each other read keys of the same positions.
+        let head_block = index % head_blocks;
+        let kv_head = index / head_blocks % self.kv_heads;
+        let first_token = start + index / head_blocks / self.kv_heads * tokens;
+        let num_tokens = tokens.min(end - first_token);
+        let visible = |token: usize| match self.context_lens {
+            Some(lens) => lens[item] as usize + token - start + 1,
+            None => end - start,
+        };
+        Block {
+            item,
+            kv_head,
+            first_token,
+            num_tokens,
+            first_head: kv_head * rep + head_block * heads,
+            num_heads: heads.min(rep - head_block * heads),
+            first_visible: visible(first_token),
+            last_visible: visible(first_token + num_tokens - 1),
+        }
+    }
+
+    /// The block and range at an index over all ranges of all blocks.
+    fn range(&self, mut index: usize) -> (Block, usize) {
+        let mut block = 0;
+        loop {
+            let candidate = self.block(block);
+            if index < candidate.num_ranges() {
+                return (candidate, index);
+            }
+            index -= candidate.num_ranges();
+            block += 1;
+        }
+    }
+}
+
+/// Few blocks for each thread: worth cutting further.
+const FEW: usize = 4;
+
+fn num_slots(sizes: &AttentionSizes, num_threads: usize) -> usize {
+    if sizes.max_context <= RANGE || num_threads == 1 {
+        return 0;
+    }
+    sizes.max_context.div_ceil(RANGE) + FEW * num_threads
+}
 
 pub(crate) fn scratch_len(sizes: &AttentionSizes, num_threads: usize) -> usize {
-    num_threads * (sizes.key_dim + sizes.value_dim)
+    num_threads * Workspace::len(sizes) + num_slots(sizes, num_threads) * State::len(sizes)
 }
 
 pub(crate) fn gqa(
     cpu: &Cpu,
     q: &Tensor,
-    cache: [&Tensor; 2],
+    [keys, values]: [&Tensor; 2],
     ragged: &Ragged,
     scale: f32,
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let AttentionSizes { heads, key_dim, value_dim, .. } = scratch.sizes;
-    let kv_heads = cache[0].shape()[1];
-    let buffer = SharedMut::new(scratch.buffer.as_f32_mut());
-    let q = q.as_f32();
-    let total = out.rows() * heads;
-    let out = SharedMut::new(out.as_f32_mut());
-    cpu.pool.run(total, &|row, worker| {
-        let (token, kv_head) = (row / heads, row % heads / (heads / kv_heads));
-        let item = ragged.cu_seqlens.partition_point(|&start| start as usize <= token) - 1;
-        let len = ragged.context_lens[item] as usize + token - ragged.tokens(item).start + 1;
-        // SAFETY: each worker has its own part, each row its own output.
-        let (tile, out) = unsafe {
-            (
-                buffer.slice(worker * (key_dim + value_dim), key_dim + value_dim),
-                out.slice(row * value_dim, value_dim),
-            )
-        };
-        let (key, value) = tile.split_at_mut(key_dim);
-        online(&q[row * key_dim..][..key_dim], scale, len, out, |p, run| {
-            let slot = ragged.slot(item, p) * kv_heads + kv_head;
-            read_row(cache[0], slot, key);
-            read_row(cache[1], slot, value);
-            run(key, value);
-        });
-    });
+    let problem = Problem {
+        keys: Keys::Paged { keys, values, ragged },
+        q: q.as_f32(),
+        q_stride: q.row_len(),
+        sizes: scratch.sizes,
+        kv_heads: keys.shape()[1],
+        scale,
+        cu_seqlens: ragged.cu_seqlens,
+        context_lens: Some(ragged.context_lens),
+    };
+    run(cpu, &problem, scratch, out);
 }
 
 pub(crate) fn mla(
@@ -55,21 +168,17 @@ pub(crate) fn mla(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let AttentionSizes { heads, key_dim, value_dim, .. } = scratch.sizes;
-    let q = q.as_f32();
-    let buffer = SharedMut::new(scratch.buffer.as_f32_mut());
-    cpu.for_blocks(out.as_f32_mut(), value_dim, |row, out| {
-        let token = row / heads;
-        let item = ragged.cu_seqlens.partition_point(|&start| start as usize <= token) - 1;
-        let len = ragged.context_lens[item] as usize + token - ragged.tokens(item).start + 1;
-        let mut key = [0.0; 1024];
-        let key = &mut key[..key_dim];
-        let _ = buffer;
-        online(&q[row * key_dim..][..key_dim], scale, len, out, |p, run| {
-            read_row(cache, ragged.slot(item, p), key);
-            run(key, &key[..value_dim]);
-        });
-    });
+    let problem = Problem {
+        keys: Keys::Latent { cache, ragged },
+        q: q.as_f32(),
+        q_stride: q.row_len(),
+        sizes: scratch.sizes,
+        kv_heads: 1,
+        scale,
+        cu_seqlens: ragged.cu_seqlens,
+        context_lens: Some(ragged.context_lens),
+    };
+    run(cpu, &problem, scratch, out);
 }
 
 pub(crate) fn packed(
@@ -80,38 +189,90 @@ pub(crate) fn packed(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let AttentionSizes { heads, key_dim: d, .. } = scratch.sizes;
-    let qkv = qkv.as_f32();
-    let at = |token: usize, part: usize, head: usize| &qkv[((token * 3 + part) * heads + head) * d..][..d];
-    cpu.for_blocks(out.as_f32_mut(), d, |row, out| {
-        let (token, head) = (row / heads, row % heads);
-        let segment = cu_seqlens.partition_point(|&start| start as usize <= token) - 1;
-        let (start, end) = (cu_seqlens[segment] as usize, cu_seqlens[segment + 1] as usize);
-        online(at(token, 0, head), scale, end - start, out, |p, run| {
-            run(at(start + p, 1, head), at(start + p, 2, head));
-        });
-    });
+    let problem = Problem {
+        keys: Keys::Packed { qkv: qkv.as_f32(), heads: scratch.sizes.heads, cu_seqlens },
+        q: qkv.as_f32(),
+        q_stride: qkv.row_len(),
+        sizes: scratch.sizes,
+        kv_heads: scratch.sizes.heads,
+        scale,
+        cu_seqlens,
+        context_lens: None,
+    };
+    run(cpu, &problem, scratch, out);
 }
 
-/// Softmax over `len` keys with a running maximum.
-fn online(
-    q: &[f32],
-    scale: f32,
-    len: usize,
-    out: &mut [f32],
-    mut visit: impl FnMut(usize, &mut dyn FnMut(&[f32], &[f32])),
-) {
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
-    out.fill(0.0);
-    for p in 0..len {
-        visit(p, &mut |key, value| {
-            let score = scale * q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>();
-            let new = max.max(score);
-            let (keep, weight) = ((max - new).exp(), (score - new).exp());
-            sum = sum * keep + weight;
-            out.iter_mut().zip(value).for_each(|(out, v)| *out = *out * keep + weight * v);
-            max = new;
-        });
+fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut Tensor) {
+    let sizes = problem.sizes;
+    let num_workers = cpu.pool.num_workers();
+    let num_blocks = (0..problem.num_items()).map(|item| problem.num_blocks(item)).sum();
+    let (workspaces, slots) = scratch.buffer.as_f32_mut().split_at_mut(num_workers * Workspace::len(&sizes));
+    let task = Task {
+        isa: cpu.isa,
+        problem,
+        workspaces: SharedMut::new(workspaces),
+        slots: SharedMut::new(slots),
+        out: SharedMut::new(out.as_f32_mut()),
+    };
+    if num_blocks < FEW * num_workers {
+        let num_ranges = (0..num_blocks).map(|block| problem.block(block).num_ranges()).sum();
+        if num_ranges > num_blocks && num_ranges <= num_slots(&sizes, num_workers) {
+            cpu.pool.run(num_ranges, &|index, worker| task.one_range(index, worker));
+            return cpu.pool.run(num_blocks, &|index, worker| task.merge(index, worker));
+        }
     }
-    out.iter_mut().for_each(|out| *out /= sum);
+    cpu.pool.run(num_blocks, &|index, worker| task.whole_block(index, worker));
+}
+
+struct Task<'a> {
+    isa: Isa,
+    problem: &'a Problem<'a>,
+    workspaces: SharedMut<f32>,
+    slots: SharedMut<f32>,
+    out: SharedMut<f32>,
+}
+
+impl Task<'_> {
+    fn workspace(&self, worker: usize) -> Workspace<'_> {
+        let len = Workspace::len(&self.problem.sizes);
+        // SAFETY: each worker has its own, and runs one task at a time.
+        Workspace::new(unsafe { self.workspaces.slice(worker * len, len) }, &self.problem.sizes)
+    }
+
+    fn slot(&self, index: usize) -> State<'_> {
+        let len = State::len(&self.problem.sizes);
+        // SAFETY: each range has its own slot; merging comes after, in a region of its own.
+        State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes)
+    }
+
+    fn whole_block(&self, index: usize, worker: usize) {
+        let block = self.problem.block(index);
+        let mut work = self.workspace(worker);
+        work.total.clear();
+        attention_block::pack_queries(self.problem, &block, &mut work);
+        for range in 0..block.num_ranges() {
+            attention_block::attend(self.isa, self.problem, &block, range, &mut work);
+            attention_block::merge(self.isa, &work.range, &mut work.total);
+        }
+        attention_block::write(self.problem, &block, &work.total, &self.out);
+    }
+
+    fn one_range(&self, index: usize, worker: usize) {
+        let (block, range) = self.problem.range(index);
+        let mut work = self.workspace(worker);
+        attention_block::pack_queries(self.problem, &block, &mut work);
+        attention_block::attend(self.isa, self.problem, &block, range, &mut work);
+        self.slot(index).copy_from(&work.range);
+    }
+
+    fn merge(&self, index: usize, worker: usize) {
+        let first: usize = (0..index).map(|before| self.problem.block(before).num_ranges()).sum();
+        let block = self.problem.block(index);
+        let mut work = self.workspace(worker);
+        work.total.clear();
+        for range in 0..block.num_ranges() {
+            attention_block::merge(self.isa, &self.slot(first + range), &mut work.total);
+        }
+        attention_block::write(self.problem, &block, &work.total, &self.out);
+    }
 }

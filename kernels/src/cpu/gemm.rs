@@ -1,13 +1,19 @@
 //! Linear layers: rows of activations times packed panels.
+//!
+//! A task is some panels times some rows. It goes through K in blocks, so that a block of a panel stays in the first cache
+//! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do.
 
 use super::SharedMut;
-use super::simd::{MAX_LANES, Simd, math, simd_entry};
-use crate::DType;
-use crate::MatrixBatch;
+use super::simd::{Simd, math, simd_entry};
+use super::tile::{self, Bf16, F16, F32, Format, K_BLOCK, MAX_ROWS, PackedRows, PanelSums, Rows, Sums};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::Activation;
-use half::{bf16, f16};
+use crate::{DType, MatrixBatch};
+use std::ops::Range;
+
+/// Weights of one task, where there are enough.
+const TASK_BYTES: usize = 96 << 10;
 
 /// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights.
 pub(crate) struct Gemm<'a> {
@@ -23,66 +29,134 @@ pub(crate) struct Gemm<'a> {
     pub head_stride: [usize; 2],
 }
 
+/// What one task computes: panels (counted over all members) of one member, and rows.
+pub(crate) struct Part {
+    pub panels: Range<usize>,
+    /// At most `MAX_ROWS`.
+    pub rows: Range<usize>,
+}
+
 pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
     let panels = job.weights.panels_per_member();
-    cpu.pool.run(job.weights.count() * panels, &|task, _| {
-        let (member, panel) = (task / panels, task % panels);
-        for row in 0..job.rows {
-            let start = member * job.head_stride[0] + row * job.x_stride;
-            let x = &job.x[start..start + job.weights.k()];
-            let mut sums = panel_row(job.weights, task, x);
-            let first = panel * PANEL;
-            let n = (job.weights.n() - first).min(PANEL);
-            if let Some(bias) = job.bias {
-                sums.iter_mut().zip(&bias[first..first + n]).for_each(|(sum, bias)| *sum += bias);
-            }
-            activate(cpu.isa, &mut sums, job.act);
-            // SAFETY: each task has its own member and columns.
-            let out = unsafe { job.out.slice(member * job.head_stride[1] + row * job.out_stride + first, n) };
-            out.copy_from_slice(&sums[..n]);
-        }
+    let row_blocks = tile::Blocks::new(job.rows, MAX_ROWS);
+    if row_blocks.count == 0 {
+        return;
+    }
+    let group = panels_per_task(cpu, job);
+    let groups = panels.div_ceil(group);
+    let per_member = groups * row_blocks.count;
+    let rows_each = job.rows.div_ceil(row_blocks.count);
+    cpu.pool.run(job.weights.count() * per_member, &|task, _| {
+        let (member, rest) = (task / per_member, task % per_member);
+        // Row blocks of one group follow each other: its weights are still in the shared cache.
+        let (group_index, block) = (rest / row_blocks.count, rest % row_blocks.count);
+        let first = group_index * group;
+        let part = Part {
+            panels: member * panels + first..member * panels + panels.min(first + group),
+            rows: (block * rows_each).min(job.rows)..((block + 1) * rows_each).min(job.rows),
+        };
+        run_part(cpu.isa, job, member, &part);
     });
 }
 
-/// One row of x times one panel.
-pub(crate) fn panel_row(weights: &MatrixBatch, panel: usize, x: &[f32]) -> [f32; PANEL] {
-    let size = weights.panel_bytes();
-    let bytes = &weights.as_bytes()[panel * size..(panel + 1) * size];
-    let mut sums = [0.0; PANEL];
-    for (line, x) in bytes.chunks_exact(PANEL * weights.dtype().size()).zip(x) {
-        for (column, sum) in sums.iter_mut().enumerate() {
-            *sum += x * weight(line, weights.dtype(), column);
-        }
-    }
-    sums
+fn panels_per_task(cpu: &Cpu, job: &Gemm) -> usize {
+    let total = job.weights.panels_per_member() * job.weights.count();
+    let shared_out = total.div_ceil(4 * cpu.pool.num_workers());
+    panels_worth_a_task(job.weights, job.rows).min(shared_out)
 }
 
-fn weight(line: &[u8], dtype: DType, column: usize) -> f32 {
-    let half = |i: usize| u16::from_ne_bytes([line[2 * i], line[2 * i + 1]]);
-    match dtype {
-        DType::F32 => f32::from_ne_bytes([
-            line[4 * column],
-            line[4 * column + 1],
-            line[4 * column + 2],
-            line[4 * column + 3],
-        ]),
-        DType::BF16 if column < PANEL / 2 => bf16::from_bits(half(2 * column)).to_f32(),
-        DType::BF16 => bf16::from_bits(half(2 * (column - PANEL / 2) + 1)).to_f32(),
-        _ => f16::from_bits(half(column)).to_f32_const(),
-    }
+/// Panels that make a task: enough bytes when few rows wait for memory, enough uses of the packed rows when there are many.
+pub(crate) fn panels_worth_a_task(weights: &MatrixBatch, num_rows: usize) -> usize {
+    let by_size = TASK_BYTES / weights.panel_bytes();
+    if num_rows <= tile::UNPACKED_ROWS { by_size.max(1) } else { by_size.max(8) }
 }
 
 simd_entry! {
-    pub(crate) fn activate(values: &mut [f32], act: Activation) = activate_body
+    /// One task; rows and panels that no other task has.
+    pub(crate) fn run_part(job: &Gemm<'_>, member: usize, part: &Part) = run_part_body
 }
 
 #[inline(always)]
-fn activate_body<S: Simd>(s: S, values: &mut [f32], act: Activation) {
-    const { assert!(S::LANES <= MAX_LANES) };
+fn run_part_body<S: Simd>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
+    match job.weights.dtype() {
+        DType::F32 => run_part_of::<S, F32>(s, job, member, part),
+        DType::BF16 => run_part_of::<S, Bf16>(s, job, member, part),
+        DType::F16 => run_part_of::<S, F16>(s, job, member, part),
+        DType::I32 | DType::U8 => unreachable!("weights are floats"),
+    }
+}
+
+#[inline(always)]
+fn run_part_of<S: Simd, W: Format>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
+    let k = job.weights.k();
+    let num_rows = part.rows.len();
+    let x_start = member * job.head_stride[0] + part.rows.start * job.x_stride;
+    let x = &job.x[x_start..];
+    assert!(num_rows == 0 || (num_rows - 1) * job.x_stride + k <= x.len(), "rows of x");
+    let panels = job.weights.as_bytes();
+    assert!(part.panels.end * job.weights.panel_bytes() <= panels.len(), "panels");
+    let (mut packed, mut edge) = (PackedRows::new(), PanelSums::new());
+    for k_start in (0..k).step_by(K_BLOCK) {
+        let k_len = K_BLOCK.min(k - k_start);
+        let x = Rows { start: x[k_start..].as_ptr(), row: job.x_stride, step: 1 };
+        // SAFETY: rows of x were checked above.
+        let x = unsafe { packed.pack(x, num_rows, k_len) };
+        for panel in part.panels.clone() {
+            let to = Destination::of(job, member, panel, part);
+            let (start, row) =
+                if to.columns < PANEL { (edge.as_mut_ptr(), PANEL) } else { (to.start, job.out_stride) };
+            let lines = panels[panel * job.weights.panel_bytes()..].as_ptr().cast::<W::Element>();
+            let lines = lines.wrapping_add(k_start * PANEL);
+            let sums = Sums { start, row, hi: 0, fresh: k_start == 0 };
+            // SAFETY: k_start + k_len is within a panel and a row, both checked above; sums are this task's own columns
+            // of `out`, or `edge`.
+            unsafe { tile::panel::<S, W>(s, num_rows, lines, x, k_len, sums) };
+        }
+    }
+    for panel in part.panels.clone() {
+        let to = Destination::of(job, member, panel, part);
+        for row in 0..num_rows {
+            // SAFETY: this task's own rows and columns.
+            let out = unsafe { job.out.slice(to.offset + row * job.out_stride, to.columns) };
+            if to.columns < PANEL {
+                // SAFETY: the last panel of a member is the only one that goes here, and was written above.
+                out.copy_from_slice(&unsafe { edge.row(row) }[..to.columns]);
+            }
+            finish(s, out, job.bias.map(|bias| &bias[to.first_column..]), job.act);
+        }
+    }
+}
+
+/// The columns of `out` that belong to a panel.
+struct Destination {
+    offset: usize,
+    start: *mut f32,
+    first_column: usize,
+    columns: usize,
+}
+
+impl Destination {
+    fn of(job: &Gemm, member: usize, panel: usize, part: &Part) -> Self {
+        let first_column = panel % job.weights.panels_per_member() * PANEL;
+        let columns = (job.weights.n() - first_column).min(PANEL);
+        let offset = member * job.head_stride[1] + part.rows.start * job.out_stride + first_column;
+        assert!((part.rows.len() - 1) * job.out_stride + columns <= job.out.len() - offset, "rows of out");
+        Self { offset, start: job.out.at(offset), first_column, columns }
+    }
+}
+
+#[inline(always)]
+fn finish<S: Simd>(s: S, out: &mut [f32], bias: Option<&[f32]>, act: Activation) {
+    if let Some(bias) = bias {
+        for (out, bias) in out.chunks_mut(S::LANES).zip(bias.chunks(S::LANES)) {
+            let bias = s.load_slice(&bias[..out.len()]);
+            s.store_slice(out, s.add(s.load_slice(out), bias));
+        }
+    }
     match act {
         Activation::None => {}
-        Activation::GeluTanh => math::map_in_place(s, values, math::gelu_tanh),
-        Activation::GeluErf => math::map_in_place(s, values, math::gelu_erf),
-        Activation::QuickGelu => math::map_in_place(s, values, math::quick_gelu),
+        Activation::GeluTanh => math::map_in_place(s, out, math::gelu_tanh),
+        Activation::GeluErf => math::map_in_place(s, out, math::gelu_erf),
+        Activation::QuickGelu => math::map_in_place(s, out, math::quick_gelu),
     }
 }

@@ -1,6 +1,7 @@
 //! The CPU side of each op, one file per op, and what they share: the pool, the vectors, ways to cut work into tasks.
 
 pub(crate) mod attention;
+mod attention_block;
 pub(crate) mod gemm;
 pub(crate) mod interpolate;
 pub(crate) mod moe;
@@ -10,6 +11,7 @@ pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;
 pub(crate) mod simd;
+pub(crate) mod tile;
 
 use crate::device::Cpu;
 use crate::memory::Element;
@@ -34,6 +36,16 @@ impl Cpu {
             let start = index * block_len;
             // SAFETY: blocks do not overlap, and each index is handed out once.
             work(index, unsafe { shared.slice(start, block_len.min(shared.len() - start)) });
+        });
+    }
+
+    /// Calls `work` for each index below `count`, some at a time; `cost` is about the elements that one call touches.
+    pub(crate) fn for_each(&self, count: usize, cost: usize, work: impl Fn(usize) + Sync) {
+        let block =
+            if count * cost <= SERIAL_ELEMENTS { count } else { (SERIAL_ELEMENTS / 2).div_ceil(cost) };
+        let block = block.max(1);
+        self.pool.run(count.div_ceil(block), &|index, _| {
+            (index * block..count.min((index + 1) * block)).for_each(&work);
         });
     }
 

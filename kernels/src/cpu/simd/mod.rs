@@ -61,6 +61,8 @@ impl fmt::Display for Isa {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     const LANES: usize;
+    /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
+    const TILE_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

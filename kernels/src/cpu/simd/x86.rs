@@ -43,6 +43,7 @@ macro_rules! arithmetic {
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
 
     arithmetic! {
         add(a, b) = _mm256_add_ps(a, b);
@@ -107,6 +108,7 @@ impl Simd for Avx2 {
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    const TILE_ROWS: usize = 12;
 
     arithmetic! {
         add(a, b) = _mm512_add_ps(a, b);

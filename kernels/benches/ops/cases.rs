@@ -1,0 +1,269 @@
+//! The ops at sizes of Moonlight and MoonViT: D 2048, 16 heads of 128 + 64 over a latent of 512, experts of 1408.
+
+use crate::{Bench, Work};
+use kernels::ops::*;
+use kernels::*;
+
+pub fn all(bench: &Bench) {
+    linears(bench);
+    heads(bench);
+    experts(bench);
+    latent(bench);
+    grouped(bench);
+    pictures(bench);
+    rows(bench);
+}
+
+fn zeros(bench: &Bench, shape: &[usize]) -> Tensor {
+    Tensor::zeros(&bench.device, DType::F32, shape)
+}
+
+fn random(bench: &Bench, shape: &[usize]) -> Tensor {
+    Tensor::random(&bench.device, shape, 1.0, 1)
+}
+
+fn linears(bench: &Bench) {
+    if !bench.wants("linear") {
+        return;
+    }
+    // The one that is read from memory, not from a cache, is larger than the caches of the machine.
+    for (t, n, k) in [(1, 65536, 2048), (1, 16384, 8192), (4, 65536, 2048), (16, 65536, 2048)] {
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
+            let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
+            let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
+            bench.line("linear", &sizes, Work::Bytes(w.bytes() as f64), || {
+                linear(&x, &w, None, Activation::None, &mut out);
+            });
+        }
+    }
+    for (t, n, k) in
+        [(64, 2816, 2048), (256, 2048, 2048), (512, 2816, 2048), (512, 2048, 1408), (1024, 3456, 1152)]
+    {
+        for dtype in [DType::BF16, DType::F32] {
+            let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
+            let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
+            let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
+            bench.line("linear", &sizes, Work::Flop(2.0 * (t * n * k) as f64), || {
+                linear(&x, &w, None, Activation::None, &mut out);
+            });
+        }
+    }
+    let w = Matrix::random(&bench.device, DType::BF16, 4304, 1152, 0.02, 2);
+    let (x, mut out) = (random(bench, &[1024, 1152]), zeros(bench, &[1024, 4304]));
+    for act in [Activation::GeluTanh, Activation::GeluErf] {
+        let sizes = format!("bfloat16 T 1024 N 4304 K 1152 {act:?}");
+        bench.line("linear", &sizes, Work::Flop(2.0 * (1024 * 4304 * 1152) as f64), || {
+            linear(&x, &w, None, act, &mut out);
+        });
+    }
+}
+
+fn heads(bench: &Bench) {
+    if !bench.wants("heads_linear") {
+        return;
+    }
+    let w = MatrixBatch::random(&bench.device, DType::BF16, [16, 512, 128], 0.02, 2);
+    for t in [1, 256] {
+        let (x, mut out) = (random(bench, &[t, 16, 128]), zeros(bench, &[t, 16, 512]));
+        let work = if t == 1 {
+            Work::Bytes(w.bytes() as f64)
+        } else {
+            Work::Flop(2.0 * (t * 16 * 512 * 128) as f64)
+        };
+        bench.line("heads_linear", &format!("bfloat16 T {t} H 16 N 512 K 128"), work, || {
+            heads_linear(&x, &w, &mut out);
+        });
+    }
+}
+
+fn experts(bench: &Bench) {
+    if !bench.wants("moe") {
+        return;
+    }
+    let sizes = [64, 2048, 1408];
+    let [e, h, i] = sizes;
+    let experts = Experts::random(&bench.device, DType::BF16, sizes, 0.02, 3);
+    let k = 6;
+    for t in [1, 8, 64, 512] {
+        let (x, mut out) = (random(bench, &[t, h]), zeros(bench, &[t, h]));
+        let mut ids = Tensor::zeros(&bench.device, DType::I32, &[t, k]);
+        for (pair, id) in ids.as_i32_mut().iter_mut().enumerate() {
+            *id = ((pair * 11 + pair / 64 * 5) % e) as i32;
+        }
+        let weights = random(bench, &[t, k]);
+        let mut scratch = MoeScratch::new(&bench.device, t, sizes, k);
+        let distinct = (t * k).min(e);
+        let work = match t {
+            1 | 8 => Work::Bytes(experts.bytes() as f64 * distinct as f64 / e as f64),
+            _ => Work::Flop(6.0 * (t * k * h * i) as f64),
+        };
+        bench.line("moe", &format!("bfloat16 T {t} E {e} k {k} H {h} I {i}"), work, || {
+            moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
+        });
+        let logits = random(bench, &[t, e]);
+        let config = RouterConfig {
+            scoring: Scoring::Sigmoid,
+            top_k: k,
+            num_groups: 1,
+            top_groups: 1,
+            group_score: GroupScore::Max,
+            normalize: true,
+            scale: 2.446,
+        };
+        let mut weights = zeros(bench, &[t, k]);
+        bench.line("route", &format!("T {t} E {e} k {k}"), Work::Bytes((4 * t * e) as f64), || {
+            route(&logits, None, &config, &mut ids, &mut weights);
+        });
+    }
+}
+
+/// One sequence: `t` new tokens after `context` cached ones.
+struct Sequence {
+    cu_seqlens: [u32; 2],
+    context_lens: [u32; 1],
+    block_tables: Vec<u32>,
+    cu_blocks: [u32; 2],
+}
+
+const BLOCK: usize = 16;
+
+impl Sequence {
+    fn new(t: usize, context: usize) -> Self {
+        let blocks = (t + context).div_ceil(BLOCK) as u32;
+        Self {
+            cu_seqlens: [0, t as u32],
+            context_lens: [context as u32],
+            block_tables: (0..blocks).rev().collect(),
+            cu_blocks: [0, blocks],
+        }
+    }
+
+    fn ragged(&self) -> Ragged<'_> {
+        let Self { cu_seqlens, context_lens, block_tables, cu_blocks } = self;
+        Ragged { cu_seqlens, context_lens, block_tables, cu_blocks, block_size: BLOCK }
+    }
+
+    fn slots(&self) -> usize {
+        self.block_tables.len() * BLOCK
+    }
+
+    /// Pairs of query and key.
+    fn pairs(&self) -> f64 {
+        let (t, context) = (f64::from(self.cu_seqlens[1]), f64::from(self.context_lens[0]));
+        t * context + t * (t + 1.0) / 2.0
+    }
+}
+
+fn latent(bench: &Bench) {
+    if !bench.wants("mla_attention") {
+        return;
+    }
+    let (h, d, r) = (16, 576, 512);
+    for (t, context) in [(1, 1023), (1, 8191), (256, 0), (512, 1536)] {
+        let sequence = Sequence::new(t, context);
+        let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), d]);
+        let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, r]));
+        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: r, max_context: 16384 };
+        let mut scratch = AttentionScratch::new(&bench.device, sizes);
+        let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
+        bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}"), work, || {
+            mla_attention(&q, &cache, r, &sequence.ragged(), 0.07, &mut scratch, &mut out);
+        });
+    }
+}
+
+fn grouped(bench: &Bench) {
+    if !bench.wants("gqa_attention") {
+        return;
+    }
+    let d = 128;
+    for (h, kv, t, context) in [(32, 8, 1, 4095), (32, 32, 1, 4095), (32, 8, 512, 0), (32, 8, 256, 2048)] {
+        let sequence = Sequence::new(t, context);
+        let shape = [sequence.slots(), kv, d];
+        let [keys, values] = [0; 2].map(|_| Tensor::zeros(&bench.device, DType::BF16, &shape));
+        let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, d]));
+        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 8192 };
+        let mut scratch = AttentionScratch::new(&bench.device, sizes);
+        let work = match t {
+            1 => Work::Bytes((4 * (context + 1) * kv * d) as f64),
+            _ => Work::Flop(2.0 * sequence.pairs() * (h * 2 * d) as f64),
+        };
+        bench.line("gqa_attention", &format!("bfloat16 T {t} after {context} Hq {h} Hkv {kv}"), work, || {
+            gqa_attention(&q, &keys, &values, &sequence.ragged(), 0.09, &mut scratch, &mut out);
+        });
+    }
+}
+
+fn pictures(bench: &Bench) {
+    if !bench.wants("packed_attention") {
+        return;
+    }
+    let (h, d) = (16, 72);
+    for t in [256, 1024, 4096] {
+        let (qkv, mut out) = (random(bench, &[t, 3, h, d]), zeros(bench, &[t, h, d]));
+        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 0 };
+        let mut scratch = AttentionScratch::new(&bench.device, sizes);
+        let work = Work::Flop(4.0 * (t * t * h * d) as f64);
+        bench.line("packed_attention", &format!("T {t} H {h} D {d}"), work, || {
+            packed_attention(&qkv, &[0, t as u32], 0.12, &mut scratch, &mut out);
+        });
+    }
+}
+
+/// What only moves data: bytes read and written once.
+fn rows(bench: &Bench) {
+    let (t, d) = (2048, 2048);
+    let bytes = |per_element: usize| Work::Bytes((per_element * t * d) as f64);
+    let x = random(bench, &[t, d]);
+    let (w, mut a, mut b) = (random(bench, &[d]), zeros(bench, &[t, d]), zeros(bench, &[t, d]));
+    let sizes = format!("T {t} D {d}");
+    if bench.wants("norm") {
+        bench.line("rms_norm", &sizes, bytes(8), || rms_norm(&x, &w, 1e-5, &mut a));
+        bench.line("add_rms_norm", &sizes, bytes(16), || add_rms_norm(&mut b, &x, &w, 1e-5, &mut a));
+        bench.line("layer_norm", &sizes, bytes(8), || layer_norm(&x, &w, &w, 1e-5, &mut a));
+    }
+    if bench.wants("add") {
+        bench.line("add", &sizes, bytes(12), || add(&mut a, &x));
+    }
+    if bench.wants("silu_mul") {
+        let mut half = zeros(bench, &[t, d / 2]);
+        bench.line("silu_mul", &sizes, bytes(6), || silu_mul(&x, &mut half));
+    }
+    let ids: Vec<u32> = (0..t as u32).map(|i| i * 7 % t as u32).collect();
+    if bench.wants("rope") {
+        let table = RopeTable::new(&bench.device, t, 32, &|p, i| ((p as f32).cos(), (i as f32).sin()));
+        for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+            a.reshape(&[t, 16, 128]);
+            let sizes = format!("T {t} H 16 D 128 R 64 {layout:?}");
+            bench.line("rope", &sizes, Work::Bytes((8 * t * 16 * 64) as f64), || {
+                rope(&mut a, 64, &table, &ids, layout);
+            });
+            a.reshape(&[t, d]);
+        }
+    }
+    if bench.wants("rows") {
+        let table = Tensor::zeros(&bench.device, DType::BF16, &[t, d]);
+        bench.line("embedding", &format!("bfloat16 {sizes}"), bytes(6), || embedding(&table, &ids, &mut a));
+        bench.line("gather_rows", &sizes, bytes(8), || gather_rows(&x, &ids, &mut a));
+        bench.line("scatter_rows", &sizes, bytes(8), || scatter_rows(&x, &ids, &mut a, &ids));
+        let mut cache = Tensor::zeros(&bench.device, DType::BF16, &[t, d]);
+        bench.line("store_rows", &format!("bfloat16 {sizes}"), bytes(6), || store_rows(&x, &mut cache, &ids));
+        let x = random(bench, &[t, 16, 128]);
+        a.reshape(&[t, 16, 128]);
+        bench.line("copy_slice", &format!("T {t} H 16 64 of 128"), bytes(4), || {
+            copy_slice(&x, 0, &mut a, 64, 64)
+        });
+    }
+    if bench.wants("interpolate") {
+        let (table, mut out) = (random(bench, &[64, 64, 1152]), zeros(bench, &[48 * 40, 1152]));
+        bench.line(
+            "interpolate",
+            "64 x 64 to 48 x 40, D 1152",
+            Work::Flop(40.0 * (48 * 40 * 1152) as f64),
+            || {
+                interpolate_positions(&table, 48, 40, &mut out);
+            },
+        );
+    }
+}

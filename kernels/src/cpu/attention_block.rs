@@ -1,0 +1,364 @@
+//! Attention of one block of rows over one range of keys.
+//!
+//! Keys come in tiles of 64, widened to f32 once for all rows of the block. Scores are computed transposed, keys down and rows
+//! across, so that the softmax runs in vectors of rows, and the scores are in the order in which the second product wants them.
+//!
+//! ```text
+//! keys [64, D] · queries [D, 32 rows] = scores [64, 32]  ─exp─▶  weights [64, 32]ᵀ · values [64, Dv]  +▶ sums [32, Dv]
+//! ```
+//! Both products are the one tile of `tile`, sums in the order of d, or of the keys. A key that a row may not see has weight 0,
+//! and adding 0 · v changes no bit.
+
+use super::SharedMut;
+use super::attention::{Block, Problem};
+use super::simd::{Simd, math, simd_entry};
+use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
+use crate::ops::{AttentionSizes, Ragged};
+use crate::{DType, Tensor};
+
+/// Rows of a block.
+pub(crate) const ROWS: usize = 32;
+/// Keys of a tile.
+const KEYS: usize = 64;
+/// Keys of a range: whole tiles.
+pub(crate) const RANGE: usize = 8 * KEYS;
+/// Below every score, but finite: differences of it are 0, not NaN.
+const LOWEST: f32 = -1e30;
+
+/// Where keys and values come from.
+pub(crate) enum Keys<'a> {
+    Paged { keys: &'a Tensor, values: &'a Tensor, ragged: &'a Ragged<'a> },
+    Latent { cache: &'a Tensor, ragged: &'a Ragged<'a> },
+    Packed { qkv: &'a [f32], heads: usize, cu_seqlens: &'a [u32] },
+}
+
+/// Softmax in progress: for each row the largest score, the sum of weights, and the weighted sum of values.
+pub(crate) struct State<'a> {
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    /// `[ROWS, value_row]`
+    values: &'a mut [f32],
+}
+
+impl<'a> State<'a> {
+    pub fn len(sizes: &AttentionSizes) -> usize {
+        ROWS * (2 + row_len(sizes.value_dim))
+    }
+
+    pub fn new(buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
+        let (max, buffer) = buffer.split_at_mut(ROWS);
+        let (sum, buffer) = buffer.split_at_mut(ROWS);
+        Self { max, sum, values: &mut buffer[..ROWS * row_len(sizes.value_dim)] }
+    }
+
+    pub fn clear(&mut self) {
+        self.max.fill(LOWEST);
+        self.sum.fill(0.0);
+        self.values.fill(0.0);
+    }
+
+    pub fn copy_from(&mut self, other: &State) {
+        self.max.copy_from_slice(other.max);
+        self.sum.copy_from_slice(other.sum);
+        self.values.copy_from_slice(other.values);
+    }
+}
+
+/// What a thread works with.
+pub(crate) struct Workspace<'a> {
+    /// `[key_dim, ROWS]`, scaled.
+    queries: &'a mut [f32],
+    /// `[KEYS, key_row]`
+    keys: &'a mut [f32],
+    /// `[KEYS, value_row]`
+    values: &'a mut [f32],
+    /// `[KEYS, ROWS]`
+    scores: &'a mut [f32],
+    /// By how much the sums of each row shrink when a tile raises its maximum.
+    shrink: &'a mut [f32],
+    /// Keys that each row sees.
+    visible: &'a mut [f32],
+    pub range: State<'a>,
+    pub total: State<'a>,
+}
+
+impl<'a> Workspace<'a> {
+    pub fn len(sizes: &AttentionSizes) -> usize {
+        Self::parts(sizes).iter().sum::<usize>() + 2 * State::len(sizes)
+    }
+
+    fn parts(sizes: &AttentionSizes) -> [usize; 6] {
+        let (key_row, value_row) = (row_len(sizes.key_dim), row_len(sizes.value_dim));
+        [sizes.key_dim * ROWS, KEYS * key_row, KEYS * value_row, KEYS * ROWS, ROWS, ROWS]
+    }
+
+    pub fn new(mut buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
+        let mut take = |len: usize| buffer.split_off_mut(..len).expect("the buffer has this length");
+        let [queries, keys, values, scores, shrink, visible] = Self::parts(sizes).map(&mut take);
+        let states = [State::len(sizes); 2].map(&mut take);
+        let [range, total] = states.map(|state| State::new(state, sizes));
+        Self { queries, keys, values, scores, shrink, visible, range, total }
+    }
+}
+
+/// A row in whole vectors, with room for the widest.
+fn row_len(dim: usize) -> usize {
+    dim.next_multiple_of(16)
+}
+
+/// Queries transposed and scaled; lanes without a row get zeros.
+pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
+    let d = problem.sizes.key_dim;
+    work.queries.fill(0.0);
+    for row in 0..block.num_rows() {
+        let (token, head) = block.row(row);
+        let q = &problem.q[token * problem.q_stride + head * d..][..d];
+        for (line, &q) in work.queries.chunks_exact_mut(ROWS).zip(q) {
+            line[row] = q * problem.scale;
+        }
+        work.visible[row] = block.visible(row) as f32;
+    }
+    work.visible[block.num_rows()..].fill(block.last_visible as f32);
+}
+
+simd_entry! {
+    /// Fills `work.range` with the block's attention over one range of keys.
+    pub(crate) fn attend(problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) = attend_body
+}
+
+#[inline(always)]
+fn attend_body<S: Simd>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
+    work.range.clear();
+    let end = block.last_visible.min((range + 1) * RANGE);
+    // Vectors that hold rows: fewer than all when a block is small.
+    let width = block.num_rows().next_multiple_of(S::LANES);
+    for first in (range * RANGE..end).step_by(KEYS) {
+        let n = KEYS.min(end - first);
+        load(s, problem, block, first, n, work);
+        score(s, problem, n, width, work);
+        if first + n > block.first_visible {
+            mask(s, first, n, width, work);
+        }
+        for lane in (0..width).step_by(S::LANES) {
+            soften(s, n, lane, work);
+        }
+        shrink(s, problem, block.num_rows(), work);
+        accumulate(s, problem, n, block.num_rows(), work);
+    }
+}
+
+/// Widens keys and values `first .. first + n`.
+#[inline(always)]
+fn load<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    block: &Block,
+    first: usize,
+    n: usize,
+    work: &mut Workspace<'_>,
+) {
+    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+    let keys = work.keys.chunks_exact_mut(row_len(d));
+    let lines = keys.zip(work.values.chunks_exact_mut(row_len(dv)));
+    for (position, (key, value)) in (first..first + n).zip(lines) {
+        match problem.keys {
+            Keys::Paged { keys, values, ragged } => {
+                let row = ragged.slot(block.item, position) * problem.kv_heads + block.kv_head;
+                widen(s, keys, row * d, &mut key[..d]);
+                widen(s, values, row * dv, &mut value[..dv]);
+            }
+            Keys::Latent { cache, ragged } => {
+                widen(s, cache, ragged.slot(block.item, position) * d, &mut key[..d])
+            }
+            Keys::Packed { qkv, heads, cu_seqlens } => {
+                let token = cu_seqlens[block.item] as usize + position;
+                let at = |part: usize| ((token * 3 + part) * heads + block.kv_head) * d;
+                key[..d].copy_from_slice(&qkv[at(1)..][..d]);
+                value[..dv].copy_from_slice(&qkv[at(2)..][..dv]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<S: Simd>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
+    match src.dtype() {
+        DType::F32 => out.copy_from_slice(&src.as_f32()[start..start + out.len()]),
+        _ => {
+            let bits = &src.as_u16()[start..start + out.len()];
+            let whole = out.len() / S::LANES * S::LANES;
+            for i in (0..whole).step_by(S::LANES) {
+                // SAFETY: LANES elements from i on, i + LANES <= whole.
+                let v = unsafe {
+                    let from = bits.as_ptr().add(i);
+                    if src.dtype() == DType::BF16 { s.load_bf16(from) } else { s.load_f16(from) }
+                };
+                s.store_slice(&mut out[i..i + S::LANES], v);
+            }
+            for (i, out) in out.iter_mut().enumerate().skip(whole) {
+                *out = src.get(start + i);
+            }
+        }
+    }
+}
+
+/// `scores[j, r] = key[j] · query[r]`
+#[inline(always)]
+fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mut Workspace<'_>) {
+    let d = problem.sizes.key_dim;
+    let key_row = row_len(d);
+    assert!(n <= KEYS && width <= ROWS, "a tile of scores");
+    assert!(work.keys.len() >= KEYS * key_row && work.queries.len() >= d * ROWS, "workspace");
+    assert!(work.scores.len() >= KEYS * ROWS, "workspace");
+    let blocks = Blocks::new(n, S::TILE_ROWS);
+    let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
+    for lane in (0..width).step_by(2 * S::LANES) {
+        let w = Columns::<F32> { start: queries.wrapping_add(lane), stride: ROWS, hi: S::LANES };
+        let mut key = 0;
+        for block in 0..blocks.count {
+            let rows = blocks.len(block);
+            let x = Rows { start: keys.wrapping_add(key * key_row), row: key_row, step: 1 };
+            let start = scores.wrapping_add(key * ROWS + lane);
+            let sums = Sums { start, row: ROWS, hi: S::LANES, fresh: true };
+            // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
+            unsafe {
+                if lane + 2 * S::LANES <= width {
+                    tile::tile_of::<S, F32, 2>(s, rows, w, x, d, sums);
+                } else {
+                    tile::tile_of::<S, F32, 1>(s, rows, w, x, d, sums);
+                }
+            }
+            key += rows;
+        }
+    }
+}
+
+/// Scores of keys that a row may not see become -inf.
+#[inline(always)]
+fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
+    for (j, scores) in work.scores.chunks_exact_mut(ROWS).take(n).enumerate() {
+        let position = s.splat((first + j) as f32);
+        for (scores, visible) in scores[..width].chunks_mut(S::LANES).zip(work.visible.chunks(S::LANES)) {
+            let score = s.load_slice(scores);
+            let seen = s.select_lt(position, s.load_slice(visible), score, s.splat(f32::NEG_INFINITY));
+            s.store_slice(scores, seen);
+        }
+    }
+}
+
+/// Scores of one vector of rows become weights against the new maximum.
+#[inline(always)]
+fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
+    let lanes = lane..lane + S::LANES;
+    let scores = &mut work.scores[..n * ROWS];
+    let old = s.load_slice(&work.range.max[lanes.clone()]);
+    let mut max = old;
+    for scores in scores.chunks_exact(ROWS) {
+        max = s.max(max, s.load_slice(&scores[lanes.clone()]));
+    }
+    let mut sum = s.zero();
+    for scores in scores.chunks_exact_mut(ROWS) {
+        let scores = &mut scores[lanes.clone()];
+        let weight = math::exp(s, s.sub(s.load_slice(scores), max));
+        sum = s.add(sum, weight);
+        s.store_slice(scores, weight);
+    }
+    let shrink = math::exp(s, s.sub(old, max));
+    let total = s.fma(s.load_slice(&work.range.sum[lanes.clone()]), shrink, sum);
+    s.store_slice(&mut work.range.sum[lanes.clone()], total);
+    s.store_slice(&mut work.range.max[lanes.clone()], max);
+    s.store_slice(&mut work.shrink[lanes], shrink);
+}
+
+/// Sums of rows whose maximum rose.
+#[inline(always)]
+fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Workspace<'_>) {
+    let rows = work.range.values.chunks_exact_mut(row_len(problem.sizes.value_dim));
+    for (values, &factor) in rows.zip(&work.shrink[..num_rows]) {
+        // Times 1 would change nothing.
+        if factor != 1.0 {
+            math::map_in_place(s, values, |s, v| s.mul(v, s.splat(factor)));
+        }
+    }
+}
+
+/// `sums[r] += Σ_j weights[j, r] · value[j]`
+#[inline(always)]
+fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+    let AttentionSizes { key_dim, value_dim, .. } = problem.sizes;
+    let sum_row = row_len(value_dim);
+    // A latent row is key and value at once.
+    let (values, stride) = match problem.keys {
+        Keys::Latent { .. } => (&*work.keys, row_len(key_dim)),
+        _ => (&*work.values, sum_row),
+    };
+    assert!(n <= KEYS && num_rows <= ROWS && sum_row <= stride, "a tile of values");
+    assert!(values.len() >= KEYS * stride && work.range.values.len() >= ROWS * sum_row, "workspace");
+    let blocks = Blocks::new(num_rows, S::TILE_ROWS);
+    let (values, weights) = (values.as_ptr(), work.scores.as_ptr());
+    let out = work.range.values.as_mut_ptr();
+    for column in (0..sum_row).step_by(2 * S::LANES) {
+        let w = Columns::<F32> { start: values.wrapping_add(column), stride, hi: S::LANES };
+        let mut row = 0;
+        for block in 0..blocks.count {
+            let rows = blocks.len(block);
+            let x = Rows { start: weights.wrapping_add(row), row: 1, step: ROWS };
+            let start = out.wrapping_add(row * sum_row + column);
+            let sums = Sums { start, row: sum_row, hi: S::LANES, fresh: false };
+            // SAFETY: within the lengths asserted above: row + rows <= num_rows, and column + one or two vectors <= sum_row,
+            // which is a whole number of vectors.
+            unsafe {
+                if column + 2 * S::LANES <= sum_row {
+                    tile::tile_of::<S, F32, 2>(s, rows, w, x, n, sums);
+                } else {
+                    tile::tile_of::<S, F32, 1>(s, rows, w, x, n, sums);
+                }
+            }
+            row += rows;
+        }
+    }
+}
+
+simd_entry! {
+    /// Adds a range to the ranges before it.
+    pub(crate) fn merge(range: &State<'_>, total: &mut State<'_>) = merge_body
+}
+
+#[inline(always)]
+fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>) {
+    let (mut keep, mut take) = ([0.0; ROWS], [0.0; ROWS]);
+    for lane in (0..ROWS).step_by(S::LANES) {
+        let lanes = lane..lane + S::LANES;
+        let (a, b) = (s.load_slice(&total.max[lanes.clone()]), s.load_slice(&range.max[lanes.clone()]));
+        let max = s.max(a, b);
+        let (a, b) = (math::exp(s, s.sub(a, max)), math::exp(s, s.sub(b, max)));
+        let kept = s.mul(a, s.load_slice(&total.sum[lanes.clone()]));
+        let sum = s.fma(b, s.load_slice(&range.sum[lanes.clone()]), kept);
+        s.store_slice(&mut total.max[lanes.clone()], max);
+        s.store_slice(&mut total.sum[lanes.clone()], sum);
+        s.store_slice(&mut keep[lanes.clone()], a);
+        s.store_slice(&mut take[lanes], b);
+    }
+    let len = total.values.len() / ROWS;
+    let rows = total.values.chunks_exact_mut(len).zip(range.values.chunks_exact(len));
+    for ((total, range), (keep, take)) in rows.zip(keep.into_iter().zip(take)) {
+        for (total, range) in total.chunks_mut(S::LANES).zip(range.chunks(S::LANES)) {
+            let kept = s.mul(s.splat(keep), s.load_slice(total));
+            s.store_slice(total, s.fma(s.splat(take), s.load_slice(range), kept));
+        }
+    }
+}
+
+/// The block's rows of `out`, divided by their sums.
+pub(crate) fn write(problem: &Problem, block: &Block, total: &State, out: &SharedMut<f32>) {
+    let AttentionSizes { heads, value_dim, .. } = problem.sizes;
+    for (row, values) in total.values.chunks_exact(row_len(value_dim)).take(block.num_rows()).enumerate() {
+        let (token, head) = block.row(row);
+        // SAFETY: every row and head is in one block.
+        let out = unsafe { out.slice((token * heads + head) * value_dim, value_dim) };
+        let factor = 1.0 / total.sum[row];
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = value * factor;
+        }
+    }
+}

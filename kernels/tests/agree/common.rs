@@ -1,0 +1,90 @@
+//! What the tests of ops share: devices to try, numbers to fill in, comparisons.
+
+use half::{bf16, f16};
+use kernels::{CpuOptions, DType, Device, HostTensor, Isa, Tensor};
+
+pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// Every instruction set of this machine, with one thread and with more.
+pub fn devices() -> Vec<Device> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    isas.flat_map(|isa| [1, 3].map(|threads| device(isa, threads))).collect()
+}
+
+pub fn device(isa: Isa, threads: usize) -> Device {
+    Device::cpu_with(CpuOptions { threads: Some(threads), isa: Some(isa) })
+        .expect("an available instruction set")
+}
+
+/// Numbers in ±1 that look random, the same for the same seed.
+pub fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..16).for_each(|_| {
+        next();
+    });
+    (0..len).map(|_| next()).collect()
+}
+
+/// Values rounded to a type: its bytes, and what they stand for.
+pub struct Host {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+    pub values: Vec<f64>,
+}
+
+impl Host {
+    pub fn new(dtype: DType, shape: &[usize], values: &[f32]) -> Self {
+        let encode = |v: f32| -> (Vec<u8>, f64) {
+            match dtype {
+                DType::F32 => (v.to_le_bytes().to_vec(), f64::from(v)),
+                DType::BF16 => (bf16::from_f32(v).to_le_bytes().to_vec(), bf16::from_f32(v).to_f64()),
+                DType::F16 => (f16::from_f32(v).to_le_bytes().to_vec(), f16::from_f32(v).to_f64()),
+                DType::I32 | DType::U8 => panic!("not a float"),
+            }
+        };
+        let (bytes, values): (Vec<Vec<u8>>, Vec<f64>) = values.iter().map(|&v| encode(v)).unzip();
+        Self { dtype, shape: shape.to_vec(), bytes: bytes.concat(), values }
+    }
+
+    pub fn random(dtype: DType, shape: &[usize], seed: u64) -> Self {
+        Self::new(dtype, shape, &values(seed, shape.iter().product()))
+    }
+
+    pub fn view(&self) -> HostTensor<'_> {
+        HostTensor::new(self.dtype, &self.shape, &self.bytes).expect("as many bytes as the shape says")
+    }
+
+    pub fn tensor(&self, device: &Device) -> Tensor {
+        Tensor::from_host(device, self.view())
+    }
+
+    /// Rows of the last dimension.
+    pub fn rows(&self) -> Vec<Vec<f64>> {
+        rows(&self.values, *self.shape.last().expect("a shape has dimensions"))
+    }
+}
+
+pub fn rows(values: &[f64], len: usize) -> Vec<Vec<f64>> {
+    values.chunks(len).map(<[f64]>::to_vec).collect()
+}
+
+/// Within `tolerance` of the largest expected magnitude (at least 1).
+pub fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    let scale = expected.iter().fold(1.0, |max: f64, v| max.max(v.abs()));
+    for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(found) - expected).abs();
+        assert!(error <= tolerance * scale, "{what}: element {i} is {found}, not {expected}");
+    }
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}

@@ -1,0 +1,9 @@
+//! Every op against its f64 twin, at sizes that divide nothing, for every type and every instruction set of this machine; and
+//! every row alone against the same row in company, bit by bit.
+
+mod attention;
+mod common;
+mod independence;
+mod matrices;
+mod naive;
+mod small;

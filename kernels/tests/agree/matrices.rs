@@ -1,0 +1,115 @@
+//! Linear layers and experts.
+
+use crate::common::*;
+use crate::naive;
+use kernels::ops::*;
+use kernels::*;
+
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::None, Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu];
+
+#[test]
+fn linear_layers() {
+    let sizes =
+        [(1, 1, 1), (1, 33, 257), (2, 31, 3), (5, 67, 300), (13, 32, 256), (29, 97, 513), (151, 65, 270)];
+    for device in devices() {
+        for (i, (t, n, k)) in sizes.into_iter().enumerate() {
+            for dtype in FLOATS {
+                let what = format!("{device:?} {dtype} T {t} N {n} K {k}");
+                let (x, bias) = (Host::random(DType::F32, &[t, k], 1), Host::random(DType::F32, &[n], 2));
+                // Two parts of other types, stacked.
+                let cut = n.div_ceil(3);
+                let parts = [(cut, DType::BF16, 3), (n - cut, DType::F32, 4)];
+                let parts = parts.map(|(n, dtype, seed)| Host::random(dtype, &[n, k], seed));
+                let w = Matrix::pack(&device, dtype, &parts.each_ref().map(Host::view));
+                assert_eq!(w.bytes(), Matrix::packed_bytes(dtype, n, k), "{what}");
+                let stacked: Vec<f32> = parts.iter().flat_map(|p| &p.values).map(|&v| v as f32).collect();
+                let stacked = Host::new(dtype, &[n, k], &stacked);
+                let act = ACTIVATIONS[i % ACTIVATIONS.len()];
+                let bias = (i % 2 == 1).then_some(bias);
+                let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
+                let bias_tensor = bias.as_ref().map(|bias| bias.tensor(&device));
+                linear(&x.tensor(&device), &w, bias_tensor.as_ref(), act, &mut out);
+                let expected =
+                    naive::linear(&x.rows(), &stacked.rows(), bias.as_ref().map(|b| &b.values[..]), act);
+                assert_close(out.as_f32(), &expected.concat(), 3e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_layers_of_heads() {
+    // Heads of 11 of which 7 are read, from 3 on; heads of 40 of which 37 are written, from 2 on.
+    let (t, h, k, n) = (5, 3, 7, 37);
+    for device in devices() {
+        for dtype in FLOATS {
+            let x = Host::random(DType::F32, &[t, h, 11], 1);
+            let weights: Vec<Host> =
+                (0..h).map(|head| Host::random(dtype, &[n, k], 10 + head as u64)).collect();
+            let views: Vec<HostTensor> = weights.iter().map(Host::view).collect();
+            let packed = MatrixBatch::pack(&device, dtype, &views);
+            assert_eq!(packed.bytes(), MatrixBatch::packed_bytes(dtype, [h, n, k]));
+            let by_value =
+                MatrixBatch::pack_f32(&device, dtype, [h, n, k], &|h, n, c| weights[h].view().get(n * k + c));
+            for w in [packed, by_value] {
+                let mut out = Tensor::from_f32(&device, &[t, h, 40], &vec![9.0; t * h * 40]);
+                let from = x.tensor(&device);
+                let x_slice = HeadSlice { tensor: &from, offset: 3, len: k };
+                heads_linear(x_slice, &w, HeadSliceMut { tensor: &mut out, offset: 2, len: n });
+                for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
+                    let expected = naive::linear(
+                        &vec![x[3..10].to_vec()],
+                        &weights[i % h].rows(),
+                        None,
+                        Activation::None,
+                    );
+                    assert_close(&out[2..39], &expected[0], 3e-6, &format!("{device:?} {dtype} row {i}"));
+                    assert_eq!([out[0], out[1], out[39]], [9.0; 3], "outside the slice");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn experts() {
+    for device in devices() {
+        for (dtype, t, h, i, e, k) in [
+            (DType::F32, 1, 5, 3, 2, 1),
+            (DType::BF16, 7, 67, 33, 5, 2),
+            (DType::F16, 61, 270, 97, 4, 3),
+            (DType::BF16, 301, 33, 65, 3, 2),
+        ] {
+            let what = format!("{device:?} {dtype} T {t} H {h} I {i} E {e} k {k}");
+            let hosts: Vec<[Host; 3]> = (0..e as u64)
+                .map(|e| {
+                    [(0, [i, h]), (1, [i, h]), (2, [h, i])]
+                        .map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
+                })
+                .collect();
+            let sources: Vec<ExpertSource> = hosts
+                .iter()
+                .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
+                .collect();
+            let experts = Experts::pack(&device, dtype, &sources);
+            assert_eq!(experts.bytes(), Experts::packed_bytes(dtype, [e, h, i]), "{what}");
+            let x = Host::random(DType::F32, &[t, h], 90);
+            let weights = Host::random(DType::F32, &[t, k], 91);
+            // The last expert is never chosen, if there are two.
+            let ids: Vec<i32> =
+                (0..t * k).map(|pair| ((pair * 7 + pair / 5) % (e - 1).max(1)) as i32).collect();
+            let mut id_tensor = Tensor::zeros(&device, DType::I32, &[t, k]);
+            id_tensor.as_i32_mut().copy_from_slice(&ids);
+            let mut scratch = MoeScratch::new(&device, t + 2, [e, h, i], k);
+            let mut out = Tensor::from_f32(&device, &[t, h], &vec![7.0; t * h]);
+            moe(&x.tensor(&device), &experts, &id_tensor, &weights.tensor(&device), &mut scratch, &mut out);
+            let twins: Vec<naive::Expert> = hosts
+                .iter()
+                .map(|[gate, up, down]| naive::Expert { gate: gate.rows(), up: up.rows(), down: down.rows() })
+                .collect();
+            let expected = naive::moe(&x.rows(), &twins, &ids, &weights.values);
+            assert_close(out.as_f32(), &expected.concat(), 5e-6, &what);
+        }
+    }
+}
