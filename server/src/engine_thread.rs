@@ -144,6 +144,10 @@ impl EngineHandle {
         // Wakes an idle engine; a busy one, which may have a full queue, looks at the flag by itself.
         let _ = self.submits.try_send(Submit(Vec::new()));
     }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
+    }
 }
 
 /// How the thread ended: `Err` is a failed or panicking step, after which the process should end too.

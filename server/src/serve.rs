@@ -189,6 +189,10 @@ pub struct Serving {
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Serving {
+    pub fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
     /// Resolves when the engine fails; it ends in no other way before [`Serving::drain`].
     pub async fn failed(&mut self) -> String {
         match (&mut self.ended).await {

@@ -126,13 +126,15 @@ impl Connection {
         let hangup = hangups.watch(stream.clone());
         let service = TowerToHyperService::new(router);
         let io = TokioIo::new(StallGuard::new(stream, limits.stall_timeout));
+        // Who comes while the server drains is told so, once.
+        let mut draining = *phase.borrow() != Phase::Serving;
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(64 * 1024)
+            .keep_alive(!draining)
             .serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
-        let mut draining = false;
         loop {
             tokio::select! {
                 result = connection.as_mut() => {

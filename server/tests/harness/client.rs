@@ -124,6 +124,18 @@ impl Connection {
         response
     }
 
+    /// The rest of a chunked body whose head was read.
+    pub fn receive_rest(&mut self) -> String {
+        let mut body = Vec::new();
+        loop {
+            let chunk = self.chunk();
+            if chunk.is_empty() {
+                return String::from_utf8(body).expect("UTF-8");
+            }
+            body.extend(chunk);
+        }
+    }
+
     /// Whether the server closed the connection, which it has to within the read timeout.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();

@@ -3,12 +3,13 @@
 
 use models::{ImageError, ImageProcessor, ModelFiles, ModelInfo};
 use perilune::serve::LoadedModel;
+use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
     Batch, BatchItem, Digest, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
     SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tokens that only the model writes; they come after the bytes, and before the control tokens.
 const WORDS: [&str; 8] = ["the", " moon", "é", "日本", "🌒", "\n\ndata: [DONE]\n\n", "\"quoted\\", "  "];
@@ -34,6 +35,8 @@ struct State {
     waiting: bool,
     failure: Option<Fault>,
     batches: Vec<Vec<SequenceId>>,
+    pace: Option<Duration>,
+    model_cpu: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +74,16 @@ impl Control {
             .wait_timeout_while(state, Duration::from_secs(20), blocked)
             .expect("no panic under the lock");
         assert!(!timeout.timed_out(), "the engine did not come to its next step");
+    }
+
+    /// How long each step takes from now on, at least.
+    pub fn pace(&self, step: Option<Duration>) {
+        self.state.lock().expect("no panic under the lock").pace = step;
+    }
+
+    /// CPU time spent in steps so far.
+    pub fn model_cpu(&self) -> Duration {
+        self.state.lock().expect("no panic under the lock").model_cpu
     }
 
     /// Who was in each step so far.
@@ -180,6 +193,24 @@ impl ModelRunner for FakeRunner {
     type Error = String;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
+        let (start, before) = (Instant::now(), thread_cpu());
+        let output = self.compute(batch);
+        let pace = self.control.state.lock().expect("no panic under the lock").pace;
+        if let Some(rest) = pace.and_then(|pace| pace.checked_sub(start.elapsed())) {
+            std::thread::sleep(rest);
+        }
+        self.control.state.lock().expect("no panic under the lock").model_cpu += thread_cpu() - before;
+        output
+    }
+}
+
+fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+impl FakeRunner {
+    fn compute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
         match self.control.clone().enter(batch) {
             Some(Fault::Error) => return Err("a planted failure".into()),
             Some(Fault::Panic) => panic!("a planted panic"),
@@ -200,9 +231,7 @@ impl ModelRunner for FakeRunner {
         }
         Ok(StepOutput { sampled })
     }
-}
 
-impl FakeRunner {
     fn slot(&self, item: &BatchItem, position: usize) -> usize {
         item.blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
     }
@@ -237,7 +266,7 @@ fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
     let allowed = |token: &TokenId| {
         ![IM_START, IMAGE].contains(token) && (may_end || stop_token_ids.binary_search(token).is_err())
     };
-    let mut candidates = Vec::new();
+    let mut candidates = Vec::with_capacity(1);
     for rank in 0.. {
         let token = pick(rank);
         if allowed(&token) && !candidates.contains(&token) {

@@ -1,0 +1,87 @@
+//! With keys configured, every route but the probes and the metrics asks for one; the list of routes is the router's own.
+
+mod harness;
+
+use harness::{Setup, TestServer};
+use perilune::app::{Access, route_table};
+use perilune::auth::ApiKeys;
+
+fn guarded() -> TestServer {
+    let mut setup = Setup::default();
+    setup.options.keys = ApiKeys::new(&["first-key", "second-key"]);
+    TestServer::with(setup)
+}
+
+fn status(server: &TestServer, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+    let mut connection = server.connect();
+    let mut all = vec![("content-type", "application/json")];
+    all.extend(headers);
+    connection.send(method, path, &all, b"{}");
+    let response = connection.receive();
+    if response.status == 401 {
+        assert_eq!(response.header("www-authenticate"), Some("Bearer"));
+        assert_eq!(response.json()["error"]["code"], "invalid_api_key");
+        assert!(!response.text().contains("first-key"));
+    }
+    response.status
+}
+
+#[test]
+fn every_route() {
+    let server = guarded();
+    let open = ["/health", "/ping", "/livez", "/live", "/readyz", "/ready", "/version", "/metrics"];
+    for route in route_table() {
+        let path = route.path.replace("{*id}", harness::MODEL);
+        let is_open = open.contains(&path.strip_prefix("/v1").unwrap_or(&path));
+        assert_eq!(route.access == Access::Open, is_open, "{path}");
+        for headers in [
+            &[][..],
+            &[("authorization", "Bearer wrong")],
+            &[("authorization", "")],
+            &[("authorization", "Bearer first-key2")],
+        ] {
+            let expected = if is_open { 200 } else { 401 };
+            assert_eq!(status(&server, route.method, &path, headers), expected, "{path} {headers:?}");
+        }
+        for key in ["Bearer first-key", "bearer second-key"] {
+            let expected = if route.method == "GET" { 200 } else { 400 };
+            assert_eq!(status(&server, route.method, &path, &[("authorization", key)]), expected, "{path}");
+        }
+    }
+}
+
+#[test]
+fn hosts_and_targets_do_not_matter() {
+    let server = guarded();
+    for host in ["localhost/health", "localhost?x=/health", "a@b", "x#", "x\\y", "metrics", ""] {
+        let mut connection = server.connect();
+        connection.write(
+            format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nx-forwarded-uri: /health\r\n\r\n").as_bytes(),
+        );
+        let status = connection.head().status;
+        assert!([400, 401].contains(&status), "{host}: {status}");
+    }
+    for target in [
+        "http://localhost/v1/models",
+        "/v1/models?x=/health",
+        "/v1/models/../health",
+        "/health/../v1/models",
+        "//v1/models",
+        "/v1/%6dodels",
+        "/v1/models;/health",
+        "/v1/models/%2e%2e/health",
+    ] {
+        let mut connection = server.connect();
+        connection.write(format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes());
+        let status = connection.head().status;
+        assert!([400, 401, 404].contains(&status), "{target}: {status}");
+    }
+}
+
+#[test]
+fn without_keys_any_header_passes() {
+    let server = TestServer::start();
+    for headers in [&[][..], &[("authorization", "")], &[("authorization", "Bearer x")]] {
+        assert_eq!(status(&server, "GET", "/v1/models", headers), 200);
+    }
+}

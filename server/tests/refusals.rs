@@ -1,0 +1,366 @@
+//! What is not answered: every wrong request is a 4xx with OpenAI's error object, naming the field, and the server goes on.
+
+mod harness;
+
+use harness::client::Response;
+use harness::{Setup, TestServer};
+use perilune::app::{AppLimits, route_table};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/completions";
+
+/// Status, `param` and `code` of an error, with its shape checked.
+fn error(response: &Response) -> (u16, Value, Value) {
+    assert_eq!(response.header("content-type"), Some("application/json"), "{}", response.text());
+    let body = response.json();
+    let error = body["error"].as_object().unwrap_or_else(|| panic!("no error object: {body}"));
+    let mut keys: Vec<&str> = error.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["code", "message", "param", "type"]);
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+    assert!(error["type"].is_string(), "{body}");
+    (response.status, error["param"].clone(), error["code"].clone())
+}
+
+fn with(base: &Value, more: &Value) -> Value {
+    let mut body = base.clone();
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    body
+}
+
+fn check(server: &TestServer, path: &str, body: &Value, param: &str, code: &str) {
+    let found = error(&server.post(path, body));
+    assert_eq!(found, (400, json!(param), json!(code)), "{body}");
+}
+
+const INVALID: &str = "invalid_value";
+const UNSUPPORTED: &str = "unsupported_parameter";
+
+/// Fields that both dialects have.
+fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
+    vec![
+        (json!({"temperature": "hot"}), "temperature", INVALID),
+        (json!({"temperature": -0.1}), "temperature", INVALID),
+        (json!({"temperature": true}), "temperature", INVALID),
+        (json!({"top_p": 0}), "top_p", INVALID),
+        (json!({"top_p": 1.01}), "top_p", INVALID),
+        (json!({"top_k": -2}), "top_k", INVALID),
+        (json!({"top_k": 1.5}), "top_k", INVALID),
+        (json!({"min_p": 2}), "min_p", INVALID),
+        (json!({"frequency_penalty": 2.1}), "frequency_penalty", INVALID),
+        (json!({"presence_penalty": -2.1}), "presence_penalty", INVALID),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", INVALID),
+        (json!({"max_tokens": 0}), "max_tokens", INVALID),
+        (json!({"max_tokens": -1}), "max_tokens", INVALID),
+        (json!({"max_tokens": 9_007_199_254_740_993_u64}), "", "context_length_exceeded"),
+        (json!({"max_tokens": u64::MAX}), "", "context_length_exceeded"),
+        (json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens", INVALID),
+        (json!({"n": 0}), "n", INVALID),
+        (json!({"n": 129}), "n", INVALID),
+        (json!({"n": "1"}), "n", INVALID),
+        (json!({"seed": 1.5}), "seed", INVALID),
+        (json!({"stop": 1}), "stop", INVALID),
+        (json!({"stop": [""]}), "stop[0]", INVALID),
+        (json!({"stop": vec!["a"; 17]}), "stop", INVALID),
+        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]", INVALID),
+        (json!({"stop_token_ids": [272]}), "stop_token_ids", INVALID),
+        (json!({"stop_token_ids": [4_294_967_296_u64]}), "stop_token_ids[0]", INVALID),
+        (json!({"logit_bias": {"272": 1}}), "logit_bias", INVALID),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias", INVALID),
+        (json!({"logit_bias": {"-1": 1}}), "logit_bias", INVALID),
+        (json!({"logit_bias": {"1": 101}}), "logit_bias", INVALID),
+        (json!({"logit_bias": {"1": 1, "01": 1}}), "logit_bias", INVALID),
+        (json!({"stream": "yes"}), "stream", INVALID),
+        (json!({"stream_options": {"include_usage": true}}), "stream_options", INVALID),
+        (
+            json!({"stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+            INVALID,
+        ),
+        (json!({"cache_salt": ""}), "cache_salt", INVALID),
+        (json!({"priority": "high"}), "priority", INVALID),
+        (json!({"request_id": "a b"}), "request_id", INVALID),
+        (json!({"spaces_between_special_tokens": false}), "spaces_between_special_tokens", UNSUPPORTED),
+        (json!({"response_format": {"type": "json_object"}}), "response_format", UNSUPPORTED),
+        (json!({"response_format": "text"}), "response_format", UNSUPPORTED),
+        (json!({"structured_outputs": {"choice": ["a"]}}), "structured_outputs", UNSUPPORTED),
+        (json!({"guided_json": {}}), "guided_json", UNSUPPORTED),
+        (json!({"guided_anything": 1}), "guided_anything", UNSUPPORTED),
+        (json!({"json_schemas": 1}), "json_schemas", UNSUPPORTED),
+        (json!({"best_of": 2}), "best_of", UNSUPPORTED),
+        (json!({"prompt_logprobs": 1}), "prompt_logprobs", UNSUPPORTED),
+        (json!({"use_beam_search": true}), "use_beam_search", UNSUPPORTED),
+        (json!({"bad_words": ["a"]}), "bad_words", UNSUPPORTED),
+        (json!({"allowed_token_ids": [1]}), "allowed_token_ids", UNSUPPORTED),
+        (json!({"truncate_prompt_tokens": 5}), "truncate_prompt_tokens", UNSUPPORTED),
+    ]
+}
+
+#[test]
+fn fields_of_both_dialects() {
+    let server = TestServer::start();
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3});
+    let completion = json!({"prompt": "hi", "max_tokens": 3});
+    for (path, base, prompt) in [(CHAT, &chat, "messages"), (COMPLETIONS, &completion, "prompt")] {
+        assert_eq!(server.post(path, base).status, 200);
+        for (more, param, code) in common_mistakes() {
+            let param = if param.is_empty() { prompt } else { param };
+            check(&server, path, &with(base, &more), param, code);
+            // The refusal of a stream has a status too.
+            if more.get("stream").is_none() && more.get("stream_options").is_none() {
+                check(&server, path, &with(&with(base, &more), &json!({"stream": true})), param, code);
+            }
+        }
+    }
+    assert_eq!(server.post(CHAT, &chat).status, 200, "the server goes on");
+}
+
+#[test]
+fn fields_of_chat() {
+    let server = TestServer::start();
+    let message = |message: Value| json!({"messages": [message], "max_tokens": 3});
+    let part =
+        |part: Value| message(json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]}));
+    let image = |url: &str| part(json!({"type": "image_url", "image_url": {"url": url}}));
+    let fine = message(json!({"role": "user", "content": "hi"}));
+    #[rustfmt::skip]
+    let cases = [
+        (json!({}), "messages", INVALID),
+        (json!({"messages": "hi"}), "messages", INVALID),
+        (json!({"messages": []}), "messages", INVALID),
+        (message(json!("hi")), "messages[0]", INVALID),
+        (message(json!({"content": "hi"})), "messages[0].role", INVALID),
+        (message(json!({"role": 1, "content": "hi"})), "messages[0].role", INVALID),
+        (message(json!({"role": "emperor", "content": "hi"})), "messages[0].role", INVALID),
+        (message(json!({"role": "user"})), "messages[0].content", INVALID),
+        (message(json!({"role": "user", "content": null})), "messages[0].content", INVALID),
+        (message(json!({"role": "user", "content": 5})), "messages[0].content", INVALID),
+        (message(json!({"role": "user", "content": []})), "messages[0].content", INVALID),
+        (message(json!({"role": "user", "name": 5, "content": "hi"})), "messages[0].name", INVALID),
+        (part(json!(5)), "messages[0].content[1]", INVALID),
+        (part(json!({"text": "a"})), "messages[0].content[1].type", INVALID),
+        (part(json!({"type": "text"})), "messages[0].content[1].text", INVALID),
+        (part(json!({"type": "text", "text": 5})), "messages[0].content[1].text", INVALID),
+        (part(json!({"type": "input_audio", "input_audio": {}})), "messages[0].content[1].type", UNSUPPORTED),
+        (part(json!({"type": "file", "file": {}})), "messages[0].content[1].type", UNSUPPORTED),
+        (part(json!({"type": "image_url"})), "messages[0].content[1].image_url", INVALID),
+        (part(json!({"type": "image_url", "image_url": {}})), "messages[0].content[1].image_url.url", INVALID),
+        (image("http://169.254.169.254/"), "messages[0].content[1].image_url", INVALID),
+        (image("file:///etc/passwd"), "messages[0].content[1].image_url", INVALID),
+        (image("data:image/png;base64,!!!!"), "messages[0].content[1].image_url", INVALID),
+        (image("data:image/png;base64,AAAA"), "messages[0].content[1].image_url", INVALID),
+        (image("data:image/png;base64,"), "messages[0].content[1].image_url", INVALID),
+        (image("data:video/mp4;base64,AAAA"), "messages[0].content[1].image_url", INVALID),
+        (with(&fine, &json!({"tools": [{"type": "function"}]})), "tools", UNSUPPORTED),
+        (with(&fine, &json!({"tool_choice": "auto"})), "tool_choice", UNSUPPORTED),
+        (with(&fine, &json!({"functions": []})), "functions", UNSUPPORTED),
+        (with(&fine, &json!({"audio": {}})), "audio", UNSUPPORTED),
+        (with(&fine, &json!({"modalities": ["text", "audio"]})), "modalities", UNSUPPORTED),
+        (with(&fine, &json!({"echo": true})), "echo", UNSUPPORTED),
+        (with(&fine, &json!({"chat_template": "x"})), "chat_template", UNSUPPORTED),
+        (with(&fine, &json!({"chat_template_kwargs": 1})), "chat_template_kwargs", INVALID),
+        (with(&fine, &json!({"chat_template_kwargs": {"messages": 1}})), "chat_template_kwargs.messages", INVALID),
+        (with(&fine, &json!({"logprobs": 5})), "logprobs", INVALID),
+        (with(&fine, &json!({"top_logprobs": 5})), "top_logprobs", INVALID),
+        (with(&fine, &json!({"logprobs": true, "top_logprobs": 21})), "top_logprobs", INVALID),
+        (with(&fine, &json!({"logprobs": true, "top_logprobs": -1})), "top_logprobs", INVALID),
+        (with(&fine, &json!({"max_completion_tokens": 0})), "max_completion_tokens", INVALID),
+        (with(&fine, &json!({"continue_final_message": true, "add_generation_prompt": true})), "continue_final_message", INVALID),
+    ];
+    for (body, param, code) in cases {
+        check(&server, CHAT, &body, param, code);
+    }
+    assert_eq!(server.post(CHAT, &fine).status, 200, "the server goes on");
+}
+
+#[test]
+fn fields_of_completions() {
+    let server = TestServer::start();
+    #[rustfmt::skip]
+    let cases = [
+        (json!({}), "prompt", INVALID),
+        (json!({"prompt": 5}), "prompt", INVALID),
+        (json!({"prompt": ""}), "prompt", INVALID),
+        (json!({"prompt": []}), "prompt", INVALID),
+        (json!({"prompt": [[]]}), "prompt", INVALID),
+        (json!({"prompt": ["a", ""]}), "prompt", INVALID),
+        (json!({"prompt": ["a", 1]}), "prompt", INVALID),
+        (json!({"prompt": [-1]}), "prompt", INVALID),
+        (json!({"prompt": [272]}), "prompt", INVALID),
+        (json!({"prompt": [4_294_967_296_u64]}), "prompt", INVALID),
+        (json!({"prompt": vec!["a"; 257]}), "prompt", INVALID),
+        (json!({"prompt": "a", "logprobs": 21}), "logprobs", INVALID),
+        (json!({"prompt": "a", "logprobs": -1}), "logprobs", INVALID),
+        (json!({"prompt": "a", "logprobs": 1, "echo": true}), "echo", UNSUPPORTED),
+        (json!({"prompt": "a", "suffix": "b"}), "suffix", UNSUPPORTED),
+    ];
+    for (body, param, code) in cases {
+        check(&server, COMPLETIONS, &body, param, code);
+    }
+    for path in ["/tokenize", "/v1/tokenize"] {
+        check(&server, path, &json!({}), "prompt", INVALID);
+        check(&server, path, &json!({"prompt": "a", "messages": []}), "prompt", INVALID);
+    }
+    check(&server, "/detokenize", &json!({"tokens": [1, 272]}), "tokens[1]", INVALID);
+    check(&server, "/detokenize", &json!({}), "tokens", INVALID);
+}
+
+#[test]
+fn too_long_says_how_long() {
+    let server = TestServer::start();
+    for body in [
+        json!({"prompt": "a".repeat(990), "max_tokens": 11}),
+        json!({"prompt": "a".repeat(1000), "max_tokens": 1}),
+    ] {
+        let response = server.post(COMPLETIONS, &body);
+        assert_eq!(error(&response), (400, json!("prompt"), json!("context_length_exceeded")));
+        let message = response.json()["error"]["message"].as_str().expect("a message").to_owned();
+        assert!(message.contains("1000 tokens") && message.contains("1001 tokens"), "{message}");
+    }
+    assert_eq!(server.post(COMPLETIONS, &json!({"prompt": "a".repeat(990), "max_tokens": 10})).status, 200);
+    // Without a number a chat takes what is left.
+    let body = json!({"messages": [{"role": "user", "content": "a".repeat(900)}], "ignore_eos": true, "stop": ["the"]});
+    assert_eq!(server.post(CHAT, &body).status, 200);
+}
+
+#[test]
+fn unknown_models() {
+    let server = TestServer::start();
+    for (path, body) in [
+        (CHAT, json!({"model": "other", "messages": [{"role": "user", "content": "hi"}]})),
+        (COMPLETIONS, json!({"model": "other", "prompt": "hi"})),
+        ("/tokenize", json!({"model": "other", "prompt": "hi"})),
+    ] {
+        assert_eq!(error(&server.post(path, &body)), (404, json!("model"), json!("model_not_found")));
+    }
+    assert_eq!(error(&server.get("/v1/models/other/model")), (404, json!("model"), json!("model_not_found")));
+    for name in [harness::MODEL, "alias"] {
+        assert_eq!(server.get(&format!("/v1/models/{name}")).json()["id"], name);
+        assert_eq!(server.ask(COMPLETIONS, &json!({"model": name, "prompt": "hi"}))["model"], name);
+    }
+    let list = server.get("/models").json();
+    assert_eq!(list["data"].as_array().expect("a list").len(), 2);
+    assert_eq!(list["data"][0]["max_model_len"], 1000);
+}
+
+#[test]
+fn routes_and_methods() {
+    let server = TestServer::start();
+    for path in ["/", "/v1", "//v1/models", "/v1/../metrics", "/v2/completions", "/v1/chat", "/V1/models"] {
+        assert_eq!(error(&server.get(path)).0, 404, "{path}");
+    }
+    for route in route_table() {
+        let path = route.path.replace("{*id}", harness::MODEL);
+        let other = if route.method == "GET" { "DELETE" } else { "GET" };
+        let mut connection = server.connect();
+        connection.send(other, &path, &[], b"");
+        assert_eq!(error(&connection.receive()).0, 405, "{other} {path}");
+        // Every route is there, with and without its prefix, and none answers with a mistake of ours.
+        let mut connection = server.connect();
+        connection.send(route.method, &path, &[("content-type", "application/json")], b"{}");
+        let expected: &[u16] = if route.method == "GET" { &[200] } else { &[400] };
+        assert!(expected.contains(&connection.receive().status), "{path}");
+    }
+    let version = server.get("/version").json();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn bodies_that_are_not_json_objects() {
+    let server = TestServer::start();
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+    for body in [
+        "",
+        "{",
+        "[]",
+        "5",
+        "null",
+        "\"a\"",
+        "{\"a\":1e400}",
+        "{}{}",
+        "\u{0}",
+        deep.as_str(),
+        "{\"prompt\": \"\\ud800\"}",
+    ] {
+        let mut connection = server.connect();
+        connection.send("POST", CHAT, &[("content-type", "application/json")], body.as_bytes());
+        assert_eq!(error(&connection.receive()), (400, Value::Null, json!("invalid_json")), "{body:.40}");
+    }
+    let mut connection = server.connect();
+    connection.send("POST", CHAT, &[("content-type", "application/json")], b"\xff\xfe");
+    assert_eq!(error(&connection.receive()).0, 400);
+}
+
+#[test]
+fn content_types() {
+    let server = TestServer::start();
+    let post = |headers: &[(&str, &str)]| {
+        let mut connection = server.connect();
+        connection.send("POST", COMPLETIONS, headers, b"{\"prompt\": \"hi\"}");
+        connection.receive()
+    };
+    for good in [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "application/problem+json",
+    ] {
+        assert_eq!(post(&[("content-type", good)]).status, 200, "{good}");
+    }
+    for bad in ["text/plain", "application/x-www-form-urlencoded", "json", "application/jsonx", ""] {
+        assert_eq!(error(&post(&[("content-type", bad)])).0, 415, "{bad}");
+    }
+    assert_eq!(error(&post(&[])).0, 415);
+    assert_eq!(error(&post(&[("content-type", "application/json"), ("content-encoding", "gzip")])).0, 415);
+}
+
+#[test]
+fn bodies_that_are_too_large() {
+    let limits = AppLimits { body_len_max: 1000, ..AppLimits::default() };
+    let mut setup = Setup::default();
+    setup.options.limits = limits;
+    let server = TestServer::with(setup);
+    let body = json!({"prompt": "a".repeat(2000)}).to_string();
+    // Refused by its length alone, before any of it is sent.
+    let mut connection = server.connect();
+    let head = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write(head.as_bytes());
+    assert_eq!(error(&connection.receive()).0, 413);
+    // Of unknown length.
+    let mut connection = server.connect();
+    let head = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    );
+    connection.write(head.as_bytes());
+    connection.write(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes());
+    assert_eq!(error(&connection.receive()).0, 413);
+}
+
+#[test]
+fn request_ids_are_taken_over_or_made() {
+    let server = TestServer::start();
+    let id = |sent: &str| {
+        let mut connection = server.connect();
+        let headers = [("content-type", "application/json"), ("x-request-id", sent)];
+        connection.send(
+            "POST",
+            CHAT,
+            &headers,
+            br#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":1}"#,
+        );
+        let response = connection.receive();
+        let id = response.header("x-request-id").expect("an id").to_owned();
+        assert_eq!(response.json()["id"], format!("chatcmpl-{id}"));
+        id
+    };
+    assert_eq!(id("abc-123"), "abc-123");
+    for bad in ["", "with space", &"x".repeat(129)] {
+        assert_eq!(id(bad).len(), 32, "{bad}");
+    }
+    let response = server.get("/nowhere");
+    assert!(response.header("x-request-id").is_some());
+}
