@@ -1,8 +1,7 @@
 //! Sampling parameters of requests that leave them out: the model's own, from generation_config.json, or the API's.
 
-use models::{ModelFiles, ModelInfo};
+use models::ModelInfo;
 use scheduler::TokenId;
-use serde::Deserialize;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationDefaults {
@@ -16,28 +15,6 @@ pub struct GenerationDefaults {
     /// Every token id of a request must be below.
     pub vocab_size: usize,
 }
-
-/// The part of generation_config.json that vLLM takes over.
-#[derive(Debug, Default, Deserialize)]
-struct GenerationConfig {
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<usize>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum DefaultsError {
-    #[error(transparent)]
-    Read(#[from] models::FileError),
-    #[error("failed to parse {path}: {source}")]
-    Parse { path: String, source: serde_json::Error },
-    #[error("{path}: {message}")]
-    Range { path: String, message: String },
-}
-
-const FILE: &str = "generation_config.json";
 
 impl GenerationDefaults {
     /// The API's own.
@@ -53,34 +30,17 @@ impl GenerationDefaults {
         }
     }
 
-    /// The model's, where it has any.
-    pub fn of_model(info: &ModelInfo, files: &ModelFiles) -> Result<Self, DefaultsError> {
-        let Some(content) = files.read(FILE)? else { return Ok(Self::of_api(info)) };
-        let path = || files.describe(FILE);
-        let config: GenerationConfig = serde_json::from_slice(&content)
-            .map_err(|source| DefaultsError::Parse { path: path(), source })?;
-        let GenerationConfig { temperature, top_p, top_k, min_p, repetition_penalty } = config;
+    /// The model's, where it has any. The loader checked their ranges.
+    pub fn of_model(info: &ModelInfo, model: &models::GenerationDefaults) -> Self {
+        let models::GenerationDefaults { temperature, top_p, top_k, min_p, repetition_penalty } = *model;
         let api = Self::of_api(info);
-        let defaults = Self {
+        Self {
             temperature: temperature.unwrap_or(api.temperature),
             top_p: top_p.unwrap_or(api.top_p),
             top_k: top_k.unwrap_or(api.top_k),
             min_p: min_p.unwrap_or(api.min_p),
             repetition_penalty: repetition_penalty.unwrap_or(api.repetition_penalty),
             ..api
-        };
-        // Or every request that leaves them out would be refused.
-        let params = scheduler::SamplingParams {
-            temperature: defaults.temperature,
-            top_p: defaults.top_p,
-            top_k: defaults.top_k,
-            min_p: defaults.min_p,
-            repetition_penalty: defaults.repetition_penalty,
-            ..Default::default()
-        };
-        params
-            .check(info.vocab_size)
-            .map_err(|error| DefaultsError::Range { path: path(), message: error.to_string() })?;
-        Ok(defaults)
+        }
     }
 }

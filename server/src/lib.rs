@@ -15,6 +15,7 @@ pub mod engine_thread;
 pub mod error;
 pub mod http;
 mod lifecycle;
+pub mod load;
 pub mod logging;
 pub mod metrics;
 pub mod openai;

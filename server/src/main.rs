@@ -1,14 +1,13 @@
 //! The binary: arguments to configuration, and from there to `perilune::serve`.
 
 use clap::error::ErrorKind;
+use models::LoadFormat;
 use perilune::args::{Args, Command, ServeArgs};
 use perilune::config::Config;
-use perilune::run::EXIT_FAILURE;
-use perilune::{cli, logging};
+use perilune::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE, ModelSource};
+use perilune::source::{self, HubSettings, Needed};
+use perilune::{cli, load, logging};
 use std::process::ExitCode;
-
-/// What a supervisor can tell apart.
-const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let args = match Args::parse_from_line(std::env::args_os().collect()) {
@@ -56,6 +55,20 @@ fn serve(args: ServeArgs) -> ExitCode {
         std::env::var("RUST_LOG").ok().as_deref(),
         std::env::var_os("NO_COLOR").is_some(),
     );
-    tracing::error!("this build has no model loader yet");
-    ExitCode::from(perilune::run::EXIT_LOAD)
+    let needed = match config.load.load_format {
+        LoadFormat::Auto => Needed::All,
+        LoadFormat::Dummy => Needed::WithoutWeights,
+    };
+    let found = match source::find(config.model.as_deref(), needed, &HubSettings::from_env()) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "failed to find the model");
+            return ExitCode::from(EXIT_LOAD);
+        }
+    };
+    let (files, options) = (found.files.clone(), config.load.clone());
+    let root = config.model.clone().unwrap_or_else(|| found.name.clone());
+    let load = move || load::load(&files, &options);
+    let source = ModelSource { files: found.files, name: found.name, root, load };
+    perilune::run::run(config, source, load::exit_code)
 }

@@ -9,8 +9,9 @@ use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a supervisor can tell apart. 2, for usage, is given by `main`.
+/// What a supervisor can tell apart.
 pub const EXIT_FAILURE: u8 = 1;
+pub const EXIT_USAGE: u8 = 2;
 pub const EXIT_LOAD: u8 = 3;
 pub const EXIT_MEMORY: u8 = 4;
 /// The engine failed while serving: the process should be started again.

@@ -5,7 +5,7 @@ use crate::auth::ApiKeys;
 use crate::chat::image::ImageLimits;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
-use crate::defaults::{DefaultsError, GenerationDefaults};
+use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
 use crate::http::{HttpLimits, Phase, accept_loop};
 use crate::metrics::{CacheInfo, Metrics};
@@ -40,6 +40,8 @@ pub struct LoadedModel<R> {
     pub info: ModelInfo,
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
     pub scheduler_config: SchedulerConfig,
+    /// Sampling parameters that the model's authors recommend.
+    pub generation: models::GenerationDefaults,
 }
 
 /// Requests that can wait for the current step to end.
@@ -51,8 +53,6 @@ pub enum StartError<E> {
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Template(#[from] TemplateError),
-    #[error(transparent)]
-    Defaults(#[from] DefaultsError),
     #[error("{0}")]
     Load(E),
     #[error("invalid scheduler configuration: {0}")]
@@ -150,13 +150,13 @@ where
             runner: model.runner,
             config: scheduler_config,
             metrics: metrics.clone(),
-            loaded: (model.info, model.image_processor, metrics),
+            loaded: (model.info, model.image_processor, model.generation, metrics),
         })
     })?;
     app.http_metrics.startup("model", start.elapsed());
-    let (info, image_processor, metrics) = loaded;
+    let (info, image_processor, generation, metrics) = loaded;
     let defaults = match defaults {
-        DefaultsFrom::Model => GenerationDefaults::of_model(&info, files)?,
+        DefaultsFrom::Model => GenerationDefaults::of_model(&info, &generation),
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
     };
     let prompts = PromptBuilder::new(tokenizer.clone(), template, info.image_token_id);

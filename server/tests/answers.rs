@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::TestServer;
+use harness::{Setup, TestServer};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -262,6 +262,20 @@ fn logprobs_of_chat_have_bytes() {
             .collect();
         assert_eq!(String::from_utf8_lossy(&bytes), entry["token"].as_str().expect("a token"));
     }
+}
+
+#[test]
+fn the_model_may_have_its_own_defaults() {
+    let request = completion(json!({"max_tokens": 30}));
+    let mut setup = Setup::default();
+    setup.generation.temperature = Some(0.0);
+    let greedy = TestServer::with(setup);
+    let texts = [0, 1].map(|_| greedy.ask(COMPLETIONS, &request)["choices"][0]["text"].clone());
+    assert_eq!(texts[0], texts[1]);
+    // The API's default draws, each time with another seed.
+    let drawn = TestServer::start();
+    let texts = [0, 1].map(|_| drawn.ask(COMPLETIONS, &request)["choices"][0]["text"].clone());
+    assert_ne!(texts[0], texts[1]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A model for tests of everything around the model: the next token is a hash of all tokens before it, and of the pictures among
 //! them, so that a client can check every token, and mixed-up memory shows. Its tokenizer is one token a byte, and a few longer ones.
 
-use models::{ImageError, ImageProcessor, ModelFiles, ModelInfo};
+use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelInfo};
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
@@ -146,7 +146,11 @@ pub fn info() -> ModelInfo {
     }
 }
 
-pub fn model(control: Arc<Control>, config: SchedulerConfig) -> LoadedModel<FakeRunner> {
+pub fn model(
+    control: Arc<Control>,
+    config: SchedulerConfig,
+    generation: GenerationDefaults,
+) -> LoadedModel<FakeRunner> {
     let runner = FakeRunner {
         prefixes: vec![0; config.num_blocks * config.block_size],
         block_size: config.block_size,
@@ -159,6 +163,7 @@ pub fn model(control: Arc<Control>, config: SchedulerConfig) -> LoadedModel<Fake
         info: ModelInfo { max_model_len: config.max_model_len, ..info() },
         image_processor: Some(Arc::new(FakeImages)),
         scheduler_config: config,
+        generation,
     }
 }
 
@@ -289,7 +294,7 @@ const TEMPLATE: &str = "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{% if
 {%- endfor -%}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// The model's files: a byte-level tokenizer and a template.
-pub fn files(generation_config: &str) -> ModelFiles {
+pub fn files() -> ModelFiles {
     let mut vocab = serde_json::Map::new();
     for byte in 0..=255u8 {
         vocab.insert(byte_char(byte).to_string(), u32::from(byte).into());
@@ -314,7 +319,6 @@ pub fn files(generation_config: &str) -> ModelFiles {
     let files = vec![
         ("tokenizer.json", leak(tokenizer.to_string())),
         ("tokenizer_config.json", leak(config.to_string())),
-        ("generation_config.json", leak(generation_config.to_owned())),
     ];
     ModelFiles::Embedded(files.leak())
 }

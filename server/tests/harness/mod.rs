@@ -24,7 +24,7 @@ pub const MODEL: &str = "fake/model";
 pub struct Setup {
     pub options: ServeOptions,
     pub config: SchedulerConfig,
-    pub generation_config: &'static str,
+    pub generation: models::GenerationDefaults,
 }
 
 impl Default for Setup {
@@ -41,7 +41,7 @@ impl Default for Setup {
             chat_template: None,
             defaults: DefaultsFrom::Model,
         };
-        Self { options, config: fake::config(2000), generation_config: "{}" }
+        Self { options, config: fake::config(2000), generation: Default::default() }
     }
 }
 
@@ -58,7 +58,7 @@ impl TestServer {
     }
 
     pub fn with(setup: Setup) -> Self {
-        let Setup { options, config, generation_config } = setup;
+        let Setup { options, config, generation } = setup;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -69,8 +69,8 @@ impl TestServer {
         let serving = runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let listening = Listening::new(listener, options).expect("listens");
-            let load = move || Ok::<_, String>(fake::model(model_control, config));
-            match listening.serve(fake::files(generation_config), load).await {
+            let load = move || Ok::<_, String>(fake::model(model_control, config, generation));
+            match listening.serve(fake::files(), load).await {
                 Ok(serving) => serving,
                 Err(error) => panic!("{error}"),
             }

@@ -1,0 +1,55 @@
+//! From a model's files to a [`LoadedModel`], with a line in the log for each tenth of the weights.
+
+use crate::run::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
+use crate::serve::LoadedModel;
+use models::{DeviceRunner, LoadError, LoadOptions, Loaded, ModelFiles, Progress};
+use std::time::Instant;
+
+pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<DeviceRunner>, LoadError> {
+    let start = Instant::now();
+    let mut tenths = 0;
+    let mut report = |Progress { bytes_done, bytes_total }: Progress| {
+        let now = bytes_done.saturating_mul(10) / bytes_total.max(1);
+        if now > tenths && bytes_total >= WORTH_A_LINE {
+            tenths = now;
+            tracing::info!(percent = now * 10, gib = gib(bytes_done), "loading weights");
+        }
+    };
+    let Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults } =
+        models::load(files, options, &mut report)?;
+    tracing::info!(
+        architecture = info.architecture,
+        dtype = info.dtype,
+        parameters = info.num_parameters,
+        weights_gib = gib(plan.memory.weights + plan.memory.vision_weights),
+        total_gib = gib(plan.memory.total),
+        seconds = format!("{:.2}", start.elapsed().as_secs_f64()),
+        "loaded the model"
+    );
+    let full_len = scheduler_config.max_model_len.div_ceil(scheduler_config.block_size);
+    tracing::info!(
+        kv_gib = gib(plan.memory.kv_cache),
+        blocks = scheduler_config.num_blocks,
+        block_size = scheduler_config.block_size,
+        max_model_len = scheduler_config.max_model_len,
+        full_length_sequences = format!("{:.1}", scheduler_config.num_blocks as f64 / full_len.max(1) as f64),
+        "allocated the KV cache"
+    );
+    Ok(LoadedModel { runner, info, image_processor, scheduler_config, generation: generation_defaults })
+}
+
+/// Smaller models are there before anyone could read the line.
+const WORTH_A_LINE: u64 = 256 << 20;
+
+fn gib(bytes: u64) -> String {
+    format!("{:.3}", bytes as f64 / (1u64 << 30) as f64)
+}
+
+/// What kind of failure a supervisor is told of.
+pub fn exit_code(error: &LoadError) -> u8 {
+    match error {
+        LoadError::DoesNotFit(_) => EXIT_MEMORY,
+        LoadError::Option { .. } => EXIT_USAGE,
+        _ => EXIT_LOAD,
+    }
+}
