@@ -47,7 +47,7 @@ impl VisionConfig {
             text_hidden_size,
         };
         // A pair of values turns with the column, the next pair with the row.
-        if config.hidden_size % (4 * config.num_heads) != 0 {
+        if !config.hidden_size.is_multiple_of(4 * config.num_heads) {
             let message = format!(
                 "hidden_size = {} is not a multiple of 4 values for each of {} heads",
                 config.hidden_size, config.num_heads
