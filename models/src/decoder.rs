@@ -43,7 +43,7 @@ enum Attention {
 }
 
 enum LayerMlp {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Moe(Box<Moe>),
 }
 
@@ -184,7 +184,7 @@ impl Layer {
             mlp_norm: loader.vector("post_attention_layernorm.weight", hidden_size)?,
             mlp: match moe_of(config, index) {
                 Some(moe) => LayerMlp::Moe(Box::new(Moe::load(loader, moe, hidden_size)?)),
-                None => LayerMlp::Dense(Mlp::load(loader, "mlp", mlp_shape(config))?),
+                None => LayerMlp::Dense(Box::new(Mlp::load(loader, "mlp", mlp_shape(config))?)),
             },
         })
     }

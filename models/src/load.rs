@@ -2,13 +2,14 @@
 
 use crate::config::{GenerationDefaults, ModelConfig};
 use crate::decoder::{Decoder, Placement};
+use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
-use crate::memory::{self, Plan, Request};
-use crate::runner::DeviceRunner;
+use crate::memory::{self, Plan, Request, VisionShape};
+use crate::runner::{DeviceRunner, Eyes};
 use crate::scratch::Scratch;
 use crate::weights::Checkpoint;
 use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
-use kernels::Device;
+use kernels::{DType, Device, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
 
@@ -34,21 +35,31 @@ pub struct Progress {
 /// What the files say of a model, apart from its weights.
 struct Description {
     config: ModelConfig,
+    vision: Option<(VisionShape, KimiVlImageProcessor)>,
 }
 
 impl Description {
     fn read(files: &ModelFiles) -> Result<Self, LoadError> {
         let config = ModelConfig::read(files)?;
-        if config.vision.is_some() {
-            let file = files.describe(crate::config::CONFIG_FILE);
-            return Err(LoadError::config(&file, "vision_config", "pictures are not supported"));
-        }
-        Ok(Self { config })
+        let vision = match &config.vision {
+            None => None,
+            Some(part) => {
+                let file = files.describe(crate::config::CONFIG_FILE);
+                let shape = VisionConfig::read(&file, &part.object, config.decoder.hidden_size)?;
+                let processor = KimiVlImageProcessor::from_files(files)?;
+                processor.check(files, &shape)?;
+                let max_patches = processor.max_patches();
+                let max_tokens = shape.num_tokens(max_patches);
+                Some((VisionShape { config: shape, max_patches, max_tokens }, processor))
+            }
+        };
+        Ok(Self { config, vision })
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
         let limit = memory::resolve_limit(options.memory, memory::machine_memory)?;
-        Ok(Request { config: &self.config, vision: None, options, device, limit })
+        let vision = self.vision.as_ref().map(|(shape, _)| shape);
+        Ok(Request { config: &self.config, vision, options, device, limit })
     }
 }
 
@@ -80,6 +91,10 @@ pub fn load(
     report();
     let placement = Placement { device: &device, stored_as, max_model_len: plan.max_model_len };
     let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
+    let eyes = match &description.vision {
+        Some((shape, _)) => Some(load_eyes(&checkpoint, &device, stored_as, shape, &plan)?),
+        None => None,
+    };
     checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, stored_as, plan.num_blocks, plan.block_size);
@@ -88,9 +103,28 @@ pub fn load(
     let info = info(config, &plan);
     let scheduler_config = plan.scheduler_config();
     let generation_defaults = config.generation;
-    let runner = DeviceRunner::new(device, decoder, cache, scratch);
-    let image_processor = None;
+    let runner = DeviceRunner::new(device, decoder, eyes, cache, scratch);
+    let image_processor =
+        description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
     Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })
+}
+
+fn load_eyes(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    stored_as: DType,
+    shape: &VisionShape,
+    plan: &Plan,
+) -> Result<Eyes, LoadError> {
+    let images = plan.images.expect("a model with pictures plans for them");
+    let hidden_size = shape.config.text_hidden_size;
+    let rows = |n| Tensor::zeros(device, DType::F32, &[n, hidden_size]);
+    Ok(Eyes {
+        vision: Vision::load(checkpoint, device, stored_as, &shape.config, images.max_patches)?,
+        rows: rows(images.max_tokens),
+        cache: rows(memory::image_cache_rows(&images)),
+        rows_per_block: images.rows_per_block,
+    })
 }
 
 fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {

@@ -7,8 +7,8 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
+use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
-use crate::layers::WeightSize;
 use crate::scratch::{Scratch, StepLimits};
 use crate::{LoadError, LoadOptions, MemoryLimit};
 use kernels::{DType, Device};
@@ -102,13 +102,10 @@ impl fmt::Display for DoesNotFit {
 
 impl std::error::Error for DoesNotFit {}
 
-/// The vision part of a model, as far as memory is concerned.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct VisionSize {
-    pub weights: WeightSize,
-    /// For the largest picture.
-    pub buffer_bytes: u64,
-    /// Of the largest picture.
+/// The vision part of a model, as far as memory is concerned: made for the largest picture of its image processor.
+#[derive(Debug, Clone)]
+pub(crate) struct VisionShape {
+    pub config: VisionConfig,
     pub max_patches: usize,
     pub max_tokens: usize,
 }
@@ -116,7 +113,7 @@ pub(crate) struct VisionSize {
 /// Everything that sizes depend on.
 pub(crate) struct Request<'a> {
     pub config: &'a ModelConfig,
-    pub vision: Option<VisionSize>,
+    pub vision: Option<&'a VisionShape>,
     pub options: &'a LoadOptions,
     pub device: &'a Device,
     /// The memory limit in bytes.
@@ -140,15 +137,16 @@ impl Request<'_> {
     fn fixed(&self, max_model_len: usize) -> MemoryPlan {
         let (decoder, stored_as) = (&self.config.decoder, self.stored_as());
         let limits = self.limits(max_model_len);
+        let vision = self.vision_size();
         let image_rows = self.images().map_or(0, |images| image_cache_rows(&images) + images.max_tokens);
         let plan = MemoryPlan {
             limit: self.limit,
             weights: Decoder::size(decoder, stored_as).bytes,
-            vision_weights: self.vision.map_or(0, |vision| vision.weights.bytes),
+            vision_weights: vision.weight_bytes,
             position_tables: Decoder::rope_bytes(decoder, max_model_len),
             activations: Scratch::activation_bytes(self.device, decoder, &limits),
             logits: Scratch::logits_bytes(decoder, &limits),
-            vision_buffers: self.vision.map_or(0, |vision| vision.buffer_bytes),
+            vision_buffers: vision.buffer_bytes,
             image_cache: 4 * (image_rows * decoder.hidden_size) as u64,
             kv_cache: 0,
             total: 0,
@@ -156,8 +154,13 @@ impl Request<'_> {
         plan.with_kv_cache(0)
     }
 
+    fn vision_size(&self) -> VisionSize {
+        let of = |v: &VisionShape| VisionSize::of(self.device, &v.config, self.stored_as(), v.max_patches);
+        self.vision.map(of).unwrap_or_default()
+    }
+
     fn images(&self) -> Option<ImagePlan> {
-        let VisionSize { max_patches, max_tokens, .. } = self.vision?;
+        let VisionShape { max_patches, max_tokens, .. } = *self.vision?;
         // Room for the largest picture twice, so that one can be encoded while the other is read, and for a step of small ones.
         let rows = (2 * max_tokens).max(self.options.max_num_batched_tokens);
         let num_blocks = rows.div_ceil(IMAGE_ROWS_PER_BLOCK);
@@ -223,7 +226,7 @@ impl Request<'_> {
             architecture: config.architecture.clone(),
             dtype: published_name(self.stored_as()),
             num_parameters: Decoder::size(&config.decoder, self.stored_as()).parameters
-                + self.vision.map_or(0, |vision| vision.weights.parameters),
+                + self.vision_size().parameters,
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
             kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.stored_as()),
             max_model_len,

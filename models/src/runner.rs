@@ -2,17 +2,19 @@
 //! that blocks name.
 
 use crate::decoder::Decoder;
-use crate::input::{BlockSizes, ModelInput};
+use crate::input::{BlockSizes, ModelInput, slot};
+use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
 use crate::sampler::{self, Workspace};
 use crate::scratch::Scratch;
-use kernels::Device;
-use scheduler::{Batch, ModelRunner, Sample, Sampled, StepOutput};
+use kernels::{Device, Tensor, ops};
+use scheduler::{Batch, ImageEncode, ModelRunner, Sample, Sampled, StepOutput};
 use std::convert::Infallible;
 
 pub struct DeviceRunner {
     device: Device,
     decoder: Decoder,
+    eyes: Option<Eyes>,
     cache: KvCache,
     scratch: Scratch,
     sizes: BlockSizes,
@@ -20,12 +22,30 @@ pub struct DeviceRunner {
     workspace: Workspace,
 }
 
+/// What a model with pictures has beside its decoder.
+pub(crate) struct Eyes {
+    pub vision: Vision,
+    /// One picture, as it comes from the projector.
+    pub rows: Tensor,
+    /// All pictures that a running sequence may still read, row by row.
+    pub cache: Tensor,
+    pub rows_per_block: usize,
+}
+
 impl DeviceRunner {
-    pub(crate) fn new(device: Device, decoder: Decoder, cache: KvCache, scratch: Scratch) -> Self {
-        let sizes = BlockSizes { tokens: cache.block_size, image_rows: 1 };
+    pub(crate) fn new(
+        device: Device,
+        decoder: Decoder,
+        eyes: Option<Eyes>,
+        cache: KvCache,
+        scratch: Scratch,
+    ) -> Self {
+        let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
+        let sizes = BlockSizes { tokens: cache.block_size, image_rows };
         Self {
             device,
             decoder,
+            eyes,
             cache,
             scratch,
             sizes,
@@ -55,10 +75,13 @@ impl DeviceRunner {
 
     /// Encodes the pictures and runs the tokens of a step.
     fn forward(&mut self, batch: &Batch) {
-        assert!(batch.encodes.is_empty(), "only models with pictures get pictures");
+        for encode in &batch.encodes {
+            self.eyes.as_mut().expect("only models with pictures get pictures").encode(encode);
+        }
         self.input.pack(batch, self.sizes);
         if !batch.items.is_empty() {
-            self.decoder.forward(&self.input, None, &mut self.cache, &mut self.scratch);
+            let images = self.eyes.as_ref().map(|eyes| &eyes.cache);
+            self.decoder.forward(&self.input, images, &mut self.cache, &mut self.scratch);
         }
     }
 
@@ -73,6 +96,18 @@ impl DeviceRunner {
             sampled.extend(logits.zip(samples).map(|(row, s)| sampler::sample(row, s, &mut self.workspace)));
         }
         sampled
+    }
+}
+
+impl Eyes {
+    /// Encodes a picture and writes its rows to their places in the cache.
+    fn encode(&mut self, encode: &ImageEncode) {
+        let num_tokens = encode.image.num_tokens;
+        self.rows.set_rows(num_tokens);
+        self.vision.encode(&encode.image, &mut self.rows);
+        let from: Vec<u32> = (0..num_tokens as u32).collect();
+        let to: Vec<u32> = (0..num_tokens).map(|row| slot(&encode.rows, row, self.rows_per_block)).collect();
+        ops::scatter_rows(&self.rows, &from, &mut self.cache, &to);
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Scratch {
 }
 
 pub enum HeadBuffers {
-    Gqa(GqaBuffers),
+    Gqa(Box<GqaBuffers>),
     Mla(Box<MlaBuffers>),
 }
 
@@ -109,7 +109,7 @@ impl Scratch {
             normed: buffer(config.hidden_size),
             out: buffer(config.hidden_size),
             heads: match &config.attention {
-                AttentionConfig::Gqa(a) => HeadBuffers::Gqa(GqaBuffers::new(a, &buffer)),
+                AttentionConfig::Gqa(a) => HeadBuffers::Gqa(Box::new(GqaBuffers::new(a, &buffer))),
                 AttentionConfig::Mla(a) => HeadBuffers::Mla(Box::new(MlaBuffers::new(a, &buffer))),
             },
             attention: AttentionScratch::new(device, attention_sizes(config, limits)),

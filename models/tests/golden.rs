@@ -3,24 +3,66 @@
 
 mod common;
 
-use common::{Case, Golden, TEXT_FAMILIES, load, options};
-use models::DeviceRunner;
-use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
+use common::{Case, FAMILIES, Golden, fixture, load, options};
+use models::{DeviceRunner, ImagePlan, Loaded};
+use scheduler::{
+    Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, Sample, SamplingParams, SequenceId,
+};
 use std::sync::Arc;
 
 /// Sums in another order differ by about 1e-5.
 const TOLERANCE: f32 = 1e-3;
 
 /// Tokens of one sequence given chunk by chunk, in blocks scattered over the cache.
-struct Feed<'a> {
-    runner: &'a mut DeviceRunner,
+struct Feed {
+    runner: DeviceRunner,
     block_size: usize,
     num_blocks: usize,
+    images: Option<ImagePlan>,
 }
 
-impl Feed<'_> {
+/// A picture of the prompt, and where its rows are.
+struct Picture {
+    start: usize,
+    input: Arc<ImageInput>,
+    rows: Vec<BlockId>,
+}
+
+impl Picture {
+    /// What tokens `from..to` take of it.
+    fn part(&self, from: usize, to: usize) -> Option<ImageRows> {
+        let (start, end) = (self.start.max(from), (self.start + self.input.num_tokens).min(to));
+        (start < end).then(|| ImageRows {
+            first_token: start - from,
+            first_row: start - self.start,
+            len: end - start,
+            rows: self.rows.clone(),
+        })
+    }
+}
+
+impl Feed {
+    /// Gives each picture of a prompt its rows, from the last block of the image cache backwards, and encodes it.
+    fn encode(&mut self, pictures: Vec<(usize, Arc<ImageInput>)>) -> Vec<Picture> {
+        let mut free = self.images.map_or(0, |images| images.num_blocks) as u32;
+        let mut place = |(start, input): (usize, Arc<ImageInput>)| {
+            let blocks = input.num_tokens.div_ceil(self.images.unwrap().rows_per_block);
+            let rows = (0..blocks).map(|_| {
+                free -= 1;
+                BlockId(free)
+            });
+            Picture { start, rows: rows.collect(), input }
+        };
+        let pictures: Vec<Picture> = pictures.into_iter().map(&mut place).collect();
+        let encode =
+            |picture: &Picture| ImageEncode { image: picture.input.clone(), rows: picture.rows.clone() };
+        let batch = Batch { encodes: pictures.iter().map(encode).collect(), items: Vec::new() };
+        assert!(self.runner.distributions(&batch).is_empty());
+        pictures
+    }
+
     /// The distribution after the last token of `tokens[from..to]`.
-    fn chunk(&mut self, tokens: &[u32], from: usize, to: usize) -> Vec<f32> {
+    fn chunk(&mut self, tokens: &[u32], pictures: &[Picture], from: usize, to: usize) -> Vec<f32> {
         let blocks = to.div_ceil(self.block_size);
         // A step coprime to the number of blocks visits each of them once.
         let step = (self.num_blocks / 3..).find(|&step| gcd(step, self.num_blocks) == 1).unwrap();
@@ -29,7 +71,7 @@ impl Feed<'_> {
             tokens: tokens[from..to].to_vec(),
             context_len: from,
             blocks: (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
-            images: Vec::new(),
+            images: pictures.iter().filter_map(|picture| picture.part(from, to)).collect(),
             sample: Some(Sample {
                 params: Arc::new(SamplingParams::default()),
                 position: to,
@@ -58,14 +100,14 @@ fn compare(found: &[f32], expected: &[f32], place: &str) {
     }
 }
 
-fn check_case(feed: &mut Feed, golden: &Golden, case: &Case, chunk: usize) {
+fn check_case(feed: &mut Feed, golden: &Golden, case: &Case, pictures: &[Picture], chunk: usize) {
     let place = |what: &str| format!("{} in chunks of {chunk}, {what}", case.name);
     let mut tokens = case.prompt.clone();
     let vocab_size = golden.array(case, "last_logprobs").expect("last_logprobs").len();
     let mut last = Vec::new();
     for from in (0..tokens.len()).step_by(chunk) {
         let to = (from + chunk).min(tokens.len());
-        last = feed.chunk(&tokens, from, to);
+        last = feed.chunk(&tokens, pictures, from, to);
         if let Some(all) = golden.array(case, "logprobs") {
             compare(
                 &last,
@@ -83,19 +125,26 @@ fn check_case(feed: &mut Feed, golden: &Golden, case: &Case, chunk: usize) {
         assert_eq!(argmax(&last), token, "{}", place(&format!("greedy token {i}")));
         compare(&[last[token as usize]], &[greedy[i]], &place(&format!("greedy token {i}")));
         tokens.push(token);
-        last = feed.chunk(&tokens, tokens.len() - 1, tokens.len());
+        last = feed.chunk(&tokens, pictures, tokens.len() - 1, tokens.len());
     }
 }
 
 fn check_family(name: &str) {
     let golden = Golden::read(name);
     assert!(!golden.cases.is_empty());
-    let mut loaded = load(name, &options());
-    let (block_size, num_blocks) = (loaded.plan.block_size, loaded.plan.num_blocks);
-    let mut feed = Feed { runner: &mut loaded.runner, block_size, num_blocks };
-    for case in golden.cases.iter().filter(|case| case.images.is_empty()) {
+    let Loaded { runner, plan, image_processor, .. } = load(name, &options());
+    let mut feed =
+        Feed { runner, block_size: plan.block_size, num_blocks: plan.num_blocks, images: plan.images };
+    let process = |file: &str| {
+        let picture = image::open(fixture(name).join(file)).unwrap().to_rgb8();
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap())
+    };
+    for case in &golden.cases {
+        let pictures = case.images.iter().map(|(file, offset)| (*offset, process(file))).collect();
+        let pictures = feed.encode(pictures);
         for chunk in [1, 7, 1000] {
-            check_case(&mut feed, &golden, case, chunk);
+            check_case(&mut feed, &golden, case, &pictures, chunk);
         }
     }
 }
@@ -109,7 +158,7 @@ macro_rules! families {
 
         #[test]
         fn no_family_is_forgotten() {
-            assert_eq!(TEXT_FAMILIES, [$(stringify!($name)),*]);
+            assert_eq!(FAMILIES, [$(stringify!($name)),*]);
         }
     };
 }
@@ -127,4 +176,5 @@ families!(
     deepseek_v3,
     deepseek_v2_lite,
     deepseek_v2,
+    kimi_vl,
 );

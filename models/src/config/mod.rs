@@ -40,7 +40,6 @@ pub struct ModelConfig {
 /// The vision part of a configuration: read further by the code of its architecture.
 #[derive(Debug, Clone)]
 pub struct VisionPart {
-    #[allow(dead_code, reason = "the vision part reads it")]
     /// `vision_config` as it stands in the file.
     pub object: Map<String, Value>,
     /// The placeholder that a picture's rows replace.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub const TEXT_FAMILIES: &[&str] = &[
+pub const FAMILIES: &[&str] = &[
     "llama",
     "llama1",
     "llama31",
@@ -20,6 +20,7 @@ pub const TEXT_FAMILIES: &[&str] = &[
     "deepseek_v3",
     "deepseek_v2_lite",
     "deepseek_v2",
+    "kimi_vl",
 ];
 
 pub fn fixture(name: &str) -> PathBuf {

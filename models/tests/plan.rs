@@ -1,0 +1,188 @@
+//! What is planned is what is allocated, what does not fit is refused with its numbers, and loading complains about everything
+//! that a user can get wrong.
+
+mod common;
+
+use common::{FAMILIES, files, fixture, load, options};
+use models::{DTypeChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, Plan};
+use serde_json::{Value, json};
+
+fn check_bytes(what: &str, loaded: &Loaded) {
+    let plan = &loaded.plan;
+    assert_eq!(loaded.runner.device().allocated_bytes(), plan.memory.total, "{what}");
+    assert!(plan.memory.total <= plan.memory.limit, "{what}");
+    assert_eq!(plan.memory.kv_cache, (plan.num_blocks * plan.block_size) as u64 * plan.kv_bytes_per_token);
+}
+
+#[test]
+fn planned_bytes_are_allocated_bytes_in_every_family() {
+    for &family in FAMILIES {
+        for dtype in [DTypeChoice::Auto, DTypeChoice::F32, DTypeChoice::F16] {
+            let options = LoadOptions { dtype, max_num_batched_tokens: 47, ..options() };
+            let planned = models::plan(&files(family), &options).unwrap();
+            let loaded = load(family, &options);
+            assert_eq!(loaded.plan, planned, "{family}");
+            check_bytes(&format!("{family} in {dtype:?}"), &loaded);
+        }
+    }
+}
+
+/// Moonlight with so many layers: weights are made up or not needed, so config.json is all.
+fn moonlight(num_layers: usize) -> Value {
+    json!({
+        "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 163840, "hidden_size": 2048, "intermediate_size": 11264,
+        "moe_intermediate_size": 1408, "num_hidden_layers": num_layers, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "kv_lora_rank": 512, "q_lora_rank": null, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64, "num_experts_per_tok": 6,
+        "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": true,
+        "routed_scaling_factor": 2.446, "rms_norm_eps": 1e-5, "rope_theta": 50000.0, "max_position_embeddings": 8192,
+        "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0
+    })
+}
+
+fn embedded(config: &Value) -> ModelFiles {
+    let content: &'static [u8] = config.to_string().leak().as_bytes();
+    ModelFiles::Embedded(vec![("config.json", content)].leak())
+}
+
+#[test]
+fn planned_bytes_are_allocated_bytes_for_a_dummy_moonlight() {
+    let options = LoadOptions {
+        load_format: LoadFormat::Dummy,
+        dtype: DTypeChoice::Auto,
+        max_model_len: Some(777),
+        max_num_seqs: 3,
+        max_num_batched_tokens: 129,
+        memory: MemoryLimit::Bytes(4 << 30),
+        ..options()
+    };
+    let mut reported = Vec::new();
+    // Real widths; fewer rows and experts, so that making them up takes no time.
+    let mut config = moonlight(3);
+    config["vocab_size"] = 1031.into();
+    config["n_routed_experts"] = 7.into();
+    let loaded = models::load(&embedded(&config), &options, &mut |p| reported.push(p)).unwrap();
+    check_bytes("moonlight", &loaded);
+    assert_eq!(loaded.info.num_parameters, loaded.plan.num_parameters);
+    assert!(reported.is_sorted_by_key(|p| p.bytes_done));
+    let last = reported.last().unwrap();
+    assert_eq!(last.bytes_done, last.bytes_total);
+}
+
+fn plan(options: &LoadOptions) -> Result<Plan, LoadError> {
+    models::plan(&embedded(&moonlight(27)), options)
+}
+
+/// Of the full model, which no test could load.
+#[test]
+fn plan_of_the_whole_moonlight() {
+    let options = LoadOptions {
+        dtype: DTypeChoice::Auto,
+        max_model_len: None,
+        max_num_seqs: 16,
+        max_num_batched_tokens: 512,
+        block_size: 16,
+        memory: MemoryLimit::Bytes(40 << 30),
+        ..options()
+    };
+    let fitting = plan(&options).unwrap();
+    assert_eq!(fitting.num_parameters, 15_960_108_544 + 26 * 64);
+    assert_eq!((fitting.max_model_len, fitting.kv_bytes_per_token), (8192, 31_104));
+    // Enough for all sequences at their longest: no more is taken.
+    assert_eq!(fitting.num_blocks, 16 * 8192 / 16);
+    let text = fitting.to_string();
+    assert!(text.starts_with("DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16\n"), "{text}");
+    let json = serde_json::to_value(&fitting).unwrap();
+    assert_eq!(json["memory"]["total"], fitting.memory.total);
+    // A little more than the weights: the context shrinks to what fits, and the limit is used up to less than a block.
+    let base = fitting.memory.total - fitting.memory.kv_cache;
+    let tight = LoadOptions { memory: MemoryLimit::Bytes(base + (50 << 20)), ..options.clone() };
+    let shrunk = plan(&tight).unwrap();
+    assert!((1000..2000).contains(&shrunk.max_model_len), "{}", shrunk.max_model_len);
+    assert!(shrunk.memory.total <= shrunk.memory.limit);
+    assert!(shrunk.memory.limit - shrunk.memory.total < 2 * 16 * 31_104);
+    assert!(shrunk.num_blocks * 16 >= shrunk.max_model_len);
+    // Asked for, it is refused, with the numbers.
+    let asked = plan(&LoadOptions { max_model_len: Some(8192), ..tight });
+    let Err(LoadError::DoesNotFit(numbers)) = asked else { panic!("{asked:?}") };
+    assert_eq!(numbers.kv_cache, 8192 * 31_104);
+    assert!(numbers.needed > numbers.limit);
+    let none = plan(&LoadOptions { memory: MemoryLimit::Bytes(1 << 30), ..options });
+    assert!(matches!(none, Err(LoadError::DoesNotFit(_))), "{none:?}");
+}
+
+#[test]
+fn concurrency_follows_the_blocks() {
+    let options = LoadOptions {
+        dtype: DTypeChoice::Auto,
+        max_model_len: None,
+        max_num_seqs: 100,
+        max_num_batched_tokens: 512,
+        memory: MemoryLimit::Bytes(36 << 30),
+        ..options()
+    };
+    let plan = plan(&options).unwrap();
+    let lens: Vec<usize> = plan.concurrency.iter().map(|c| c.context_len).collect();
+    assert_eq!(lens, [1024, 4096, 8192]);
+    for c in &plan.concurrency {
+        let blocks = c.context_len.div_ceil(plan.block_size);
+        assert!(c.sequences * blocks <= plan.num_blocks);
+        assert!(c.sequences == 100 || (c.sequences + 1) * blocks > plan.num_blocks);
+    }
+}
+
+#[test]
+fn options_are_checked_by_name() {
+    let check = |option: &str, options: LoadOptions| {
+        let message = plan(&options).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{option}: ")), "{message}");
+    };
+    let good = options();
+    check("max_num_seqs", LoadOptions { max_num_seqs: 0, ..good.clone() });
+    check("block_size", LoadOptions { block_size: 0, ..good.clone() });
+    check("max_model_len", LoadOptions { max_model_len: Some(8193), ..good.clone() });
+    check("max_model_len", LoadOptions { max_model_len: Some(0), ..good.clone() });
+    check("max_num_batched_tokens", LoadOptions { max_num_batched_tokens: 39, ..good.clone() });
+    check("memory", LoadOptions { memory: MemoryLimit::Fraction(1.5), ..good });
+}
+
+/// The fixture `llama` with one file changed.
+fn changed(name: &'static str, content: &[u8]) -> ModelFiles {
+    let list = ["config.json", "generation_config.json", "model.safetensors"].map(|file| {
+        let bytes = match file == name {
+            true => content.to_vec(),
+            false => std::fs::read(fixture("llama").join(file)).unwrap(),
+        };
+        (file, &*bytes.leak())
+    });
+    ModelFiles::Embedded(list.to_vec().leak())
+}
+
+#[test]
+fn what_is_wrong_with_a_checkpoint_is_said_in_one_line() {
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(fixture("llama").join("config.json")).unwrap()).unwrap();
+    let weights = std::fs::read(fixture("llama").join("model.safetensors")).unwrap();
+    let check = |files: ModelFiles, expected: &str| {
+        let message = models::load(&files, &options(), &mut |_| {}).err().expect(expected).to_string();
+        assert!(message.contains(expected) && !message.contains('\n'), "{message}");
+    };
+    let with = |key: &str, value: Value| {
+        let mut config = config.clone();
+        config[key] = value;
+        changed("config.json", config.to_string().as_bytes())
+    };
+    check(
+        with("vocab_size", json!(129)),
+        "tensor model.embed_tokens.weight: expected shape [129, 40], found [128, 40]",
+    );
+    check(with("num_hidden_layers", json!(3)), "tensor model.layers.2.input_layernorm.weight is missing");
+    check(with("num_hidden_layers", json!(1)), "tensors belong to no part of the model: model.layers.1.");
+    check(with("intermediate_size", json!(96)), "expected shape [96, 40], found [104, 40]");
+    check(with("attention_bias", json!(true)), "tensor model.layers.0.self_attn.q_proj.bias is missing");
+    check(changed("model.safetensors", &weights[..weights.len() - 1]), "is not a valid safetensors file");
+    check(changed("config.json", b"{}"), "config.json: architectures: is missing");
+    check(ModelFiles::Directory(fixture("no such model")), "config.json is missing");
+    // The head of a tied model may be stored; nothing else becomes superfluous by the tie.
+    models::load(&with("tie_word_embeddings", json!(true)), &options(), &mut |_| {}).unwrap();
+}
