@@ -283,7 +283,7 @@ impl Tensor {
         let range = start..start + values.len();
         match self.dtype {
             DType::F32 => self.as_f32_mut()[range].copy_from_slice(values),
-            DType::BF16 => round_into(&mut self.as_u16_mut()[range], values, |v| bf16::from_f32(v).to_bits()),
+            DType::BF16 => round_into(&mut self.as_u16_mut()[range], values, bf16_bits),
             DType::F16 => {
                 round_into(&mut self.as_u16_mut()[range], values, |v| f16::from_f32_const(v).to_bits())
             }
@@ -307,6 +307,14 @@ impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.dtype, self.shape())
     }
+}
+
+/// To nearest even, as `half` does it, without its branch: NaN becomes a quiet NaN.
+fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
 fn round_into(out: &mut [u16], values: &[f32], round: impl Fn(f32) -> u16) {

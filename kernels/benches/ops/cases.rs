@@ -53,7 +53,7 @@ fn linears(bench: &Bench) {
     let (x, mut out) = (random(bench, &[1024, 1152]), zeros(bench, &[1024, 4304]));
     for act in [Activation::GeluTanh, Activation::GeluErf] {
         let sizes = format!("bfloat16 T 1024 N 4304 K 1152 {act:?}");
-        bench.line("linear", &sizes, Work::Flop(2.0 * (1024 * 4304 * 1152) as f64), || {
+        bench.line("linear", &sizes, Work::Flop(2.0 * 1024.0 * 4304.0 * 1152.0), || {
             linear(&x, &w, None, act, &mut out);
         });
     }

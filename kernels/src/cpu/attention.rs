@@ -1,6 +1,6 @@
 //! Attention: how the work is cut into tasks. What a task does is in `attention_block`.
 //!
-//! A block is up to 32 rows (tokens × heads) that share a key head; a task is a block, or, when there are few blocks and long
+//! A block is up to 64 rows (tokens × heads) that share a key head; a task is a block, or, when there are few blocks and long
 //! contexts, one range of a block's keys, whose result waits in a slot until all ranges are there and are merged in order.
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
@@ -125,6 +125,8 @@ impl Problem<'_> {
 
 /// Few blocks for each thread: worth cutting further.
 const FEW: usize = 4;
+/// Rows that a slot holds: those of one token.
+const SLOT_ROWS: usize = 32;
 
 fn num_slots(sizes: &AttentionSizes, num_threads: usize) -> usize {
     if sizes.max_context <= RANGE || num_threads == 1 {
@@ -134,7 +136,7 @@ fn num_slots(sizes: &AttentionSizes, num_threads: usize) -> usize {
 }
 
 pub(crate) fn scratch_len(sizes: &AttentionSizes, num_threads: usize) -> usize {
-    num_threads * Workspace::len(sizes) + num_slots(sizes, num_threads) * State::len(sizes)
+    num_threads * Workspace::len(sizes) + num_slots(sizes, num_threads) * State::len(sizes, SLOT_ROWS)
 }
 
 pub(crate) fn gqa(
@@ -216,7 +218,8 @@ fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut T
     };
     if num_blocks < FEW * num_workers {
         let num_ranges = (0..num_blocks).map(|block| problem.block(block).num_ranges()).sum();
-        if num_ranges > num_blocks && num_ranges <= num_slots(&sizes, num_workers) {
+        let fit = (0..num_blocks).all(|block| problem.block(block).num_rows() <= SLOT_ROWS);
+        if fit && num_ranges > num_blocks && num_ranges <= num_slots(&sizes, num_workers) {
             cpu.pool.run(num_ranges, &|index, worker| task.one_range(index, worker));
             return cpu.pool.run(num_blocks, &|index, worker| task.merge(index, worker));
         }
@@ -240,19 +243,20 @@ impl Task<'_> {
     }
 
     fn slot(&self, index: usize) -> State<'_> {
-        let len = State::len(&self.problem.sizes);
+        let len = State::len(&self.problem.sizes, SLOT_ROWS);
         // SAFETY: each range has its own slot; merging comes after, in a region of its own.
-        State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes)
+        State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes, SLOT_ROWS)
     }
 
     fn whole_block(&self, index: usize, worker: usize) {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
-        work.total.clear();
+        let width = attention_block::width(&block);
+        work.total.clear(width);
         attention_block::pack_queries(self.problem, &block, &mut work);
         for range in 0..block.num_ranges() {
             attention_block::attend(self.isa, self.problem, &block, range, &mut work);
-            attention_block::merge(self.isa, &work.range, &mut work.total);
+            attention_block::merge(self.isa, &work.range, &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
     }
@@ -262,16 +266,17 @@ impl Task<'_> {
         let mut work = self.workspace(worker);
         attention_block::pack_queries(self.problem, &block, &mut work);
         attention_block::attend(self.isa, self.problem, &block, range, &mut work);
-        self.slot(index).copy_from(&work.range);
+        self.slot(index).copy_from(&work.range, attention_block::width(&block));
     }
 
     fn merge(&self, index: usize, worker: usize) {
         let first: usize = (0..index).map(|before| self.problem.block(before).num_ranges()).sum();
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
-        work.total.clear();
+        let width = attention_block::width(&block);
+        work.total.clear(width);
         for range in 0..block.num_ranges() {
-            attention_block::merge(self.isa, &self.slot(first + range), &mut work.total);
+            attention_block::merge(self.isa, &self.slot(first + range), &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
     }

@@ -4,20 +4,20 @@
 //! across, so that the softmax runs in vectors of rows, and the scores are in the order in which the second product wants them.
 //!
 //! ```text
-//! keys [64, D] · queries [D, 32 rows] = scores [64, 32]  ─exp─▶  weights [64, 32]ᵀ · values [64, Dv]  +▶ sums [32, Dv]
+//! keys [64, D] · queries [D, 64 rows] = scores [64, 64]  ─exp─▶  weights [64, 64]ᵀ · values [64, Dv]  +▶ sums [64, Dv]
 //! ```
 //! Both products are the one tile of `tile`, sums in the order of d, or of the keys. A key that a row may not see has weight 0,
 //! and adding 0 · v changes no bit.
 
 use super::SharedMut;
 use super::attention::{Block, Problem};
-use super::simd::{Simd, math, simd_entry};
+use super::simd::{MAX_LANES, Simd, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::ops::{AttentionSizes, Ragged};
 use crate::{DType, Tensor};
 
 /// Rows of a block.
-pub(crate) const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 64;
 /// Keys of a tile.
 const KEYS: usize = 64;
 /// Keys of a range: whole tiles.
@@ -41,27 +41,35 @@ pub(crate) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    pub fn len(sizes: &AttentionSizes) -> usize {
-        ROWS * (2 + row_len(sizes.value_dim))
+    pub fn len(sizes: &AttentionSizes, num_rows: usize) -> usize {
+        num_rows * (2 + row_len(sizes.value_dim))
     }
 
-    pub fn new(buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
-        let (max, buffer) = buffer.split_at_mut(ROWS);
-        let (sum, buffer) = buffer.split_at_mut(ROWS);
-        Self { max, sum, values: &mut buffer[..ROWS * row_len(sizes.value_dim)] }
+    pub fn new(buffer: &'a mut [f32], sizes: &AttentionSizes, num_rows: usize) -> Self {
+        let (max, buffer) = buffer.split_at_mut(num_rows);
+        let (sum, buffer) = buffer.split_at_mut(num_rows);
+        Self { max, sum, values: &mut buffer[..num_rows * row_len(sizes.value_dim)] }
     }
 
-    pub fn clear(&mut self) {
-        self.max.fill(LOWEST);
-        self.sum.fill(0.0);
-        self.values.fill(0.0);
+    /// For `width` rows.
+    pub fn clear(&mut self, width: usize) {
+        let row = self.values.len() / self.max.len();
+        self.max[..width].fill(LOWEST);
+        self.sum[..width].fill(0.0);
+        self.values[..width * row].fill(0.0);
     }
 
-    pub fn copy_from(&mut self, other: &State) {
-        self.max.copy_from_slice(other.max);
-        self.sum.copy_from_slice(other.sum);
-        self.values.copy_from_slice(other.values);
+    pub fn copy_from(&mut self, other: &State, width: usize) {
+        let row = self.values.len() / self.max.len();
+        self.max[..width].copy_from_slice(&other.max[..width]);
+        self.sum[..width].copy_from_slice(&other.sum[..width]);
+        self.values[..width * row].copy_from_slice(&other.values[..width * row]);
     }
+}
+
+/// Rows of a block in whole vectors of any width.
+pub(crate) fn width(block: &Block) -> usize {
+    block.num_rows().next_multiple_of(MAX_LANES)
 }
 
 /// What a thread works with.
@@ -84,7 +92,7 @@ pub(crate) struct Workspace<'a> {
 
 impl<'a> Workspace<'a> {
     pub fn len(sizes: &AttentionSizes) -> usize {
-        Self::parts(sizes).iter().sum::<usize>() + 2 * State::len(sizes)
+        Self::parts(sizes).iter().sum::<usize>() + 2 * State::len(sizes, ROWS)
     }
 
     fn parts(sizes: &AttentionSizes) -> [usize; 6] {
@@ -95,8 +103,8 @@ impl<'a> Workspace<'a> {
     pub fn new(mut buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
         let mut take = |len: usize| buffer.split_off_mut(..len).expect("the buffer has this length");
         let [queries, keys, values, scores, shrink, visible] = Self::parts(sizes).map(&mut take);
-        let states = [State::len(sizes); 2].map(&mut take);
-        let [range, total] = states.map(|state| State::new(state, sizes));
+        let states = [State::len(sizes, ROWS); 2].map(&mut take);
+        let [range, total] = states.map(|state| State::new(state, sizes, ROWS));
         Self { queries, keys, values, scores, shrink, visible, range, total }
     }
 }
@@ -128,9 +136,9 @@ simd_entry! {
 
 #[inline(always)]
 fn attend_body<S: Simd>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
-    work.range.clear();
+    work.range.clear(width(block));
     let end = block.last_visible.min((range + 1) * RANGE);
-    // Vectors that hold rows: fewer than all when a block is small.
+    // Lanes that hold rows: fewer than all when a block is small.
     let width = block.num_rows().next_multiple_of(S::LANES);
     for first in (range * RANGE..end).step_by(KEYS) {
         let n = KEYS.min(end - first);
@@ -238,10 +246,14 @@ fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mu
 fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
     for (j, scores) in work.scores.chunks_exact_mut(ROWS).take(n).enumerate() {
         let position = s.splat((first + j) as f32);
-        for (scores, visible) in scores[..width].chunks_mut(S::LANES).zip(work.visible.chunks(S::LANES)) {
-            let score = s.load_slice(scores);
-            let seen = s.select_lt(position, s.load_slice(visible), score, s.splat(f32::NEG_INFINITY));
-            s.store_slice(scores, seen);
+        for lane in (0..width).step_by(S::LANES) {
+            let lanes = lane..lane + S::LANES;
+            let (score, visible) =
+                (s.load_slice(&scores[lanes.clone()]), s.load_slice(&work.visible[lanes.clone()]));
+            s.store_slice(
+                &mut scores[lanes],
+                s.select_lt(position, visible, score, s.splat(f32::NEG_INFINITY)),
+            );
         }
     }
 }
@@ -273,11 +285,16 @@ fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
 /// Sums of rows whose maximum rose.
 #[inline(always)]
 fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Workspace<'_>) {
-    let rows = work.range.values.chunks_exact_mut(row_len(problem.sizes.value_dim));
-    for (values, &factor) in rows.zip(&work.shrink[..num_rows]) {
+    let len = row_len(problem.sizes.value_dim);
+    for row in 0..num_rows {
+        let factor = work.shrink[row];
         // Times 1 would change nothing.
         if factor != 1.0 {
-            math::map_in_place(s, values, |s, v| s.mul(v, s.splat(factor)));
+            let values = &mut work.range.values[row * len..(row + 1) * len];
+            for i in (0..len).step_by(S::LANES) {
+                let v = s.mul(s.load_slice(&values[i..]), s.splat(factor));
+                s.store_slice(&mut values[i..], v);
+            }
         }
     }
 }
@@ -320,14 +337,14 @@ fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, w
 }
 
 simd_entry! {
-    /// Adds a range to the ranges before it.
-    pub(crate) fn merge(range: &State<'_>, total: &mut State<'_>) = merge_body
+    /// Adds a range to the ranges before it, for `width` rows.
+    pub(crate) fn merge(range: &State<'_>, total: &mut State<'_>, width: usize) = merge_body
 }
 
 #[inline(always)]
-fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>) {
+fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>, width: usize) {
     let (mut keep, mut take) = ([0.0; ROWS], [0.0; ROWS]);
-    for lane in (0..ROWS).step_by(S::LANES) {
+    for lane in (0..width).step_by(S::LANES) {
         let lanes = lane..lane + S::LANES;
         let (a, b) = (s.load_slice(&total.max[lanes.clone()]), s.load_slice(&range.max[lanes.clone()]));
         let max = s.max(a, b);
@@ -339,12 +356,13 @@ fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>) {
         s.store_slice(&mut keep[lanes.clone()], a);
         s.store_slice(&mut take[lanes], b);
     }
-    let len = total.values.len() / ROWS;
-    let rows = total.values.chunks_exact_mut(len).zip(range.values.chunks_exact(len));
-    for ((total, range), (keep, take)) in rows.zip(keep.into_iter().zip(take)) {
-        for (total, range) in total.chunks_mut(S::LANES).zip(range.chunks(S::LANES)) {
-            let kept = s.mul(s.splat(keep), s.load_slice(total));
-            s.store_slice(total, s.fma(s.splat(take), s.load_slice(range), kept));
+    let len = total.values.len() / total.max.len();
+    for row in 0..width {
+        let values = row * len..(row + 1) * len;
+        let (total, range) = (&mut total.values[values.clone()], &range.values[values]);
+        for i in (0..len).step_by(S::LANES) {
+            let kept = s.mul(s.splat(keep[row]), s.load_slice(&total[i..]));
+            s.store_slice(&mut total[i..], s.fma(s.splat(take[row]), s.load_slice(&range[i..]), kept));
         }
     }
 }

@@ -122,6 +122,9 @@ fn run_part_of<S: Simd, W: Format>(s: S, job: &Gemm<'_>, member: usize, part: &P
                 // SAFETY: the last panel of a member is the only one that goes here, and was written above.
                 out.copy_from_slice(&unsafe { edge.row(row) }[..to.columns]);
             }
+            if job.bias.is_none() && job.act == Activation::None {
+                continue;
+            }
             finish(s, out, job.bias.map(|bias| &bias[to.first_column..]), job.act);
         }
     }
@@ -147,16 +150,11 @@ impl Destination {
 
 #[inline(always)]
 fn finish<S: Simd>(s: S, out: &mut [f32], bias: Option<&[f32]>, act: Activation) {
-    if let Some(bias) = bias {
-        for (out, bias) in out.chunks_mut(S::LANES).zip(bias.chunks(S::LANES)) {
-            let bias = s.load_slice(&bias[..out.len()]);
-            s.store_slice(out, s.add(s.load_slice(out), bias));
+    for i in (0..out.len()).step_by(S::LANES) {
+        let mut v = s.load_slice(&out[i..]);
+        if let Some(bias) = bias {
+            v = s.add(v, s.load_slice(&bias[i..out.len()]));
         }
-    }
-    match act {
-        Activation::None => {}
-        Activation::GeluTanh => math::map_in_place(s, out, math::gelu_tanh),
-        Activation::GeluErf => math::map_in_place(s, out, math::gelu_erf),
-        Activation::QuickGelu => math::map_in_place(s, out, math::quick_gelu),
+        s.store_slice(&mut out[i..], math::activate(s, act, v));
     }
 }

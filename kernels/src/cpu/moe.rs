@@ -223,9 +223,9 @@ fn gate<S: Simd>(s: S, stage: &UpStage<'_>, unit: usize, rows: Range<usize>, sum
         let (out, sums) = unsafe {
             (stage.out.slice(row * stage.inner + unit * PANEL, columns), [sums[0].row(i), sums[1].row(i)])
         };
-        for (c, out) in out.chunks_mut(S::LANES).enumerate() {
-            let [gate, up] = sums.map(|sums| s.load_slice(&sums[c * S::LANES..]));
-            s.store_slice(out, s.mul(math::silu(s, gate), up));
+        for c in (0..columns).step_by(S::LANES) {
+            let gate = math::silu(s, s.load_slice(&sums[0][c..]));
+            s.store_slice(&mut out[c..], s.mul(gate, s.load_slice(&sums[1][c..])));
         }
     }
 }
@@ -238,12 +238,12 @@ simd_entry! {
 #[inline(always)]
 fn weighted_sum_body<S: Simd>(s: S, rows: &[f32], places: &[i32], weights: &[f32], out: &mut [f32]) {
     let h = out.len();
-    for (c, out) in out.chunks_mut(S::LANES).enumerate() {
+    for c in (0..h).step_by(S::LANES) {
         let mut sum = s.zero();
-        for (&place, &weight) in places.iter().zip(weights) {
-            let row = &rows[place as usize * h + c * S::LANES..][..out.len()];
-            sum = s.fma(s.splat(weight), s.load_slice(row), sum);
+        for j in 0..places.len() {
+            let row = places[j] as usize * h;
+            sum = s.fma(s.splat(weights[j]), s.load_slice(&rows[row + c..row + h]), sum);
         }
-        s.store_slice(out, sum);
+        s.store_slice(&mut out[c..], sum);
     }
 }

@@ -9,11 +9,14 @@ simd_entry! {
 
 #[inline(always)]
 fn rms_norm_body<S: Simd>(s: S, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(w.len()).zip(out.chunks_exact_mut(w.len())) {
-        let mean = sum_by(s, x, |v| s.mul(v, v)) / w.len() as f32;
+    let d = w.len();
+    for first in (0..out.len()).step_by(d) {
+        let (x, out) = (&x[first..first + d], &mut out[first..first + d]);
+        let mean = sum_of_squares(s, x, 0.0) / d as f32;
         let factor = s.splat(1.0 / (mean + eps).sqrt());
-        for ((x, w), out) in x.chunks(S::LANES).zip(w.chunks(S::LANES)).zip(out.chunks_mut(S::LANES)) {
-            s.store_slice(out, s.mul(s.mul(s.load_slice(x), factor), s.load_slice(w)));
+        for i in (0..d).step_by(S::LANES) {
+            let v = s.mul(s.load_slice(&x[i..]), factor);
+            s.store_slice(&mut out[i..], s.mul(v, s.load_slice(&w[i..])));
         }
     }
 }
@@ -25,10 +28,15 @@ simd_entry! {
 
 #[inline(always)]
 fn add_rms_norm_body<S: Simd>(s: S, residual: &mut [f32], x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
-    for (residual, x) in residual.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
-        s.store_slice(residual, s.add(s.load_slice(residual), s.load_slice(x)));
+    for first in (0..out.len()).step_by(w.len()) {
+        let row = first..first + w.len();
+        let (residual, x) = (&mut residual[row.clone()], &x[row.clone()]);
+        for i in (0..x.len()).step_by(S::LANES) {
+            let sum = s.add(s.load_slice(&residual[i..]), s.load_slice(&x[i..]));
+            s.store_slice(&mut residual[i..], sum);
+        }
+        rms_norm_body(s, residual, w, eps, &mut out[row]);
     }
-    rms_norm_body(s, residual, w, eps, out);
 }
 
 simd_entry! {
@@ -39,30 +47,47 @@ simd_entry! {
 #[inline(always)]
 fn layer_norm_body<S: Simd>(s: S, x: &[f32], w: &[f32], b: &[f32], eps: f32, out: &mut [f32]) {
     let d = w.len();
-    for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
-        let mean = sum_by(s, x, |v| v) / d as f32;
+    for first in (0..out.len()).step_by(d) {
+        let (x, out) = (&x[first..first + d], &mut out[first..first + d]);
+        let mean = sum(s, x) / d as f32;
         // Centred first: the difference of large squares would lose the small variance.
-        let whole = d / S::LANES * S::LANES;
-        let centred = |v| s.sub(v, s.splat(mean));
-        let tail: f32 = x[whole..].iter().map(|v| (v - mean) * (v - mean)).sum();
-        let squares = sum_by(s, &x[..whole], |v| s.mul(centred(v), centred(v))) + tail;
-        let factor = s.splat(1.0 / (squares / d as f32 + eps).sqrt());
-        let weights = w.chunks(S::LANES).zip(b.chunks(S::LANES));
-        for ((x, (w, b)), out) in x.chunks(S::LANES).zip(weights).zip(out.chunks_mut(S::LANES)) {
-            let v = s.mul(centred(s.load_slice(x)), factor);
-            s.store_slice(out, s.fma(v, s.load_slice(w), s.load_slice(b)));
+        let factor = s.splat(1.0 / (sum_of_squares(s, x, mean) / d as f32 + eps).sqrt());
+        for i in (0..d).step_by(S::LANES) {
+            let v = s.mul(s.sub(s.load_slice(&x[i..]), s.splat(mean)), factor);
+            s.store_slice(&mut out[i..], s.fma(v, s.load_slice(&w[i..]), s.load_slice(&b[i..])));
         }
     }
 }
 
-/// The sum of `f` over all elements; `f(0)` must be 0, since the last vector is filled up with zeros.
+/// Four vectors of partial sums, then what is left in one more.
 #[inline(always)]
-fn sum_by<S: Simd>(s: S, x: &[f32], f: impl Fn(S::V) -> S::V) -> f32 {
+fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut sums = [s.zero(); 4];
-    for chunk in x.chunks(4 * S::LANES) {
-        for (sum, v) in sums.iter_mut().zip(chunk.chunks(S::LANES)) {
-            *sum = s.add(*sum, f(s.load_slice(v)));
+    let whole = x.len() / (4 * S::LANES) * (4 * S::LANES);
+    for i in (0..whole).step_by(4 * S::LANES) {
+        for (j, sum) in sums.iter_mut().enumerate() {
+            *sum = s.add(*sum, s.load_slice(&x[i + j * S::LANES..]));
         }
     }
-    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    let mut rest = s.zero();
+    for i in (whole..x.len()).step_by(S::LANES) {
+        rest = s.add(rest, s.load_slice(&x[i..]));
+    }
+    s.sum(s.add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])), rest))
+}
+
+/// `Σ (x - mean)²`, in the order of `sum`.
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, x: &[f32], mean: f32) -> f32 {
+    let mut sums = [s.zero(); 4];
+    let whole = x.len() / (4 * S::LANES) * (4 * S::LANES);
+    for i in (0..whole).step_by(4 * S::LANES) {
+        for (j, sum) in sums.iter_mut().enumerate() {
+            let v = s.sub(s.load_slice(&x[i + j * S::LANES..]), s.splat(mean));
+            *sum = s.fma(v, v, *sum);
+        }
+    }
+    // Element by element: the zeros that fill up a vector would be far from the mean.
+    let rest: f32 = x[whole..].iter().map(|v| (v - mean) * (v - mean)).sum();
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))) + rest
 }

@@ -22,12 +22,11 @@ fn rotate_half_body<S: Simd>(s: S, row: &mut [f32], plan: &RopePlan, cos: &[f32]
     for head in plan.heads.clone() {
         let start = head * plan.head_len + plan.offset;
         let (a, b) = row[start..start + 2 * half].split_at_mut(half);
-        let angles = cos.chunks(S::LANES).zip(sin.chunks(S::LANES));
-        for ((a, b), (cos, sin)) in a.chunks_mut(S::LANES).zip(b.chunks_mut(S::LANES)).zip(angles) {
-            let (x, y) = (s.load_slice(a), s.load_slice(b));
-            let (cos, sin) = (s.load_slice(cos), s.load_slice(sin));
-            s.store_slice(a, s.sub(s.mul(x, cos), s.mul(y, sin)));
-            s.store_slice(b, s.add(s.mul(y, cos), s.mul(x, sin)));
+        for i in (0..half).step_by(S::LANES) {
+            let (x, y) = (s.load_slice(&a[i..]), s.load_slice(&b[i..]));
+            let (cos, sin) = (s.load_slice(&cos[i..]), s.load_slice(&sin[i..]));
+            s.store_slice(&mut a[i..], s.sub(s.mul(x, cos), s.mul(y, sin)));
+            s.store_slice(&mut b[i..], s.add(s.mul(y, cos), s.mul(x, sin)));
         }
     }
 }

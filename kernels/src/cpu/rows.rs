@@ -60,8 +60,10 @@ simd_entry! {
 
 #[inline(always)]
 fn add_body<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.chunks_mut(S::LANES).zip(y.chunks(S::LANES)) {
-        s.store_slice(x, s.add(s.load_slice(x), s.load_slice(y)));
+    assert_eq!(x.len(), y.len(), "add");
+    for i in (0..x.len()).step_by(S::LANES) {
+        let sum = s.add(s.load_slice(&x[i..]), s.load_slice(&y[i..]));
+        s.store_slice(&mut x[i..], sum);
     }
 }
 
@@ -72,8 +74,9 @@ simd_entry! {
 
 #[inline(always)]
 fn silu_mul_body<S: Simd>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    let inputs = gate.chunks(S::LANES).zip(up.chunks(S::LANES));
-    for (out, (gate, up)) in out.chunks_mut(S::LANES).zip(inputs) {
-        s.store_slice(out, s.mul(math::silu(s, s.load_slice(gate)), s.load_slice(up)));
+    assert_eq!([gate.len(), up.len()], [out.len(); 2], "silu_mul");
+    for i in (0..out.len()).step_by(S::LANES) {
+        let gate = math::silu(s, s.load_slice(&gate[i..]));
+        s.store_slice(&mut out[i..], s.mul(gate, s.load_slice(&up[i..])));
     }
 }

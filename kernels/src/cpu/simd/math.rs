@@ -1,6 +1,7 @@
 //! Exponential, sigmoid and the activations, on vectors. Every result depends on its own lane only.
 
 use super::Simd;
+use crate::ops::Activation;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// ln 2 in two parts: the first has so few bits that its products with whole numbers are exact.
@@ -40,13 +41,13 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// x / (1 + e^(-1.702 x))
 #[inline(always)]
-pub(crate) fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
+fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {
     gated(s, x, s.mul(x, s.splat(1.702)))
 }
 
 /// x / 2 * (1 + tanh u) = x / (1 + e^(-2u)), u = √(2/π) (x + 0.044715 x³)
 #[inline(always)]
-pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
+fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     const TWICE_SQRT_2_BY_PI: f32 = 1.595_769;
     let cubic = s.fma(s.mul(s.mul(x, x), s.splat(0.044_715)), x, x);
     gated(s, x, s.mul(cubic, s.splat(TWICE_SQRT_2_BY_PI)))
@@ -54,7 +55,7 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// x / 2 * (1 + erf(x / √2)), with erf to 2.5e-7 by formula 7.1.26 of Abramowitz and Stegun.
 #[inline(always)]
-pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
+fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
     let z = s.mul(s.max(x, s.sub(s.zero(), x)), s.splat(std::f32::consts::FRAC_1_SQRT_2));
     let t = s.div(s.splat(1.0), s.fma(z, s.splat(0.327_591_1), s.splat(1.0)));
     let mut p = s.splat(1.061_405_4);
@@ -67,11 +68,12 @@ pub(crate) fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(x, s.zero(), s.mul(half, tail), s.mul(half, s.sub(s.splat(2.0), tail)))
 }
 
-/// `out[i] = f(out[i])` over a slice of any length.
 #[inline(always)]
-pub(crate) fn map_in_place<S: Simd>(s: S, values: &mut [f32], f: impl Fn(S, S::V) -> S::V) {
-    for chunk in values.chunks_mut(S::LANES) {
-        let v = f(s, s.load_slice(chunk));
-        s.store_slice(chunk, v);
+pub(crate) fn activate<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
+    match act {
+        Activation::None => x,
+        Activation::GeluTanh => gelu_tanh(s, x),
+        Activation::GeluErf => gelu_erf(s, x),
+        Activation::QuickGelu => quick_gelu(s, x),
     }
 }

@@ -57,6 +57,9 @@ impl fmt::Display for Isa {
     }
 }
 
+// Bodies of kernels loop over indices: adapters of iterators, and functions passed as values, are not always inlined into a
+// function with more features than they have, and then every vector goes through memory.
+
 /// One width of f32 vectors. `V` is a vector of `LANES`.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
