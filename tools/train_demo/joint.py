@@ -1,14 +1,14 @@
-"""Stage two: everything together, on the answers, with the probe kept on at a small weight."""
+"""Stage two: everything together, on the answers, with the probe kept on and hints of where to look."""
 
 import torch
 import torch.nn.functional as F
 
+from grounding import CARRY_LAYER, PHRASE_LAYER, WORD_LAYER, hint_loss
 from packing import Row
 from pictures import scene_batch
-from tower import probe_loss
 
 
-def joint_step(model, probe, packer, rng, recipe):
+def joint_step(model, probe, packer, grounding, rng, recipe):
     """One batch: backpropagates and returns what to log; the caller steps the optimiser."""
     scenes, patches, grid, targets = scene_batch(rng, recipe["pictures"])
     num_tokens = grid[0] * grid[1] // 4
@@ -19,14 +19,17 @@ def joint_step(model, probe, packer, rng, recipe):
         x = model.embed(packed.tokens, packed.picture_at, seen.flatten(0, 1)[packed.picture_from])
         hidden = model.language_model(x, packed.layout)[packed.predict_at]
         logits = model.language_model.lm_head(hidden).float()
-    extra, right = probe_loss(probe, seen.float(), targets)
+    extra, right = probe(model.language_model.model.embed_tokens.weight, seen.float(), targets)
+    found = grounding.hints(packed, packer.words.pad_picture, targets)
+    layers = model.language_model.model.layers
+    hint = sum(hint_loss(layers[n].self_attn, h) for n, h in zip((WORD_LAYER, PHRASE_LAYER, CARRY_LAYER), found))
     losses = F.cross_entropy(logits, packed.target, reduction="none")
     loss = (losses * packed.weight).sum() / packed.weight.sum()
-    (loss + recipe["probe"] * extra).backward()
+    (loss + recipe["probe"] * extra + recipe["hint"] * hint).backward()
     with torch.no_grad():
         content = packed.weight == 1.0
         good = (logits.argmax(-1) == packed.target)[content].float().mean().item()
-    return dict(loss=loss.item(), content=good, probe=extra.item(), seen=right, tokens=float(packed.tokens.numel()))
+    return dict(loss=loss.item(), content=good, probe=extra.item(), seen=right, hint=hint.item(), tokens=float(packed.tokens.numel()))
 
 
 @torch.no_grad()

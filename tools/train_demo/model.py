@@ -187,6 +187,7 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RmsNorm(s.latent, 1e-6)  # The published code's default, not rms_norm_eps.
         self.kv_b_proj = nn.Linear(s.latent, s.heads * (s.nope + s.value), bias=False)
         self.o_proj = nn.Linear(s.heads * s.value, s.hidden, bias=False)
+        self.kept = None  # Queries, keys and head 0's log-sums of the last call, for the hints of grounding.py.
 
     def forward(self, x, layout, angles):
         s, N = self.s, x.shape[0]
@@ -196,9 +197,10 @@ class Attention(nn.Module):
         k_rope = rotate(k_rope, angles)[:, None].expand(N, s.heads, s.rope)
         q = torch.cat([q_nope, rotate(q_rope, angles[:, None])], -1) * (s.nope + s.rope) ** -0.5
         k = torch.cat([k_nope, k_rope], -1)
-        out = [self._attend(q, k, v, layout.prefix, None)]
-        out += [self._attend(q, k, v, rows, layout.prefix) for rows in layout.rows]
-        out.append(q.new_zeros(layout.fill, s.heads, s.value))
+        out, totals = zip(self._attend(q, k, v, layout.prefix, None),
+                          *(self._attend(q, k, v, rows, layout.prefix) for rows in layout.rows))
+        self.kept = (q, k, torch.cat(totals)) if self.training else None
+        out = [*out, q.new_zeros(layout.fill, s.heads, s.value)]
         return self.o_proj(torch.cat([o.to(v.dtype) for o in out]).flatten(1))
 
     @staticmethod
@@ -211,9 +213,11 @@ class Attention(nn.Module):
         # A padded query sees nothing; letting it see itself avoids the NaN, and its output is dropped.
         seen = seen | ~block.real[:, :, None]
         scores = take(q, block.index).transpose(1, 2) @ take(k, keys).permute(0, 2, 3, 1)
-        scores = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        scores = scores.masked_fill(~seen[:, None], float("-inf"))
+        total, scores = scores[:, 0].float().logsumexp(-1), scores.softmax(-1)
         out = (scores.to(v.dtype) @ take(v, keys).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
-        return out[block.real.flatten().nonzero()[:, 0]]
+        places = block.real.flatten().nonzero()[:, 0]
+        return out[places], total.flatten()[places]
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ from scenes import COLOUR_NAMES, PLACE_NAMES, SHAPE_NAMES, SIZE_NAMES
 
 # Words in which an answer can be wrong; the rest of a sentence is learned in minutes and needs no weight.
 _CONTENT = [*COLOUR_NAMES, *SHAPE_NAMES, *SIZE_NAMES, *" ".join(PLACE_NAMES).split(), *(s + "s" for s in SHAPE_NAMES),
-            "no", "one", "two", "three", "four", "Yes", "No", "Nothing", "on", "and", ",", *map(str, range(101)), "-"]
+            "no", "one", "two", "three", "four", "Yes", "No", "Nothing", "The", "There", "is", "are", "on", "and", ",", *map(str, range(101)), "-"]
 
 
 @dataclass

@@ -18,22 +18,20 @@ from tokenizers import Tokenizer
 
 from evaluate import picture_accuracy, text_accuracy
 from export import export
+from grounding import Grounding
 from joint import balance, joint_step
 from model import KimiVl, TextShape, VisionShape
 from optim import Optimiser
 from packing import Packer
-from tower import new_probe, tower_step
+from tower import WordProbe, tower_step
 from words import Words, train_tokenizer
 
 SEED = 2026
 VOCAB = 1280
-# Two rounds: after the first, colours and places were known and shapes were not; the second, with fuller pictures and a
-# fresh learning rate, is for those.
-TOWER = [dict(steps=1500, batch=32, lr=8e-3, fewest=1, bf16=False), dict(steps=2000, batch=32, lr=8e-3, fewest=3, bf16=True)]
-# The learning rate is flat, then falls linearly to zero over the last `fall` steps. In the second round the tower learns
-# slower than the decoder: at full rate, flat, it forgot some of the shapes again.
-_BATCH = dict(pictures=16, rows=8, text_prefixes=3, text_rows=8, probe=1.0, balance=1e-3, average=0.998)
-JOINT = [dict(steps=700, fall=1, lr=5e-3, eyes=1.0, **_BATCH), dict(steps=2900, fall=1700, lr=5e-3, eyes=0.2, **_BATCH)]
+TOWER = dict(steps=3000, batch=32, lr=8e-3, fewest=3)
+# The learning rate is flat, then falls linearly to zero over the last `fall` steps; the tower's is `eyes` times that.
+JOINT = dict(steps=3500, fall=2000, lr=1.5e-3, eyes=0.5, pictures=12, rows=8, text_prefixes=3, text_rows=8, probe=0.5, hint=0.3,
+             balance=1e-3, average=0.99)
 SAVE_EVERY, MEASURE_EVERY = 100, 500
 
 
@@ -73,48 +71,38 @@ def tokenizer_for(work):
     return Tokenizer.from_file(str(path))
 
 
-def train_tower(work):
-    model, probe = new_model(), new_probe(TextShape().hidden)
-    for number, recipe in enumerate(TOWER, start=1):
-        path = work / f"tower{number}.pt"
-        if path.exists():
-            saved = torch.load(path)
-            model.load_state_dict(saved["model"])
-            probe.load_state_dict(saved["probe"])
-            continue
-        eyes = [(n, p) for n, p in model.named_parameters() if not n.startswith("language_model.")]
-        optimiser = Optimiser(eyes + [(f"lm_head.{n}", p) for n, p in probe.named_parameters()], recipe["lr"])
-        rng, log = np.random.default_rng([SEED, 1] if number == 1 else [SEED, 1, number]), Log(every=50)
-        for step in range(recipe["steps"]):
-            loss, right = tower_step(model, probe, rng, recipe)
-            optimiser.step(warm_then_cosine(step, recipe["steps"]))
-            log.add(step, loss=loss, right=right)
-        torch.save({"model": model.state_dict(), "probe": probe.state_dict()}, path)
-    return model, probe
+def train_tower(path, model, probe):
+    """Pictures that are mostly full, so that more is seen in each."""
+    if path.exists():
+        saved = torch.load(path)
+        model.load_state_dict(saved["model"])
+        probe.load_state_dict(saved["probe"])
+        return
+    eyes = [(n, p) for n, p in model.named_parameters() if not n.startswith("language_model.")]
+    optimiser = Optimiser(eyes + [(f"lm_head.{n}", p) for n, p in probe.named_parameters()], TOWER["lr"])
+    rng, log = np.random.default_rng([SEED, 1]), Log(every=50)
+    for step in range(TOWER["steps"]):
+        loss, right = tower_step(model, probe, rng, TOWER)
+        optimiser.step(warm_then_cosine(step, TOWER["steps"]))
+        log.add(step, loss=loss, right=right)
+    torch.save({"model": model.state_dict(), "probe": probe.state_dict()}, path)
 
 
-def train_joint(work, model, probe, packer):
+def train_joint(path, model, probe, packer):
     """Returns the running average of the weights, which is what ships: it is steadier than the last step."""
-    mean = copy.deepcopy(model)
-    for number, recipe in enumerate(JOINT, start=1):
-        joint_round(work / f"joint{number}.pt", number, recipe, (model, mean, probe), packer)
-    return mean
-
-
-def joint_round(path, number, recipe, modules, packer):
-    model, mean, probe = modules
+    mean = copy.deepcopy(model).eval()
+    modules, grounding = (model, mean, probe), Grounding(packer.words)
     named = [*model.named_parameters(), *((f"lm_head.{n}", p) for n, p in probe.named_parameters())]
-    optimiser = Optimiser(named, recipe["lr"], slow=("vision_tower.", "multi_modal_projector."), slowness=recipe["eyes"])
-    first = resume(path, modules, optimiser, recipe["steps"]) if path.exists() else 0
+    optimiser = Optimiser(named, JOINT["lr"], slow=("vision_tower.", "multi_modal_projector."), slowness=JOINT["eyes"])
+    first = resume(path, modules, optimiser) if path.exists() else 0
     log = Log(every=50)
-    for step in range(first, recipe["steps"]):
-        seed = [SEED, 2, step] if number == 1 else [SEED, 2, number, step]
-        logged = joint_step(model, probe, packer, np.random.default_rng(seed), recipe)
-        share = warm_flat_fall(step, recipe["steps"], recipe["fall"])
+    for step in range(first, JOINT["steps"]):
+        logged = joint_step(model, probe, packer, grounding, np.random.default_rng([SEED, 2, step]), JOINT)
+        share = warm_flat_fall(step, JOINT["steps"], JOINT["fall"])
         optimiser.step(share)
-        average(mean, model, recipe["average"] if number > 1 else min(recipe["average"], (step + 1) / (step + 20)))
-        log.add(step, **logged, busiest=balance(model, recipe["balance"] * share))
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe["steps"]:
+        average(mean, model, min(JOINT["average"], (step + 1) / (step + 20)))
+        log.add(step, **logged, busiest=balance(model, JOINT["balance"] * share))
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == JOINT["steps"]:
             state = dict(zip(("model", "mean", "probe"), (m.state_dict() for m in modules)))
             torch.save(state | {"optimiser": optimiser.state(), "step": step + 1}, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
@@ -122,15 +110,15 @@ def joint_round(path, number, recipe, modules, packer):
             # A seed of training: the held-out pictures are not looked at before the end.
             rng = np.random.default_rng([SEED, 3])
             print("measured:", picture_accuracy(mean, packer, rng, 64, 4), text_accuracy(mean, packer, rng, 128), flush=True)
+    return mean
 
 
-def resume(path, modules, optimiser, steps):
-    """Loads a checkpoint; returns the step to go on from. A finished round's optimiser is not needed any more."""
+def resume(path, modules, optimiser):
+    """Loads a checkpoint; returns the step to go on from."""
     saved = torch.load(path)
     for module, name in zip(modules, ("model", "mean", "probe")):
         module.load_state_dict(saved[name])
-    if saved["step"] < steps:
-        optimiser.load(saved["optimiser"])
+    optimiser.load(saved["optimiser"])
     return saved["step"]
 
 
@@ -149,8 +137,10 @@ def main():
     args = args.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_for(args.work)
-    model, probe = train_tower(args.work)
-    mean = train_joint(args.work, model, probe, Packer(Words(tokenizer)))
+    words, model = Words(tokenizer), new_model()
+    probe = WordProbe(words, TextShape().hidden)
+    train_tower(args.work / "tower.pt", model, probe)
+    mean = train_joint(args.work / "joint.pt", model, probe, Packer(words))
     export(mean, tokenizer, args.out)
 
 
