@@ -111,7 +111,7 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     let mut response = next.run(request).instrument(span).await;
     let status = response.status().as_u16();
     app.http_metrics.request(method, handler, status, start.elapsed());
-    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let ms = start.elapsed().as_micros() as f64 / 1000.0;
     if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
         tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
     } else {

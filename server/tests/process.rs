@@ -1,0 +1,230 @@
+//! The binary as a supervisor sees it: flags, the configuration file, exit codes, signals.
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+fn perilune(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_perilune"));
+    // What the tests' own environment says must not matter.
+    command.env_clear().env("HF_HUB_OFFLINE", "1").env("HOME", "/nonexistent").args(args);
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    perilune(args).output().expect("runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+fn print_config(args: &[&str]) -> Value {
+    let mut all = vec!["serve", "--print-config"];
+    all.extend(args);
+    let output = run(&all);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// A folder of this test alone, gone when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("perilune-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).expect("writes");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn flags_mean_what_they_say() {
+    let config = print_config(&[]);
+    assert_eq!((&config["host"], &config["port"]), (&json!("127.0.0.1"), &json!(8000)));
+    assert_eq!(config["warnings"], json!([]));
+    let config = print_config(&[
+        "some/model",
+        "--max-model-len",
+        "32k",
+        "--memory",
+        "8GiB",
+        "--api-key",
+        "a",
+        "--api-key",
+        "b",
+        "--host",
+        "0.0.0.0",
+        "--served-model-name",
+        "x",
+        "y",
+        "--no-enable-prefix-caching",
+        "--trust-remote-code",
+        "--dtype",
+        "half",
+    ]);
+    assert_eq!(config["model"], "some/model");
+    assert_eq!(config["max_model_len"], 32_000);
+    assert_eq!(config["memory"], "Bytes(8589934592)");
+    assert_eq!(config["served_model_name"], json!(["x", "y"]));
+    assert_eq!(config["enable_prefix_caching"], false);
+    assert_eq!(config["dtype"], "F16");
+    assert_eq!(config["api_key"], "2 keys, redacted");
+    assert_eq!(config["warnings"], json!(["--trust-remote-code has no effect here"]));
+    let open = print_config(&["--host", "0.0.0.0"]);
+    assert!(
+        open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
+        "{open}"
+    );
+}
+
+#[test]
+fn the_configuration_file_is_below_flags_and_environment() {
+    let folder = Folder::new("config");
+    let file = folder.write(
+        "config.yaml",
+        "port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nseed: 5 # a comment\n",
+    );
+    let config = print_config(&["--config", &file, "--port", "8002"]);
+    assert_eq!((&config["port"], &config["max_num_seqs"]), (&json!(8002), &json!(17)));
+    assert_eq!(config["served_model_name"], json!(["one", "two"]));
+    assert_eq!((&config["enable_prefix_caching"], &config["seed"]), (&json!(false), &json!(5)));
+    let config =
+        print_config(&["--config", &file, "--served-model-name", "three", "--enable-prefix-caching"]);
+    assert_eq!(config["served_model_name"], json!(["three"]));
+    assert_eq!(config["enable_prefix_caching"], true);
+    let mut command = perilune(&["serve", "--print-config", "--config", &file]);
+    let output =
+        command.env("PERILUNE_SEED", "6").env("PERILUNE_PORT", "tcp://10.0.0.1:80").output().expect("runs");
+    let config: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&config["seed"], &config["port"]), (&json!(6), &json!(8001)));
+}
+
+#[test]
+fn mistakes_have_exit_codes_and_one_clear_line() {
+    let folder = Folder::new("mistakes");
+    let bad_key = folder.write("bad.yaml", "no-such-flag: 1\n");
+    let not_json = folder.write("config.json", "{");
+    let directory = folder.0.to_str().expect("UTF-8").to_owned();
+    #[rustfmt::skip]
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&[], 2, "Usage"),
+        (&["nonsense"], 2, "nonsense"),
+        (&["serve", "--no-such-flag"], 2, "--no-such-flag"),
+        (&["serve", "--port", "70000"], 2, "--port"),
+        (&["serve", "--max-model-len", "many"], 2, "--max-model-len"),
+        (&["serve", "--memory", "1.5"], 2, "--memory"),
+        (&["serve", "--max-num-seqs", "0"], 2, "--max-num-seqs"),
+        (&["serve", "--max-num-seqs", "64", "--max-num-batched-tokens", "63"], 2, "--max-num-batched-tokens"),
+        (&["serve", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout"),
+        (&["serve", "--device", "cuda"], 2, "--device"),
+        (&["serve", "--config", "/nonexistent/file"], 2, "--config"),
+        (&["serve", "--config", &bad_key], 2, "no-such-flag"),
+        (&["serve", "--config", &not_json], 2, "--config"),
+        (&["serve", "/nonexistent/model"], 3, "/nonexistent/model"),
+        (&["serve", &directory, "--port", "0"], 3, "config.json"),
+        (&["serve", "nobody/nothing"], 3, "nobody/nothing"),
+    ];
+    for (args, code, words) in cases {
+        let output = run(args);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {said}");
+        assert!(said.contains(words), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{args:?}: {said}");
+    }
+    for args in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+        assert!(run(args).status.success(), "{args:?}");
+    }
+}
+
+/// A running server and the lines of its log.
+struct Server {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+    address: String,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> Self {
+        let mut all =
+            vec!["serve", "--port", "0", "--log-format", "json", "--memory", "300MB", "--max-num-seqs", "8"];
+        all.extend(args);
+        let mut child = perilune(&all).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut log = BufReader::new(child.stderr.take().expect("piped"));
+        let address = loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).expect("reads") > 0, "the server ended early");
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            assert_ne!(line["level"], "ERROR", "{line}");
+            if let Some(address) =
+                line["message"].as_str().and_then(|text| text.strip_prefix("ready on http://"))
+            {
+                break address.to_owned();
+            }
+        };
+        Self { child, log, address }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (String, String) {
+        let mut stream = TcpStream::connect(&self.address).expect("connects");
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("reads");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        (head.to_owned(), body.to_owned())
+    }
+
+    fn terminate(mut self) -> (Option<i32>, String) {
+        let status =
+            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("runs");
+        assert!(status.success());
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).expect("reads");
+        (self.child.wait().expect("ends").code(), rest)
+    }
+}
+
+#[test]
+fn the_embedded_model_serves_and_stops() {
+    if perilune::source::embedded::FILES.is_empty() {
+        // A build without a model says so.
+        assert_eq!(run(&["serve"]).status.code(), Some(3));
+        return;
+    }
+    let server = Server::start(&[]);
+    let secret = "a sentence that must not be in the log";
+    let body = json!({"messages": [{"role": "user", "content": secret}], "max_tokens": 8, "temperature": 0});
+    let (head, answer) = server.post("/v1/chat/completions", &body);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}\n{answer}");
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer["model"], perilune::source::embedded::NAME);
+    assert!(
+        answer["usage"]["completion_tokens"].as_u64().is_some_and(|count| (1..=8).contains(&count)),
+        "{answer}"
+    );
+    let (head, _) = server.post("/v1/chat/completions", &json!({"messages": []}));
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    let (code, log) = server.terminate();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("\"status\":200") && log.contains("SIGTERM") && log.contains("stopped"), "{log}");
+    assert!(!log.contains("sentence"), "{log}");
+}
