@@ -93,7 +93,7 @@ pub struct ServeArgs {
     pub dtype: DTypeArg,
 
     /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
-    #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN")]
+    #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN", allow_negative_numbers = true)]
     pub max_model_len: Option<String>,
 
     /// Most sequences that run at once
@@ -158,7 +158,13 @@ pub struct ServeArgs {
     pub max_waiting: usize,
 
     /// Seconds that running requests have to finish after SIGTERM or Ctrl-C
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, env = "PERILUNE_SHUTDOWN_TIMEOUT")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30.0,
+        allow_negative_numbers = true,
+        env = "PERILUNE_SHUTDOWN_TIMEOUT"
+    )]
     pub shutdown_timeout: f64,
 
     /// Seconds of silence after which a stream carries a comment, for proxies; 0 is never
@@ -167,6 +173,7 @@ pub struct ServeArgs {
         value_name = "SECONDS",
         default_value_t = 5.0,
         alias = "sse-ping-interval",
+        allow_negative_numbers = true,
         env = "PERILUNE_SSE_KEEP_ALIVE_INTERVAL"
     )]
     pub sse_keep_alive_interval: f64,
@@ -257,20 +264,20 @@ impl Args {
             )
         };
         let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let typed = |id: &str| {
+            matches!(serve.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+        };
         let mut flags = Vec::new();
         for (name, values) in crate::config_file::parse(&text).map_err(&fail)? {
-            let id = name.replace('-', "_");
-            let given = |id: &str| {
-                matches!(
-                    serve.try_get_raw(id).ok().flatten().and(serve.value_source(id)),
-                    Some(ValueSource::CommandLine | ValueSource::EnvVariable)
-                )
-            };
+            let arg = find_arg(&command, &name).ok_or_else(|| fail(format!("unknown key `{name}`")))?;
+            // A flag and its opposite are one setting.
+            let id = arg.get_id().as_str();
             let opposite = id.strip_prefix("no_").map_or_else(|| format!("no_{id}"), str::to_owned);
-            if given(&id) || given(&opposite) {
+            let opposite = find_arg(&command, &opposite.replace('_', "-"));
+            if typed(id) || opposite.is_some_and(|arg| typed(arg.get_id().as_str())) {
                 continue;
             }
-            flags.extend(config_flags(&command, &name, &id, values).map_err(&fail)?);
+            flags.extend(config_flags(arg, &name, values).map_err(&fail)?);
         }
         let position = line.iter().position(|arg| arg == "serve").map_or(line.len(), |at| at + 1);
         let mut line = line;
@@ -279,18 +286,17 @@ impl Args {
     }
 }
 
-/// One entry of the file as it would be typed.
-fn config_flags(
-    command: &clap::Command,
-    name: &str,
-    id: &str,
-    values: Vec<String>,
-) -> Result<Vec<OsString>, String> {
+/// The argument of `serve` that a key of the file names, as a flag would: by its name or an alias of it.
+fn find_arg<'a>(command: &'a clap::Command, name: &str) -> Option<&'a clap::Arg> {
     let serve = command.find_subcommand("serve").expect("the subcommand exists");
-    let arg = serve.get_arguments().find(|arg| {
-        arg.get_id() == id || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
-    });
-    let Some(arg) = arg else { return Err(format!("unknown key `{name}`")) };
+    serve.get_arguments().find(|arg| {
+        arg.get_id().as_str().replace('_', "-") == name
+            || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    })
+}
+
+/// One entry of the file as it would be typed.
+fn config_flags(arg: &clap::Arg, name: &str, values: Vec<String>) -> Result<Vec<OsString>, String> {
     if arg.is_positional() {
         return values.first().map(|value| vec![value.into()]).ok_or(format!("`{name}` has no value"));
     }

@@ -85,6 +85,7 @@ fn flags_mean_what_they_say() {
     assert_eq!(config["dtype"], "F16");
     assert_eq!(config["api_key"], "2 keys, redacted");
     assert_eq!(config["warnings"], json!(["--trust-remote-code has no effect here"]));
+    assert_eq!(print_config(&["--max-model-len", "-1"])["max_model_len"], Value::Null);
     let open = print_config(&["--host", "0.0.0.0"]);
     assert!(
         open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
@@ -136,7 +137,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--config", &bad_key], 2, "no-such-flag"),
         (&["serve", "--config", &not_json], 2, "--config"),
         (&["serve", "/nonexistent/model"], 3, "/nonexistent/model"),
-        (&["serve", &directory, "--port", "0"], 3, "config.json"),
+        (&["serve", &directory, "--port", "0"], 3, "tokenizer.json"),
         (&["serve", "nobody/nothing"], 3, "nobody/nothing"),
     ];
     for (args, code, words) in cases {
