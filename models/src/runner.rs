@@ -58,6 +58,11 @@ impl DeviceRunner {
         &self.device
     }
 
+    /// What the model holds on its device: the plan's total.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.device.allocated_bytes()
+    }
+
     /// Log-probabilities of the whole vocabulary after each item that asks for a sample, in place of sampling.
     pub fn distributions(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
         self.forward(batch);

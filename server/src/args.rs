@@ -19,6 +19,8 @@ pub struct Args {
 pub enum Command {
     /// Serve a model over HTTP
     Serve(Box<ServeArgs>),
+    /// Print what fits in memory, before any weight is read; takes the flags of serve
+    Plan(Box<PlanArgs>),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Measure a running server
@@ -63,6 +65,16 @@ pub enum GenerationConfigArg {
     Auto,
     /// The API's own defaults
     Vllm,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -255,7 +267,9 @@ impl Args {
     pub fn parse_from_line(line: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(&line)?;
-        let Some(("serve", serve)) = matches.subcommand() else { return Self::from_arg_matches(&matches) };
+        let Some((subcommand @ ("serve" | "plan"), serve)) = matches.subcommand() else {
+            return Self::from_arg_matches(&matches);
+        };
         let Some(path) = serve.get_one::<PathBuf>("config") else { return Self::from_arg_matches(&matches) };
         let fail = |message: String| {
             Self::command().error(
@@ -279,7 +293,7 @@ impl Args {
             }
             flags.extend(config_flags(arg, &name, values).map_err(&fail)?);
         }
-        let position = line.iter().position(|arg| arg == "serve").map_or(line.len(), |at| at + 1);
+        let position = line.iter().position(|arg| arg == subcommand).map_or(line.len(), |at| at + 1);
         let mut line = line;
         line.splice(position..position, flags);
         Self::try_parse_from(line)

@@ -35,7 +35,15 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
         full_length_sequences = format!("{:.1}", scheduler_config.num_blocks as f64 / full_len.max(1) as f64),
         "allocated the KV cache"
     );
-    Ok(LoadedModel { runner, info, image_processor, scheduler_config, generation: generation_defaults })
+    let device_bytes = runner.allocated_bytes();
+    Ok(LoadedModel {
+        device_bytes,
+        runner,
+        info,
+        image_processor,
+        scheduler_config,
+        generation: generation_defaults,
+    })
 }
 
 /// Smaller models are there before anyone could read the line.

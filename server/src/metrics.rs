@@ -26,6 +26,7 @@ const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
 pub struct Metrics {
     registry: Registry,
+    device_memory: IntGauge,
     running: IntGauge,
     waiting: IntGauge,
     kv_usage: Gauge,
@@ -168,6 +169,7 @@ impl Metrics {
         rejections.with_label_values(&["max_num_queued_reqs"]);
         #[rustfmt::skip]
         let metrics = Self {
+            device_memory: make.gauge("perilune:device_memory_allocated_bytes", "weights, KV cache and workspaces, as planned"),
             running: make.gauge("vllm:num_requests_running", "sequences that have blocks"),
             waiting: make.gauge("vllm:num_requests_waiting", "sequences that wait for blocks or budget"),
             kv_usage: make.register(Gauge::with_opts(make.opts("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all"))),
@@ -201,6 +203,10 @@ impl Metrics {
             registry: registry.clone(),
         };
         metrics
+    }
+
+    pub fn device_memory(&self, bytes: u64) {
+        self.device_memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     pub fn request_arrived(&self, n: usize) {

@@ -1,9 +1,10 @@
-//! Subcommands that talk to a running server over HTTP: they know its API and nothing of its insides.
+//! The subcommands besides `serve`. `chat` and `bench` talk to a running server over HTTP: they know its API and nothing of its insides.
 
 pub mod bench;
 mod bench_report;
 pub mod chat;
 mod client;
 mod picture;
+pub mod plan;
 #[cfg(test)]
 mod stand_in;

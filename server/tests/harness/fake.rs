@@ -159,6 +159,7 @@ pub fn model(
         control,
     };
     LoadedModel {
+        device_bytes: 0,
         runner,
         info: ModelInfo { max_model_len: config.max_model_len, ..info() },
         image_processor: Some(Arc::new(FakeImages)),

@@ -1,3 +1,5 @@
+//! Templates against what jinja2 renders, and against requests that mean harm.
+
 use super::*;
 
 fn render(template: &ChatTemplate, messages: serde_json::Value) -> Result<String, TemplateError> {

@@ -1,0 +1,45 @@
+//! `perilune plan`: what fits, computed from the model's configuration alone. It takes the flags of `serve`, so that a command line is
+//! planned by changing one word.
+
+use crate::args::PlanArgs;
+use crate::config::Config;
+use crate::run::{EXIT_LOAD, EXIT_MEMORY};
+use crate::source::{self, HubSettings, Needed};
+use models::LoadError;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// The values of the flags mean nothing.
+const EXIT_USAGE: u8 = 2;
+
+pub fn run(args: PlanArgs) -> ExitCode {
+    let PlanArgs { serve, json } = args;
+    let config = match Config::try_from(serve) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let found = match source::find(config.model.as_deref(), Needed::WithoutWeights, &HubSettings::from_env())
+    {
+        Ok(found) => found,
+        Err(error) => return fail(&error, EXIT_LOAD),
+    };
+    match models::plan(&found.files, &config.load) {
+        Ok(plan) if json => {
+            println!("{}", serde_json::to_string_pretty(&plan).expect("a plan is plain data"));
+            ExitCode::SUCCESS
+        }
+        Ok(plan) => {
+            print!("{}: {plan}", found.name);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let code = if matches!(error, LoadError::DoesNotFit(_)) { EXIT_MEMORY } else { EXIT_LOAD };
+            fail(&error, code)
+        }
+    }
+}
+
+fn fail(error: &dyn Display, code: u8) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(code)
+}

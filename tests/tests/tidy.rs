@@ -1,0 +1,151 @@
+//! The invariants of ARCHITECTURE.md, read from manifests and sources.
+
+use perilune_tests::tree::{files, read, root, short};
+use std::path::Path;
+
+/// The dependencies that a crate names, without those for tests.
+fn dependencies(crate_folder: &str) -> Vec<String> {
+    let manifest = read(&root().join(crate_folder).join("Cargo.toml"));
+    let section = manifest.split("[dependencies]").nth(1).expect("a [dependencies] section");
+    let section = section.split("\n[").next().unwrap_or_default();
+    let names = section.lines().filter_map(|line| line.split(['.', '=', ' ']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with('#')).map(str::to_string).collect()
+}
+
+/// Lines of code that contain one of `words`, outside comments, as `file:line: text`.
+fn code_with(folder: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in files(folder, &[".rs"]) {
+        for (number, line) in read(&path).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if words.iter().any(|word| code.contains(word)) && !path.ends_with("tests/tests/tidy.rs") {
+                found.push(format!("{}:{}: {}", short(&path), number + 1, line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_scheduler_is_pure() {
+    assert_eq!(dependencies("scheduler"), ["blake3"]);
+    let words = [
+        "Instant",
+        "SystemTime",
+        "thread::spawn",
+        "thread::Builder",
+        "thread::sleep",
+        "std::fs",
+        "std::net",
+        "std::env",
+        "println!",
+        "rand::",
+    ];
+    assert_eq!(code_with("scheduler/src", &words), [""; 0]);
+}
+
+#[test]
+fn the_layers_depend_downwards_only() {
+    let inside = |name: &&String| ["scheduler", "kernels", "models", "perilune"].contains(&name.as_str());
+    let of = |folder: &str| dependencies(folder).iter().filter(inside).cloned().collect::<Vec<_>>();
+    assert_eq!(of("scheduler"), [""; 0]);
+    assert_eq!(of("kernels"), [""; 0]);
+    assert_eq!(of("models"), ["kernels", "scheduler"]);
+    assert_eq!(of("server"), ["models", "scheduler"]);
+    assert_eq!(of("tests"), [""; 0]);
+}
+
+#[test]
+fn only_the_server_knows_http_and_tokio() {
+    for folder in ["scheduler", "kernels", "models"] {
+        for name in dependencies(folder) {
+            let forbidden = ["tokio", "axum", "hyper", "tower", "ureq", "tokenizers", "minijinja", "image"];
+            assert!(!forbidden.contains(&name.as_str()), "{folder} depends on {name}");
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_where_it_may_be() {
+    let allowed = |path: &str| {
+        path.starts_with("kernels/")
+            || path.starts_with("tests/src/process.rs")
+            || path.starts_with("server/src/http/")
+    };
+    let mut maps = 0;
+    for line in code_with(".", &["unsafe {", "unsafe fn", "unsafe impl"]) {
+        if line.starts_with("models/src/weights") {
+            maps += 1;
+        } else {
+            assert!(allowed(&line), "unsafe code outside kernels: {line}");
+        }
+    }
+    assert!(maps <= 1, "models has {maps} unsafe blocks; only the mmap call may be one");
+}
+
+#[test]
+fn only_the_edge_reads_arguments_and_environment() {
+    let words = ["std::env::", "env::var", "env::args"];
+    for folder in ["scheduler/src", "kernels/src", "models/src"] {
+        assert_eq!(code_with(folder, &words), [""; 0]);
+    }
+    for line in code_with("server/src", &words) {
+        let edge = ["server/src/main.rs", "server/src/args.rs", "server/src/source/", "server/src/cli/"];
+        assert!(edge.iter().any(|place| line.starts_with(place)), "reads the environment: {line}");
+    }
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    let words = ["todo!(", "unimplemented!(", "#[ignore", "dbg!("];
+    for folder in ["scheduler", "kernels", "models", "server"] {
+        assert_eq!(code_with(folder, &words), [""; 0]);
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for path in files(".", &[".rs"]) {
+        let first = read(&path).lines().next().unwrap_or_default().to_string();
+        assert!(first.starts_with("//"), "{} does not open with its purpose", short(&path));
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for path in files(".", &[".rs"]) {
+        let lines = read(&path).lines().count();
+        assert!(lines <= 700, "{} has {lines} lines: two purposes in one?", short(&path));
+    }
+}
+
+#[test]
+fn links_in_documents_lead_somewhere() {
+    for path in files(".", &[".md"]) {
+        for target in read(&path).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") || file.starts_with("data:") {
+                continue;
+            }
+            let folder = path.parent().unwrap_or(Path::new("."));
+            assert!(folder.join(file).exists(), "{} links to {file}, which is not there", short(&path));
+        }
+    }
+}
+
+#[test]
+fn the_fixtures_stay_small() {
+    let mut bytes = 0;
+    let mut folders = vec![
+        root().join("models/tests/fixtures"),
+        root().join("server/tests/fixtures"),
+        root().join("tests/fixtures"),
+    ];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let meta = entry.metadata().expect("metadata");
+            if meta.is_dir() { folders.push(entry.path()) } else { bytes += meta.len() }
+        }
+    }
+    assert!(bytes < 4_000_000, "fixtures take {bytes} bytes");
+}
