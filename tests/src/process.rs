@@ -80,6 +80,7 @@ impl Server {
             seen.push(line);
         }
         let _ = child.kill();
+        let _ = child.wait();
         panic!("the server did not get ready; it said:\n{}", seen.join("\n"));
     }
 
