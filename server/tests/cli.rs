@@ -57,7 +57,8 @@ fn chat_prints_what_the_api_answers() {
     assert!(output.status.success(), "{output:?}");
     let user = |content: &str| json!({ "role": "user", "content": content });
     let first = answer(&server, json!([user("hi")]));
-    let second = answer(&server, json!([user("hi"), { "role": "assistant", "content": first }, user("and?")]));
+    let second =
+        answer(&server, json!([user("hi"), { "role": "assistant", "content": first }, user("and?")]));
     assert_eq!(text(&output.stdout), format!("{first}\n{second}\n"));
 }
 
@@ -82,7 +83,8 @@ fn chat_shows_pictures() {
 #[test]
 fn bench_counts_what_the_server_counts() {
     let server = TestServer::start();
-    let flags = ["--num-prompts", "12", "--concurrency", "4", "--input-len", "20", "--output-len", "5", "--json"];
+    let flags =
+        ["--num-prompts", "12", "--concurrency", "4", "--input-len", "20", "--output-len", "5", "--json"];
     for (image, prompt_tokens) in [(&[][..], Some(240)), (&["--image", "30x20"][..], None)] {
         let flags = [&flags[..], image].concat();
         let output = perilune(&server, "bench", "--base-url", &flags).output().expect("the binary starts");
@@ -108,5 +110,8 @@ fn bench_fails_when_requests_fail() {
     let output = perilune(&server, "bench", "--base-url", &flags).output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("error: 2 of 2 requests failed: 400 from "), "{output:?}");
-    assert!(text(&output.stdout).contains("Failed requests:                                 2\n"), "{output:?}");
+    assert!(
+        text(&output.stdout).contains("Failed requests:                                 2\n"),
+        "{output:?}"
+    );
 }

@@ -167,6 +167,8 @@ fn request(args: &BenchArgs, model: &str, index: u64) -> Result<(&'static str, V
         "model": model,
         "max_tokens": args.output_len,
         "ignore_eos": true,
+        // So that a token whose text is still to come has an event of its own.
+        "return_token_ids": true,
         "temperature": args.temperature,
         "stream": true,
         "stream_options": { "include_usage": true },
@@ -233,7 +235,8 @@ mod tests {
 
     fn completion() -> Answer {
         let text = |text: &str| json!({ "choices": [{ "text": text, "finish_reason": null }] });
-        stream(&[text("a"), text("b"), text("")])
+        // The first token is half a character; the last event only ends the answer.
+        stream(&[json!({ "choices": [{ "text": "", "token_ids": [7] }] }), text("é"), text("")])
     }
 
     #[test]
