@@ -10,7 +10,7 @@ fn request(index: usize, picture: Option<&str>) -> Value {
     let pictures: Vec<String> = picture.iter().map(|png| format!("data:image/png;base64,{png}")).collect();
     json!({
         "model": "perilune-demo", "messages": [user(text, &pictures)], "max_tokens": 24, "seed": index,
-        "temperature": if index % 2 == 0 { 0.0 } else { 1.0 }, "logprobs": true, "top_logprobs": 5, "ignore_eos": true,
+        "temperature": if index.is_multiple_of(2) { 0.0 } else { 1.0 }, "logprobs": true, "top_logprobs": 5, "ignore_eos": true,
     })
 }
 
