@@ -8,7 +8,7 @@ import torch
 
 from chat import DEFAULT_SYSTEM, small_talk, system_text
 from model import GRAIN, Block, Layout
-from questions import ask
+from questions import PRACTISED, ask
 from scenes import COLOUR_NAMES, PLACE_NAMES, SHAPE_NAMES, SIZE_NAMES
 
 # Words in which an answer can be wrong; the rest of a sentence is learned in minutes and needs no weight.
@@ -75,14 +75,14 @@ class Packer:
         rows = []
         for _ in range(count if picture_first else max(1, count // 2)):
             row = Row(owner, [], [])
-            _, question, answer = ask(scene, rng) if rng.random() < 0.96 else small_talk(rng, kind=_ASIDE[rng.integers(len(_ASIDE))])
+            _, question, answer = ask(scene, rng, PRACTISED) if rng.random() < 0.96 else small_talk(rng, kind=_ASIDE[rng.integers(len(_ASIDE))])
             if picture_first:
                 self.turn(row, question, answer)
             else:
                 self.say(row, words.text(question) + words.picture(num_tokens))
                 self.answer(row, answer)
             while rng.random() < 0.12:
-                self.later_turn(row, *(ask(scene, rng) if rng.random() < 0.9 else small_talk(rng, kind=_ASIDE[rng.integers(len(_ASIDE))]))[1:])
+                self.later_turn(row, *(ask(scene, rng, PRACTISED) if rng.random() < 0.9 else small_talk(rng, kind=_ASIDE[rng.integers(len(_ASIDE))]))[1:])
             rows.append(row)
         return prefix + (words.picture(num_tokens) if picture_first else []), rows
 

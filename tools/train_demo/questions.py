@@ -6,11 +6,11 @@ from scenes import COLOUR_NAMES, MIDDLE, PLACE_NAMES, SHAPE_NAMES
 NUMBERS = ["no", "one", "two", "three", "four"]
 
 
-def ask(scene, rng):
-    """A random question about the scene: (kind, question, answer)."""
+def ask(scene, rng, shares=None):
+    """A random question about the scene: (kind, question, answer). shares: ASKED unless told otherwise."""
     while True:
-        kind = _NAMES[rng.choice(len(_NAMES), p=_WEIGHTS)]
-        pair = _KINDS[kind][1](scene, rng)
+        kind = _NAMES[rng.choice(len(_NAMES), p=ASKED if shares is None else shares)]
+        pair = _KINDS[kind][2](scene, rng)
         if pair is not None:
             return kind, vary(pair[0], rng), pair[1]
 
@@ -220,23 +220,31 @@ def _describe(scene, rng):
     return question, f"{text[0].upper()}{text[1:]}, on {_a(scene.ground)} background."
 
 
-# Weight and maker of each kind.
+# Each kind with its share of the questions asked, how many times as often it is trained on, and its maker.
 _KINDS = {
-    "count_all": (2.0, _count_all),
-    "count_colour": (3.0, _count_colour),
-    "count_shape": (3.0, _count_shape),
-    "ground": (1.5, _ground),
-    "colour": (3.0, _colour),
-    "shape": (3.0, _shape),
-    "size": (2.5, _size),
-    "at": (3.0, _at),
-    "where": (3.0, _where),
-    "exists": (3.0, _exists),
-    "beside": (3.0, _beside),
-    "above": (3.0, _above),
-    "bigger": (2.5, _bigger),
-    "which_bigger": (2.0, _which_bigger),
-    "describe": (2.5, _describe),
+    "count_all": (2.0, 1.0, _count_all),
+    "count_colour": (3.0, 2.0, _count_colour),
+    "count_shape": (3.0, 1.7, _count_shape),
+    "ground": (1.5, 1.0, _ground),
+    "colour": (3.0, 1.0, _colour),
+    "shape": (3.0, 1.0, _shape),
+    "size": (2.5, 1.0, _size),
+    "at": (3.0, 1.0, _at),
+    "where": (3.0, 1.0, _where),
+    "exists": (3.0, 1.0, _exists),
+    "beside": (3.0, 3.0, _beside),
+    "above": (3.0, 1.5, _above),
+    "bigger": (2.5, 2.5, _bigger),
+    "which_bigger": (2.0, 3.0, _which_bigger),
+    "describe": (2.5, 1.0, _describe),
 }
 _NAMES = list(_KINDS)
-_WEIGHTS = [weight / sum(w for w, _ in _KINDS.values()) for weight, _ in _KINDS.values()]
+
+
+def _shares(weights):
+    return [w / sum(weights) for w in weights]
+
+
+ASKED = _shares([asked for asked, _, _ in _KINDS.values()])
+# Comparing two things and counting some of them come last and slowly; practised more often than asked.
+PRACTISED = _shares([asked * more for asked, more, _ in _KINDS.values()])
