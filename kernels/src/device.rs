@@ -62,6 +62,13 @@ impl Device {
         cpu.pool.num_workers()
     }
 
+    /// Calls `task(index, worker)` once for each index below `num_tasks` on the host threads of the device, and returns when all
+    /// are done; `worker` is below [`Device::num_threads`]. For what is computed beside ops, such as sampling.
+    pub fn for_each(&self, num_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        let Self::Cpu(cpu) = self;
+        cpu.pool.run(num_tasks, task);
+    }
+
     pub fn isa(&self) -> Isa {
         let Self::Cpu(cpu) = self;
         cpu.isa

@@ -5,7 +5,7 @@ use crate::decoder::Decoder;
 use crate::input::{BlockSizes, ModelInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::sampler::{self, Workspace};
+use crate::sampler::{self, Sampler};
 use crate::scratch::Scratch;
 use kernels::{Device, Tensor, ops};
 use scheduler::{Batch, ImageEncode, ModelRunner, Sample, Sampled, StepOutput};
@@ -19,7 +19,7 @@ pub struct DeviceRunner {
     scratch: Scratch,
     sizes: BlockSizes,
     input: ModelInput,
-    workspace: Workspace,
+    sampler: Sampler,
 }
 
 /// What a model with pictures has beside its decoder.
@@ -42,16 +42,8 @@ impl DeviceRunner {
     ) -> Self {
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows };
-        Self {
-            device,
-            decoder,
-            eyes,
-            cache,
-            scratch,
-            sizes,
-            input: ModelInput::default(),
-            workspace: Workspace::default(),
-        }
+        let sampler = Sampler::new(&device, scratch.logits.row_len());
+        Self { device, decoder, eyes, cache, scratch, sizes, input: ModelInput::default(), sampler }
     }
 
     pub fn device(&self) -> &Device {
@@ -96,9 +88,7 @@ impl DeviceRunner {
         let chunk = self.scratch.logit_rows;
         for (rows, samples) in self.input.sample_rows.chunks(chunk).zip(samples.chunks(chunk)) {
             self.decoder.logits(rows, &mut self.scratch);
-            let vocab_size = self.scratch.logits.shape()[1];
-            let logits = self.scratch.logits.as_f32_mut().chunks_mut(vocab_size);
-            sampled.extend(logits.zip(samples).map(|(row, s)| sampler::sample(row, s, &mut self.workspace)));
+            sampled.extend(self.sampler.sample_rows(&self.device, &mut self.scratch.logits, samples));
         }
         sampled
     }

@@ -11,8 +11,10 @@ mod philox;
 
 pub use philox::{philox, uniform};
 
+use kernels::{Device, Tensor};
 use scheduler::{Failure, History, Sample, Sampled, SampledToken, SamplingParams, TokenId};
 use std::cmp::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Buffers of one sampling thread, reused for row after row.
 #[derive(Debug, Default)]
@@ -20,6 +22,48 @@ pub struct Workspace {
     /// Tokens of the history, sorted.
     tokens: Vec<TokenId>,
     candidates: Vec<TokenId>,
+    /// The model's own distribution, where it is to be reported.
+    logprobs: Vec<f32>,
+}
+
+/// The workspaces of all threads that sample.
+#[derive(Debug)]
+pub struct Sampler {
+    workspaces: Vec<Mutex<Workspace>>,
+}
+
+impl Sampler {
+    pub fn new(device: &Device, vocab_size: usize) -> Self {
+        let workspace = |_| {
+            Mutex::new(Workspace {
+                tokens: Vec::new(),
+                candidates: Vec::with_capacity(vocab_size),
+                logprobs: Vec::with_capacity(vocab_size),
+            })
+        };
+        Self { workspaces: (0..device.num_threads()).map(workspace).collect() }
+    }
+
+    /// One row of `logits` [R, V] for each sample. Rows are shared out between threads; none knows of another.
+    pub fn sample_rows(&self, device: &Device, logits: &mut Tensor, samples: &[&Sample]) -> Vec<Sampled> {
+        let &[num_rows, vocab_size] = logits.shape() else { panic!("logits {:?}", logits.shape()) };
+        assert_eq!(num_rows, samples.len(), "a row for each sample");
+        let rows = logits.as_f32_mut().chunks_mut(vocab_size).zip(samples);
+        let rows: Vec<_> = rows.map(|(logits, request)| Mutex::new((logits, request, None))).collect();
+        device.for_each(num_rows, &|row, worker| {
+            let (logits, request, sampled) = &mut *lock(&rows[row]);
+            *sampled = Some(sample(logits, request, &mut lock(&self.workspaces[worker])));
+        });
+        let take = |row: Mutex<(_, _, Option<Sampled>)>| {
+            row.into_inner().unwrap_or_else(PoisonError::into_inner).2.expect("every row was sampled")
+        };
+        rows.into_iter().map(take).collect()
+    }
+}
+
+/// Never waits: a row and a workspace belong to one thread at a time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Samples one row. `logits` is used up: it holds weights of the draw afterwards.
@@ -28,36 +72,23 @@ pub fn sample(logits: &mut [f32], sample: &Sample, work: &mut Workspace) -> Samp
         return Sampled::Failed(Failure::NonFiniteLogits);
     }
     let params = &*sample.params;
-    let report = params.logprobs.map(|k| Report::new(logits, k));
+    let top = params.logprobs.map(|k| report(logits, k, &mut work.logprobs));
     adjust(logits, sample, work);
     let drawn = match params.temperature == 0.0 {
         true => largest(logits).filter(|&token| logits[token as usize] > f32::NEG_INFINITY),
         false => draw(logits, params, sample.position, work),
     };
     let Some(token) = drawn else { return Sampled::Failed(Failure::NothingToSample) };
-    let Some(report) = report else {
-        return Sampled::Token(SampledToken { token, logprob: None, top: Vec::new() });
-    };
-    Sampled::Token(SampledToken { token, logprob: Some(report.logprob_of(token)), top: report.top })
+    let logprob = top.is_some().then(|| work.logprobs[token as usize]);
+    Sampled::Token(SampledToken { token, logprob, top: top.unwrap_or_default() })
 }
 
-/// What a request wants to know of the model's own distribution, taken before the logits are changed.
-struct Report {
-    logprobs: Vec<f32>,
-    top: Vec<(TokenId, f32)>,
-}
-
-impl Report {
-    fn new(logits: &[f32], k: usize) -> Self {
-        let mut logprobs = logits.to_vec();
-        log_softmax(&mut logprobs);
-        let top = top_k(&logprobs, k);
-        Self { logprobs, top }
-    }
-
-    fn logprob_of(&self, token: TokenId) -> f32 {
-        self.logprobs[token as usize]
-    }
+/// Keeps the model's own distribution, before the logits are changed, and returns its most probable tokens.
+fn report(logits: &[f32], k: usize, logprobs: &mut Vec<f32>) -> Vec<(TokenId, f32)> {
+    logprobs.clear();
+    logprobs.extend_from_slice(logits);
+    log_softmax(logprobs);
+    top_k(logprobs, k)
 }
 
 /// In place, summed from the first to the last in f64.

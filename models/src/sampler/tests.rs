@@ -214,6 +214,29 @@ fn logprobs_are_of_the_models_own_distribution() {
     }
 }
 
+/// Rows on several threads give what each gives by itself.
+#[test]
+fn rows_are_shared_out_between_threads() {
+    let row = |seed: u64| (0..53).map(move |i| ((i * seed) as f32 * 0.71).sin() * 3.0);
+    let requests: Vec<Sample> = (0..37)
+        .map(|seed| {
+            let params = SamplingParams { seed, top_p: 0.8, logprobs: Some(2), ..Default::default() };
+            request(SamplingParams { temperature: (seed % 3) as f32, ..params })
+        })
+        .collect();
+    let alone: Vec<Sampled> = (0..)
+        .zip(&requests)
+        .map(|(seed, request)| sample(&mut row(seed).collect::<Vec<_>>(), request, &mut Workspace::default()))
+        .collect();
+    for threads in [1, 3] {
+        let device = Device::cpu(Some(threads));
+        let values: Vec<f32> = (0..37).flat_map(row).collect();
+        let mut logits = Tensor::from_f32(&device, &[37, 53], &values);
+        let samples: Vec<&Sample> = requests.iter().collect();
+        assert_eq!(Sampler::new(&device, 53).sample_rows(&device, &mut logits, &samples), alone);
+    }
+}
+
 #[test]
 fn reported_alternatives_are_as_many_as_asked_for() {
     let run = |logprobs| {
