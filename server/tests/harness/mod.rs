@@ -7,12 +7,13 @@ pub mod fake;
 
 use client::{Connection, Response};
 use fake::{Control, Fault};
+use models::{LoadOptions, ModelFiles};
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
 use perilune::config::{DefaultsFrom, Scheduling};
 use perilune::http::HttpLimits;
-use perilune::serve::{Listening, ServeOptions, Serving};
-use scheduler::SchedulerConfig;
+use perilune::serve::{Listening, LoadedModel, ServeOptions, Serving};
+use scheduler::{ModelRunner, SchedulerConfig};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -59,18 +60,40 @@ impl TestServer {
 
     pub fn with(setup: Setup) -> Self {
         let Setup { options, config, generation } = setup;
+        let control = Arc::new(Control::default());
+        let model_control = control.clone();
+        let load = move || Ok::<_, String>(fake::model(model_control, config, generation));
+        Self::serve(options, fake::files(), control, load)
+    }
+
+    /// The model built into the binary.
+    pub fn embedded(load: LoadOptions) -> Self {
+        let files = ModelFiles::Embedded(perilune::source::embedded::FILES);
+        let model_files = files.clone();
+        let load = move || perilune::load::load(&model_files, &load);
+        Self::serve(Setup::default().options, files, Arc::default(), load)
+    }
+
+    fn serve<R, E>(
+        options: ServeOptions,
+        files: ModelFiles,
+        control: Arc<Control>,
+        load: impl FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+    ) -> Self
+    where
+        R: ModelRunner,
+        R::Error: std::fmt::Display,
+        E: std::fmt::Display + Send + 'static,
+    {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .expect("a runtime");
-        let control = Arc::new(Control::default());
-        let model_control = control.clone();
         let serving = runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let listening = Listening::new(listener, options).expect("listens");
-            let load = move || Ok::<_, String>(fake::model(model_control, config, generation));
-            match listening.serve(fake::files(), load).await {
+            match listening.serve(files, load).await {
                 Ok(serving) => serving,
                 Err(error) => panic!("{error}"),
             }
