@@ -4,9 +4,8 @@ use perilune_tests::tree::{read, root};
 use perilune_tests::{Server, chat, user};
 use serde_json::{Value, json};
 
-/// The share of questions that must be answered right. The goal is 0.95; the weights of today reach 0.91 (left and right, and which
-/// of two is bigger, are what they lack: see MODEL_CARD.md), so this guards what was reached.
-const WANTED: f64 = 0.90;
+/// The share of questions that must be answered right.
+const WANTED: f64 = 0.95;
 
 #[test]
 fn the_embedded_model_answers_questions_about_pictures() {
