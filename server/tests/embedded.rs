@@ -48,13 +48,13 @@ fn request(i: usize) -> Value {
     let text =
         json!({"type": "text", "text": format!("How many shapes are there, {}?", "please ".repeat(i % 7))});
     let mut content = vec![text];
-    if i % 3 == 0 {
+    if i.is_multiple_of(3) {
         let url = picture(57 + i, 83 + 2 * i, 20 + i);
         content.insert(0, json!({"type": "image_url", "image_url": {"url": url}}));
     }
     json!({
         "messages": [{"role": "user", "content": content}], "max_tokens": 9 + i % 5, "ignore_eos": true, "seed": i,
-        "temperature": if i % 2 == 0 { 0.0 } else { 0.8 }, "logprobs": true, "top_logprobs": 3, "return_token_ids": true,
+        "temperature": if i.is_multiple_of(2) { 0.0 } else { 0.8 }, "logprobs": true, "top_logprobs": 3, "return_token_ids": true,
     })
 }
 
