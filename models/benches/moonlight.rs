@@ -100,6 +100,7 @@ fn batch(from: usize, to: usize) -> Batch {
         position: to,
         num_generated: 0,
         history: None,
+        mask: None,
     };
     let item = BatchItem {
         id: SequenceId(1),

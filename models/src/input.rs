@@ -120,6 +120,7 @@ mod tests {
             position: 8,
             num_generated: 1,
             history: None,
+            mask: None,
         };
         let chunk = BatchItem {
             id: SequenceId(1),

@@ -77,6 +77,7 @@ impl Feed {
                 position: to,
                 num_generated: 0,
                 history: None,
+                mask: None,
             }),
         };
         let batch = Batch { items: vec![item], ..Default::default() };

@@ -1,7 +1,7 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
 use crate::block_pool::BlockId;
-use crate::{ImageInput, SamplingParams, SequenceId, TokenId};
+use crate::{ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
 use std::sync::Arc;
 
 /// One step of work, in the order in which its tokens are laid out in memory.
@@ -61,6 +61,8 @@ pub struct Sample {
     pub num_generated: usize,
     /// All tokens so far, only where the parameters need them; the first `prompt_len` are the prompt.
     pub history: Option<History>,
+    /// The tokens that may be drawn; `None`: any.
+    pub mask: Option<Arc<dyn TokenMask>>,
 }
 
 #[derive(Debug, Clone)]
@@ -108,4 +110,6 @@ pub enum Failure {
     NonFiniteLogits,
     /// Bias, penalties and masks left nothing to choose from.
     NothingToSample,
+    /// Its constraint reached a limit, or its mask could not be computed.
+    Constraint,
 }

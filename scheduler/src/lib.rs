@@ -16,6 +16,7 @@
 mod batch;
 mod block_pool;
 mod config;
+mod constraint;
 mod content;
 mod engine;
 mod image_cache;
@@ -31,6 +32,7 @@ pub use batch::{
 };
 pub use block_pool::{BlockId, BlockPool, BlockTable};
 pub use config::{InvalidConfig, SchedulerConfig};
+pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;
 pub use engine::{Engine, ModelRunner};
 pub use image_cache::ImageCache;

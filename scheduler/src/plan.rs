@@ -273,8 +273,8 @@ impl Scheduler {
 
     fn assemble(&mut self) -> Batch {
         let encodes = self.images.take_encodes();
-        let item = |running: &Running| running.item(&self.images, self.config.block_size);
-        let items: Vec<_> = self.running.values().filter_map(item).collect();
+        let item = |running: &mut Running| running.item(&self.images, self.config.block_size);
+        let items: Vec<_> = self.running.values_mut().filter_map(item).collect();
         let stats = &mut self.stats;
         stats.encoded_images = encodes.len();
         stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();

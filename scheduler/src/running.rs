@@ -4,7 +4,8 @@ use crate::block_pool::BlockTable;
 use crate::content::{ContentChain, NO_ADAPTER};
 use crate::image_cache::{Acquired, ImageCache};
 use crate::{
-    BatchItem, FinishReason, History, ImageRows, ImageSpan, Sample, SchedulerConfig, Sequence, SequenceId,
+    Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, Sample, SchedulerConfig,
+    Sequence, SequenceId,
 };
 
 /// The one order of sequences: lower goes first, higher is preempted first. Ids grow with the time of arrival.
@@ -130,7 +131,7 @@ impl Running {
     }
 
     /// What was planned, as an item; `None` when it sits this step out.
-    pub fn item(&self, images: &ImageCache, block_size: usize) -> Option<BatchItem> {
+    pub fn item(&mut self, images: &ImageCache, block_size: usize) -> Option<BatchItem> {
         let tokens = &self.job.sequence.tokens[self.computed..self.planned];
         if tokens.is_empty() {
             return None;
@@ -159,20 +160,32 @@ impl Running {
         self.pinned().iter().filter_map(overlap).collect()
     }
 
-    fn sample(&self) -> Sample {
-        let Sequence { params, tokens, prompt_len, .. } = &self.job.sequence;
+    fn sample(&mut self) -> Sample {
+        let Sequence { params, tokens, prompt_len, constraint, .. } = &mut self.job.sequence;
         let history = || History { tokens: tokens.clone(), prompt_len: *prompt_len };
         Sample {
             params: params.clone(),
             position: tokens.len(),
-            num_generated: tokens.len() - prompt_len,
+            num_generated: tokens.len() - *prompt_len,
             history: params.needs_history().then(history),
+            mask: constraint.as_mut().and_then(|constraint| constraint.next_mask()),
         }
     }
 }
 
-/// Whether the token sampled last ends the sequence.
-pub(crate) fn finish_reason(sequence: &Sequence) -> Option<FinishReason> {
+/// Takes in the token sampled last; says whether it ends the sequence.
+pub(crate) fn finish_reason(sequence: &mut Sequence) -> Option<FinishReason> {
+    let last = *sequence.tokens.last().expect("a prompt is not empty");
+    let accepted = sequence.constraint.as_mut().map(|constraint| constraint.accept(last));
+    match (end_of(sequence), accepted) {
+        (Some(FinishReason::Stop), _) => Some(FinishReason::Stop),
+        (_, Some(Accepted::Complete)) => Some(FinishReason::Complete),
+        (end, Some(Accepted::Failed)) => Some(end.unwrap_or(FinishReason::Failed(Failure::Constraint))),
+        (end, Some(Accepted::Open) | None) => end,
+    }
+}
+
+fn end_of(sequence: &Sequence) -> Option<FinishReason> {
     let params = &sequence.params;
     let generated = sequence.num_generated();
     let last = sequence.tokens.last().expect("a prompt is not empty");

@@ -1,7 +1,7 @@
 //! A prompt, the tokens generated for it so far, and the pictures among them. "Request" is the API's word; `n` answers to one
 //! request are `n` sequences.
 
-use crate::{InvalidParam, SamplingParams};
+use crate::{Constraint, InvalidParam, SamplingParams};
 use std::sync::Arc;
 
 pub type TokenId = u32;
@@ -55,6 +55,8 @@ pub struct Sequence {
     /// Mixed into the block hashes: sequences share cached blocks only with those of the same salt (tenant, adapter).
     pub salt: Digest,
     pub params: Arc<SamplingParams>,
+    /// What it may say, beside what the parameters allow.
+    pub constraint: Option<Box<dyn Constraint>>,
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,
     pub(crate) images: Vec<ImageSpan>,
@@ -86,7 +88,16 @@ impl Sequence {
             end = span.end();
         }
         let prompt_len = prompt.len();
-        Ok(Self { id, priority: 0, salt: Digest::default(), params, tokens: prompt, prompt_len, images })
+        Ok(Self {
+            id,
+            priority: 0,
+            salt: Digest::default(),
+            params,
+            constraint: None,
+            tokens: prompt,
+            prompt_len,
+            images,
+        })
     }
 
     /// Prompt and output.
@@ -111,6 +122,8 @@ impl Sequence {
 pub enum FinishReason {
     /// A stop token was sampled; it is the last token.
     Stop,
+    /// The constraint lets nothing follow the last token, which is part of the answer.
+    Complete,
     /// `max_tokens` were generated.
     Length,
     /// The model could not go on with this sequence; the others of the step are unharmed.

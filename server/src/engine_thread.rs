@@ -395,7 +395,7 @@ where
                 client.preemptions = preemptions;
                 client.send(SequenceEvent::Finished(reason));
                 let reason = match reason {
-                    FinishReason::Stop => "stop",
+                    FinishReason::Stop | FinishReason::Complete => "stop",
                     FinishReason::Length => "length",
                     FinishReason::Failed(_) => {
                         self.metrics.numerical_error();

@@ -241,6 +241,9 @@ impl ApiError {
                     Failure::NothingToSample => {
                         "bias, penalties and masks left no token to choose from".into()
                     }
+                    Failure::Constraint => {
+                        "the constraint on the answer reached a limit of time or memory".into()
+                    }
                 },
             ),
             ApiError::Internal => parts(

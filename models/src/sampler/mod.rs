@@ -1,8 +1,8 @@
 //! From logits to one token. A row's result depends on its own logits and parameters only.
 //!
 //! ```text
-//! logits ─▶ mask of early stop tokens ─▶ bias ─▶ penalties ─▶ greedy: the largest, ties by lower id
-//!    │                                              └───────▶ temperature ─▶ min-p ─▶ top-k ─▶ top-p ─▶ draw
+//! logits ─▶ mask of early stop tokens ─▶ bias ─▶ penalties ─▶ mask of the constraint ─▶ greedy: the largest, ties by lower id
+//!    │                                                                 └───────▶ temperature ─▶ min-p ─▶ top-k ─▶ top-p ─▶ draw
 //!    └─▶ log-probabilities: of the model's own distribution, untouched by all of the above
 //! ```
 //! The order is vLLM's. The draw inverts the cumulative distribution with one random number, a function of seed and position.
@@ -74,6 +74,10 @@ pub fn sample(logits: &mut [f32], sample: &Sample, work: &mut Workspace) -> Samp
     let params = &*sample.params;
     let top = params.logprobs.map(|k| report(logits, k, &mut work.logprobs));
     adjust(logits, sample, work);
+    if let Some(mask) = &sample.mask {
+        let Some(allowed) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
+        apply_mask(logits, allowed);
+    }
     let drawn = match params.temperature == 0.0 {
         true => largest(logits).filter(|&token| logits[token as usize] > f32::NEG_INFINITY),
         false => draw(logits, params, sample.position, work),
@@ -126,7 +130,7 @@ fn largest(values: &[f32]) -> Option<TokenId> {
     best.map(|(i, _)| i as TokenId)
 }
 
-/// Masks, bias and penalties, in vLLM's order.
+/// Masks of the parameters, bias and penalties, in vLLM's order.
 fn adjust(logits: &mut [f32], sample: &Sample, work: &mut Workspace) {
     let params = &*sample.params;
     if sample.num_generated < params.min_tokens {
@@ -144,6 +148,27 @@ fn adjust(logits: &mut [f32], sample: &Sample, work: &mut Workspace) {
     // Penalties near their limits can overflow; the largest number keeps the order and the arithmetic.
     for x in logits.iter_mut() {
         *x = x.min(f32::MAX);
+    }
+}
+
+/// Tokens that the mask leaves out cannot be drawn; those beyond its last word are left out too.
+fn apply_mask(logits: &mut [f32], allowed: &[u32]) {
+    let words = allowed.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        // Most words of a grammar's mask are empty, and most of an unconstrained text's are full.
+        match word {
+            0 => logits.fill(f32::NEG_INFINITY),
+            u32::MAX => {}
+            _ => mask_word(logits, word),
+        }
+    }
+}
+
+fn mask_word(logits: &mut [f32], word: u32) {
+    for (bit, x) in logits.iter_mut().enumerate() {
+        if word >> bit & 1 == 0 {
+            *x = f32::NEG_INFINITY;
+        }
     }
 }
 

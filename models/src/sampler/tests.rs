@@ -4,7 +4,7 @@ use super::*;
 use std::sync::Arc;
 
 fn request(params: SamplingParams) -> Sample {
-    Sample { params: Arc::new(params), position: 7, num_generated: 0, history: None }
+    Sample { params: Arc::new(params), position: 7, num_generated: 0, history: None, mask: None }
 }
 
 fn with_history(params: SamplingParams, prompt: &[TokenId], output: &[TokenId]) -> Sample {
@@ -250,4 +250,43 @@ fn reported_alternatives_are_as_many_as_asked_for() {
     assert_eq!(run(Some(0)), (true, 0));
     assert_eq!(run(Some(5)), (true, 5));
     assert_eq!(run(Some(20)), (true, 11));
+}
+
+#[derive(Debug)]
+struct Mask(Option<Vec<u32>>);
+
+impl scheduler::TokenMask for Mask {
+    fn allowed(&self) -> Option<&[u32]> {
+        self.0.as_deref()
+    }
+}
+
+#[test]
+fn a_mask_leaves_only_its_tokens() {
+    let logits: Vec<f32> = (0..70).map(|i| i as f32).collect();
+    let all = || vec![u32::MAX; 3];
+    for (mask, expected) in [
+        (all(), Some(69)),
+        (vec![u32::MAX; 2], Some(63)),
+        (vec![u32::MAX, 0, 1], Some(64)),
+        (vec![0b1010, 0, 0], Some(3)),
+        (vec![1], Some(0)),
+        (vec![0; 3], None),
+        (vec![], None),
+    ] {
+        for temperature in [0.0, 1e-3] {
+            let params = SamplingParams { temperature, ..Default::default() };
+            let sample_request = Sample { mask: Some(Arc::new(Mask(Some(mask.clone())))), ..request(params) };
+            let sampled = sample(&mut logits.clone(), &sample_request, &mut Workspace::default());
+            match expected {
+                Some(expected) => {
+                    assert!(matches!(&sampled, Sampled::Token(t) if t.token == expected), "{sampled:?}")
+                }
+                None => assert_eq!(sampled, Sampled::Failed(Failure::NothingToSample)),
+            }
+        }
+    }
+    let failed = Sample { mask: Some(Arc::new(Mask(None))), ..request(SamplingParams::default()) };
+    let sampled = sample(&mut logits.clone(), &failed, &mut Workspace::default());
+    assert_eq!(sampled, Sampled::Failed(Failure::Constraint));
 }

@@ -176,6 +176,7 @@ impl Choice {
                 let named = self.last_token.filter(|token| !self.model_ends.contains(token));
                 ("stop", named.map(StopCause::Token))
             }
+            FinishReason::Complete => ("stop", None),
             FinishReason::Length => ("length", None),
             FinishReason::Failed(failure) => return Err(ApiError::Numerical(failure)),
         };

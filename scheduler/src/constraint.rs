@@ -1,0 +1,48 @@
+//! What a sequence may say next, where that is not up to the model alone: a grammar, a budget of thinking, a marker that must come
+//! now. Its state belongs to the sequence and outlives a preemption; its mask belongs to one step.
+//!
+//! ```text
+//! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has
+//! execute:  forward pass … sampler: TokenMask::allowed()    waits for it, if it must
+//! commit:   accept(token) ──▶ Open | Complete | Failed
+//! ```
+
+use crate::TokenId;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// The state of a constraint of one sequence. It is a function of the tokens accepted so far and of nothing else.
+pub trait Constraint: Debug + Send + Sync {
+    /// The tokens that may come next; `None` where any may. Asked once before each token, and must not wait: the work may go on
+    /// while the model runs.
+    fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>>;
+
+    /// Takes in the token that was sampled under the last mask.
+    fn accept(&mut self, token: TokenId) -> Accepted;
+
+    /// The same state once more, for another sequence.
+    fn boxed_clone(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Self {
+        self.boxed_clone()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// More may follow.
+    Open,
+    /// Nothing may follow: the sequence is complete.
+    Complete,
+    /// The constraint cannot go on, as when it reached a limit of time or memory.
+    Failed,
+}
+
+/// A set of tokens, perhaps still being computed.
+pub trait TokenMask: Debug + Send + Sync {
+    /// Bit `i % 32` of word `i / 32` says whether token `i` may come next. Tokens beyond the last word may not. Waits until the mask
+    /// is there; `None` where it could not be computed.
+    fn allowed(&self) -> Option<&[u32]>;
+}
