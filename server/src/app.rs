@@ -6,6 +6,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
 use crate::openai::generation::RequestLimits;
 use crate::openai::{chat, completions, health, models, tokenize};
+use crate::page;
 use crate::request::{observe, panicked, require_key};
 use crate::service::Service;
 use axum::Router;
@@ -23,6 +24,8 @@ pub struct AppLimits {
     pub request: RequestLimits,
     /// `None`: streams carry no comments.
     pub keep_alive: Option<Duration>,
+    /// Whether `/` serves the page to try the model on.
+    pub page: bool,
 }
 
 impl Default for AppLimits {
@@ -32,6 +35,7 @@ impl Default for AppLimits {
             body_timeout: Duration::from_secs(60),
             request: RequestLimits::default(),
             keep_alive: Some(Duration::from_secs(5)),
+            page: true,
         }
     }
 }
@@ -62,7 +66,7 @@ impl App {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Probes and metrics, for machines that have no key.
+    /// Probes and metrics, for machines that have no key; the page, which holds no secret.
     Open,
     /// One of the configured keys, where there are any.
     Key,
@@ -100,6 +104,11 @@ pub fn route_table() -> Vec<Route> {
     ROUTES
         .iter()
         .flat_map(|&(access, method, paths, _)| paths.map(|path| Route { method, path, access }))
+        .chain(page::ASSETS.iter().map(|asset| Route {
+            method: "GET",
+            path: asset.path,
+            access: Access::Open,
+        }))
         .collect()
 }
 
@@ -113,6 +122,9 @@ pub fn router(app: Arc<App>) -> Router {
             };
             router = router.route(path, handler);
         }
+    }
+    if app.limits.page {
+        router = router.merge(page::routes());
     }
     router
         .fallback(no_route)

@@ -210,6 +210,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 128, env = "PERILUNE_MAX_N")]
     pub max_n: usize,
 
+    /// Serve no page at `/`, only the API
+    #[arg(long)]
+    pub no_page: bool,
+
     /// Print what the flags mean, as JSON, and exit
     #[arg(long)]
     pub print_config: bool,

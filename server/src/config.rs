@@ -97,6 +97,7 @@ impl TryFrom<ServeArgs> for Config {
             no_enable_prefix_caching,
             max_image_pixels,
             max_n,
+            no_page,
             print_config: _,
             harmless,
         } = args;
@@ -161,6 +162,7 @@ impl TryFrom<ServeArgs> for Config {
             limits: AppLimits {
                 request,
                 keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
+                page: !no_page,
                 ..AppLimits::default()
             },
             http: HttpLimits::default(),
@@ -221,6 +223,7 @@ impl Config {
             "max_n": limits.request.n_max,
             "body_len_max": limits.body_len_max,
             "sse_keep_alive_interval": limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()),
+            "page": limits.page,
             "max_connections": http.max_connections,
             "max_image_pixels": images.max_pixels,
             "seed": seed,

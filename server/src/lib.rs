@@ -19,6 +19,7 @@ pub mod load;
 pub mod logging;
 pub mod metrics;
 pub mod openai;
+pub mod page;
 pub mod request;
 pub mod run;
 pub mod serve;
