@@ -13,6 +13,9 @@ const TABLE_RULE = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 /** Longer paragraphs stay plain, so that the time for each stays small whatever the text. */
 const INLINE_LEN_MAX = 6000;
 
+/** What is nested deeper stays as it was written. */
+const DEPTH_MAX = 8;
+
 // In this order: code, escapes, strong, emphasis, struck out, link, bare address.
 const INLINE = new RegExp([
   /(?<tick>`+)(?<code>[^`]|[^`].*?[^`])\k<tick>(?!`)/,
@@ -32,7 +35,7 @@ export function showMarkdown(node, text) {
   const old = node.blocks || [];
   node.blocks = sources.map((source, i) => {
     if (old[i]?.source === source) return old[i];
-    const nodes = render(source);
+    const nodes = render(source, 0);
     const block = { source, nodes };
     if (old[i]) {
       old[i].nodes[0].before(...nodes);
@@ -74,17 +77,17 @@ function split(text) {
   return blocks;
 }
 
-/** The nodes of one block, at least one. */
-function render(source) {
+/** The nodes of one block, at least one. `depth` counts the quotes around it. */
+function render(source, depth) {
   const lines = source.split('\n');
   const fence = FENCE.exec(lines[0]);
   if (fence) return [codeBlock(lines, fence)];
   const nodes = [];
-  while (lines.length > 0) nodes.push(takeNode(lines));
+  while (lines.length > 0) nodes.push(takeNode(lines, depth));
   return nodes;
 }
 
-function takeNode(lines) {
+function takeNode(lines, depth) {
   const heading = HEADING.exec(lines[0]);
   if (heading) {
     lines.shift();
@@ -94,11 +97,11 @@ function takeNode(lines) {
     lines.shift();
     return el('hr');
   }
-  if (QUOTE.test(lines[0])) {
+  if (QUOTE.test(lines[0]) && depth < DEPTH_MAX) {
     const quoted = takeWhile(lines, (line) => QUOTE.test(line)).map((line) => line.replace(QUOTE, ''));
-    return el('blockquote', {}, split(quoted.join('\n')).flatMap(render));
+    return el('blockquote', {}, split(quoted.join('\n')).flatMap((source) => render(source, depth + 1)));
   }
-  if (ITEM.test(lines[0])) return list(takeWhile(lines, (line) => ITEM.test(line) || /^\s+\S/.test(line)));
+  if (ITEM.test(lines[0])) return list(takeWhile(lines, (line) => ITEM.test(line) || /^\s+\S/.test(line)), 0);
   if (lines.length > 1 && lines[0].includes('|') && TABLE_RULE.test(lines[1])) {
     return table(takeWhile(lines, (line) => line.includes('|') || TABLE_RULE.test(line)));
   }
@@ -125,7 +128,7 @@ function codeBlock(lines, [, mark, language]) {
 }
 
 /** A list and the lists inside it, by indentation. */
-function list(lines) {
+function list(lines, depth) {
   const [, indent, mark] = ITEM.exec(lines[0]);
   const isOrdered = /\d/.test(mark);
   const node = el(isOrdered ? 'ol' : 'ul', { start: isOrdered && mark !== '1.' ? parseInt(mark, 10) : undefined });
@@ -133,10 +136,10 @@ function list(lines) {
     const item = ITEM.exec(lines.shift());
     const inner = takeWhile(lines, (line) => {
       const next = ITEM.exec(line);
-      return !next || next[1].length > indent.length + 1;
+      return !next || (depth < DEPTH_MAX && next[1].length > indent.length + 1);
     });
     const text = [item[3], ...takeWhile(inner, (line) => !ITEM.test(line)).map((line) => line.trim())].join('\n');
-    node.append(el('li', {}, inline(text), inner.length > 0 ? list(inner) : undefined));
+    node.append(el('li', {}, inline(text), inner.length > 0 && list(inner, depth + 1)));
   }
   return node;
 }
@@ -149,26 +152,26 @@ function table([head, , ...rows]) {
 }
 
 /** Text with its marks, as nodes and strings. */
-function inline(text) {
-  if (text.length > INLINE_LEN_MAX) return [text];
+function inline(text, depth = 0) {
+  if (text.length > INLINE_LEN_MAX || depth > DEPTH_MAX) return [text];
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
-    nodes.push(text.slice(end, match.index), inlineNode(match));
+    nodes.push(text.slice(end, match.index), inlineNode(match, depth + 1));
     end = match.index + match[0].length;
   }
   return [...nodes, text.slice(end)].filter((node) => node !== '');
 }
 
-function inlineNode({ 0: source, groups }) {
+function inlineNode({ 0: source, groups }, depth) {
   const { code, escaped, strong, strong2, em, em2, del, label, target, bare } = groups;
   if (code !== undefined) return el('code', {}, code.replace(/^ (.*\S.*) $/s, '$1'));
   if (escaped) return escaped;
-  if (strong || strong2) return el('strong', {}, inline(strong || strong2));
-  if (em || em2) return el('em', {}, inline(em || em2));
-  if (del) return el('del', {}, inline(del));
+  if (strong || strong2) return el('strong', {}, inline(strong || strong2, depth));
+  if (em || em2) return el('em', {}, inline(em || em2, depth));
+  if (del) return el('del', {}, inline(del, depth));
   const address = bare || target;
   // Anything but the web and mail stays as it was written.
   if (!/^(https?:\/\/|mailto:)/i.test(address)) return source;
-  return el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, bare ? bare : inline(label || address));
+  return el('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, bare ? bare : inline(label || address, depth));
 }

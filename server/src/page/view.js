@@ -178,7 +178,7 @@ function showNumbers(node, message) {
     stopped && 'stopped',
     finish === 'length' && 'cut at the token limit',
     message.done && !message.error && !stopped && !message.text && !message.calls.length && 'no text',
-  ].filter(Boolean);
+  ].filter(Boolean).map((part) => part.replaceAll(' ', '\u00a0'));
   node.hidden = parts.length === 0;
   if (node.hidden) return;
   const rows = numberRows(message).filter(([, value]) => value !== undefined && value !== null && value !== '');

@@ -15,7 +15,7 @@ export const launch = () => chromium.launch({ executablePath: process.env.CHROMI
 /** A page of its own at `url`. `mistakes` holds errors, console warnings and requests to anywhere else. */
 export async function openPage(browser, url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
-  await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin: url });
+  await context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin: new URL(url).origin });
   const page = await context.newPage();
   page.setDefaultTimeout(LIMIT_MS);
   const mistakes = [];
@@ -46,4 +46,41 @@ export function answerWith(page, deltas, { finish = 'stop', status = 200, body }
     headers: { 'content-type': body ? 'application/json' : 'text/event-stream' },
     body: body ? JSON.stringify(body) : stream,
   }));
+}
+
+/** Waits until an answer is there in full; `count` is how many the conversation has by then. */
+export async function answered(page, count = 1) {
+  const answers = page.locator('.assistant');
+  await expect(page, ([count]) => document.querySelectorAll('.assistant:not(.open)').length === count, count);
+  return answers.nth(count - 1);
+}
+
+/** Types a message, sends it with Enter and gives back the answer's element. */
+export async function ask(page, text, count = 1) {
+  await page.fill('#prompt', text);
+  await page.press('#prompt', 'Enter');
+  return answered(page, count);
+}
+
+/** Waits until `condition` holds in the page. */
+export const expect = (page, condition, ...args) => page.waitForFunction(condition, args);
+
+export const textOf = (answer) => answer.locator(':scope > .text').innerText();
+export const modelsListed = (page) => expect(page, () => document.getElementById('model').value !== '');
+export const clipboard = (page) => page.evaluate(() => navigator.clipboard.readText());
+
+/** Opens the settings, fills some by name, and closes them. */
+export async function set(page, values) {
+  await page.click('#open-settings');
+  for (const [name, value] of Object.entries(values)) await page.locator(`#settings [name=${name}]`).fill(value);
+  await page.click('#close-settings');
+}
+
+/** Each request for an answer that the page sends, as JSON. */
+export function requestsOf(page) {
+  const requests = [];
+  page.on('request', (request) => {
+    if (request.url().endsWith('/chat/completions')) requests.push(request.postDataJSON());
+  });
+  return requests;
 }
