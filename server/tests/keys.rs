@@ -1,4 +1,4 @@
-//! With keys configured, every route but the probes and the metrics asks for one; the list of routes is the router's own.
+//! With keys configured, every route but the probes, the metrics and the page asks for one; the list of routes is the router's own.
 
 mod harness;
 
@@ -32,7 +32,8 @@ fn every_route() {
     let open = ["/health", "/ping", "/livez", "/live", "/readyz", "/ready", "/version", "/metrics"];
     for route in route_table() {
         let path = route.path.replace("{*id}", harness::MODEL);
-        let is_open = open.contains(&path.strip_prefix("/v1").unwrap_or(&path));
+        let is_page = path == "/" || path.starts_with("/page/");
+        let is_open = is_page || open.contains(&path.strip_prefix("/v1").unwrap_or(&path));
         assert_eq!(route.access == Access::Open, is_open, "{path}");
         for headers in [
             &[][..],

@@ -56,7 +56,7 @@ impl Drop for Folder {
 fn flags_mean_what_they_say() {
     let config = print_config(&[]);
     assert_eq!((&config["host"], &config["port"]), (&json!("127.0.0.1"), &json!(8000)));
-    assert_eq!(config["warnings"], json!([]));
+    assert_eq!((&config["warnings"], &config["page"]), (&json!([]), &json!(true)));
     let config = print_config(&[
         "some/model",
         "--max-model-len",
@@ -73,6 +73,7 @@ fn flags_mean_what_they_say() {
         "x",
         "y",
         "--no-enable-prefix-caching",
+        "--no-page",
         "--trust-remote-code",
         "--dtype",
         "half",
@@ -81,7 +82,7 @@ fn flags_mean_what_they_say() {
     assert_eq!(config["max_model_len"], 32_000);
     assert_eq!(config["memory"], "Bytes(8589934592)");
     assert_eq!(config["served_model_name"], json!(["x", "y"]));
-    assert_eq!(config["enable_prefix_caching"], false);
+    assert_eq!((&config["enable_prefix_caching"], &config["page"]), (&json!(false), &json!(false)));
     assert_eq!(config["dtype"], "F16");
     assert_eq!(config["api_key"], "2 keys, redacted");
     assert_eq!(config["warnings"], json!(["--trust-remote-code has no effect here"]));

@@ -247,7 +247,17 @@ fn unknown_models() {
 #[test]
 fn routes_and_methods() {
     let server = TestServer::start();
-    for path in ["/", "/v1", "//v1/models", "/v1/../metrics", "/v2/completions", "/v1/chat", "/V1/models"] {
+    for path in [
+        "/v1",
+        "/page",
+        "/page/",
+        "/page/mod.rs",
+        "//v1/models",
+        "/v1/../metrics",
+        "/v2/completions",
+        "/v1/chat",
+        "/V1/models",
+    ] {
         assert_eq!(error(&server.get(path)).0, 404, "{path}");
     }
     for route in route_table() {

@@ -46,6 +46,8 @@ fn readme_names_the_command_that_ci_runs() {
     let readme = read(&root().join("README.md"));
     let ci = read(&root().join(".ci/run"));
     assert!(readme.contains("cargo test --workspace"));
+    assert!(readme.contains("`tests/page/run`"));
+    assert!(ci.contains("\ntests/page/run"));
     assert!(ci.contains("cargo test --workspace"));
     assert!(ci.contains("cargo fmt --all --check"));
     assert!(ci.contains("-- -D warnings"));

@@ -85,6 +85,7 @@ async function answer(settings) {
   view.add(message);
   follows = true;
   setRunning(controller);
+  save();
   try {
     await receive(message, request, controller.signal);
   } catch (error) {
@@ -215,13 +216,16 @@ function save() {
 
 function load() {
   try {
-    messages = JSON.parse(sessionStorage.getItem(CHAT)) || [];
+    messages = (JSON.parse(sessionStorage.getItem(CHAT)) || []).map(ended);
     view.reset(messages);
   } catch {
     messages = [];
     view.reset(messages);
   }
 }
+
+/** An answer that was still coming when the page went away has ended there. */
+const ended = (message) => (message.role !== 'assistant' || message.done ? message : { ...message, done: true, stopped: true });
 
 // The composer.
 

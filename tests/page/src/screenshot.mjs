@@ -2,7 +2,6 @@
 
 import { ask, expect, launch, modelsListed, openPage, set } from './browser.mjs';
 import { ROOT, startServer } from './server.mjs';
-import { resolve } from 'node:path';
 
 const server = await startServer();
 const browser = await launch();
@@ -14,7 +13,7 @@ try {
   await expect(page, () => document.querySelectorAll('#thumbs img').length === 1);
   await ask(page, 'Describe the picture.');
   await page.evaluate(() => { document.getElementById('scroll').scrollTop = 0; });
-  await page.screenshot({ path: resolve(process.env.INIT_CWD ?? process.cwd(), process.argv[2]) });
+  await page.screenshot({ path: process.argv[2] });
 } finally {
   await browser.close();
   await server.stop();

@@ -75,6 +75,20 @@ for (const how of ['button', 'Escape']) {
   });
 }
 
+test('a reload in the middle of an answer keeps what there was', async () => {
+  const { page, close } = await openPage(browser, proxy.url);
+  await modelsListed(page);
+  await askAndHold(page, 'Hello! Who are you?');
+  await page.reload();
+  const answer = await answered(page);
+  assert.equal(await page.locator('.bubble').innerText(), 'Hello! Who are you?');
+  assert.match(await answer.locator('.numbers summary').innerText(), /stopped$/);
+  proxy.release();
+  await answer.locator('[aria-label=Regenerate]').click();
+  await expect(page, () => document.querySelector('.assistant:not(.open) > .text')?.innerText.length > 0);
+  await close();
+});
+
 test('events at any borders', async () => {
   const { page, mistakes, close } = await openPage(browser, server.url);
   const wrong = await page.evaluate(async () => {
