@@ -4,7 +4,7 @@ import { ApiError, complete, curl, listModels, merge, newAnswer, requestFor } fr
 import { $, copyAndTell, el, icon, toast } from './dom.js';
 import { readPictures, samplePicture, total } from './pictures.js';
 import { apiKey, hideSettings, readSettings, showModels, showSettings, startSettings } from './settings.js';
-import { View } from './view.js';
+import { keyWanted, View } from './view.js';
 
 const CHAT = 'perilune.chat';
 
@@ -37,8 +37,7 @@ async function loadModels() {
 
 function showModelError(error) {
   if (error.status === 401) {
-    const text = apiKey() ? 'The server does not accept this API key.' : 'This server wants an API key.';
-    notice(text, { label: 'Enter the API key', run: () => showSettings($('key')) });
+    notice(keyWanted(apiKey() !== ''), { label: 'Enter the API key', run: () => showSettings($('key')) });
   } else if (error.status === 503) {
     notice('The model is being loaded…');
     setTimeout(loadModels, 1000 * (error.retryAfter || 1));
@@ -120,7 +119,7 @@ function noteTimes(message, now) {
 function errorData(error) {
   if (!(error instanceof ApiError)) console.error(error);
   const { status, message, code, param } = error;
-  return { status, message, code, param };
+  return { status, message, code, param, hasKey: apiKey() !== '' };
 }
 
 function setRunning(controller) {

@@ -146,15 +146,16 @@ function pretty(text) {
   }
 }
 
-function showError(node, { status, message, code, param }, actions) {
-  const details = [status ? `status ${status}` : '', code, param && `field ${param}`].filter(Boolean).join(' · ');
-  const button = status === 401
-    ? el('button', { type: 'button', class: 'plain', click: () => actions.key() }, 'Enter the API key')
-    : el('button', { type: 'button', class: 'plain', click: () => actions.again() }, 'Try again');
+export const keyWanted = (hasKey) => (hasKey ? 'The server does not accept this API key.' : 'This server wants an API key.');
+
+function showError(node, { status, message, code, param, hasKey }, actions) {
+  const button = (label, click) => el('button', { type: 'button', class: 'plain', click }, label);
+  const needsKey = status === 401;
+  const details = [needsKey && message, status > 0 && `status ${status}`, code, param && `field ${param}`];
   node.replaceChildren(
-    el('p', {}, status === 401 ? 'This server wants an API key: ' : '', message),
-    details && el('p', { class: 'note' }, details),
-    button);
+    el('p', {}, needsKey ? keyWanted(hasKey) : message),
+    el('p', { class: 'note' }, details.filter(Boolean).join(' · ')),
+    el('div', { class: 'row' }, needsKey && button('Enter the API key', () => actions.key()), button('Try again', () => actions.again())));
 }
 
 export function duration(ms) {

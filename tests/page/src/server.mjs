@@ -16,6 +16,8 @@ export async function startServer(...flags) {
     env,
     stdio: ['ignore', 'ignore', 'pipe'],
   });
+  // Also when this process ends by a mistake: no server is left behind.
+  process.once('exit', () => child.kill('SIGKILL'));
   const ended = new Promise((resolve) => child.once('exit', resolve));
   const url = await readyUrl(child);
   const stop = () => {
