@@ -1,7 +1,8 @@
 //! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
 //! there are sequences.
 
-use crate::chat::image::{ImageLimits, load_url};
+use crate::blocking::{Blocking, Lane};
+use crate::chat::image::Media;
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
     TokenizerError,
@@ -12,12 +13,13 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice};
 use crate::openai::generation::Generation;
+use crate::pictures::{Fetched, Named, PictureOptions, Pictures, Place};
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
+use scheduler::{Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tokio::sync::Semaphore;
+use std::time::{Duration, Instant};
 
 /// What a service is made of.
 pub struct ServiceParts {
@@ -25,7 +27,7 @@ pub struct ServiceParts {
     pub tokenizer: Arc<Tokenizer>,
     pub prompts: PromptBuilder,
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
-    pub image_limits: ImageLimits,
+    pub pictures: PictureOptions,
     pub info: ModelInfo,
     pub metrics: Arc<Metrics>,
     pub defaults: GenerationDefaults,
@@ -44,7 +46,8 @@ pub struct Service {
     created: u64,
     seeds: Seeds,
     /// Bounds the work, and so the memory, of preparing prompts.
-    preparations: Semaphore,
+    preparations: Lane,
+    pictures: Pictures,
 }
 
 /// A message whose pictures are still URLs.
@@ -56,6 +59,25 @@ pub struct RawMessage {
 pub enum RawPart {
     Text(String),
     ImageUrl(String),
+    VideoUrl(String),
+}
+
+impl RawMessage {
+    /// The pictures of message number `message`, by the number of their part.
+    fn pictures(&self, message: usize) -> impl Iterator<Item = Named<'_>> {
+        self.parts.iter().enumerate().filter_map(move |(part, raw)| raw.picture(message, part))
+    }
+}
+
+impl RawPart {
+    fn picture(&self, message: usize, part: usize) -> Option<Named<'_>> {
+        let (url, media, field) = match self {
+            RawPart::Text(_) => return None,
+            RawPart::ImageUrl(url) => (url, Media::Image, "image_url"),
+            RawPart::VideoUrl(url) => (url, Media::Video, "video_url"),
+        };
+        Some(Named { url, media, place: Place { message, part, field } })
+    }
 }
 
 pub struct ChatPrompt {
@@ -71,12 +93,9 @@ pub enum RawPrompt {
     Tokens(Vec<TokenId>),
 }
 
-/// Most pictures in one request.
-const NUM_IMAGES_MAX: usize = 64;
-
 impl Service {
     pub fn new(parts: ServiceParts) -> Self {
-        let ServiceParts { info, names, .. } = &parts;
+        let ServiceParts { info, names, pictures, image_processor, metrics, .. } = &parts;
         assert!(!names.is_empty(), "a model has a name");
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -84,7 +103,8 @@ impl Service {
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
-            preparations: Semaphore::new(2 * cores),
+            preparations: Lane::new(2 * cores),
+            pictures: Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone()),
             parts,
         }
     }
@@ -135,53 +155,49 @@ impl Service {
     /// Runs work that may take long on the blocking pool; few at a time.
     async fn prepare<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Service, &Blocking) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _permit = self.preparations.acquire().await.map_err(|_| ApiError::Draining)?;
         let service = self.clone();
-        tokio::task::spawn_blocking(move || work(&service)).await.map_err(|error| {
-            tracing::error!(%error, "failed to prepare a prompt");
-            ApiError::Internal
-        })?
+        self.preparations.run(move |blocking| work(&service, blocking)).await?
     }
 
     pub async fn chat_prompt(self: &Arc<Self>, chat: ChatPrompt) -> Result<Prompt, ApiError> {
-        self.prepare(move |service| service.build_chat(chat)).await
+        let start = Instant::now();
+        let fetches = {
+            let messages = chat.messages.iter().enumerate();
+            let named: Vec<Named> = messages.flat_map(|(m, message)| message.pictures(m)).collect();
+            self.pictures.plan_fetches(&named)?
+        };
+        let fetched = fetches.run().await?;
+        self.prepare(move |service, blocking| service.build_chat(chat, &fetched, blocking, start)).await
     }
 
-    fn build_chat(&self, chat: ChatPrompt) -> Result<Prompt, ApiError> {
+    fn build_chat(
+        &self,
+        chat: ChatPrompt,
+        fetched: &Fetched,
+        blocking: &Blocking,
+        start: Instant,
+    ) -> Result<Prompt, ApiError> {
         let ChatPrompt { messages, kwargs, ending } = chat;
-        let mut num_images = 0;
+        let mut num_pictures = 0;
         let mut built = Vec::with_capacity(messages.len());
         for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
             for (p, part) in parts.into_iter().enumerate() {
-                message.content.push(match part {
-                    RawPart::Text(text) => Part::Text(text),
-                    RawPart::ImageUrl(url) => {
-                        num_images += 1;
-                        let param = || format!("messages[{m}].content[{p}].image_url");
-                        if num_images > NUM_IMAGES_MAX {
-                            let message = format!("a request may hold {NUM_IMAGES_MAX} pictures");
-                            return Err(ApiError::invalid(param(), message));
-                        }
-                        Part::Image(
-                            self.image(&url).map_err(|message| ApiError::invalid(param(), message))?.into(),
-                        )
-                    }
-                });
+                if let Some(named) = part.picture(m, p) {
+                    let frames = self.pictures.frames(blocking, named, fetched, num_pictures)?;
+                    num_pictures += frames.len();
+                    message.content.extend(frames.iter().cloned().map(Part::Image));
+                } else if let RawPart::Text(text) = part {
+                    message.content.push(Part::Text(text));
+                }
             }
             built.push(message);
         }
+        let vision = if num_pictures > 0 { start.elapsed() } else { Duration::ZERO };
         let request = PromptRequest { messages: &built, tools: None, kwargs: &kwargs, ending };
-        self.parts.prompts.build(&request).map_err(prompt_error)
-    }
-
-    fn image(&self, url: &str) -> Result<ImageInput, String> {
-        let Some(processor) = &self.parts.image_processor else {
-            return Err("the model takes text only".into());
-        };
-        let picture = load_url(url, &self.parts.image_limits).map_err(|error| error.to_string())?;
-        processor.process(&picture.rgb, picture.width, picture.height).map_err(|error| error.to_string())
+        let prompt = self.parts.prompts.build(&request).map_err(prompt_error)?;
+        Ok(Prompt { vision, ..prompt })
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
@@ -190,7 +206,7 @@ impl Service {
         prompts: Vec<RawPrompt>,
         add_special_tokens: bool,
     ) -> Result<Vec<Vec<TokenId>>, ApiError> {
-        self.prepare(move |service| {
+        self.prepare(move |service, _| {
             prompts.into_iter().map(|prompt| service.encode(prompt, add_special_tokens)).collect()
         })
         .await
@@ -207,6 +223,25 @@ impl Service {
         }
     }
 
+    /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
+    /// never trained on.
+    fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
+        let Some(placeholder) = self.parts.info.image_token_id else { return Ok(()) };
+        let mut spans = prompt.images.iter().peekable();
+        for (position, &token) in prompt.tokens.iter().enumerate() {
+            while spans.next_if(|span| span.end() <= position).is_some() {}
+            let is_covered = spans.peek().is_some_and(|span| span.start <= position);
+            if token == placeholder && !is_covered {
+                let name = self.tokenizer().token_text(placeholder).unwrap_or_default();
+                let message = format!(
+                    "token {position} is `{name}`, the place of a picture, and has no picture behind it"
+                );
+                return Err(ApiError::invalid(param, message));
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the answers to prompts: `n` for each, admitted together. `param` is the prompt's name in the request.
     pub fn start(
         &self,
@@ -217,6 +252,7 @@ impl Service {
         let info = &self.parts.info;
         let mut sequences = Vec::with_capacity(prompts.len() * generation.n);
         for prompt in prompts {
+            self.check_placeholders(prompt, param)?;
             let max_tokens =
                 fit_max_tokens(prompt.tokens.len(), generation.max_tokens, info.max_model_len, param)?;
             let seed = generation.seed.unwrap_or_else(|| self.seeds.next());
@@ -243,6 +279,11 @@ impl Service {
             SubmitError::Full { waiting } => ApiError::QueueFull { waiting },
             SubmitError::Stopped => ApiError::Draining,
         })?;
+        for (stream, prompt) in
+            streams.iter().zip(prompts.iter().flat_map(|p| std::iter::repeat_n(p, generation.n)))
+        {
+            stream.progress().set_vision(prompt.vision);
+        }
         self.parts.metrics.request_arrived(generation.n);
         let choices = streams
             .into_iter()
