@@ -21,7 +21,7 @@ pub mod load;
 pub mod logging;
 pub mod metrics;
 pub mod openai;
-mod pictures;
+pub mod pictures;
 pub mod request;
 pub mod run;
 pub mod serve;
