@@ -1,5 +1,5 @@
-//! Pictures of a request, from URLs to what the model takes: fetched and decoded on blocking threads, each in its own lane, so that a
-//! slow host holds up neither prompts nor other people's pictures.
+//! Pictures of a request, from URLs to what the model takes: fetched and processed on blocking threads, each in its own lane, so that a
+//! slow host holds up neither pictures that are here nor, as these do not either, prompts without any.
 //!
 //! ```text
 //!   URL ──data:──────────────────────┐
@@ -11,12 +11,15 @@ use crate::blocking::{Blocking, Lane};
 use crate::chat::image::cache::{Found, Frames, ProcessedImages, key};
 use crate::chat::image::remote::{ByteBudget, RemoteFetcher, RemotePolicy};
 use crate::chat::image::{ImageInputError, ImageLimits, Media, decode, is_remote, read_data_url};
+use crate::chat::{Message, Part};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
+use crate::service::{RawMessage, RawPart};
 use futures::StreamExt;
 use models::ImageProcessor;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the configuration says about pictures.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,19 +45,52 @@ impl Default for PictureOptions {
 
 /// A picture as a request names it.
 #[derive(Debug, Clone, Copy)]
-pub struct Named<'a> {
-    pub url: &'a str,
-    pub media: Media,
-    pub place: Place,
+struct Named<'a> {
+    url: &'a str,
+    media: Media,
+    place: Place,
 }
 
 /// Where it is in the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    pub message: usize,
-    pub part: usize,
+struct Place {
+    message: usize,
+    part: usize,
     /// The part's field that holds the URL.
-    pub field: &'static str,
+    field: &'static str,
+}
+
+impl RawPart {
+    fn picture(&self, message: usize, part: usize) -> Option<Named<'_>> {
+        let (url, media, field) = match self {
+            RawPart::Text(_) => return None,
+            RawPart::ImageUrl(url) => (url, Media::Image, "image_url"),
+            RawPart::VideoUrl(url) => (url, Media::Video, "video_url"),
+        };
+        Some(Named { url, media, place: Place { message, part, field } })
+    }
+}
+
+impl RawMessage {
+    /// Of a message that has no pictures.
+    fn into_text(self) -> Message {
+        let Self { mut message, parts } = self;
+        message.content = parts
+            .into_iter()
+            .filter_map(|part| match part {
+                RawPart::Text(text) => Some(Part::Text(text)),
+                RawPart::ImageUrl(_) | RawPart::VideoUrl(_) => None,
+            })
+            .collect();
+        message
+    }
+}
+
+fn named(messages: &[RawMessage]) -> Vec<Named<'_>> {
+    let parts = messages.iter().enumerate().flat_map(|(m, message)| {
+        message.parts.iter().enumerate().filter_map(move |(p, part)| part.picture(m, p))
+    });
+    parts.collect()
 }
 
 impl Place {
@@ -65,7 +101,7 @@ impl Place {
 }
 
 /// Remote pictures of one request, each once, and what is needed to get them.
-pub struct Fetches {
+struct Fetches {
     urls: Vec<(String, Place)>,
     fetcher: Arc<RemoteFetcher>,
     lane: Lane,
@@ -74,11 +110,11 @@ pub struct Fetches {
 
 /// Remote pictures of one request, by their URL.
 #[derive(Debug, Default)]
-pub struct Fetched(HashMap<String, Vec<u8>>);
+struct Fetched(HashMap<String, Vec<u8>>);
 
 impl Fetches {
     /// Gets them, or fails with the first that cannot be got.
-    pub async fn run(self) -> Result<Fetched, ApiError> {
+    async fn run(self) -> Result<Fetched, ApiError> {
         let Self { urls, fetcher, lane, metrics } = self;
         let budget = ByteBudget::new(fetcher.policy().max_request_bytes);
         let timeout = fetcher.policy().timeout;
@@ -118,6 +154,7 @@ pub struct Pictures {
     processed: ProcessedImages,
     fetcher: Arc<RemoteFetcher>,
     fetches: Lane,
+    processing: Lane,
     metrics: Arc<Metrics>,
 }
 
@@ -134,6 +171,7 @@ impl Pictures {
         metrics: Arc<Metrics>,
     ) -> Self {
         let PictureOptions { limits, remote, cache_bytes, max_pictures } = options;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             processor,
             limits,
@@ -141,12 +179,30 @@ impl Pictures {
             processed: ProcessedImages::new(cache_bytes),
             fetcher: Arc::new(RemoteFetcher::new(remote, limits.max_bytes)),
             fetches: Lane::new(FETCHES_MAX),
+            processing: Lane::new(2 * cores),
             metrics,
         }
     }
 
+    /// The messages with their pictures in the model's form, and how long it took to get there.
+    pub async fn see(
+        self: &Arc<Self>,
+        messages: Vec<RawMessage>,
+    ) -> Result<(Vec<Message>, Duration), ApiError> {
+        let start = Instant::now();
+        if named(&messages).is_empty() {
+            return Ok((messages.into_iter().map(RawMessage::into_text).collect(), Duration::ZERO));
+        }
+        let fetches = self.plan_fetches(&named(&messages))?;
+        let fetched = fetches.run().await?;
+        let pictures = self.clone();
+        let process = move |blocking: &Blocking| pictures.process_all(blocking, messages, &fetched);
+        let messages = self.processing.run(process).await??;
+        Ok((messages, start.elapsed()))
+    }
+
     /// What has to be fetched for a request. What is certain to be refused is refused before.
-    pub fn plan_fetches(&self, named: &[Named<'_>]) -> Result<Fetches, ApiError> {
+    fn plan_fetches(&self, named: &[Named<'_>]) -> Result<Fetches, ApiError> {
         if let Some(first) = named.first()
             && self.processor.is_none()
         {
@@ -157,16 +213,45 @@ impl Pictures {
         }
         let mut known = HashSet::new();
         let remote = named.iter().filter(|named| is_remote(named.url) && known.insert(named.url));
+        let urls: Vec<_> = remote.map(|named| (named.url.to_owned(), named.place)).collect();
+        if let Some((_, place)) = urls.first()
+            && !self.fetcher.policy().is_enabled()
+        {
+            return Err(place.invalid(ImageInputError::Remote));
+        }
         Ok(Fetches {
-            urls: remote.map(|named| (named.url.to_owned(), named.place)).collect(),
+            urls,
             fetcher: self.fetcher.clone(),
             lane: self.fetches.clone(),
             metrics: self.metrics.clone(),
         })
     }
 
-    /// The frames of one picture, of which `num_before` come before it in the request.
-    pub fn frames(
+    fn process_all(
+        &self,
+        blocking: &Blocking,
+        messages: Vec<RawMessage>,
+        fetched: &Fetched,
+    ) -> Result<Vec<Message>, ApiError> {
+        let mut num_pictures = 0;
+        let mut built = Vec::with_capacity(messages.len());
+        for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
+            for (p, part) in parts.into_iter().enumerate() {
+                if let Some(named) = part.picture(m, p) {
+                    let frames = self.frames(blocking, named, fetched, num_pictures)?;
+                    num_pictures += frames.len();
+                    message.content.extend(frames.iter().cloned().map(Part::Image));
+                } else if let RawPart::Text(text) = part {
+                    message.content.push(Part::Text(text));
+                }
+            }
+            built.push(message);
+        }
+        Ok(built)
+    }
+
+    /// The frames of one picture, before which there are `num_before` in the request.
+    fn frames(
         &self,
         blocking: &Blocking,
         named: Named<'_>,

@@ -1,11 +1,9 @@
 //! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
 //! there are sequences.
 
-use crate::blocking::{Blocking, Lane};
-use crate::chat::image::Media;
+use crate::blocking::Lane;
 use crate::chat::{
-    Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
-    TokenizerError,
+    Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer, TokenizerError,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, SubmitError};
@@ -13,13 +11,12 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice};
 use crate::openai::generation::Generation;
-use crate::pictures::{Fetched, Named, PictureOptions, Pictures, Place};
+use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 /// What a service is made of.
 pub struct ServiceParts {
@@ -47,7 +44,7 @@ pub struct Service {
     seeds: Seeds,
     /// Bounds the work, and so the memory, of preparing prompts.
     preparations: Lane,
-    pictures: Pictures,
+    pictures: Arc<Pictures>,
 }
 
 /// A message whose pictures are still URLs.
@@ -60,24 +57,6 @@ pub enum RawPart {
     Text(String),
     ImageUrl(String),
     VideoUrl(String),
-}
-
-impl RawMessage {
-    /// The pictures of message number `message`, by the number of their part.
-    fn pictures(&self, message: usize) -> impl Iterator<Item = Named<'_>> {
-        self.parts.iter().enumerate().filter_map(move |(part, raw)| raw.picture(message, part))
-    }
-}
-
-impl RawPart {
-    fn picture(&self, message: usize, part: usize) -> Option<Named<'_>> {
-        let (url, media, field) = match self {
-            RawPart::Text(_) => return None,
-            RawPart::ImageUrl(url) => (url, Media::Image, "image_url"),
-            RawPart::VideoUrl(url) => (url, Media::Video, "video_url"),
-        };
-        Some(Named { url, media, place: Place { message, part, field } })
-    }
 }
 
 pub struct ChatPrompt {
@@ -104,7 +83,7 @@ impl Service {
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
-            pictures: Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone()),
+            pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
             parts,
         }
     }
@@ -155,49 +134,20 @@ impl Service {
     /// Runs work that may take long on the blocking pool; few at a time.
     async fn prepare<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Service, &Blocking) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let service = self.clone();
-        self.preparations.run(move |blocking| work(&service, blocking)).await?
+        self.preparations.run(move |_| work(&service)).await?
     }
 
     pub async fn chat_prompt(self: &Arc<Self>, chat: ChatPrompt) -> Result<Prompt, ApiError> {
-        let start = Instant::now();
-        let fetches = {
-            let messages = chat.messages.iter().enumerate();
-            let named: Vec<Named> = messages.flat_map(|(m, message)| message.pictures(m)).collect();
-            self.pictures.plan_fetches(&named)?
-        };
-        let fetched = fetches.run().await?;
-        self.prepare(move |service, blocking| service.build_chat(chat, &fetched, blocking, start)).await
-    }
-
-    fn build_chat(
-        &self,
-        chat: ChatPrompt,
-        fetched: &Fetched,
-        blocking: &Blocking,
-        start: Instant,
-    ) -> Result<Prompt, ApiError> {
         let ChatPrompt { messages, kwargs, ending } = chat;
-        let mut num_pictures = 0;
-        let mut built = Vec::with_capacity(messages.len());
-        for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
-            for (p, part) in parts.into_iter().enumerate() {
-                if let Some(named) = part.picture(m, p) {
-                    let frames = self.pictures.frames(blocking, named, fetched, num_pictures)?;
-                    num_pictures += frames.len();
-                    message.content.extend(frames.iter().cloned().map(Part::Image));
-                } else if let RawPart::Text(text) = part {
-                    message.content.push(Part::Text(text));
-                }
-            }
-            built.push(message);
-        }
-        let vision = if num_pictures > 0 { start.elapsed() } else { Duration::ZERO };
-        let request = PromptRequest { messages: &built, tools: None, kwargs: &kwargs, ending };
-        let prompt = self.parts.prompts.build(&request).map_err(prompt_error)?;
-        Ok(Prompt { vision, ..prompt })
+        let (messages, vision) = self.pictures.see(messages).await?;
+        let prompt = self.prepare(move |service| {
+            let request = PromptRequest { messages: &messages, tools: None, kwargs: &kwargs, ending };
+            service.parts.prompts.build(&request).map_err(prompt_error)
+        });
+        Ok(Prompt { vision, ..prompt.await? })
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
@@ -206,7 +156,7 @@ impl Service {
         prompts: Vec<RawPrompt>,
         add_special_tokens: bool,
     ) -> Result<Vec<Vec<TokenId>>, ApiError> {
-        self.prepare(move |service, _| {
+        self.prepare(move |service| {
             prompts.into_iter().map(|prompt| service.encode(prompt, add_special_tokens)).collect()
         })
         .await

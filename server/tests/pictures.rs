@@ -307,6 +307,8 @@ fn pictures_are_not_processed_on_async_threads() {
         assert_eq!(server.get("/health").status, 200);
         assert_eq!(server.get("/v1/models").status, 200);
     }
+    // Nor do prompts without pictures wait for those with some.
+    server.ask(CHAT, &question(&[]));
     assert_eq!(server.control.images_processed(), num_places, "no more at a time");
     server.control.hold_images(false);
     assert!(asked.iter_mut().all(|connection| connection.receive().status == 200));
