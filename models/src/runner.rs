@@ -10,6 +10,7 @@ use crate::scratch::Scratch;
 use kernels::{Device, Tensor, ops};
 use scheduler::{Batch, ImageEncode, ModelRunner, Sample, Sampled, StepOutput};
 use std::convert::Infallible;
+use std::time::Instant;
 
 pub struct DeviceRunner {
     device: Device,
@@ -20,6 +21,7 @@ pub struct DeviceRunner {
     sizes: BlockSizes,
     input: ModelInput,
     sampler: Sampler,
+    encode_us: u64,
 }
 
 /// What a model with pictures has beside its decoder.
@@ -43,7 +45,17 @@ impl DeviceRunner {
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows };
         let sampler = Sampler::new(&device, scratch.logits.row_len());
-        Self { device, decoder, eyes, cache, scratch, sizes, input: ModelInput::default(), sampler }
+        Self {
+            device,
+            decoder,
+            eyes,
+            cache,
+            scratch,
+            sizes,
+            input: ModelInput::default(),
+            sampler,
+            encode_us: 0,
+        }
     }
 
     pub fn device(&self) -> &Device {
@@ -72,9 +84,11 @@ impl DeviceRunner {
 
     /// Encodes the pictures and runs the tokens of a step.
     fn forward(&mut self, batch: &Batch) {
+        let start = Instant::now();
         for encode in &batch.encodes {
             self.eyes.as_mut().expect("only models with pictures get pictures").encode(encode);
         }
+        self.encode_us = if batch.encodes.is_empty() { 0 } else { start.elapsed().as_micros() as u64 };
         self.input.pack(batch, self.sizes);
         if !batch.items.is_empty() {
             let images = self.eyes.as_ref().map(|eyes| &eyes.cache);
@@ -114,5 +128,9 @@ impl ModelRunner for DeviceRunner {
         self.forward(batch);
         let samples: Vec<&Sample> = batch.items.iter().filter_map(|item| item.sample.as_ref()).collect();
         Ok(StepOutput { sampled: self.sample(&samples) })
+    }
+
+    fn encode_us(&self) -> u64 {
+        self.encode_us
     }
 }

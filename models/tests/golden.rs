@@ -6,7 +6,8 @@ mod common;
 use common::{Case, FAMILIES, Golden, fixture, load, options};
 use models::{DeviceRunner, ImagePlan, Loaded};
 use scheduler::{
-    Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, Sample, SamplingParams, SequenceId,
+    Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, ModelRunner, Sample, SamplingParams,
+    SequenceId,
 };
 use std::sync::Arc;
 
@@ -58,6 +59,8 @@ impl Feed {
             |picture: &Picture| ImageEncode { image: picture.input.clone(), rows: picture.rows.clone() };
         let batch = Batch { encodes: pictures.iter().map(encode).collect(), items: Vec::new() };
         assert!(self.runner.distributions(&batch).is_empty());
+        // Pictures are charged to those who brought them, so a runner has to tell what they took.
+        assert_eq!(self.runner.encode_us() > 0, !batch.encodes.is_empty());
         pictures
     }
 

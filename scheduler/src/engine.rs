@@ -8,6 +8,11 @@ pub trait ModelRunner {
     /// The device is not to be used again after one of these.
     type Error;
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error>;
+
+    /// Of the time that the last `execute` took, the microseconds that went into encoding pictures; 0 where the runner cannot tell.
+    fn encode_us(&self) -> u64 {
+        0
+    }
 }
 
 #[derive(Debug)]

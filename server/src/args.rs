@@ -206,6 +206,46 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "64M", env = "PERILUNE_MAX_IMAGE_PIXELS")]
     pub max_image_pixels: String,
 
+    /// Most pictures in one request, frames of animations counted
+    #[arg(long, value_name = "N", default_value_t = 64, env = "PERILUNE_MAX_IMAGES")]
+    pub max_images: usize,
+
+    /// Most frames of an animation that the model is shown, taken evenly
+    #[arg(long, value_name = "N", default_value_t = 8, env = "PERILUNE_MAX_VIDEO_FRAMES")]
+    pub max_video_frames: usize,
+
+    /// GiB of host memory for pictures that are decoded and resized; 0 keeps none
+    #[arg(
+        long,
+        value_name = "GIB",
+        default_value_t = 0.25,
+        allow_negative_numbers = true,
+        env = "PERILUNE_MM_PROCESSOR_CACHE_GB"
+    )]
+    pub mm_processor_cache_gb: f64,
+
+    /// Fetch pictures that requests give by http or https address, from any host that is public
+    #[arg(long)]
+    pub allow_remote_images: bool,
+
+    /// Fetch pictures by address, but only from these hosts, such as example.org or *.example.org
+    #[arg(long, value_name = "HOST", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_MEDIA_DOMAINS")]
+    pub allowed_media_domains: Vec<String>,
+
+    /// Addresses that are fetched from although they are not public: an address, a range (10.1.2.0/24), or an address with a port
+    #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_MEDIA_ADDRESSES")]
+    pub allowed_media_addresses: Vec<String>,
+
+    /// Seconds that a remote picture may take to arrive
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5.0,
+        allow_negative_numbers = true,
+        env = "PERILUNE_IMAGE_FETCH_TIMEOUT"
+    )]
+    pub image_fetch_timeout: f64,
+
     /// Most answers to one prompt
     #[arg(long, value_name = "N", default_value_t = 128, env = "PERILUNE_MAX_N")]
     pub max_n: usize,

@@ -4,12 +4,15 @@ use crate::app::AppLimits;
 use crate::args::{DTypeArg, DeviceArg, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs};
 use crate::auth::ApiKeys;
 use crate::chat::image::ImageLimits;
+use crate::chat::image::remote::{Hosts, RemotePolicy};
 use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
+use crate::pictures::PictureOptions;
 use crate::units::{parse_count, parse_memory};
 use models::{DTypeChoice, LoadFormat, LoadOptions};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub struct Config {
     pub keys: ApiKeys,
     pub limits: AppLimits,
     pub http: HttpLimits,
-    pub images: ImageLimits,
+    pub pictures: PictureOptions,
     pub seed: Option<u64>,
     pub log_format: LogFormat,
     pub chat_template: Option<PathBuf>,
@@ -96,6 +99,13 @@ impl TryFrom<ServeArgs> for Config {
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
+            max_images,
+            max_video_frames,
+            mm_processor_cache_gb,
+            allow_remote_images,
+            allowed_media_domains,
+            allowed_media_addresses,
+            image_fetch_timeout,
             max_n,
             no_page,
             print_config: _,
@@ -108,6 +118,8 @@ impl TryFrom<ServeArgs> for Config {
             ("max-waiting", max_waiting),
             ("threads", threads.unwrap_or(1)),
             ("max-n", max_n),
+            ("max-images", max_images),
+            ("max-video-frames", max_video_frames),
         ] {
             if value == 0 {
                 return Err(fail(flag)("must be at least 1".into()));
@@ -132,7 +144,24 @@ impl TryFrom<ServeArgs> for Config {
         }
         let keep_alive = seconds("sse-keep-alive-interval", sse_keep_alive_interval)?;
         let request = RequestLimits { n_max: max_n, ..RequestLimits::default() };
-        let pixels = parse_count(&max_image_pixels).map_err(fail("max-image-pixels"))? as u64;
+        let max_pixels = parse_count(&max_image_pixels).map_err(fail("max-image-pixels"))? as u64;
+        let pictures = PictureOptions {
+            limits: ImageLimits {
+                max_pixels,
+                // A few pictures' worth: frames are small where there are many.
+                max_animation_pixels: max_pixels.saturating_mul(4),
+                max_frames: max_video_frames,
+                ..ImageLimits::default()
+            },
+            remote: RemotePolicy {
+                hosts: lower_hosts(allow_remote_images, &allowed_media_domains)?,
+                addresses: parse_all("allowed-media-addresses", &allowed_media_addresses)?,
+                timeout: lower_fetch_timeout(image_fetch_timeout)?,
+                ..RemotePolicy::default()
+            },
+            cache_bytes: lower_gib("mm-processor-cache-gb", mm_processor_cache_gb)?,
+            max_pictures: max_images,
+        };
         Ok(Config {
             model,
             host,
@@ -166,7 +195,7 @@ impl TryFrom<ServeArgs> for Config {
                 ..AppLimits::default()
             },
             http: HttpLimits::default(),
-            images: ImageLimits { max_pixels: pixels, ..ImageLimits::default() },
+            pictures,
             seed,
             log_format: match log_format {
                 LogFormatArg::Text => LogFormat::Text,
@@ -196,7 +225,7 @@ impl Config {
             keys,
             limits,
             http,
-            images,
+            pictures,
             seed,
             log_format,
             chat_template,
@@ -225,7 +254,13 @@ impl Config {
             "sse_keep_alive_interval": limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()),
             "page": limits.page,
             "max_connections": http.max_connections,
-            "max_image_pixels": images.max_pixels,
+            "max_image_pixels": pictures.limits.max_pixels,
+            "max_images": pictures.max_pictures,
+            "max_video_frames": pictures.limits.max_frames,
+            "mm_processor_cache_bytes": pictures.cache_bytes,
+            "remote_images": hosts_json(&pictures.remote.hosts),
+            "allowed_media_addresses": strings(&pictures.remote.addresses),
+            "image_fetch_timeout": pictures.remote.timeout.as_secs_f64(),
             "seed": seed,
             "log_format": format!("{log_format:?}"),
             "chat_template": chat_template,
@@ -243,6 +278,47 @@ fn check_device(device: DeviceArg) -> Result<(), ConfigError> {
             Err(fail("device")("this version computes on the CPU only; use --device cpu".into()))
         }
     }
+}
+
+/// A list of hosts says that these are allowed; with or without the other flag, no other is.
+fn lower_hosts(any: bool, listed: &[String]) -> Result<Hosts, ConfigError> {
+    Ok(match (listed, any) {
+        ([], false) => Hosts::None,
+        ([], true) => Hosts::Any,
+        (listed, _) => Hosts::Listed(parse_all("allowed-media-domains", listed)?),
+    })
+}
+
+fn parse_all<T: FromStr<Err = String>>(flag: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
+    texts.iter().map(|text| text.trim().parse().map_err(fail(flag))).collect()
+}
+
+fn strings(rules: &[impl ToString]) -> Vec<String> {
+    rules.iter().map(ToString::to_string).collect()
+}
+
+fn hosts_json(hosts: &Hosts) -> Value {
+    match hosts {
+        Hosts::None => json!(false),
+        Hosts::Any => json!(true),
+        Hosts::Listed(rules) => json!(strings(rules)),
+    }
+}
+
+fn lower_fetch_timeout(value: f64) -> Result<Duration, ConfigError> {
+    let timeout = seconds("image-fetch-timeout", value)?;
+    if timeout.is_zero() {
+        return Err(fail("image-fetch-timeout")("must be above 0".into()));
+    }
+    Ok(timeout)
+}
+
+fn lower_gib(flag: &'static str, value: f64) -> Result<usize, ConfigError> {
+    let bytes = value * f64::from(1u32 << 30);
+    if !(0.0..9e15).contains(&bytes) {
+        return Err(fail(flag)(format!("{value} is not a number of GiB")));
+    }
+    Ok(bytes as usize)
 }
 
 /// `auto` and -1 are as if it was not given, as in vLLM.

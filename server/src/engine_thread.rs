@@ -7,6 +7,7 @@
 //! ```
 //! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
 
+use crate::device_share;
 use crate::metrics::{Metrics, SequenceRecord};
 use crate::throughput::Throughput;
 use scheduler::{
@@ -40,6 +41,7 @@ pub enum StopReason {
 /// Where a sequence stands, written by the engine thread and read by whoever answers the client.
 #[derive(Debug, Default)]
 pub struct Progress {
+    vision_us: AtomicU64,
     queue_us: AtomicU64,
     prefill_us: AtomicU64,
     decode_us: AtomicU64,
@@ -49,9 +51,11 @@ pub struct Progress {
     stopped: AtomicBool,
 }
 
-/// Times of one sequence. Device time is each step's time shared out by the tokens computed in it.
+/// Times of one sequence. Device time is each step's time shared out among those who were in it: `device_share` says how.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Timings {
+    /// Until its pictures were ready, before it was queued.
+    pub vision: Duration,
     pub queue: Duration,
     pub prefill: Duration,
     pub decode: Duration,
@@ -63,12 +67,18 @@ impl Progress {
     pub fn timings(&self) -> Timings {
         let duration = |us: &AtomicU64| Duration::from_micros(us.load(Relaxed));
         Timings {
+            vision: duration(&self.vision_us),
             queue: duration(&self.queue_us),
             prefill: duration(&self.prefill_us),
             decode: duration(&self.decode_us),
             device: duration(&self.device_us),
             cached_tokens: self.cached_tokens.load(Relaxed),
         }
+    }
+
+    /// Known before the sequence is submitted.
+    pub fn set_vision(&self, vision: Duration) {
+        self.vision_us.store(micros(vision), Relaxed);
     }
 }
 
@@ -365,13 +375,13 @@ where
         Ok(())
     }
 
-    /// Shares the step's device time out by tokens.
     fn share_device_time(&mut self, stats: &StepStats) {
-        let device = self.engine.runner().last;
-        let num_tokens: usize = stats.shares.iter().map(|share| share.num_tokens).sum();
-        for share in &stats.shares {
-            let Some(client) = self.clients.get_mut(&share.id) else { continue };
-            client.device += device.mul_f64(share.num_tokens as f64 / num_tokens as f64);
+        let runner = self.engine.runner();
+        let encoding = Duration::from_micros(runner.runner.encode_us());
+        self.metrics.device_time(runner.last);
+        for (id, share) in device_share::of_step(runner.last, encoding, &stats.shares) {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.device += share;
             client.progress.device_us.store(micros(client.device), Relaxed);
         }
     }

@@ -3,7 +3,8 @@
 
 use crate::engine_thread::Timings;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 use scheduler::{Occupancy, Reject, StepStats};
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct SequenceRecord {
     pub preemptions: usize,
 }
 
+const FETCH_OUTCOMES: [&str; 2] = ["ok", "failed"];
+
 const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
 pub struct Metrics {
@@ -38,7 +41,12 @@ pub struct Metrics {
     prefix_hits: IntCounter,
     mm_queries: IntCounter,
     mm_hits: IntCounter,
+    embedding_queries: IntCounter,
+    embedding_hits: IntCounter,
+    processed_bytes: IntGauge,
+    media_fetches: [IntCounter; FETCH_OUTCOMES.len()],
     encoded_images: IntCounter,
+    device_time: Counter,
     success: [IntCounter; REASONS.len()],
     corrupted: IntCounter,
     rejections: IntCounterVec,
@@ -162,6 +170,10 @@ impl Metrics {
             make.opts("vllm:request_success_total", "sequences that ended, by how"),
             &["finished_reason"],
         ));
+        let media_fetches = make.register(IntCounterVec::new(
+            make.opts("perilune:media_fetches_total", "remote pictures asked for, by outcome"),
+            &["outcome"],
+        ));
         let rejections = make.register(IntCounterVec::new(
             make.opts("vllm:admission_rejections_total", "requests refused because the queue was full"),
             &["reason"],
@@ -179,9 +191,14 @@ impl Metrics {
             preemptions: make.counter("vllm:num_preemptions_total", "sequences that lost their blocks and wait again"),
             prefix_queries: make.counter("vllm:prefix_cache_queries_total", "tokens looked up in the prefix cache"),
             prefix_hits: make.counter("vllm:prefix_cache_hits_total", "tokens found in the prefix cache"),
-            mm_queries: make.counter("vllm:mm_cache_queries_total", "pictures looked up in the image cache"),
-            mm_hits: make.counter("vllm:mm_cache_hits_total", "pictures found in the image cache"),
+            mm_queries: make.counter("vllm:mm_cache_queries_total", "pictures looked up among those that are ready for the model"),
+            mm_hits: make.counter("vllm:mm_cache_hits_total", "pictures found ready for the model, neither decoded nor resized again"),
+            processed_bytes: make.gauge("perilune:image_cache_bytes", "pictures that are kept ready for the model"),
+            embedding_queries: make.counter("perilune:embedding_cache_queries_total", "pictures looked up among the embeddings on the device"),
+            embedding_hits: make.counter("perilune:embedding_cache_hits_total", "pictures found among the embeddings on the device"),
+            media_fetches: FETCH_OUTCOMES.map(|outcome| media_fetches.with_label_values(&[outcome])),
             encoded_images: make.counter("perilune:encoded_images_total", "pictures run through the vision tower"),
+            device_time: make.register(Counter::with_opts(make.opts("perilune:device_seconds_total", "time in which the device worked"))),
             success: REASONS.map(|reason| success.with_label_values(&[reason])),
             corrupted: make.counter("vllm:corrupted_requests_total", "sequences that ended because logits were not finite"),
             rejections,
@@ -213,13 +230,28 @@ impl Metrics {
         self.params_n.observe(n as f64);
     }
 
+    /// `bytes` is what the cache of processed pictures holds now.
+    pub fn picture_looked_up(&self, is_hit: bool, bytes: usize) {
+        self.mm_queries.inc();
+        self.mm_hits.inc_by(u64::from(is_hit));
+        self.processed_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub fn media_fetched(&self, is_ok: bool) {
+        self.media_fetches[usize::from(!is_ok)].inc();
+    }
+
+    pub fn device_time(&self, step: Duration) {
+        self.device_time.inc_by(step.as_secs_f64());
+    }
+
     pub fn step(&self, stats: &StepStats) {
         self.preemptions.inc_by(stats.preempted.len() as u64);
         self.prefix_queries.inc_by(stats.prefix_queries as u64);
         self.prefix_hits.inc_by(stats.prefix_hits as u64);
         self.prompt_tokens_cached.inc_by(stats.prefix_hits as u64);
-        self.mm_queries.inc_by(stats.image_queries as u64);
-        self.mm_hits.inc_by(stats.image_hits as u64);
+        self.embedding_queries.inc_by(stats.image_queries as u64);
+        self.embedding_hits.inc_by(stats.image_hits as u64);
         self.encoded_images.inc_by(stats.encoded_images as u64);
         self.iteration_tokens.observe((stats.prefill_tokens + stats.decode_tokens) as f64);
         self.occupancy(&stats.occupancy);

@@ -130,7 +130,7 @@ fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
         keys,
         limits,
         http,
-        images,
+        pictures,
         seed,
         log_format: _,
         chat_template,
@@ -139,7 +139,7 @@ fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
         warnings: _,
     } = config;
     let names = if served_names.is_empty() { vec![name] } else { served_names };
-    ServeOptions { names, root, scheduling, keys, limits, http, images, seed, chat_template, defaults }
+    ServeOptions { names, root, scheduling, keys, limits, http, pictures, seed, chat_template, defaults }
 }
 
 /// The two that ask a server to stop.

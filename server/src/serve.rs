@@ -2,13 +2,13 @@
 
 use crate::app::{App, AppLimits, router};
 use crate::auth::ApiKeys;
-use crate::chat::image::ImageLimits;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
 use crate::http::{HttpLimits, Phase, accept_loop};
 use crate::metrics::{CacheInfo, Metrics};
+use crate::pictures::PictureOptions;
 use crate::service::{Service, ServiceParts};
 use models::{ImageProcessor, ModelFiles, ModelInfo};
 use scheduler::{ModelRunner, SchedulerConfig};
@@ -28,7 +28,7 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     pub limits: AppLimits,
     pub http: HttpLimits,
-    pub images: ImageLimits,
+    pub pictures: PictureOptions,
     pub seed: Option<u64>,
     pub chat_template: Option<PathBuf>,
     pub defaults: DefaultsFrom,
@@ -123,7 +123,7 @@ where
     R::Error: std::fmt::Display,
     E: Send + 'static,
 {
-    let ServeOptions { names, root, scheduling, images, seed, chat_template, defaults, .. } = options;
+    let ServeOptions { names, root, scheduling, pictures, seed, chat_template, defaults, .. } = options;
     let start = Instant::now();
     let tokenizer = Arc::new(Tokenizer::load(files)?);
     let template = match chat_template {
@@ -168,7 +168,7 @@ where
         tokenizer,
         prompts,
         image_processor,
-        image_limits: images,
+        pictures,
         info,
         metrics,
         defaults,

@@ -1,10 +1,9 @@
 //! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
 //! there are sequences.
 
-use crate::chat::image::{ImageLimits, load_url};
+use crate::blocking::Lane;
 use crate::chat::{
-    Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
-    TokenizerError,
+    Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer, TokenizerError,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, SubmitError};
@@ -12,12 +11,12 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice};
 use crate::openai::generation::Generation;
+use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
+use scheduler::{Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tokio::sync::Semaphore;
 
 /// What a service is made of.
 pub struct ServiceParts {
@@ -25,7 +24,7 @@ pub struct ServiceParts {
     pub tokenizer: Arc<Tokenizer>,
     pub prompts: PromptBuilder,
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
-    pub image_limits: ImageLimits,
+    pub pictures: PictureOptions,
     pub info: ModelInfo,
     pub metrics: Arc<Metrics>,
     pub defaults: GenerationDefaults,
@@ -44,7 +43,8 @@ pub struct Service {
     created: u64,
     seeds: Seeds,
     /// Bounds the work, and so the memory, of preparing prompts.
-    preparations: Semaphore,
+    preparations: Lane,
+    pictures: Arc<Pictures>,
 }
 
 /// A message whose pictures are still URLs.
@@ -56,6 +56,7 @@ pub struct RawMessage {
 pub enum RawPart {
     Text(String),
     ImageUrl(String),
+    VideoUrl(String),
 }
 
 pub struct ChatPrompt {
@@ -71,12 +72,9 @@ pub enum RawPrompt {
     Tokens(Vec<TokenId>),
 }
 
-/// Most pictures in one request.
-const NUM_IMAGES_MAX: usize = 64;
-
 impl Service {
     pub fn new(parts: ServiceParts) -> Self {
-        let ServiceParts { info, names, .. } = &parts;
+        let ServiceParts { info, names, pictures, image_processor, metrics, .. } = &parts;
         assert!(!names.is_empty(), "a model has a name");
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -84,7 +82,8 @@ impl Service {
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
-            preparations: Semaphore::new(2 * cores),
+            preparations: Lane::new(2 * cores),
+            pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
             parts,
         }
     }
@@ -137,51 +136,18 @@ impl Service {
         self: &Arc<Self>,
         work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _permit = self.preparations.acquire().await.map_err(|_| ApiError::Draining)?;
         let service = self.clone();
-        tokio::task::spawn_blocking(move || work(&service)).await.map_err(|error| {
-            tracing::error!(%error, "failed to prepare a prompt");
-            ApiError::Internal
-        })?
+        self.preparations.run(move |_| work(&service)).await?
     }
 
     pub async fn chat_prompt(self: &Arc<Self>, chat: ChatPrompt) -> Result<Prompt, ApiError> {
-        self.prepare(move |service| service.build_chat(chat)).await
-    }
-
-    fn build_chat(&self, chat: ChatPrompt) -> Result<Prompt, ApiError> {
         let ChatPrompt { messages, kwargs, ending } = chat;
-        let mut num_images = 0;
-        let mut built = Vec::with_capacity(messages.len());
-        for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
-            for (p, part) in parts.into_iter().enumerate() {
-                message.content.push(match part {
-                    RawPart::Text(text) => Part::Text(text),
-                    RawPart::ImageUrl(url) => {
-                        num_images += 1;
-                        let param = || format!("messages[{m}].content[{p}].image_url");
-                        if num_images > NUM_IMAGES_MAX {
-                            let message = format!("a request may hold {NUM_IMAGES_MAX} pictures");
-                            return Err(ApiError::invalid(param(), message));
-                        }
-                        Part::Image(
-                            self.image(&url).map_err(|message| ApiError::invalid(param(), message))?.into(),
-                        )
-                    }
-                });
-            }
-            built.push(message);
-        }
-        let request = PromptRequest { messages: &built, tools: None, kwargs: &kwargs, ending };
-        self.parts.prompts.build(&request).map_err(prompt_error)
-    }
-
-    fn image(&self, url: &str) -> Result<ImageInput, String> {
-        let Some(processor) = &self.parts.image_processor else {
-            return Err("the model takes text only".into());
-        };
-        let picture = load_url(url, &self.parts.image_limits).map_err(|error| error.to_string())?;
-        processor.process(&picture.rgb, picture.width, picture.height).map_err(|error| error.to_string())
+        let (messages, vision) = self.pictures.see(messages).await?;
+        let prompt = self.prepare(move |service| {
+            let request = PromptRequest { messages: &messages, tools: None, kwargs: &kwargs, ending };
+            service.parts.prompts.build(&request).map_err(prompt_error)
+        });
+        Ok(Prompt { vision, ..prompt.await? })
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
@@ -207,6 +173,25 @@ impl Service {
         }
     }
 
+    /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
+    /// never trained on.
+    fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
+        let Some(placeholder) = self.parts.info.image_token_id else { return Ok(()) };
+        let mut spans = prompt.images.iter().peekable();
+        for (position, &token) in prompt.tokens.iter().enumerate() {
+            while spans.next_if(|span| span.end() <= position).is_some() {}
+            let is_covered = spans.peek().is_some_and(|span| span.start <= position);
+            if token == placeholder && !is_covered {
+                let name = self.tokenizer().token_text(placeholder).unwrap_or_default();
+                let message = format!(
+                    "token {position} is `{name}`, the place of a picture, and has no picture behind it"
+                );
+                return Err(ApiError::invalid(param, message));
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the answers to prompts: `n` for each, admitted together. `param` is the prompt's name in the request.
     pub fn start(
         &self,
@@ -217,6 +202,7 @@ impl Service {
         let info = &self.parts.info;
         let mut sequences = Vec::with_capacity(prompts.len() * generation.n);
         for prompt in prompts {
+            self.check_placeholders(prompt, param)?;
             let max_tokens =
                 fit_max_tokens(prompt.tokens.len(), generation.max_tokens, info.max_model_len, param)?;
             let seed = generation.seed.unwrap_or_else(|| self.seeds.next());
@@ -243,6 +229,11 @@ impl Service {
             SubmitError::Full { waiting } => ApiError::QueueFull { waiting },
             SubmitError::Stopped => ApiError::Draining,
         })?;
+        for (stream, prompt) in
+            streams.iter().zip(prompts.iter().flat_map(|p| std::iter::repeat_n(p, generation.n)))
+        {
+            stream.progress().set_vision(prompt.vision);
+        }
         self.parts.metrics.request_arrived(generation.n);
         let choices = streams
             .into_iter()

@@ -5,8 +5,8 @@ mod harness;
 use harness::{TestServer, find_metric};
 use serde_json::json;
 
-/// The names that dashboards, routers and autoscalers made for vLLM read.
-const NAMES: [&str; 28] = [
+/// The names that dashboards, routers and autoscalers made for vLLM read, and some that only this server has.
+const NAMES: [&str; 33] = [
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -35,6 +35,11 @@ const NAMES: [&str; 28] = [
     "vllm:request_params_max_tokens_count",
     "vllm:iteration_tokens_total_count",
     "vllm:admission_rejections_total",
+    "perilune:image_cache_bytes",
+    "perilune:embedding_cache_queries_total",
+    "perilune:embedding_cache_hits_total",
+    "perilune:media_fetches_total",
+    "perilune:device_seconds_total",
 ];
 
 #[test]

@@ -87,6 +87,25 @@ fn flags_mean_what_they_say() {
     assert_eq!(config["api_key"], "2 keys, redacted");
     assert_eq!(config["warnings"], json!(["--trust-remote-code has no effect here"]));
     assert_eq!(print_config(&["--max-model-len", "-1"])["max_model_len"], Value::Null);
+    let closed = print_config(&[]);
+    assert_eq!((&closed["remote_images"], &closed["allowed_media_addresses"]), (&json!(false), &json!([])));
+    assert_eq!(print_config(&["--allow-remote-images"])["remote_images"], true);
+    // A list of hosts allows these, and no others, with the other flag or without.
+    let listed = [
+        "--allowed-media-domains",
+        "Example.org",
+        "*.example.net",
+        "--allowed-media-addresses=10.0.0.0/8,[::1]:80",
+    ];
+    for flags in [&listed[..], &[&listed[..], &["--allow-remote-images"]].concat()] {
+        let config = print_config(flags);
+        assert_eq!(config["remote_images"], json!(["example.org", "*.example.net"]));
+        assert_eq!(config["allowed_media_addresses"], json!(["10.0.0.0/8", "[::1]:80"]));
+    }
+    let pictures =
+        print_config(&["--max-video-frames", "3", "--max-images=9", "--mm-processor-cache-gb", "1.5"]);
+    assert_eq!((&pictures["max_video_frames"], &pictures["max_images"]), (&json!(3), &json!(9)));
+    assert_eq!(pictures["mm_processor_cache_bytes"], 3 << 29);
     let open = print_config(&["--host", "0.0.0.0"]);
     assert!(
         open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
@@ -133,6 +152,11 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--max-num-seqs", "0"], 2, "--max-num-seqs"),
         (&["serve", "--max-num-seqs", "64", "--max-num-batched-tokens", "63"], 2, "--max-num-batched-tokens"),
         (&["serve", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout"),
+        (&["serve", "--allowed-media-domains", "http://example.org/"], 2, "--allowed-media-domains"),
+        (&["serve", "--allowed-media-addresses", "10.0.0.0/33"], 2, "--allowed-media-addresses"),
+        (&["serve", "--image-fetch-timeout", "0"], 2, "--image-fetch-timeout"),
+        (&["serve", "--mm-processor-cache-gb", "-1"], 2, "--mm-processor-cache-gb"),
+        (&["serve", "--max-video-frames", "0"], 2, "--max-video-frames"),
         (&["serve", "--device", "cuda"], 2, "--device"),
         (&["serve", "--config", "/nonexistent/file"], 2, "--config"),
         (&["serve", "--config", &bad_key], 2, "no-such-flag"),

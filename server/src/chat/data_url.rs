@@ -1,6 +1,6 @@
 //! `data:` URLs: media type and base64 body (RFC 2397), read as tolerantly as browsers and other servers do.
 
-use super::image::ImageInputError;
+use super::image::{ImageInputError, Media};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -13,7 +13,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-pub(super) fn decode(url: &str, max_bytes: usize) -> Result<Vec<u8>, ImageInputError> {
+pub(super) fn decode(url: &str, media: Media, max_bytes: usize) -> Result<Vec<u8>, ImageInputError> {
     let url = url.trim();
     let (scheme, rest) = url.split_once(':').ok_or(ImageInputError::NotADataUrl)?;
     match scheme.to_ascii_lowercase().as_str() {
@@ -24,9 +24,11 @@ pub(super) fn decode(url: &str, max_bytes: usize) -> Result<Vec<u8>, ImageInputE
     let (header, body) = rest.split_once(',').ok_or(ImageInputError::NotADataUrl)?;
     let mut parameters = header.split(';').map(str::trim);
     let media_type = parameters.next().unwrap_or_default().to_ascii_lowercase();
+    let is_video = media == Media::Video && media_type.starts_with("video/");
     if !(media_type.is_empty()
         || media_type.starts_with("image/")
-        || media_type == "application/octet-stream")
+        || media_type == "application/octet-stream"
+        || is_video)
     {
         let media_type = media_type.chars().take(64).collect();
         return Err(ImageInputError::NotAPicture { media_type });
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     fn check(url: &str, expected: Result<&[u8], ImageInputError>) {
-        assert_eq!(decode(url, 8).as_deref().map_err(Clone::clone), expected, "{url}");
+        assert_eq!(decode(url, Media::Image, 8).as_deref().map_err(Clone::clone), expected, "{url}");
     }
 
     #[test]

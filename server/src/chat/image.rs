@@ -1,13 +1,23 @@
 //! From the URL of a picture to RGB bytes, as PIL's `convert("RGB")` would give them. Everything here comes from a stranger: limits are
 //! checked before memory is taken.
 
+pub mod address;
+mod animation;
+pub mod cache;
+pub mod remote;
+
 use super::data_url;
+use crate::blocking::Blocking;
 use ::image::codecs::gif::GifDecoder;
 use ::image::codecs::png::PngDecoder;
 use ::image::codecs::webp::WebPDecoder;
-use ::image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use ::image::{
+    AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
+};
+use animation::Kind;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageLimits {
@@ -16,11 +26,21 @@ pub struct ImageLimits {
     pub max_pixels: u64,
     /// Of width and of height.
     pub max_side: u32,
+    /// Frames of an animation that are shown to the model.
+    pub max_frames: usize,
+    /// Of all frames of an animation together, shown or not.
+    pub max_animation_pixels: u64,
 }
 
 impl Default for ImageLimits {
     fn default() -> Self {
-        Self { max_bytes: 32 << 20, max_pixels: 64_000_000, max_side: 32_768 }
+        Self {
+            max_bytes: 32 << 20,
+            max_pixels: 64_000_000,
+            max_side: 32_768,
+            max_frames: 8,
+            max_animation_pixels: 256_000_000,
+        }
     }
 }
 
@@ -36,6 +56,20 @@ pub struct RgbPicture {
 pub enum ImageInputError {
     #[error("remote images are not enabled; send the picture as a data URL")]
     Remote,
+    #[error("its address is not a valid http or https URL of up to 8192 characters")]
+    NotAUrl,
+    #[error("its host is not one that pictures may be fetched from, or cannot be found")]
+    HostNotAllowed,
+    #[error("its host answered with status {status}, expected 200")]
+    RemoteStatus { status: u16 },
+    #[error("it was not there within {} seconds", limit.as_secs_f64())]
+    RemoteTooSlow { limit: Duration },
+    #[error("its address leads on to others more than {limit} times")]
+    TooManyRedirects { limit: u32 },
+    #[error("it cannot be fetched from its host")]
+    RemoteFailed,
+    #[error("remote pictures of this request have more than {limit} bytes together")]
+    TooManyRemoteBytes { limit: usize },
     #[error("image URL must be a data URL such as data:image/png;base64,…")]
     NotADataUrl,
     #[error("data URL must be base64")]
@@ -46,7 +80,7 @@ pub enum ImageInputError {
     NotAPicture { media_type: String },
     #[error("picture is empty")]
     Empty,
-    #[error("picture has {bytes} bytes, above the limit of {limit}")]
+    #[error("picture has {bytes} bytes or more, above the limit of {limit}")]
     TooManyBytes { bytes: usize, limit: usize },
     #[error(
         "picture has {width}x{height} pixels, above the limit of {max_pixels} pixels or {max_side} a side"
@@ -56,19 +90,47 @@ pub enum ImageInputError {
     NoPixels { width: u32, height: u32 },
     #[error("picture is none of PNG, JPEG, WebP, GIF, BMP")]
     UnknownFormat,
-    #[error("picture is animated; send one frame")]
-    Animated,
+    #[error(
+        "animation of {frames} frames of {width}x{height} pixels is above the limit of {max_pixels} pixels in all frames"
+    )]
+    TooManyFrames { frames: usize, width: u32, height: u32, max_pixels: u64 },
     #[error("{format} picture is broken: {message}")]
     Broken { format: &'static str, message: String },
+    /// By the model's own rules.
+    #[error("{0}")]
+    Unsuitable(String),
 }
 
-/// A picture given as `image_url.url`.
-pub fn load_url(url: &str, limits: &ImageLimits) -> Result<RgbPicture, ImageInputError> {
-    decode_image(&data_url::decode(url, limits.max_bytes)?, limits)
+/// How a client calls what it sends. Both kinds are told by their content alone; only the media types of data URLs differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    Image,
+    Video,
 }
 
-/// The format is told by the first bytes, whatever the sender says.
-pub fn decode_image(bytes: &[u8], limits: &ImageLimits) -> Result<RgbPicture, ImageInputError> {
+/// Bytes of a data URL.
+pub fn read_data_url(
+    _: &Blocking,
+    url: &str,
+    media: Media,
+    limits: &ImageLimits,
+) -> Result<Vec<u8>, ImageInputError> {
+    data_url::decode(url, media, limits.max_bytes)
+}
+
+pub fn is_remote(url: &str) -> bool {
+    let scheme = url.trim_start().split(':').next().unwrap_or_default();
+    scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+}
+
+/// Hands the picture, or the frames that are shown of an animation, to `take`, one at a time. The format is told by the first bytes,
+/// whatever the sender says.
+pub fn decode(
+    _: &Blocking,
+    bytes: &[u8],
+    limits: &ImageLimits,
+    take: &mut dyn FnMut(RgbPicture) -> Result<(), ImageInputError>,
+) -> Result<(), ImageInputError> {
     if bytes.is_empty() {
         return Err(ImageInputError::Empty);
     }
@@ -77,9 +139,7 @@ pub fn decode_image(bytes: &[u8], limits: &ImageLimits) -> Result<RgbPicture, Im
     }
     let format = ::image::guess_format(bytes).map_err(|_| ImageInputError::UnknownFormat)?;
     let name = format_name(format).ok_or(ImageInputError::UnknownFormat)?;
-    // The decoders are safe Rust and meant not to panic; should one do so, it is this picture's fault alone.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, name, limits)));
-    decoded.unwrap_or_else(|_| Err(broken(name, "cannot be decoded".to_string())))
+    File { bytes, format, name }.decode(limits, take)
 }
 
 fn format_name(format: ImageFormat) -> Option<&'static str> {
@@ -93,56 +153,124 @@ fn format_name(format: ImageFormat) -> Option<&'static str> {
     }
 }
 
-fn broken(format: &'static str, message: String) -> ImageInputError {
-    ImageInputError::Broken { format, message }
-}
-
-fn decode_format(
-    bytes: &[u8],
+struct File<'a> {
+    bytes: &'a [u8],
     format: ImageFormat,
     name: &'static str,
-    limits: &ImageLimits,
-) -> Result<RgbPicture, ImageInputError> {
-    let fail = |error: ImageError| broken(name, error.to_string());
-    let reader = || Cursor::new(bytes);
-    // The header alone, before anything is allocated for pixels.
-    let (width, height) = ImageReader::with_format(reader(), format).into_dimensions().map_err(fail)?;
-    check_size(width, height, limits)?;
-    // Four channels of 16 bits, twice: the picture and what a decoder keeps aside.
-    let mut memory = Limits::default();
-    memory.max_image_width = Some(limits.max_side);
-    memory.max_image_height = Some(limits.max_side);
-    memory.max_alloc = Some(u64::from(width) * u64::from(height) * 16 + (16 << 20));
-    match format {
-        ImageFormat::Gif => decode_gif(bytes, memory, fail),
-        ImageFormat::Png => {
-            let decoder = PngDecoder::with_limits(reader(), memory).map_err(fail)?;
-            if decoder.is_apng().map_err(fail)? {
-                return Err(ImageInputError::Animated);
+}
+
+impl File<'_> {
+    fn broken(&self, message: impl ToString) -> ImageInputError {
+        ImageInputError::Broken { format: self.name, message: message.to_string() }
+    }
+
+    /// The decoders are safe Rust and meant not to panic; should one do so, it is this picture's fault alone.
+    fn guarded<T>(&self, decode: impl FnOnce() -> Result<T, ImageInputError>) -> Result<T, ImageInputError> {
+        catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(self.broken("cannot be decoded")))
+    }
+
+    fn reader(&self) -> Cursor<&[u8]> {
+        Cursor::new(self.bytes)
+    }
+
+    fn decode(
+        &self,
+        limits: &ImageLimits,
+        take: &mut dyn FnMut(RgbPicture) -> Result<(), ImageInputError>,
+    ) -> Result<(), ImageInputError> {
+        // The header alone, before anything is allocated for pixels.
+        let (width, height) = self.guarded(|| {
+            let reader = ImageReader::with_format(self.reader(), self.format);
+            reader.into_dimensions().map_err(|error| self.broken(error))
+        })?;
+        check_size(width, height, limits)?;
+        // Four channels of 16 bits, twice: the picture and what a decoder keeps aside.
+        let mut memory = Limits::default();
+        memory.max_image_width = Some(limits.max_side);
+        memory.max_image_height = Some(limits.max_side);
+        memory.max_alloc = Some(u64::from(width) * u64::from(height) * 16 + (16 << 20));
+        match animation::kind(self.bytes, self.format) {
+            None => Err(self.broken("the file ends too early or is damaged")),
+            Some(Kind::Still) => take(self.guarded(|| self.decode_still(memory))?),
+            Some(Kind::Animated(num_frames)) => {
+                check_frames(num_frames, width, height, limits)?;
+                let wanted = animation::sample(num_frames, limits.max_frames);
+                self.decode_frames(memory, &wanted, take)
             }
-            to_rgb(DynamicImage::from_decoder(decoder).map_err(fail)?)
         }
-        ImageFormat::WebP => {
-            let mut decoder = WebPDecoder::new(reader()).map_err(fail)?;
-            if decoder.has_animation() {
-                return Err(ImageInputError::Animated);
+    }
+
+    fn decode_still(&self, memory: Limits) -> Result<RgbPicture, ImageInputError> {
+        let fail = |error: ImageError| self.broken(error);
+        match self.format {
+            // By its frames, because the first one may be smaller than the picture.
+            ImageFormat::Gif => {
+                let frame = self.frames(memory)?.next();
+                Ok(to_rgb(
+                    frame.ok_or_else(|| self.broken("has no frame"))?.map_err(fail)?.into_buffer().into(),
+                ))
             }
-            decoder.set_limits(memory).map_err(fail)?;
-            to_rgb(DynamicImage::from_decoder(decoder).map_err(fail)?)
+            ImageFormat::WebP => {
+                let mut decoder = WebPDecoder::new(self.reader()).map_err(fail)?;
+                decoder.set_limits(memory).map_err(fail)?;
+                Ok(to_rgb(DynamicImage::from_decoder(decoder).map_err(fail)?))
+            }
+            ImageFormat::Jpeg if !jpeg_is_whole(self.bytes) => Err(self.broken("the file ends too early")),
+            _ => {
+                let mut reader = ImageReader::with_format(self.reader(), self.format);
+                reader.limits(memory);
+                Ok(to_rgb(reader.decode().map_err(fail)?))
+            }
         }
-        ImageFormat::Jpeg if !jpeg_is_whole(bytes) => {
-            Err(broken(name, "the file ends too early".to_string()))
+    }
+
+    /// Every frame up to the last wanted one is decoded, because each is drawn over those before it.
+    fn decode_frames(
+        &self,
+        memory: Limits,
+        wanted: &[usize],
+        take: &mut dyn FnMut(RgbPicture) -> Result<(), ImageInputError>,
+    ) -> Result<(), ImageInputError> {
+        let mut frames = self.guarded(|| self.frames(memory))?;
+        let mut next = 0;
+        for &index in wanted {
+            let frame = self.guarded(|| {
+                for frame in frames.by_ref().take(index - next) {
+                    frame.map_err(|error| self.broken(error))?;
+                }
+                let frame = frames.next().ok_or_else(|| self.broken("has fewer frames than it announces"))?;
+                Ok(to_rgb(frame.map_err(|error| self.broken(error))?.into_buffer().into()))
+            })?;
+            take(frame)?;
+            next = index + 1;
         }
-        _ => {
-            let mut reader = ImageReader::with_format(reader(), format);
-            reader.limits(memory);
-            to_rgb(reader.decode().map_err(fail)?)
-        }
+        Ok(())
+    }
+
+    fn frames(&self, memory: Limits) -> Result<Frames<'_>, ImageInputError> {
+        let fail = |error: ImageError| self.broken(error);
+        Ok(match self.format {
+            ImageFormat::Gif => {
+                let mut decoder = GifDecoder::new(self.reader()).map_err(fail)?;
+                decoder.set_limits(memory).map_err(fail)?;
+                decoder.into_frames()
+            }
+            ImageFormat::WebP => {
+                let mut decoder = WebPDecoder::new(self.reader()).map_err(fail)?;
+                decoder.set_limits(memory).map_err(fail)?;
+                decoder.into_frames()
+            }
+            ImageFormat::Png => {
+                let decoder = PngDecoder::with_limits(self.reader(), memory).map_err(fail)?;
+                decoder.apng().map_err(fail)?.into_frames()
+            }
+            _ => return Err(self.broken("cannot have frames")),
+        })
     }
 }
 
 fn check_size(width: u32, height: u32, limits: &ImageLimits) -> Result<(), ImageInputError> {
-    let ImageLimits { max_bytes: _, max_pixels, max_side } = *limits;
+    let ImageLimits { max_pixels, max_side, .. } = *limits;
     if width == 0 || height == 0 {
         return Err(ImageInputError::NoPixels { width, height });
     }
@@ -152,19 +280,12 @@ fn check_size(width: u32, height: u32, limits: &ImageLimits) -> Result<(), Image
     Ok(())
 }
 
-fn decode_gif(
-    bytes: &[u8],
-    memory: Limits,
-    fail: impl Fn(ImageError) -> ImageInputError,
-) -> Result<RgbPicture, ImageInputError> {
-    let mut decoder = GifDecoder::new(Cursor::new(bytes)).map_err(&fail)?;
-    decoder.set_limits(memory).map_err(&fail)?;
-    let mut frames = decoder.into_frames();
-    let frame = frames.next().ok_or_else(|| broken("GIF", "has no frame".to_string()))?.map_err(&fail)?;
-    match frames.next() {
-        None => to_rgb(frame.into_buffer().into()),
-        Some(Ok(_)) => Err(ImageInputError::Animated),
-        Some(Err(error)) => Err(fail(error)),
+/// Bounds the work: all frames are decoded, whichever are shown.
+fn check_frames(frames: usize, width: u32, height: u32, limits: &ImageLimits) -> Result<(), ImageInputError> {
+    let max_pixels = limits.max_animation_pixels;
+    match (frames as u64).checked_mul(u64::from(width) * u64::from(height)) {
+        Some(pixels) if pixels <= max_pixels => Ok(()),
+        _ => Err(ImageInputError::TooManyFrames { frames, width, height, max_pixels }),
     }
 }
 
@@ -188,7 +309,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 /// Alpha is dropped, grey is copied to all channels, of 16 bits the high ones count, except that grey of 16 bits is clipped: all as PIL
 /// does it. No rotation by EXIF. Only the transparent pixels of a GIF differ: PIL shows the colour that the palette has for them, here they
 /// are black.
-fn to_rgb(picture: DynamicImage) -> Result<RgbPicture, ImageInputError> {
+fn to_rgb(picture: DynamicImage) -> RgbPicture {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let high = |v: &u16| (v >> 8) as u8;
     let clipped = |v: &u16| (*v).min(255) as u8;
@@ -207,7 +328,7 @@ fn to_rgb(picture: DynamicImage) -> Result<RgbPicture, ImageInputError> {
         DynamicImage::ImageLumaA16(picture) => picture.pixels().flat_map(|p| [high(&p.0[0]); 3]).collect(),
         other => other.into_rgb8().into_raw(),
     };
-    Ok(RgbPicture { width, height, rgb })
+    RgbPicture { width, height, rgb }
 }
 
 #[cfg(test)]

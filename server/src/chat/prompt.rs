@@ -7,6 +7,7 @@ use super::tokenizer::{Tokenizer, TokenizerError};
 use scheduler::{ImageInput, ImageSpan, TokenId};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One message of a conversation. All of it but `role` is the user's text.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +52,8 @@ pub struct PromptRequest<'a> {
 pub struct Prompt {
     pub tokens: Vec<TokenId>,
     pub images: Vec<ImageSpan>,
+    /// What it took to make its pictures ready, waiting for a place to do so included.
+    pub vision: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -234,7 +237,7 @@ impl PromptBuilder {
 
     /// Repeats each placeholder as often as its picture has embedding rows.
     fn place_images(&self, tokens: Vec<TokenId>, images: &[&Arc<ImageInput>]) -> Result<Prompt, PromptError> {
-        let Some(image_token) = self.image_token else { return Ok(Prompt { tokens, images: Vec::new() }) };
+        let Some(image_token) = self.image_token else { return Ok(Prompt { tokens, ..Prompt::default() }) };
         let found = tokens.iter().filter(|&&token| token == image_token).count();
         if found != images.len() {
             return Err(PromptError::Placeholders { found, images: images.len() });

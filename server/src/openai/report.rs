@@ -35,10 +35,12 @@ impl From<Usage> for UsageJson {
 /// until the step before it was found.
 #[derive(Serialize)]
 pub struct TimingsJson {
+    /// Until the request's pictures were ready: fetched, decoded, resized. 0 without pictures.
+    vision_ms: f64,
     queue_ms: f64,
     prefill_ms: f64,
     decode_ms: f64,
-    /// This choice's share, by tokens, of the time in which the device worked.
+    /// This choice's share of the time in which the device worked: of pictures by patches, of all else by tokens.
     device_ms: f64,
     cached_tokens: usize,
 }
@@ -48,8 +50,9 @@ fn ms(duration: Duration) -> f64 {
 }
 
 impl From<Timings> for TimingsJson {
-    fn from(Timings { queue, prefill, decode, device, cached_tokens }: Timings) -> Self {
+    fn from(Timings { vision, queue, prefill, decode, device, cached_tokens }: Timings) -> Self {
         Self {
+            vision_ms: ms(vision),
             queue_ms: ms(queue),
             prefill_ms: ms(prefill),
             decode_ms: ms(decode),
@@ -64,7 +67,8 @@ pub fn server_timing(timings: &[Timings], total: Duration) -> String {
     let longest = |get: fn(&Timings) -> Duration| ms(timings.iter().map(get).max().unwrap_or_default());
     let device: Duration = timings.iter().map(|timings| timings.device).sum();
     format!(
-        "queue;dur={:.3}, prefill;dur={:.3}, decode;dur={:.3}, device;dur={:.3}, total;dur={:.3}",
+        "vision;dur={:.3}, queue;dur={:.3}, prefill;dur={:.3}, decode;dur={:.3}, device;dur={:.3}, total;dur={:.3}",
+        longest(|t| t.vision),
         longest(|t| t.queue),
         longest(|t| t.prefill),
         longest(|t| t.decode),

@@ -37,6 +37,9 @@ struct State {
     batches: Vec<Vec<SequenceId>>,
     pace: Option<Duration>,
     model_cpu: Duration,
+    images_held: bool,
+    images_waiting: usize,
+    images_processed: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +94,39 @@ impl Control {
         self.state.lock().expect("no panic under the lock").batches.clone()
     }
 
+    /// From now on the image processor waits, or goes on.
+    pub fn hold_images(&self, held: bool) {
+        self.state.lock().expect("no panic under the lock").images_held = held;
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many pictures are being processed.
+    pub fn wait_for_images(&self, num_waiting: usize) {
+        let state = self.state.lock().expect("no panic under the lock");
+        let fewer = |state: &mut State| state.images_waiting < num_waiting;
+        let (_state, timeout) = self
+            .changed
+            .wait_timeout_while(state, Duration::from_secs(20), fewer)
+            .expect("no panic under the lock");
+        assert!(!timeout.timed_out(), "the pictures were not processed");
+    }
+
+    /// How often the image processor ran.
+    pub fn images_processed(&self) -> usize {
+        self.state.lock().expect("no panic under the lock").images_processed
+    }
+
+    fn process_image(&self) {
+        let mut state = self.state.lock().expect("no panic under the lock");
+        state.images_processed += 1;
+        state.images_waiting += 1;
+        self.changed.notify_all();
+        while state.images_held {
+            state = self.changed.wait(state).expect("no panic under the lock");
+        }
+        state.images_waiting -= 1;
+    }
+
     fn enter(&self, batch: &Batch) -> Option<Fault> {
         let mut state = self.state.lock().expect("no panic under the lock");
         state.batches.push(batch.items.iter().map(|item| item.id).collect());
@@ -112,6 +148,7 @@ pub struct FakeRunner {
     images: Vec<u64>,
     image_rows: usize,
     control: Arc<Control>,
+    encode_us: u64,
 }
 
 const BLOCK_SIZE: usize = 7;
@@ -156,23 +193,27 @@ pub fn model(
         block_size: config.block_size,
         images: vec![0; config.num_image_blocks],
         image_rows: config.image_rows_per_block,
-        control,
+        control: control.clone(),
+        encode_us: 0,
     };
     LoadedModel {
         device_bytes: 0,
         runner,
         info: ModelInfo { max_model_len: config.max_model_len, ..info() },
-        image_processor: Some(Arc::new(FakeImages)),
+        image_processor: Some(Arc::new(FakeImages { control })),
         scheduler_config: config,
         generation,
     }
 }
 
 /// One token for each 16 pixels of height, whatever the width.
-struct FakeImages;
+struct FakeImages {
+    control: Arc<Control>,
+}
 
 impl ImageProcessor for FakeImages {
     fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError> {
+        self.control.process_image();
         if width * height == 0 {
             return Err(ImageError::Empty { width, height });
         }
@@ -206,7 +247,13 @@ impl ModelRunner for FakeRunner {
             std::thread::sleep(rest);
         }
         self.control.state.lock().expect("no panic under the lock").model_cpu += thread_cpu() - before;
+        // Pictures take half of every step that has some.
+        self.encode_us = if batch.encodes.is_empty() { 0 } else { start.elapsed().as_micros() as u64 / 2 };
         output
+    }
+
+    fn encode_us(&self) -> u64 {
+        self.encode_us
     }
 }
 

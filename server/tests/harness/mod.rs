@@ -37,7 +37,7 @@ impl Default for Setup {
             keys: ApiKeys::default(),
             limits: AppLimits::default(),
             http: HttpLimits::default(),
-            images: Default::default(),
+            pictures: Default::default(),
             seed: Some(7),
             chat_template: None,
             defaults: DefaultsFrom::Model,

@@ -76,19 +76,24 @@ fn lower_part(path: &str, part: Value) -> Result<RawPart, ApiError> {
         "text" | "refusal" => {
             take_string(path, &mut part, &kind)?.map(RawPart::Text).ok_or_else(|| missing(&kind))
         }
-        "image_url" => match part.shift_remove("image_url") {
-            Some(Value::String(url)) => Ok(RawPart::ImageUrl(url)),
-            Some(Value::Object(mut image)) => {
-                let path = format!("{path}.image_url");
-                let url = take_string(&path, &mut image, "url")?;
-                url.map(RawPart::ImageUrl).ok_or_else(|| missing("image_url.url"))
-            }
-            None => Err(missing("image_url")),
-            Some(_) => Err(ApiError::invalid(format!("{path}.image_url"), "expected an object with a `url`")),
-        },
+        // The second is the Responses API's spelling, which vLLM takes here too.
+        "image_url" | "input_image" => take_url(path, &mut part, "image_url").map(RawPart::ImageUrl),
+        "video_url" => take_url(path, &mut part, "video_url").map(RawPart::VideoUrl),
         other => Err(ApiError::unsupported(
             format!("{path}.type"),
-            format!("parts of type `{other}` are not understood; known are text and image_url"),
+            format!("parts of type `{other}` are not understood; known are text, image_url and video_url"),
         )),
+    }
+}
+
+/// A URL as itself or as `{"url": …}`.
+fn take_url(path: &str, part: &mut Map<String, Value>, field: &str) -> Result<String, ApiError> {
+    let path = format!("{path}.{field}");
+    match part.shift_remove(field) {
+        Some(Value::String(url)) => Ok(url),
+        Some(Value::Object(mut media)) => take_string(&path, &mut media, "url")?
+            .ok_or_else(|| ApiError::invalid(format!("{path}.url"), "is missing")),
+        None | Some(Value::Null) => Err(ApiError::invalid(path, "is missing")),
+        Some(_) => Err(ApiError::invalid(path, "expected an object with a `url`")),
     }
 }
