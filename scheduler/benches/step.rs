@@ -15,7 +15,8 @@ impl ModelRunner for Instantly {
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
         let sampled = || Sampled::Token(SampledToken { token: 7, logprob: None, top: Vec::new() });
-        Ok(StepOutput { sampled: (0..batch.num_samples()).map(|_| sampled()).collect() })
+        let sampled = (0..batch.num_samples()).map(|_| sampled()).collect();
+        Ok(StepOutput { sampled, prompts: Vec::new() })
     }
 }
 

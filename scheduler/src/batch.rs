@@ -2,6 +2,7 @@
 
 use crate::block_pool::BlockId;
 use crate::{ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One step of work, in the order in which its tokens are laid out in memory.
@@ -31,7 +32,9 @@ pub struct BatchItem {
     pub blocks: Vec<BlockId>,
     /// Positions among `tokens` whose embedding comes from a picture.
     pub images: Vec<ImageRows>,
-    /// `None` while the prompt is not yet computed to its end: such a chunk does not sample.
+    /// What is wanted of its rows, where they are a prompt's.
+    pub prompt: Option<PromptWork>,
+    /// `None` while the prompt is not yet computed to its end, and where nothing is to be generated: such a chunk does not sample.
     pub sample: Option<Sample>,
 }
 
@@ -49,6 +52,54 @@ pub struct ImageRows {
     pub len: usize,
     /// As in [`ImageEncode::rows`].
     pub rows: Vec<BlockId>,
+}
+
+/// What an item's rows give beside keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptWork {
+    /// The rows, counted from the item's first. Never empty.
+    pub rows: Range<usize>,
+    pub task: PromptTask,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum PromptTask {
+    /// `targets[i]` is the token that row `rows.start + i` is to predict.
+    Logprobs { targets: Vec<TokenId>, top: usize },
+    /// Adds the rows to this sum, one after another. It comes back in the result and goes out with the
+    /// next chunk, so that the order of the additions is that of the tokens.
+    Sum(RowSum),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum PromptResult {
+    /// One for each row.
+    Logprobs(Vec<PromptLogprob>),
+    Sum(RowSum),
+    /// The sequence ends; its blocks are never reused as a prefix.
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptLogprob {
+    pub token: TokenId,
+    /// Natural logarithm of its probability under the model, as [`SampledToken::logprob`].
+    pub logprob: f32,
+    /// Its place in the order of `top`, which goes on beyond it; 1 is the most probable token.
+    pub rank: usize,
+    /// The most probable tokens, most probable first; ties by token id.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Rows added up, one value for each of the model's dimensions; empty before the first row.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RowSum(pub Vec<f64>);
+
+/// A sum of states; divided by `num_rows` it is their mean.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PooledSum {
+    pub sum: RowSum,
+    pub num_rows: usize,
 }
 
 /// What the last position of an item samples.
@@ -81,9 +132,12 @@ impl Batch {
     }
 }
 
-/// One entry for each item with a `sample`, in the order of the items.
+/// Both in the order of the items.
 #[derive(Debug, Default)]
 pub struct StepOutput {
+    /// One for each item with `prompt`.
+    pub prompts: Vec<PromptResult>,
+    /// One for each item with a `sample`.
     pub sampled: Vec<Sampled>,
 }
 
@@ -106,7 +160,7 @@ pub struct SampledToken {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The logits held a NaN or were infinite.
+    /// The logits, or the states that were to be pooled, held a NaN or were infinite.
     NonFiniteLogits,
     /// Bias, penalties and masks left nothing to choose from.
     NothingToSample,

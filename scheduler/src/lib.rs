@@ -21,6 +21,7 @@ mod content;
 mod engine;
 mod image_cache;
 mod plan;
+mod prompt;
 mod running;
 mod sampling;
 mod scheduler;
@@ -28,7 +29,8 @@ mod sequence;
 mod step;
 
 pub use batch::{
-    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, Sample, Sampled, SampledToken, StepOutput,
+    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, PooledSum, PromptLogprob, PromptResult,
+    PromptTask, PromptWork, RowSum, Sample, Sampled, SampledToken, StepOutput,
 };
 pub use block_pool::{BlockId, BlockPool, BlockTable};
 pub use config::{InvalidConfig, SchedulerConfig};
@@ -36,6 +38,7 @@ pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;
 pub use engine::{Engine, ModelRunner};
 pub use image_cache::ImageCache;
+pub use prompt::{Pooling, PromptOutput};
 pub use sampling::{InvalidParam, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::{Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId};

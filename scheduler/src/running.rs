@@ -3,9 +3,10 @@
 use crate::block_pool::BlockTable;
 use crate::content::{ContentChain, NO_ADAPTER};
 use crate::image_cache::{Acquired, ImageCache};
+use crate::prompt::PromptProgress;
 use crate::{
-    Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, Sample, SchedulerConfig,
-    Sequence, SequenceId,
+    Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, PromptWork, Sample,
+    SchedulerConfig, Sequence, SequenceId,
 };
 
 /// The one order of sequences: lower goes first, higher is preempted first. Ids grow with the time of arrival.
@@ -20,6 +21,8 @@ pub(crate) struct Rank {
 pub(crate) struct Job {
     pub sequence: Sequence,
     pub chain: ContentChain,
+    /// What is still to be told of its prompt.
+    pub prompt: Option<PromptProgress>,
     pub preemptions: usize,
     /// It was running before, and that was told.
     pub started: bool,
@@ -28,7 +31,8 @@ pub(crate) struct Job {
 impl Job {
     pub fn new(sequence: Sequence) -> Self {
         let chain = ContentChain::new(sequence.salt, NO_ADAPTER);
-        Self { sequence, chain, preemptions: 0, started: false }
+        let prompt = sequence.prompt_output.map(|output| PromptProgress::new(output, sequence.prompt_len));
+        Self { sequence, chain, prompt, preemptions: 0, started: false }
     }
 
     pub fn rank(&self) -> Rank {
@@ -41,9 +45,11 @@ impl Job {
         if config.share_decoded_blocks { all } else { self.sequence.prompt_len }
     }
 
-    /// Blocks that it can take from others. The last token is always computed, even on a full hit: its logits are needed.
+    /// Blocks that it can take from others. The last token is always computed, even on a full hit: its logits are needed. So is
+    /// every row that is to be told.
     pub fn max_shared_blocks(&self, config: &SchedulerConfig) -> usize {
-        self.sharable_len(config).min(self.sequence.tokens.len() - 1) / config.block_size
+        let skippable = self.prompt.as_ref().map_or(usize::MAX, PromptProgress::num_skippable);
+        self.sharable_len(config).min(self.sequence.tokens.len() - 1).min(skippable) / config.block_size
     }
 
     /// Brings the chain up to `len` tokens, as far as they are sharable.
@@ -132,18 +138,20 @@ impl Running {
 
     /// What was planned, as an item; `None` when it sits this step out.
     pub fn item(&mut self, images: &ImageCache, block_size: usize) -> Option<BatchItem> {
-        let tokens = &self.job.sequence.tokens[self.computed..self.planned];
+        let sequence = &self.job.sequence;
+        let tokens = &sequence.tokens[self.computed..self.planned];
         if tokens.is_empty() {
             return None;
         }
         let num_blocks = self.planned.div_ceil(block_size);
         Some(BatchItem {
-            id: self.job.sequence.id,
+            id: sequence.id,
             tokens: tokens.to_vec(),
             context_len: self.computed,
             blocks: self.table.blocks()[..num_blocks].to_vec(),
             images: self.image_rows(images),
-            sample: (self.planned == self.len()).then(|| self.sample()),
+            prompt: self.prompt_work(),
+            sample: self.samples().then(|| self.sample()),
         })
     }
 
@@ -158,6 +166,15 @@ impl Running {
             })
         };
         self.pinned().iter().filter_map(overlap).collect()
+    }
+
+    fn prompt_work(&mut self) -> Option<PromptWork> {
+        let Job { prompt, sequence, .. } = &mut self.job;
+        prompt.as_mut()?.work(&sequence.tokens, self.computed..self.planned)
+    }
+
+    fn samples(&self) -> bool {
+        self.planned == self.len() && self.job.sequence.params.max_tokens > 0
     }
 
     fn sample(&mut self) -> Sample {

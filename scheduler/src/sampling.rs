@@ -6,7 +6,7 @@ use crate::TokenId;
 /// and [`crate::Sequence::new`] calls it, so that nothing unchecked reaches a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// At least 1: how many tokens may be generated.
+    /// How many tokens may be generated. With 0 a sequence ends when its prompt is computed.
     pub max_tokens: usize,
     /// The end and stop tokens are masked until this many tokens were generated.
     pub min_tokens: usize,
@@ -75,9 +75,6 @@ impl SamplingParams {
     pub fn check(&self, vocab_size: usize) -> Result<(), InvalidParam> {
         let fail = |param, message: String| Err(InvalidParam { param, message });
         let finite = |x: f32, low: f32, high: f32| x.is_finite() && x >= low && x <= high;
-        if self.max_tokens == 0 {
-            return fail("max_tokens", "must be at least 1".into());
-        }
         if self.min_tokens > self.max_tokens {
             return fail(
                 "min_tokens",

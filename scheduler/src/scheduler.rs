@@ -5,10 +5,16 @@ use crate::image_cache::ImageCache;
 use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running, finish_reason};
 use crate::{
-    Batch, BatchItem, Event, Failure, FinishReason, Occupancy, Reject, Sampled, SchedulerConfig, Sequence,
-    SequenceId, Step, StepOutput, StepStats,
+    Batch, BatchItem, Event, Failure, FinishReason, Occupancy, PromptResult, Reject, Sampled,
+    SchedulerConfig, Sequence, SequenceId, Step, StepOutput, StepStats,
 };
 use std::collections::{BTreeMap, VecDeque};
+
+/// What became of an item.
+struct ItemResults {
+    prompt: Option<PromptResult>,
+    sampled: Option<Sampled>,
+}
 
 #[derive(Debug)]
 pub struct Scheduler {
@@ -110,39 +116,50 @@ impl Scheduler {
     /// Takes in the results of a step. Items of sequences that were aborted meanwhile are passed over.
     pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
         let mut events = std::mem::take(&mut self.started);
-        let mut sampled = output.sampled.into_iter();
+        let (mut prompts, mut sampled) = (output.prompts.into_iter(), output.sampled.into_iter());
         for item in batch.items {
-            let sampled = item.sample.as_ref().map(|_| sampled.next().expect("one result per sampling item"));
+            let results = ItemResults {
+                prompt: item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt")),
+                sampled: item.sample.as_ref().map(|_| sampled.next().expect("one result per sampling item")),
+            };
             let Some(&priority) = self.priorities.get(&item.id) else { continue };
-            self.commit_item(Rank { priority, id: item.id }, item, sampled, &mut events);
+            self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
         }
-        assert!(sampled.next().is_none(), "results that nobody asked for");
+        let left = prompts.len() + sampled.len();
+        assert_eq!(left, 0, "results that nobody asked for");
         let stats = StepStats { occupancy: self.occupancy(), ..std::mem::take(&mut self.stats) };
         Step { events, stats }
     }
 
-    fn commit_item(
-        &mut self,
-        rank: Rank,
-        item: BatchItem,
-        sampled: Option<Sampled>,
-        events: &mut Vec<Event>,
-    ) {
+    fn commit_item(&mut self, rank: Rank, item: BatchItem, results: ItemResults, events: &mut Vec<Event>) {
         let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
         assert_eq!(running.computed, item.context_len, "committed twice");
         running.computed = item.end();
-        let reason = match sampled {
-            Some(Sampled::Failed(failure)) => Some(FinishReason::Failed(failure)),
-            Some(Sampled::Token(token)) => {
+        let told = match (&item.prompt, results.prompt) {
+            (Some(work), Some(result)) => {
+                let progress = running.job.prompt.as_mut().expect("it asked for something of its prompt");
+                progress.take(rank.id, work, result)
+            }
+            _ => Ok(None),
+        };
+        let reason = match (told, results.sampled) {
+            (Err(failure), _) | (Ok(_), Some(Sampled::Failed(failure))) => {
+                Some(FinishReason::Failed(failure))
+            }
+            (Ok(told), Some(Sampled::Token(token))) => {
                 self.settle(rank);
+                events.extend(told);
                 let sequence = &mut self.running.get_mut(&rank).expect("settled").job.sequence;
                 sequence.tokens.push(token.token);
                 events.push(Event::Token { id: rank.id, token });
                 finish_reason(sequence)
             }
-            None => {
+            (Ok(told), None) => {
                 self.settle(rank);
-                None
+                events.extend(told);
+                let running = &self.running[&rank];
+                // Nothing is left to compute and nothing was sampled: nothing is to be generated.
+                (running.computed == running.len()).then_some(FinishReason::Length)
             }
         };
         if let Some(reason) = reason {

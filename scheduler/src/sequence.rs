@@ -1,7 +1,7 @@
 //! A prompt, the tokens generated for it so far, and the pictures among them. "Request" is the API's word; `n` answers to one
 //! request are `n` sequences.
 
-use crate::{Constraint, InvalidParam, SamplingParams};
+use crate::{Constraint, InvalidParam, PromptOutput, SamplingParams};
 use std::sync::Arc;
 
 pub type TokenId = u32;
@@ -60,6 +60,7 @@ pub struct Sequence {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_len: usize,
     pub(crate) images: Vec<ImageSpan>,
+    pub(crate) prompt_output: Option<PromptOutput>,
 }
 
 impl Sequence {
@@ -97,7 +98,24 @@ impl Sequence {
             tokens: prompt,
             prompt_len,
             images,
+            prompt_output: None,
         })
+    }
+
+    /// The same sequence, wanting something of its prompt too.
+    pub fn wanting(self, output: PromptOutput) -> Result<Self, InvalidParam> {
+        output.check(self.prompt_len)?;
+        Ok(Self { prompt_output: Some(output), ..self })
+    }
+
+    pub fn prompt_output(&self) -> Option<PromptOutput> {
+        self.prompt_output
+    }
+
+    /// Most events that tell of results and of the end, whatever becomes of it; [`crate::Event::Started`] is not counted.
+    pub fn num_events_max(&self) -> usize {
+        let of_prompt = self.prompt_output.map_or(0, |output| output.num_events_max(self.prompt_len));
+        self.params.max_tokens + of_prompt + 1
     }
 
     /// Prompt and output.
@@ -124,7 +142,7 @@ pub enum FinishReason {
     Stop,
     /// The constraint lets nothing follow the last token, which is part of the answer.
     Complete,
-    /// `max_tokens` were generated.
+    /// `max_tokens` were generated; where that is 0, the prompt is computed.
     Length,
     /// The model could not go on with this sequence; the others of the step are unharmed.
     Failed(crate::Failure),

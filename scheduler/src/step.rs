@@ -1,7 +1,7 @@
 //! What a step tells its caller: events for the streams, numbers for the metrics.
 
 use crate::image_cache::Acquired;
-use crate::{FinishReason, SampledToken, SequenceId};
+use crate::{FinishReason, PooledSum, PromptLogprob, SampledToken, SequenceId};
 
 #[derive(Debug, Default)]
 pub struct Step {
@@ -15,6 +15,16 @@ pub enum Event {
     Started {
         id: SequenceId,
         cached_tokens: usize,
+    },
+    /// Of the next so many tokens of the prompt, in order; all are told before the first token is.
+    PromptLogprobs {
+        id: SequenceId,
+        logprobs: Vec<PromptLogprob>,
+    },
+    /// Of the whole prompt.
+    Pooled {
+        id: SequenceId,
+        pooled: PooledSum,
     },
     Token {
         id: SequenceId,
@@ -31,7 +41,11 @@ pub enum Event {
 impl Event {
     pub fn id(&self) -> SequenceId {
         match self {
-            Event::Started { id, .. } | Event::Token { id, .. } | Event::Finished { id, .. } => *id,
+            Event::Started { id, .. }
+            | Event::PromptLogprobs { id, .. }
+            | Event::Pooled { id, .. }
+            | Event::Token { id, .. }
+            | Event::Finished { id, .. } => *id,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use scheduler::*;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Says 1, 2, 3, … for every sequence, and keeps what it was asked to do.
@@ -18,6 +19,10 @@ pub struct Counter {
     /// The pictures' rows of each item, for each step.
     pub images: Vec<Vec<ImageRows>>,
     pub histories: Vec<Option<Vec<TokenId>>>,
+    /// Sequence and positions of the rows of prompts that were asked for.
+    pub prompt_rows: Vec<(u64, Range<usize>)>,
+    /// Whose prompt fails at this position.
+    pub fail_prompt: Option<(u64, usize)>,
 }
 
 impl Counter {
@@ -29,6 +34,34 @@ impl Counter {
 
     pub fn num_tokens(&self) -> usize {
         self.steps.iter().flatten().map(|(_, start, end)| end - start).sum()
+    }
+}
+
+impl Counter {
+    /// A token is as probable as its position is small, and of a sum not only the values but their order shows.
+    fn prompt(&mut self, item: &BatchItem, work: &PromptWork) -> PromptResult {
+        let positions = item.context_len + work.rows.start..item.context_len + work.rows.end;
+        self.prompt_rows.push((item.id.0, positions.clone()));
+        if self.fail_prompt.is_some_and(|(id, at)| id == item.id.0 && positions.contains(&at)) {
+            return PromptResult::Failed(Failure::NonFiniteLogits);
+        }
+        match &work.task {
+            PromptTask::Logprobs { targets, top } => {
+                let logprob = |(position, &token)| PromptLogprob {
+                    token,
+                    logprob: -(position as f32),
+                    rank: *top,
+                    top: Vec::new(),
+                };
+                assert_eq!(targets.len(), work.rows.len());
+                PromptResult::Logprobs(positions.zip(targets).map(logprob).collect())
+            }
+            PromptTask::Sum(sum) => {
+                let before = sum.0.first().copied().unwrap_or(1.0);
+                let sum = positions.fold(before, |sum, position| (3.0 * sum + position as f64) % 65_521.0);
+                PromptResult::Sum(RowSum(vec![sum]))
+            }
+        }
     }
 }
 
@@ -52,7 +85,8 @@ impl ModelRunner for Counter {
                 }
             });
         }
-        Ok(StepOutput { sampled })
+        let prompts = batch.items.iter().filter_map(|item| Some(self.prompt(item, item.prompt.as_ref()?)));
+        Ok(StepOutput { prompts: prompts.collect(), sampled })
     }
 }
 

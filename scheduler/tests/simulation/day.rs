@@ -19,6 +19,8 @@ pub struct Report {
     pub cached: usize,
     pub preemptions: usize,
     pub encodes: usize,
+    /// Rows of prompts of which something was told.
+    pub told: usize,
     pub finished: usize,
     pub failed: usize,
     pub aborted: usize,
@@ -38,6 +40,7 @@ impl std::ops::AddAssign<&Report> for Report {
         self.cached += day.cached;
         self.preemptions += day.preemptions;
         self.encodes += day.encodes;
+        self.told += day.told;
         self.finished += day.finished;
         self.failed += day.failed;
         self.aborted += day.aborted;
@@ -246,7 +249,7 @@ impl Day {
         }
         for event in &step.events {
             match event {
-                Event::Started { .. } => {}
+                Event::Started { .. } | Event::PromptLogprobs { .. } | Event::Pooled { .. } => {}
                 Event::Token { id, token } => {
                     self.machinery.shadow_mut().truths.get_mut(id).expect("added").push(token.token);
                 }
@@ -271,6 +274,7 @@ impl Day {
         report.cached += step.stats.prefix_hits;
         report.preemptions += step.stats.preempted.len();
         report.encodes += step.stats.encoded_images;
+        report.told += self.machinery.shadow().last_counts.prompt_rows;
         for event in &step.events {
             match event {
                 Event::Finished { reason: FinishReason::Failed(_), .. } => report.failed += 1,
@@ -306,6 +310,8 @@ fn describe(event: &Event) -> String {
     let number = |id: &SequenceId| id.0;
     match event {
         Event::Started { id, cached_tokens } => format!("#{} starts with {cached_tokens} cached", number(id)),
+        Event::PromptLogprobs { id, logprobs } => format!("#{} tells {}", number(id), logprobs.len()),
+        Event::Pooled { id, pooled } => format!("#{} pools {:?}", number(id), pooled.sum.0),
         Event::Token { id, token } => format!("#{} says {}", number(id), token.token),
         Event::Finished { id, reason, .. } => format!("#{} ends: {reason:?}", number(id)),
     }

@@ -3,7 +3,8 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    Event, FinishReason, Reject, SampledToken, SchedulerConfig, Sequence, SequenceId, Step, StepStats,
+    Event, FinishReason, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
+    SchedulerConfig, Sequence, SequenceId, Step, StepStats,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,9 @@ pub struct Live {
     answer: Vec<SampledToken>,
     reason: FinishReason,
     num_said: usize,
+    /// What was told of its prompt: rows so far, and whether as a whole.
+    num_told: usize,
+    is_pooled: bool,
     arrived_us: u64,
     /// When it started, counted in starts.
     started: Option<usize>,
@@ -81,6 +85,8 @@ impl Oracle {
             answer,
             reason,
             num_said: 0,
+            num_told: 0,
+            is_pooled: false,
             arrived_us,
             started: None,
             preemptions: 0,
@@ -115,6 +121,8 @@ impl Oracle {
             );
             match event {
                 Event::Started { id, cached_tokens } => self.started(*id, *cached_tokens),
+                Event::PromptLogprobs { id, logprobs } => self.told(*id, logprobs),
+                Event::Pooled { id, pooled } => self.pooled(*id, pooled),
                 Event::Token { id, token } => self.said(*id, token),
                 Event::Finished { id, reason, preemptions } => self.finished(*id, *reason, *preemptions),
             }
@@ -206,6 +214,7 @@ impl Oracle {
     fn said(&mut self, id: SequenceId, token: &SampledToken) {
         let live = self.live.get_mut(&id).expect("checked above");
         assert!(live.started.is_some(), "{id:?} speaks before it started");
+        live.check_prompt_is_told();
         assert_eq!(live.answer.get(live.num_said), Some(token), "{id:?} differs from a run alone");
         live.num_said += 1;
         live.truth.push(token.token);
@@ -213,6 +222,30 @@ impl Oracle {
             self.first_tokens_us.push(live.arrived_us);
             self.check_order_of_first_tokens(id);
         }
+    }
+
+    fn told(&mut self, id: SequenceId, logprobs: &[PromptLogprob]) {
+        let live = self.live.get_mut(&id).expect("checked above");
+        assert!(live.started.is_some(), "{id:?} is told of before it started");
+        let Some(PromptOutput::Logprobs { top, .. }) = live.truth.sequence.prompt_output() else {
+            panic!("{id:?} did not want log-probabilities of its prompt")
+        };
+        assert!(!logprobs.is_empty(), "{id:?} is told nothing");
+        for logprob in logprobs {
+            let row = live.truth.wanted_rows().start + live.num_told;
+            assert_eq!(*logprob, live.truth.prompt_logprob(row, top), "{id:?} row {row}");
+            live.num_told += 1;
+        }
+    }
+
+    fn pooled(&mut self, id: SequenceId, pooled: &PooledSum) {
+        let live = self.live.get_mut(&id).expect("checked above");
+        let rows = live.truth.wanted_rows();
+        let num_rows = rows.len();
+        let sum = rows.fold(RowSum::default(), |sum, row| live.truth.add_row(&sum, row));
+        assert_eq!(*pooled, PooledSum { sum, num_rows }, "{id:?} is pooled otherwise than alone");
+        assert!(!live.is_pooled, "{id:?} is pooled twice");
+        (live.is_pooled, live.num_told) = (true, num_rows);
     }
 
     fn check_order_of_first_tokens(&self, id: SequenceId) {
@@ -235,6 +268,9 @@ impl Oracle {
     fn finished(&mut self, id: SequenceId, reason: FinishReason, preemptions: usize) {
         let live = self.live.remove(&id).expect("checked above");
         assert_eq!(live.num_said, live.answer.len(), "{id:?} ends early or late");
+        if !matches!(reason, FinishReason::Failed(_)) {
+            live.check_prompt_is_told();
+        }
         assert_eq!(reason, live.reason, "{id:?} ends otherwise than alone");
         assert_eq!(preemptions, live.preemptions, "preemptions of {id:?}");
         assert!(self.ended.insert(id), "{id:?} ended twice");
@@ -259,5 +295,18 @@ impl Oracle {
     fn patience(&self) -> usize {
         let tokens = |live: &Live| live.truth.sequence.prompt_len() + live.answer.len();
         self.config.max_running + self.live.values().map(tokens).sum::<usize>()
+    }
+}
+
+impl Live {
+    fn check_prompt_is_told(&self) {
+        let id = self.rank.1;
+        assert_eq!(
+            self.num_told,
+            self.truth.wanted_rows().len(),
+            "{id:?}: rows of its prompt that were told"
+        );
+        let is_pooled = matches!(self.truth.sequence.prompt_output(), Some(PromptOutput::Pooled(_)));
+        assert_eq!(self.is_pooled, is_pooled, "{id:?}: whether its prompt was pooled");
     }
 }

@@ -4,7 +4,10 @@
 //! lost recompute or a picture that is not there shows up at once, without a model.
 
 use crate::truth::{Truth, short};
-use scheduler::{Batch, BatchItem, ModelRunner, Sampled, SchedulerConfig, SequenceId, StepOutput};
+use scheduler::{
+    Batch, BatchItem, Failure, ModelRunner, PromptOutput, PromptResult, PromptTask, Sampled, SchedulerConfig,
+    SequenceId, StepOutput,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,6 +24,8 @@ pub struct Shadow {
     pub truths: BTreeMap<SequenceId, Truth>,
     /// How far each sequence has got, to see when it starts over.
     ends: BTreeMap<SequenceId, usize>,
+    /// The next row of its prompt that each sequence has to tell something of.
+    next_rows: BTreeMap<SequenceId, usize>,
     /// What these computed is not to be trusted by anybody but those who may have had it before it was known.
     poisoners: BTreeMap<SequenceId, BTreeSet<SequenceId>>,
     /// The pictures encoded last; a picture is not encoded again before another one was.
@@ -39,6 +44,8 @@ pub struct Counts {
     pub decode_tokens: usize,
     pub images: usize,
     pub patches: usize,
+    /// Rows of which something was told.
+    pub prompt_rows: usize,
     /// Sequence and tokens of each item.
     pub items: Vec<(SequenceId, usize)>,
 }
@@ -51,6 +58,7 @@ impl Shadow {
             config,
             truths: BTreeMap::new(),
             ends: BTreeMap::new(),
+            next_rows: BTreeMap::new(),
             poisoners: BTreeMap::new(),
             last_encoded: None,
             now_us: 0,
@@ -145,7 +153,8 @@ impl Shadow {
         let truth = &self.truths[&item.id];
         assert_eq!(item.tokens, truth.tokens[item.context_len..item.end()], "{:?} has wrong tokens", item.id);
         let is_last = item.end() == truth.tokens.len();
-        assert_eq!(item.sample.is_some(), is_last, "{:?} samples exactly after its last token", item.id);
+        let samples = is_last && truth.params().max_tokens > 0;
+        assert_eq!(item.sample.is_some(), samples, "{:?} samples exactly after its last token", item.id);
         let Some(sample) = &item.sample else { return };
         let prompt_len = truth.sequence.prompt_len();
         assert_eq!(sample.params.seed, truth.params().seed);
@@ -155,6 +164,33 @@ impl Shadow {
         if let Some(history) = &sample.history {
             assert_eq!((&history.tokens, history.prompt_len), (&truth.tokens, prompt_len));
         }
+    }
+
+    /// Each wanted row is asked for once, in order, by the first chunk that computes it.
+    fn tell_prompt(&mut self, item: &BatchItem) -> Option<PromptResult> {
+        let truth = &self.truths[&item.id];
+        let wanted = truth.wanted_rows();
+        let next = self.next_rows.entry(item.id).or_insert(wanted.start);
+        assert!(*next >= item.context_len || *next == wanted.end, "{:?} passes row {next} over", item.id);
+        let rows = *next..wanted.end.min(item.end());
+        assert_eq!(item.prompt.is_some(), !rows.is_empty(), "{:?} has rows {rows:?} to tell", item.id);
+        let work = item.prompt.as_ref()?;
+        assert_eq!(work.rows, rows.start - item.context_len..rows.end - item.context_len, "{:?}", item.id);
+        *next = rows.end;
+        if rows.clone().any(|row| truth.row_fails(row)) {
+            return Some(PromptResult::Failed(Failure::NonFiniteLogits));
+        }
+        Some(match (&work.task, truth.sequence.prompt_output()) {
+            (PromptTask::Logprobs { targets, top }, Some(PromptOutput::Logprobs { top: wanted, .. })) => {
+                assert_eq!(*targets, truth.tokens[rows.start + 1..rows.end + 1], "{:?}", item.id);
+                assert_eq!(*top, wanted);
+                PromptResult::Logprobs(rows.map(|row| truth.prompt_logprob(row, *top)).collect())
+            }
+            (PromptTask::Sum(sum), Some(PromptOutput::Pooled(_))) => {
+                PromptResult::Sum(rows.fold(sum.clone(), |sum, row| truth.add_row(&sum, row)))
+            }
+            (task, output) => panic!("{:?} wants {output:?} and is asked for {task:?}", item.id),
+        })
     }
 
     fn write(&mut self, batch: &Batch) {
@@ -194,6 +230,9 @@ impl Shadow {
         counts.patches = batch.encodes.iter().map(|encode| encode.image.num_patches()).sum();
         for item in &batch.items {
             let mark = if item.sample.is_some() { "+" } else { "" };
+            let told = item.prompt.as_ref().map_or(0, |work| work.rows.len());
+            let mark = if told > 0 { format!("{mark}({told} rows)") } else { mark.to_owned() };
+            counts.prompt_rows += told;
             text += &format!(" #{}[{}..{}]{mark}", item.id.0, item.context_len, item.end());
             counts.num_tokens += item.tokens.len();
             let truth = &self.truths[&item.id];
@@ -218,19 +257,22 @@ impl ModelRunner for Shadow {
         // What others wrote must have been there before this step: it cannot be read while it is being written.
         batch.items.iter().for_each(|item| self.check_context(item));
         self.write(batch);
-        let mut sampled = Vec::new();
+        let mut spoilt = Vec::new();
+        let mut output = StepOutput::default();
         for item in &batch.items {
             self.compare(item, 0, item.end());
             self.check_images(item);
             self.check_sample(item);
-            sampled.extend(item.sample.as_ref().map(|_| self.truths[&item.id].sample()));
-        }
-        let sampling = batch.items.iter().filter(|item| item.sample.is_some());
-        for (item, sampled) in sampling.zip(&sampled) {
-            if let Sampled::Failed(_) = sampled {
-                self.spoil(item);
+            let prompt = self.tell_prompt(item);
+            let sampled = item.sample.as_ref().map(|_| self.truths[&item.id].sample());
+            let failed = matches!(prompt, Some(PromptResult::Failed(_)));
+            if failed || matches!(sampled, Some(Sampled::Failed(_))) {
+                spoilt.push(item);
             }
+            output.prompts.extend(prompt);
+            output.sampled.extend(sampled);
         }
-        Ok(StepOutput { sampled })
+        spoilt.into_iter().for_each(|item| self.spoil(item));
+        Ok(output)
     }
 }

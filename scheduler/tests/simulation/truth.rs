@@ -1,7 +1,11 @@
 //! What a sequence's memory and answer must be, computed from the sequence alone.
 
 use crate::rng::chain;
-use scheduler::{Failure, FinishReason, Sampled, SampledToken, SamplingParams, Sequence, TokenId};
+use scheduler::{
+    Failure, FinishReason, Pooling, PromptLogprob, PromptOutput, RowSum, Sampled, SampledToken,
+    SamplingParams, Sequence, TokenId,
+};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Token ids go from 1; 0 is a picture's placeholder, so that only the digest tells pictures apart.
@@ -74,10 +78,45 @@ impl Truth {
         Sampled::Token(SampledToken { token, logprob, top: (0..num_top).map(|i| (i, -1.0)).collect() })
     }
 
+    /// Rows of the prompt of which something is wanted.
+    pub fn wanted_rows(&self) -> Range<usize> {
+        let prompt_len = self.sequence.prompt_len();
+        match self.sequence.prompt_output() {
+            None => 0..0,
+            Some(PromptOutput::Logprobs { first, .. }) => first - 1..prompt_len - 1,
+            Some(PromptOutput::Pooled(Pooling::Last)) => prompt_len - 1..prompt_len,
+            Some(PromptOutput::Pooled(Pooling::Mean)) => 0..prompt_len,
+        }
+    }
+
+    /// Whether what is wanted of a row cannot be told.
+    pub fn row_fails(&self, row: usize) -> bool {
+        let drawn = chain(self.hashes[row], 11);
+        self.machine.failure_rate > 0 && (drawn >> 32).is_multiple_of(20 * self.machine.failure_rate)
+    }
+
+    pub fn prompt_logprob(&self, row: usize, top: usize) -> PromptLogprob {
+        let (drawn, token) = (self.hashes[row], self.tokens[row + 1]);
+        let top = (0..top as TokenId).map(|i| (i, -1.0)).collect();
+        PromptLogprob { token, logprob: -((drawn % 1000) as f32), rank: (drawn % 7) as usize, top }
+    }
+
+    /// A sum that is another one when rows are left out, repeated or added in another order.
+    pub fn add_row(&self, sum: &RowSum, row: usize) -> RowSum {
+        let before = sum.0.first().map_or(0, |&sum| sum as u64);
+        RowSum(vec![(chain(before, self.hashes[row]) >> 16) as f64])
+    }
+
     /// The whole answer, of this sequence alone on the machine.
     pub fn alone(&self) -> (Vec<SampledToken>, FinishReason) {
         let mut truth = self.clone();
         let mut answer = Vec::new();
+        if self.wanted_rows().any(|row| self.row_fails(row)) {
+            return (answer, FinishReason::Failed(Failure::NonFiniteLogits));
+        }
+        if self.params().max_tokens == 0 {
+            return (answer, FinishReason::Length);
+        }
         loop {
             let sampled = match truth.sample() {
                 Sampled::Token(sampled) => sampled,

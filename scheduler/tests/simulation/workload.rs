@@ -3,7 +3,8 @@
 use crate::rng::Rng;
 use crate::truth::{Machine, NUM_TOKENS};
 use scheduler::{
-    Digest, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId, TokenId,
+    Digest, ImageInput, ImageSpan, Pooling, PromptOutput, SamplingParams, SchedulerConfig, Sequence,
+    SequenceId, TokenId,
 };
 use std::sync::Arc;
 
@@ -70,6 +71,7 @@ impl Workload {
         let mut salt = Digest::default();
         salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
+        let prompt_output = rng.one_in(5).then(|| prompt_output(rng, prompt.tokens.len()));
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
         let mut sequence = || {
             let id = SequenceId(self.next_id);
@@ -81,7 +83,15 @@ impl Workload {
             (sequence.priority, sequence.salt) = (priority, salt);
             sequence
         };
-        (0..n).map(|_| sequence()).collect()
+        let mut sequences: Vec<_> = (0..n).map(|_| sequence()).collect();
+        if let Some(output) = prompt_output {
+            // Mostly of one of several answers.
+            let wanting = if rng.one_in(3) { sequences.len() } else { 1 };
+            for sequence in &mut sequences[..wanting] {
+                *sequence = sequence.clone().wanting(output).expect("the prompt has these rows");
+            }
+        }
+        sequences
     }
 
     fn prompt(&self, rng: &mut Rng, conversations: &[Prompt]) -> Prompt {
@@ -152,8 +162,23 @@ fn family(rng: &mut Rng, capacity: usize, has_images: bool, images: &[Arc<ImageI
     prompt
 }
 
+fn prompt_output(rng: &mut Rng, prompt_len: usize) -> PromptOutput {
+    match rng.range(0, 3) {
+        0 => PromptOutput::Pooled(Pooling::Last),
+        1 => PromptOutput::Pooled(Pooling::Mean),
+        _ => {
+            let first = if rng.one_in(2) { 1 } else { rng.range(1, prompt_len) };
+            PromptOutput::Logprobs { first, top: rng.range(0, 2) }
+        }
+    }
+}
+
 fn params(rng: &mut Rng, capacity: usize) -> SamplingParams {
-    let max_tokens = if rng.one_in(2) { rng.range(1, 1 + capacity / 2) } else { rng.range(1, 20) };
+    let max_tokens = match rng.range(0, 9) {
+        0 => 0,
+        1..=5 => rng.range(1, 1 + capacity / 2),
+        _ => rng.range(1, 20),
+    };
     let mut stop_token_ids: Vec<_> =
         (0..rng.range(0, 2)).map(|_| rng.range(1, NUM_TOKENS as usize) as TokenId).collect();
     stop_token_ids.sort_unstable();
