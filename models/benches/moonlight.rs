@@ -108,6 +108,7 @@ fn batch(from: usize, to: usize) -> Batch {
         context_len: from,
         blocks: (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
         images: Vec::new(),
+        prompt: None,
         sample: Some(sample),
     };
     Batch { encodes: Vec::new(), items: vec![item] }

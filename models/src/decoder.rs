@@ -3,7 +3,7 @@
 //! ```text
 //! tokens ─▶ embedding (rows of pictures laid over) ─▶ residual
 //! each layer:  residual ─norm─▶ attention ─▶ + residual ─norm─▶ MLP or experts ─▶ + residual
-//! residual ─norm─▶ rows to sample ─▶ head ─▶ logits, some rows at a time
+//! residual ─norm─▶ rows to sample or to score ─▶ head ─▶ logits, some rows at a time
 //! ```
 
 use crate::LoadError;

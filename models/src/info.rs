@@ -53,6 +53,8 @@ pub struct ModelInfo {
     pub architecture: String,
     /// Rows of the embedding: every token id must be below. A tokenizer may know more.
     pub vocab_size: usize,
+    /// Values of a token's state: of a pooled prompt.
+    pub hidden_size: usize,
     /// After `LoadOptions::max_model_len` and memory.
     pub max_model_len: usize,
     /// End tokens named by generation_config.json and config.json.

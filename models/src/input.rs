@@ -75,7 +75,7 @@ impl ModelInput {
     }
 
     fn push(&mut self, item: &BatchItem, sizes: BlockSizes) {
-        let BatchItem { id: _, tokens, context_len, blocks, images, sample } = item;
+        let BatchItem { id: _, tokens, context_len, blocks, images, prompt: _, sample } = item;
         assert!(!tokens.is_empty(), "an item has tokens");
         assert!(blocks.len() * sizes.tokens >= item.end(), "an item's blocks cover its positions");
         let first = self.tokens.len();
@@ -128,6 +128,7 @@ mod tests {
             context_len: 2,
             blocks: blocks(&[4, 0]),
             images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, rows: blocks(&[2, 6]) }],
+            prompt: None,
             sample: None,
         };
         let decode = BatchItem {
@@ -136,6 +137,7 @@ mod tests {
             context_len: 7,
             blocks: blocks(&[9, 1, 3]),
             images: Vec::new(),
+            prompt: None,
             sample: Some(sample),
         };
         let batch = Batch { encodes: Vec::new(), items: vec![chunk, decode] };

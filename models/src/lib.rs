@@ -5,6 +5,7 @@ mod config;
 mod decoder;
 mod error;
 mod files;
+mod head;
 mod info;
 mod input;
 pub mod kimi_vl;

@@ -131,6 +131,7 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
     ModelInfo {
         architecture: config.architecture.clone(),
         vocab_size: config.decoder.vocab_size,
+        hidden_size: config.decoder.hidden_size,
         max_model_len: plan.max_model_len,
         eos_token_ids: config.eos_token_ids.clone(),
         bos_token_id: config.bos_token_id,

@@ -126,11 +126,7 @@ impl Request<'_> {
     }
 
     pub fn limits(&self, max_model_len: usize) -> StepLimits {
-        StepLimits {
-            num_tokens: self.options.max_num_batched_tokens,
-            num_sequences: self.options.max_num_seqs,
-            context_len: max_model_len,
-        }
+        StepLimits { num_tokens: self.options.max_num_batched_tokens, context_len: max_model_len }
     }
 
     /// All but the KV cache.

@@ -2,13 +2,14 @@
 //! that blocks name.
 
 use crate::decoder::Decoder;
+use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::sampler::{self, Sampler};
+use crate::sampler::{self, RowResult, Sampler};
 use crate::scratch::Scratch;
 use kernels::{Device, Tensor, ops};
-use scheduler::{Batch, ImageEncode, ModelRunner, Sample, Sampled, StepOutput};
+use scheduler::{Batch, ImageEncode, ModelRunner, StepOutput};
 use std::convert::Infallible;
 use std::time::Instant;
 
@@ -96,15 +97,15 @@ impl DeviceRunner {
         }
     }
 
-    /// One row of logits for each sample, some rows at a time.
-    fn sample(&mut self, samples: &[&Sample]) -> Vec<Sampled> {
-        let mut sampled = Vec::with_capacity(samples.len());
+    /// Runs rows through the head, some at a time.
+    fn run_head(&mut self, head: &HeadRows) -> Vec<RowResult> {
+        let mut results = Vec::with_capacity(head.rows.len());
         let chunk = self.scratch.logit_rows;
-        for (rows, samples) in self.input.sample_rows.chunks(chunk).zip(samples.chunks(chunk)) {
+        for (rows, tasks) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)) {
             self.decoder.logits(rows, &mut self.scratch);
-            sampled.extend(self.sampler.sample_rows(&self.device, &mut self.scratch.logits, samples));
+            results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks));
         }
-        sampled
+        results
     }
 }
 
@@ -126,8 +127,8 @@ impl ModelRunner for DeviceRunner {
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
         self.forward(batch);
-        let samples: Vec<&Sample> = batch.items.iter().filter_map(|item| item.sample.as_ref()).collect();
-        Ok(StepOutput { sampled: self.sample(&samples) })
+        let results = self.run_head(&HeadRows::of(batch, &self.input));
+        Ok(head::output(batch, &self.input, results, &self.scratch.normed))
     }
 
     fn encode_us(&self) -> u64 {

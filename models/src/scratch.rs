@@ -9,7 +9,6 @@ use kernels::{DType, Device, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLimits {
     pub num_tokens: usize,
-    pub num_sequences: usize,
     pub context_len: usize,
 }
 
@@ -30,7 +29,8 @@ pub struct Scratch {
     /// What the expert that every token takes made.
     pub shared_out: Tensor,
     pub moe: Option<MoeBuffers>,
-    /// Rows after which something is sampled, some at a time.
+    /// Rows that go through the head, some at a time: those after which something is sampled, and those of prompts whose
+    /// log-probabilities are wanted.
     pub sampled: Tensor,
     pub logits: Tensor,
     /// Rows of these two.
@@ -70,9 +70,9 @@ pub struct MoeBuffers {
     pub experts: MoeScratch,
 }
 
-/// Rows of logits computed at a time.
+/// Rows of logits computed at a time: every row of a step may want its own.
 pub fn logit_rows(config: &DecoderConfig, limits: &StepLimits) -> usize {
-    (LOGITS_BYTES / (4 * config.vocab_size)).clamp(1, limits.num_sequences)
+    (LOGITS_BYTES / (4 * config.vocab_size)).clamp(1, limits.num_tokens)
 }
 
 /// Values of a token in the two buffers of an MLP.

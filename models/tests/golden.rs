@@ -75,6 +75,7 @@ impl Feed {
             context_len: from,
             blocks: (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
             images: pictures.iter().filter_map(|picture| picture.part(from, to)).collect(),
+            prompt: None,
             sample: Some(Sample {
                 params: Arc::new(SamplingParams::default()),
                 position: to,

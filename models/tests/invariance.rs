@@ -153,6 +153,7 @@ impl World {
                     answer.logprobs.extend(token.logprob.map(f32::to_bits));
                     answer.top.push(token.top.iter().map(|&(token, x)| (token, x.to_bits())).collect());
                 }
+                Event::PromptLogprobs { .. } | Event::Pooled { .. } => panic!("nobody asked for it"),
                 Event::Finished { reason, preemptions, .. } => {
                     assert_eq!(reason, FinishReason::Length);
                     answer.preemptions = preemptions;

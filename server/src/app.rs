@@ -5,7 +5,7 @@ use crate::error::ApiError;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
 use crate::openai::generation::RequestLimits;
-use crate::openai::{chat, completions, health, models, tokenize};
+use crate::openai::{chat, completions, embeddings, health, models, score, tokenize};
 use crate::page;
 use crate::request::{observe, panicked, require_key};
 use crate::service::Service;
@@ -86,6 +86,11 @@ type Entry = (Access, &'static str, [&'static str; 2], fn() -> MethodRouter<Arc<
 const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/chat/completions", "/chat/completions"], || post(chat::create)),
     (Access::Key, "POST", ["/v1/completions", "/completions"], || post(completions::create)),
+    (Access::Key, "POST", ["/v1/embeddings", "/embeddings"], || post(embeddings::create)),
+    (Access::Key, "POST", ["/v1/score", "/score"], || post(score::score)),
+    (Access::Key, "POST", ["/v1/rerank", "/rerank"], || post(score::rerank)),
+    // Cohere's client asks for the second version, behind whatever address it was given.
+    (Access::Key, "POST", ["/v1/v2/rerank", "/v2/rerank"], || post(score::rerank)),
     (Access::Key, "GET", ["/v1/models", "/models"], || get(models::list)),
     (Access::Key, "GET", ["/v1/models/{*id}", "/models/{*id}"], || get(models::retrieve)),
     (Access::Key, "POST", ["/v1/tokenize", "/tokenize"], || post(tokenize::tokenize)),

@@ -11,8 +11,8 @@ use crate::device_share;
 use crate::metrics::{Metrics, SequenceRecord};
 use crate::throughput::Throughput;
 use scheduler::{
-    Batch, Engine, Event, FinishReason, ModelRunner, Reject, SampledToken, SchedulerConfig, Sequence,
-    SequenceId, StepOutput, StepStats,
+    Batch, Engine, Event, FinishReason, ModelRunner, PooledSum, PromptLogprob, Reject, SampledToken,
+    SchedulerConfig, Sequence, SequenceId, StepOutput, StepStats,
 };
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 
 #[derive(Debug)]
 pub enum SequenceEvent {
+    /// Of the next so many tokens of the prompt.
+    PromptLogprobs(Vec<PromptLogprob>),
+    Pooled(PooledSum),
     Token(SampledToken),
     Finished(FinishReason),
     Rejected(Reject),
@@ -134,7 +137,7 @@ impl EngineHandle {
         let mut streams = Vec::with_capacity(sequences.len());
         let mut submissions = Vec::with_capacity(sequences.len());
         for sequence in sequences {
-            let (sender, events) = mpsc::channel(sequence.params.max_tokens + 1);
+            let (sender, events) = mpsc::channel(sequence.num_events_max());
             let progress = Arc::new(Progress::default());
             streams.push(EventStream { events, progress: progress.clone() });
             submissions.push(Submission { sequence, events: sender, progress, submitted });
@@ -245,6 +248,7 @@ struct Client {
     progress: Arc<Progress>,
     submitted: Instant,
     scheduled: Option<Instant>,
+    /// Or the end of a prompt that is only read.
     first_token: Option<Instant>,
     last_token: Instant,
     num_tokens: usize,
@@ -395,6 +399,14 @@ where
                 client.progress.queue_us.store(micros(queue), Relaxed);
                 client.progress.cached_tokens.store(cached_tokens, Relaxed);
             }
+            Event::PromptLogprobs { id, logprobs } => {
+                let client = self.clients.get(&id).expect("a client for each sequence");
+                client.send(SequenceEvent::PromptLogprobs(logprobs));
+            }
+            Event::Pooled { id, pooled } => {
+                let client = self.clients.get(&id).expect("a client for each sequence");
+                client.send(SequenceEvent::Pooled(pooled));
+            }
             Event::Token { id, token } => {
                 let client = self.clients.get_mut(&id).expect("a client for each sequence");
                 client.token(now, &self.metrics);
@@ -403,6 +415,9 @@ where
             Event::Finished { id, reason, preemptions } => {
                 let mut client = self.clients.remove(&id).expect("a client for each sequence");
                 client.preemptions = preemptions;
+                if reason == FinishReason::Length && client.num_tokens == 0 {
+                    client.prompt_read(now, &self.metrics);
+                }
                 client.send(SequenceEvent::Finished(reason));
                 let reason = match reason {
                     FinishReason::Stop | FinishReason::Complete => "stop",
@@ -429,6 +444,14 @@ impl Client {
     fn send(&self, event: SequenceEvent) {
         let full = matches!(self.events.try_send(event), Err(mpsc::error::TrySendError::Full(_)));
         assert!(!full, "a sequence was sent more than it can be sent");
+    }
+
+    /// It ends without an answer, which nobody wanted.
+    fn prompt_read(&mut self, now: Instant, metrics: &Metrics) {
+        self.first_token = Some(now);
+        let scheduled = self.scheduled.unwrap_or(self.submitted);
+        self.progress.prefill_us.store(micros(now - scheduled), Relaxed);
+        metrics.prompt_read(self.prompt_tokens);
     }
 
     fn token(&mut self, now: Instant, metrics: &Metrics) {

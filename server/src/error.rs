@@ -1,5 +1,6 @@
 //! Everything a client can be told went wrong, and the one place where it becomes a status and OpenAI's error object.
 
+use crate::engine_thread::StopReason;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use scheduler::{Failure, InvalidParam, Reject};
@@ -93,6 +94,11 @@ impl ApiError {
 
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         ApiError::Unsupported { param: param.into(), message: message.into() }
+    }
+
+    /// The engine ended, and the process with it.
+    pub fn engine_failed() -> Self {
+        ApiError::Engine("the engine failed, the server restarts".into())
     }
 
     pub fn parts(&self) -> Parts {
@@ -303,6 +309,15 @@ impl IntoResponse for ApiError {
 impl From<InvalidParam> for ApiError {
     fn from(InvalidParam { param, message }: InvalidParam) -> Self {
         ApiError::invalid(param, message)
+    }
+}
+
+impl From<StopReason> for ApiError {
+    fn from(reason: StopReason) -> Self {
+        match reason {
+            StopReason::Shutdown => ApiError::Draining,
+            StopReason::Failure(_) => ApiError::engine_failed(),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod openai;
 pub mod page;
 pub mod pictures;
+pub mod reading;
 pub mod request;
 pub mod run;
 pub mod serve;

@@ -14,7 +14,7 @@ pub struct SequenceRecord {
     /// One of [`REASONS`].
     pub reason: &'static str,
     pub timings: Timings,
-    /// Whether it had a first token; if not it has no prefill time.
+    /// Whether its prompt was computed to the end; if not it has no prefill time.
     pub has_started: bool,
     pub e2e: Duration,
     pub prompt_tokens: usize,
@@ -270,7 +270,12 @@ impl Metrics {
         }
     }
 
-    /// A prompt counts when it is computed to its end.
+    /// A prompt counts when it is computed to its end. This one has no answer.
+    pub fn prompt_read(&self, prompt_tokens: usize) {
+        self.prompt_tokens.inc_by(prompt_tokens as u64);
+    }
+
+    /// This one has.
     pub fn first_token(&self, since_arrival: Duration, prompt_tokens: usize) {
         self.prompt_tokens.inc_by(prompt_tokens as u64);
         self.ttft.observe(since_arrival.as_secs_f64());

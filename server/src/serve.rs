@@ -76,7 +76,7 @@ impl Listening {
     pub fn new(listener: TcpListener, options: ServeOptions) -> std::io::Result<Self> {
         let started = Instant::now();
         let address = listener.local_addr()?;
-        let app = Arc::new(App::new(options.keys.clone(), options.limits));
+        let app = Arc::new(App::new(options.keys.clone(), limits(&options)));
         let accepting = tokio::spawn(accept_loop(
             listener,
             router(app.clone()),
@@ -108,6 +108,13 @@ impl Listening {
         app.http_metrics.startup("total", started.elapsed());
         Ok(Serving { app, address, engine: handle, ended, accepting })
     }
+}
+
+/// What one request may send to the engine at once has to fit its queue, or waiting would never help.
+fn limits(options: &ServeOptions) -> AppLimits {
+    let mut limits = options.limits;
+    limits.request.num_inputs_max = limits.request.num_inputs_max.min(options.scheduling.max_waiting);
+    limits
 }
 
 type Built = (Service, EngineHandle, oneshot::Receiver<Ended>);

@@ -6,14 +6,14 @@ use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer, TokenizerError,
 };
 use crate::defaults::GenerationDefaults;
-use crate::engine_thread::{EngineHandle, SubmitError};
+use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice};
 use crate::openai::generation::Generation;
 use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{Sequence, SequenceId, TokenId};
+use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -175,7 +175,7 @@ impl Service {
 
     /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
     /// never trained on.
-    fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
+    pub(crate) fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
         let Some(placeholder) = self.parts.info.image_token_id else { return Ok(()) };
         let mut spans = prompt.images.iter().peekable();
         for (position, &token) in prompt.tokens.iter().enumerate() {
@@ -190,6 +190,29 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// A prompt as a sequence, checked against the model. `param` is the prompt's name in the request.
+    pub(crate) fn sequence(
+        &self,
+        prompt: &Prompt,
+        params: Arc<SamplingParams>,
+        param: &'static str,
+    ) -> Result<Sequence, ApiError> {
+        let (tokens, images) = (prompt.tokens.clone(), prompt.images.clone());
+        let vocab_size = self.parts.info.vocab_size;
+        Sequence::new(SequenceId(0), tokens, images, params, vocab_size).map_err(|error| match error.param {
+            "prompt" => ApiError::invalid(param, error.message),
+            _ => error.into(),
+        })
+    }
+
+    /// Hands sequences to the engine, which admits all of them or none.
+    pub(crate) fn submit(&self, sequences: Vec<Sequence>) -> Result<Vec<EventStream>, ApiError> {
+        self.parts.engine.submit(sequences).map_err(|error| match error {
+            SubmitError::Full { waiting } => ApiError::QueueFull { waiting },
+            SubmitError::Stopped => ApiError::Draining,
+        })
     }
 
     /// Starts the answers to prompts: `n` for each, admitted together. `param` is the prompt's name in the request.
@@ -208,27 +231,17 @@ impl Service {
             let seed = generation.seed.unwrap_or_else(|| self.seeds.next());
             for index in 0..generation.n {
                 let params = Arc::new(generation.params_of(index, seed, max_tokens));
-                let mut sequence = Sequence::new(
-                    SequenceId(0),
-                    prompt.tokens.clone(),
-                    prompt.images.clone(),
-                    params,
-                    info.vocab_size,
-                )
-                .map_err(|error| match error.param {
-                    "prompt" => ApiError::invalid(param, error.message),
-                    _ => error.into(),
-                })?;
+                let mut sequence = self.sequence(prompt, params, param)?;
+                if let Some(output) = generation.prompt_output(index) {
+                    sequence = sequence.wanting(output)?;
+                }
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
                 sequences.push(sequence);
             }
         }
         let params: Vec<_> = sequences.iter().map(|sequence| sequence.params.clone()).collect();
-        let streams = self.parts.engine.submit(sequences).map_err(|error| match error {
-            SubmitError::Full { waiting } => ApiError::QueueFull { waiting },
-            SubmitError::Stopped => ApiError::Draining,
-        })?;
+        let streams = self.submit(sequences)?;
         for (stream, prompt) in
             streams.iter().zip(prompts.iter().flat_map(|p| std::iter::repeat_n(p, generation.n)))
         {
@@ -248,7 +261,7 @@ impl Service {
 }
 
 /// What the request asks for, or what the context leaves.
-fn fit_max_tokens(
+pub(crate) fn fit_max_tokens(
     prompt_tokens: usize,
     asked: Option<usize>,
     limit: usize,
@@ -256,7 +269,7 @@ fn fit_max_tokens(
 ) -> Result<usize, ApiError> {
     let room = limit.saturating_sub(prompt_tokens);
     let max_tokens = asked.unwrap_or(room.max(1));
-    if max_tokens > room {
+    if prompt_tokens.saturating_add(max_tokens) > limit {
         return Err(ApiError::TooLong { param, prompt_tokens, max_tokens, limit });
     }
     Ok(max_tokens)

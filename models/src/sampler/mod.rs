@@ -1,4 +1,4 @@
-//! From logits to one token. A row's result depends on its own logits and parameters only.
+//! From logits to one token, or to how probable a given one was. A row's result depends on its own logits and parameters only.
 //!
 //! ```text
 //! logits ─▶ mask of early stop tokens ─▶ bias ─▶ penalties ─▶ mask of the constraint ─▶ greedy: the largest, ties by lower id
@@ -8,13 +8,28 @@
 //! The order is vLLM's. The draw inverts the cumulative distribution with one random number, a function of seed and position.
 
 mod philox;
+mod score;
 
 pub use philox::{philox, uniform};
+pub use score::score;
 
 use kernels::{Device, Tensor};
-use scheduler::{Failure, History, Sample, Sampled, SampledToken, SamplingParams, TokenId};
+use scheduler::{Failure, History, PromptLogprob, Sample, Sampled, SampledToken, SamplingParams, TokenId};
 use std::cmp::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What is wanted of a row of logits.
+#[derive(Debug, Clone, Copy)]
+pub enum RowTask<'a> {
+    Sample(&'a Sample),
+    Score { target: TokenId, top: usize },
+}
+
+#[derive(Debug, PartialEq)]
+pub enum RowResult {
+    Sampled(Sampled),
+    Scored(Result<PromptLogprob, Failure>),
+}
 
 /// Buffers of one sampling thread, reused for row after row.
 #[derive(Debug, Default)]
@@ -44,20 +59,30 @@ impl Sampler {
         Self { workspaces: (0..device.num_threads()).map(workspace).collect() }
     }
 
-    /// One row of `logits` [R, V] for each sample. Rows are shared out between threads; none knows of another.
-    pub fn sample_rows(&self, device: &Device, logits: &mut Tensor, samples: &[&Sample]) -> Vec<Sampled> {
+    /// One row of `logits` [R, V] for each task. Rows are shared out between threads; none knows of another.
+    pub fn run(&self, device: &Device, logits: &mut Tensor, tasks: &[RowTask]) -> Vec<RowResult> {
         let &[num_rows, vocab_size] = logits.shape() else { panic!("logits {:?}", logits.shape()) };
-        assert_eq!(num_rows, samples.len(), "a row for each sample");
-        let rows = logits.as_f32_mut().chunks_mut(vocab_size).zip(samples);
-        let rows: Vec<_> = rows.map(|(logits, request)| Mutex::new((logits, request, None))).collect();
+        assert_eq!(num_rows, tasks.len(), "a row for each task");
+        let rows = logits.as_f32_mut().chunks_mut(vocab_size).zip(tasks);
+        let rows: Vec<_> = rows.map(|(logits, task)| Mutex::new((logits, *task, None))).collect();
         device.for_each(num_rows, &|row, worker| {
-            let (logits, request, sampled) = &mut *lock(&rows[row]);
-            *sampled = Some(sample(logits, request, &mut lock(&self.workspaces[worker])));
+            let (logits, task, result) = &mut *lock(&rows[row]);
+            *result = Some(task.run(logits, &mut lock(&self.workspaces[worker])));
         });
-        let take = |row: Mutex<(_, _, Option<Sampled>)>| {
-            row.into_inner().unwrap_or_else(PoisonError::into_inner).2.expect("every row was sampled")
+        let take = |row: Mutex<(_, _, Option<RowResult>)>| {
+            row.into_inner().unwrap_or_else(PoisonError::into_inner).2.expect("every row was run")
         };
         rows.into_iter().map(take).collect()
+    }
+}
+
+impl RowTask<'_> {
+    /// `logits` may be used up.
+    fn run(self, logits: &mut [f32], work: &mut Workspace) -> RowResult {
+        match self {
+            RowTask::Sample(request) => RowResult::Sampled(sample(logits, request, work)),
+            RowTask::Score { target, top } => RowResult::Scored(score(logits, target, top, work)),
+        }
     }
 }
 

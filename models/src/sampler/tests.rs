@@ -232,8 +232,22 @@ fn rows_are_shared_out_between_threads() {
         let device = Device::cpu(Some(threads));
         let values: Vec<f32> = (0..37).flat_map(row).collect();
         let mut logits = Tensor::from_f32(&device, &[37, 53], &values);
-        let samples: Vec<&Sample> = requests.iter().collect();
-        assert_eq!(Sampler::new(&device, 53).sample_rows(&device, &mut logits, &samples), alone);
+        // Every other row is scored instead: neither way minds the other.
+        let task = |(row, request): (usize, _)| match row % 2 {
+            0 => RowTask::Sample(request),
+            _ => RowTask::Score { target: row as u32 % 53, top: 4 },
+        };
+        let tasks: Vec<RowTask> = (0..).zip(&requests).map(task).collect();
+        let results = Sampler::new(&device, 53).run(&device, &mut logits, &tasks);
+        for (seed, (result, alone)) in (0..).zip(results.into_iter().zip(&alone)) {
+            match result {
+                RowResult::Sampled(sampled) => assert_eq!(sampled, *alone),
+                RowResult::Scored(scored) => {
+                    let logits: Vec<f32> = row(seed).collect();
+                    assert_eq!(scored, score(&logits, seed as u32 % 53, 4, &mut Workspace::default()));
+                }
+            }
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 //! answer in one piece is a delta that was never handed out, so both forms say the same by construction.
 
 use crate::chat::{IncrementalDecoder, Shown, StopInclusion, StopMatcher, Tokenizer};
-use crate::engine_thread::{EventStream, Progress, SequenceEvent, StopReason, Timings};
+use crate::engine_thread::{EventStream, Progress, SequenceEvent, Timings};
 use crate::error::ApiError;
 use crate::openai::generation::{Generation, TextOptions};
-use scheduler::{FinishReason, SampledToken, SamplingParams, TokenId};
+use scheduler::{FinishReason, PromptLogprob, SampledToken, SamplingParams, TokenId};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub struct Delta {
     /// Only where the request asks for them.
     pub tokens: Vec<TokenId>,
     pub logprobs: Vec<TokenLogprob>,
+    /// Of the prompt's tokens after the first, where they are wanted of this choice.
+    pub prompt_logprobs: Vec<PromptLogprob>,
     pub finish: Option<Finish>,
 }
 
@@ -49,6 +51,7 @@ impl Delta {
         self.text.clear();
         self.tokens.clear();
         self.logprobs.clear();
+        self.prompt_logprobs.clear();
         self.finish = None;
     }
 }
@@ -120,10 +123,11 @@ impl Choice {
                 Some(SequenceEvent::Token(token)) => self.push(token, delta),
                 Some(SequenceEvent::Finished(reason)) => self.finish(reason, delta)?,
                 Some(SequenceEvent::Rejected(reject)) => return Err(reject.into()),
-                Some(SequenceEvent::Failed(StopReason::Shutdown)) => return Err(ApiError::Draining),
-                Some(SequenceEvent::Failed(StopReason::Failure(_))) | None => {
-                    return Err(ApiError::Engine("the engine failed, the server restarts".into()));
-                }
+                Some(SequenceEvent::Failed(reason)) => return Err(reason.into()),
+                None => return Err(ApiError::engine_failed()),
+                Some(SequenceEvent::PromptLogprobs(logprobs)) => delta.prompt_logprobs.extend(logprobs),
+                // Whoever asks for an answer does not ask for this.
+                Some(SequenceEvent::Pooled(_)) => {}
             }
         }
         Ok(has_news)

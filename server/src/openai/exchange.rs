@@ -1,6 +1,7 @@
 //! One request and its answer, whatever the dialect: from the started answers to a response with its headers.
 
 use crate::app::App;
+use crate::engine_thread::Timings;
 use crate::error::ApiError;
 use crate::lifecycle::InFlight;
 use crate::openai::answer::Answers;
@@ -37,7 +38,17 @@ impl Exchange {
 
     /// `prefix` is the dialect's, such as `chatcmpl-`. The id in the body is the one in the header, unless the body brought its own.
     pub fn head(&self, prefix: &str, generation: &Generation) -> Result<ResponseHead, ApiError> {
-        let id = match &generation.request_id {
+        self.head_for(prefix, generation.model.as_deref(), generation.request_id.as_deref())
+    }
+
+    /// The same for requests that generate nothing.
+    pub fn head_for(
+        &self,
+        prefix: &str,
+        model: Option<&str>,
+        request_id: Option<&str>,
+    ) -> Result<ResponseHead, ApiError> {
+        let id = match request_id {
             Some(id) if !is_clean(id) => {
                 return Err(ApiError::invalid("request_id", "expected up to 128 visible ASCII characters"));
             }
@@ -47,7 +58,7 @@ impl Exchange {
         Ok(ResponseHead {
             id: format!("{prefix}{id}"),
             created: unix_time(),
-            model: self.service.check_model(generation.model.as_deref())?.to_owned(),
+            model: self.service.check_model(model)?.to_owned(),
             system_fingerprint: self.service.fingerprint().to_owned(),
         })
     }
@@ -72,8 +83,12 @@ impl Exchange {
     pub fn respond<T: Serialize>(self, answers: &Answers, body: &T, ignored: &Ignored) -> Response {
         let timings: Vec<_> =
             answers.deltas.iter().filter_map(|delta| Some(delta.finish.as_ref()?.timings)).collect();
+        self.respond_timed(&timings, body, ignored)
+    }
+
+    pub fn respond_timed<T: Serialize>(self, timings: &[Timings], body: &T, ignored: &Ignored) -> Response {
         let mut response = json_response(body);
-        if let Ok(value) = HeaderValue::try_from(server_timing(&timings, self.elapsed())) {
+        if let Ok(value) = HeaderValue::try_from(server_timing(timings, self.elapsed())) {
             response.headers_mut().insert("server-timing", value);
         }
         add_ignored(&self.app, ignored, &mut response);

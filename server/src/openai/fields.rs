@@ -119,7 +119,6 @@ fn text_only(value: &Value) -> bool {
 
 const NO_TOOLS: &str = "tool calls are not implemented yet";
 const NO_GRAMMAR: &str = "constrained output is not implemented yet";
-const NO_PROMPT_LOGPROBS: &str = "log-probabilities of the prompt are not implemented yet";
 const NO_SEARCH: &str = "beam search is not implemented";
 const NO_TEMPLATE: &str = "the chat template is the server's choice";
 
@@ -144,7 +143,6 @@ const REFUSED: &[Refused] = &[
     refused("bad_words", never, NO_GRAMMAR),
     refused("allowed_token_ids", never, NO_GRAMMAR),
     refused("thinking_token_budget", never, NO_GRAMMAR),
-    refused("prompt_logprobs", never, NO_PROMPT_LOGPROBS),
     refused("logprob_token_ids", never, "only the most probable tokens can be reported"),
     refused("best_of", one, "use `n`; there is no ranking of answers"),
     refused("suffix", empty, "insertion is not implemented"),

@@ -3,8 +3,9 @@
 
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
+use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
-use scheduler::{Digest, SamplingParams, TokenId};
+use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -34,6 +35,7 @@ request_fields! {
         return_token_ids: bool,
         return_tokens_as_token_ids: bool,
         timings: bool,
+        prompt_logprobs: i64,
         priority: i32,
         cache_salt: String,
         request_id: String,
@@ -64,11 +66,20 @@ pub struct RequestLimits {
     pub stop_len_max: usize,
     pub num_biases_max: usize,
     pub num_prompts_max: usize,
+    /// Texts of one request that are embedded, scored or ranked.
+    pub num_inputs_max: usize,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { n_max: 128, num_stops_max: 16, stop_len_max: 1024, num_biases_max: 1024, num_prompts_max: 256 }
+        Self {
+            n_max: 128,
+            num_stops_max: 16,
+            stop_len_max: 1024,
+            num_biases_max: 1024,
+            num_prompts_max: 256,
+            num_inputs_max: 2048,
+        }
     }
 }
 
@@ -84,6 +95,8 @@ pub struct Generation {
     pub seed: Option<u64>,
     pub text: TextOptions,
     pub report: ReportOptions,
+    /// Alternatives that the engine is to tell for each token of a prompt; `None`: nothing of it.
+    pub prompt_top: Option<usize>,
     pub priority: i32,
     pub salt: Digest,
     pub request_id: Option<String>,
@@ -102,6 +115,8 @@ pub struct ReportOptions {
     pub stream: Option<StreamOptions>,
     /// Alternatives for each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
+    /// vLLM's `prompt_logprobs`: the same for each token of the prompt.
+    pub prompt_logprobs: Option<usize>,
     pub token_ids: bool,
     /// Names tokens `token_id:123` in log-probabilities, which is exact where text is ambiguous.
     pub tokens_as_ids: bool,
@@ -145,6 +160,7 @@ impl GenerationFields {
             return_token_ids,
             return_tokens_as_token_ids,
             timings,
+            prompt_logprobs,
             priority,
             cache_salt,
             request_id,
@@ -165,6 +181,7 @@ impl GenerationFields {
                 return Err(ApiError::invalid("stream_options", "is only allowed when `stream` is true"));
             }
         };
+        let prompt_logprobs = lower_prompt_logprobs(prompt_logprobs, stream.is_some())?;
         if let Some((name, 0)) = max_tokens {
             return Err(ApiError::invalid(name, "must be at least 1"));
         }
@@ -209,10 +226,12 @@ impl GenerationFields {
             report: ReportOptions {
                 stream,
                 logprobs,
+                prompt_logprobs,
                 token_ids: return_token_ids.unwrap_or(false),
                 tokens_as_ids: return_tokens_as_token_ids.unwrap_or(false),
                 timings: timings.unwrap_or(false),
             },
+            prompt_top: prompt_logprobs,
             priority: priority.unwrap_or(0),
             salt: lower_salt(cache_salt)?,
             request_id,
@@ -221,6 +240,13 @@ impl GenerationFields {
 }
 
 impl Generation {
+    /// What answer number `index` to a prompt is to tell of the prompt. One of several answers is enough, but for a stream, in which
+    /// any of them may come first.
+    pub fn prompt_output(&self, index: usize) -> Option<PromptOutput> {
+        let tells = index == 0 || self.report.stream.is_some();
+        self.prompt_top.filter(|_| tells).map(|top| PromptOutput::Logprobs { first: 1, top })
+    }
+
     /// The parameters of answer number `index` to one prompt. The first answer has the request's seed itself, so that it is the
     /// answer that `n` = 1 gives; the others have seeds derived from it.
     pub fn params_of(&self, index: usize, seed: u64, max_tokens: usize) -> SamplingParams {
@@ -244,6 +270,13 @@ fn lower_top_k(top_k: i64) -> Result<usize, ApiError> {
         -1 => Ok(0),
         _ => usize::try_from(top_k).map_err(|_| ApiError::invalid("top_k", format!("{top_k} is below -1"))),
     }
+}
+
+fn lower_prompt_logprobs(top: Option<i64>, streams: bool) -> Result<Option<usize>, ApiError> {
+    if top.is_some() && streams {
+        return Err(ApiError::invalid("prompt_logprobs", "is not available when `stream` is true"));
+    }
+    top.map(|top| check_top("prompt_logprobs", top)).transpose()
 }
 
 fn in_range(param: &str, value: usize, max: usize) -> Result<usize, ApiError> {
@@ -294,7 +327,7 @@ fn lower_stops(stop: Option<Stop>, limits: &RequestLimits) -> Result<Vec<String>
     Ok(stops)
 }
 
-fn lower_salt(salt: Option<String>) -> Result<Digest, ApiError> {
+pub fn lower_salt(salt: Option<String>) -> Result<Digest, ApiError> {
     match salt {
         None => Ok(Digest::default()),
         Some(salt) if salt.is_empty() => Err(ApiError::invalid("cache_salt", "is empty")),

@@ -3,12 +3,15 @@
 pub mod answer;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod exchange;
 pub mod fields;
 pub mod generation;
 pub mod health;
 mod json;
 pub mod models;
+mod prompt_report;
 mod report;
+pub mod score;
 mod stream;
 pub mod tokenize;

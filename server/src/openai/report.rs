@@ -86,7 +86,7 @@ pub struct TokenNames<'a> {
 }
 
 /// JSON has no infinity; vLLM writes this for a token without probability.
-const LOWEST: f32 = -9999.0;
+pub const LOWEST: f32 = -9999.0;
 
 #[derive(Serialize)]
 struct ChatLogprob {
@@ -104,14 +104,27 @@ pub struct ChatLogprobs {
 
 #[derive(Serialize)]
 pub struct CompletionLogprobs {
-    text_offset: Vec<usize>,
-    token_logprobs: Vec<f32>,
-    tokens: Vec<String>,
-    top_logprobs: Vec<TopLogprobs>,
+    pub text_offset: Vec<usize>,
+    /// `null` for the first token of a prompt that is repeated.
+    pub token_logprobs: Vec<Option<f32>>,
+    pub tokens: Vec<String>,
+    pub top_logprobs: Vec<Option<TopLogprobs>>,
+}
+
+impl CompletionLogprobs {
+    /// Puts the prompt's part before the answer's.
+    pub fn after(self, mut prompt: CompletionLogprobs) -> Self {
+        let CompletionLogprobs { text_offset, token_logprobs, tokens, top_logprobs } = self;
+        prompt.text_offset.extend(text_offset);
+        prompt.token_logprobs.extend(token_logprobs);
+        prompt.tokens.extend(tokens);
+        prompt.top_logprobs.extend(top_logprobs);
+        prompt
+    }
 }
 
 impl TokenNames<'_> {
-    fn name(&self, token: TokenId) -> String {
+    pub fn name(&self, token: TokenId) -> String {
         if self.as_ids {
             return format!("token_id:{token}");
         }
@@ -143,16 +156,19 @@ impl TokenNames<'_> {
     pub fn completion(&self, logprobs: &[TokenLogprob], shift: usize) -> CompletionLogprobs {
         CompletionLogprobs {
             text_offset: logprobs.iter().map(|entry| shift + entry.text_offset).collect(),
-            token_logprobs: logprobs.iter().map(|entry| entry.logprob.max(LOWEST)).collect(),
+            token_logprobs: logprobs.iter().map(|entry| Some(entry.logprob.max(LOWEST))).collect(),
             tokens: logprobs.iter().map(|entry| self.name(entry.token)).collect(),
-            top_logprobs: logprobs.iter().map(|entry| self.top(entry)).collect(),
+            top_logprobs: logprobs
+                .iter()
+                .map(|entry| Some(self.top(&entry.top, (entry.token, entry.logprob))))
+                .collect(),
         }
     }
 
-    /// By name, most probable first, with the sampled token among them. Of tokens with the same text the most probable counts.
-    fn top(&self, entry: &TokenLogprob) -> TopLogprobs {
-        let mut named: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
-        for &(token, logprob) in entry.top.iter().chain(std::iter::once(&(entry.token, entry.logprob))) {
+    /// By name, most probable first, with the token itself among them. Of tokens with the same text the most probable counts.
+    pub fn top(&self, top: &[(TokenId, f32)], own: (TokenId, f32)) -> TopLogprobs {
+        let mut named: Vec<(String, f32)> = Vec::with_capacity(top.len() + 1);
+        for &(token, logprob) in top.iter().chain(std::iter::once(&own)) {
             let name = self.name(token);
             if named.iter().all(|(earlier, _)| *earlier != name) {
                 named.push((name, logprob.max(LOWEST)));
@@ -163,7 +179,7 @@ impl TokenNames<'_> {
 }
 
 /// A JSON object in the order of its pairs.
-struct TopLogprobs(Vec<(String, f32)>);
+pub struct TopLogprobs(Vec<(String, f32)>);
 
 impl Serialize for TopLogprobs {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

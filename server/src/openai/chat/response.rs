@@ -2,6 +2,7 @@
 
 use crate::openai::answer::{Answers, Delta, StopCause};
 use crate::openai::generation::ReportOptions;
+use crate::openai::prompt_report::PromptLogprobsJson;
 use crate::openai::report::{ChatLogprobs, TimingsJson, TokenNames, UsageJson};
 use scheduler::TokenId;
 use serde::Serialize;
@@ -41,6 +42,8 @@ pub struct ChatCompletion<'a> {
     usage: UsageJson,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobsJson>,
 }
 
 #[derive(Serialize)]
@@ -96,6 +99,9 @@ impl<'a> ChatCompletion<'a> {
             choices: answers.deltas.iter().enumerate().map(choice).collect(),
             usage: answers.usage().into(),
             prompt_token_ids: prompt,
+            prompt_logprobs: report
+                .prompt_logprobs
+                .map(|top| names.prompt(&answers.deltas[0].prompt_logprobs, top)),
         }
     }
 }

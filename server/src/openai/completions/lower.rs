@@ -26,12 +26,6 @@ impl CompletionFields {
     ) -> Result<Lowered, ApiError> {
         let CompletionFields { prompt, max_tokens, logprobs, echo, add_special_tokens } = self;
         let echo = echo.unwrap_or(false);
-        if echo && logprobs.is_some() {
-            return Err(ApiError::unsupported(
-                "echo",
-                "log-probabilities of the prompt, which `echo` with `logprobs` asks for, are not implemented yet",
-            ));
-        }
         let prompts = lower_prompt(prompt.ok_or_else(|| ApiError::invalid("prompt", "is missing"))?);
         if prompts.is_empty() {
             return Err(ApiError::invalid("prompt", "is empty"));
@@ -40,16 +34,23 @@ impl CompletionFields {
             let message = format!("{} prompts are above {}", prompts.len(), limits.num_prompts_max);
             return Err(ApiError::invalid("prompt", message));
         }
+        let max_tokens = max_tokens.unwrap_or(MAX_TOKENS);
+        // Nothing but the prompt: only where something of the prompt is asked for.
+        let reads_only = max_tokens == 0 && (echo || generation.prompt_logprobs.is_some());
         let dialect = Dialect {
-            max_tokens: Some(("max_tokens", max_tokens.unwrap_or(MAX_TOKENS))),
+            max_tokens: Some(("max_tokens", if reads_only { 1 } else { max_tokens })),
             logprobs: logprobs.map(|top| check_top("logprobs", top)).transpose()?,
         };
-        let generation = generation.lower(dialect, defaults, limits)?;
+        let mut generation = generation.lower(dialect, defaults, limits)?;
+        generation.max_tokens = Some(max_tokens);
+        if echo {
+            generation.prompt_top = generation.prompt_top.max(generation.report.logprobs);
+        }
         Ok(Lowered { prompts, echo, add_special_tokens: add_special_tokens.unwrap_or(true), generation })
     }
 }
 
-fn lower_prompt(prompt: PromptField) -> Vec<RawPrompt> {
+pub fn lower_prompt(prompt: PromptField) -> Vec<RawPrompt> {
     match prompt {
         PromptField::Text(text) => vec![RawPrompt::Text(text)],
         PromptField::Tokens(tokens) if tokens.is_empty() => Vec::new(),

@@ -1,12 +1,12 @@
 //! `POST /v1/completions`.
 
-mod lower;
+pub mod lower;
 mod response;
 mod stream;
-mod types;
+pub mod types;
 
 use crate::app::App;
-use crate::chat::{Prompt, Shown};
+use crate::chat::{IncrementalDecoder, Prompt, Shown};
 use crate::error::ApiError;
 use crate::openai::completions::lower::Lowered;
 use crate::openai::completions::response::{Completion, Echo};
@@ -54,5 +54,25 @@ fn make_echo(service: &Service, raw: &RawPrompt, tokens: &[TokenId], echo: bool)
         RawPrompt::Tokens(tokens) => service.tokenizer().decode(tokens, Shown::All),
     });
     let num_chars = text.as_ref().map_or(0, |text| text.chars().count());
-    Echo { tokens: tokens.into(), text, num_chars }
+    let offsets = if echo { text_offsets(service, raw, tokens, num_chars) } else { Vec::new() };
+    Echo { tokens: tokens.into(), text, num_chars, offsets }
+}
+
+/// Characters of the repeated text before each token. Tokens that were added around a text are not part of it; a token that only
+/// begins a character has the place of that character.
+fn text_offsets(service: &Service, raw: &RawPrompt, tokens: &[TokenId], num_chars: usize) -> Vec<usize> {
+    let tokenizer = service.tokenizer();
+    let num_added = match raw {
+        RawPrompt::Text(_) if tokens.starts_with(tokenizer.prefix()) => tokenizer.prefix().len(),
+        _ => 0,
+    };
+    let mut decoder = IncrementalDecoder::new(tokenizer.clone(), Shown::All);
+    let (mut offsets, mut offset, mut text) = (vec![0; num_added.min(tokens.len())], 0, String::new());
+    for &token in &tokens[offsets.len()..] {
+        offsets.push(num_chars.min(offset));
+        text.clear();
+        decoder.push(token, &mut text);
+        offset += text.chars().count();
+    }
+    offsets
 }

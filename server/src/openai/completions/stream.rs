@@ -55,12 +55,20 @@ impl CompletionChunks {
             (Some(echo), false) => json::value(out, &format!("{echo}{}", delta.text)),
             _ => json::value(out, &delta.text),
         }
-        if self.report.logprobs.is_some() && !delta.logprobs.is_empty() {
-            let names = TokenNames { tokenizer: &self.tokenizer, as_ids: self.report.tokens_as_ids };
-            json::raw(out, ",\"logprobs\":");
-            json::value(out, &names.completion(&delta.logprobs, prompt.num_chars));
-        } else {
-            json::raw(out, ",\"logprobs\":null");
+        let repeats = prompt.text.is_some() && !self.has_begun[choice];
+        match self.report.logprobs {
+            Some(top) if repeats || !delta.logprobs.is_empty() => {
+                let names = TokenNames { tokenizer: &self.tokenizer, as_ids: self.report.tokens_as_ids };
+                json::raw(out, ",\"logprobs\":");
+                match repeats {
+                    true => {
+                        let (of_prompt, of_answer) = (&delta.prompt_logprobs, &delta.logprobs);
+                        json::value(out, &prompt.logprobs(names, top, of_prompt, of_answer));
+                    }
+                    false => json::value(out, &names.completion(&delta.logprobs, prompt.num_chars)),
+                }
+            }
+            _ => json::raw(out, ",\"logprobs\":null"),
         }
         if self.report.token_ids {
             json::raw(out, ",\"token_ids\":");

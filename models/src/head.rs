@@ -1,0 +1,118 @@
+//! Which rows of a step go through the output head, what is wanted of each, and how the results find back to their items. Rows of
+//! prompts and rows that sample take the same way, some at a time: the head's memory does not grow with a prompt.
+
+use crate::input::ModelInput;
+use crate::sampler::{RowResult, RowTask};
+use kernels::Tensor;
+use scheduler::{
+    Batch, BatchItem, PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sampled, StepOutput,
+};
+
+/// In the order of the items; of one item the rows of its prompt before the one that samples.
+#[derive(Default)]
+pub struct HeadRows<'a> {
+    /// Rows of `scratch.normed`.
+    pub rows: Vec<u32>,
+    pub tasks: Vec<RowTask<'a>>,
+}
+
+impl<'a> HeadRows<'a> {
+    pub fn of(batch: &'a Batch, input: &ModelInput) -> Self {
+        let mut head = Self::default();
+        for (item, &first) in batch.items.iter().zip(&input.cu_seqlens) {
+            if let Some(PromptWork { rows, task: PromptTask::Logprobs { targets, top } }) = &item.prompt {
+                head.rows.extend(rows.clone().map(|row| first + row as u32));
+                head.tasks.extend(targets.iter().map(|&target| RowTask::Score { target, top: *top }));
+            }
+            if let Some(sample) = &item.sample {
+                head.rows.push(first + item.tokens.len() as u32 - 1);
+                head.tasks.push(RowTask::Sample(sample));
+            }
+        }
+        assert_eq!(head.rows.len(), head.tasks.len(), "a target for each row of a prompt");
+        head
+    }
+}
+
+/// Gives the head's results, and the states that are pooled, to the items.
+pub fn output(batch: &Batch, input: &ModelInput, results: Vec<RowResult>, states: &Tensor) -> StepOutput {
+    let mut results = results.into_iter();
+    let mut output = StepOutput::default();
+    for (item, &first) in batch.items.iter().zip(&input.cu_seqlens) {
+        if let Some(work) = &item.prompt {
+            output.prompts.push(match &work.task {
+                PromptTask::Logprobs { targets, .. } => scores(results.by_ref().take(targets.len())),
+                PromptTask::Sum(sum) => add_rows(sum, states, first as usize, work),
+            });
+        }
+        output.sampled.extend(item.sample.as_ref().map(|_| sampled(item, results.next())));
+    }
+    assert!(results.next().is_none(), "a result for each row");
+    output
+}
+
+/// All of them, or the first failure.
+fn scores(results: impl Iterator<Item = RowResult>) -> PromptResult {
+    let score = |result| match result {
+        RowResult::Scored(score) => score,
+        RowResult::Sampled(_) => unreachable!("a prompt's row is not sampled"),
+    };
+    match results.map(score).collect::<Result<Vec<PromptLogprob>, _>>() {
+        Ok(logprobs) => PromptResult::Logprobs(logprobs),
+        Err(failure) => PromptResult::Failed(failure),
+    }
+}
+
+fn sampled(item: &BatchItem, result: Option<RowResult>) -> Sampled {
+    match result {
+        Some(RowResult::Sampled(sampled)) => sampled,
+        _ => unreachable!("{:?} has a row that samples", item.id),
+    }
+}
+
+/// Adds rows of `states` [T, D] to a sum, from the first to the last, in f64: the order is that of the tokens, however they came.
+fn add_rows(sum: &RowSum, states: &Tensor, first: usize, work: &PromptWork) -> PromptResult {
+    let width = states.row_len();
+    let mut sum = sum.0.clone();
+    sum.resize(width, 0.0);
+    let rows = first + work.rows.start..first + work.rows.end;
+    for row in states.as_f32()[rows.start * width..rows.end * width].chunks(width) {
+        for (sum, &x) in sum.iter_mut().zip(row) {
+            *sum += f64::from(x);
+        }
+    }
+    // What is not finite stays so, whatever is added.
+    match sum.iter().all(|x| x.is_finite()) {
+        true => PromptResult::Sum(RowSum(sum)),
+        false => PromptResult::Failed(scheduler::Failure::NonFiniteLogits),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels::Device;
+    use scheduler::Failure;
+
+    fn sum_of(values: &[f32], sum: &[f64]) -> PromptResult {
+        let states = Tensor::from_f32(&Device::cpu(Some(1)), &[values.len() / 2, 2], values);
+        let work = PromptWork { rows: 0..values.len() / 2 - 1, task: PromptTask::Sum(RowSum::default()) };
+        add_rows(&RowSum(sum.to_vec()), &states, 1, &work)
+    }
+
+    #[test]
+    fn rows_are_added_to_what_was_there() {
+        let values = [9.0, 9.0, 1.0, -2.0, 0.5, 4.0];
+        assert_eq!(sum_of(&values, &[]), PromptResult::Sum(RowSum(vec![1.5, 2.0])));
+        assert_eq!(sum_of(&values, &[10.0, 20.0]), PromptResult::Sum(RowSum(vec![11.5, 22.0])));
+        // Exact in f64 where f32 would lose the small one.
+        assert_eq!(
+            sum_of(&[0.0, 0.0, 1.0, 1.0], &[1e9, 0.0]),
+            PromptResult::Sum(RowSum(vec![1e9 + 1.0, 1.0]))
+        );
+        for bad in [f32::NAN, f32::INFINITY] {
+            let failed = sum_of(&[0.0, 0.0, 1.0, bad], &[]);
+            assert_eq!(failed, PromptResult::Failed(Failure::NonFiniteLogits));
+        }
+    }
+}
