@@ -223,6 +223,7 @@ impl Service {
         param: &'static str,
     ) -> Result<Answers, ApiError> {
         let info = &self.parts.info;
+        check_prompt_report(prompts, generation)?;
         let mut sequences = Vec::with_capacity(prompts.len() * generation.n);
         for prompt in prompts {
             self.check_placeholders(prompt, param)?;
@@ -258,6 +259,24 @@ impl Service {
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         Ok(Answers::new(choices, generation.n, prompt_tokens))
     }
+}
+
+/// Log-probabilities of prompts in one response: more would be hundreds of megabytes of JSON.
+const PROMPT_LOGPROBS_MAX: usize = 1 << 20;
+
+fn check_prompt_report(prompts: &[Prompt], generation: &Generation) -> Result<(), ApiError> {
+    let Some(top) = generation.prompt_top else { return Ok(()) };
+    let num_tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    let reported = num_tokens.saturating_mul(top + 1).saturating_mul(generation.n);
+    if reported <= PROMPT_LOGPROBS_MAX {
+        return Ok(());
+    }
+    let param = if generation.report.prompt_logprobs.is_some() { "prompt_logprobs" } else { "logprobs" };
+    let message = format!(
+        "{num_tokens} prompt tokens with {top} alternatives in {} answers are {reported} log-probabilities, above {PROMPT_LOGPROBS_MAX}",
+        generation.n
+    );
+    Err(ApiError::invalid(param, message))
 }
 
 /// What the request asks for, or what the context leaves.

@@ -89,7 +89,10 @@ fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"guided_anything": 1}), "guided_anything", UNSUPPORTED),
         (json!({"json_schemas": 1}), "json_schemas", UNSUPPORTED),
         (json!({"best_of": 2}), "best_of", UNSUPPORTED),
-        (json!({"prompt_logprobs": 1}), "prompt_logprobs", UNSUPPORTED),
+        (json!({"prompt_logprobs": -1}), "prompt_logprobs", INVALID),
+        (json!({"prompt_logprobs": 21}), "prompt_logprobs", INVALID),
+        (json!({"prompt_logprobs": "all"}), "prompt_logprobs", INVALID),
+        (json!({"prompt_logprobs": 0, "stream": true}), "prompt_logprobs", INVALID),
         (json!({"use_beam_search": true}), "use_beam_search", UNSUPPORTED),
         (json!({"bad_words": ["a"]}), "bad_words", UNSUPPORTED),
         (json!({"allowed_token_ids": [1]}), "allowed_token_ids", UNSUPPORTED),
@@ -192,7 +195,8 @@ fn fields_of_completions() {
         (json!({"prompt": vec!["a"; 257]}), "prompt", INVALID),
         (json!({"prompt": "a", "logprobs": 21}), "logprobs", INVALID),
         (json!({"prompt": "a", "logprobs": -1}), "logprobs", INVALID),
-        (json!({"prompt": "a", "logprobs": 1, "echo": true}), "echo", UNSUPPORTED),
+        (json!({"prompt": "a", "logprobs": 1, "max_tokens": 0}), "max_tokens", INVALID),
+        (json!({"prompt": "a", "echo": true, "max_tokens": 0, "min_tokens": 1}), "min_tokens", INVALID),
         (json!({"prompt": "a", "suffix": "b"}), "suffix", UNSUPPORTED),
     ];
     for (body, param, code) in cases {

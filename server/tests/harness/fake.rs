@@ -5,8 +5,8 @@ use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelIn
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, Digest, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
-    SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, Digest, ImageInput, ModelRunner, PromptLogprob, PromptResult, PromptTask, PromptWork,
+    RowSum, Sample, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ pub const IMAGE: TokenId = 267;
 pub const VOCAB_SIZE: usize = 268;
 /// Rows of the embedding: more than the tokenizer knows, as with real models.
 pub const MODEL_VOCAB_SIZE: usize = VOCAB_SIZE + 4;
+pub const HIDDEN_SIZE: usize = 8;
 
 /// What tests do to the model while it runs.
 #[derive(Default)]
@@ -174,6 +175,7 @@ pub fn info() -> ModelInfo {
     ModelInfo {
         architecture: "FakeForTests".into(),
         vocab_size: MODEL_VOCAB_SIZE,
+        hidden_size: HIDDEN_SIZE,
         max_model_len: 1000,
         eos_token_ids: vec![EOS, IM_END],
         bos_token_id: None,
@@ -275,14 +277,38 @@ impl FakeRunner {
                 self.images[block.0 as usize] = u64::from_le_bytes(digest[..8].try_into().expect("8 bytes"));
             }
         }
-        let mut sampled = Vec::with_capacity(batch.num_samples());
+        let (mut prompts, mut sampled) = (Vec::new(), Vec::with_capacity(batch.num_samples()));
         for item in &batch.items {
             let hash = self.run(item);
+            prompts.extend(item.prompt.as_ref().map(|work| self.tell(item, work)));
             if let Some(sample) = &item.sample {
                 sampled.push(Sampled::Token(sample_token(hash, sample)));
             }
         }
-        Ok(StepOutput { sampled })
+        Ok(StepOutput { prompts, sampled })
+    }
+
+    /// What is wanted of rows that were just run.
+    fn tell(&self, item: &BatchItem, work: &PromptWork) -> PromptResult {
+        let hash = |row: usize| self.prefixes[self.slot(item, item.context_len + row)];
+        match &work.task {
+            PromptTask::Logprobs { targets, top } => {
+                let rows = work.rows.clone().zip(targets);
+                PromptResult::Logprobs(
+                    rows.map(|(row, &target)| score_token(hash(row), target, *top)).collect(),
+                )
+            }
+            PromptTask::Sum(sum) => {
+                let mut sum = sum.0.clone();
+                sum.resize(HIDDEN_SIZE, 0.0);
+                for row in work.rows.clone() {
+                    for (x, byte) in sum.iter_mut().zip(hash(row).to_le_bytes()) {
+                        *x += (f64::from(byte) - 127.5) * 0.37;
+                    }
+                }
+                PromptResult::Sum(RowSum(sum))
+            }
+        }
     }
 
     fn slot(&self, item: &BatchItem, position: usize) -> usize {
@@ -315,26 +341,36 @@ fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
     let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = &*sample.params;
     let hash = if *temperature > 0.0 { mix(hash, *seed ^ sample.position as u64) } else { hash };
     let may_end = sample.num_generated >= *min_tokens;
-    let pick = |rank: u64| (mix(hash, rank) % VOCAB_SIZE as u64) as TokenId;
-    let allowed = |token: &TokenId| {
-        ![IM_START, IMAGE].contains(token) && (may_end || stop_token_ids.binary_search(token).is_err())
-    };
-    let mut candidates = Vec::with_capacity(1);
-    for rank in 0.. {
-        let token = pick(rank);
-        if allowed(&token) && !candidates.contains(&token) {
-            candidates.push(token);
-            if candidates.len() > logprobs.unwrap_or(0) {
-                break;
-            }
-        }
-    }
-    let logprob = |rank: usize| -0.5 - rank as f32 * 0.37;
+    let allowed = |token: TokenId| may_end || stop_token_ids.binary_search(&token).is_err();
+    let candidates: Vec<TokenId> =
+        candidates(hash).filter(|&token| allowed(token)).take(logprobs.unwrap_or(0) + 1).collect();
     SampledToken {
         token: candidates[0],
         logprob: logprobs.map(|_| logprob(0)),
         top: (0..logprobs.unwrap_or(0)).map(|rank| (candidates[rank], logprob(rank))).collect(),
     }
+}
+
+/// What may follow, most probable first.
+fn candidates(hash: u64) -> impl Iterator<Item = TokenId> {
+    let mut seen = Vec::with_capacity(1);
+    let pick = move |rank: u64| (mix(hash, rank) % VOCAB_SIZE as u64) as TokenId;
+    (0..).map(pick).filter(move |token| {
+        let is_new = ![IM_START, IMAGE].contains(token) && !seen.contains(token);
+        seen.push(*token);
+        is_new
+    })
+}
+
+fn logprob(rank: usize) -> f32 {
+    -0.5 - rank as f32 * 0.37
+}
+
+/// The same candidates for a token that is read; those that never follow are far behind.
+fn score_token(hash: u64, target: TokenId, top: usize) -> PromptLogprob {
+    let place = candidates(hash).take(100).position(|token| token == target).unwrap_or(100);
+    let top = candidates(hash).take(top).enumerate().map(|(rank, token)| (token, logprob(rank))).collect();
+    PromptLogprob { token: target, logprob: logprob(place), rank: place + 1, top }
 }
 
 const TEMPLATE: &str = "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}\
