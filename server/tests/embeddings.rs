@@ -6,6 +6,7 @@ use base64::Engine;
 use harness::fake::HIDDEN_SIZE;
 use harness::{Setup, TestServer};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const EMBEDDINGS: &str = "/v1/embeddings";
 const SCORE: &str = "/v1/score";
@@ -259,30 +260,28 @@ fn refusals_name_the_field() {
 fn a_full_queue_is_a_429() {
     let mut setup = Setup::default();
     setup.options.scheduling.max_waiting = 4;
-    setup.config.max_running = 1;
+    (setup.config.max_running, setup.config.max_batched_tokens) = (1, 1);
     let server = TestServer::with(setup);
     server.control.close();
+    // One of four runs for 900 steps, three wait.
     let mut first = server.connect();
-    first.send_json(EMBEDDINGS, &json!({"input": "the first one"}));
+    first.send_json(EMBEDDINGS, &json!({"input": vec!["b".repeat(900); 4]}));
     server.control.wait_until_blocked();
-    let mut second = server.connect();
-    second.send_json(EMBEDDINGS, &json!({"input": ["b", "c", "d"]}));
-    let mut third = server.connect();
-    third.send_json(EMBEDDINGS, &json!({"input": ["e", "f", "g"]}));
-    // One of the two finds the queue too full for all of it; which one is the sockets' matter.
+    server.control.pace(Some(Duration::from_millis(4)));
     server.control.open();
-    let statuses = [second.receive(), third.receive()];
-    assert_eq!(first.receive().status, 200);
-    let mut codes = statuses.each_ref().map(|response| response.status);
-    codes.sort_unstable();
-    assert_eq!(codes, [200, 429]);
-    let refused = statuses.iter().find(|response| response.status == 429).expect("there is one");
-    assert_eq!(refused.header("retry-after"), Some("1"));
+    let refused = server.post(EMBEDDINGS, &json!({"input": ["e", "f"]}));
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    assert_eq!(server.metric("vllm:admission_rejections_total", ""), 1.0);
+    drop(first);
+    server.wait_for_metric("vllm:num_requests_waiting", 0.0);
 }
 
 #[test]
 fn who_hangs_up_is_not_computed_and_all_is_counted() {
-    let server = TestServer::start();
+    let mut setup = Setup::default();
+    (setup.config.max_running, setup.config.max_batched_tokens) = (2, 5);
+    let server = TestServer::with(setup);
     server.control.close();
     let mut connection = server.connect();
     connection.send_json(EMBEDDINGS, &json!({"input": ["a text that nobody waits for", "and another one"]}));
@@ -290,16 +289,15 @@ fn who_hangs_up_is_not_computed_and_all_is_counted() {
     drop(connection);
     server.wait_for_metric("perilune:http_connections", 1.0);
     server.control.open();
-    server.wait_for_metric("vllm:num_requests_running", 0.0);
     let read = embed(&server, json!(["five5", "six66."]), json!({}));
     assert_eq!(read.len(), 2);
-    assert_eq!(server.metric("vllm:request_success_total", "finished_reason=\"length\""), 2.0);
+    let ended =
+        |reason: &str| server.metric("vllm:request_success_total", &format!("finished_reason=\"{reason}\""));
+    assert_eq!((ended("abort"), ended("length")), (2.0, 2.0));
     assert_eq!(server.metric("vllm:prompt_tokens_total", ""), 11.0);
     assert_eq!(server.metric("vllm:generation_tokens_total", ""), 0.0);
     assert_eq!(server.metric("vllm:time_to_first_token_seconds_count", ""), 0.0);
     assert_eq!(server.metric("vllm:request_prefill_time_seconds_count", ""), 2.0);
-    assert_eq!(
-        server.metric("http_requests_total", "handler=\"/v1/embeddings\",method=\"POST\",status=\"2xx\""),
-        1.0
-    );
+    let label = "handler=\"/v1/embeddings\",method=\"POST\",status=\"2xx\"";
+    assert_eq!(server.metric("http_requests_total", label), 1.0);
 }
