@@ -1,12 +1,10 @@
 // Who can use the page: with a key, by keyboard, on a phone, with a screen reader.
 
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
-import { promisify } from 'node:util';
-import { answerWith, answered, ask, clipboard, expect, launch, modelsListed, openPage, textOf } from './browser.mjs';
+import { answerWith, answered, ask, bash, clipboard, expect, launch, modelsListed, openPage, textOf } from './browser.mjs';
 import { ROOT, startServer } from './server.mjs';
 
 const KEY = "it's-a-key";
@@ -50,9 +48,8 @@ test('a server with a key says so, takes it, and keeps it in the tab only', asyn
   await expect(page, () => document.getElementById('toast').innerText === 'curl command copied');
   const command = await clipboard(page);
   assert.ok(!command.includes(KEY), 'the key is not written down');
-  const run = (key) => promisify(execFile)('bash', ['-c', command], { env: { ...process.env, PERILUNE_API_KEY: key } });
-  assert.match((await run(KEY)).stdout, /data: \[DONE\]\s*$/);
-  assert.match((await run('')).stdout, /invalid_api_key/);
+  assert.match(await bash(command, { PERILUNE_API_KEY: KEY }), /data: \[DONE\]\s*$/);
+  assert.match(await bash(command, { PERILUNE_API_KEY: '' }), /invalid_api_key/);
 
   await page.reload();
   await modelsListed(page);

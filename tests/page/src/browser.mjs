@@ -1,5 +1,7 @@
 // A real Chromium without a window, and pages in it that write down everything that should not happen.
 
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
 
 /** For each condition that is waited for. */
@@ -68,6 +70,12 @@ export const expect = (page, condition, ...args) => page.waitForFunction(conditi
 export const textOf = (answer) => answer.locator(':scope > .text').innerText();
 export const modelsListed = (page) => expect(page, () => document.getElementById('model').value !== '');
 export const clipboard = (page) => page.evaluate(() => navigator.clipboard.readText());
+
+/** What a copied command prints. */
+export async function bash(command, env = {}) {
+  const options = { env: { ...process.env, ...env }, maxBuffer: 1 << 24, timeout: LIMIT_MS };
+  return (await promisify(execFile)('bash', ['-c', command], options)).stdout;
+}
 
 /** Opens the settings, fills some by name, and closes them. */
 export async function set(page, values) {

@@ -1,16 +1,13 @@
 // A conversation with the built-in model: text, pictures, what can be done with an answer, what is kept.
 
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
-import { promisify } from 'node:util';
-import { answered, ask, clipboard, expect, launch, modelsListed, openPage, requestsOf, set, textOf } from './browser.mjs';
+import { answered, ask, bash, clipboard, expect, launch, modelsListed, openPage, requestsOf, set, textOf } from './browser.mjs';
 import { ROOT, startServer } from './server.mjs';
 
 const SCENE = `${ROOT}/docs/scene.png`;
 const SCENE_ANSWER = 'A small red star at the top left, a small red triangle at the top right, a large purple star at the bottom left and a small blue circle at the bottom right, on an orange background.';
-const bash = (command, env = {}) => promisify(execFile)('bash', ['-c', command], { env: { ...process.env, ...env }, maxBuffer: 1 << 24 });
 
 let server;
 let browser;
@@ -133,7 +130,7 @@ test('the copied curl command runs, whatever is in the message', async () => {
   const answer = await ask(page, nasty);
   await answer.locator('[aria-label="Copy request as curl"]').click();
   await expect(page, () => document.getElementById('toast').innerText === 'curl command copied');
-  const { stdout } = await bash(await clipboard(page));
+  const stdout = await bash(await clipboard(page));
   assert.ok(stdout.trimEnd().endsWith('data: [DONE]'), stdout);
   const chunks = stdout.split('\n').filter((line) => line.startsWith('data: {')).map((line) => JSON.parse(line.slice(6)));
   const text = chunks.map((chunk) => chunk.choices[0]?.delta.content || '').join('');

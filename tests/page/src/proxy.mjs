@@ -3,7 +3,8 @@
 
 import { createServer, request } from 'node:http';
 
-export const PREFIX = '/behind';
+/** With a character that shells read as their own. */
+export const PREFIX = "/it's";
 
 /**
  * Streams are cut into pieces of 1 to `pieceLenMax` bytes. After `hold()`, each stream stops after its first `holdAfter` bytes until

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { answered, ask, expect, launch, modelsListed, openPage, requestsOf, set, textOf } from './browser.mjs';
+import { answered, ask, bash, clipboard, expect, launch, modelsListed, openPage, requestsOf, set, textOf } from './browser.mjs';
 import { startProxy } from './proxy.mjs';
 import { startServer } from './server.mjs';
 
@@ -74,6 +74,19 @@ for (const how of ['button', 'Escape']) {
     await close();
   });
 }
+
+test('the copied curl command goes where the page went, quoted for a shell', async () => {
+  const { page, mistakes, close } = await openPage(browser, proxy.url);
+  await modelsListed(page);
+  const answer = await ask(page, 'What is 3 + 4?');
+  await answer.locator('[aria-label="Copy request as curl"]').click();
+  await expect(page, () => document.getElementById('toast').innerText === 'curl command copied');
+  const command = await clipboard(page);
+  assert.ok(command.includes("/it'\\''s/v1/chat/completions'"), command);
+  assert.match(await bash(command), /data: \[DONE\]\s*$/);
+  assert.deepEqual(mistakes, []);
+  await close();
+});
 
 test('a reload in the middle of an answer keeps what there was', async () => {
   const { page, close } = await openPage(browser, proxy.url);
