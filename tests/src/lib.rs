@@ -1,6 +1,7 @@
 //! Black-box tests of the `perilune` binary: this crate knows only its command line, HTTP and SSE.
 
 mod client;
+pub mod examples;
 mod process;
 pub mod tree;
 

@@ -2,7 +2,7 @@
 
 use crate::Client;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -52,7 +52,13 @@ pub struct Server {
 impl Server {
     /// Starts `perilune serve` with `args` on a free port and waits until it says that it is ready.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_in(&std::env::temp_dir(), args)
+    }
+
+    /// The same, with `folder` as its working directory.
+    pub fn start_in(folder: &Path, args: &[&str]) -> Self {
         let mut child = Command::new(binary())
+            .current_dir(folder)
             .arg("serve")
             .args(args)
             .args(["--port", "0", "--log-format", "json"])
