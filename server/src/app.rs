@@ -1,18 +1,20 @@
 //! The routes and what stands around them.
 
 use crate::auth::ApiKeys;
+use crate::batch::store::Store;
 use crate::error::ApiError;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
 use crate::openai::generation::RequestLimits;
-use crate::openai::{chat, completions, embeddings, health, models, score, tokenize};
+use crate::openai::{batches, chat, completions, embeddings, files, health, models, render, score, tokenize};
+use crate::openapi;
 use crate::page;
 use crate::request::{observe, panicked, require_key};
 use crate::service::Service;
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -46,6 +48,8 @@ pub struct App {
     pub limits: AppLimits,
     pub http_metrics: Arc<HttpMetrics>,
     pub lifecycle: Lifecycle,
+    /// Files and batches; empty without `--data-dir`.
+    pub store: OnceLock<Arc<Store>>,
     /// Empty while the model is being loaded.
     pub service: OnceLock<Arc<Service>>,
 }
@@ -56,11 +60,22 @@ impl App {
         for route in route_table() {
             http_metrics.announce(route.method, route.path);
         }
-        Self { keys, limits, http_metrics, lifecycle: Lifecycle::new(), service: OnceLock::new() }
+        Self {
+            keys,
+            limits,
+            http_metrics,
+            lifecycle: Lifecycle::new(),
+            store: OnceLock::new(),
+            service: OnceLock::new(),
+        }
     }
 
     pub fn service(&self) -> Result<&Arc<Service>, ApiError> {
         self.service.get().ok_or(ApiError::Loading)
+    }
+
+    pub fn store(&self) -> Result<&Arc<Store>, ApiError> {
+        self.store.get().ok_or(ApiError::NoDataDir)
     }
 }
 
@@ -91,10 +106,22 @@ const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/rerank", "/rerank"], || post(score::rerank)),
     // Cohere's client asks for the second version, behind whatever address it was given.
     (Access::Key, "POST", ["/v1/v2/rerank", "/v2/rerank"], || post(score::rerank)),
+    (Access::Key, "POST", ["/v1/chat/completions/render", "/chat/completions/render"], || post(render::chat)),
+    (Access::Key, "POST", ["/v1/completions/render", "/completions/render"], || post(render::completion)),
     (Access::Key, "GET", ["/v1/models", "/models"], || get(models::list)),
     (Access::Key, "GET", ["/v1/models/{*id}", "/models/{*id}"], || get(models::retrieve)),
     (Access::Key, "POST", ["/v1/tokenize", "/tokenize"], || post(tokenize::tokenize)),
     (Access::Key, "POST", ["/v1/detokenize", "/detokenize"], || post(tokenize::detokenize)),
+    // An upload has a limit of its own.
+    (Access::Key, "POST", ["/v1/files", "/files"], || post(files::upload).layer(DefaultBodyLimit::disable())),
+    (Access::Key, "GET", ["/v1/files", "/files"], || get(files::list)),
+    (Access::Key, "GET", ["/v1/files/{id}", "/files/{id}"], || get(files::retrieve)),
+    (Access::Key, "DELETE", ["/v1/files/{id}", "/files/{id}"], || delete(files::remove)),
+    (Access::Key, "GET", ["/v1/files/{id}/content", "/files/{id}/content"], || get(files::content)),
+    (Access::Key, "POST", ["/v1/batches", "/batches"], || post(batches::create)),
+    (Access::Key, "GET", ["/v1/batches", "/batches"], || get(batches::list)),
+    (Access::Key, "GET", ["/v1/batches/{id}", "/batches/{id}"], || get(batches::retrieve)),
+    (Access::Key, "POST", ["/v1/batches/{id}/cancel", "/batches/{id}/cancel"], || post(batches::cancel)),
     (Access::Open, "GET", ["/v1/health", "/health"], || get(health::health)),
     (Access::Open, "GET", ["/v1/ping", "/ping"], || get(health::health)),
     (Access::Open, "GET", ["/v1/livez", "/livez"], || get(health::live)),
@@ -103,6 +130,8 @@ const ROUTES: &[Entry] = &[
     (Access::Open, "GET", ["/v1/ready", "/ready"], || get(health::ready)),
     (Access::Open, "GET", ["/v1/version", "/version"], || get(health::version)),
     (Access::Open, "GET", ["/v1/metrics", "/metrics"], || get(health::metrics)),
+    (Access::Open, "GET", ["/v1/openapi.json", "/openapi.json"], || get(openapi::json_document)),
+    (Access::Open, "GET", ["/v1/docs", "/docs"], || get(openapi::docs_page)),
 ];
 
 pub fn route_table() -> Vec<Route> {
@@ -115,6 +144,11 @@ pub fn route_table() -> Vec<Route> {
             access: Access::Open,
         }))
         .collect()
+}
+
+/// Both paths of the route that has this one.
+pub fn paths_of(path: &str) -> Option<[&'static str; 2]> {
+    ROUTES.iter().find(|(_, _, paths, _)| paths.contains(&path)).map(|&(_, _, paths, _)| paths)
 }
 
 pub fn router(app: Arc<App>) -> Router {

@@ -3,6 +3,7 @@
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::chat::ChatArgs;
+use crate::cli::run_batch::RunBatchArgs;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -21,6 +22,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Print what fits in memory, before any weight is read; takes the flags of serve
     Plan(Box<PlanArgs>),
+    /// Answer a file of requests without a server; takes the flags of serve
+    RunBatch(Box<RunBatchArgs>),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Measure a running server
@@ -254,6 +257,9 @@ pub struct ServeArgs {
     #[arg(long)]
     pub no_page: bool,
 
+    #[command(flatten)]
+    pub data: DataArgs,
+
     /// Print what the flags mean, as JSON, and exit
     #[arg(long)]
     pub print_config: bool,
@@ -261,6 +267,30 @@ pub struct ServeArgs {
     /// Flags of vLLM that change nothing here, so that copied commands start
     #[command(flatten)]
     pub harmless: HarmlessArgs,
+}
+
+/// What is kept on disk.
+#[derive(Debug, ClapArgs)]
+pub struct DataArgs {
+    /// A folder for files and batches; without one, /v1/files and /v1/batches say so
+    #[arg(long, value_name = "DIR", env = "PERILUNE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Largest file that may be uploaded
+    #[arg(long, value_name = "SIZE", default_value = "200MiB", env = "PERILUNE_MAX_FILE_SIZE")]
+    pub max_file_size: String,
+
+    /// All files together
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", env = "PERILUNE_MAX_DATA_SIZE")]
+    pub max_data_size: String,
+
+    /// Most lines of a batch
+    #[arg(long, value_name = "N", default_value_t = 50_000, env = "PERILUNE_MAX_BATCH_LINES")]
+    pub max_batch_lines: usize,
+
+    /// Lines of batches that run at once; default: half of --max-num-seqs
+    #[arg(long, value_name = "N", env = "PERILUNE_BATCH_CONCURRENCY")]
+    pub batch_concurrency: Option<usize>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -311,7 +341,7 @@ impl Args {
     pub fn parse_from_line(line: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(&line)?;
-        let Some((subcommand @ ("serve" | "plan"), serve)) = matches.subcommand() else {
+        let Some((subcommand @ ("serve" | "plan" | "run-batch"), serve)) = matches.subcommand() else {
             return Self::from_arg_matches(&matches);
         };
         let Some(path) = serve.get_one::<PathBuf>("config") else { return Self::from_arg_matches(&matches) };

@@ -1,14 +1,18 @@
 //! What was typed, resolved: every value checked and present, nothing left to ask the environment for.
 
 use crate::app::AppLimits;
-use crate::args::{DTypeArg, DeviceArg, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs};
+use crate::args::{
+    DTypeArg, DataArgs, DeviceArg, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs,
+};
 use crate::auth::ApiKeys;
+use crate::batch::store::BatchLimits;
 use crate::chat::image::ImageLimits;
 use crate::chat::image::remote::{Hosts, RemotePolicy};
+use crate::disk::files::FileLimits;
 use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
 use crate::pictures::PictureOptions;
-use crate::units::{parse_count, parse_memory};
+use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{DTypeChoice, LoadFormat, LoadOptions};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -34,8 +38,18 @@ pub struct Config {
     pub chat_template: Option<PathBuf>,
     pub defaults: DefaultsFrom,
     pub shutdown_timeout: Duration,
+    pub data: DataConfig,
     /// Said once the log is set up.
     pub warnings: Vec<String>,
+}
+
+/// What may be kept on disk.
+#[derive(Debug, Clone)]
+pub struct DataConfig {
+    /// `None`: nothing.
+    pub dir: Option<PathBuf>,
+    pub files: FileLimits,
+    pub batches: BatchLimits,
 }
 
 /// What the scheduler is told besides what the loader found out.
@@ -108,6 +122,7 @@ impl TryFrom<ServeArgs> for Config {
             image_fetch_timeout,
             max_n,
             no_page,
+            data,
             print_config: _,
             harmless,
         } = args;
@@ -207,6 +222,7 @@ impl TryFrom<ServeArgs> for Config {
                 GenerationConfigArg::Vllm => DefaultsFrom::Api,
             },
             shutdown_timeout: seconds("shutdown-timeout", shutdown_timeout)?,
+            data: lower_data(data, max_num_seqs)?,
             warnings,
         })
     }
@@ -231,6 +247,7 @@ impl Config {
             chat_template,
             defaults,
             shutdown_timeout,
+            data,
             warnings,
         } = self;
         json!({
@@ -266,9 +283,33 @@ impl Config {
             "chat_template": chat_template,
             "generation_config": format!("{defaults:?}"),
             "shutdown_timeout": shutdown_timeout.as_secs_f64(),
+            "data_dir": data.dir,
+            "max_file_size": data.files.file_len_max,
+            "max_data_size": data.files.total_len_max,
+            "max_batch_lines": data.batches.num_lines_max,
+            "batch_concurrency": data.batches.concurrency,
             "warnings": warnings,
         })
     }
+}
+
+fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigError> {
+    let DataArgs { data_dir, max_file_size, max_data_size, max_batch_lines, batch_concurrency } = args;
+    let concurrency = batch_concurrency.unwrap_or_else(|| (max_num_seqs / 2).max(1));
+    for (flag, value) in [("max-batch-lines", max_batch_lines), ("batch-concurrency", concurrency)] {
+        if value == 0 {
+            return Err(fail(flag)("must be at least 1".into()));
+        }
+    }
+    Ok(DataConfig {
+        dir: data_dir,
+        files: FileLimits {
+            file_len_max: parse_bytes(&max_file_size).map_err(fail("max-file-size"))?,
+            total_len_max: parse_bytes(&max_data_size).map_err(fail("max-data-size"))?,
+            ..FileLimits::default()
+        },
+        batches: BatchLimits { concurrency, num_lines_max: max_batch_lines, ..BatchLimits::default() },
+    })
 }
 
 fn check_device(device: DeviceArg) -> Result<(), ConfigError> {

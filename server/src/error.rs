@@ -1,9 +1,11 @@
 //! Everything a client can be told went wrong, and the one place where it becomes a status and OpenAI's error object.
 
+use crate::disk::StoreError;
 use crate::engine_thread::StopReason;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use scheduler::{Failure, InvalidParam, Reject};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,24 @@ pub enum ApiError {
     UnsupportedMediaType {
         message: String,
     },
+    /// An object of the API, by its kind, that is not there.
+    NotFound {
+        kind: &'static str,
+        id: String,
+    },
+    /// What the object's state does not allow.
+    Conflict {
+        message: String,
+    },
+    /// A limit on what is kept is reached.
+    StorageFull {
+        message: String,
+    },
+    /// Files and batches without a folder for them.
+    NoDataDir,
+    TooManyBatches {
+        message: String,
+    },
     QueueFull {
         waiting: usize,
     },
@@ -72,15 +92,19 @@ pub struct Parts {
     close: bool,
 }
 
-#[derive(Serialize)]
-struct Envelope<'a> {
+/// OpenAI's error object.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct Envelope<'a> {
     error: Object<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ErrorObject")]
 struct Object<'a> {
     message: &'a str,
     r#type: &'a str,
+    /// The field that is wrong, such as `messages[0].role`.
     param: Option<&'a str>,
     code: Option<&'a str>,
 }
@@ -201,6 +225,36 @@ impl ApiError {
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     INVALID,
                     Some("unsupported_media_type"),
+                    message.clone(),
+                )
+            },
+            ApiError::NotFound { kind, id } => Parts {
+                param: Some("id".into()),
+                ..parts(
+                    StatusCode::NOT_FOUND,
+                    INVALID,
+                    Some("not_found"),
+                    format!("no such {kind} object: {id}"),
+                )
+            },
+            ApiError::Conflict { message } => {
+                parts(StatusCode::CONFLICT, INVALID, Some("conflict"), message.clone())
+            }
+            ApiError::StorageFull { message } => {
+                parts(StatusCode::BAD_REQUEST, INVALID, Some("storage_limit_exceeded"), message.clone())
+            }
+            ApiError::NoDataDir => parts(
+                StatusCode::NOT_IMPLEMENTED,
+                INVALID,
+                Some("no_data_dir"),
+                "files and batches are kept on disk, and this server was started without --data-dir".into(),
+            ),
+            ApiError::TooManyBatches { message } => Parts {
+                retry_after_s: Some(30),
+                ..parts(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("batch_limit_exceeded"),
                     message.clone(),
                 )
             },
@@ -342,6 +396,18 @@ impl From<Reject> for ApiError {
                 message: format!("a picture has {patches} patches, a step may encode {limit}"),
             },
             Reject::QueueFull { waiting } => ApiError::QueueFull { waiting },
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full(message) => ApiError::StorageFull { message },
+            StoreError::Io { .. } => {
+                tracing::error!(%error, "the data folder failed");
+                ApiError::Internal
+            }
         }
     }
 }

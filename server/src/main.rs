@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     match args.command {
         Command::Serve(args) => serve(*args),
         Command::Plan(args) => cli::plan::run(*args),
+        Command::RunBatch(args) => cli::run_batch::run(*args),
         Command::Chat(args) => finish(cli::chat::run(args)),
         Command::Bench(args) => finish(cli::bench::run(args)),
     }

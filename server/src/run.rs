@@ -1,10 +1,12 @@
 //! `perilune serve` as a process: ports, signals, exit codes.
 
-use crate::config::Config;
+use crate::batch::store::Store;
+use crate::config::{Config, DataConfig};
 use crate::serve::{Listening, LoadedModel, ServeOptions, Serving, StartError};
 use models::ModelFiles;
 use scheduler::ModelRunner;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -66,7 +68,14 @@ where
     let shutdown_timeout = config.shutdown_timeout;
     let (host, port) = (config.host.clone(), config.port);
     let ModelSource { files, name, root, load } = source;
-    let options = serve_options(config, name, root);
+    let store = match open_store(&config.data) {
+        Ok(store) => store,
+        Err(error) => {
+            tracing::error!(dir = ?config.data.dir, %error, "failed to open the data folder");
+            return EXIT_FAILURE;
+        }
+    };
+    let options = ServeOptions { store, ..serve_options(config, name, root) };
     let names = options.names.join(", ");
     let listening =
         match TcpListener::bind((host.as_str(), port)).await.and_then(|l| Listening::new(l, options)) {
@@ -119,7 +128,14 @@ async fn drain(serving: Serving, timeout: std::time::Duration, signals: &mut Sig
     serving.drain(timeout, hurry).await;
 }
 
-fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
+fn open_store(data: &DataConfig) -> std::io::Result<Option<Arc<Store>>> {
+    let DataConfig { dir, files, batches } = data;
+    let Some(dir) = dir else { return Ok(None) };
+    Store::open(dir, *files, batches.clone()).map(|store| Some(Arc::new(store)))
+}
+
+/// What a server is told of its configuration; opens nothing.
+pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
     let Config {
         model: _,
         host: _,
@@ -136,24 +152,37 @@ fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
         chat_template,
         defaults,
         shutdown_timeout: _,
+        data: _,
         warnings: _,
     } = config;
     let names = if served_names.is_empty() { vec![name] } else { served_names };
-    ServeOptions { names, root, scheduling, keys, limits, http, pictures, seed, chat_template, defaults }
+    ServeOptions {
+        names,
+        root,
+        scheduling,
+        keys,
+        limits,
+        http,
+        pictures,
+        seed,
+        chat_template,
+        defaults,
+        store: None,
+    }
 }
 
 /// The two that ask a server to stop.
-struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -2,6 +2,9 @@
 
 use crate::app::{App, AppLimits, router};
 use crate::auth::ApiKeys;
+use crate::batch::job::Runner;
+use crate::batch::request::LineRunner;
+use crate::batch::store::Store;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
 use crate::defaults::GenerationDefaults;
@@ -17,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 /// How to serve, whatever the model.
@@ -32,6 +35,8 @@ pub struct ServeOptions {
     pub seed: Option<u64>,
     pub chat_template: Option<PathBuf>,
     pub defaults: DefaultsFrom,
+    /// Files and batches; `None`: their routes say that there is no folder for them.
+    pub store: Option<Arc<Store>>,
 }
 
 /// A model as its loader hands it over.
@@ -77,6 +82,9 @@ impl Listening {
         let started = Instant::now();
         let address = listener.local_addr()?;
         let app = Arc::new(App::new(options.keys.clone(), limits(&options)));
+        if let Some(store) = &options.store {
+            let _ = app.store.set(store.clone());
+        }
         let accepting = tokio::spawn(accept_loop(
             listener,
             router(app.clone()),
@@ -105,21 +113,33 @@ impl Listening {
                 .await
                 .map_err(|error| StartError::Panicked(error.to_string()))??;
         let _ = app.service.set(Arc::new(service));
+        if let Some(store) = app.store.get() {
+            store.start(batch_runner(&app, store.concurrency()));
+        }
         app.http_metrics.startup("total", started.elapsed());
         Ok(Serving { app, address, engine: handle, ended, accepting })
     }
 }
 
 /// What one request may send to the engine at once has to fit its queue, or waiting would never help.
-fn limits(options: &ServeOptions) -> AppLimits {
+pub(crate) fn limits(options: &ServeOptions) -> AppLimits {
     let mut limits = options.limits;
     limits.request.num_inputs_max = limits.request.num_inputs_max.min(options.scheduling.max_waiting);
     limits
 }
 
-type Built = (Service, EngineHandle, oneshot::Receiver<Ended>);
+/// What runs the lines of batches: the router itself.
+pub fn batch_runner(app: &Arc<App>, concurrency: usize) -> Runner {
+    Runner {
+        lines: Arc::new(LineRunner::new(router(app.clone()), app.lifecycle.phase())),
+        permits: Arc::new(Semaphore::new(concurrency)),
+        lifecycle: app.lifecycle.clone(),
+    }
+}
 
-fn build<R, E>(
+pub(crate) type Built = (Service, EngineHandle, oneshot::Receiver<Ended>);
+
+pub(crate) fn build<R, E>(
     app: &App,
     options: ServeOptions,
     files: &ModelFiles,
@@ -226,6 +246,9 @@ impl Serving {
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, app.lifecycle.drained()).await;
         app.lifecycle.enter(Phase::Closed);
         let _ = accepting.await;
+        if let Some(store) = app.store.get() {
+            store.stop();
+        }
         let closed = async {
             while app.http_metrics.connections.get() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;

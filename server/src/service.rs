@@ -3,7 +3,8 @@
 
 use crate::blocking::Lane;
 use crate::chat::{
-    Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer, TokenizerError,
+    Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
+    TokenizerError,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
@@ -17,6 +18,7 @@ use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// What a service is made of.
 pub struct ServiceParts {
@@ -141,13 +143,28 @@ impl Service {
     }
 
     pub async fn chat_prompt(self: &Arc<Self>, chat: ChatPrompt) -> Result<Prompt, ApiError> {
+        let (prompt, vision) = self.build_chat(chat, PromptBuilder::build).await?;
+        Ok(Prompt { vision, ..prompt })
+    }
+
+    /// The prompt with its text, for those who want to see it.
+    pub async fn render_chat(self: &Arc<Self>, chat: ChatPrompt) -> Result<Rendered, ApiError> {
+        self.build_chat(chat, PromptBuilder::render).await.map(|(rendered, _)| rendered)
+    }
+
+    /// What is built, and how long its pictures took.
+    async fn build_chat<T: Send + 'static>(
+        self: &Arc<Self>,
+        chat: ChatPrompt,
+        build: fn(&PromptBuilder, &PromptRequest) -> Result<T, PromptError>,
+    ) -> Result<(T, Duration), ApiError> {
         let ChatPrompt { messages, kwargs, ending } = chat;
         let (messages, vision) = self.pictures.see(messages).await?;
-        let prompt = self.prepare(move |service| {
+        let built = self.prepare(move |service| {
             let request = PromptRequest { messages: &messages, tools: None, kwargs: &kwargs, ending };
-            service.parts.prompts.build(&request).map_err(prompt_error)
+            build(&service.parts.prompts, &request).map_err(prompt_error)
         });
-        Ok(Prompt { vision, ..prompt.await? })
+        Ok((built.await?, vision))
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.

@@ -26,6 +26,14 @@ fn positive(value: usize, text: &str) -> Result<usize, String> {
     if value == 0 { Err(format!("`{text}` must be at least 1")) } else { Ok(value) }
 }
 
+/// The same without shares.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    match parse_memory(text) {
+        Ok(MemoryLimit::Bytes(bytes)) => Ok(bytes),
+        _ => Err(format!("`{text}` is not a number of bytes, such as 200MiB")),
+    }
+}
+
 /// `8GiB`, `8G` (binary), `500MB` (decimal), `1000000`, or a share such as `0.7`.
 pub fn parse_memory(text: &str) -> Result<MemoryLimit, String> {
     let text = text.trim();
@@ -84,6 +92,8 @@ mod tests {
         ] {
             assert_eq!(parse_memory(text), Ok(value), "{text}");
         }
+        assert_eq!(parse_bytes("200MiB"), Ok(200 << 20));
+        assert!(parse_bytes("0.5").is_err() && parse_bytes("many").is_err());
         for text in ["", "0.0", "1.5", "-1G", "8 apples", "0", "infG"] {
             assert!(parse_memory(text).is_err(), "{text}");
         }

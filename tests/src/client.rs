@@ -64,6 +64,17 @@ impl Client {
         reply(request.send(body))
     }
 
+    /// Uploads a file as a form does.
+    pub fn upload(&self, purpose: &str, filename: &str, content: &str) -> Reply {
+        let boundary = "between-the-parts-of-this-form";
+        let head = format!("--{boundary}\r\ncontent-disposition: form-data; name=");
+        let body = format!(
+            "{head}\"purpose\"\r\n\r\n{purpose}\r\n{head}\"file\"; filename=\"{filename}\"\r\n\r\n{content}\r\n--{boundary}--\r\n"
+        );
+        let request = self.agent.post(format!("{}/v1/files", self.url));
+        reply(request.header("content-type", format!("multipart/form-data; boundary={boundary}")).send(body))
+    }
+
     /// Posts with `"stream": true` and gives back the data of every event, `[DONE]` last.
     pub fn stream(&self, path: &str, body: &Value) -> Vec<String> {
         let mut body = body.clone();

@@ -17,7 +17,7 @@ mod vocabulary;
 
 pub use decoder::IncrementalDecoder;
 pub use image::{ImageInputError, ImageLimits, RgbPicture};
-pub use prompt::{Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest};
+pub use prompt::{Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered};
 pub use stop::{StopInclusion, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{Shown, Specials, Tokenizer, TokenizerError};

@@ -56,6 +56,13 @@ pub struct Prompt {
     pub vision: Duration,
 }
 
+/// A prompt and its text, in which control tokens that users typed look like the real ones; the tokens tell them apart.
+#[derive(Debug, Clone)]
+pub struct Rendered {
+    pub text: String,
+    pub prompt: Prompt,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error("the model has no chat template; give one with --chat-template, or use completions")]
@@ -139,6 +146,16 @@ impl PromptBuilder {
     }
 
     pub fn build(&self, request: &PromptRequest) -> Result<Prompt, PromptError> {
+        self.render_masked(request).map(|(_, _, prompt)| prompt)
+    }
+
+    /// The prompt with the text that the template made of it. A picture is one placeholder in the text.
+    pub fn render(&self, request: &PromptRequest) -> Result<Rendered, PromptError> {
+        let (text, marks, prompt) = self.render_masked(request)?;
+        Ok(Rendered { text: text.replace(marks.mask, ""), prompt })
+    }
+
+    fn render_masked(&self, request: &PromptRequest) -> Result<(String, Marks, Prompt), PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
         self.check(request, template)?;
         let marks = Marks::choose(request)?;
@@ -153,7 +170,8 @@ impl PromptBuilder {
                 Part::Image(image) => Some(image),
                 Part::Text(_) => None,
             });
-        self.place_images(tokens, &images.collect::<Vec<_>>())
+        let prompt = self.place_images(tokens, &images.collect::<Vec<_>>())?;
+        Ok((text, marks, prompt))
     }
 
     fn check(&self, request: &PromptRequest, template: &ChatTemplate) -> Result<(), PromptError> {

@@ -6,5 +6,6 @@ pub mod chat;
 mod client;
 mod picture;
 pub mod plan;
+pub mod run_batch;
 #[cfg(test)]
 mod stand_in;

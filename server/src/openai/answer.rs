@@ -39,7 +39,7 @@ pub struct Finish {
     pub timings: Timings,
 }
 
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum StopCause {
     Text(String),

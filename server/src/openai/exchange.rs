@@ -100,7 +100,7 @@ impl Exchange {
     }
 }
 
-fn add_ignored(app: &App, ignored: &Ignored, response: &mut Response) {
+pub fn add_ignored(app: &App, ignored: &Ignored, response: &mut Response) {
     app.http_metrics.ignored(ignored.0.len());
     if let Some(value) = ignored.header().and_then(|names| HeaderValue::try_from(names).ok()) {
         response.headers_mut().insert("x-ignored-params", value);

@@ -16,6 +16,11 @@ impl Fields {
         }
     }
 
+    /// Fields that did not come as one JSON object.
+    pub fn of(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+
     /// `null` is the same as absent, as in OpenAI's API.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         match self.0.shift_remove(name) {
@@ -186,11 +191,12 @@ fn looks_like_a_constraint(name: &str) -> bool {
     SIGNS.iter().any(|sign| name.contains(sign))
 }
 
-/// Declares the fields of a request: each is `Some` where it was given and not `null`.
+/// Declares the fields of a request: each is `Some` where it was given and not `null`. The comments above the fields are what the
+/// API's document (`/openapi.json`) says of them; a field's type needs `#[derive(schemars::JsonSchema)]` for that.
 macro_rules! request_fields {
     ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
-        #[derive(Debug, Default)]
+        #[derive(Debug, Default, schemars::JsonSchema)]
         pub struct $name { $($(#[$field_meta])* pub $field: Option<$type>,)* }
 
         impl $name {

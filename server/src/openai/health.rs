@@ -5,7 +5,8 @@ use crate::error::ApiError;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::sync::Arc;
 
 /// Whether requests can be served; still true while draining, so that a draining server is not taken for a broken one.
@@ -24,8 +25,13 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> 
     if app.lifecycle.is_serving() { Ok(StatusCode::OK) } else { Err(ApiError::Draining) }
 }
 
-pub async fn version() -> Json<Value> {
-    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+#[derive(Serialize, JsonSchema)]
+pub struct Version {
+    version: &'static str,
+}
+
+pub async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION") })
 }
 
 pub async fn metrics(State(app): State<Arc<App>>) -> ([(HeaderName, &'static str); 1], String) {

@@ -1,17 +1,20 @@
 //! OpenAI's API, with vLLM's additions. The only place that knows its JSON.
 
 pub mod answer;
+pub mod batches;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
 pub mod exchange;
 pub mod fields;
+pub mod files;
 pub mod generation;
 pub mod health;
 mod json;
 pub mod models;
-mod prompt_report;
-mod report;
+pub mod prompt_report;
+pub mod render;
+pub mod report;
 pub mod score;
 mod stream;
 pub mod tokenize;

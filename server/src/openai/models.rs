@@ -5,16 +5,17 @@ use crate::error::ApiError;
 use crate::service::Service;
 use axum::Json;
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ModelList {
     object: &'static str,
     data: Vec<ModelCard>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ModelCard {
     id: String,
     object: &'static str,

@@ -3,6 +3,7 @@
 
 use crate::openai::report::{CompletionLogprobs, LOWEST, TokenNames, TopLogprobs};
 use scheduler::{PromptLogprob, TokenId};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
@@ -18,14 +19,16 @@ pub struct Echoed<'a> {
 }
 
 /// One entry for each token of the prompt; `null` for the first, which nothing comes before.
-#[derive(Debug, Serialize)]
-pub struct PromptLogprobsJson(Vec<Option<Candidates>>);
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PromptLogprobsJson(
+    #[schemars(with = "Vec<Option<std::collections::BTreeMap<String, Candidate>>>")] Vec<Option<Candidates>>,
+);
 
 /// By token id: the prompt's token, then the most probable ones.
 #[derive(Debug)]
 struct Candidates(Vec<(TokenId, Candidate)>);
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Candidate {
     logprob: f32,
     rank: usize,

@@ -4,10 +4,11 @@ use crate::chat::Tokenizer;
 use crate::engine_thread::Timings;
 use crate::openai::answer::{TokenLogprob, Usage};
 use scheduler::TokenId;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::Duration;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct UsageJson {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -15,7 +16,7 @@ pub struct UsageJson {
     prompt_tokens_details: PromptDetails,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct PromptDetails {
     cached_tokens: usize,
 }
@@ -33,7 +34,7 @@ impl From<Usage> for UsageJson {
 
 /// Of one choice, in milliseconds; given where the request has `"timings": true`. A choice ended by a stop string was computed
 /// until the step before it was found.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct TimingsJson {
     /// Until the request's pictures were ready: fetched, decoded, resized. 0 without pictures.
     vision_ms: f64,
@@ -88,7 +89,7 @@ pub struct TokenNames<'a> {
 /// JSON has no infinity; vLLM writes this for a token without probability.
 pub const LOWEST: f32 = -9999.0;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ChatLogprob {
     token: String,
     logprob: f32,
@@ -97,17 +98,19 @@ struct ChatLogprob {
     top_logprobs: Option<Vec<ChatLogprob>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ChatLogprobs {
     content: Vec<ChatLogprob>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
     pub text_offset: Vec<usize>,
     /// `null` for the first token of a prompt that is repeated.
     pub token_logprobs: Vec<Option<f32>>,
     pub tokens: Vec<String>,
+    /// For each token an object from names to log-probabilities, most probable first.
+    #[schemars(with = "Vec<Option<std::collections::BTreeMap<String, f32>>>")]
     pub top_logprobs: Vec<Option<TopLogprobs>>,
 }
 

@@ -12,6 +12,7 @@ use crate::service::{ChatPrompt, RawPrompt};
 use axum::extract::State;
 use axum::response::Response;
 use scheduler::TokenId;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -38,16 +39,16 @@ request_fields! {
     }
 }
 
-#[derive(Serialize)]
-struct Tokenized {
+#[derive(Serialize, JsonSchema)]
+pub struct Tokenized {
     count: usize,
     max_model_len: usize,
     tokens: Vec<TokenId>,
     token_strs: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
-struct Detokenized {
+#[derive(Serialize, JsonSchema)]
+pub struct Detokenized {
     prompt: String,
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod batches;
 pub mod client;
 pub mod fake;
 
@@ -41,6 +42,7 @@ impl Default for Setup {
             seed: Some(7),
             chat_template: None,
             defaults: DefaultsFrom::Model,
+            store: None,
         };
         Self { options, config: fake::config(2000), generation: Default::default() }
     }

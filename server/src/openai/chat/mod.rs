@@ -4,7 +4,7 @@ pub mod lower;
 pub mod messages;
 pub mod response;
 mod stream;
-mod types;
+pub mod types;
 
 use crate::app::App;
 use crate::error::ApiError;

@@ -5,6 +5,7 @@ use crate::openai::generation::ReportOptions;
 use crate::openai::prompt_report::PromptLogprobsJson;
 use crate::openai::report::{ChatLogprobs, TimingsJson, TokenNames, UsageJson};
 use scheduler::TokenId;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What all responses begin with, in both dialects, streamed or not.
@@ -31,7 +32,7 @@ impl ResponseHead {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ChatCompletion<'a> {
     id: &'a str,
     object: &'static str,
@@ -46,7 +47,7 @@ pub struct ChatCompletion<'a> {
     prompt_logprobs: Option<PromptLogprobsJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ChatChoice<'a> {
     index: usize,
     message: Message<'a>,
@@ -61,7 +62,7 @@ struct ChatChoice<'a> {
     timings: Option<TimingsJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Message<'a> {
     role: &'static str,
     content: &'a str,

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`.
 
 pub mod lower;
-mod response;
+pub mod response;
 mod stream;
 pub mod types;
 
@@ -47,12 +47,16 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     Ok(exchange.respond(&answers, &completion, &ignored))
 }
 
-/// A text is repeated as it was given; token ids as what they decode to.
-fn make_echo(service: &Service, raw: &RawPrompt, tokens: &[TokenId], echo: bool) -> Echo {
-    let text = echo.then(|| match raw {
+/// A text as it was given; token ids as what they decode to.
+pub fn prompt_text(service: &Service, raw: &RawPrompt) -> String {
+    match raw {
         RawPrompt::Text(text) => text.clone(),
         RawPrompt::Tokens(tokens) => service.tokenizer().decode(tokens, Shown::All),
-    });
+    }
+}
+
+fn make_echo(service: &Service, raw: &RawPrompt, tokens: &[TokenId], echo: bool) -> Echo {
+    let text = echo.then(|| prompt_text(service, raw));
     let num_chars = text.as_ref().map_or(0, |text| text.chars().count());
     let offsets = if echo { text_offsets(service, raw, tokens, num_chars) } else { Vec::new() };
     Echo { tokens: tokens.into(), text, num_chars, offsets }

@@ -6,6 +6,7 @@ use crate::openai::generation::ReportOptions;
 use crate::openai::prompt_report::{Echoed, PromptLogprobsJson};
 use crate::openai::report::{CompletionLogprobs, TimingsJson, TokenNames, UsageJson};
 use scheduler::{PromptLogprob, TokenId};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ impl Echo {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Completion<'a> {
     id: &'a str,
     object: &'static str,
@@ -49,7 +50,7 @@ pub struct Completion<'a> {
     usage: UsageJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct CompletionChoice<'a> {
     index: usize,
     text: String,

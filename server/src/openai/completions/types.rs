@@ -4,6 +4,7 @@ use crate::error::ApiError;
 use crate::openai::fields::{Fields, Ignored, request_fields};
 use crate::openai::generation::GenerationFields;
 use scheduler::TokenId;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 request_fields! {
@@ -16,7 +17,7 @@ request_fields! {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a string, a list of strings, a list of token ids, or a list of lists of token ids"

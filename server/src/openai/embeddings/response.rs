@@ -5,9 +5,10 @@ use crate::openai::embeddings::lower::{Encoding, Form};
 use crate::openai::embeddings::vector::{base64, mean, normalise};
 use crate::reading::Read;
 use scheduler::PooledSum;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct EmbeddingList<'a> {
     id: &'a str,
     object: &'static str,
@@ -17,14 +18,14 @@ pub struct EmbeddingList<'a> {
     usage: ReadUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Embedding {
     object: &'static str,
     index: usize,
     embedding: Values,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 enum Values {
     Float(Vec<f32>),
@@ -32,7 +33,7 @@ enum Values {
 }
 
 /// Of requests that generate nothing.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ReadUsage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -40,7 +41,7 @@ pub struct ReadUsage {
     prompt_tokens_details: ReadDetails,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ReadDetails {
     cached_tokens: usize,
 }

@@ -6,6 +6,7 @@ use crate::openai::fields::request_fields;
 use crate::openai::generation::{RequestLimits, lower_salt};
 use crate::openai::score::compare::{Comparison, Method, Reduction};
 use crate::reading::ReadOptions;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 request_fields! {
@@ -41,14 +42,14 @@ request_fields! {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or a list of strings")]
 pub enum Texts {
     One(String),
     Many(Vec<String>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or an object with a `text`")]
 pub enum Document {
     Text(String),

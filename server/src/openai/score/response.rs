@@ -2,9 +2,10 @@
 
 use crate::openai::chat::response::ResponseHead;
 use crate::openai::embeddings::response::ReadUsage;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ScoreList<'a> {
     id: &'a str,
     object: &'static str,
@@ -14,7 +15,7 @@ pub struct ScoreList<'a> {
     usage: ReadUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Score {
     index: usize,
     object: &'static str,
@@ -35,7 +36,7 @@ impl<'a> ScoreList<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct RerankList<'a> {
     id: &'a str,
     model: &'a str,
@@ -43,7 +44,7 @@ pub struct RerankList<'a> {
     results: Vec<RerankResult<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RerankResult<'a> {
     /// Of the document in the request.
     index: usize,
@@ -52,7 +53,7 @@ struct RerankResult<'a> {
     relevance_score: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct RankedDocument<'a> {
     text: &'a str,
 }
