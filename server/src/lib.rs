@@ -9,6 +9,7 @@ pub mod auth;
 pub mod chat;
 pub mod cli;
 pub mod config;
+pub mod constrain;
 mod config_file;
 pub mod defaults;
 pub mod engine_thread;
