@@ -2,9 +2,14 @@
 //! there are sequences.
 
 use crate::chat::image::{ImageLimits, load_url};
+use crate::chat::parse::ReasoningMarkers;
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
     TokenizerError,
+};
+use crate::constrain::{
+    BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, MaskPool, SequenceSpec,
+    Setting, ThinkingPart, TokenFilter, TokenizerEncoder, Vocabulary, Words,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, SubmitError};
@@ -12,6 +17,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice};
 use crate::openai::generation::Generation;
+use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
@@ -45,6 +51,8 @@ pub struct Service {
     seeds: Seeds,
     /// Bounds the work, and so the memory, of preparing prompts.
     preparations: Semaphore,
+    grammars: GrammarCompiler,
+    masks: Arc<MaskPool>,
 }
 
 /// A message whose pictures are still URLs.
@@ -85,6 +93,8 @@ impl Service {
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
             preparations: Semaphore::new(2 * cores),
+            grammars: grammar_compiler(&parts),
+            masks: Arc::new(MaskPool::for_this_machine()),
             parts,
         }
     }
@@ -207,6 +217,81 @@ impl Service {
         }
     }
 
+    /// Makes what the answer is asked to be held to: grammars are compiled here, off the async threads. `thinking` says how the model
+    /// marks its thinking, which grammars leave free and budgets end.
+    pub async fn constrain(
+        self: &Arc<Self>,
+        generation: &mut Generation,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<(), ApiError> {
+        if generation.asked == ConstraintRequest::default() {
+            return Ok(());
+        }
+        let asked = generation.asked.clone();
+        let stops: Arc<[TokenId]> = generation.params.stop_token_ids.as_slice().into();
+        generation.constraint =
+            self.prepare(move |service| service.build_constraint(asked, stops, thinking)).await?;
+        Ok(())
+    }
+
+    fn build_constraint(
+        &self,
+        asked: ConstraintRequest,
+        stops: Arc<[TokenId]>,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<Option<SequenceSpec>, ApiError> {
+        let ConstraintRequest { grammar, thinking_budget, bad_words, allowed_token_ids } = asked;
+        let num_rows = self.parts.info.vocab_size;
+        if !bad_words.is_empty() || allowed_token_ids.is_some() {
+            if let Some(budget) = thinking_budget {
+                let message = "cannot be combined with `bad_words` or `allowed_token_ids`";
+                return Err(ApiError::invalid(budget.param, message));
+            }
+            let forbidden = self.bad_word_tokens(&bad_words)?;
+            return Ok(Some(TokenFilter::new(allowed_token_ids.as_deref(), forbidden, num_rows).into()));
+        }
+        if let (Some(budget), None) = (thinking_budget, &thinking) {
+            let message = "nothing marks thinking in this model's answers";
+            return Err(ApiError::unsupported(budget.param, message));
+        }
+        let body = match grammar {
+            None => BodyPart::Free,
+            Some(GrammarRequest { source, param }) => BodyPart::Grammar(
+                self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
+            ),
+        };
+        let budget = thinking_budget.map(|budget| budget.tokens);
+        let thinking = thinking.map(|markers| ThinkingPart { markers, budget });
+        let setting = self.constraint_setting(stops)?;
+        Ok(ConstraintSpec::new(ConstraintParts { thinking, body }, setting, num_rows).map(SequenceSpec::from))
+    }
+
+    pub fn grammars(&self) -> &GrammarCompiler {
+        &self.grammars
+    }
+
+    /// What constraints of a request share; `stops` are the tokens that end its answers. Not for an async thread: the first call may
+    /// have to go through the vocabulary.
+    pub fn constraint_setting(&self, stops: Arc<[TokenId]>) -> Result<Setting, ApiError> {
+        let vocabulary = self.grammars.vocabulary().map_err(|error| grammar_error(error, ""))?;
+        let ends = Ends { stops, model: self.model_ends.clone() };
+        Ok(Setting { vocabulary, pool: self.masks.clone(), ends })
+    }
+
+    /// Each word as it begins a text and as it follows a space.
+    fn bad_word_tokens(&self, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        let mut runs = Vec::with_capacity(2 * words.len());
+        for word in words {
+            let word = word.trim_start();
+            for text in [word.to_owned(), format!(" {word}")] {
+                runs.push(self.parts.tokenizer.encode_inside(&text).map_err(tokenizer_error)?);
+            }
+        }
+        runs.sort_unstable();
+        runs.dedup();
+        Ok(runs)
+    }
+
     /// Starts the answers to prompts: `n` for each, admitted together. `param` is the prompt's name in the request.
     pub fn start(
         &self,
@@ -235,6 +320,7 @@ impl Service {
                 })?;
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
+                sequence.constraint = generation.constraint.as_ref().map(SequenceSpec::begin);
                 sequences.push(sequence);
             }
         }
@@ -254,6 +340,17 @@ impl Service {
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         Ok(Answers::new(choices, generation.n, prompt_tokens))
     }
+}
+
+/// A vocabulary for grammars is made when the first one asks for it.
+fn grammar_compiler(parts: &ServiceParts) -> GrammarCompiler {
+    let (tokenizer, ends, num_rows) =
+        (parts.tokenizer.clone(), parts.info.eos_token_ids.clone(), parts.info.vocab_size);
+    let make = move || {
+        let encoder = Arc::new(TokenizerEncoder(tokenizer.clone()));
+        Vocabulary::new(Words::of(&tokenizer, num_rows, &ends), Some(encoder))
+    };
+    GrammarCompiler::new(make, CompilerLimits::default())
 }
 
 /// What the request asks for, or what the context leaves.

@@ -203,12 +203,13 @@ struct Permit(Arc<AtomicUsize>);
 
 impl Permit {
     fn take(count: &Arc<AtomicUsize>, max: usize) -> Result<Self, GrammarError> {
-        let taken = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max).then_some(count + 1));
+        let taken = count
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < max).then_some(count + 1));
         match taken {
             Ok(_) => Ok(Self(count.clone())),
-            Err(_) => Err(GrammarError::new(
-                GrammarFault::TooComplex,
-                "too many grammars are being compiled; try again",
+            Err(num_compiling) => Err(GrammarError::new(
+                GrammarFault::Busy,
+                format!("{num_compiling} grammars are being compiled"),
             )),
         }
     }

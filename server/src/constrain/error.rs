@@ -9,6 +9,8 @@ pub enum GrammarFault {
     Unsupported,
     /// Compiling it takes more time or memory than one request may use.
     TooComplex,
+    /// Too many are being compiled at this time.
+    Busy,
     /// The server's.
     Internal,
 }

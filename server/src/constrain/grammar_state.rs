@@ -164,7 +164,8 @@ impl GrammarMask {
                 }
             });
         }
-        let also_by_grammar = self.also.is_some_and(|token| (token as usize) < size && allowed.is_allowed(token));
+        let also_by_grammar =
+            self.also.is_some_and(|token| (token as usize) < size && allowed.is_allowed(token));
         if let Some(token) = self.also.filter(|&token| (token as usize) < size) {
             allowed.allow_token(token);
         }

@@ -67,7 +67,11 @@ impl Markers {
 /// Where the first occurrence of `text` ends, of those that end after `from`.
 fn find_end(bytes: &[u8], text: &[u8], from: usize) -> Option<usize> {
     let first = (from + 1).saturating_sub(text.len());
-    bytes.get(first..)?.windows(text.len()).position(|window| window == text).map(|at| first + at + text.len())
+    bytes
+        .get(first..)?
+        .windows(text.len())
+        .position(|window| window == text)
+        .map(|at| first + at + text.len())
 }
 
 fn completing(text: &[u8], vocabulary: &Vocabulary) -> Vec<Vec<Overhang>> {

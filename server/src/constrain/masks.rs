@@ -34,6 +34,7 @@ impl TokenSet {
         set
     }
 
+    #[cfg(test)]
     pub fn contains(&self, token: TokenId) -> bool {
         self.0.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
     }

@@ -9,6 +9,7 @@
 
 mod compiler;
 mod error;
+mod filter;
 mod grammar_state;
 mod marker;
 mod masks;
@@ -21,10 +22,11 @@ mod vocabulary;
 
 pub use compiler::{CompilerLimits, Grammar, GrammarCompiler};
 pub use error::{GrammarError, GrammarFault};
+pub use filter::TokenFilter;
 pub use grammar_state::{Ends, Setting};
 pub use pool::MaskPool;
 pub use source::{GrammarSource, Pattern, Whitespace};
-pub use spec::{AfterCall, BodyPart, ConstraintParts, ConstraintSpec, ThinkingPart};
+pub use spec::{AfterCall, BodyPart, ConstraintParts, ConstraintSpec, SequenceSpec, ThinkingPart};
 #[cfg(test)]
 mod tests;
 

@@ -22,15 +22,28 @@ pub struct SequenceConstraint {
 
 enum Phase {
     /// Before the first text: thinking may begin, and does not have to.
-    Opening { seen: Vec<u8>, grammar: Option<GrammarState> },
+    Opening {
+        seen: Vec<u8>,
+        grammar: Option<GrammarState>,
+    },
     /// The start marker has begun and its tokens from `next` on follow.
-    Start { next: usize },
-    Thinking { tail: Tail, num_tokens: usize, last: Vec<TokenId> },
+    Start {
+        next: usize,
+    },
+    Thinking {
+        tail: Tail,
+        num_tokens: usize,
+        last: Vec<TokenId>,
+    },
     /// The end marker's tokens from `next` on follow.
-    Closing { next: usize },
+    Closing {
+        next: usize,
+    },
     Free,
     Grammar(GrammarState),
-    Watching { tail: Tail },
+    Watching {
+        tail: Tail,
+    },
     Call(GrammarState),
 }
 
@@ -123,7 +136,8 @@ impl SequenceConstraint {
 
     fn accept_thinking(&mut self, token: TokenId, bytes: &[u8]) -> (Phase, Accepted) {
         let spec = self.spec.clone();
-        let thinking = spec.thinking.as_ref().expect("phases of thinking are entered only where there is any");
+        let thinking =
+            spec.thinking.as_ref().expect("phases of thinking are entered only where there is any");
         let Phase::Thinking { tail, num_tokens, last } = &mut self.phase else {
             unreachable!("called while thinking")
         };

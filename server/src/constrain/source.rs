@@ -12,7 +12,10 @@ use std::fmt::Write;
 #[derive(Debug, Clone, PartialEq)]
 pub enum GrammarSource {
     /// JSON that a schema validates.
-    Schema { schema: Value, whitespace: Whitespace },
+    Schema {
+        schema: Value,
+        whitespace: Whitespace,
+    },
     /// A regular expression that the whole answer matches.
     Regex(String),
     /// One of these strings.
@@ -37,13 +40,20 @@ pub enum Pattern {
     /// Control tokens that the text names are themselves.
     Text(String),
     /// JSON that a schema validates. `part` is the schema's name in the request, for errors.
-    Json { schema: Value, part: String },
+    Json {
+        schema: Value,
+        part: String,
+    },
     Regex(String),
     /// One of them.
     Any(Vec<Pattern>),
     /// All of them, one after the other.
     Sequence(Vec<Pattern>),
-    Repeat { pattern: Box<Pattern>, min: usize, max: Option<usize> },
+    Repeat {
+        pattern: Box<Pattern>,
+        min: usize,
+        max: Option<usize>,
+    },
 }
 
 /// Longest text of a grammar or a regular expression, in bytes.
@@ -256,10 +266,14 @@ fn nesting(text: &str) -> usize {
 fn check_lark(text: &str) -> Result<(), GrammarError> {
     let unsupported = |message: &str| Err(GrammarError::new(GrammarFault::Unsupported, message));
     if text.contains("::=") {
-        return unsupported("it is GBNF or EBNF (`::=`); grammars are taken in llguidance's Lark syntax only");
+        return unsupported(
+            "it is GBNF or EBNF (`::=`); grammars are taken in llguidance's Lark syntax only",
+        );
     }
     if text.contains("%json") {
-        return unsupported("`%json` in a grammar is not checked for keywords without effect; give the schema by itself");
+        return unsupported(
+            "`%json` in a grammar is not checked for keywords without effect; give the schema by itself",
+        );
     }
     if text.contains("%llguidance") {
         return unsupported("`%llguidance` options are the server's choice");

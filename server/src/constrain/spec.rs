@@ -1,6 +1,7 @@
 //! What an answer is held to, put together from its parts once a request and begun once a sequence.
 
 use super::compiler::Grammar;
+use super::filter::TokenFilter;
 use super::grammar_state::Setting;
 use super::marker::{Markers, Overhang};
 use super::masks::TokenSet;
@@ -17,6 +18,35 @@ pub struct ConstraintSpec(Arc<Spec>);
 impl std::fmt::Debug for ConstraintSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConstraintSpec").field("body", &self.0.body.name()).finish_non_exhaustive()
+    }
+}
+
+/// Anything that a sequence can be held to.
+#[derive(Debug, Clone)]
+pub enum SequenceSpec {
+    Constraint(ConstraintSpec),
+    Filter(TokenFilter),
+}
+
+impl From<ConstraintSpec> for SequenceSpec {
+    fn from(spec: ConstraintSpec) -> Self {
+        SequenceSpec::Constraint(spec)
+    }
+}
+
+impl From<TokenFilter> for SequenceSpec {
+    fn from(filter: TokenFilter) -> Self {
+        SequenceSpec::Filter(filter)
+    }
+}
+
+impl SequenceSpec {
+    /// For one sequence, at its beginning.
+    pub fn begin(&self) -> Box<dyn Constraint> {
+        match self {
+            SequenceSpec::Constraint(spec) => spec.begin(),
+            SequenceSpec::Filter(filter) => filter.begin(),
+        }
     }
 }
 
@@ -41,7 +71,11 @@ pub enum BodyPart {
     /// The answer is this and nothing else.
     Grammar(Grammar),
     /// Free text in which, after any of `triggers`, `grammar` follows.
-    Triggered { triggers: Vec<String>, grammar: Grammar, after: AfterCall },
+    Triggered {
+        triggers: Vec<String>,
+        grammar: Grammar,
+        after: AfterCall,
+    },
 }
 
 /// What follows a grammar that a trigger began.
@@ -116,8 +150,8 @@ impl ConstraintSpec {
     pub fn new(parts: ConstraintParts, setting: Setting, num_rows: usize) -> Option<Self> {
         let ConstraintParts { thinking, body } = parts;
         // Thinking that is neither bounded nor followed by anything is as free as the rest.
-        let thinking = thinking
-            .filter(|thinking| thinking.budget.is_some() || !matches!(body, BodyPart::Free));
+        let thinking =
+            thinking.filter(|thinking| thinking.budget.is_some() || !matches!(body, BodyPart::Free));
         if thinking.is_none() && matches!(body, BodyPart::Free) {
             return None;
         }
@@ -142,12 +176,7 @@ impl ConstraintSpec {
     }
 }
 
-fn make_thinking(
-    part: ThinkingPart,
-    body: &BodyPart,
-    setting: &Setting,
-    everything: &TokenSet,
-) -> Thinking {
+fn make_thinking(part: ThinkingPart, body: &BodyPart, setting: &Setting, everything: &TokenSet) -> Thinking {
     let ThinkingPart { markers: ReasoningMarkers { start, end, open_in_prompt }, budget } = part;
     let vocabulary = &setting.vocabulary;
     let end_markers = Markers::new(&[&end], vocabulary);
@@ -177,7 +206,9 @@ fn misfits(markers: &Markers, setting: &Setting, grammar: Option<&Grammar>) -> H
     let mut checker = grammar.checker();
     markers
         .all_overhangs()
-        .filter(|overhang| !checker.can_begin_with(&vocabulary.cut(&vocabulary.bytes(overhang.token)[overhang.rest..])))
+        .filter(|overhang| {
+            !checker.can_begin_with(&vocabulary.cut(&vocabulary.bytes(overhang.token)[overhang.rest..]))
+        })
         .map(|overhang| (overhang.token, overhang.rest))
         .collect()
 }

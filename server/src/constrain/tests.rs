@@ -69,7 +69,9 @@ impl World {
     fn allowed(&self, constraint: &mut dyn Constraint) -> Option<Vec<TokenId>> {
         let mask = constraint.next_mask()?;
         let words = mask.allowed().expect("a mask").to_vec();
-        let bit = |token: &TokenId| words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let bit = |token: &TokenId| {
+            words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+        };
         Some((0..NUM_ROWS as TokenId).filter(bit).collect())
     }
 }

@@ -1,9 +1,11 @@
 //! The fields that chat completions and completions share, and what they mean: how tokens are chosen, where the text ends, and
 //! what of it is reported.
 
+use crate::constrain::SequenceSpec;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::fields::request_fields;
+use crate::openai::structured::{ConstraintRequest, StructuredFields};
 use scheduler::{Digest, SamplingParams, TokenId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -76,6 +78,9 @@ impl Default for RequestLimits {
 #[derive(Debug, Clone)]
 pub struct Generation {
     pub model: Option<String>,
+    /// What the answer is asked to be held to, and what that became: [`crate::service::Service::constrain`].
+    pub asked: ConstraintRequest,
+    pub constraint: Option<SequenceSpec>,
     /// `max_tokens` is set when the prompt's length is known, `seed` for each choice.
     pub params: SamplingParams,
     /// `None`: whatever the context leaves.
@@ -117,6 +122,7 @@ pub struct Dialect {
 impl GenerationFields {
     pub fn lower(
         self,
+        structured: StructuredFields,
         dialect: Dialect,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
@@ -197,6 +203,8 @@ impl GenerationFields {
         params.check(defaults.vocab_size)?;
         Ok(Generation {
             model,
+            asked: structured.lower(defaults.vocab_size)?,
+            constraint: None,
             params: SamplingParams { min_tokens: min_tokens.unwrap_or(0), ..params },
             max_tokens: max_tokens.map(|(_, max)| max),
             n: in_range("n", n.unwrap_or(1), limits.n_max)?,

@@ -11,4 +11,5 @@ mod json;
 pub mod models;
 mod report;
 mod stream;
+pub mod structured;
 pub mod tokenize;

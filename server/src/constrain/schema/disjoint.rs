@@ -29,7 +29,8 @@ fn disjoint(root: &Value, a: &Value, b: &Value, depth: usize) -> bool {
 fn follow<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     let mut schema = schema;
     for _ in 0..DEPTH_MAX {
-        let target = schema.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix('#'));
+        let target =
+            schema.get("$ref").and_then(Value::as_str).and_then(|reference| reference.strip_prefix('#'));
         match target.and_then(|target| root.pointer(target)) {
             Some(target) => schema = target,
             None => break,

@@ -4,7 +4,10 @@
 pub(super) enum Format {
     /// Anchored.
     Pattern(String),
-    Integer { min: i64, max: i64 },
+    Integer {
+        min: i64,
+        max: i64,
+    },
     /// Says nothing that is checked by validators, by its definition.
     Annotation,
 }
@@ -27,7 +30,8 @@ const HOSTNAME: &str =
     "[a-zA-Z0-9](?:[a-zA-Z0-9]|-[a-zA-Z0-9]){0,30}(?:\\.[a-zA-Z0-9](?:[a-zA-Z0-9]|-[a-zA-Z0-9]){0,30}){0,2}";
 /// RFC 5321, section 4.1.2: a dot-string of at most 64 characters at a domain.
 const EMAIL_LOCAL: &str = "[a-zA-Z0-9_+-]{1,20}(?:\\.[a-zA-Z0-9_+-]{1,20}){0,2}";
-const IPV4: &str = "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
+const IPV4: &str =
+    "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
 /// RFC 4291, section 2.2, without embedded IPv4 addresses.
 const IPV6: &str = concat!(
     "(?:(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|(?:[0-9a-fA-F]{1,4}:){1,7}:",
@@ -51,8 +55,23 @@ const JSON_POINTER: &str = "(?:/(?:[^/~]|~[01])*)*";
 const BASE64: &str = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?";
 
 const NAMES: &[&str] = &[
-    "date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "json-pointer", "byte", "int32",
-    "int64", "float", "double", "password",
+    "date",
+    "time",
+    "date-time",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+    "json-pointer",
+    "byte",
+    "int32",
+    "int64",
+    "float",
+    "double",
+    "password",
 ];
 
 pub(super) fn names() -> String {
@@ -90,7 +109,10 @@ pub(super) fn check_pattern(pattern: &str) -> Result<(), String> {
         match byte {
             b'\\' => match bytes.next() {
                 Some(escaped @ (b'b' | b'B')) if !in_class => {
-                    return Err(format!("has `\\{}`, a word boundary, which is not enforced", char::from(escaped)));
+                    return Err(format!(
+                        "has `\\{}`, a word boundary, which is not enforced",
+                        char::from(escaped)
+                    ));
                 }
                 Some(escaped @ (b'A' | b'z' | b'Z' | b'a' | b'h' | b'H' | b'k' | b'c' | b'0'..=b'9')) => {
                     return Err(format!("has `\\{}`, which is not enforced", char::from(escaped)));
@@ -103,12 +125,16 @@ pub(super) fn check_pattern(pattern: &str) -> Result<(), String> {
             b'[' if in_class => return Err("has `[` in a class; write `\\[`".to_owned()),
             b']' => in_class = false,
             b'&' | b'~' | b'-' if in_class && bytes.peek() == Some(&byte) => {
-                return Err(format!("has `{0}{0}` in a class, which means something else here", char::from(byte)));
+                return Err(format!(
+                    "has `{0}{0}` in a class, which means something else here",
+                    char::from(byte)
+                ));
             }
             b'(' if !in_class => {
                 let rest: Vec<u8> = bytes.clone().take(3).collect();
                 let is_plain = rest.first() != Some(&b'?');
-                let is_group = rest.starts_with(b"?:") || (rest.starts_with(b"?<") && !matches!(rest.get(2), Some(b'=' | b'!')));
+                let is_group = rest.starts_with(b"?:")
+                    || (rest.starts_with(b"?<") && !matches!(rest.get(2), Some(b'=' | b'!')));
                 if !is_plain && !is_group {
                     return Err("looks ahead or behind, or sets flags, which is not enforced".to_owned());
                 }

@@ -97,7 +97,9 @@ pub(super) fn unsupported(pointer: &str, keyword: &str, message: &str) -> Gramma
 
 fn fail(fault: GrammarFault, pointer: &str, keyword: &str, message: &str) -> GrammarError {
     let mut pointer = pointer.to_owned();
-    within(&mut pointer, keyword, |pointer| GrammarError::new(fault, format!("`{keyword}` {message}")).at(&**pointer))
+    within(&mut pointer, keyword, |pointer| {
+        GrammarError::new(fault, format!("`{keyword}` {message}")).at(&**pointer)
+    })
 }
 
 impl<'a> Lowering<'a> {
@@ -231,14 +233,20 @@ impl<'a> Lowering<'a> {
             if keyword == "patternProperties" {
                 self.check_pattern(name, pointer, keyword)?;
             }
-            let schema =
-                within(pointer, keyword, |pointer| within(pointer, name, |pointer| self.schema(schema, pointer)))?;
+            let schema = within(pointer, keyword, |pointer| {
+                within(pointer, name, |pointer| self.schema(schema, pointer))
+            })?;
             lowered.insert(name.clone(), schema);
         }
         Ok(lowered.into())
     }
 
-    fn list(&mut self, keyword: &str, value: &Value, pointer: &mut String) -> Result<Vec<Value>, GrammarError> {
+    fn list(
+        &mut self,
+        keyword: &str,
+        value: &Value,
+        pointer: &mut String,
+    ) -> Result<Vec<Value>, GrammarError> {
         let list = value.as_array().filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| invalid(pointer, keyword, "is not a list of schemas"))?;
         let one = |(i, schema): (usize, &Value)| {
@@ -369,7 +377,9 @@ fn decode_fragment(fragment: &str) -> String {
     let mut at = 0;
     while at < bytes.len() {
         let digits = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        let byte = digits.and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let byte = digits
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         decoded.push(byte.unwrap_or(bytes[at]));
         at += if byte.is_some() { 3 } else { 1 };
     }
@@ -410,7 +420,11 @@ fn check_string(text: &str, pointer: &str) -> Result<(), GrammarError> {
     let is_speakable = |c: char| !c.is_ascii_control() || matches!(c, '\u{8}' | '\t' | '\n' | '\u{c}' | '\r');
     match text.chars().all(is_speakable) {
         true => Ok(()),
-        false => Err(GrammarError::new(GrammarFault::Unsupported, "control characters in a constant cannot be produced").at(pointer)),
+        false => Err(GrammarError::new(
+            GrammarFault::Unsupported,
+            "control characters in a constant cannot be produced",
+        )
+        .at(pointer)),
     }
 }
 
@@ -426,7 +440,11 @@ fn lower_format(
         Some(Format::Pattern(pattern)) if plain.contains_key("pattern") => {
             all_of.push(json!({"type": "string", "pattern": pattern}));
             if !is_only(plain, "string") {
-                return Err(unsupported(pointer, "format", "beside `pattern` is enforced only with `\"type\": \"string\"`"));
+                return Err(unsupported(
+                    pointer,
+                    "format",
+                    "beside `pattern` is enforced only with `\"type\": \"string\"`",
+                ));
             }
         }
         Some(Format::Pattern(pattern)) => {
@@ -436,7 +454,11 @@ fn lower_format(
             all_of.push(json!({"type": "integer", "minimum": min, "maximum": max}));
         }
         Some(Format::Integer { .. }) => {
-            return Err(unsupported(pointer, "format", "of integers is enforced only with `\"type\": \"integer\"`"));
+            return Err(unsupported(
+                pointer,
+                "format",
+                "of integers is enforced only with `\"type\": \"integer\"`",
+            ));
         }
         Some(Format::Annotation) => {}
         None => {

@@ -12,7 +12,9 @@ pub(super) fn lower(
     plain: &mut Map<String, Value>,
     pointer: &str,
 ) -> Result<(), GrammarError> {
-    for (bound, exclusive, sign) in [("minimum", "exclusiveMinimum", -1.0), ("maximum", "exclusiveMaximum", 1.0)] {
+    for (bound, exclusive, sign) in
+        [("minimum", "exclusiveMinimum", -1.0), ("maximum", "exclusiveMaximum", 1.0)]
+    {
         let mut own = number(map, bound, pointer)?;
         // Draft 4: a flag that makes the other one exclusive.
         let strict = match map.get(exclusive) {

@@ -20,8 +20,13 @@ pub(super) fn check_counts(
 ) -> Result<(), GrammarError> {
     let count = |plain: &Map<String, Value>, keyword: &str| plain.get(keyword).and_then(Value::as_u64);
     let (min, max) = (count(plain, "minProperties"), count(plain, "maxProperties"));
-    let required: HashSet<&str> =
-        map.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: HashSet<&str> = map
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let names = map.get("properties").and_then(Value::as_object);
     let num_optional =
         names.into_iter().flat_map(Map::keys).filter(|name| !required.contains(name.as_str())).count() as u64;
@@ -37,7 +42,11 @@ pub(super) fn check_counts(
     let min = count(plain, "minProperties").map_or(0, |min| min - num_required);
     let max = count(plain, "maxProperties").map(|max| max.saturating_sub(num_required));
     if min > 1 {
-        return Err(unsupported(pointer, "minProperties", "is enforced up to one more than the `required` names"));
+        return Err(unsupported(
+            pointer,
+            "minProperties",
+            "is enforced up to one more than the `required` names",
+        ));
     }
     let is_enumerable = is_closed && max.unwrap_or(1) == 1;
     if num_optional > 0 && !is_enumerable {

@@ -6,6 +6,7 @@ use crate::error::ApiError;
 use crate::openai::chat::messages;
 use crate::openai::chat::types::ChatFields;
 use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
+use crate::openai::structured::StructuredFields;
 use crate::service::ChatPrompt;
 
 /// Most alternatives to a token.
@@ -15,6 +16,7 @@ impl ChatFields {
     pub fn lower(
         self,
         generation: GenerationFields,
+        structured: StructuredFields,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
     ) -> Result<(ChatPrompt, Generation), ApiError> {
@@ -51,7 +53,7 @@ impl ChatFields {
             kwargs: chat_template_kwargs.unwrap_or_default(),
             ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
         };
-        Ok((prompt, generation.lower(dialect, defaults, limits)?))
+        Ok((prompt, generation.lower(structured, dialect, defaults, limits)?))
     }
 }
 

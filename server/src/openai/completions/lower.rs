@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::openai::chat::lower::check_top;
 use crate::openai::completions::types::{CompletionFields, PromptField};
 use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
+use crate::openai::structured::StructuredFields;
 use crate::service::RawPrompt;
 
 /// As in OpenAI's API.
@@ -21,6 +22,7 @@ impl CompletionFields {
     pub fn lower(
         self,
         generation: GenerationFields,
+        structured: StructuredFields,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
     ) -> Result<Lowered, ApiError> {
@@ -44,7 +46,7 @@ impl CompletionFields {
             max_tokens: Some(("max_tokens", max_tokens.unwrap_or(MAX_TOKENS))),
             logprobs: logprobs.map(|top| check_top("logprobs", top)).transpose()?,
         };
-        let generation = generation.lower(dialect, defaults, limits)?;
+        let generation = generation.lower(structured, dialect, defaults, limits)?;
         Ok(Lowered { prompts, echo, add_special_tokens: add_special_tokens.unwrap_or(true), generation })
     }
 }
