@@ -55,6 +55,12 @@ impl Grammar {
         GrammarState::new(self.fresh(), setting.clone())
     }
 
+    /// Whether it is the very same, and not only equal.
+    #[cfg(test)]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub fn checker(&self) -> Checker {
         Checker(self.fresh())
     }

@@ -5,7 +5,7 @@ use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelIn
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, Digest, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
+    Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
     SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::sync::{Arc, Condvar, Mutex};
@@ -232,7 +232,7 @@ impl FakeRunner {
         for item in &batch.items {
             let hash = self.run(item);
             if let Some(sample) = &item.sample {
-                sampled.push(Sampled::Token(sample_token(hash, sample)));
+                sampled.push(sample_token(hash, sample));
             }
         }
         Ok(StepOutput { sampled })
@@ -263,8 +263,8 @@ impl FakeRunner {
     }
 }
 
-/// Greedy is the hash alone; a temperature adds the seed.
-fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
+/// Greedy is the hash alone; a temperature adds the seed. A mask leaves its tokens equally likely.
+fn sample_token(hash: u64, sample: &Sample) -> Sampled {
     let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = &*sample.params;
     let hash = if *temperature > 0.0 { mix(hash, *seed ^ sample.position as u64) } else { hash };
     let may_end = sample.num_generated >= *min_tokens;
@@ -282,12 +282,22 @@ fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
             }
         }
     }
+    let mut token = candidates[0];
+    if let Some(mask) = &sample.mask {
+        let Some(words) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
+        let in_mask = |token: &TokenId| words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let left: Vec<TokenId> = (0..VOCAB_SIZE as TokenId).filter(in_mask).filter(allowed).collect();
+        if left.is_empty() {
+            return Sampled::Failed(Failure::NothingToSample);
+        }
+        token = left[(mix(hash, 0) % left.len() as u64) as usize];
+    }
     let logprob = |rank: usize| -0.5 - rank as f32 * 0.37;
-    SampledToken {
-        token: candidates[0],
+    Sampled::Token(SampledToken {
+        token,
         logprob: logprobs.map(|_| logprob(0)),
         top: (0..logprobs.unwrap_or(0)).map(|rank| (candidates[rank], logprob(rank))).collect(),
-    }
+    })
 }
 
 const TEMPLATE: &str = "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}\

@@ -94,10 +94,7 @@ fn other_objects(root: &Value, a: &Map<String, Value>, b: &Map<String, Value>, d
     if !is_object(a) || !is_object(b) {
         return false;
     }
-    let differs = |name: &str| match (property(a, name), property(b, name)) {
-        (Some(a), Some(b)) => disjoint(root, a, b, depth - 1),
-        _ => false,
-    };
+    let differs = |name: &str| disjoint(root, property(a, name), property(b, name), depth - 1);
     required(a).chain(required(b)).any(differs)
 }
 
@@ -105,11 +102,12 @@ fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
     schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// What a property has to be, where that is said.
-fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+/// What a property has to be; anything, where that is not said.
+fn property<'a>(schema: &'a Map<String, Value>, name: &str) -> &'a Value {
     let named = schema.get("properties").and_then(|properties| properties.get(name));
-    match schema.get("patternProperties") {
-        None => named.or_else(|| schema.get("additionalProperties")),
-        Some(_) => named,
-    }
+    let rest = || match schema.contains_key("patternProperties") {
+        false => schema.get("additionalProperties"),
+        true => None,
+    };
+    named.or_else(rest).unwrap_or(&Value::Bool(true))
 }
