@@ -158,7 +158,7 @@ fn the_free_and_the_constrained_do_not_disturb_each_other() {
         connection.send_json(CHAT, &request);
         connection
     }).collect();
-    server.wait_for_metric("vllm:num_requests_waiting", 4.0);
+    server.wait_for_metric("vllm:request_params_n_count", 10.0);
     let steps_before = server.control.batches().len();
     server.control.open();
     let together: Vec<Value> = connections.iter_mut().map(|c| c.receive().json()["choices"].clone()).collect();
