@@ -2,7 +2,7 @@
 //! there are sequences.
 
 use crate::chat::image::{ImageLimits, load_url};
-use crate::chat::parse::ReasoningMarkers;
+use crate::chat::parse::{ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
     TokenizerError,
@@ -15,9 +15,9 @@ use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::openai::answer::{Answers, Choice};
-use crate::openai::generation::Generation;
 use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
+use crate::openai::answer::{Answers, Choice, Parsing};
+use crate::openai::generation::{Generation, OutputOptions};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
@@ -46,6 +46,8 @@ pub struct ServiceParts {
 pub struct Service {
     parts: ServiceParts,
     model_ends: Arc<[TokenId]>,
+    /// Markers of thinking and calls that are control tokens of this model, in order.
+    controls: Arc<[TokenId]>,
     fingerprint: String,
     created: u64,
     seeds: Seeds,
@@ -68,6 +70,8 @@ pub enum RawPart {
 
 pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
+    /// What the template shows of the request's tools.
+    pub tools: Option<Value>,
     pub kwargs: Map<String, Value>,
     pub ending: Ending,
 }
@@ -89,6 +93,7 @@ impl Service {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             model_ends: info.eos_token_ids.clone().into(),
+            controls: marker_tokens(&parts),
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
@@ -127,6 +132,15 @@ impl Service {
         &self.parts.defaults
     }
 
+    pub fn prompts(&self) -> &PromptBuilder {
+        &self.parts.prompts
+    }
+
+    /// How the model writes calls; `None` where it is not known.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.parts.prompts.output().tools
+    }
+
     /// Changes when the same request may get another answer: with the model, its type, or this program.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
@@ -160,7 +174,7 @@ impl Service {
     }
 
     fn build_chat(&self, chat: ChatPrompt) -> Result<Prompt, ApiError> {
-        let ChatPrompt { messages, kwargs, ending } = chat;
+        let ChatPrompt { messages, tools, kwargs, ending } = chat;
         let mut num_images = 0;
         let mut built = Vec::with_capacity(messages.len());
         for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
@@ -182,7 +196,7 @@ impl Service {
             }
             built.push(message);
         }
-        let request = PromptRequest { messages: &built, tools: None, kwargs: &kwargs, ending };
+        let request = PromptRequest { messages: &built, tools: tools.as_ref(), kwargs: &kwargs, ending };
         self.parts.prompts.build(&request).map_err(prompt_error)
     }
 
@@ -330,16 +344,52 @@ impl Service {
             SubmitError::Stopped => ApiError::Draining,
         })?;
         self.parts.metrics.request_arrived(generation.n);
+        let prompt_of = |choice: usize| &prompts[choice / generation.n];
         let choices = streams
             .into_iter()
             .zip(params)
-            .map(|(events, params)| {
-                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation)
+            .enumerate()
+            .map(|(index, (events, params))| {
+                let parsing = self.parsing(prompt_of(index), generation);
+                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation, parsing)
             })
             .collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         Ok(Answers::new(choices, generation.n, prompt_tokens))
     }
+
+    /// Of the model's thinking after this prompt; `None` where nothing tells it from text.
+    pub fn reasoning_markers(&self, prompt: &Prompt) -> Option<ReasoningMarkers> {
+        self.parts.prompts.output().reasoning.map(|format| ReasoningMarkers {
+            start: format.start.to_owned(),
+            end: format.end.to_owned(),
+            open_in_prompt: prompt.opens_thinking,
+        })
+    }
+
+    fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
+        let OutputOptions { splits_reasoning, tools, one_call } = &generation.output;
+        let options = ParseOptions {
+            reasoning: if *splits_reasoning { self.reasoning_markers(prompt) } else { None },
+            tools: self.tool_format().zip(tools.clone()),
+            id_stem: uuid::Uuid::new_v4().simple().to_string().into(),
+        };
+        let is_read = options.reasoning.is_some() || options.tools.is_some();
+        Parsing {
+            parser: Parser::new(options),
+            controls: if is_read { self.controls.clone() } else { Arc::default() },
+            one_call: *one_call,
+        }
+    }
+}
+
+/// Markers that the tokenizer calls special, and so does not show, have to reach the parser all the same.
+fn marker_tokens(parts: &ServiceParts) -> Arc<[TokenId]> {
+    let markers = parts.prompts.output().markers();
+    let tokens = markers.iter().filter_map(|marker| parts.tokenizer.token_id(marker));
+    let mut tokens: Vec<TokenId> = tokens.filter(|&token| parts.tokenizer.is_special(token)).collect();
+    tokens.sort_unstable();
+    tokens.into()
 }
 
 /// A vocabulary for grammars is made when the first one asks for it.

@@ -2,6 +2,7 @@
 //! what of it is reported.
 
 use crate::constrain::SequenceSpec;
+use crate::chat::parse::ToolSignature;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::fields::request_fields;
@@ -9,6 +10,7 @@ use crate::openai::structured::{ConstraintRequest, StructuredFields};
 use scheduler::{Digest, SamplingParams, TokenId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 request_fields! {
     pub struct GenerationFields {
@@ -88,6 +90,7 @@ pub struct Generation {
     pub n: usize,
     pub seed: Option<u64>,
     pub text: TextOptions,
+    pub output: OutputOptions,
     pub report: ReportOptions,
     pub priority: i32,
     pub salt: Digest,
@@ -99,6 +102,17 @@ pub struct TextOptions {
     pub stops: Vec<String>,
     pub include_stop: bool,
     pub skip_special_tokens: bool,
+}
+
+/// What is looked for in an answer besides text. Nothing, unless it answers a conversation.
+#[derive(Debug, Clone, Default)]
+pub struct OutputOptions {
+    /// Thinking is told apart from text.
+    pub splits_reasoning: bool,
+    /// The tools that may be called; `None`: a call is text.
+    pub tools: Option<Arc<[ToolSignature]>>,
+    /// The answer ends with its first call.
+    pub one_call: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -214,6 +228,7 @@ impl GenerationFields {
                 include_stop: include_stop_str_in_output.unwrap_or(false),
                 skip_special_tokens: skip_special_tokens.unwrap_or(true),
             },
+            output: OutputOptions::default(),
             report: ReportOptions {
                 stream,
                 logprobs,

@@ -27,6 +27,8 @@ request_fields! {
         add_generation_prompt: bool,
         continue_final_message: bool,
         chat_template_kwargs: Map<String, Value>,
+        /// Shown by the template as in chat completions.
+        tools: Vec<Value>,
         return_token_strs: bool,
     }
 }
@@ -62,6 +64,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
         add_generation_prompt,
         continue_final_message,
         chat_template_kwargs,
+        tools,
         return_token_strs,
     } = TokenizeFields::take(&mut fields)?;
     fields.into_ignored()?;
@@ -74,6 +77,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
         (None, Some(messages)) => {
             let chat = ChatPrompt {
                 messages: messages::lower(messages)?,
+                tools: tools.filter(|tools| !tools.is_empty()).map(Value::Array),
                 kwargs: chat_template_kwargs.unwrap_or_default(),
                 ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
             };

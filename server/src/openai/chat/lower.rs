@@ -50,6 +50,7 @@ impl ChatFields {
         };
         let prompt = ChatPrompt {
             messages: messages::lower(messages)?,
+            tools: None,
             kwargs: chat_template_kwargs.unwrap_or_default(),
             ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
         };

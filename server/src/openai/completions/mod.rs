@@ -33,7 +33,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let echoes: Vec<Echo> =
         raw.iter().zip(&tokens).map(|(raw, tokens)| make_echo(&service, raw, tokens, echo)).collect();
     let prompts: Vec<Prompt> =
-        tokens.into_iter().map(|tokens| Prompt { tokens, images: Vec::new() }).collect();
+        tokens.into_iter().map(|tokens| Prompt { tokens, ..Prompt::default() }).collect();
     service.constrain(&mut generation, None).await?;
     let mut answers = service.start(&prompts, &generation, "prompt")?;
     drop(prompts);
