@@ -134,12 +134,25 @@ fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
         seed,
         log_format: _,
         chat_template,
+        parsers,
         defaults,
         shutdown_timeout: _,
         warnings: _,
     } = config;
     let names = if served_names.is_empty() { vec![name] } else { served_names };
-    ServeOptions { names, root, scheduling, keys, limits, http, images, seed, chat_template, defaults }
+    ServeOptions {
+        names,
+        root,
+        scheduling,
+        keys,
+        limits,
+        http,
+        images,
+        seed,
+        chat_template,
+        parsers,
+        defaults,
+    }
 }
 
 /// The two that ask a server to stop.

@@ -3,6 +3,7 @@
 use crate::app::{App, AppLimits, router};
 use crate::auth::ApiKeys;
 use crate::chat::image::ImageLimits;
+use crate::chat::parse::Parsers;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
 use crate::defaults::GenerationDefaults;
@@ -31,6 +32,7 @@ pub struct ServeOptions {
     pub images: ImageLimits,
     pub seed: Option<u64>,
     pub chat_template: Option<PathBuf>,
+    pub parsers: Parsers,
     pub defaults: DefaultsFrom,
 }
 
@@ -123,7 +125,8 @@ where
     R::Error: std::fmt::Display,
     E: Send + 'static,
 {
-    let ServeOptions { names, root, scheduling, images, seed, chat_template, defaults, .. } = options;
+    let ServeOptions { names, root, scheduling, images, seed, chat_template, parsers, defaults, .. } =
+        options;
     let start = Instant::now();
     let tokenizer = Arc::new(Tokenizer::load(files)?);
     let template = match chat_template {
@@ -163,6 +166,8 @@ where
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
     };
     let prompts = PromptBuilder::new(tokenizer.clone(), template, info.image_token_id);
+    let output = prompts.output().overridden(&parsers);
+    let prompts = prompts.with_output(output);
     let service = Service::new(ServiceParts {
         engine: handle.clone(),
         tokenizer,

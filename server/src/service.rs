@@ -1,8 +1,9 @@
 //! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
 //! there are sequences.
 
+use crate::chat::effort::Effort;
 use crate::chat::image::{ImageLimits, load_url};
-use crate::chat::parse::{ParseOptions, Parser, ReasoningMarkers, ToolFormat};
+use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
     TokenizerError,
@@ -72,6 +73,7 @@ pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
     /// What the template shows of the request's tools.
     pub tools: Option<Value>,
+    pub effort: Option<Effort>,
     pub kwargs: Map<String, Value>,
     pub ending: Ending,
 }
@@ -174,7 +176,13 @@ impl Service {
     }
 
     fn build_chat(&self, chat: ChatPrompt) -> Result<Prompt, ApiError> {
-        let ChatPrompt { messages, tools, kwargs, ending } = chat;
+        let ChatPrompt { messages, tools, effort, mut kwargs, ending } = chat;
+        if tools.is_some() {
+            self.check_tools()?;
+        }
+        if let (Some(effort), Some(template)) = (effort, self.parts.prompts.template()) {
+            effort.apply(template, &mut kwargs);
+        }
         let mut num_images = 0;
         let mut built = Vec::with_capacity(messages.len());
         for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
@@ -198,6 +206,27 @@ impl Service {
         }
         let request = PromptRequest { messages: &built, tools: tools.as_ref(), kwargs: &kwargs, ending };
         self.parts.prompts.build(&request).map_err(prompt_error)
+    }
+
+    /// Tools that the model cannot read of, or whose calls nobody would understand, are refused.
+    fn check_tools(&self) -> Result<(), ApiError> {
+        let prompts = &self.parts.prompts;
+        if prompts.template().is_some_and(|template| !template.shows_tools()) {
+            let message = "the model's chat template does not show tools to the model";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        let OutputFormat { tools, tools_are_text, .. } = prompts.output();
+        if prompts.template().is_some() && tools.is_none() && !tools_are_text {
+            let message =
+                "the chat template does not tell how the model writes calls; start with --tool-call-parser";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        Ok(())
+    }
+
+    /// Whether anything in the template follows `reasoning_effort`.
+    pub fn follows_effort(&self, effort: Effort) -> bool {
+        self.parts.prompts.template().is_some_and(|template| effort.is_followed_by(template))
     }
 
     fn image(&self, url: &str) -> Result<ImageInput, String> {
@@ -368,17 +397,18 @@ impl Service {
     }
 
     fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
-        let OutputOptions { splits_reasoning, tools, one_call } = &generation.output;
+        let OutputOptions { splits_reasoning, hides_reasoning, tools } = &generation.output;
         let options = ParseOptions {
             reasoning: if *splits_reasoning { self.reasoning_markers(prompt) } else { None },
-            tools: self.tool_format().zip(tools.clone()),
+            tools: self.tool_format().zip(tools.as_ref().map(|tools| tools.signatures())),
             id_stem: uuid::Uuid::new_v4().simple().to_string().into(),
         };
         let is_read = options.reasoning.is_some() || options.tools.is_some();
         Parsing {
             parser: Parser::new(options),
             controls: if is_read { self.controls.clone() } else { Arc::default() },
-            one_call: *one_call,
+            one_call: tools.as_ref().is_some_and(|tools| !tools.parallel),
+            hides_reasoning: *hides_reasoning,
         }
     }
 }

@@ -85,10 +85,15 @@ impl Delta {
         !(self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty())
     }
 
-    pub fn clear(&mut self) {
+    /// Forgets thinking, text and calls, and keeps tokens and log-probabilities.
+    pub fn clear_said(&mut self) {
         self.reasoning.clear();
         self.text.clear();
         self.calls.clear();
+    }
+
+    pub fn clear(&mut self) {
+        self.clear_said();
         self.tokens.clear();
         self.logprobs.clear();
         self.finish = None;
@@ -141,8 +146,8 @@ pub struct Choice {
     parser: Parser,
     /// Control tokens that are not shown and that the parser has to see, in order.
     controls: Arc<[TokenId]>,
-    /// The answer ends with its first call.
     one_call: bool,
+    hides_reasoning: bool,
     thinking: ReasoningTokens,
     /// Decoded and not yet searched for stop strings.
     decoded: String,
@@ -157,7 +162,9 @@ pub struct Choice {
 pub struct Parsing {
     pub parser: Parser,
     pub controls: Arc<[TokenId]>,
+    /// The answer ends with its first call.
     pub one_call: bool,
+    pub hides_reasoning: bool,
 }
 
 impl Choice {
@@ -169,7 +176,7 @@ impl Choice {
         generation: &Generation,
         parsing: Parsing,
     ) -> Self {
-        let Parsing { parser, controls, one_call } = parsing;
+        let Parsing { parser, controls, one_call, hides_reasoning } = parsing;
         let text = &generation.text;
         let shown = if text.skip_special_tokens { Shown::WithoutSpecials } else { Shown::All };
         let inclusion = if text.include_stop { StopInclusion::Included } else { StopInclusion::Excluded };
@@ -185,6 +192,7 @@ impl Choice {
             parser,
             controls: if text.skip_special_tokens { controls } else { Arc::default() },
             one_call,
+            hides_reasoning,
             thinking: ReasoningTokens::default(),
             decoded: String::new(),
             shown: String::new(),
@@ -214,9 +222,22 @@ impl Choice {
     /// Adds everything that is there to `delta`, and arranges to be woken for more. Says whether there was anything.
     pub fn drain(&mut self, context: &mut Context<'_>, delta: &mut Delta) -> Result<bool, ApiError> {
         let mut has_news = false;
+        let drained = self.drain_all(context, delta, &mut has_news);
+        if self.hides_reasoning {
+            delta.reasoning.clear();
+        }
+        drained.map(|()| has_news)
+    }
+
+    fn drain_all(
+        &mut self,
+        context: &mut Context<'_>,
+        delta: &mut Delta,
+        has_news: &mut bool,
+    ) -> Result<(), ApiError> {
         while let Some(events) = &mut self.events {
             let Poll::Ready(event) = events.poll_next(context) else { break };
-            has_news = true;
+            *has_news = true;
             match event {
                 Some(SequenceEvent::Token(token)) => self.push(token, delta),
                 Some(SequenceEvent::Finished(reason)) => self.finish(reason, delta)?,
@@ -227,7 +248,7 @@ impl Choice {
                 }
             }
         }
-        Ok(has_news)
+        Ok(())
     }
 
     fn push(&mut self, sampled: SampledToken, delta: &mut Delta) {
@@ -290,6 +311,7 @@ impl Choice {
         }
         let reason = if self.parser.is_in_call() { "stop" } else { self.natural_reason() };
         self.parser.finish(delta);
+        self.thinking.settle(&self.parser);
         delta.finish = Some(Finish { reason, cause, timings: self.progress.timings() });
     }
 

@@ -2,11 +2,11 @@
 //! what of it is reported.
 
 use crate::constrain::SequenceSpec;
-use crate::chat::parse::ToolSignature;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::fields::request_fields;
 use crate::openai::structured::{ConstraintRequest, StructuredFields};
+use crate::openai::tools::ToolUse;
 use scheduler::{Digest, SamplingParams, TokenId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -109,10 +109,10 @@ pub struct TextOptions {
 pub struct OutputOptions {
     /// Thinking is told apart from text.
     pub splits_reasoning: bool,
+    /// Thinking is not told at all.
+    pub hides_reasoning: bool,
     /// The tools that may be called; `None`: a call is text.
-    pub tools: Option<Arc<[ToolSignature]>>,
-    /// The answer ends with its first call.
-    pub one_call: bool,
+    pub tools: Option<Arc<ToolUse>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +125,8 @@ pub struct ReportOptions {
     /// Names tokens `token_id:123` in log-probabilities, which is exact where text is ambiguous.
     pub tokens_as_ids: bool,
     pub timings: bool,
+    /// A call is told as the deprecated `function_call`.
+    pub legacy_calls: bool,
 }
 
 /// What the two dialects say differently.
@@ -235,6 +237,7 @@ impl GenerationFields {
                 token_ids: return_token_ids.unwrap_or(false),
                 tokens_as_ids: return_tokens_as_token_ids.unwrap_or(false),
                 timings: timings.unwrap_or(false),
+                legacy_calls: false,
             },
             priority: priority.unwrap_or(0),
             salt: lower_salt(cache_salt)?,

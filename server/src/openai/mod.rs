@@ -13,3 +13,4 @@ mod report;
 mod stream;
 pub mod structured;
 pub mod tokenize;
+pub mod tools;

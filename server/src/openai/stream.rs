@@ -93,8 +93,14 @@ impl<D: Dialect> EventBody<D> {
         let usage = self.answers.usage();
         let delta = &mut self.answers.deltas[choice];
         if delta.has_news() {
+            let before = self.out.len();
             self.dialect.delta(&mut self.out, choice, delta, usage);
-            delta.clear();
+            if self.out.len() > before {
+                delta.clear();
+            } else {
+                // Not every dialect tells everything; tokens go with what is told next.
+                delta.clear_said();
+            }
         }
         if let Some(finish) = finish {
             self.dialect.finish(&mut self.out, choice, delta, &finish, usage);

@@ -78,6 +78,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
             let chat = ChatPrompt {
                 messages: messages::lower(messages)?,
                 tools: tools.filter(|tools| !tools.is_empty()).map(Value::Array),
+                effort: None,
                 kwargs: chat_template_kwargs.unwrap_or_default(),
                 ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
             };

@@ -39,7 +39,36 @@ pub struct ReasoningFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OutputFormat {
     pub tools: Option<ToolFormat>,
+    /// The operator wants calls to be passed on as text.
+    pub tools_are_text: bool,
     pub reasoning: Option<ReasoningFormat>,
+}
+
+/// What an operator says of a model's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Parsers {
+    pub tools: Choice<ToolFormat>,
+    pub reasoning: Choice<ReasoningFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice<T> {
+    #[default]
+    FromTemplate,
+    /// Passed on as text.
+    Off,
+    Is(T),
+}
+
+impl<T> Choice<T> {
+    /// `none` is off; `auto` and nothing are what the template tells.
+    pub fn named(name: Option<&str>, find: impl Fn(&str) -> Option<T>) -> Option<Self> {
+        match name {
+            None | Some("auto") => Some(Self::FromTemplate),
+            Some("none") => Some(Self::Off),
+            Some(name) => find(name).map(Self::Is),
+        }
+    }
 }
 
 const fn between(start: &'static str, end: &'static str) -> ReasoningFormat {
@@ -187,7 +216,27 @@ impl ReasoningFormat {
 impl OutputFormat {
     /// What the templates of a model tell of it.
     pub fn detect(template: &str) -> Self {
-        Self { tools: ToolFormat::detect(template), reasoning: ReasoningFormat::detect(template) }
+        Self {
+            tools: ToolFormat::detect(template),
+            tools_are_text: false,
+            reasoning: ReasoningFormat::detect(template),
+        }
+    }
+
+    /// With what an operator names instead.
+    pub fn overridden(self, parsers: &Parsers) -> Self {
+        let mut output = self;
+        match parsers.tools {
+            Choice::FromTemplate => {}
+            Choice::Off => (output.tools, output.tools_are_text) = (None, true),
+            Choice::Is(format) => output.tools = Some(format),
+        }
+        match parsers.reasoning {
+            Choice::FromTemplate => {}
+            Choice::Off => output.reasoning = None,
+            Choice::Is(format) => output.reasoning = Some(format),
+        }
+        output
     }
 
     /// Everything that may come as a control token and has to reach the parser.

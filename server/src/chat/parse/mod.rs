@@ -30,7 +30,7 @@ mod signature;
 mod xml;
 
 pub use calls::{Events, IdStyle};
-pub use detect::{OutputFormat, ReasoningFormat, ToolFormat};
+pub use detect::{Choice, OutputFormat, Parsers, ReasoningFormat, ToolFormat};
 pub use markers::ReasoningMarkers;
 pub use signature::ToolSignature;
 
