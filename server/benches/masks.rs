@@ -7,8 +7,8 @@
 mod random;
 
 use perilune::constrain::{
-    BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, GrammarSource, MaskPool, Setting,
-    Vocabulary, Whitespace, Words,
+    BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, GrammarSource,
+    MaskPool, Setting, Vocabulary, Whitespace, Words,
 };
 use random::Random;
 use scheduler::{Accepted, Constraint, TokenId};
@@ -52,23 +52,38 @@ fn sources() -> Vec<(&'static str, GrammarSource)> {
         "name": {"type": "string"}, "email": {"type": "string", "format": "email"}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
         "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 8},
     }, "required": ["name", "email", "age", "tags"], "additionalProperties": false});
-    let kind = |kind: &str| json!({"type": "object", "properties": {"kind": {"const": kind}, "x": {"type": "number"}, "y": {"type": "number"}},
-                                   "required": ["kind", "x", "y"], "additionalProperties": false});
+    let kind = |kind: &str| {
+        json!({"type": "object", "properties": {"kind": {"const": kind}, "x": {"type": "number"}, "y": {"type": "number"}},
+                                   "required": ["kind", "x", "y"], "additionalProperties": false})
+    };
     let union = json!({"type": "array", "items": {"oneOf": [kind("line"), kind("circle"), kind("square")]}, "minItems": 2, "maxItems": 5});
-    let large: serde_json::Map<String, Value> =
-        (0..200).map(|i| (format!("field_{i}"), json!({"type": ["string", "null"], "maxLength": 20}))).collect();
+    let large: serde_json::Map<String, Value> = (0..200)
+        .map(|i| (format!("field_{i}"), json!({"type": ["string", "null"], "maxLength": 20})))
+        .collect();
     vec![
         ("any object", GrammarSource::json_object()),
         ("extraction", schema(extraction)),
         ("union of objects", schema(union)),
-        ("200 optional fields", schema(json!({"type": "object", "properties": large, "additionalProperties": false}))),
+        (
+            "200 optional fields",
+            schema(json!({"type": "object", "properties": large, "additionalProperties": false})),
+        ),
         ("bounded string", schema(json!({"type": "string", "minLength": 10, "maxLength": 200}))),
-        ("enum of 1,000", schema(json!({"enum": (0..1000).map(|i| format!("value {i}")).collect::<Vec<_>>()}))),
+        (
+            "enum of 1,000",
+            schema(json!({"enum": (0..1000).map(|i| format!("value {i}")).collect::<Vec<_>>()})),
+        ),
         ("regular expression", GrammarSource::Regex(r"(\w+ ){5,20}\w+\.".into())),
     ]
 }
 
-fn measure(name: &str, source: &GrammarSource, compiler: &GrammarCompiler, setting: &Setting, num_answers: u64) {
+fn measure(
+    name: &str,
+    source: &GrammarSource,
+    compiler: &GrammarCompiler,
+    setting: &Setting,
+    num_answers: u64,
+) {
     let start = Instant::now();
     let grammar = compiler.compile(source).unwrap_or_else(|error| panic!("{name}: {error}"));
     let compile = start.elapsed();
@@ -119,18 +134,24 @@ fn choose(random: &mut Random, constraint: &mut dyn Constraint, vocabulary: &Voc
     let mask = constraint.next_mask().expect("grammars have masks");
     let words = mask.allowed().expect("a mask");
     let first = random.below(words.len());
-    let allowed = |word: usize| (0..32).filter(move |bit| words[word] >> bit & 1 == 1).map(move |bit| (word * 32 + bit) as TokenId);
-    let some: Vec<TokenId> = (0..words.len()).flat_map(|i| allowed((first + i) % words.len())).take(8).collect();
+    let allowed = |word: usize| {
+        (0..32).filter(move |bit| words[word] >> bit & 1 == 1).map(move |bit| (word * 32 + bit) as TokenId)
+    };
+    let some: Vec<TokenId> =
+        (0..words.len()).flat_map(|i| allowed((first + i) % words.len())).take(8).collect();
     *some.iter().max_by_key(|&&token| vocabulary.bytes(token).len().min(6)).expect("a token is allowed")
 }
 
 /// All bytes, then words made of syllables, with and without a space before them, as byte-pair encoders learn; control tokens last.
 fn words(num_tokens: usize) -> Vec<Vec<u8>> {
     const SYLLABLES: [&str; 28] = [
-        "a", "e", "i", "o", "u", "n", "r", "s", "t", "l", "ing", "er", "st", "re", "con", "tion", "ment", "pro", "é", "ü", "日", "月", "の",
-        "ка", "ние", "_", "0", "1",
+        "a", "e", "i", "o", "u", "n", "r", "s", "t", "l", "ing", "er", "st", "re", "con", "tion", "ment",
+        "pro", "é", "ü", "日", "月", "の", "ка", "ние", "_", "0", "1",
     ];
-    const MARKS: [&str; 16] = ["{\"", "\":", "\",", "\"}", "}}", "[]", "();", "  ", "    ", "\n\n", "\n    ", " =", "->", "/*", "...", "\": \""];
+    const MARKS: [&str; 16] = [
+        "{\"", "\":", "\",", "\"}", "}}", "[]", "();", "  ", "    ", "\n\n", "\n    ", " =", "->", "/*",
+        "...", "\": \"",
+    ];
     let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     words.extend(MARKS.map(|mark| mark.as_bytes().to_vec()));
     let mut seen: HashSet<Vec<u8>> = words.iter().cloned().collect();

@@ -3,22 +3,25 @@
 
 use crate::chat::effort::Effort;
 use crate::chat::image::{ImageLimits, load_url};
+use crate::chat::parse::grammar::TriggeredCalls;
 use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Specials, Tokenizer,
     TokenizerError,
 };
 use crate::constrain::{
-    BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, MaskPool, SequenceSpec,
-    Setting, ThinkingPart, TokenFilter, TokenizerEncoder, Vocabulary, Words,
+    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
+    GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter, TokenizerEncoder,
+    Vocabulary, Words,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
 use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
+use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
+use crate::openai::tools::ToolUse;
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{ImageInput, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
@@ -267,19 +270,23 @@ impl Service {
         generation: &mut Generation,
         thinking: Option<ReasoningMarkers>,
     ) -> Result<(), ApiError> {
-        if generation.asked == ConstraintRequest::default() {
+        // A grammar of the text must not keep the model from calling instead.
+        let has_grammar = generation.asked.grammar.is_some() && self.tool_format().is_some();
+        let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
+        if generation.asked == ConstraintRequest::default() && tools.is_none() {
             return Ok(());
         }
         let asked = generation.asked.clone();
         let stops: Arc<[TokenId]> = generation.params.stop_token_ids.as_slice().into();
         generation.constraint =
-            self.prepare(move |service| service.build_constraint(asked, stops, thinking)).await?;
+            self.prepare(move |service| service.build_constraint(asked, tools, stops, thinking)).await?;
         Ok(())
     }
 
     fn build_constraint(
         &self,
         asked: ConstraintRequest,
+        tools: Option<Arc<ToolUse>>,
         stops: Arc<[TokenId]>,
         thinking: Option<ReasoningMarkers>,
     ) -> Result<Option<SequenceSpec>, ApiError> {
@@ -290,6 +297,11 @@ impl Service {
                 let message = "cannot be combined with `bad_words` or `allowed_token_ids`";
                 return Err(ApiError::invalid(budget.param, message));
             }
+            if tools.is_some() {
+                let message = "cannot be combined with tools that must be called or are strict";
+                let param = if bad_words.is_empty() { "allowed_token_ids" } else { "bad_words" };
+                return Err(ApiError::invalid(param, message));
+            }
             let forbidden = self.bad_word_tokens(&bad_words)?;
             return Ok(Some(TokenFilter::new(allowed_token_ids.as_deref(), forbidden, num_rows).into()));
         }
@@ -297,9 +309,10 @@ impl Service {
             let message = "nothing marks thinking in this model's answers";
             return Err(ApiError::unsupported(budget.param, message));
         }
-        let body = match grammar {
-            None => BodyPart::Free,
-            Some(GrammarRequest { source, param }) => BodyPart::Grammar(
+        let body = match (tools, grammar) {
+            (Some(tools), grammar) => self.tool_body(&tools, grammar)?,
+            (None, None) => BodyPart::Free,
+            (None, Some(GrammarRequest { source, param })) => BodyPart::Grammar(
                 self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
             ),
         };
@@ -311,6 +324,35 @@ impl Service {
 
     pub fn grammars(&self) -> &GrammarCompiler {
         &self.grammars
+    }
+
+    /// Where a call is forced there is no text, and so nothing for the text's grammar to hold.
+    fn tool_body(&self, tools: &ToolUse, text: Option<GrammarRequest>) -> Result<BodyPart, ApiError> {
+        let format = self.tool_format().ok_or_else(|| {
+            ApiError::unsupported(
+                "tools",
+                "how the model writes calls is not known, so that none can be forced",
+            )
+        })?;
+        let compile = |pattern: Pattern| {
+            let source = GrammarSource::Pattern(pattern);
+            self.grammars.compile(&source).map_err(|error| grammar_error(error, "tools"))
+        };
+        if tools.is_forced() {
+            return Ok(BodyPart::Grammar(compile(tools.forced_grammar(format)?)?));
+        }
+        if let Some(GrammarRequest { source, param }) = text {
+            let Some(text) = source.into_pattern(&param) else {
+                let message =
+                    "a grammar in Lark cannot be combined with tools that the model may call or not";
+                return Err(ApiError::unsupported(param, message));
+            };
+            let either = Pattern::Any(vec![text, tools.forced_grammar(format)?]);
+            return Ok(BodyPart::Grammar(compile(either)?));
+        }
+        let TriggeredCalls { trigger, call } = tools.call_grammar(format)?;
+        let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
+        Ok(BodyPart::Triggered { triggers: vec![trigger.to_owned()], grammar: compile(call)?, after })
     }
 
     /// What constraints of a request share; `stops` are the tokens that end its answers. Not for an async thread: the first call may

@@ -8,7 +8,7 @@ use perilune::constrain::{
     GrammarSource, MaskPool, Setting, Whitespace,
 };
 use random::schemas::generated;
-use random::{Answer, Ended, END, NUM_ROWS, Random, vocabulary};
+use random::{Answer, END, Ended, NUM_ROWS, Random, vocabulary};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,7 +46,8 @@ fn check_schema(world: &World, name: &str, schema: &Value, seeds: std::ops::Rang
         let Answer { text, ended } = Random::new(seed).answer(spec.begin(), 600);
         match ended {
             Ended::Stop => {
-                let value = parse(&text).unwrap_or_else(|error| panic!("{name}, seed {seed}: {error}: {text}"));
+                let value =
+                    parse(&text).unwrap_or_else(|error| panic!("{name}, seed {seed}: {error}: {text}"));
                 if let Err(error) = validator.validate(&value) {
                     panic!("{name}, seed {seed}: {error}\n{text}\n{schema}");
                 }
@@ -126,7 +127,9 @@ fn answers_to_expressions_match() {
 fn answers_are_one_of_the_choices() {
     let world = World::new();
     let long: Vec<String> = (0..500).map(|i| format!("choice {i}")).collect();
-    let odd = ["\"quoted\"", "a\\b", "line\nbreak", "\u{7f}", "🌒", "a", "ab", "abc", " "].map(str::to_owned).to_vec();
+    let odd = ["\"quoted\"", "a\\b", "line\nbreak", "\u{7f}", "🌒", "a", "ab", "abc", " "]
+        .map(str::to_owned)
+        .to_vec();
     for choices in [odd, long] {
         let spec = world.spec(&GrammarSource::Choice(choices.clone()));
         for seed in 0..20 {
@@ -194,24 +197,46 @@ fn hostile_grammars_take_no_more_than_their_time() {
     let deep_text = |open: &str, close: &str| format!("{}a{}", open.repeat(99), close.repeat(99));
     let sources = [
         ("chain of references", schema(chain(5000))),
-        ("circle", schema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}))),
-        ("circle with siblings", schema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a", "type": "object"}}}))),
-        ("never ending object", schema(json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}))),
+        (
+            "circle",
+            schema(
+                json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+            ),
+        ),
+        (
+            "circle with siblings",
+            schema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a", "type": "object"}}})),
+        ),
+        (
+            "never ending object",
+            schema(json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]})),
+        ),
         ("doubling all of", schema(doubling("allOf"))),
         ("doubling any of", schema(doubling("anyOf"))),
         ("product", schema(product)),
         ("wide", schema(wide)),
         ("overlapping patterns", schema(patterns)),
-        ("large enum", schema(json!({"enum": (0..19_999).map(|i| format!("value {i}")).collect::<Vec<_>>()}))),
+        (
+            "large enum",
+            schema(json!({"enum": (0..19_999).map(|i| format!("value {i}")).collect::<Vec<_>>()})),
+        ),
         ("long string", schema(json!({"type": "string", "minLength": 99_999, "maxLength": 100_000}))),
-        ("long list", schema(json!({"items": {"items": {"items": {}, "minItems": 99_999}, "minItems": 99_999}, "minItems": 99_999}))),
+        (
+            "long list",
+            schema(
+                json!({"items": {"items": {"items": {}, "minItems": 99_999}, "minItems": 99_999}, "minItems": 99_999}),
+            ),
+        ),
         ("nested repetition", GrammarSource::Regex("((((a{100}){100}){100}){100}){100}".into())),
         ("bounded ambiguity", GrammarSource::Regex("(.*a.{300}){5}".into())),
         ("ambiguous", GrammarSource::Regex("(a*)*(a*)*(a|a?)+$".into())),
         ("deep expression", GrammarSource::Regex(deep_text("(", ")"))),
         ("negations", GrammarSource::Regex("[^a]{1000}[^b]{1000}[^c]{1000}".into())),
         ("ambiguous grammar", GrammarSource::Lark("start: s\ns: s s s | s s | \"a\" | \"\"\n".into())),
-        ("deep grammar", GrammarSource::Lark(format!("start: {}", deep_text("(", ")").replace('a', "\"a\"")))),
+        (
+            "deep grammar",
+            GrammarSource::Lark(format!("start: {}", deep_text("(", ")").replace('a', "\"a\""))),
+        ),
         ("ten megabytes", schema(json!({"description": "a".repeat(10 << 20)}))),
     ];
     let limit = CompilerLimits::default().compile_time + Duration::from_secs(5);
@@ -220,12 +245,16 @@ fn hostile_grammars_take_no_more_than_their_time() {
         match world.compiler.compile(&source) {
             Ok(grammar) => {
                 let parts = ConstraintParts { thinking: None, body: BodyPart::Grammar(grammar) };
-                let spec = ConstraintSpec::new(parts, world.setting.clone(), NUM_ROWS).expect("a grammar is something");
+                let spec = ConstraintSpec::new(parts, world.setting.clone(), NUM_ROWS)
+                    .expect("a grammar is something");
                 // It may fail, as one request; it may not take the server with it.
                 Random::new(1).answer(spec.begin(), 20);
             }
             Err(error) => assert!(
-                matches!(error.fault, GrammarFault::Invalid | GrammarFault::Unsupported | GrammarFault::TooComplex),
+                matches!(
+                    error.fault,
+                    GrammarFault::Invalid | GrammarFault::Unsupported | GrammarFault::TooComplex
+                ),
                 "{name}: {error:?}"
             ),
         }

@@ -86,7 +86,11 @@ fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"response_format": {}}), "response_format.type", INVALID),
         (json!({"response_format": {"type": "xml"}}), "response_format.type", UNSUPPORTED),
         (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", INVALID),
-        (json!({"response_format": {"type": "json_object", "strict": true}}), "response_format.strict", UNSUPPORTED),
+        (
+            json!({"response_format": {"type": "json_object", "strict": true}}),
+            "response_format.strict",
+            UNSUPPORTED,
+        ),
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}}),
             "response_format.json_schema.schema",
@@ -102,13 +106,13 @@ fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"structured_outputs": {"choice": "a"}}), "structured_outputs.choice", INVALID),
         (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", INVALID),
         (json!({"structured_outputs": {"regex": "("}}), "structured_outputs.regex", INVALID),
-        (json!({"structured_outputs": {"grammar": "root ::= \"a\""}}), "structured_outputs.grammar", UNSUPPORTED),
-        (json!({"structured_outputs": {"json": "{"}}), "structured_outputs.json", INVALID),
         (
-            json!({"structured_outputs": {"json": {}, "regex": "a"}}),
-            "structured_outputs.regex",
-            INVALID,
+            json!({"structured_outputs": {"grammar": "root ::= \"a\""}}),
+            "structured_outputs.grammar",
+            UNSUPPORTED,
         ),
+        (json!({"structured_outputs": {"json": "{"}}), "structured_outputs.json", INVALID),
+        (json!({"structured_outputs": {"json": {}, "regex": "a"}}), "structured_outputs.regex", INVALID),
         (
             json!({"structured_outputs": {"json": {}, "whitespace_pattern": " "}}),
             "structured_outputs.whitespace_pattern",

@@ -93,7 +93,8 @@ fn expressions_choices_and_grammars_are_enforced() {
 fn errors_name_the_place_in_the_schema() {
     let server = TestServer::start();
     let schema = json!({"type": "object", "properties": {"a/b": {"items": {"uniqueItems": true}}}});
-    let more = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}});
+    let more =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}});
     let response = server.post(CHAT, &body(CHAT, &more));
     assert_eq!(response.status, 400);
     let error = &response.json()["error"];
@@ -121,7 +122,8 @@ fn the_end_is_where_the_grammar_ends_whatever_else_is_asked() {
         }
     }
     // An unfinished answer says so.
-    let (text, finish) = content(&server.ask(CHAT, &body(CHAT, &json!({"regex": "[a-c]{9}", "max_tokens": 4}))));
+    let (text, finish) =
+        content(&server.ask(CHAT, &body(CHAT, &json!({"regex": "[a-c]{9}", "max_tokens": 4}))));
     assert_eq!((text.len(), finish.as_str()), (4, "length"));
 }
 
@@ -148,20 +150,30 @@ fn words_and_tokens_can_be_kept_out() {
 #[test]
 fn the_free_and_the_constrained_do_not_disturb_each_other() {
     let server = TestServer::start();
-    let free = |seed: u64| body(CHAT, &json!({"seed": seed, "temperature": 1, "max_tokens": 40, "ignore_eos": true}));
-    let held = body(CHAT, &json!({"response_format": {"type": "json_object"}, "max_tokens": 60, "seed": 1, "temperature": 1}));
+    let free = |seed: u64| {
+        body(CHAT, &json!({"seed": seed, "temperature": 1, "max_tokens": 40, "ignore_eos": true}))
+    };
+    let held = body(
+        CHAT,
+        &json!({"response_format": {"type": "json_object"}, "max_tokens": 60, "seed": 1, "temperature": 1}),
+    );
     let alone: Vec<Value> = (0..4).map(|seed| server.ask(CHAT, &free(seed))["choices"].clone()).collect();
     let held_alone = server.ask(CHAT, &held)["choices"].clone();
     server.control.close();
-    let mut connections: Vec<_> = (0..4).map(free).chain([held]).map(|request| {
-        let mut connection = server.connect();
-        connection.send_json(CHAT, &request);
-        connection
-    }).collect();
+    let mut connections: Vec<_> = (0..4)
+        .map(free)
+        .chain([held])
+        .map(|request| {
+            let mut connection = server.connect();
+            connection.send_json(CHAT, &request);
+            connection
+        })
+        .collect();
     server.wait_for_metric("vllm:request_params_n_count", 10.0);
     let steps_before = server.control.batches().len();
     server.control.open();
-    let together: Vec<Value> = connections.iter_mut().map(|c| c.receive().json()["choices"].clone()).collect();
+    let together: Vec<Value> =
+        connections.iter_mut().map(|c| c.receive().json()["choices"].clone()).collect();
     assert_eq!(together[..4], alone[..]);
     assert_eq!(together[4], held_alone);
     let most = server.control.batches()[steps_before..].iter().map(Vec::len).max();
@@ -172,7 +184,8 @@ fn the_free_and_the_constrained_do_not_disturb_each_other() {
 fn a_request_that_holds_nothing_has_no_mask() {
     let server = TestServer::start();
     let plain = server.ask(CHAT, &body(CHAT, &json!({"seed": 5, "max_tokens": 20})));
-    let text = server.ask(CHAT, &body(CHAT, &json!({"seed": 5, "max_tokens": 20, "response_format": {"type": "text"}})));
+    let text = server
+        .ask(CHAT, &body(CHAT, &json!({"seed": 5, "max_tokens": 20, "response_format": {"type": "text"}})));
     assert_eq!(plain["choices"], text["choices"]);
     assert!(fake::VOCAB_SIZE < fake::MODEL_VOCAB_SIZE);
 }

@@ -460,3 +460,81 @@ fn refusals_name_the_field() {
     let said = "<think>a</think><tool_call>{\"name\": \"now\"}</tool_call>";
     assert_eq!(with(&UNKNOWN, off).answer(said, &ask(json!({})))["message"]["content"], said);
 }
+
+/// The model draws its tokens at random, as far as it is let: with control tokens as the marks of calls, through everything that lies
+/// between a model and a client.
+#[test]
+fn random_weights_call_tools_that_fit() {
+    for model in [&KIMI, &QWEN] {
+        let case = case(model);
+        let strict = |mut tool: Value| {
+            tool["function"]["strict"] = true.into();
+            tool
+        };
+        let tools = json!([strict(weather()), strict(now())]);
+        let validator = jsonschema::validator_for(&weather()["function"]["parameters"]).expect("a schema");
+        let mut num_calls = 0;
+        for seed in 0..12 {
+            case.script.draw(seed);
+            let choice = match seed % 3 {
+                0 => json!("required"),
+                1 => json!({"type": "function", "function": {"name": "get_weather"}}),
+                _ => {
+                    json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [now()]}})
+                }
+            };
+            let request = ask(
+                json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": seed % 2 == 0, "max_tokens": 900}),
+            );
+            let answer = case.server.ask(CHAT, &request)["choices"][0].clone();
+            if answer["finish_reason"] == "length" {
+                continue;
+            }
+            assert_eq!(
+                (&answer["finish_reason"], &answer["message"]["content"]),
+                (&json!("tool_calls"), &Value::Null)
+            );
+            let calls = answer["message"]["tool_calls"].as_array().expect("calls");
+            assert!(calls.len() == 1 || seed % 2 == 0, "{calls:?}");
+            for call in calls {
+                let arguments = call["function"]["arguments"].as_str().expect("a string");
+                let arguments: Value = serde_json::from_str(arguments).expect("JSON");
+                match call["function"]["name"].as_str() {
+                    Some("get_weather") if seed % 3 < 2 => validator.validate(&arguments).expect("fits"),
+                    Some("now") if seed % 3 != 1 => assert!(arguments.is_object()),
+                    other => panic!("{other:?} was not to be called"),
+                }
+            }
+            num_calls += calls.len();
+        }
+        assert!(num_calls >= 6, "{num_calls}");
+    }
+}
+
+#[test]
+fn constraints_beside_tools() {
+    let case = case(&KIMI);
+    // A schema of the text does not keep the model from calling.
+    let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": false}}});
+    let request = ask(json!({"response_format": format, "max_tokens": 200}));
+    let call = kimi_calls(&[("functions.now:0", "{}")]);
+    assert_eq!(case.answer(&call, &request)["finish_reason"], "tool_calls");
+    assert_eq!(case.answer("{\"x\": 1}", &request)["message"]["content"], "{\"x\": 1}");
+    // A budget of thinking, forced to its end, and the call after it.
+    let budget =
+        ask(json!({"thinking_token_budget": 4, "tool_choice": "required", "parallel_tool_calls": false,
+                            "chat_template_kwargs": {"thinking": true}, "max_tokens": 400}));
+    case.script.draw(3);
+    let answer = case.server.ask(CHAT, &budget);
+    let reasoning = answer["choices"][0]["message"]["reasoning"].as_str().unwrap_or("");
+    assert!(
+        answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("a count") <= 4,
+        "{reasoning}"
+    );
+    case.refused(&ask(json!({"tool_choice": "required", "allowed_token_ids": [1]})), "allowed_token_ids");
+    let mut odd = weather();
+    odd["function"]["strict"] = true.into();
+    odd["function"]["parameters"]["properties"]["city"]["not"] = json!({"const": "x"});
+    let message = case.refused(&ask(json!({"tools": [odd]})), "tools[0].function.parameters");
+    assert!(message.contains("#/properties/city"), "{message}");
+}

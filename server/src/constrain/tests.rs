@@ -88,11 +88,8 @@ fn number_object(world: &World) -> Grammar {
 }
 
 fn thinking(is_open: bool, budget: Option<usize>) -> ThinkingPart {
-    let markers = ReasoningMarkers {
-        start: "<think>".to_owned(),
-        end: "</think>".to_owned(),
-        open_in_prompt: is_open,
-    };
+    let markers =
+        ReasoningMarkers { start: "<think>".to_owned(), end: "</think>".to_owned(), open_in_prompt: is_open };
     ThinkingPart { markers, budget }
 }
 
@@ -114,7 +111,8 @@ fn a_grammar_allows_an_end_exactly_where_it_may_end() {
     // Nothing may follow the last brace, so the sequence is complete without an end token.
     assert_eq!(world.say(&mut *constraint, &[*last]), [Accepted::Complete]);
 
-    let mut constraint = world.begin(None, BodyPart::Grammar(world.grammar(GrammarSource::Regex("ab*".into()))));
+    let mut constraint =
+        world.begin(None, BodyPart::Grammar(world.grammar(GrammarSource::Regex("ab*".into()))));
     assert_eq!(world.allowed(&mut *constraint), Some(bytes("a")));
     world.say(&mut *constraint, &bytes("a"));
     assert_eq!(world.allowed(&mut *constraint), Some(vec![u32::from(b'b'), END]));
@@ -271,7 +269,10 @@ fn patterns_are_text_with_grammars_in_it() {
         ])
     };
     let tools = Pattern::Any(vec![
-        call("f", json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": false})),
+        call(
+            "f",
+            json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": false}),
+        ),
         call("g", json!({"enum": ["\"quoted\""]})),
     ]);
     let pattern = Pattern::Repeat { pattern: Box::new(tools), min: 1, max: Some(2) };
@@ -293,7 +294,8 @@ fn patterns_are_text_with_grammars_in_it() {
 
 #[test]
 fn grammars_are_kept_and_the_oldest_go() {
-    let compiler = GrammarCompiler::new(vocabulary, CompilerLimits { num_cached: 2, ..CompilerLimits::default() });
+    let compiler =
+        GrammarCompiler::new(vocabulary, CompilerLimits { num_cached: 2, ..CompilerLimits::default() });
     let compile = |text: &str| compiler.compile(&GrammarSource::Regex(text.into())).expect("compiles");
     let first = compile("a");
     assert!(first.is_same(&compile("a")));
@@ -329,7 +331,12 @@ fn what_is_no_grammar_is_told_so() {
     ] {
         assert_eq!(fault(GrammarSource::Lark(lark.into())), expected, "{lark}");
     }
-    let unsatisfiable = [json!(false), json!({"type": "string", "enum": [1]}), json!({"$ref": "#"}), json!({"minimum": 2, "maximum": 1, "type": "integer"})];
+    let unsatisfiable = [
+        json!(false),
+        json!({"type": "string", "enum": [1]}),
+        json!({"$ref": "#"}),
+        json!({"minimum": 2, "maximum": 1, "type": "integer"}),
+    ];
     for schema in unsatisfiable {
         let source = GrammarSource::Schema { schema: schema.clone(), whitespace: Whitespace::Some };
         assert_eq!(fault(source), Invalid, "{schema}");

@@ -5,8 +5,8 @@ use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelIn
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, Sample, Sampled, SampledToken, SamplingParams,
-    SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, Sample, Sampled, SampledToken,
+    SamplingParams, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -285,7 +285,9 @@ fn sample_token(hash: u64, sample: &Sample) -> Sampled {
     let mut token = candidates[0];
     if let Some(mask) = &sample.mask {
         let Some(words) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
-        let in_mask = |token: &TokenId| words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let in_mask = |token: &TokenId| {
+            words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+        };
         let left: Vec<TokenId> = (0..VOCAB_SIZE as TokenId).filter(in_mask).filter(allowed).collect();
         if left.is_empty() {
             return Sampled::Failed(Failure::NothingToSample);

@@ -31,12 +31,48 @@ pub struct Scripted {
 
 /// What the model says next: shared with the test.
 #[derive(Clone, Default)]
-pub struct Script(Arc<Mutex<Vec<TokenId>>>);
+pub struct Script(Arc<Mutex<Say>>);
+
+enum Say {
+    /// These tokens, and then the end.
+    Tokens(Vec<TokenId>),
+    /// Anything that it may.
+    Anything(u64),
+}
+
+impl Default for Say {
+    fn default() -> Self {
+        Self::Tokens(Vec::new())
+    }
+}
 
 impl Script {
     pub fn set(&self, tokens: Vec<TokenId>) {
-        *self.0.lock().expect("no panic under the lock") = tokens;
+        *self.0.lock().expect("no panic under the lock") = Say::Tokens(tokens);
     }
+
+    /// From now on the model draws, like random weights.
+    pub fn draw(&self, seed: u64) {
+        *self.0.lock().expect("no panic under the lock") =
+            Say::Anything(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    }
+}
+
+/// One of the tokens that are allowed. Ends of strings, brackets and answers are likelier, or few answers would end.
+fn draw(state: &mut u64, num_tokens: usize, allowed: impl Fn(TokenId) -> bool, eos: TokenId) -> TokenId {
+    let mut next = || {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as usize
+    };
+    let likely: Vec<TokenId> = [eos, u32::from(b'"'), u32::from(b'}'), u32::from(b']')]
+        .into_iter()
+        .filter(|&token| allowed(token))
+        .collect();
+    if !likely.is_empty() && next() % 4 == 0 {
+        return likely[next() % likely.len()];
+    }
+    let tokens: Vec<TokenId> = (0..num_tokens as TokenId).filter(|&token| allowed(token)).collect();
+    tokens[next() % tokens.len()]
 }
 
 impl Scripted {
@@ -105,7 +141,7 @@ impl Scripted {
         let config = scheduler::SchedulerConfig { max_model_len: 16_384, ..fake::config(4000) };
         LoadedModel {
             device_bytes: 0,
-            runner: ScriptedRunner { script, eos: self.eos() },
+            runner: ScriptedRunner { script, eos: self.eos(), num_tokens: self.vocab_size() },
             info: ModelInfo {
                 vocab_size: self.vocab_size(),
                 max_model_len: config.max_model_len,
@@ -123,19 +159,37 @@ impl Scripted {
 pub struct ScriptedRunner {
     script: Script,
     eos: TokenId,
+    num_tokens: usize,
 }
 
 impl ModelRunner for ScriptedRunner {
     type Error = String;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
-        let script = self.script.0.lock().expect("no panic under the lock");
+        let mut script = self.script.0.lock().expect("no panic under the lock");
         let sampled = batch
             .items
             .iter()
             .filter_map(|item| item.sample.as_ref())
             .map(|sample| {
-                let token = script.get(sample.num_generated).copied().unwrap_or(self.eos);
+                let mask = sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
+                let allowed = |token: TokenId| {
+                    mask.is_none_or(|mask| {
+                        mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+                    })
+                };
+                let token = match &mut *script {
+                    Say::Tokens(tokens) => {
+                        let token = tokens.get(sample.num_generated).copied().unwrap_or(self.eos);
+                        assert!(
+                            allowed(token),
+                            "token {} of the script is not allowed",
+                            sample.num_generated
+                        );
+                        token
+                    }
+                    Say::Anything(state) => draw(state, self.num_tokens, allowed, self.eos),
+                };
                 let logprob = sample.params.logprobs.map(|_| -0.5);
                 Sampled::Token(SampledToken { token, logprob, top: Vec::new() })
             })

@@ -11,8 +11,30 @@ use std::sync::Arc;
 
 /// Tokens of several bytes, those that JSON is full of among them, and one that ends a string and goes on.
 const WORDS: [&str; 24] = [
-    "the", " moon", "é", "日本", "🌒", "{\"", "\":", "\",\"", "\"}", "}]", "true", "false", "null", "  ", "\n", "\n  ", ": ", ", ",
-    "00", "12", "-1", "[[", "\\\"", "a\": 1, \"b",
+    "the",
+    " moon",
+    "é",
+    "日本",
+    "🌒",
+    "{\"",
+    "\":",
+    "\",\"",
+    "\"}",
+    "}]",
+    "true",
+    "false",
+    "null",
+    "  ",
+    "\n",
+    "\n  ",
+    ": ",
+    ", ",
+    "00",
+    "12",
+    "-1",
+    "[[",
+    "\\\"",
+    "a\": 1, \"b",
 ];
 pub const END: TokenId = 256 + WORDS.len() as TokenId;
 /// Rows of the embedding: more than there are tokens.
@@ -67,14 +89,18 @@ impl Random {
         let params = Arc::new(SamplingParams { seed: self.next(), ..SamplingParams::default() });
         let mut work = Workspace::default();
         let mut bytes = Vec::new();
-        let mut answer = |bytes: &[u8], ended| Answer { text: String::from_utf8_lossy(bytes).into_owned(), ended };
+        let mut answer =
+            |bytes: &[u8], ended| Answer { text: String::from_utf8_lossy(bytes).into_owned(), ended };
         for position in 0..max_tokens {
             let mut logits: Vec<f32> = (0..NUM_ROWS).map(|_| self.below(1000) as f32 / 500.0).collect();
-            for (token, more) in [(END, 4.0), (u32::from(b'"'), 4.0), (u32::from(b'}'), 2.0), (u32::from(b']'), 2.0)] {
+            for (token, more) in
+                [(END, 4.0), (u32::from(b'"'), 4.0), (u32::from(b'}'), 2.0), (u32::from(b']'), 2.0)]
+            {
                 logits[token as usize] += more;
             }
             let mask = constraint.next_mask();
-            let request = Sample { params: params.clone(), position, num_generated: position, history: None, mask };
+            let request =
+                Sample { params: params.clone(), position, num_generated: position, history: None, mask };
             let Sampled::Token(sampled) = sample(&mut logits, &request, &mut work) else {
                 return answer(&bytes, Ended::Failed);
             };

@@ -56,7 +56,9 @@ fn number(random: &mut Random) -> Value {
     match random.below(3) {
         0 => json!({"type": "number"}),
         1 => json!({"type": "number", "minimum": min}),
-        _ => json!({"type": "number", "exclusiveMinimum": min, "maximum": min + 0.125 * (1 + random.below(900)) as f64}),
+        _ => {
+            json!({"type": "number", "exclusiveMinimum": min, "maximum": min + 0.125 * (1 + random.below(900)) as f64})
+        }
     }
 }
 
@@ -67,7 +69,9 @@ fn string(random: &mut Random) -> Value {
     let min = random.below(4);
     match random.below(4) {
         0 => json!({"type": "string", "minLength": min, "maxLength": min + random.below(6)}),
-        1 => json!({"type": "string", "pattern": PATTERNS[random.below(PATTERNS.len())], "maxLength": 4 + random.below(8)}),
+        1 => {
+            json!({"type": "string", "pattern": PATTERNS[random.below(PATTERNS.len())], "maxLength": 4 + random.below(8)})
+        }
         2 => json!({"type": "string", "format": FORMATS[random.below(FORMATS.len())]}),
         _ => json!({"type": "string"}),
     }
@@ -110,8 +114,7 @@ fn object(random: &mut Random, depth: usize) -> Value {
 
 fn array(random: &mut Random, depth: usize) -> Value {
     let min = random.below(3);
-    let mut array =
-        json!({"type": "array", "items": schema(random, depth), "minItems": min, "maxItems": min + random.below(3)});
+    let mut array = json!({"type": "array", "items": schema(random, depth), "minItems": min, "maxItems": min + random.below(3)});
     if random.chance(25) {
         array["prefixItems"] = json!([schema(random, 0)]);
     }
@@ -120,9 +123,13 @@ fn array(random: &mut Random, depth: usize) -> Value {
 
 fn union(random: &mut Random, depth: usize) -> Value {
     match random.below(3) {
-        0 => json!({"oneOf": [integer(random), string(random), {"type": "array", "items": schema(random, depth), "maxItems": 2}]}),
-        1 => json!({"allOf": [{"type": "object", "properties": {"p": schema(random, depth)}, "required": ["p"]},
-                              {"type": "object", "properties": {"q": schema(random, 0)}}]}),
+        0 => {
+            json!({"oneOf": [integer(random), string(random), {"type": "array", "items": schema(random, depth), "maxItems": 2}]})
+        }
+        1 => {
+            json!({"allOf": [{"type": "object", "properties": {"p": schema(random, depth)}, "required": ["p"]},
+                              {"type": "object", "properties": {"q": schema(random, 0)}}]})
+        }
         _ => json!({"anyOf": [schema(random, depth), schema(random, depth)]}),
     }
 }

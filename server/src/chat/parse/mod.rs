@@ -16,6 +16,7 @@
 mod arguments;
 mod calls;
 mod detect;
+pub mod grammar;
 mod hermes;
 mod json;
 mod json_call;

@@ -32,7 +32,7 @@ impl ToolSignature {
     }
 }
 
-fn kind(schema: &Value) -> ParameterKind {
+pub(super) fn kind(schema: &Value) -> ParameterKind {
     let types: Vec<&str> = match &schema["type"] {
         Value::String(one) => vec![one],
         Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),

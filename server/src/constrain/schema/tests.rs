@@ -148,7 +148,8 @@ fn applicators_come_after_plain_keywords_and_references_get_names() {
 
 #[test]
 fn alternatives_that_exclude_each_other_are_any_of_them() {
-    let kind = |name: &str| json!({"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]});
+    let kind =
+        |name: &str| json!({"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]});
     let defs = json!({"cat": kind("cat"), "dog": kind("dog")});
     let by_reference = json!({"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "$defs": defs});
     let becomes_any = [
@@ -181,8 +182,11 @@ fn bounds_of_numbers_become_exact() {
         (json!({"minimum": 1, "exclusiveMinimum": true}), json!({"exclusiveMinimum": 1})),
         (json!({"maximum": 2.5, "exclusiveMaximum": false}), json!({"maximum": 2.5})),
         (json!({"maximum": i64::MAX}), json!({"maximum": 9_007_199_254_740_992_i64})),
-        (json!({"type": "integer", "format": "int64"}), json!({"type": "integer",
-            "allOf": [{"type": "integer", "minimum": -9_007_199_254_740_992_i64, "maximum": 9_007_199_254_740_992_i64}]})),
+        (
+            json!({"type": "integer", "format": "int64"}),
+            json!({"type": "integer",
+            "allOf": [{"type": "integer", "minimum": -9_007_199_254_740_992_i64, "maximum": 9_007_199_254_740_992_i64}]}),
+        ),
         (json!({"minLength": 2.0}), json!({"minLength": 2})),
     ];
     for (schema, expected) in cases {

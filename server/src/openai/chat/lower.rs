@@ -7,8 +7,8 @@ use crate::error::ApiError;
 use crate::openai::chat::messages;
 use crate::openai::chat::tools::{self, ToolFields};
 use crate::openai::chat::types::ChatFields;
-use crate::openai::structured::StructuredFields;
 use crate::openai::generation::{Dialect, Generation, GenerationFields, OutputOptions, RequestLimits};
+use crate::openai::structured::StructuredFields;
 use crate::service::ChatPrompt;
 use std::sync::Arc;
 

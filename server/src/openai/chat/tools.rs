@@ -215,7 +215,7 @@ fn lower_function(path: &str, function: Value) -> Result<Function, ApiError> {
             return Err(ApiError::invalid(at("parameters"), "expected a JSON schema, which is an object"));
         }
     };
-    Ok(Function { name, parameters, strict, shown })
+    Ok(Function { name, parameters, strict, path: path.to_owned(), shown })
 }
 
 /// OpenAI's pattern.
