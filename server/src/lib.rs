@@ -12,6 +12,7 @@ pub mod chat;
 pub mod cli;
 pub mod config;
 mod config_file;
+pub mod constrain;
 pub mod defaults;
 mod device_share;
 pub mod disk;

@@ -2,16 +2,26 @@
 //! there are sequences.
 
 use crate::blocking::Lane;
+use crate::chat::effort::Effort;
+use crate::chat::parse::grammar::TriggeredCalls;
+use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
+};
+use crate::constrain::{
+    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
+    GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter, TokenizerEncoder,
+    Vocabulary, Words,
 };
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::openai::answer::{Answers, Choice};
-use crate::openai::generation::Generation;
+use crate::openai::answer::{Answers, Choice, Parsing};
+use crate::openai::generation::{Generation, OutputOptions};
+use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
+use crate::openai::tools::ToolUse;
 use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
@@ -41,12 +51,16 @@ pub struct ServiceParts {
 pub struct Service {
     parts: ServiceParts,
     model_ends: Arc<[TokenId]>,
+    /// Markers of thinking and calls that are control tokens of this model, in order.
+    controls: Arc<[TokenId]>,
     fingerprint: String,
     created: u64,
     seeds: Seeds,
     /// Bounds the work, and so the memory, of preparing prompts.
     preparations: Lane,
     pictures: Arc<Pictures>,
+    grammars: GrammarCompiler,
+    masks: Arc<MaskPool>,
 }
 
 /// A message whose pictures are still URLs.
@@ -63,6 +77,9 @@ pub enum RawPart {
 
 pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
+    /// What the template shows of the request's tools.
+    pub tools: Option<Value>,
+    pub effort: Option<Effort>,
     pub kwargs: Map<String, Value>,
     pub ending: Ending,
 }
@@ -81,11 +98,14 @@ impl Service {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             model_ends: info.eos_token_ids.clone().into(),
+            controls: marker_tokens(&parts),
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
+            grammars: grammar_compiler(&parts),
+            masks: Arc::new(MaskPool::for_this_machine()),
             parts,
         }
     }
@@ -116,6 +136,15 @@ impl Service {
 
     pub fn defaults(&self) -> &GenerationDefaults {
         &self.parts.defaults
+    }
+
+    pub fn prompts(&self) -> &PromptBuilder {
+        &self.parts.prompts
+    }
+
+    /// How the model writes calls; `None` where it is not known.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.parts.prompts.output().tools
     }
 
     /// Changes when the same request may get another answer: with the model, its type, or this program.
@@ -158,13 +187,41 @@ impl Service {
         chat: ChatPrompt,
         build: fn(&PromptBuilder, &PromptRequest) -> Result<T, PromptError>,
     ) -> Result<(T, Duration), ApiError> {
-        let ChatPrompt { messages, kwargs, ending } = chat;
+        let ChatPrompt { messages, tools, effort, mut kwargs, ending } = chat;
+        if tools.is_some() {
+            self.check_tools()?;
+        }
+        if let (Some(effort), Some(template)) = (effort, self.parts.prompts.template()) {
+            effort.apply(template, &mut kwargs);
+        }
         let (messages, vision) = self.pictures.see(messages).await?;
         let built = self.prepare(move |service| {
-            let request = PromptRequest { messages: &messages, tools: None, kwargs: &kwargs, ending };
+            let request =
+                PromptRequest { messages: &messages, tools: tools.as_ref(), kwargs: &kwargs, ending };
             build(&service.parts.prompts, &request).map_err(prompt_error)
         });
         Ok((built.await?, vision))
+    }
+
+    /// Tools that the model cannot read of, or whose calls nobody would understand, are refused.
+    fn check_tools(&self) -> Result<(), ApiError> {
+        let prompts = &self.parts.prompts;
+        if prompts.template().is_some_and(|template| !template.shows_tools()) {
+            let message = "the model's chat template does not show tools to the model";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        let OutputFormat { tools, tools_are_text, .. } = prompts.output();
+        if prompts.template().is_some() && tools.is_none() && !tools_are_text {
+            let message =
+                "the chat template does not tell how the model writes calls; start with --tool-call-parser";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        Ok(())
+    }
+
+    /// Whether anything in the template follows `reasoning_effort`.
+    pub fn follows_effort(&self, effort: Effort) -> bool {
+        self.parts.prompts.template().is_some_and(|template| effort.is_followed_by(template))
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
@@ -188,6 +245,120 @@ impl Service {
             }
             RawPrompt::Text(text) => tokenizer.encode(&text, Specials::Allowed).map_err(tokenizer_error),
         }
+    }
+
+    /// Makes what the answer is asked to be held to: grammars are compiled here, off the async threads. `thinking` says how the model
+    /// marks its thinking, which grammars leave free and budgets end.
+    pub async fn constrain(
+        self: &Arc<Self>,
+        generation: &mut Generation,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<(), ApiError> {
+        // A grammar of the text must not keep the model from calling instead.
+        let has_grammar = generation.asked.grammar.is_some() && self.tool_format().is_some();
+        let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
+        if generation.asked == ConstraintRequest::default() && tools.is_none() {
+            return Ok(());
+        }
+        let asked = generation.asked.clone();
+        let stops: Arc<[TokenId]> = generation.params.stop_token_ids.as_slice().into();
+        generation.constraint =
+            self.prepare(move |service| service.build_constraint(asked, tools, stops, thinking)).await?;
+        Ok(())
+    }
+
+    fn build_constraint(
+        &self,
+        asked: ConstraintRequest,
+        tools: Option<Arc<ToolUse>>,
+        stops: Arc<[TokenId]>,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<Option<SequenceSpec>, ApiError> {
+        let ConstraintRequest { grammar, thinking_budget, bad_words, allowed_token_ids } = asked;
+        let num_rows = self.parts.info.vocab_size;
+        if !bad_words.is_empty() || allowed_token_ids.is_some() {
+            if let Some(budget) = thinking_budget {
+                let message = "cannot be combined with `bad_words` or `allowed_token_ids`";
+                return Err(ApiError::invalid(budget.param, message));
+            }
+            if tools.is_some() {
+                let message = "cannot be combined with tools that must be called or are strict";
+                let param = if bad_words.is_empty() { "allowed_token_ids" } else { "bad_words" };
+                return Err(ApiError::invalid(param, message));
+            }
+            let forbidden = self.bad_word_tokens(&bad_words)?;
+            return Ok(Some(TokenFilter::new(allowed_token_ids.as_deref(), forbidden, num_rows).into()));
+        }
+        if let (Some(budget), None) = (thinking_budget, &thinking) {
+            let message = "nothing marks thinking in this model's answers";
+            return Err(ApiError::unsupported(budget.param, message));
+        }
+        let body = match (tools, grammar) {
+            (Some(tools), grammar) => self.tool_body(&tools, grammar)?,
+            (None, None) => BodyPart::Free,
+            (None, Some(GrammarRequest { source, param })) => BodyPart::Grammar(
+                self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
+            ),
+        };
+        let budget = thinking_budget.map(|budget| budget.tokens);
+        let thinking = thinking.map(|markers| ThinkingPart { markers, budget });
+        let setting = self.constraint_setting(stops)?;
+        Ok(ConstraintSpec::new(ConstraintParts { thinking, body }, setting, num_rows).map(SequenceSpec::from))
+    }
+
+    pub fn grammars(&self) -> &GrammarCompiler {
+        &self.grammars
+    }
+
+    /// Where a call is forced there is no text, and so nothing for the text's grammar to hold.
+    fn tool_body(&self, tools: &ToolUse, text: Option<GrammarRequest>) -> Result<BodyPart, ApiError> {
+        let format = self.tool_format().ok_or_else(|| {
+            ApiError::unsupported(
+                "tools",
+                "how the model writes calls is not known, so that none can be forced",
+            )
+        })?;
+        let compile = |pattern: Pattern| {
+            let source = GrammarSource::Pattern(pattern);
+            self.grammars.compile(&source).map_err(|error| grammar_error(error, "tools"))
+        };
+        if tools.is_forced() {
+            return Ok(BodyPart::Grammar(compile(tools.forced_grammar(format)?)?));
+        }
+        if let Some(GrammarRequest { source, param }) = text {
+            let Some(text) = source.into_pattern(&param) else {
+                let message =
+                    "a grammar in Lark cannot be combined with tools that the model may call or not";
+                return Err(ApiError::unsupported(param, message));
+            };
+            let either = Pattern::Any(vec![text, tools.forced_grammar(format)?]);
+            return Ok(BodyPart::Grammar(compile(either)?));
+        }
+        let TriggeredCalls { trigger, call } = tools.call_grammar(format)?;
+        let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
+        Ok(BodyPart::Triggered { triggers: vec![trigger.to_owned()], grammar: compile(call)?, after })
+    }
+
+    /// What constraints of a request share; `stops` are the tokens that end its answers. Not for an async thread: the first call may
+    /// have to go through the vocabulary.
+    pub fn constraint_setting(&self, stops: Arc<[TokenId]>) -> Result<Setting, ApiError> {
+        let vocabulary = self.grammars.vocabulary().map_err(|error| grammar_error(error, ""))?;
+        let ends = Ends { stops, model: self.model_ends.clone() };
+        Ok(Setting { vocabulary, pool: self.masks.clone(), ends })
+    }
+
+    /// Each word as it begins a text and as it follows a space.
+    fn bad_word_tokens(&self, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        let mut runs = Vec::with_capacity(2 * words.len());
+        for word in words {
+            let word = word.trim_start();
+            for text in [word.to_owned(), format!(" {word}")] {
+                runs.push(self.parts.tokenizer.encode_inside(&text).map_err(tokenizer_error)?);
+            }
+        }
+        runs.sort_unstable();
+        runs.dedup();
+        Ok(runs)
     }
 
     /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
@@ -255,6 +426,7 @@ impl Service {
                 }
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
+                sequence.constraint = generation.constraint.as_ref().map(SequenceSpec::begin);
                 sequences.push(sequence);
             }
         }
@@ -266,16 +438,64 @@ impl Service {
             stream.progress().set_vision(prompt.vision);
         }
         self.parts.metrics.request_arrived(generation.n);
+        let prompt_of = |choice: usize| &prompts[choice / generation.n];
         let choices = streams
             .into_iter()
             .zip(params)
-            .map(|(events, params)| {
-                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation)
+            .enumerate()
+            .map(|(index, (events, params))| {
+                let parsing = self.parsing(prompt_of(index), generation);
+                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation, parsing)
             })
             .collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         Ok(Answers::new(choices, generation.n, prompt_tokens))
     }
+
+    /// Of the model's thinking after this prompt; `None` where nothing tells it from text.
+    pub fn reasoning_markers(&self, prompt: &Prompt) -> Option<ReasoningMarkers> {
+        self.parts.prompts.output().reasoning.map(|format| ReasoningMarkers {
+            start: format.start.to_owned(),
+            end: format.end.to_owned(),
+            open_in_prompt: prompt.opens_thinking,
+        })
+    }
+
+    fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
+        let OutputOptions { splits_reasoning, hides_reasoning, tools } = &generation.output;
+        let options = ParseOptions {
+            reasoning: if *splits_reasoning { self.reasoning_markers(prompt) } else { None },
+            tools: self.tool_format().zip(tools.as_ref().map(|tools| tools.signatures())),
+            id_stem: uuid::Uuid::new_v4().simple().to_string().into(),
+        };
+        let is_read = options.reasoning.is_some() || options.tools.is_some();
+        Parsing {
+            parser: Parser::new(options),
+            controls: if is_read { self.controls.clone() } else { Arc::default() },
+            one_call: tools.as_ref().is_some_and(|tools| !tools.parallel),
+            hides_reasoning: *hides_reasoning,
+        }
+    }
+}
+
+/// Markers that the tokenizer calls special, and so does not show, have to reach the parser all the same.
+fn marker_tokens(parts: &ServiceParts) -> Arc<[TokenId]> {
+    let markers = parts.prompts.output().markers();
+    let tokens = markers.iter().filter_map(|marker| parts.tokenizer.token_id(marker));
+    let mut tokens: Vec<TokenId> = tokens.filter(|&token| parts.tokenizer.is_special(token)).collect();
+    tokens.sort_unstable();
+    tokens.into()
+}
+
+/// A vocabulary for grammars is made when the first one asks for it.
+fn grammar_compiler(parts: &ServiceParts) -> GrammarCompiler {
+    let (tokenizer, ends, num_rows) =
+        (parts.tokenizer.clone(), parts.info.eos_token_ids.clone(), parts.info.vocab_size);
+    let make = move || {
+        let encoder = Arc::new(TokenizerEncoder(tokenizer.clone()));
+        Vocabulary::new(Words::of(&tokenizer, num_rows, &ends), Some(encoder))
+    };
+    GrammarCompiler::new(make, CompilerLimits::default())
 }
 
 /// Log-probabilities of prompts in one response: more would be hundreds of megabytes of JSON.

@@ -2,8 +2,10 @@
 
 mod data_url;
 pub mod decoder;
+pub mod effort;
 pub mod image;
 mod jinja;
+pub mod parse;
 pub mod prompt;
 mod pyjson;
 mod special;

@@ -1,14 +1,18 @@
 //! The fields that chat completions and completions share, and what they mean: how tokens are chosen, where the text ends, and
 //! what of it is reported.
 
+use crate::constrain::SequenceSpec;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
+use crate::openai::structured::{ConstraintRequest, StructuredFields};
+use crate::openai::tools::ToolUse;
 use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 request_fields! {
     pub struct GenerationFields {
@@ -88,6 +92,9 @@ impl Default for RequestLimits {
 #[derive(Debug, Clone)]
 pub struct Generation {
     pub model: Option<String>,
+    /// What the answer is asked to be held to, and what that became: [`crate::service::Service::constrain`].
+    pub asked: ConstraintRequest,
+    pub constraint: Option<SequenceSpec>,
     /// `max_tokens` is set when the prompt's length is known, `seed` for each choice.
     pub params: SamplingParams,
     /// `None`: whatever the context leaves.
@@ -95,6 +102,7 @@ pub struct Generation {
     pub n: usize,
     pub seed: Option<u64>,
     pub text: TextOptions,
+    pub output: OutputOptions,
     pub report: ReportOptions,
     /// Alternatives that the engine is to tell for each token of a prompt; `None`: nothing of it.
     pub prompt_top: Option<usize>,
@@ -110,6 +118,17 @@ pub struct TextOptions {
     pub skip_special_tokens: bool,
 }
 
+/// What is looked for in an answer besides text. Nothing, unless it answers a conversation.
+#[derive(Debug, Clone, Default)]
+pub struct OutputOptions {
+    /// Thinking is told apart from text.
+    pub splits_reasoning: bool,
+    /// Thinking is not told at all.
+    pub hides_reasoning: bool,
+    /// The tools that may be called; `None`: a call is text.
+    pub tools: Option<Arc<ToolUse>>,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct ReportOptions {
     /// `None`: one answer in one piece.
@@ -122,6 +141,8 @@ pub struct ReportOptions {
     /// Names tokens `token_id:123` in log-probabilities, which is exact where text is ambiguous.
     pub tokens_as_ids: bool,
     pub timings: bool,
+    /// A call is told as the deprecated `function_call`.
+    pub legacy_calls: bool,
 }
 
 /// What the two dialects say differently.
@@ -133,6 +154,7 @@ pub struct Dialect {
 impl GenerationFields {
     pub fn lower(
         self,
+        structured: StructuredFields,
         dialect: Dialect,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
@@ -215,6 +237,8 @@ impl GenerationFields {
         params.check(defaults.vocab_size)?;
         Ok(Generation {
             model,
+            asked: structured.lower(defaults.vocab_size)?,
+            constraint: None,
             params: SamplingParams { min_tokens: min_tokens.unwrap_or(0), ..params },
             max_tokens: max_tokens.map(|(_, max)| max),
             n: in_range("n", n.unwrap_or(1), limits.n_max)?,
@@ -224,6 +248,7 @@ impl GenerationFields {
                 include_stop: include_stop_str_in_output.unwrap_or(false),
                 skip_special_tokens: skip_special_tokens.unwrap_or(true),
             },
+            output: OutputOptions::default(),
             report: ReportOptions {
                 stream,
                 logprobs,
@@ -231,6 +256,7 @@ impl GenerationFields {
                 token_ids: return_token_ids.unwrap_or(false),
                 tokens_as_ids: return_tokens_as_token_ids.unwrap_or(false),
                 timings: timings.unwrap_or(false),
+                legacy_calls: false,
             },
             prompt_top: prompt_logprobs,
             priority: priority.unwrap_or(0),

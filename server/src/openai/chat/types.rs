@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::openai::fields::{Fields, Ignored, request_fields};
 use crate::openai::generation::GenerationFields;
+use crate::openai::structured::StructuredFields;
 use serde_json::{Map, Value};
 
 request_fields! {
@@ -18,12 +19,22 @@ request_fields! {
         continue_final_message: bool,
         add_special_tokens: bool,
         chat_template_kwargs: Map<String, Value>,
+        tools: Vec<Value>,
+        tool_choice: Value,
+        parallel_tool_calls: bool,
+        /// What tools were called before.
+        functions: Vec<Value>,
+        function_call: Value,
+        reasoning_effort: String,
+        /// False: thinking is not told.
+        include_reasoning: bool,
     }
 }
 
 pub struct ChatCompletionRequest {
     pub chat: ChatFields,
     pub generation: GenerationFields,
+    pub structured: StructuredFields,
     pub ignored: Ignored,
 }
 
@@ -32,6 +43,7 @@ impl ChatCompletionRequest {
         let mut fields = Fields::parse(body)?;
         let chat = ChatFields::take(&mut fields)?;
         let generation = GenerationFields::take(&mut fields)?;
-        Ok(Self { chat, generation, ignored: fields.into_ignored()? })
+        let structured = StructuredFields::take(&mut fields)?;
+        Ok(Self { chat, generation, structured, ignored: fields.into_ignored()? })
     }
 }

@@ -24,16 +24,17 @@ use std::sync::Arc;
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
-    let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&body)?;
+    let CompletionRequest { completion, generation, structured, ignored } = CompletionRequest::parse(&body)?;
     drop(body);
-    let Lowered { prompts: raw, echo, add_special_tokens, generation } =
-        completion.lower(generation, service.defaults(), &exchange.app.limits.request)?;
+    let Lowered { prompts: raw, echo, add_special_tokens, mut generation } =
+        completion.lower(generation, structured, service.defaults(), &exchange.app.limits.request)?;
     let head = exchange.head("cmpl-", &generation)?;
     let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
     let echoes: Vec<Echo> =
         raw.iter().zip(&tokens).map(|(raw, tokens)| make_echo(&service, raw, tokens, echo)).collect();
     let prompts: Vec<Prompt> =
         tokens.into_iter().map(|tokens| Prompt { tokens, ..Prompt::default() }).collect();
+    service.constrain(&mut generation, None).await?;
     let mut answers = service.start(&prompts, &generation, "prompt")?;
     drop(prompts);
     let report = generation.report;

@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::openai::fields::{Fields, Ignored, request_fields};
 use crate::openai::generation::GenerationFields;
+use crate::openai::structured::StructuredFields;
 use scheduler::TokenId;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -32,6 +33,7 @@ pub enum PromptField {
 pub struct CompletionRequest {
     pub completion: CompletionFields,
     pub generation: GenerationFields,
+    pub structured: StructuredFields,
     pub ignored: Ignored,
 }
 
@@ -40,6 +42,7 @@ impl CompletionRequest {
         let mut fields = Fields::parse(body)?;
         let completion = CompletionFields::take(&mut fields)?;
         let generation = GenerationFields::take(&mut fields)?;
-        Ok(Self { completion, generation, ignored: fields.into_ignored()? })
+        let structured = StructuredFields::take(&mut fields)?;
+        Ok(Self { completion, generation, structured, ignored: fields.into_ignored()? })
     }
 }

@@ -93,6 +93,8 @@ impl EmbeddingFields {
                 }
                 let chat = ChatPrompt {
                     messages: messages::lower(messages)?,
+                    tools: None,
+                    effort: None,
                     kwargs: chat_template_kwargs.unwrap_or_default(),
                     ending: ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
                 };
