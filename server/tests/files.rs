@@ -80,7 +80,8 @@ fn uploads_that_are_refused() {
         [("expires_after[anchor]", None, &b"created_at"[..]), ("expires_after[seconds]", None, seconds)]
     };
     let [anchor, soon] = expiry(b"5");
-    let cases: &[(&[(&str, Option<&str>, &[u8])], u16, &str)] = &[
+    type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
+    let cases: &[(&[Part], u16, &str)] = &[
         (&[purpose], 400, "file"),
         (&[file], 400, "purpose"),
         (&[file, ("purpose", None, b"profit")], 400, "purpose"),
