@@ -60,6 +60,8 @@ pub struct Service {
     preparations: Lane,
     pictures: Arc<Pictures>,
     grammars: GrammarCompiler,
+    /// Bounds how many requests wait for grammars at once, apart from those that prepare prompts.
+    compilations: Lane,
     masks: Arc<MaskPool>,
 }
 
@@ -105,6 +107,7 @@ impl Service {
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
             grammars: grammar_compiler(&parts),
+            compilations: Lane::new(cores.max(2)),
             masks: Arc::new(MaskPool::for_this_machine()),
             parts,
         }
@@ -262,8 +265,9 @@ impl Service {
         }
         let asked = generation.asked.clone();
         let stops: Arc<[TokenId]> = generation.params.stop_token_ids.as_slice().into();
+        let service = self.clone();
         generation.constraint =
-            self.prepare(move |service| service.build_constraint(asked, tools, stops, thinking)).await?;
+            self.compilations.run(move |_| service.build_constraint(asked, tools, stops, thinking)).await??;
         Ok(())
     }
 

@@ -33,8 +33,14 @@ impl World {
     }
 }
 
-/// Answers to one schema, each of which is JSON that the schema validates where it ended by itself; says how many did.
-fn check_schema(world: &World, name: &str, schema: &Value, seeds: std::ops::Range<u64>) -> usize {
+/// Answers to one schema, each of which is JSON that the schema validates where it ended by itself; counts those, and adds what is wrong
+/// to `wrong`.
+fn check_schema(
+    world: &World,
+    (name, schema): (&str, &Value),
+    seeds: std::ops::Range<u64>,
+    wrong: &mut Vec<String>,
+) -> usize {
     let source = GrammarSource::Schema { schema: schema.clone(), whitespace: Whitespace::Some };
     let spec = world.spec(&source);
     let validator = jsonschema::options()
@@ -45,16 +51,15 @@ fn check_schema(world: &World, name: &str, schema: &Value, seeds: std::ops::Rang
     for seed in seeds {
         let Answer { text, ended } = Random::new(seed).answer(spec.begin(), 600);
         match ended {
-            Ended::Stop => {
-                let value =
-                    parse(&text).unwrap_or_else(|error| panic!("{name}, seed {seed}: {error}: {text}"));
-                if let Err(error) = validator.validate(&value) {
-                    panic!("{name}, seed {seed}: {error}\n{text}\n{schema}");
-                }
-                num_complete += 1;
-            }
+            Ended::Stop => match parse(&text)
+                .map_err(|error| error.to_string())
+                .and_then(|value| validator.validate(&value).map_err(|error| error.to_string()))
+            {
+                Ok(()) => num_complete += 1,
+                Err(error) => wrong.push(format!("{name}, seed {seed}: {error}\n{text}\n{schema}")),
+            },
             Ended::Length => {}
-            Ended::Failed => panic!("{name}, seed {seed}: dead end after {text:?}"),
+            Ended::Failed => wrong.push(format!("{name}, seed {seed}: dead end after {text:?}\n{schema}")),
         }
     }
     num_complete
@@ -77,22 +82,47 @@ fn answers_to_realistic_schemas_validate() {
     let schemas: Vec<Value> =
         serde_json::from_str(include_str!("fixtures/schemas.json")).expect("the list is JSON");
     assert!(schemas.len() >= 90);
-    let mut complete = 0;
+    let (mut complete, mut wrong) = (0, Vec::new());
     for entry in &schemas {
-        complete += check_schema(&world, entry["name"].as_str().expect("a name"), &entry["schema"], 0..3);
+        let name = entry["name"].as_str().expect("a name");
+        complete += check_schema(&world, (name, &entry["schema"]), 0..5, &mut wrong);
     }
-    assert!(complete >= schemas.len() * 2, "only {complete} answers ended by themselves");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    assert!(complete >= schemas.len() * 3, "only {complete} answers ended by themselves");
 }
 
 #[test]
 fn answers_to_generated_schemas_validate() {
     let world = World::new();
-    let mut complete = 0;
     const NUM_SCHEMAS: u64 = 200;
+    let (mut complete, mut wrong) = (0, Vec::new());
     for seed in 0..NUM_SCHEMAS {
-        complete += check_schema(&world, &format!("generated {seed}"), &generated(seed), 0..2);
+        complete += check_schema(&world, (&format!("generated {seed}"), &generated(seed)), 0..3, &mut wrong);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     assert!(complete as u64 >= NUM_SCHEMAS, "only {complete} answers ended by themselves");
+}
+
+/// Bounds of all kinds, close to each other and not, on both sides of zero.
+#[test]
+fn answers_to_ranges_of_numbers_validate() {
+    const BOUNDS: [f64; 14] =
+        [-1000.0, -12.5, -3.0, -1.0, -0.25, -0.001, 0.0, 0.001, 0.25, 1.0, 1.5, 3.0, 99.99, 1000.0];
+    let world = World::new();
+    let mut wrong = Vec::new();
+    for (i, &low) in BOUNDS.iter().enumerate() {
+        for &high in &BOUNDS[i + 1..] {
+            for (min, max) in [
+                ("minimum", "exclusiveMaximum"),
+                ("exclusiveMinimum", "maximum"),
+                ("exclusiveMinimum", "exclusiveMaximum"),
+            ] {
+                let schema = json!({"type": "number", min: low, max: high});
+                check_schema(&world, ("range", &schema), 0..6, &mut wrong);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 fn complete(spec: &ConstraintSpec, seed: u64) -> Option<String> {

@@ -156,14 +156,14 @@ impl ConstraintSpec {
             return None;
         }
         let everything = TokenSet::all(num_rows);
-        let thinking = thinking.map(|part| make_thinking(part, &body, &setting, &everything));
+        let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         let body = match body {
             BodyPart::Free => Body::Free,
             BodyPart::Grammar(grammar) => Body::Grammar(grammar),
             BodyPart::Triggered { triggers, grammar, after } => {
                 let triggers: Vec<&str> = triggers.iter().map(String::as_str).collect();
                 let markers = Markers::new(&triggers, &setting.vocabulary);
-                let misfits = misfits(&markers, &setting, Some(&grammar));
+                let misfits = misfits(&markers, &setting, &grammar);
                 Body::Triggered(Triggered { markers, grammar, after, misfits })
             }
         };
@@ -176,39 +176,42 @@ impl ConstraintSpec {
     }
 }
 
-fn make_thinking(part: ThinkingPart, body: &BodyPart, setting: &Setting, everything: &TokenSet) -> Thinking {
+/// `None` for markers that this vocabulary cannot say: then nobody thinks between them.
+fn make_thinking(
+    part: ThinkingPart,
+    body: &BodyPart,
+    setting: &Setting,
+    everything: &TokenSet,
+) -> Option<Thinking> {
     let ThinkingPart { markers: ReasoningMarkers { start, end, open_in_prompt }, budget } = part;
     let vocabulary = &setting.vocabulary;
     let end_markers = Markers::new(&[&end], vocabulary);
     let (mask, misfits) = match body {
-        BodyPart::Grammar(grammar) => (
-            Some(Arc::new(everything.without(setting.ends.all()))),
-            misfits(&end_markers, setting, Some(grammar)),
-        ),
+        BodyPart::Grammar(grammar) => {
+            (Some(Arc::new(everything.without(setting.ends.all()))), misfits(&end_markers, setting, grammar))
+        }
         BodyPart::Free | BodyPart::Triggered { .. } => (None, HashSet::new()),
     };
-    Thinking {
-        start_tokens: vocabulary.encode_marker(&start),
-        end_tokens: vocabulary.encode_marker(&end),
+    Some(Thinking {
+        start_tokens: vocabulary.encode_marker(&start)?,
+        end_tokens: vocabulary.encode_marker(&end)?,
         start,
         end_markers,
         is_open: open_in_prompt,
         budget,
         mask,
         misfits,
-    }
+    })
 }
 
 /// Tokens whose bytes after a marker's end are no beginning of the grammar.
-fn misfits(markers: &Markers, setting: &Setting, grammar: Option<&Grammar>) -> HashSet<(TokenId, usize)> {
-    let Some(grammar) = grammar else { return HashSet::new() };
+fn misfits(markers: &Markers, setting: &Setting, grammar: &Grammar) -> HashSet<(TokenId, usize)> {
     let vocabulary = &setting.vocabulary;
     let mut checker = grammar.checker();
+    let rest = |overhang: &Overhang| vocabulary.cut(&vocabulary.bytes(overhang.token)[overhang.rest..]);
     markers
         .all_overhangs()
-        .filter(|overhang| {
-            !checker.can_begin_with(&vocabulary.cut(&vocabulary.bytes(overhang.token)[overhang.rest..]))
-        })
+        .filter(|overhang| !checker.can_begin_with(&rest(overhang)))
         .map(|overhang| (overhang.token, overhang.rest))
         .collect()
 }

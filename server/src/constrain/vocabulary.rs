@@ -38,7 +38,8 @@ impl Words {
             .collect();
         let mut is_control = vec![false; size];
         for (text, token) in tokenizer.added_tokens() {
-            if (token as usize) < size {
+            // Runs of blanks that some tokenizers add are text like any other.
+            if (token as usize) < size && !text.trim().is_empty() {
                 is_control[token as usize] = true;
                 // A decoder may show it differently, as with stripped spaces; its name is what it was added as.
                 words[token as usize] = text.as_bytes().to_vec();
@@ -117,12 +118,14 @@ impl Vocabulary {
         self.tokenize_bytes(text.as_bytes())
     }
 
-    /// The tokens of a marker: a control token where it is one, else text.
-    pub fn encode_marker(&self, text: &str) -> Vec<TokenId> {
-        match self.control(text) {
-            Some(token) => vec![token],
-            None => self.encode(text),
+    /// The tokens of a marker: a control token where it is one, else text. `None` where no tokens say it.
+    pub fn encode_marker(&self, text: &str) -> Option<Vec<TokenId>> {
+        if let Some(token) = self.control(text) {
+            return Some(vec![token]);
         }
+        let tokens = self.encode(text);
+        let said: Vec<u8> = tokens.iter().flat_map(|&token| self.bytes(token)).copied().collect();
+        (said == text.as_bytes() && !tokens.is_empty()).then_some(tokens)
     }
 
     /// Tokens of some bytes, found without regard to how the model would cut them.

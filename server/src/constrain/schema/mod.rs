@@ -5,6 +5,7 @@
 
 mod disjoint;
 mod formats;
+mod keywords;
 mod lower;
 mod numbers;
 mod objects;

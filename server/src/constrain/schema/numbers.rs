@@ -23,9 +23,12 @@ pub(super) fn lower(
             _ => number(map, exclusive, pointer)?,
         };
         for (keyword, value) in [(bound, own), (exclusive, strict)] {
-            if let Some(value) = value {
-                plain.insert(keyword.into(), clamp(keyword, value, sign, pointer)?);
-            }
+            let Some(value) = value else { continue };
+            let bound = match keyword == exclusive && plain.get("type") != Some(&"integer".into()) {
+                true => inside(keyword, value, sign, pointer)?,
+                false => clamp(keyword, value, sign, pointer)?,
+            };
+            plain.insert(keyword.into(), bound);
         }
     }
     if let Some(value) = number(map, "multipleOf", pointer)? {
@@ -61,6 +64,19 @@ fn clamp(keyword: &str, value: f64, sign: f64, pointer: &str) -> Result<Value, G
         return Ok(Value::from((EXACT_MAX * sign) as i64));
     }
     Err(unsupported(pointer, keyword, "is beyond 2^53, where whole numbers are not exact"))
+}
+
+/// The engine lets a whole exclusive bound itself through where the other bound is less than 1 away. A bound a little further in is none
+/// of those; whole numbers are the same beyond both.
+fn inside(keyword: &str, value: f64, sign: f64, pointer: &str) -> Result<Value, GrammarError> {
+    if value.fract() != 0.0 {
+        return Ok(Value::from(value));
+    }
+    match value.abs() {
+        x if x < 1e5 => Ok(Value::from(value - sign * 1e-9)),
+        x if x < 1e12 => Ok(Value::from(value - sign * 1e-3)),
+        _ => Err(unsupported(pointer, keyword, "beyond 10^12 is enforced only with `\"type\": \"integer\"`")),
+    }
 }
 
 /// Constants that come out as they went in.

@@ -179,7 +179,10 @@ fn alternatives_that_exclude_each_other_are_any_of_them() {
 #[test]
 fn bounds_of_numbers_become_exact() {
     let cases = [
-        (json!({"minimum": 1, "exclusiveMinimum": true}), json!({"exclusiveMinimum": 1})),
+        (
+            json!({"type": "integer", "minimum": 1, "exclusiveMinimum": true}),
+            json!({"type": "integer", "exclusiveMinimum": 1}),
+        ),
         (json!({"maximum": 2.5, "exclusiveMaximum": false}), json!({"maximum": 2.5})),
         (json!({"maximum": i64::MAX}), json!({"maximum": 9_007_199_254_740_992_i64})),
         (
@@ -187,6 +190,11 @@ fn bounds_of_numbers_become_exact() {
             json!({"type": "integer",
             "allOf": [{"type": "integer", "minimum": -9_007_199_254_740_992_i64, "maximum": 9_007_199_254_740_992_i64}]}),
         ),
+        (
+            json!({"exclusiveMinimum": 0, "exclusiveMaximum": 0.5}),
+            json!({"exclusiveMinimum": 1e-9, "exclusiveMaximum": 0.5}),
+        ),
+        (json!({"exclusiveMaximum": -3}), json!({"exclusiveMaximum": -3.000_000_001})),
         (json!({"minLength": 2.0}), json!({"minLength": 2})),
     ];
     for (schema, expected) in cases {
