@@ -2,10 +2,13 @@
 //! there are sequences.
 
 use crate::blocking::Lane;
+use crate::chat::parse::ReasoningMarkers;
 use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
+use crate::constrain::SequenceSpec;
+use crate::constraining::Constraining;
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
 use crate::error::ApiError;
@@ -47,6 +50,7 @@ pub struct Service {
     /// Bounds the work, and so the memory, of preparing prompts.
     preparations: Lane,
     pictures: Arc<Pictures>,
+    constraining: Arc<Constraining>,
 }
 
 /// A message whose pictures are still URLs.
@@ -86,8 +90,25 @@ impl Service {
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
+            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info)),
             parts,
         }
+    }
+
+    /// What grammars and other constraints of answers are made with.
+    pub fn constraining(&self) -> &Arc<Constraining> {
+        &self.constraining
+    }
+
+    /// Makes what the answers are asked to be held to. `thinking` says how the model marks its thinking in them.
+    pub async fn constrain(
+        &self,
+        generation: &mut Generation,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<(), ApiError> {
+        let stops = &generation.params.stop_token_ids;
+        generation.constraint = self.constraining.constrain(&generation.asked, stops, thinking).await?;
+        Ok(())
     }
 
     pub fn info(&self) -> &ModelInfo {
@@ -255,6 +276,7 @@ impl Service {
                 }
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
+                sequence.constraint = generation.constraint.as_ref().map(SequenceSpec::begin);
                 sequences.push(sequence);
             }
         }

@@ -4,6 +4,7 @@ mod data_url;
 pub mod decoder;
 pub mod image;
 mod jinja;
+pub mod parse;
 pub mod prompt;
 mod pyjson;
 mod special;

@@ -183,6 +183,18 @@ impl Tokenizer {
         self.vocabulary.token_bytes(token)
     }
 
+    /// Every added token, control or not, by its text.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (&str, TokenId)> {
+        self.vocabulary.added_tokens()
+    }
+
+    /// The tokens of a text inside an answer: nothing is put before or after it, and control tokens in it are text.
+    pub fn encode_inside(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        let mut tokens = Vec::new();
+        self.encode_text(text, 1, &mut tokens)?;
+        Ok(tokens)
+    }
+
     /// The id of an added token, such as `<|im_end|>`.
     pub fn token_id(&self, text: &str) -> Option<TokenId> {
         self.vocabulary.added_token(text)

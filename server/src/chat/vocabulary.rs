@@ -86,6 +86,10 @@ impl Vocabulary {
         self.special.get(token as usize).copied().unwrap_or(false)
     }
 
+    pub fn added_tokens(&self) -> impl Iterator<Item = (&str, TokenId)> {
+        self.added.iter().map(|(text, token)| (text.as_str(), *token))
+    }
+
     pub fn added_token(&self, text: &str) -> Option<TokenId> {
         self.added.get(text).copied()
     }

@@ -115,15 +115,11 @@ fn empty(value: &Value) -> bool {
 fn one(value: &Value) -> bool {
     value.as_f64() == Some(1.0)
 }
-fn text_format(value: &Value) -> bool {
-    value.get("type").is_some_and(|kind| kind == "text")
-}
 fn text_only(value: &Value) -> bool {
     value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
 }
 
 const NO_TOOLS: &str = "tool calls are not implemented yet";
-const NO_GRAMMAR: &str = "constrained output is not implemented yet";
 const NO_SEARCH: &str = "beam search is not implemented";
 const NO_TEMPLATE: &str = "the chat template is the server's choice";
 
@@ -133,21 +129,10 @@ const REFUSED: &[Refused] = &[
     refused("tool_choice", is_none, NO_TOOLS),
     refused("functions", never, NO_TOOLS),
     refused("function_call", is_none, NO_TOOLS),
-    refused("response_format", text_format, NO_GRAMMAR),
-    refused("structured_outputs", never, NO_GRAMMAR),
-    refused("guided_json", never, NO_GRAMMAR),
-    refused("guided_regex", never, NO_GRAMMAR),
-    refused("guided_choice", never, NO_GRAMMAR),
-    refused("guided_grammar", never, NO_GRAMMAR),
-    refused("structural_tag", never, NO_GRAMMAR),
-    refused("json_schema", never, NO_GRAMMAR),
-    refused("grammar", never, NO_GRAMMAR),
-    refused("regex", never, NO_GRAMMAR),
-    refused("ebnf", never, NO_GRAMMAR),
-    refused("stop_regex", never, NO_GRAMMAR),
-    refused("bad_words", never, NO_GRAMMAR),
-    refused("allowed_token_ids", never, NO_GRAMMAR),
-    refused("thinking_token_budget", never, NO_GRAMMAR),
+    refused("structural_tag", never, "it is not implemented; `structured_outputs` is"),
+    refused("ebnf", never, "grammars are taken in Lark syntax, as `structured_outputs.grammar`"),
+    refused("stop_regex", never, "stops are strings"),
+    refused("guided_whitespace_pattern", never, "whitespace in JSON is the server's choice"),
     refused("logprob_token_ids", never, "only the most probable tokens can be reported"),
     refused("best_of", one, "use `n`; there is no ranking of answers"),
     refused("suffix", empty, "insertion is not implemented"),
@@ -168,8 +153,13 @@ const REFUSED: &[Refused] = &[
 ];
 
 /// Known, without effect, and not to be taken for a constraint by their names.
-const HARMLESS: &[&str] =
-    &["reasoning_format", "parallel_tool_calls", "prompt_cache_options", "web_search_options"];
+const HARMLESS: &[&str] = &[
+    "guided_decoding_backend",
+    "reasoning_format",
+    "parallel_tool_calls",
+    "prompt_cache_options",
+    "web_search_options",
+];
 
 /// Misspelt or future fields of this kind must not be dropped in silence: the client would trust an answer that nothing enforced.
 fn looks_like_a_constraint(name: &str) -> bool {

@@ -1,13 +1,16 @@
 //! The fields that chat completions and completions share, and what they mean: how tokens are chosen, where the text ends, and
 //! what of it is reported.
 
+use crate::constrain::SequenceSpec;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
+use crate::openai::structured::{ConstraintRequest, StructuredFields};
 use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 request_fields! {
@@ -40,6 +43,22 @@ request_fields! {
         priority: i32,
         cache_salt: String,
         request_id: String,
+        response_format: Value,
+        structured_outputs: Map<String, Value>,
+        guided_json: Value,
+        guided_regex: String,
+        guided_choice: Vec<String>,
+        guided_grammar: String,
+        /// llama-server's name for a schema of the whole answer.
+        json_schema: Value,
+        /// In llguidance's dialect of Lark.
+        grammar: String,
+        regex: String,
+        bad_words: Vec<String>,
+        allowed_token_ids: Vec<TokenId>,
+        thinking_token_budget: usize,
+        /// llama-server's name; -1 is no budget.
+        reasoning_budget_tokens: i64,
     }
 }
 
@@ -88,6 +107,9 @@ impl Default for RequestLimits {
 #[derive(Debug, Clone)]
 pub struct Generation {
     pub model: Option<String>,
+    /// What the answer is asked to be held to, and what that became: [`crate::service::Service::constrain`].
+    pub asked: ConstraintRequest,
+    pub constraint: Option<SequenceSpec>,
     /// `max_tokens` is set when the prompt's length is known, `seed` for each choice.
     pub params: SamplingParams,
     /// `None`: whatever the context leaves.
@@ -165,6 +187,19 @@ impl GenerationFields {
             priority,
             cache_salt,
             request_id,
+            response_format,
+            structured_outputs,
+            guided_json,
+            guided_regex,
+            guided_choice,
+            guided_grammar,
+            json_schema,
+            grammar,
+            regex,
+            bad_words,
+            allowed_token_ids,
+            thinking_token_budget,
+            reasoning_budget_tokens,
         } = self;
         let Dialect { max_tokens, logprobs } = dialect;
         if spaces_between_special_tokens == Some(false) {
@@ -213,8 +248,25 @@ impl GenerationFields {
             logprobs,
         };
         params.check(defaults.vocab_size)?;
+        let structured = StructuredFields {
+            response_format,
+            structured_outputs,
+            guided_json,
+            guided_regex,
+            guided_choice,
+            guided_grammar,
+            json_schema,
+            grammar,
+            regex,
+            bad_words,
+            allowed_token_ids,
+            thinking_token_budget,
+            reasoning_budget_tokens,
+        };
         Ok(Generation {
             model,
+            asked: structured.lower(defaults.vocab_size)?,
+            constraint: None,
             params: SamplingParams { min_tokens: min_tokens.unwrap_or(0), ..params },
             max_tokens: max_tokens.map(|(_, max)| max),
             n: in_range("n", n.unwrap_or(1), limits.n_max)?,

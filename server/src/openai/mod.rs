@@ -17,4 +17,5 @@ pub mod render;
 pub mod report;
 pub mod score;
 mod stream;
+pub mod structured;
 pub mod tokenize;

@@ -5,8 +5,9 @@ use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelIn
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, Digest, ImageInput, ModelRunner, PromptLogprob, PromptResult, PromptTask, PromptWork,
-    RowSum, Sample, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, PromptLogprob, PromptResult, PromptTask,
+    PromptWork, RowSum, Sample, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId,
+    StepOutput, TokenId,
 };
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -282,7 +283,7 @@ impl FakeRunner {
             let hash = self.run(item);
             prompts.extend(item.prompt.as_ref().map(|work| self.tell(item, work)));
             if let Some(sample) = &item.sample {
-                sampled.push(Sampled::Token(sample_token(hash, sample)));
+                sampled.push(sample_token(hash, sample));
             }
         }
         Ok(StepOutput { prompts, sampled })
@@ -336,19 +337,31 @@ impl FakeRunner {
     }
 }
 
-/// Greedy is the hash alone; a temperature adds the seed.
-fn sample_token(hash: u64, sample: &Sample) -> SampledToken {
+/// Greedy is the hash alone; a temperature adds the seed. A mask leaves its tokens equally likely.
+fn sample_token(hash: u64, sample: &Sample) -> Sampled {
     let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = &*sample.params;
     let hash = if *temperature > 0.0 { mix(hash, *seed ^ sample.position as u64) } else { hash };
     let may_end = sample.num_generated >= *min_tokens;
     let allowed = |token: TokenId| may_end || stop_token_ids.binary_search(&token).is_err();
     let candidates: Vec<TokenId> =
         candidates(hash).filter(|&token| allowed(token)).take(logprobs.unwrap_or(0) + 1).collect();
-    SampledToken {
-        token: candidates[0],
+    let mut token = candidates[0];
+    if let Some(mask) = &sample.mask {
+        let Some(words) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
+        let in_mask =
+            |token: TokenId| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let left: Vec<TokenId> =
+            (0..VOCAB_SIZE as TokenId).filter(|&token| in_mask(token) && allowed(token)).collect();
+        if left.is_empty() {
+            return Sampled::Failed(Failure::NothingToSample);
+        }
+        token = left[(mix(hash, 0) % left.len() as u64) as usize];
+    }
+    Sampled::Token(SampledToken {
+        token,
         logprob: logprobs.map(|_| logprob(0)),
         top: (0..logprobs.unwrap_or(0)).map(|rank| (candidates[rank], logprob(rank))).collect(),
-    }
+    })
 }
 
 /// What may follow, most probable first.

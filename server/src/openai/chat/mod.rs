@@ -24,10 +24,11 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let service = exchange.service.clone();
     let ChatCompletionRequest { chat, generation, ignored } = ChatCompletionRequest::parse(&body)?;
     drop(body);
-    let (chat, generation) = chat.lower(generation, service.defaults(), &exchange.app.limits.request)?;
+    let (chat, mut generation) = chat.lower(generation, service.defaults(), &exchange.app.limits.request)?;
     let head = exchange.head("chatcmpl-", &generation)?;
     let prompt = service.chat_prompt(chat).await?;
     let tokens: Arc<[TokenId]> = prompt.tokens.as_slice().into();
+    service.constrain(&mut generation, None).await?;
     let mut answers = service.start(&[prompt], &generation, "messages")?;
     let report = generation.report;
     if report.stream.is_some() {

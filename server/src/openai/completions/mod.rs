@@ -26,7 +26,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let service = exchange.service.clone();
     let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&body)?;
     drop(body);
-    let Lowered { prompts: raw, echo, add_special_tokens, generation } =
+    let Lowered { prompts: raw, echo, add_special_tokens, mut generation } =
         completion.lower(generation, service.defaults(), &exchange.app.limits.request)?;
     let head = exchange.head("cmpl-", &generation)?;
     let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
@@ -34,6 +34,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
         raw.iter().zip(&tokens).map(|(raw, tokens)| make_echo(&service, raw, tokens, echo)).collect();
     let prompts: Vec<Prompt> =
         tokens.into_iter().map(|tokens| Prompt { tokens, ..Prompt::default() }).collect();
+    service.constrain(&mut generation, None).await?;
     let mut answers = service.start(&prompts, &generation, "prompt")?;
     drop(prompts);
     let report = generation.report;

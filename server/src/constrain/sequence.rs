@@ -1,0 +1,301 @@
+//! The constraint of one sequence: what it goes through from its first token to its last.
+//!
+//! ```text
+//!            ┌─ a start marker ──▶ Thinking ──end marker──▶ ┐
+//! Opening ───┤                       └─ budget used up ─▶ Closing: the end marker's tokens, one by one ─▶ ┐
+//!            └─ anything else ─────────────────────────────────────────────────────────────────────▶ Body
+//!
+//! Body:  Free  |  Grammar  |  Watching ──trigger──▶ Call ──complete──▶ Watching, or the end
+//! ```
+
+use super::grammar_state::{GrammarState, only};
+use super::marker::Tail;
+use super::masks::shared;
+use super::spec::{AfterCall, Body, Spec, Thinking};
+use scheduler::{Accepted, Constraint, TokenId, TokenMask};
+use std::sync::Arc;
+
+pub struct SequenceConstraint {
+    spec: Arc<Spec>,
+    phase: Phase,
+}
+
+enum Phase {
+    /// Before the first text: thinking may begin, and does not have to.
+    Opening {
+        seen: Vec<u8>,
+        grammar: Option<GrammarState>,
+    },
+    /// The start marker has begun and its tokens from `next` on follow.
+    Start {
+        next: usize,
+    },
+    Thinking {
+        tail: Tail,
+        num_tokens: usize,
+        last: Vec<TokenId>,
+    },
+    /// The end marker's tokens from `next` on follow.
+    Closing {
+        next: usize,
+    },
+    Free,
+    Grammar(GrammarState),
+    Watching {
+        tail: Tail,
+    },
+    Call(GrammarState),
+}
+
+impl std::fmt::Debug for SequenceConstraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SequenceConstraint").field("phase", &self.phase.name()).finish_non_exhaustive()
+    }
+}
+
+impl Phase {
+    fn name(&self) -> &'static str {
+        match self {
+            Phase::Opening { .. } => "opening",
+            Phase::Start { .. } => "start",
+            Phase::Thinking { .. } => "thinking",
+            Phase::Closing { .. } => "closing",
+            Phase::Free => "free",
+            Phase::Grammar(_) => "grammar",
+            Phase::Watching { .. } => "watching",
+            Phase::Call(_) => "call",
+        }
+    }
+}
+
+impl SequenceConstraint {
+    pub fn new(spec: Arc<Spec>) -> Self {
+        let phase = match &spec.thinking {
+            None => body(&spec),
+            Some(thinking) if thinking.is_open => begin_thinking(thinking),
+            Some(_) => {
+                let grammar = match &spec.body {
+                    Body::Grammar(grammar) => Some(grammar.state(&spec.setting)),
+                    Body::Free | Body::Triggered(_) => None,
+                };
+                Phase::Opening { seen: Vec::new(), grammar }
+            }
+        };
+        Self { spec, phase }
+    }
+
+    fn thinking(&self) -> &Thinking {
+        self.spec.thinking.as_ref().expect("phases of thinking are entered only where there is any")
+    }
+
+    /// Where `next` of a marker's tokens have come.
+    fn after_marker_token(&mut self, next: usize) -> Phase {
+        let thinking = self.thinking();
+        match &self.phase {
+            Phase::Start { .. } if next < thinking.start_tokens.len() => Phase::Start { next },
+            Phase::Start { .. } => begin_thinking(thinking),
+            _ if next < thinking.end_tokens.len() => Phase::Closing { next },
+            _ => body(&self.spec),
+        }
+    }
+
+    fn accept_opening(&mut self, token: TokenId) -> (Phase, Accepted) {
+        let spec = self.spec.clone();
+        let thinking = self.thinking();
+        let start = thinking.start_tokens[0];
+        let Phase::Opening { seen, grammar } = &mut self.phase else { unreachable!("called while opening") };
+        if let Some(mut grammar) = grammar.take() {
+            let mask = grammar.next_mask(Some(start));
+            if token == start && !mask.also_by_grammar() {
+                self.phase = Phase::Start { next: 0 };
+                return (self.after_marker_token(1), Accepted::Open);
+            }
+            let accepted = grammar.accept(token);
+            return (Phase::Grammar(grammar), accepted);
+        }
+        seen.extend_from_slice(spec.setting.vocabulary.bytes(token));
+        let text = seen.trim_ascii_start();
+        let marker = spec.thinking.as_ref().map_or(&[][..], |thinking| thinking.start.as_bytes());
+        if text.starts_with(marker) {
+            let rest = text[marker.len()..].to_vec();
+            self.phase = begin_thinking(self.thinking());
+            return if rest.is_empty() {
+                (std::mem::replace(&mut self.phase, Phase::Free), Accepted::Open)
+            } else {
+                self.accept_thinking(token, &rest)
+            };
+        }
+        if marker.starts_with(text) {
+            let seen = std::mem::take(seen);
+            return (Phase::Opening { seen, grammar: None }, Accepted::Open);
+        }
+        let seen = std::mem::take(seen);
+        self.phase = body(&spec);
+        self.accept_text(&seen)
+    }
+
+    fn accept_thinking(&mut self, token: TokenId, bytes: &[u8]) -> (Phase, Accepted) {
+        let spec = self.spec.clone();
+        let thinking =
+            spec.thinking.as_ref().expect("phases of thinking are entered only where there is any");
+        let Phase::Thinking { tail, num_tokens, last } = &mut self.phase else {
+            unreachable!("called while thinking")
+        };
+        if let Some(end) = thinking.end_markers.push(tail, bytes) {
+            self.phase = body(&spec);
+            return self.accept_text(&bytes[end..]);
+        }
+        last.push(token);
+        if last.len() >= thinking.end_tokens.len() {
+            last.remove(0);
+        }
+        let (tail, num_tokens, last) = (std::mem::take(tail), *num_tokens + 1, std::mem::take(last));
+        if thinking.budget.is_some_and(|budget| num_tokens >= budget) {
+            return (close(thinking, &last), Accepted::Open);
+        }
+        (Phase::Thinking { tail, num_tokens, last }, Accepted::Open)
+    }
+
+    /// Takes in text that the body begins or goes on with.
+    fn accept_text(&mut self, bytes: &[u8]) -> (Phase, Accepted) {
+        let spec = self.spec.clone();
+        match std::mem::replace(&mut self.phase, Phase::Free) {
+            Phase::Grammar(mut grammar) if !bytes.is_empty() => {
+                let accepted = grammar.accept_bytes(bytes);
+                (Phase::Grammar(grammar), accepted)
+            }
+            Phase::Watching { mut tail } => {
+                let Body::Triggered(triggered) = &spec.body else { unreachable!("watches for a trigger") };
+                let Some(end) = triggered.markers.push(&mut tail, bytes) else {
+                    return (Phase::Watching { tail }, Accepted::Open);
+                };
+                let mut call = triggered.grammar.state(&spec.setting);
+                let accepted = call.accept_bytes(&bytes[end..]);
+                self.after_call(call, accepted)
+            }
+            Phase::Call(mut call) => {
+                let accepted = call.accept_bytes(bytes);
+                self.after_call(call, accepted)
+            }
+            other => (other, Accepted::Open),
+        }
+    }
+
+    fn after_call(&self, call: GrammarState, accepted: Accepted) -> (Phase, Accepted) {
+        let Body::Triggered(triggered) = &self.spec.body else { unreachable!("calls follow triggers") };
+        match (accepted, triggered.after) {
+            (Accepted::Complete, AfterCall::Watch) => {
+                (Phase::Watching { tail: Tail::default() }, Accepted::Open)
+            }
+            (accepted, _) => (Phase::Call(call), accepted),
+        }
+    }
+}
+
+fn body(spec: &Spec) -> Phase {
+    match &spec.body {
+        Body::Free => Phase::Free,
+        Body::Grammar(grammar) => Phase::Grammar(grammar.state(&spec.setting)),
+        Body::Triggered(_) => Phase::Watching { tail: Tail::default() },
+    }
+}
+
+fn begin_thinking(thinking: &Thinking) -> Phase {
+    match thinking.budget {
+        Some(0) => Phase::Closing { next: 0 },
+        _ => Phase::Thinking { tail: Tail::default(), num_tokens: 0, last: Vec::new() },
+    }
+}
+
+/// What of the end marker the model has begun by itself is not said again.
+fn close(thinking: &Thinking, last: &[TokenId]) -> Phase {
+    let tokens = &thinking.end_tokens;
+    let begun = (0..tokens.len()).rev().find(|&begun| last.ends_with(&tokens[..begun])).unwrap_or(0);
+    Phase::Closing { next: begun }
+}
+
+impl Constraint for SequenceConstraint {
+    fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+        let spec = &self.spec;
+        let thinking = spec.thinking.as_ref();
+        match &mut self.phase {
+            Phase::Free => None,
+            Phase::Opening { grammar: None, .. } => None,
+            Phase::Opening { grammar: Some(grammar), .. } => {
+                let start = thinking.and_then(|thinking| thinking.start_tokens.first().copied());
+                Some(grammar.next_mask(start))
+            }
+            Phase::Start { next } => Some(only(thinking?.start_tokens[*next])),
+            Phase::Closing { next } => Some(only(thinking?.end_tokens[*next])),
+            Phase::Thinking { tail, .. } => {
+                let thinking = thinking?;
+                let bad: Vec<TokenId> = thinking
+                    .end_markers
+                    .overhangs(tail)
+                    .filter(|overhang| !thinking.fits(overhang))
+                    .map(|overhang| overhang.token)
+                    .collect();
+                match (&thinking.mask, bad.is_empty()) {
+                    (None, true) => None,
+                    (Some(mask), true) => Some(mask.clone()),
+                    (Some(mask), false) => Some(shared(mask.without(bad))),
+                    (None, false) => Some(shared(spec.everything.without(bad))),
+                }
+            }
+            Phase::Watching { tail } => {
+                let Body::Triggered(triggered) = &spec.body else { unreachable!("watches for a trigger") };
+                let bad: Vec<TokenId> = triggered
+                    .markers
+                    .overhangs(tail)
+                    .filter(|overhang| !triggered.fits(overhang))
+                    .map(|overhang| overhang.token)
+                    .collect();
+                (!bad.is_empty()).then(|| shared(spec.everything.without(bad)))
+            }
+            Phase::Grammar(grammar) | Phase::Call(grammar) => Some(grammar.next_mask(None)),
+        }
+    }
+
+    fn accept(&mut self, token: TokenId) -> Accepted {
+        let spec = self.spec.clone();
+        let bytes = spec.setting.vocabulary.bytes(token);
+        let (phase, accepted) = match &mut self.phase {
+            Phase::Free => return Accepted::Open,
+            Phase::Grammar(grammar) => return grammar.accept(token),
+            Phase::Opening { .. } => self.accept_opening(token),
+            Phase::Start { next } | Phase::Closing { next } => {
+                let next = *next + 1;
+                (self.after_marker_token(next), Accepted::Open)
+            }
+            Phase::Thinking { .. } => self.accept_thinking(token, bytes),
+            Phase::Watching { .. } => self.accept_text(bytes),
+            Phase::Call(_) => {
+                let Phase::Call(mut call) = std::mem::replace(&mut self.phase, Phase::Free) else {
+                    unreachable!("was matched")
+                };
+                let accepted = call.accept(token);
+                self.after_call(call, accepted)
+            }
+        };
+        self.phase = phase;
+        accepted
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        let phase = match &self.phase {
+            Phase::Opening { seen, grammar } => {
+                Phase::Opening { seen: seen.clone(), grammar: grammar.as_ref().map(GrammarState::fork) }
+            }
+            Phase::Start { next } => Phase::Start { next: *next },
+            Phase::Thinking { tail, num_tokens, last } => {
+                Phase::Thinking { tail: tail.clone(), num_tokens: *num_tokens, last: last.clone() }
+            }
+            Phase::Closing { next } => Phase::Closing { next: *next },
+            Phase::Free => Phase::Free,
+            Phase::Grammar(grammar) => Phase::Grammar(grammar.fork()),
+            Phase::Watching { tail } => Phase::Watching { tail: tail.clone() },
+            Phase::Call(call) => Phase::Call(call.fork()),
+        };
+        Box::new(Self { spec: self.spec.clone(), phase })
+    }
+}
