@@ -157,6 +157,16 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "PERILUNE_CHAT_TEMPLATE")]
     pub chat_template: Option<PathBuf>,
 
+    /// How the model writes calls of tools: kimi_k2, hermes, qwen3_coder, seed_oss, llama3_json, pythonic, deepseek_v3, deepseek_v31,
+    /// mistral, mistral_list; none passes them on as text. Default: told from the chat template
+    #[arg(long, value_name = "NAME", env = "PERILUNE_TOOL_CALL_PARSER")]
+    pub tool_call_parser: Option<String>,
+
+    /// How the model writes its thinking: kimi, kimi_k2, qwen3, deepseek_v3, deepseek_r1, seed_oss; none passes it on as text. Default:
+    /// told from the chat template
+    #[arg(long, value_name = "NAME", env = "PERILUNE_REASONING_PARSER")]
+    pub reasoning_parser: Option<String>,
+
     /// Where defaults of sampling parameters come from
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_GENERATION_CONFIG")]
     pub generation_config: GenerationConfigArg,
@@ -309,6 +319,8 @@ pub struct HarmlessArgs {
     pub enable_chunked_prefill: bool,
     #[arg(long, hide = true)]
     pub disable_frontend_multiprocessing: bool,
+    #[arg(long, hide = true)]
+    pub enable_auto_tool_choice: bool,
 }
 
 impl HarmlessArgs {
@@ -321,6 +333,7 @@ impl HarmlessArgs {
             enforce_eager,
             enable_chunked_prefill,
             disable_frontend_multiprocessing,
+            enable_auto_tool_choice,
         } = self;
         let flags = [
             (*trust_remote_code, "--trust-remote-code"),
@@ -330,6 +343,7 @@ impl HarmlessArgs {
             (*enforce_eager, "--enforce-eager"),
             (*enable_chunked_prefill, "--enable-chunked-prefill"),
             (*disable_frontend_multiprocessing, "--disable-frontend-multiprocessing"),
+            (*enable_auto_tool_choice, "--enable-auto-tool-choice"),
         ];
         flags.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }

@@ -8,6 +8,7 @@ use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
 use crate::chat::image::ImageLimits;
 use crate::chat::image::remote::{Hosts, RemotePolicy};
+use crate::chat::parse::{Choice, Parsers, ReasoningFormat, ToolFormat};
 use crate::disk::files::FileLimits;
 use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
@@ -36,6 +37,7 @@ pub struct Config {
     pub seed: Option<u64>,
     pub log_format: LogFormat,
     pub chat_template: Option<PathBuf>,
+    pub parsers: Parsers,
     pub defaults: DefaultsFrom,
     pub shutdown_timeout: Duration,
     pub data: DataConfig,
@@ -105,6 +107,8 @@ impl TryFrom<ServeArgs> for Config {
             log_format,
             config: _,
             chat_template,
+            tool_call_parser,
+            reasoning_parser,
             generation_config,
             max_waiting,
             shutdown_timeout,
@@ -217,6 +221,7 @@ impl TryFrom<ServeArgs> for Config {
                 LogFormatArg::Json => LogFormat::Json,
             },
             chat_template,
+            parsers: lower_parsers(tool_call_parser.as_deref(), reasoning_parser.as_deref())?,
             defaults: match generation_config {
                 GenerationConfigArg::Auto => DefaultsFrom::Model,
                 GenerationConfigArg::Vllm => DefaultsFrom::Api,
@@ -226,6 +231,19 @@ impl TryFrom<ServeArgs> for Config {
             warnings,
         })
     }
+}
+
+fn lower_parsers(tools: Option<&str>, reasoning: Option<&str>) -> Result<Parsers, ConfigError> {
+    let unknown = |flag: &'static str, name: Option<&str>, known: Vec<&str>| {
+        let message = format!("unknown name `{}`; known are {}, none", name.unwrap_or(""), known.join(", "));
+        fail(flag)(message)
+    };
+    Ok(Parsers {
+        tools: Choice::named(tools, ToolFormat::named)
+            .ok_or_else(|| unknown("tool-call-parser", tools, ToolFormat::names().collect()))?,
+        reasoning: Choice::named(reasoning, ReasoningFormat::named)
+            .ok_or_else(|| unknown("reasoning-parser", reasoning, ReasoningFormat::names().collect()))?,
+    })
 }
 
 impl Config {
@@ -245,6 +263,7 @@ impl Config {
             seed,
             log_format,
             chat_template,
+            parsers,
             defaults,
             shutdown_timeout,
             data,
@@ -281,6 +300,7 @@ impl Config {
             "seed": seed,
             "log_format": format!("{log_format:?}"),
             "chat_template": chat_template,
+            "parsers": format!("{parsers:?}"),
             "generation_config": format!("{defaults:?}"),
             "shutdown_timeout": shutdown_timeout.as_secs_f64(),
             "data_dir": data.dir,

@@ -2,13 +2,16 @@
 
 use crate::blocking::Lane;
 use crate::chat::Tokenizer;
-use crate::chat::parse::ReasoningMarkers;
+use crate::chat::parse::grammar::TriggeredCalls;
+use crate::chat::parse::{ReasoningMarkers, ToolFormat};
 use crate::constrain::{
-    BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, MaskPool, SequenceSpec,
-    Setting, ThinkingPart, TokenFilter, TokenizerEncoder, Vocabulary, Words,
+    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
+    GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter, TokenizerEncoder,
+    Vocabulary, Words,
 };
 use crate::error::ApiError;
 use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
+use crate::openai::tools::ToolUse;
 use models::ModelInfo;
 use scheduler::TokenId;
 use std::sync::Arc;
@@ -23,6 +26,14 @@ pub struct Constraining {
     num_rows: usize,
     /// Bounds how many requests wait for grammars at once, apart from those that prepare prompts.
     lane: Lane,
+}
+
+/// Tools whose calls are held to a grammar, or that a grammar of the text must leave room for.
+#[derive(Debug, Clone)]
+pub struct HeldTools {
+    pub tools: Arc<ToolUse>,
+    /// `None`: nobody knows how the model writes calls.
+    pub format: Option<ToolFormat>,
 }
 
 impl Constraining {
@@ -52,19 +63,21 @@ impl Constraining {
     pub async fn constrain(
         self: &Arc<Self>,
         asked: &ConstraintRequest,
+        tools: Option<HeldTools>,
         stops: &[TokenId],
         thinking: Option<ReasoningMarkers>,
     ) -> Result<Option<SequenceSpec>, ApiError> {
-        if *asked == ConstraintRequest::default() {
+        if *asked == ConstraintRequest::default() && tools.is_none() {
             return Ok(None);
         }
         let (asked, stops, this) = (asked.clone(), Arc::from(stops), self.clone());
-        self.lane.run(move |_| this.build(asked, stops, thinking)).await?
+        self.lane.run(move |_| this.build(asked, tools, stops, thinking)).await?
     }
 
     fn build(
         &self,
         asked: ConstraintRequest,
+        tools: Option<HeldTools>,
         stops: Arc<[TokenId]>,
         thinking: Option<ReasoningMarkers>,
     ) -> Result<Option<SequenceSpec>, ApiError> {
@@ -73,6 +86,11 @@ impl Constraining {
             if let Some(budget) = thinking_budget {
                 let message = "cannot be combined with `bad_words` or `allowed_token_ids`";
                 return Err(ApiError::invalid(budget.param, message));
+            }
+            if tools.is_some() {
+                let message = "cannot be combined with tools that must be called or are strict";
+                let param = if bad_words.is_empty() { "allowed_token_ids" } else { "bad_words" };
+                return Err(ApiError::invalid(param, message));
             }
             let forbidden = self.bad_word_tokens(&bad_words)?;
             return Ok(Some(TokenFilter::new(allowed_token_ids.as_deref(), forbidden, self.num_rows).into()));
@@ -83,15 +101,44 @@ impl Constraining {
                 "nothing marks thinking in this model's answers",
             ));
         }
-        let body = match grammar {
-            None => BodyPart::Free,
-            Some(GrammarRequest { source, param }) => BodyPart::Grammar(
+        let body = match (tools, grammar) {
+            (Some(tools), grammar) => self.tool_body(&tools, grammar)?,
+            (None, None) => BodyPart::Free,
+            (None, Some(GrammarRequest { source, param })) => BodyPart::Grammar(
                 self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
             ),
         };
         let budget = thinking_budget.map(|budget| budget.tokens);
         let thinking = thinking.map(|markers| ThinkingPart { markers, budget });
         self.assemble(ConstraintParts { thinking, body }, stops)
+    }
+
+    /// Where a call is forced there is no text, and so nothing for the text's grammar to hold.
+    fn tool_body(&self, held: &HeldTools, text: Option<GrammarRequest>) -> Result<BodyPart, ApiError> {
+        let HeldTools { tools, format } = held;
+        let format = format.ok_or_else(|| {
+            let message = "how the model writes calls is not known, so that none can be held to a grammar";
+            ApiError::unsupported("tools", message)
+        })?;
+        let compile = |pattern: Pattern| {
+            let source = GrammarSource::Pattern(pattern);
+            self.grammars.compile(&source).map_err(|error| grammar_error(error, "tools"))
+        };
+        if tools.is_forced() {
+            return Ok(BodyPart::Grammar(compile(tools.forced_grammar(format)?)?));
+        }
+        if let Some(GrammarRequest { source, param }) = text {
+            let Some(text) = source.into_pattern(&param) else {
+                let message =
+                    "a grammar in Lark cannot be combined with tools that the model may call or not";
+                return Err(ApiError::unsupported(param, message));
+            };
+            let either = Pattern::Any(vec![text, tools.forced_grammar(format)?]);
+            return Ok(BodyPart::Grammar(compile(either)?));
+        }
+        let TriggeredCalls { trigger, call } = tools.call_grammar(format)?;
+        let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
+        Ok(BodyPart::Triggered { triggers: vec![trigger.to_owned()], grammar: compile(call)?, after })
     }
 
     /// A constraint of any parts, as calls of tools need. Not for an async thread.

@@ -150,6 +150,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         seed,
         log_format: _,
         chat_template,
+        parsers,
         defaults,
         shutdown_timeout: _,
         data: _,
@@ -166,6 +167,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         pictures,
         seed,
         chat_template,
+        parsers,
         defaults,
         store: None,
     }

@@ -5,6 +5,7 @@ use crate::auth::ApiKeys;
 use crate::batch::job::Runner;
 use crate::batch::request::LineRunner;
 use crate::batch::store::Store;
+use crate::chat::parse::Parsers;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
 use crate::defaults::GenerationDefaults;
@@ -34,6 +35,7 @@ pub struct ServeOptions {
     pub pictures: PictureOptions,
     pub seed: Option<u64>,
     pub chat_template: Option<PathBuf>,
+    pub parsers: Parsers,
     pub defaults: DefaultsFrom,
     /// Files and batches; `None`: their routes say that there is no folder for them.
     pub store: Option<Arc<Store>>,
@@ -150,7 +152,8 @@ where
     R::Error: std::fmt::Display,
     E: Send + 'static,
 {
-    let ServeOptions { names, root, scheduling, pictures, seed, chat_template, defaults, .. } = options;
+    let ServeOptions { names, root, scheduling, pictures, seed, chat_template, parsers, defaults, .. } =
+        options;
     let start = Instant::now();
     let tokenizer = Arc::new(Tokenizer::load(files)?);
     let template = match chat_template {
@@ -190,6 +193,8 @@ where
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
     };
     let prompts = PromptBuilder::new(tokenizer.clone(), template, info.image_token_id);
+    let output = prompts.output().overridden(&parsers);
+    let prompts = prompts.with_output(output);
     let service = Service::new(ServiceParts {
         engine: handle.clone(),
         tokenizer,

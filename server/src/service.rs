@@ -2,19 +2,20 @@
 //! there are sequences.
 
 use crate::blocking::Lane;
-use crate::chat::parse::ReasoningMarkers;
+use crate::chat::effort::Effort;
+use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
 use crate::constrain::SequenceSpec;
-use crate::constraining::Constraining;
+use crate::constraining::{Constraining, HeldTools};
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::openai::answer::{Answers, Choice};
-use crate::openai::generation::Generation;
+use crate::openai::answer::{Answers, Choice, Parsing};
+use crate::openai::generation::{Generation, OutputOptions};
 use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
@@ -44,6 +45,8 @@ pub struct ServiceParts {
 pub struct Service {
     parts: ServiceParts,
     model_ends: Arc<[TokenId]>,
+    /// Markers of thinking and calls that are control tokens of this model, in order.
+    controls: Arc<[TokenId]>,
     fingerprint: String,
     created: u64,
     seeds: Seeds,
@@ -67,6 +70,9 @@ pub enum RawPart {
 
 pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
+    /// What the template shows of the request's tools.
+    pub tools: Option<Value>,
+    pub effort: Option<Effort>,
     pub kwargs: Map<String, Value>,
     pub ending: Ending,
 }
@@ -85,6 +91,7 @@ impl Service {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             model_ends: info.eos_token_ids.clone().into(),
+            controls: marker_tokens(&parts),
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
@@ -106,8 +113,14 @@ impl Service {
         generation: &mut Generation,
         thinking: Option<ReasoningMarkers>,
     ) -> Result<(), ApiError> {
+        let format = self.tool_format();
+        // A grammar of the text must not keep the model from calling instead.
+        let has_grammar = generation.asked.grammar.is_some() && format.is_some();
+        let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
+        let tools = tools.map(|tools| HeldTools { tools, format });
         let stops = &generation.params.stop_token_ids;
-        generation.constraint = self.constraining.constrain(&generation.asked, stops, thinking).await?;
+        generation.constraint =
+            self.constraining.constrain(&generation.asked, tools, stops, thinking).await?;
         Ok(())
     }
 
@@ -137,6 +150,15 @@ impl Service {
 
     pub fn defaults(&self) -> &GenerationDefaults {
         &self.parts.defaults
+    }
+
+    pub fn prompts(&self) -> &PromptBuilder {
+        &self.parts.prompts
+    }
+
+    /// How the model writes calls; `None` where it is not known.
+    pub fn tool_format(&self) -> Option<ToolFormat> {
+        self.parts.prompts.output().tools
     }
 
     /// Changes when the same request may get another answer: with the model, its type, or this program.
@@ -179,13 +201,41 @@ impl Service {
         chat: ChatPrompt,
         build: fn(&PromptBuilder, &PromptRequest) -> Result<T, PromptError>,
     ) -> Result<(T, Duration), ApiError> {
-        let ChatPrompt { messages, kwargs, ending } = chat;
+        let ChatPrompt { messages, tools, effort, mut kwargs, ending } = chat;
+        if tools.is_some() {
+            self.check_tools()?;
+        }
+        if let (Some(effort), Some(template)) = (effort, self.parts.prompts.template()) {
+            effort.apply(template, &mut kwargs);
+        }
         let (messages, vision) = self.pictures.see(messages).await?;
         let built = self.prepare(move |service| {
-            let request = PromptRequest { messages: &messages, tools: None, kwargs: &kwargs, ending };
+            let request =
+                PromptRequest { messages: &messages, tools: tools.as_ref(), kwargs: &kwargs, ending };
             build(&service.parts.prompts, &request).map_err(prompt_error)
         });
         Ok((built.await?, vision))
+    }
+
+    /// Tools that the model cannot read of, or whose calls nobody would understand, are refused.
+    fn check_tools(&self) -> Result<(), ApiError> {
+        let prompts = &self.parts.prompts;
+        if prompts.template().is_some_and(|template| !template.shows_tools()) {
+            let message = "the model's chat template does not show tools to the model";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        let OutputFormat { tools, tools_are_text, .. } = prompts.output();
+        if prompts.template().is_some() && tools.is_none() && !tools_are_text {
+            let message =
+                "the chat template does not tell how the model writes calls; start with --tool-call-parser";
+            return Err(ApiError::unsupported("tools", message));
+        }
+        Ok(())
+    }
+
+    /// Whether anything in the template follows `reasoning_effort`.
+    pub fn follows_effort(&self, effort: Effort) -> bool {
+        self.parts.prompts.template().is_some_and(|template| effort.is_followed_by(template))
     }
 
     /// Tokens of completion prompts. Control tokens in a text mean themselves, as in vLLM: whoever writes a raw prompt writes all of it.
@@ -288,16 +338,53 @@ impl Service {
             stream.progress().set_vision(prompt.vision);
         }
         self.parts.metrics.request_arrived(generation.n);
+        let prompt_of = |choice: usize| &prompts[choice / generation.n];
         let choices = streams
             .into_iter()
             .zip(params)
-            .map(|(events, params)| {
-                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation)
+            .enumerate()
+            .map(|(index, (events, params))| {
+                let parsing = self.parsing(prompt_of(index), generation);
+                Choice::new(events, params, self.tokenizer(), &self.model_ends, generation, parsing)
             })
             .collect();
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         Ok(Answers::new(choices, generation.n, prompt_tokens))
     }
+
+    /// Of the model's thinking after this prompt; `None` where nothing tells it from text.
+    pub fn reasoning_markers(&self, prompt: &Prompt) -> Option<ReasoningMarkers> {
+        self.parts.prompts.output().reasoning.map(|format| ReasoningMarkers {
+            start: format.start.to_owned(),
+            end: format.end.to_owned(),
+            open_in_prompt: prompt.opens_thinking,
+        })
+    }
+
+    fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
+        let OutputOptions { splits_reasoning, hides_reasoning, tools } = &generation.output;
+        let options = ParseOptions {
+            reasoning: if *splits_reasoning { self.reasoning_markers(prompt) } else { None },
+            tools: self.tool_format().zip(tools.as_ref().map(|tools| tools.signatures())),
+            id_stem: uuid::Uuid::new_v4().simple().to_string().into(),
+        };
+        let is_read = options.reasoning.is_some() || options.tools.is_some();
+        Parsing {
+            parser: Parser::new(options),
+            controls: if is_read { self.controls.clone() } else { Arc::default() },
+            one_call: tools.as_ref().is_some_and(|tools| !tools.parallel),
+            hides_reasoning: *hides_reasoning,
+        }
+    }
+}
+
+/// Markers that the tokenizer calls special, and so does not show, have to reach the parser all the same.
+fn marker_tokens(parts: &ServiceParts) -> Arc<[TokenId]> {
+    let markers = parts.prompts.output().markers();
+    let tokens = markers.iter().filter_map(|marker| parts.tokenizer.token_id(marker));
+    let mut tokens: Vec<TokenId> = tokens.filter(|&token| parts.tokenizer.is_special(token)).collect();
+    tokens.sort_unstable();
+    tokens.into()
 }
 
 /// Log-probabilities of prompts in one response: more would be hundreds of megabytes of JSON.

@@ -22,6 +22,10 @@ impl IncrementalDecoder {
         Self { tokenizer, state: State { at_start: false, ..State::new(shown) } }
     }
 
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Appends what the token makes certain.
     pub fn push(&mut self, token: TokenId, out: &mut String) {
         self.state.push(self.tokenizer.vocabulary(), token, out);

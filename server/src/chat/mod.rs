@@ -2,6 +2,7 @@
 
 mod data_url;
 pub mod decoder;
+pub mod effort;
 pub mod image;
 mod jinja;
 pub mod parse;

@@ -1,6 +1,7 @@
 //! From a conversation to the model's tokens: content in the form that the template takes, control tokens that users typed kept plain
 //! text, placeholders of pictures repeated.
 
+use super::parse::{OutputFormat, ReasoningFormat};
 use super::special::free_noncharacter;
 use super::template::{ChatTemplate, ContentFormat, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
@@ -54,6 +55,8 @@ pub struct Prompt {
     pub images: Vec<ImageSpan>,
     /// What it took to make its pictures ready, waiting for a place to do so included.
     pub vision: Duration,
+    /// The prompt ends inside the model's thinking: the answer goes on with it.
+    pub opens_thinking: bool,
 }
 
 /// A prompt and its text, in which control tokens that users typed look like the real ones; the tokens tell them apart.
@@ -130,6 +133,7 @@ pub struct PromptBuilder {
     template: Option<ChatTemplate>,
     /// The placeholder of a picture, where the model sees pictures.
     image_token: Option<TokenId>,
+    output: OutputFormat,
 }
 
 impl PromptBuilder {
@@ -138,7 +142,22 @@ impl PromptBuilder {
         template: Option<ChatTemplate>,
         image_token: Option<TokenId>,
     ) -> Self {
-        Self { tokenizer, template, image_token }
+        let output = template.as_ref().map(ChatTemplate::output).unwrap_or_default();
+        Self { tokenizer, template, image_token, output }
+    }
+
+    /// With what the operator says of the model's output instead of what its template tells.
+    pub fn with_output(self, output: OutputFormat) -> Self {
+        Self { output, ..self }
+    }
+
+    /// How the model writes thinking and calls.
+    pub fn output(&self) -> OutputFormat {
+        self.output
+    }
+
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     pub fn has_template(&self) -> bool {
@@ -164,6 +183,11 @@ impl PromptBuilder {
         if request.ending == Ending::ContinueLast {
             cut_at(&mut text, marks.cut, request.messages.len() - 1)?;
         }
+        let opens_thinking = self.output.reasoning.is_some_and(|format| match request.ending {
+            Ending::Answer => opens_thinking(&text, format),
+            Ending::ContinueLast => continues_thinking(request.messages, format),
+            Ending::Nothing => false,
+        });
         let tokens = self.tokenizer.encode_masked(&text, marks.mask)?;
         let images =
             request.messages.iter().flat_map(|message| &message.content).filter_map(|part| match part {
@@ -171,7 +195,7 @@ impl PromptBuilder {
                 Part::Text(_) => None,
             });
         let prompt = self.place_images(tokens, &images.collect::<Vec<_>>())?;
-        Ok((text, marks, prompt))
+        Ok((text, marks, Prompt { opens_thinking, ..prompt }))
     }
 
     fn check(&self, request: &PromptRequest, template: &ChatTemplate) -> Result<(), PromptError> {
@@ -306,6 +330,31 @@ impl Marks {
         let mask = free(None)?;
         Ok(Self { mask, cut: free(Some(mask))? })
     }
+}
+
+/// What Seed-OSS's template writes after the start marker when there is to be no thinking; the model then says so, and ends it.
+const BUDGET_MARK: &str = "<seed:cot_budget_reflect>";
+
+/// Whether a prompt that ends with the beginning of an answer ends inside its thinking.
+fn opens_thinking(text: &str, format: ReasoningFormat) -> bool {
+    let text = text.trim_end();
+    if text.ends_with(format.end) {
+        return false;
+    }
+    let unmarked = text.strip_suffix(BUDGET_MARK).unwrap_or(text);
+    format.is_implied || unmarked.ends_with(format.start)
+}
+
+/// Whether the message that is to be continued stops inside its thinking.
+fn continues_thinking(messages: &[Message], format: ReasoningFormat) -> bool {
+    let texts = messages.last().into_iter().flat_map(|message| &message.content);
+    let text: String = texts
+        .filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            Part::Image(_) => None,
+        })
+        .collect();
+    text.trim_start().starts_with(format.start) && !text.contains(format.end)
 }
 
 /// Whitespace after the text to be continued, such as no template writes itself: gone where the template trims.

@@ -85,6 +85,11 @@ impl StopMatcher {
         None
     }
 
+    /// Bytes that were held back.
+    pub fn held_len(&self) -> usize {
+        self.held.len()
+    }
+
     /// Appends what was held back: the text ended otherwise.
     pub fn finish(&mut self, out: &mut String) {
         out.push_str(&self.held);

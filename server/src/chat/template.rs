@@ -1,11 +1,13 @@
 //! Chat templates: where a checkpoint keeps its own, the built-in ones for checkpoints without, and rendering.
 
 use super::jinja::{Raised, environment, without_generation_tags};
+use super::parse::OutputFormat;
 use super::tokenizer::TOKENIZER_CONFIG;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use models::{FileError, ModelFiles};
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::Path;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,10 @@ pub struct ChatTemplate {
     /// A second template for requests with tools.
     has_tool_template: bool,
     knows_developer: bool,
+    output: OutputFormat,
+    /// What the templates read that a request may set, such as `enable_thinking`.
+    variables: HashSet<String>,
+    shows_tools: bool,
 }
 
 const DEFAULT: &str = "default";
@@ -116,8 +122,23 @@ impl ChatTemplate {
         }
         let has_tool_template = named.iter().any(|(name, _)| *name == TOOL_USE);
         let knows_developer = named.iter().any(|(_, source)| source.contains("developer"));
-        let mut template = Self { env, format: ContentFormat::String, has_tool_template, knows_developer };
+        let sources: String = named.iter().map(|(_, source)| *source).collect();
+        let variables = named
+            .iter()
+            .filter_map(|(name, _)| env.get_template(name).ok())
+            .flat_map(|template| template.undeclared_variables(false))
+            .collect();
+        let mut template = Self {
+            env,
+            format: ContentFormat::String,
+            has_tool_template,
+            knows_developer,
+            output: OutputFormat::detect(&sources),
+            variables,
+            shows_tools: false,
+        };
         template.format = template.probe_format();
+        template.shows_tools = template.probe_tools();
         Ok(template)
     }
 
@@ -141,6 +162,39 @@ impl ChatTemplate {
             // Neither: the probe is not what the template wants to see; real messages will tell.
             (_, false) => ContentFormat::String,
         }
+    }
+
+    /// Offers a tool with a name that no template has, and looks whether the model would read it.
+    fn probe_tools(&self) -> bool {
+        const NAME: &str = "perilune_probe_tool";
+        let parts = self.format == ContentFormat::Parts;
+        let content = if parts { json!([{ "type": "text", "text": "a" }]) } else { json!("a") };
+        let function = json!({
+            "name": NAME, "description": "a",
+            "parameters": { "type": "object", "properties": { "a": { "type": "string", "description": "a" } }, "required": ["a"] },
+        });
+        let context = json!({
+            "messages": [{ "role": "user", "content": content }],
+            "tools": [{ "type": "function", "function": function }],
+            "add_generation_prompt": true,
+            "bos_token": "", "eos_token": "", "unk_token": "", "pad_token": "", "documents": null,
+        });
+        self.render(&context).is_ok_and(|text| text.contains(NAME))
+    }
+
+    /// How models with this template write thinking and calls.
+    pub fn output(&self) -> OutputFormat {
+        self.output
+    }
+
+    /// Whether the model gets to read the tools of a request.
+    pub fn shows_tools(&self) -> bool {
+        self.shows_tools
+    }
+
+    /// Whether the template asks for a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
     }
 
     pub fn content_format(&self) -> ContentFormat {

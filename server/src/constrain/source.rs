@@ -67,6 +67,19 @@ impl GrammarSource {
         Self::Schema { schema: json!({"type": "object"}), whitespace: Whitespace::Some }
     }
 
+    /// As a part of a larger language; `param` is its name in the request. `None` for what can only stand alone.
+    pub fn into_pattern(self, param: &str) -> Option<Pattern> {
+        match self {
+            GrammarSource::Schema { schema, .. } => Some(Pattern::Json { schema, part: param.to_owned() }),
+            GrammarSource::Regex(regex) => Some(Pattern::Regex(regex)),
+            GrammarSource::Choice(choices) => {
+                Some(Pattern::Any(choices.into_iter().map(Pattern::Text).collect()))
+            }
+            GrammarSource::Pattern(pattern) => Some(pattern),
+            GrammarSource::Lark(_) => None,
+        }
+    }
+
     /// What makes two sources the same.
     pub fn key(&self) -> [u8; 32] {
         *blake3::hash(format!("{self:?}").as_bytes()).as_bytes()

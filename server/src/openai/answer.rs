@@ -1,10 +1,20 @@
-//! From the engine's events to text: what every answer goes through, streamed or not. A [`Delta`] is what is new of one choice; an
-//! answer in one piece is a delta that was never handed out, so both forms say the same by construction.
+//! From the engine's events to an answer: thinking, text and calls of tools, which every dialect goes through, streamed or not.
+//!
+//! ```text
+//!   token ─▶ IncrementalDecoder ─▶ StopMatcher ─▶ Parser ─▶ Delta { reasoning, text, calls, … finish }
+//! ```
+//! A [`Delta`] is what is new of one choice since its last delta was taken, in the order thinking, text, calls. An answer in one piece
+//! is a delta that was never taken, so both forms say the same by construction, the finish reason included. A dialect reads deltas and
+//! nothing else: it needs no state of the parser, and never sees a marker.
 
+mod reasoning_tokens;
+
+use crate::chat::parse::{Events, Parser};
 use crate::chat::{IncrementalDecoder, Shown, StopInclusion, StopMatcher, Tokenizer};
 use crate::engine_thread::{EventStream, Progress, SequenceEvent, Timings};
 use crate::error::ApiError;
 use crate::openai::generation::{Generation, TextOptions};
+use reasoning_tokens::ReasoningTokens;
 use scheduler::{FinishReason, PromptLogprob, SampledToken, SamplingParams, TokenId};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,13 +23,37 @@ use std::time::Duration;
 /// What is new of one choice.
 #[derive(Debug, Default)]
 pub struct Delta {
+    /// Thinking; it ends before the first text or call of the choice begins.
+    pub reasoning: String,
+    /// The answer's text, what stands before, between and after calls joined.
     pub text: String,
+    /// Calls that began or went on, in the order of their indices, each at most once. A call ends before the next begins.
+    pub calls: Vec<CallDelta>,
     /// Only where the request asks for them.
     pub tokens: Vec<TokenId>,
     pub logprobs: Vec<TokenLogprob>,
     /// Of the prompt's tokens after the first, where they are wanted of this choice.
     pub prompt_logprobs: Vec<PromptLogprob>,
     pub finish: Option<Finish>,
+}
+
+/// What is new of one call. Put together, the pieces of `arguments` are one JSON text, unless the answer ended within it or the model
+/// wrote something else; `{}` where the model wrote nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallDelta {
+    /// Among the calls of the choice, from 0.
+    pub index: usize,
+    /// In the first delta of a call, and only there.
+    pub start: Option<CallStart>,
+    pub arguments: String,
+    /// The arguments are complete. Also true, in the last delta, of a call that was cut off.
+    pub is_complete: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallStart {
+    pub id: String,
+    pub name: String,
 }
 
 #[derive(Debug, PartialEq)]
@@ -33,6 +67,7 @@ pub struct TokenLogprob {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
+    /// `stop`, `length` or `tool_calls`.
     pub reason: &'static str,
     /// vLLM's `stop_reason`: what the request itself named as an end.
     pub cause: Option<StopCause>,
@@ -47,12 +82,56 @@ pub enum StopCause {
 }
 
 impl Delta {
-    pub fn clear(&mut self) {
+    /// Whether there is something to show. Tokens and log-probabilities alone belong to text that is not certain yet.
+    pub fn has_news(&self) -> bool {
+        !(self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty())
+    }
+
+    /// Forgets thinking, text and calls, and keeps tokens and log-probabilities.
+    pub fn clear_said(&mut self) {
+        self.reasoning.clear();
         self.text.clear();
+        self.calls.clear();
+    }
+
+    pub fn clear(&mut self) {
+        self.clear_said();
         self.tokens.clear();
         self.logprobs.clear();
         self.prompt_logprobs.clear();
         self.finish = None;
+    }
+}
+
+impl Delta {
+    /// The last call: the only one that can go on. It may have begun in an earlier delta.
+    fn call(&mut self, index: usize) -> &mut CallDelta {
+        if self.calls.last().is_none_or(|call| call.index != index) {
+            self.calls.push(CallDelta { index, start: None, arguments: String::new(), is_complete: false });
+        }
+        self.calls.last_mut().expect("was just pushed")
+    }
+}
+
+impl Events for Delta {
+    fn reasoning(&mut self, text: &str) {
+        self.reasoning.push_str(text);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn call_start(&mut self, index: usize, id: String, name: String) {
+        self.call(index).start = Some(CallStart { id, name });
+    }
+
+    fn call_arguments(&mut self, index: usize, json: &str) {
+        self.call(index).arguments.push_str(json);
+    }
+
+    fn call_end(&mut self, index: usize) {
+        self.call(index).is_complete = true;
     }
 }
 
@@ -67,11 +146,28 @@ pub struct Choice {
     text: Arc<TextOptions>,
     model_ends: Arc<[TokenId]>,
     wants_tokens: bool,
+    parser: Parser,
+    /// Control tokens that are not shown and that the parser has to see, in order.
+    controls: Arc<[TokenId]>,
+    one_call: bool,
+    hides_reasoning: bool,
+    thinking: ReasoningTokens,
     /// Decoded and not yet searched for stop strings.
     decoded: String,
+    /// Searched for stop strings and not yet parsed.
+    shown: String,
     last_token: Option<TokenId>,
     num_tokens: usize,
     num_chars: usize,
+}
+
+/// How an answer is read.
+pub struct Parsing {
+    pub parser: Parser,
+    pub controls: Arc<[TokenId]>,
+    /// The answer ends with its first call.
+    pub one_call: bool,
+    pub hides_reasoning: bool,
 }
 
 impl Choice {
@@ -81,7 +177,9 @@ impl Choice {
         tokenizer: &Arc<Tokenizer>,
         model_ends: &Arc<[TokenId]>,
         generation: &Generation,
+        parsing: Parsing,
     ) -> Self {
+        let Parsing { parser, controls, one_call, hides_reasoning } = parsing;
         let text = &generation.text;
         let shown = if text.skip_special_tokens { Shown::WithoutSpecials } else { Shown::All };
         let inclusion = if text.include_stop { StopInclusion::Included } else { StopInclusion::Excluded };
@@ -94,7 +192,13 @@ impl Choice {
             text: Arc::new(text.clone()),
             model_ends: model_ends.clone(),
             wants_tokens: generation.report.token_ids,
+            parser,
+            controls: if text.skip_special_tokens { controls } else { Arc::default() },
+            one_call,
+            hides_reasoning,
+            thinking: ReasoningTokens::default(),
             decoded: String::new(),
+            shown: String::new(),
             last_token: None,
             num_tokens: 0,
             num_chars: 0,
@@ -109,6 +213,11 @@ impl Choice {
         self.num_tokens
     }
 
+    /// Of the answer's tokens, those of its thinking.
+    pub fn reasoning_tokens(&self) -> usize {
+        self.thinking.count()
+    }
+
     pub fn cached_tokens(&self) -> usize {
         self.progress.timings().cached_tokens
     }
@@ -116,9 +225,22 @@ impl Choice {
     /// Adds everything that is there to `delta`, and arranges to be woken for more. Says whether there was anything.
     pub fn drain(&mut self, context: &mut Context<'_>, delta: &mut Delta) -> Result<bool, ApiError> {
         let mut has_news = false;
+        let drained = self.drain_all(context, delta, &mut has_news);
+        if self.hides_reasoning {
+            delta.reasoning.clear();
+        }
+        drained.map(|()| has_news)
+    }
+
+    fn drain_all(
+        &mut self,
+        context: &mut Context<'_>,
+        delta: &mut Delta,
+        has_news: &mut bool,
+    ) -> Result<(), ApiError> {
         while let Some(events) = &mut self.events {
             let Poll::Ready(event) = events.poll_next(context) else { break };
-            has_news = true;
+            *has_news = true;
             match event {
                 Some(SequenceEvent::Token(token)) => self.push(token, delta),
                 Some(SequenceEvent::Finished(reason)) => self.finish(reason, delta)?,
@@ -130,7 +252,7 @@ impl Choice {
                 Some(SequenceEvent::Pooled(_)) => {}
             }
         }
-        Ok(has_news)
+        Ok(())
     }
 
     fn push(&mut self, sampled: SampledToken, delta: &mut Delta) {
@@ -147,40 +269,84 @@ impl Choice {
         if self.params.stop_token_ids.binary_search(&token).is_ok() && !self.text.include_stop {
             return;
         }
+        let start = self.parser.len() + self.stops.held_len();
+        let stop = if self.controls.binary_search(&token).is_ok() {
+            self.push_control(token, delta);
+            None
+        } else {
+            self.push_text(token, delta)
+        };
+        self.thinking.push(start..self.parser.len() + self.stops.held_len(), &self.parser);
+        if let Some(stop) = stop {
+            let cause = self.text.stops.get(stop).cloned().map(StopCause::Text);
+            self.stop(cause, delta);
+        } else if self.one_call && self.parser.num_calls() > 0 && !self.parser.is_in_call() {
+            self.stop(None, delta);
+        }
+    }
+
+    /// Says which stop string is complete with this token.
+    fn push_text(&mut self, token: TokenId, delta: &mut Delta) -> Option<usize> {
         self.decoded.clear();
         self.decoder.push(token, &mut self.decoded);
         if self.params.logprobs.is_some() {
             self.num_chars += self.decoded.chars().count();
         }
-        if let Some(stop) = self.stops.push(&self.decoded, &mut delta.text) {
-            self.stop(stop, delta);
+        self.shown.clear();
+        let stop = self.stops.push(&self.decoded, &mut self.shown);
+        self.parser.push(&self.shown, delta);
+        stop
+    }
+
+    /// A marker has no text of its own, and no stop string reaches over it.
+    fn push_control(&mut self, token: TokenId, delta: &mut Delta) {
+        self.shown.clear();
+        self.stops.finish(&mut self.shown);
+        self.parser.push(&self.shown, delta);
+        if let Some(text) = self.decoder.tokenizer().token_text(token) {
+            self.parser.push_control(&text, delta);
         }
     }
 
-    /// A stop string ends the answer here; the engine learns it before its next step.
-    fn stop(&mut self, stop: usize, delta: &mut Delta) {
+    /// The answer ends here; the engine learns it before its next step.
+    fn stop(&mut self, cause: Option<StopCause>, delta: &mut Delta) {
         if let Some(events) = self.events.take() {
             events.stop();
         }
-        let cause = self.text.stops.get(stop).cloned().map(StopCause::Text);
-        delta.finish = Some(Finish { reason: "stop", cause, timings: self.progress.timings() });
+        let reason = if self.parser.is_in_call() { "stop" } else { self.natural_reason() };
+        self.parser.finish(delta);
+        self.thinking.settle(&self.parser);
+        delta.finish = Some(Finish { reason, cause, timings: self.progress.timings() });
+    }
+
+    /// Of an answer that ended by itself.
+    fn natural_reason(&self) -> &'static str {
+        if self.parser.num_calls() > 0 { "tool_calls" } else { "stop" }
     }
 
     fn finish(&mut self, reason: FinishReason, delta: &mut Delta) -> Result<(), ApiError> {
         self.events = None;
         self.decoded.clear();
+        self.shown.clear();
         self.decoder.finish(&mut self.decoded);
-        if let Some(stop) = self.stops.push(&self.decoded, &mut delta.text) {
-            self.stop(stop, delta);
+        let stop = self.stops.push(&self.decoded, &mut self.shown);
+        if stop.is_none() {
+            self.stops.finish(&mut self.shown);
+        }
+        self.parser.push(&self.shown, delta);
+        if let Some(stop) = stop {
+            let cause = self.text.stops.get(stop).cloned().map(StopCause::Text);
+            self.stop(cause, delta);
             return Ok(());
         }
-        self.stops.finish(&mut delta.text);
+        self.parser.finish(delta);
+        self.thinking.settle(&self.parser);
         let (reason, cause) = match reason {
             FinishReason::Stop => {
                 let named = self.last_token.filter(|token| !self.model_ends.contains(token));
-                ("stop", named.map(StopCause::Token))
+                (self.natural_reason(), named.map(StopCause::Token))
             }
-            FinishReason::Complete => ("stop", None),
+            FinishReason::Complete => (self.natural_reason(), None),
             FinishReason::Length => ("length", None),
             FinishReason::Failed(failure) => return Err(ApiError::Numerical(failure)),
         };
@@ -242,6 +408,7 @@ impl Answers {
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.choices.iter().map(Choice::num_tokens).sum(),
+            reasoning_tokens: self.choices.iter().map(Choice::reasoning_tokens).sum(),
             // A prompt's later choices find what its first one computed: only the first tells what was there before.
             cached_tokens: self.choices.iter().step_by(self.n).map(Choice::cached_tokens).sum(),
         }
@@ -252,6 +419,8 @@ impl Answers {
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
+    /// Of the completion, spent on thinking.
+    pub reasoning_tokens: usize,
     /// Of the prompt, found in the cache.
     pub cached_tokens: usize,
 }

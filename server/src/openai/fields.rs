@@ -119,7 +119,7 @@ fn text_only(value: &Value) -> bool {
     value.as_array().is_some_and(|list| list.len() == 1 && list[0] == "text")
 }
 
-const NO_TOOLS: &str = "tool calls are not implemented yet";
+const NO_TOOLS: &str = "tools are for chat completions";
 const NO_SEARCH: &str = "beam search is not implemented";
 const NO_TEMPLATE: &str = "the chat template is the server's choice";
 

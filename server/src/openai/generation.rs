@@ -7,11 +7,13 @@ use crate::error::ApiError;
 use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
 use crate::openai::structured::{ConstraintRequest, StructuredFields};
+use crate::openai::tools::ToolUse;
 use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 request_fields! {
     pub struct GenerationFields {
@@ -117,6 +119,7 @@ pub struct Generation {
     pub n: usize,
     pub seed: Option<u64>,
     pub text: TextOptions,
+    pub output: OutputOptions,
     pub report: ReportOptions,
     /// Alternatives that the engine is to tell for each token of a prompt; `None`: nothing of it.
     pub prompt_top: Option<usize>,
@@ -132,6 +135,17 @@ pub struct TextOptions {
     pub skip_special_tokens: bool,
 }
 
+/// What is looked for in an answer besides text. Nothing, unless it answers a conversation.
+#[derive(Debug, Clone, Default)]
+pub struct OutputOptions {
+    /// Thinking is told apart from text.
+    pub splits_reasoning: bool,
+    /// Thinking is not told at all.
+    pub hides_reasoning: bool,
+    /// The tools that may be called; `None`: a call is text.
+    pub tools: Option<Arc<ToolUse>>,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct ReportOptions {
     /// `None`: one answer in one piece.
@@ -144,6 +158,8 @@ pub struct ReportOptions {
     /// Names tokens `token_id:123` in log-probabilities, which is exact where text is ambiguous.
     pub tokens_as_ids: bool,
     pub timings: bool,
+    /// A call is told as the deprecated `function_call`.
+    pub legacy_calls: bool,
 }
 
 /// What the two dialects say differently.
@@ -276,6 +292,7 @@ impl GenerationFields {
                 include_stop: include_stop_str_in_output.unwrap_or(false),
                 skip_special_tokens: skip_special_tokens.unwrap_or(true),
             },
+            output: OutputOptions::default(),
             report: ReportOptions {
                 stream,
                 logprobs,
@@ -283,6 +300,7 @@ impl GenerationFields {
                 token_ids: return_token_ids.unwrap_or(false),
                 tokens_as_ids: return_tokens_as_token_ids.unwrap_or(false),
                 timings: timings.unwrap_or(false),
+                legacy_calls: false,
             },
             prompt_top: prompt_logprobs,
             priority: priority.unwrap_or(0),

@@ -19,3 +19,4 @@ pub mod score;
 mod stream;
 pub mod structured;
 pub mod tokenize;
+pub mod tools;

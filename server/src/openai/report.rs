@@ -14,6 +14,12 @@ pub struct UsageJson {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CompletionDetails {
+    reasoning_tokens: usize,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -22,12 +28,13 @@ struct PromptDetails {
 }
 
 impl From<Usage> for UsageJson {
-    fn from(Usage { prompt_tokens, completion_tokens, cached_tokens }: Usage) -> Self {
+    fn from(Usage { prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens }: Usage) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens },
+            completion_tokens_details: CompletionDetails { reasoning_tokens },
         }
     }
 }

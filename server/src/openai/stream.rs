@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// How one dialect writes its events. Each call appends whole `data: …\n\n` events.
 pub trait Dialect: Send + Unpin + 'static {
-    /// News of a choice: never called with a delta that has neither text nor something that belongs to text not shown yet.
+    /// News of a choice: never called with a delta that has nothing to show.
     fn delta(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta, usage: Usage);
     /// The last event of a choice, with what is left of tokens and log-probabilities.
     fn finish(&mut self, out: &mut BytesMut, choice: usize, last: &Delta, finish: &Finish, usage: Usage);
@@ -86,15 +86,21 @@ impl<D: Dialect> EventBody<D> {
 
     fn write_choice(&mut self, choice: usize) {
         let delta = &mut self.answers.deltas[choice];
-        if delta.text.is_empty() && delta.finish.is_none() {
+        if !delta.has_news() && delta.finish.is_none() {
             return;
         }
         let finish = delta.finish.take();
         let usage = self.answers.usage();
         let delta = &mut self.answers.deltas[choice];
-        if !delta.text.is_empty() {
+        if delta.has_news() {
+            let before = self.out.len();
             self.dialect.delta(&mut self.out, choice, delta, usage);
-            delta.clear();
+            if self.out.len() > before {
+                delta.clear();
+            } else {
+                // Not every dialect tells everything; tokens go with what is told next.
+                delta.clear_said();
+            }
         }
         if let Some(finish) = finish {
             self.dialect.finish(&mut self.out, choice, delta, &finish, usage);

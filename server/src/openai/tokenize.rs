@@ -28,6 +28,8 @@ request_fields! {
         add_generation_prompt: bool,
         continue_final_message: bool,
         chat_template_kwargs: Map<String, Value>,
+        /// Shown by the template as in chat completions.
+        tools: Vec<Value>,
         return_token_strs: bool,
     }
 }
@@ -63,6 +65,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
         add_generation_prompt,
         continue_final_message,
         chat_template_kwargs,
+        tools,
         return_token_strs,
     } = TokenizeFields::take(&mut fields)?;
     fields.into_ignored()?;
@@ -75,6 +78,8 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
         (None, Some(messages)) => {
             let chat = ChatPrompt {
                 messages: messages::lower(messages)?,
+                tools: tools.filter(|tools| !tools.is_empty()).map(Value::Array),
+                effort: None,
                 kwargs: chat_template_kwargs.unwrap_or_default(),
                 ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
             };

@@ -421,7 +421,7 @@ pub fn files() -> ModelFiles {
 }
 
 /// GPT-2's printable character for a byte.
-fn byte_char(byte: u8) -> char {
+pub fn byte_char(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if printable(byte) {
         return char::from(byte);

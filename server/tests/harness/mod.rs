@@ -5,6 +5,7 @@
 pub mod batches;
 pub mod client;
 pub mod fake;
+pub mod scripted;
 
 use client::{Connection, Response};
 use fake::{Control, Fault};
@@ -41,6 +42,7 @@ impl Default for Setup {
             pictures: Default::default(),
             seed: Some(7),
             chat_template: None,
+            parsers: Default::default(),
             defaults: DefaultsFrom::Model,
             store: None,
         };
@@ -66,6 +68,14 @@ impl TestServer {
         let model_control = control.clone();
         let load = move || Ok::<_, String>(fake::model(model_control, config, generation));
         Self::serve(options, fake::files(), control, load)
+    }
+
+    /// A model that says what the test tells it to.
+    pub fn scripted(scripted: &scripted::Scripted, options: ServeOptions) -> (Self, scripted::Script) {
+        let script = scripted::Script::default();
+        let model = scripted.model(script.clone());
+        let load = move || Ok::<_, String>(model);
+        (Self::serve(options, scripted.files(), Arc::default(), load), script)
     }
 
     /// The model built into the binary.

@@ -1,12 +1,15 @@
 //! What a chat request means.
 
 use crate::chat::Ending;
+use crate::chat::effort::Effort;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
 use crate::openai::chat::messages;
+use crate::openai::chat::tools::{self, ToolFields};
 use crate::openai::chat::types::ChatFields;
-use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
+use crate::openai::generation::{Dialect, Generation, GenerationFields, OutputOptions, RequestLimits};
 use crate::service::ChatPrompt;
+use std::sync::Arc;
 
 /// Most alternatives to a token.
 const TOP_LOGPROBS_MAX: i64 = 20;
@@ -29,6 +32,13 @@ impl ChatFields {
             continue_final_message,
             add_special_tokens,
             chat_template_kwargs,
+            tools,
+            tool_choice,
+            parallel_tool_calls,
+            functions,
+            function_call,
+            reasoning_effort,
+            include_reasoning,
         } = self;
         if echo == Some(true) {
             return Err(ApiError::unsupported("echo", "chat answers do not repeat messages"));
@@ -46,13 +56,31 @@ impl ChatFields {
                 .or(max_tokens.map(|max| ("max_tokens", max))),
             logprobs: lower_logprobs(logprobs.unwrap_or(false), top_logprobs)?,
         };
+        let fields = ToolFields { tools, tool_choice, parallel_tool_calls, functions, function_call };
+        let (tools, is_legacy) = tools::lower(fields)?;
+        let effort = reasoning_effort.map(|word| lower_effort(&word)).transpose()?;
         let prompt = ChatPrompt {
             messages: messages::lower(messages)?,
+            tools: tools.as_ref().map(|tools| tools.shown()),
+            effort,
             kwargs: chat_template_kwargs.unwrap_or_default(),
             ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
         };
-        Ok((prompt, generation.lower(dialect, defaults, limits)?))
+        let mut generation = generation.lower(dialect, defaults, limits)?;
+        generation.output = OutputOptions {
+            splits_reasoning: true,
+            hides_reasoning: include_reasoning == Some(false),
+            tools: tools.map(Arc::new),
+        };
+        generation.report.legacy_calls = is_legacy;
+        Ok((prompt, generation))
     }
+}
+
+fn lower_effort(word: &str) -> Result<Effort, ApiError> {
+    Effort::named(word).ok_or_else(|| {
+        ApiError::invalid("reasoning_effort", format!("`{word}` is not one of {}", Effort::names()))
+    })
 }
 
 pub fn lower_ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {

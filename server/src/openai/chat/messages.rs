@@ -5,25 +5,27 @@ use crate::error::ApiError;
 use crate::service::{RawMessage, RawPart};
 use serde_json::{Map, Value};
 
-/// What templates may read of a message besides role, content and name.
-const TEMPLATE_FIELDS: [&str; 4] = ["tool_calls", "tool_call_id", "reasoning_content", "reasoning"];
+mod calls;
+
+use calls::CallIds;
 
 pub fn lower(messages: Vec<Value>) -> Result<Vec<RawMessage>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "is empty"));
     }
+    let mut ids = CallIds::default();
     messages
         .into_iter()
         .enumerate()
-        .map(|(i, message)| lower_message(&format!("messages[{i}]"), message))
+        .map(|(i, message)| lower_message(&format!("messages[{i}]"), message, &mut ids))
         .collect()
 }
 
-fn lower_message(path: &str, message: Value) -> Result<RawMessage, ApiError> {
+fn lower_message(path: &str, message: Value, ids: &mut CallIds) -> Result<RawMessage, ApiError> {
     let Value::Object(mut message) = message else {
         return Err(ApiError::invalid(path, "expected an object"));
     };
-    let role = take_string(path, &mut message, "role")?
+    let mut role = take_string(path, &mut message, "role")?
         .ok_or_else(|| ApiError::invalid(format!("{path}.role"), "is missing"))?;
     let name = take_string(path, &mut message, "name")?;
     let parts = match message.shift_remove("content") {
@@ -35,13 +37,42 @@ fn lower_message(path: &str, message: Value) -> Result<RawMessage, ApiError> {
         return Err(ApiError::invalid(format!("{path}.content"), "is missing"));
     }
     let mut fields = Map::new();
-    for field in TEMPLATE_FIELDS {
-        match message.shift_remove(field) {
-            None | Some(Value::Null) => {}
-            Some(value) => drop(fields.insert(field.to_owned(), value)),
+    match role.as_str() {
+        "assistant" => {
+            take_reasoning(path, &mut message, &mut fields)?;
+            fields
+                .extend(calls::take(path, &mut message, ids)?.map(|calls| ("tool_calls".to_owned(), calls)));
         }
+        "tool" => {
+            let id = take_string(path, &mut message, "tool_call_id")?;
+            let id = id.ok_or_else(|| ApiError::invalid(format!("{path}.tool_call_id"), "is missing"))?;
+            fields.insert("tool_call_id".to_owned(), id.into());
+        }
+        // What tools were called before: templates know the new name only.
+        "function" => {
+            let name =
+                name.as_deref().ok_or_else(|| ApiError::invalid(format!("{path}.name"), "is missing"))?;
+            fields.insert("tool_call_id".to_owned(), ids.of_result(name).into());
+            role = "tool".to_owned();
+        }
+        _ => {}
     }
     Ok(RawMessage { message: Message { role, content: Vec::new(), name, fields }, parts })
+}
+
+/// The thinking of an earlier answer, under either of its names; templates read the first.
+fn take_reasoning(
+    path: &str,
+    message: &mut Map<String, Value>,
+    fields: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
+    let (first, second) =
+        (take_string(path, message, "reasoning_content")?, take_string(path, message, "reasoning")?);
+    if let Some(reasoning) = first.or(second) {
+        fields.insert("reasoning_content".to_owned(), reasoning.clone().into());
+        fields.insert("reasoning".to_owned(), reasoning.into());
+    }
+    Ok(())
 }
 
 fn take_string(path: &str, map: &mut Map<String, Value>, field: &str) -> Result<Option<String>, ApiError> {

@@ -4,6 +4,7 @@ pub mod lower;
 pub mod messages;
 pub mod response;
 mod stream;
+mod tools;
 pub mod types;
 
 use crate::app::App;
@@ -22,13 +23,16 @@ use std::sync::Arc;
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
-    let ChatCompletionRequest { chat, generation, ignored } = ChatCompletionRequest::parse(&body)?;
+    let ChatCompletionRequest { chat, generation, mut ignored } = ChatCompletionRequest::parse(&body)?;
     drop(body);
     let (chat, mut generation) = chat.lower(generation, service.defaults(), &exchange.app.limits.request)?;
+    if chat.effort.is_some_and(|effort| !service.follows_effort(effort)) {
+        ignored.0.push("reasoning_effort".to_owned());
+    }
     let head = exchange.head("chatcmpl-", &generation)?;
     let prompt = service.chat_prompt(chat).await?;
     let tokens: Arc<[TokenId]> = prompt.tokens.as_slice().into();
-    service.constrain(&mut generation, None).await?;
+    service.constrain(&mut generation, service.reasoning_markers(&prompt)).await?;
     let mut answers = service.start(&[prompt], &generation, "messages")?;
     let report = generation.report;
     if report.stream.is_some() {

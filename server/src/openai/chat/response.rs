@@ -1,6 +1,6 @@
 //! A chat completion in one piece.
 
-use crate::openai::answer::{Answers, Delta, StopCause};
+use crate::openai::answer::{Answers, CallDelta, Delta, StopCause};
 use crate::openai::generation::ReportOptions;
 use crate::openai::prompt_report::PromptLogprobsJson;
 use crate::openai::report::{ChatLogprobs, TimingsJson, TokenNames, UsageJson};
@@ -65,8 +65,63 @@ struct ChatChoice<'a> {
 #[derive(Serialize, JsonSchema)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` where the model thought or called and said nothing.
+    content: Option<&'a str>,
     refusal: Option<&'a str>,
+    /// The field's two names: some clients read the one, some the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<FunctionCall<'a>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ToolCall<'a> {
+    id: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: FunctionCall<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct FunctionCall<'a> {
+    name: &'a str,
+    arguments: &'a str,
+}
+
+impl<'a> Message<'a> {
+    fn new(delta: &'a Delta, legacy_calls: bool) -> Self {
+        let reasoning = (!delta.reasoning.is_empty()).then_some(delta.reasoning.as_str());
+        let is_silent = delta.text.is_empty() && (reasoning.is_some() || !delta.calls.is_empty());
+        let function_call = delta.calls.first().filter(|_| legacy_calls).map(|call| tool_call(call).function);
+        Self {
+            role: "assistant",
+            content: (!is_silent).then_some(&delta.text),
+            refusal: None,
+            reasoning_content: reasoning,
+            reasoning,
+            tool_calls: if legacy_calls { Vec::new() } else { delta.calls.iter().map(tool_call).collect() },
+            function_call,
+        }
+    }
+}
+
+fn tool_call(call: &CallDelta) -> ToolCall<'_> {
+    let start = call.start.as_ref().expect("a whole call has its beginning");
+    ToolCall {
+        id: &start.id,
+        kind: "function",
+        function: FunctionCall { name: &start.name, arguments: &call.arguments },
+    }
+}
+
+/// OpenAI's word for the end of an answer.
+pub fn finish_reason(reason: &'static str, legacy_calls: bool) -> &'static str {
+    if legacy_calls && reason == "tool_calls" { "function_call" } else { reason }
 }
 
 impl<'a> ChatCompletion<'a> {
@@ -82,9 +137,9 @@ impl<'a> ChatCompletion<'a> {
             let finish = delta.finish.as_ref().expect("a complete answer has a finish");
             ChatChoice {
                 index,
-                message: Message { role: "assistant", content: &delta.text, refusal: None },
+                message: Message::new(delta, report.legacy_calls),
                 logprobs: report.logprobs.map(|_| names.chat(&delta.logprobs)),
-                finish_reason: finish.reason,
+                finish_reason: finish_reason(finish.reason, report.legacy_calls),
                 stop_reason: finish.cause.as_ref(),
                 token_ids: report.token_ids.then_some(&delta.tokens),
                 prompt_token_ids: prompt,

@@ -18,6 +18,15 @@ request_fields! {
         continue_final_message: bool,
         add_special_tokens: bool,
         chat_template_kwargs: Map<String, Value>,
+        tools: Vec<Value>,
+        tool_choice: Value,
+        parallel_tool_calls: bool,
+        /// What tools were called before.
+        functions: Vec<Value>,
+        function_call: Value,
+        reasoning_effort: String,
+        /// False: thinking is not told.
+        include_reasoning: bool,
     }
 }
 

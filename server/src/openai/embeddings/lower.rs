@@ -92,6 +92,8 @@ impl EmbeddingFields {
                     return Err(ApiError::unsupported("add_special_tokens", why));
                 }
                 let chat = ChatPrompt {
+                    tools: None,
+                    effort: None,
                     messages: messages::lower(messages)?,
                     kwargs: chat_template_kwargs.unwrap_or_default(),
                     ending: ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,

@@ -1,0 +1,725 @@
+//! Every format, whole and in pieces: the same events however the text was cut, nothing lost where it is malformed, no panic on
+//! anything.
+
+use super::*;
+use serde_json::{Value, json};
+
+/// What a client has put together.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Said {
+    reasoning: String,
+    text: String,
+    /// id, name, arguments, whether it ended
+    calls: Vec<(String, String, String, bool)>,
+}
+
+impl Events for Said {
+    fn reasoning(&mut self, text: &str) {
+        assert!(!text.is_empty());
+        assert!(self.text.is_empty() && self.calls.is_empty(), "thinking comes first: {self:?} {text:?}");
+        self.reasoning.push_str(text);
+    }
+    fn text(&mut self, text: &str) {
+        assert!(!text.is_empty());
+        assert!(self.calls.iter().all(|call| call.3), "a call is open");
+        self.text.push_str(text);
+    }
+    fn call_start(&mut self, index: usize, id: String, name: String) {
+        assert_eq!(index, self.calls.len());
+        assert!(self.calls.iter().all(|call| call.3 && call.0 != id));
+        self.calls.push((id, name, String::new(), false));
+    }
+    fn call_arguments(&mut self, index: usize, json: &str) {
+        assert!(!json.is_empty() && index + 1 == self.calls.len() && !self.calls[index].3);
+        self.calls[index].2.push_str(json);
+    }
+    fn call_end(&mut self, index: usize) {
+        assert!(index + 1 == self.calls.len() && !self.calls[index].3);
+        self.calls[index].3 = true;
+    }
+}
+
+impl Said {
+    fn calls(&self) -> Vec<(&str, Value)> {
+        let parsed = |arguments: &str| {
+            serde_json::from_str(arguments).unwrap_or_else(|_| json!({"not JSON": arguments}))
+        };
+        self.calls.iter().map(|call| (call.1.as_str(), parsed(&call.2))).collect()
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+const FORMATS: [ToolFormat; 10] = [
+    ToolFormat::KimiK2,
+    ToolFormat::Hermes,
+    ToolFormat::Qwen3Coder,
+    ToolFormat::SeedOss,
+    ToolFormat::Llama3Json,
+    ToolFormat::Pythonic,
+    ToolFormat::DeepSeekV3,
+    ToolFormat::DeepSeekV31,
+    ToolFormat::MistralList,
+    ToolFormat::Mistral,
+];
+
+fn tools() -> Arc<[ToolSignature]> {
+    let weather = json!({"type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "hourly": {"type": "boolean"}, "tags": {"type": "array"},
+        "note": {"type": ["string", "null"]},
+    }});
+    [ToolSignature::new("get_weather", &weather), ToolSignature::new("now", &json!({}))].into()
+}
+
+fn options(format: Option<ToolFormat>, reasoning: Option<(&str, &str, bool)>) -> ParseOptions {
+    ParseOptions {
+        reasoning: reasoning.map(|(start, end, open_in_prompt)| ReasoningMarkers {
+            start: start.into(),
+            end: end.into(),
+            open_in_prompt,
+        }),
+        tools: format.map(|format| (format, tools())),
+        id_stem: "test".into(),
+    }
+}
+
+/// One piece of an output.
+#[derive(Debug, Clone, PartialEq)]
+enum Piece {
+    Text(String),
+    Control(String),
+}
+
+fn run(options: &ParseOptions, pieces: &[Piece]) -> (Said, End) {
+    let mut parser = Parser::new(options.clone());
+    let mut said = Said::default();
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => parser.push(text, &mut said),
+            Piece::Control(text) => parser.push_control(text, &mut said),
+        }
+    }
+    let end = parser.finish(&mut said);
+    assert!(said.calls.iter().all(|call| call.3), "every call ends: {said:?}");
+    assert_eq!(
+        parser.len(),
+        pieces.iter().map(|(Piece::Text(text) | Piece::Control(text))| text.len()).sum::<usize>()
+    );
+    (said, end)
+}
+
+/// The format's markers as control tokens, the rest as text.
+fn with_controls(text: &str, markers: &[&str]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Found::At(at, marker) = find(rest, markers, true) {
+        pieces.push(Piece::Text(rest[..at].into()));
+        pieces.push(Piece::Control(markers[marker].into()));
+        rest = &rest[at + markers[marker].len()..];
+    }
+    pieces.push(Piece::Text(rest.into()));
+    pieces
+}
+
+fn cut(text: &str, random: &mut Random, longest: usize) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let chars = 1 + random.below(longest);
+        let at = rest.char_indices().nth(chars).map_or(rest.len(), |(at, _)| at);
+        let (piece, after) = rest.split_at(at);
+        pieces.push(piece.to_owned());
+        rest = after;
+    }
+    pieces
+}
+
+fn cut_pieces(pieces: &[Piece], random: &mut Random) -> Vec<Piece> {
+    let longest = 1 + random.below(12);
+    let one = |piece: &Piece| match piece {
+        Piece::Text(text) => cut(text, random, longest).into_iter().map(Piece::Text).collect(),
+        Piece::Control(_) => vec![piece.clone()],
+    };
+    pieces.iter().flat_map(one).collect()
+}
+
+/// The same in one piece, in many cuts, and with the format's markers as control tokens.
+fn check(options: &ParseOptions, text: &str) -> (Said, End) {
+    let whole = run(options, &[Piece::Text(text.into())]);
+    let mut random = Random(text.len() as u64);
+    for _ in 0..40 {
+        let pieces = cut_pieces(&[Piece::Text(text.into())], &mut random);
+        assert_eq!(run(options, &pieces), whole, "{pieces:?}");
+    }
+    whole
+}
+
+fn check_controls(options: &ParseOptions, text: &str) -> (Said, End) {
+    let mut markers = options.tools.as_ref().map_or(Vec::new(), |(format, _)| format.markers().to_vec());
+    if let Some(reasoning) = &options.reasoning {
+        markers.extend([reasoning.start.as_str(), reasoning.end.as_str()]);
+    }
+    let pieces = with_controls(text, &markers);
+    let whole = run(options, &pieces);
+    let mut random = Random(text.len() as u64);
+    for _ in 0..20 {
+        let pieces = cut_pieces(&pieces, &mut random);
+        assert_eq!(run(options, &pieces), whole, "{pieces:?}");
+    }
+    whole
+}
+
+/// Two calls in each format, as its models write them.
+fn two_calls(format: ToolFormat) -> &'static str {
+    match format {
+        ToolFormat::KimiK2 => {
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{\"city\": \"Köln\", \"days\": 2}\
+             <|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>"
+        }
+        ToolFormat::Hermes => {
+            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln\", \"days\": 2}}\n</tool_call>\n\
+             <tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"
+        }
+        ToolFormat::Qwen3Coder => {
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n\
+             <tool_call>\n<function=now>\n</function>\n</tool_call>"
+        }
+        ToolFormat::SeedOss => {
+            "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Köln</parameter>\n<parameter=days>2</parameter>\n</function>\n</seed:tool_call>\n\
+             <seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>"
+        }
+        ToolFormat::Llama3Json => {
+            "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Köln\", \"days\": 2}}; {\"name\": \"now\", \"parameters\": {}}"
+        }
+        ToolFormat::Pythonic => "[get_weather(city=\"Köln\", days=2), now()]",
+        ToolFormat::DeepSeekV3 => {
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{\"city\": \"Köln\", \"days\": 2}\n```<｜tool▁call▁end｜>\n\
+             <｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+        }
+        ToolFormat::DeepSeekV31 => {
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Köln\", \"days\": 2}<｜tool▁call▁end｜>\
+             <｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+        }
+        ToolFormat::MistralList => {
+            "[TOOL_CALLS] [{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln\", \"days\": 2}}, {\"name\": \"now\", \"arguments\": {}}]"
+        }
+        ToolFormat::Mistral => {
+            "[TOOL_CALLS]get_weather{\"city\": \"Köln\", \"days\": 2}[TOOL_CALLS]now[CALL_ID]abc123def[ARGS]{}"
+        }
+    }
+}
+
+#[test]
+fn calls_of_every_format() {
+    for format in FORMATS {
+        let options = options(Some(format), None);
+        let text = two_calls(format);
+        let (said, end) = check(&options, text);
+        assert_eq!(
+            said.calls(),
+            [("get_weather", json!({"city": "Köln", "days": 2})), ("now", json!({}))],
+            "{format:?}"
+        );
+        assert_eq!((said.text.as_str(), said.reasoning.as_str(), end), ("", "", End::Whole), "{format:?}");
+        assert_eq!(check_controls(&options, text), (said.clone(), end), "{format:?}");
+        // White space around calls is nobody's, other text is content; without marker a call stands alone.
+        let around = format!("\n{text}\n");
+        assert_eq!(check(&options, &around).0, said, "{format:?}");
+        if !matches!(format, ToolFormat::Llama3Json | ToolFormat::Pythonic) {
+            let (with_text, _) = check(&options, &format!("Let me see. {text}\nDone."));
+            assert_eq!(
+                (with_text.text.as_str(), &with_text.calls),
+                ("Let me see. \nDone.", &said.calls),
+                "{format:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn thinking_of_every_kind() {
+    for (start, end) in [("◁think▷", "◁/think▷"), ("<think>", "</think>"), ("<seed:think>", "</seed:think>")]
+    {
+        for format in [None, Some(ToolFormat::KimiK2), Some(ToolFormat::Hermes)] {
+            let closed = options(format, Some((start, end, false)));
+            let open = options(format, Some((start, end, true)));
+            let said = |options: &ParseOptions, text: &str| {
+                let (said, end) = check(options, text);
+                assert_eq!(check_controls(options, text), (said.clone(), end), "{text}");
+                (said.reasoning, said.text, end)
+            };
+            let both = ("\nHmm, 1 < 2.\n".to_owned(), "\n\nYes.".to_owned(), End::Whole);
+            assert_eq!(said(&closed, &format!("{start}\nHmm, 1 < 2.\n{end}\n\nYes.")), both);
+            assert_eq!(said(&closed, &format!(" \n{start}\nHmm, 1 < 2.\n{end}\n\nYes.")), both);
+            assert_eq!(said(&open, &format!("\nHmm, 1 < 2.\n{end}\n\nYes.")), both);
+            assert_eq!(said(&open, &format!("{start}\nHmm, 1 < 2.\n{end}\n\nYes.")), both);
+            // It ends in the middle: all of it is thinking.
+            assert_eq!(said(&closed, &format!("{start}Hm")), ("Hm".into(), "".into(), End::InReasoning));
+            assert_eq!(said(&open, "Hm"), ("Hm".into(), "".into(), End::InReasoning));
+            // A beginning of a marker that ends there is what it is.
+            let partly: String = end.chars().take(3).collect();
+            assert_eq!(check(&open, &format!("Hm{partly}")).0.reasoning, format!("Hm{partly}"));
+            assert_eq!(said(&closed, "Hello"), ("".into(), "Hello".into(), End::Whole));
+            assert_eq!(said(&closed, ""), ("".into(), "".into(), End::Whole));
+            // Only at the beginning is it thinking.
+            let (later, _) = check(&closed, &format!("I write {start} and {end}."));
+            assert_eq!(later.text, format!("I write {start} and {end}."));
+        }
+    }
+}
+
+#[test]
+fn a_call_ends_the_thinking() {
+    for format in FORMATS {
+        if matches!(format, ToolFormat::Llama3Json | ToolFormat::Pythonic) {
+            continue;
+        }
+        let options = options(Some(format), Some(("<think>", "</think>", false)));
+        let (said, end) = check(&options, &format!("<think>I call.{}", two_calls(format)));
+        assert_eq!(
+            (said.reasoning.as_str(), said.calls().len(), end),
+            ("I call.", 2, End::Whole),
+            "{format:?}"
+        );
+        // The marker alone is a thought.
+        let opener = format.markers()[0];
+        let (said, _) = check(&options, &format!("<think>What is {opener}? Nothing.</think>Right."));
+        assert_eq!(
+            (said.reasoning, said.text),
+            (format!("What is {opener}? Nothing."), "Right.".into()),
+            "{format:?}"
+        );
+    }
+}
+
+#[test]
+fn an_output_cut_off_anywhere_is_a_beginning_of_the_whole() {
+    for format in FORMATS {
+        let options = options(Some(format), Some(("<think>", "</think>", false)));
+        let text = format!("<think>So.</think>{}", two_calls(format));
+        let (whole, _) = check(&options, &text);
+        for (at, _) in text.char_indices() {
+            let (said, end) = run(&options, &[Piece::Text(text[..at].into())]);
+            assert!(whole.reasoning.starts_with(&said.reasoning) || at < 7 + 3 + 8, "{}", &text[..at]);
+            for (call, whole) in said.calls.iter().zip(&whole.calls) {
+                assert_eq!((&call.0, &call.1), (&whole.0, &whole.1));
+                assert!(whole.2.starts_with(&call.2) || call.2 == "{}", "{}", &text[..at]);
+            }
+            let complete =
+                said.calls.last().is_none_or(|call| serde_json::from_str::<Value>(&call.2).is_ok());
+            assert!(complete || end == End::InCall, "{format:?} {:?} {end:?} {said:?}", &text[..at]);
+        }
+    }
+}
+
+#[test]
+fn malformed_calls_are_text() {
+    use ToolFormat::{
+        DeepSeekV3, Hermes, KimiK2, Llama3Json, Mistral, MistralList, Pythonic, Qwen3Coder, SeedOss,
+    };
+    for (format, text) in [
+        (KimiK2, "<|tool_calls_section_begin|>no call"),
+        (KimiK2, "<|tool_call_begin|>what is this<|tool_call_argument_begin|>{}"),
+        (KimiK2, "a <|tool_calls_section_begin|><|tool_call_begin|>functions.f"),
+        (KimiK2, "<|tool_calls_section_begin|><|tool_calls_section_end|>"),
+        (KimiK2, "<|tool_call_"),
+        (Hermes, "<tool_call>get_weather</tool_call>"),
+        (Hermes, "<tool_call>{\"city\": 1}</tool_call>"),
+        (Hermes, "<tool_call>{\"name\": 1, \"arguments\": {}}</tool_call>"),
+        (Hermes, "<tool_call>{\"name\": \"a b\"}</tool_call>"),
+        (Hermes, "<tool_call>\n{\"name\": \"f\", "),
+        (Hermes, "<tool_call>{} and <tool_call"),
+        (Hermes, "<tool_call>{\"arguments\": {\"a\": 1}}</tool_call> end"),
+        (Qwen3Coder, "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>"),
+        (SeedOss, "<seed:tool_call><function=a b>"),
+        (SeedOss, "<seed:tool_call>\n<func"),
+        (Llama3Json, "{\"name\": \"Bob\", \"parameters\": {\"age\": 3}}"),
+        (Llama3Json, "{\"answer\": 42}"),
+        (Llama3Json, "{\"name\": \"now\"}"),
+        (Llama3Json, "Use {\"name\": \"now\", \"parameters\": {}}"),
+        (Llama3Json, "<|python_tag|>print(1)"),
+        (Pythonic, "[1, 2, 3]"),
+        (Pythonic, "[other(a=1)]"),
+        (Pythonic, "[get_weather(\"Köln\")]"),
+        (Pythonic, "[get_weather"),
+        (Pythonic, "[link](http://x)"),
+        (DeepSeekV3, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>a b\n```json\n{}"),
+        (MistralList, "[TOOL_CALLS] [1]"),
+        (Mistral, "[TOOL_CALLS]in words, and more{"),
+    ] {
+        let (said, end) = check(&options(Some(format), None), text);
+        assert_eq!((said.text.as_str(), said.calls(), end), (text, vec![], End::Whole), "{format:?}");
+        // As control tokens the markers are no text.
+        let (hidden, _) = check_controls(&options(Some(format), None), text);
+        let visible = format.markers().iter().fold(text.to_owned(), |text, marker| text.replace(marker, ""));
+        assert_eq!((hidden.text, hidden.calls.len()), (visible, 0), "{format:?} {text}");
+    }
+}
+
+#[test]
+fn what_models_write_besides_the_book() {
+    use ToolFormat::{DeepSeekV31, Hermes, KimiK2, Llama3Json, Mistral, Pythonic, SeedOss};
+    let weather = |arguments: Value| vec![("get_weather", arguments)];
+    let cases: [(ToolFormat, &str, Vec<(&str, Value)>, &str); 21] = [
+        (
+            KimiK2,
+            "<|tool_call_begin|>get_weather<|tool_call_argument_begin|> {\"city\": \"a\\\"b\"} \n<|tool_call_end|>",
+            weather(json!({"city": "a\"b"})),
+            "",
+        ),
+        (
+            KimiK2,
+            "<|tool_calls_section_begin|>\n<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|><|tool_call_end|>\n<|tool_calls_section_end|> ok",
+            vec![("now", json!({}))],
+            " ok",
+        ),
+        (
+            KimiK2,
+            "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{\"a\":<|tool_call_end|>",
+            vec![("now", json!({"not JSON": "{\"a\":"}))],
+            "",
+        ),
+        (
+            KimiK2,
+            "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>nothing at all<|tool_call_end|>",
+            vec![("now", json!({"not JSON": "nothing at all"}))],
+            "",
+        ),
+        (KimiK2, "<|tool_call_begin|>functions.now:0<|tool_call_end|>", vec![("now", json!({}))], ""),
+        (
+            KimiK2,
+            "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{\"a\": \"x\ny\"}<|tool_call_end|>",
+            vec![("now", json!({"a": "x\ny"}))],
+            "",
+        ),
+        (
+            Hermes,
+            "<tool_call>{\"arguments\": {\"days\": 1}, \"name\": \"get_weather\"}</tool_call>",
+            weather(json!({"days": 1})),
+            "",
+        ),
+        (
+            Hermes,
+            "<tool_call>{\"name\": \"get_weather\", \"arguments\": \"{\\\"days\\\": 1}\"}</tool_call>",
+            weather(json!({"days": 1})),
+            "",
+        ),
+        (Hermes, "<tool_call>{\"name\": \"now\"}</tool_call>", vec![("now", json!({}))], ""),
+        (
+            Hermes,
+            "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"</tool_call>\"}}",
+            weather(json!({"city": "</tool_call>"})),
+            "",
+        ),
+        (
+            Hermes,
+            "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"days\": 1}, \"id\": \"x\"}</tool_call>x",
+            weather(json!({"days": 1})),
+            "x",
+        ),
+        (
+            Hermes,
+            "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"days\": }</tool_call>",
+            weather(json!({"not JSON": "{\"days\": "})),
+            "}</tool_call>",
+        ),
+        (
+            Llama3Json,
+            "<|python_tag|>{\"type\": \"function\", \"name\": \"other\", \"parameters\": {\"a\": []}}",
+            vec![("other", json!({"a": []}))],
+            "",
+        ),
+        (
+            Llama3Json,
+            "{\"name\": \"now\", \"parameters\": {}}\n\nThat is it.",
+            vec![("now", json!({}))],
+            "\n\nThat is it.",
+        ),
+        (
+            Pythonic,
+            "<|python_start|>[get_weather(city='it\\'s', tags=['a', (1, None)], hourly=True,)]<|python_end|>",
+            weather(json!({"city": "it's", "tags": ["a", [1, null]], "hourly": true})),
+            "",
+        ),
+        (
+            Pythonic,
+            "[now(), get_weather(days=1, city=x)]",
+            vec![("now", json!({})), ("get_weather", json!({"not JSON": "{\"days\": 1, \"city\": "}))],
+            ")]",
+        ),
+        (
+            DeepSeekV31,
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜>",
+            vec![("function", json!({"a": 1}))],
+            "",
+        ),
+        (Mistral, "[TOOL_CALLS]get_weather[ARGS]{\"days\": 1} and", weather(json!({"days": 1})), " and"),
+        (
+            Mistral,
+            "[TOOL_CALLS]{\"name\": \"get_weather\", \"arguments\": {\"days\": 1}}",
+            weather(json!({"days": 1})),
+            "",
+        ),
+        (
+            SeedOss,
+            "<seed:tool_call><function=get_weather><parameter=city>a \"b\"\n\\ c</parameter><parameter=hourly>True</parameter><parameter=tags>[1, \"x\"]</parameter><parameter=note>null</parameter></seed:tool_call>",
+            weather(json!({"city": "a \"b\"\n\\ c", "hourly": true, "tags": [1, "x"], "note": null})),
+            "",
+        ),
+        (
+            SeedOss,
+            "<seed:tool_call><function=get_weather><parameter=days>soon</parameter><parameter=city></parameter></function></seed:tool_call>",
+            weather(json!({"days": "soon", "city": ""})),
+            "",
+        ),
+    ];
+    for (format, text, calls, rest) in cases {
+        let (said, _) = check(&options(Some(format), None), text);
+        assert_eq!((said.calls(), said.text.as_str()), (calls, rest), "{text}");
+    }
+}
+
+#[test]
+fn ids_are_the_models_or_new_and_never_the_same_twice() {
+    let ids = |format, text: &str| {
+        check(&options(Some(format), None), text).0.calls.into_iter().map(|call| call.0).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        ids(ToolFormat::KimiK2, two_calls(ToolFormat::KimiK2)),
+        ["functions.get_weather:0", "functions.now:1"]
+    );
+    let call = "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>";
+    let twice = ids(ToolFormat::KimiK2, &format!("{call}{call}"));
+    assert!(twice[0] == "functions.now:0" && twice[1].starts_with("call_"), "{twice:?}");
+    let mistral = ids(ToolFormat::Mistral, two_calls(ToolFormat::Mistral));
+    assert!(mistral[0].len() == 9 && mistral[1] == "abc123def", "{mistral:?}");
+    let hermes = ids(ToolFormat::Hermes, two_calls(ToolFormat::Hermes));
+    assert!(hermes.iter().all(|id| id.starts_with("call_") && id.len() == 29), "{hermes:?}");
+}
+
+/// Text is told as soon as it cannot become a marker, and arguments as they come.
+#[test]
+fn nothing_certain_is_held_back() {
+    let options = options(Some(ToolFormat::KimiK2), Some(("◁think▷", "◁/think▷", false)));
+    let mut parser = Parser::new(options);
+    let steps = [
+        ("◁th", "", "", ""),
+        ("ink▷Hm", "Hm", "", ""),
+        (" ◁", "Hm ", "", ""),
+        ("x", "Hm ◁x", "", ""),
+        ("◁/think▷", "Hm ◁x", "", ""),
+        ("\nOf", "Hm ◁x", "\nOf", ""),
+        (" course <|tool", "Hm ◁x", "\nOf course ", ""),
+        ("s <|tool_call_begin|>functions.now:0", "Hm ◁x", "\nOf course <|tools ", ""),
+        ("<|tool_call_argument_begin|>{\"a", "Hm ◁x", "\nOf course <|tools ", "{\"a"),
+        ("\": 1", "Hm ◁x", "\nOf course <|tools ", "{\"a\": 1"),
+        ("}", "Hm ◁x", "\nOf course <|tools ", "{\"a\": 1}"),
+    ];
+    let mut said = Said::default();
+    for (piece, reasoning, text, arguments) in steps {
+        parser.push(piece, &mut said);
+        let call = said.calls.first().map_or("", |call| call.2.as_str());
+        assert_eq!(
+            (said.reasoning.as_str(), said.text.as_str(), call),
+            (reasoning, text, arguments),
+            "{piece}"
+        );
+    }
+}
+
+/// However much comes, what is held back does not grow with it.
+#[test]
+fn what_is_held_back_is_bounded() {
+    let mut random = Random(11);
+    for format in FORMATS {
+        for _ in 0..60 {
+            let text = random_output(format, &mut random, 60);
+            let mut parser = Parser::new(options(Some(format), Some(("<think>", "</think>", false))));
+            let mut said = Said::default();
+            for piece in cut(&text, &mut random, 5) {
+                parser.push(&piece, &mut said);
+                let held = parser.pending.len() - parser.pending.told();
+                assert!(held <= 20_000, "{format:?}: {held} bytes of {text:?}");
+            }
+        }
+    }
+}
+
+/// Pieces of the format, of other formats, and of nothing, in any order.
+fn random_output(format: ToolFormat, random: &mut Random, len: usize) -> String {
+    let mut words = vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        "(",
+        ")",
+        "\"",
+        "'",
+        ":",
+        ",",
+        ";",
+        "=",
+        " ",
+        "\n",
+        "\\",
+        "é",
+        "1",
+        "true",
+        "{}",
+        "\"name\"",
+        "\"arguments\"",
+        "\"parameters\"",
+        "get_weather",
+        "now",
+        "\"now\"",
+        "functions.now:0",
+        "function",
+        "<function=",
+        ">",
+        "</function>",
+        "<parameter=",
+        "city",
+        "</parameter>",
+        "```json",
+        "```",
+        "<think>",
+        "</think>",
+        "<",
+        "some words",
+        "{\"name\": \"now\", \"arguments\": {",
+        "{\"city\": \"x\"}",
+        "[now(",
+        "a=1",
+    ];
+    words.extend(format.markers());
+    words.extend(format.markers());
+    let mut text = if random.below(3) == 0 { two_calls(format).to_owned() } else { String::new() };
+    for _ in 0..random.below(len) {
+        text.push_str(words[random.below(words.len())]);
+    }
+    text
+}
+
+#[test]
+fn any_text_in_any_pieces_says_the_same() {
+    let mut random = Random(5);
+    let mut with_calls = 0;
+    for round in 0..4000 {
+        let format = FORMATS[round % FORMATS.len()];
+        let reasoning = [None, Some(("<think>", "</think>", false)), Some(("<think>", "</think>", true))]
+            [random.below(3)];
+        let options = options(Some(format), reasoning);
+        let text = random_output(format, &mut random, 25);
+        let pieces = if random.below(2) == 0 {
+            vec![Piece::Text(text)]
+        } else {
+            with_controls(&text, format.markers())
+        };
+        let whole = run(&options, &pieces);
+        with_calls += usize::from(!whole.0.calls.is_empty());
+        for _ in 0..3 {
+            let cut = cut_pieces(&pieces, &mut random);
+            assert_eq!(run(&options, &cut), whole, "{format:?} {cut:?}");
+        }
+    }
+    assert!(with_calls > 800, "{with_calls}");
+}
+
+/// Where there is no call and no thinking, the text comes out as it went in.
+#[test]
+fn text_without_markers_is_untouched() {
+    let mut random = Random(9);
+    for round in 0..1000 {
+        let format = FORMATS[round % FORMATS.len()];
+        let text: String = (0..random.below(40))
+            .map(|_| [" ", "<", "◁", "a", "\n", "tool", "|", "é", "."][random.below(9)])
+            .collect();
+        let options = options(Some(format), Some(("◁think▷", "◁/think▷", false)));
+        assert_eq!(check(&options, &text).0.text, text);
+    }
+}
+
+#[test]
+fn arbitrary_bytes_are_survived() {
+    let mut random = Random(13);
+    for round in 0..500 {
+        let bytes: Vec<u8> = (0..random.below(200)).map(|_| random.below(256) as u8).collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = check(
+            &options(Some(FORMATS[round % FORMATS.len()]), Some(("<think>", "</think>", round % 2 == 0))),
+            &text,
+        );
+    }
+}
+
+/// Outputs made to be hard cost no more than others, in one-byte pieces too.
+#[test]
+fn hard_outputs_take_linear_time() {
+    for format in FORMATS {
+        for unit in [
+            "[[[[",
+            "{\"a\":",
+            "<tool_call>",
+            "\"",
+            "{\"name\":",
+            "<",
+            " ",
+            "[TOOL_CALLS]",
+            "<|tool_call_begin|>",
+            "<parameter=a>",
+            "```",
+        ] {
+            let time = |n: usize| {
+                let pieces = vec![Piece::Text(unit.to_owned()); n / unit.len()];
+                let start = std::time::Instant::now();
+                let _ = run(&options(Some(format), None), &pieces);
+                start.elapsed().as_secs_f64()
+            };
+            let seconds = time(1 << 14);
+            assert!(seconds < 5.0, "{format:?} {unit:?}: {seconds} s for 16 KiB");
+        }
+    }
+}
+
+#[test]
+fn formats_are_told_from_templates_and_by_name() {
+    for (template, tools, reasoning) in [
+        ("…<|tool_calls_section_begin|>…", Some(ToolFormat::KimiK2), None),
+        ("…<|tool_calls_section_begin|>…◁think▷", Some(ToolFormat::KimiK2), Some("◁think▷")),
+        ("<|im_user|>user<|im_middle|>", None, Some("◁think▷")),
+        ("<tool_call>\\n{\\\"name\\\": <function-name>…<think>", Some(ToolFormat::Hermes), Some("<think>")),
+        ("<tool_call>\\n<function=example>", Some(ToolFormat::Qwen3Coder), None),
+        ("<tool_call>…<arg_key>", None, None),
+        ("<seed:tool_call>\\n<function=…<seed:think>", Some(ToolFormat::SeedOss), Some("<seed:think>")),
+        ("<｜tool▁calls▁begin｜>…```json", Some(ToolFormat::DeepSeekV3), None),
+        ("<｜tool▁calls▁begin｜>…</think>", Some(ToolFormat::DeepSeekV31), Some("<think>")),
+        ("[TOOL_CALLS]…[ARGS]", Some(ToolFormat::Mistral), None),
+        ("[TOOL_CALLS]…", Some(ToolFormat::MistralList), None),
+        (
+            "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name and its value}",
+            Some(ToolFormat::Llama3Json),
+            None,
+        ),
+        ("{{ message.content }}", None, None),
+    ] {
+        let found = OutputFormat::detect(template);
+        assert_eq!(
+            (found.tools, found.reasoning.map(|reasoning| reasoning.start)),
+            (tools, reasoning),
+            "{template}"
+        );
+    }
+    for format in FORMATS {
+        assert_eq!(ToolFormat::named(format.name()), Some(format));
+    }
+    assert_eq!(ToolFormat::named("none"), None);
+    assert!(ReasoningFormat::named("deepseek_r1").is_some_and(|format| format.is_implied));
+}

@@ -1,0 +1,224 @@
+//! Calls whose arguments are written one by one, without quotes, as Seed-OSS and Qwen3-Coder do:
+//!
+//! ```text
+//!   <seed:tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></seed:tool_call>
+//! ```
+//! A value's type is that of the tool's schema: text is passed on as it comes, anything else when it is whole.
+
+use super::calls::{Context, Format, Opener, Step, anywhere, is_name, may_be_name};
+use super::json::push_escaped;
+use super::markers::{Found, Match, find, starts_with};
+use super::signature::ParameterKind;
+
+pub(super) struct Tags {
+    openers: &'static [Opener],
+    close: &'static str,
+}
+
+pub(super) const SEED_OSS: Tags =
+    Tags { openers: &[anywhere("<seed:tool_call>")], close: "</seed:tool_call>" };
+pub(super) const QWEN3_CODER: Tags = Tags { openers: &[anywhere("<tool_call>")], close: "</tool_call>" };
+
+pub(super) struct XmlCalls {
+    tags: &'static Tags,
+    state: State,
+    function: String,
+    num_parameters: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Where a function may begin.
+    Function,
+    Name(String),
+    /// Where a parameter may begin.
+    Parameter,
+    Key(String),
+    Value {
+        kind: ParameterKind,
+        text: String,
+        is_first: bool,
+    },
+    /// After a function.
+    Between,
+}
+
+const FUNCTION: &str = "<function=";
+const FUNCTION_END: &str = "</function>";
+const PARAMETER: &str = "<parameter=";
+const PARAMETER_END: &str = "</parameter>";
+
+impl XmlCalls {
+    pub fn new(tags: &'static Tags) -> Self {
+        Self { tags, state: State::Function, function: String::new(), num_parameters: 0 }
+    }
+
+    fn advance(&mut self, context: &mut Context<'_>) -> Option<Step> {
+        let white = if matches!(self.state, State::Value { .. }) { 0 } else { context.input.white() };
+        let (rest, is_end) = (context.input.rest(), context.input.is_end());
+        match &mut self.state {
+            State::Function => match starts_with(&rest[white..], &[FUNCTION], is_end) {
+                Match::Partly => return Some(Step::More),
+                Match::No => return Some(Step::NotACall),
+                Match::Yes(_) => {
+                    context.input.advance(white + FUNCTION.len());
+                    self.state = State::Name(String::new());
+                }
+            },
+            State::Name(name) => {
+                let is_whole = collect_tag(name, context);
+                if !may_be_name(name) || (is_whole && !is_name(name.trim())) {
+                    return Some(Step::NotACall);
+                }
+                if !is_whole {
+                    return Some(Step::More);
+                }
+                self.function = name.trim().to_owned();
+                self.num_parameters = 0;
+                context.start(None, self.function.clone());
+                self.state = State::Parameter;
+            }
+            State::Parameter => {
+                // At the end of the output the call is unfinished, whatever would have come.
+                match starts_with(&rest[white..], &[PARAMETER, FUNCTION_END, self.tags.close], false) {
+                    Match::Partly => return Some(Step::More),
+                    Match::Yes(0) => {
+                        context.input.advance(white + PARAMETER.len());
+                        self.state = State::Key(String::new());
+                    }
+                    Match::Yes(1) => {
+                        context.input.advance(white + FUNCTION_END.len());
+                        self.close(context);
+                        self.state = State::Between;
+                    }
+                    Match::Yes(_) => {
+                        context.input.advance(white + self.tags.close.len());
+                        self.close(context);
+                        return Some(Step::Done);
+                    }
+                    Match::No => {
+                        self.close(context);
+                        return Some(Step::Done);
+                    }
+                }
+            }
+            State::Key(key) => {
+                if !collect_tag(key, context) {
+                    return Some(Step::More);
+                }
+                let tool = context.tool(&self.function);
+                let kind = tool.map_or(ParameterKind::Text, |tool| tool.parameter(key));
+                let mut json = String::from(if self.num_parameters == 0 { "{\"" } else { ", \"" });
+                push_escaped(key, &mut json);
+                json.push_str(if kind == ParameterKind::Text { "\": \"" } else { "\": " });
+                context.arguments(&json);
+                self.num_parameters += 1;
+                self.state = State::Value { kind, text: String::new(), is_first: true };
+            }
+            State::Value { kind, text, is_first } => {
+                // A control token ends the value too: it can only be the call's own end.
+                let plain = context.input.plain();
+                let is_cut = plain.len() < rest.len();
+                let (mut len, end_len) = match find(plain, &[PARAMETER_END], is_cut) {
+                    Found::At(at, _) => (at, PARAMETER_END.len()),
+                    Found::Held(held) => (plain.len() - held, 0),
+                };
+                let is_whole = end_len > 0 || is_cut;
+                // One line break after the tag and one before the next are the format's, not the value's.
+                if *is_first && len > 0 {
+                    *is_first = false;
+                    let breaks = usize::from(rest.starts_with('\n'));
+                    context.input.advance(breaks);
+                    return None;
+                }
+                let mut value = &rest[..len];
+                if is_whole {
+                    value = value.strip_suffix('\n').unwrap_or(value);
+                    len += end_len;
+                } else if value.ends_with('\n') {
+                    len -= 1;
+                    value = &rest[..len];
+                }
+                let mut json = String::new();
+                if *kind == ParameterKind::Text {
+                    push_escaped(value, &mut json);
+                    json.push_str(if is_whole { "\"" } else { "" });
+                } else {
+                    text.push_str(value);
+                    if is_whole {
+                        push_typed(text, *kind, &mut json);
+                    }
+                }
+                context.input.advance(len);
+                context.arguments(&json);
+                if !is_whole {
+                    return Some(Step::More);
+                }
+                self.state = State::Parameter;
+            }
+            State::Between => match starts_with(&rest[white..], &[self.tags.close, FUNCTION], is_end) {
+                Match::Partly => return Some(Step::More),
+                Match::No => return Some(Step::Done),
+                Match::Yes(0) => {
+                    context.input.advance(white + self.tags.close.len());
+                    return Some(Step::Done);
+                }
+                Match::Yes(_) => self.state = State::Function,
+            },
+        }
+        None
+    }
+
+    fn close(&self, context: &mut Context<'_>) {
+        context.arguments(if self.num_parameters == 0 { "{}" } else { "}" });
+        context.end();
+    }
+}
+
+/// Adds the text up to `>`, and takes that in; says whether it is there.
+fn collect_tag(text: &mut String, context: &mut Context<'_>) -> bool {
+    let rest = context.input.rest();
+    let end = rest.find('>');
+    text.push_str(&rest[..end.unwrap_or(rest.len())]);
+    let len = end.map_or(rest.len(), |end| end + 1);
+    context.input.advance(len);
+    end.is_some()
+}
+
+/// A value that its schema does not call text: JSON where it is that, Python's words for it, else text after all.
+fn push_typed(value: &str, kind: ParameterKind, out: &mut String) {
+    let trimmed = value.trim();
+    let word = match trimmed.to_ascii_lowercase().as_str() {
+        "null" | "none" => Some("null"),
+        "true" if kind == ParameterKind::Json => Some("true"),
+        "false" if kind == ParameterKind::Json => Some("false"),
+        _ => None,
+    };
+    if let Some(word) = word {
+        out.push_str(word);
+    } else if kind == ParameterKind::Json && serde_json::from_str::<serde::de::IgnoredAny>(trimmed).is_ok() {
+        out.push_str(trimmed);
+    } else {
+        out.push('"');
+        push_escaped(value, out);
+        out.push('"');
+    }
+}
+
+impl Format for XmlCalls {
+    fn openers(&self) -> &'static [Opener] {
+        self.tags.openers
+    }
+
+    fn begin(&mut self, _: usize) {
+        self.state = State::Function;
+    }
+
+    fn step(&mut self, context: &mut Context<'_>) -> Step {
+        loop {
+            if let Some(step) = self.advance(context) {
+                return step;
+            }
+        }
+    }
+}
