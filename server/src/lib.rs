@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 mod config_file;
 pub mod constrain;
+mod constraining;
 pub mod defaults;
 mod device_share;
 pub mod disk;

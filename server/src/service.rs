@@ -3,25 +3,19 @@
 
 use crate::blocking::Lane;
 use crate::chat::effort::Effort;
-use crate::chat::parse::grammar::TriggeredCalls;
 use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
-use crate::constrain::{
-    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
-    GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter, TokenizerEncoder,
-    Vocabulary, Words,
-};
+use crate::constrain::SequenceSpec;
+use crate::constraining::{Constraining, HeldTools};
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
-use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
-use crate::openai::tools::ToolUse;
 use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
 use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
@@ -59,10 +53,7 @@ pub struct Service {
     /// Bounds the work, and so the memory, of preparing prompts.
     preparations: Lane,
     pictures: Arc<Pictures>,
-    grammars: GrammarCompiler,
-    /// Bounds how many requests wait for grammars at once, apart from those that prepare prompts.
-    compilations: Lane,
-    masks: Arc<MaskPool>,
+    constraining: Arc<Constraining>,
 }
 
 /// A message whose pictures are still URLs.
@@ -106,11 +97,31 @@ impl Service {
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
-            grammars: grammar_compiler(&parts),
-            compilations: Lane::new(cores.max(2)),
-            masks: Arc::new(MaskPool::for_this_machine()),
+            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info)),
             parts,
         }
+    }
+
+    /// What grammars and other constraints of answers are made with.
+    pub fn constraining(&self) -> &Arc<Constraining> {
+        &self.constraining
+    }
+
+    /// Makes what the answers are asked to be held to. `thinking` says how the model marks its thinking in them.
+    pub async fn constrain(
+        &self,
+        generation: &mut Generation,
+        thinking: Option<ReasoningMarkers>,
+    ) -> Result<(), ApiError> {
+        let format = self.tool_format();
+        // A grammar of the text must not keep the model from calling instead.
+        let has_grammar = generation.asked.grammar.is_some() && format.is_some();
+        let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
+        let tools = tools.map(|tools| HeldTools { tools, format });
+        let stops = &generation.params.stop_token_ids;
+        generation.constraint =
+            self.constraining.constrain(&generation.asked, tools, stops, thinking).await?;
+        Ok(())
     }
 
     pub fn info(&self) -> &ModelInfo {
@@ -250,121 +261,6 @@ impl Service {
         }
     }
 
-    /// Makes what the answer is asked to be held to: grammars are compiled here, off the async threads. `thinking` says how the model
-    /// marks its thinking, which grammars leave free and budgets end.
-    pub async fn constrain(
-        self: &Arc<Self>,
-        generation: &mut Generation,
-        thinking: Option<ReasoningMarkers>,
-    ) -> Result<(), ApiError> {
-        // A grammar of the text must not keep the model from calling instead.
-        let has_grammar = generation.asked.grammar.is_some() && self.tool_format().is_some();
-        let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
-        if generation.asked == ConstraintRequest::default() && tools.is_none() {
-            return Ok(());
-        }
-        let asked = generation.asked.clone();
-        let stops: Arc<[TokenId]> = generation.params.stop_token_ids.as_slice().into();
-        let service = self.clone();
-        generation.constraint =
-            self.compilations.run(move |_| service.build_constraint(asked, tools, stops, thinking)).await??;
-        Ok(())
-    }
-
-    fn build_constraint(
-        &self,
-        asked: ConstraintRequest,
-        tools: Option<Arc<ToolUse>>,
-        stops: Arc<[TokenId]>,
-        thinking: Option<ReasoningMarkers>,
-    ) -> Result<Option<SequenceSpec>, ApiError> {
-        let ConstraintRequest { grammar, thinking_budget, bad_words, allowed_token_ids } = asked;
-        let num_rows = self.parts.info.vocab_size;
-        if !bad_words.is_empty() || allowed_token_ids.is_some() {
-            if let Some(budget) = thinking_budget {
-                let message = "cannot be combined with `bad_words` or `allowed_token_ids`";
-                return Err(ApiError::invalid(budget.param, message));
-            }
-            if tools.is_some() {
-                let message = "cannot be combined with tools that must be called or are strict";
-                let param = if bad_words.is_empty() { "allowed_token_ids" } else { "bad_words" };
-                return Err(ApiError::invalid(param, message));
-            }
-            let forbidden = self.bad_word_tokens(&bad_words)?;
-            return Ok(Some(TokenFilter::new(allowed_token_ids.as_deref(), forbidden, num_rows).into()));
-        }
-        if let (Some(budget), None) = (thinking_budget, &thinking) {
-            let message = "nothing marks thinking in this model's answers";
-            return Err(ApiError::unsupported(budget.param, message));
-        }
-        let body = match (tools, grammar) {
-            (Some(tools), grammar) => self.tool_body(&tools, grammar)?,
-            (None, None) => BodyPart::Free,
-            (None, Some(GrammarRequest { source, param })) => BodyPart::Grammar(
-                self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
-            ),
-        };
-        let budget = thinking_budget.map(|budget| budget.tokens);
-        let thinking = thinking.map(|markers| ThinkingPart { markers, budget });
-        let setting = self.constraint_setting(stops)?;
-        Ok(ConstraintSpec::new(ConstraintParts { thinking, body }, setting, num_rows).map(SequenceSpec::from))
-    }
-
-    pub fn grammars(&self) -> &GrammarCompiler {
-        &self.grammars
-    }
-
-    /// Where a call is forced there is no text, and so nothing for the text's grammar to hold.
-    fn tool_body(&self, tools: &ToolUse, text: Option<GrammarRequest>) -> Result<BodyPart, ApiError> {
-        let format = self.tool_format().ok_or_else(|| {
-            ApiError::unsupported(
-                "tools",
-                "how the model writes calls is not known, so that none can be forced",
-            )
-        })?;
-        let compile = |pattern: Pattern| {
-            let source = GrammarSource::Pattern(pattern);
-            self.grammars.compile(&source).map_err(|error| grammar_error(error, "tools"))
-        };
-        if tools.is_forced() {
-            return Ok(BodyPart::Grammar(compile(tools.forced_grammar(format)?)?));
-        }
-        if let Some(GrammarRequest { source, param }) = text {
-            let Some(text) = source.into_pattern(&param) else {
-                let message =
-                    "a grammar in Lark cannot be combined with tools that the model may call or not";
-                return Err(ApiError::unsupported(param, message));
-            };
-            let either = Pattern::Any(vec![text, tools.forced_grammar(format)?]);
-            return Ok(BodyPart::Grammar(compile(either)?));
-        }
-        let TriggeredCalls { trigger, call } = tools.call_grammar(format)?;
-        let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
-        Ok(BodyPart::Triggered { triggers: vec![trigger.to_owned()], grammar: compile(call)?, after })
-    }
-
-    /// What constraints of a request share; `stops` are the tokens that end its answers. Not for an async thread: the first call may
-    /// have to go through the vocabulary.
-    pub fn constraint_setting(&self, stops: Arc<[TokenId]>) -> Result<Setting, ApiError> {
-        let vocabulary = self.grammars.vocabulary().map_err(|error| grammar_error(error, ""))?;
-        let ends = Ends { stops, model: self.model_ends.clone() };
-        Ok(Setting { vocabulary, pool: self.masks.clone(), ends })
-    }
-
-    /// Each word as it begins a text and as it follows a space.
-    fn bad_word_tokens(&self, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
-        let mut runs = Vec::with_capacity(2 * words.len());
-        for word in words {
-            let word = word.trim_start();
-            for text in [word.to_owned(), format!(" {word}")] {
-                runs.push(self.parts.tokenizer.encode_inside(&text).map_err(tokenizer_error)?);
-            }
-        }
-        runs.sort_unstable();
-        runs.dedup();
-        Ok(runs)
-    }
-
     /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
     /// never trained on.
     pub(crate) fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
@@ -489,17 +385,6 @@ fn marker_tokens(parts: &ServiceParts) -> Arc<[TokenId]> {
     let mut tokens: Vec<TokenId> = tokens.filter(|&token| parts.tokenizer.is_special(token)).collect();
     tokens.sort_unstable();
     tokens.into()
-}
-
-/// A vocabulary for grammars is made when the first one asks for it.
-fn grammar_compiler(parts: &ServiceParts) -> GrammarCompiler {
-    let (tokenizer, ends, num_rows) =
-        (parts.tokenizer.clone(), parts.info.eos_token_ids.clone(), parts.info.vocab_size);
-    let make = move || {
-        let encoder = Arc::new(TokenizerEncoder(tokenizer.clone()));
-        Vocabulary::new(Words::of(&tokenizer, num_rows, &ends), Some(encoder))
-    };
-    GrammarCompiler::new(make, CompilerLimits::default())
 }
 
 /// Log-probabilities of prompts in one response: more would be hundreds of megabytes of JSON.

@@ -132,8 +132,8 @@ fn every_forced_answer_is_calls_that_fit() {
                 let Answer { text, ended } = Random::new(seed).answer(spec.begin(), 700);
                 assert_ne!(ended, Ended::Failed, "{format:?}, seed {seed}: {text}");
                 let (said, end) = read(format, &rules, &text);
-                assert_eq!(said.text, "", "{format:?}, seed {seed}: {text}");
                 if ended == Ended::Stop {
+                    assert_eq!(said.text, "", "{format:?}, seed {seed}: {text}");
                     assert_eq!(end, End::Whole, "{format:?}, seed {seed}: {text}");
                     assert!(
                         !said.calls.is_empty() && (parallel || said.calls.len() == 1),

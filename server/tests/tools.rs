@@ -79,7 +79,7 @@ fn weather() -> Value {
 }
 
 fn now() -> Value {
-    json!({"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}})
+    json!({"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": false}}})
 }
 
 fn ask(more: Value) -> Value {
@@ -474,7 +474,7 @@ fn random_weights_call_tools_that_fit() {
         let tools = json!([strict(weather()), strict(now())]);
         let validator = jsonschema::validator_for(&weather()["function"]["parameters"]).expect("a schema");
         let mut num_calls = 0;
-        for seed in 0..12 {
+        for seed in 0..24 {
             case.script.draw(seed);
             let choice = match seed % 3 {
                 0 => json!("required"),

@@ -53,10 +53,10 @@ pub struct PromptRequest<'a> {
 pub struct Prompt {
     pub tokens: Vec<TokenId>,
     pub images: Vec<ImageSpan>,
-    /// The prompt ends inside the model's thinking: the answer goes on with it.
-    pub opens_thinking: bool,
     /// What it took to make its pictures ready, waiting for a place to do so included.
     pub vision: Duration,
+    /// The prompt ends inside the model's thinking: the answer goes on with it.
+    pub opens_thinking: bool,
 }
 
 /// A prompt and its text, in which control tokens that users typed look like the real ones; the tokens tell them apart.

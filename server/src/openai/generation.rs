@@ -11,6 +11,7 @@ use crate::openai::tools::ToolUse;
 use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -44,6 +45,22 @@ request_fields! {
         priority: i32,
         cache_salt: String,
         request_id: String,
+        response_format: Value,
+        structured_outputs: Map<String, Value>,
+        guided_json: Value,
+        guided_regex: String,
+        guided_choice: Vec<String>,
+        guided_grammar: String,
+        /// llama-server's name for a schema of the whole answer.
+        json_schema: Value,
+        /// In llguidance's dialect of Lark.
+        grammar: String,
+        regex: String,
+        bad_words: Vec<String>,
+        allowed_token_ids: Vec<TokenId>,
+        thinking_token_budget: usize,
+        /// llama-server's name; -1 is no budget.
+        reasoning_budget_tokens: i64,
     }
 }
 
@@ -154,7 +171,6 @@ pub struct Dialect {
 impl GenerationFields {
     pub fn lower(
         self,
-        structured: StructuredFields,
         dialect: Dialect,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
@@ -187,6 +203,19 @@ impl GenerationFields {
             priority,
             cache_salt,
             request_id,
+            response_format,
+            structured_outputs,
+            guided_json,
+            guided_regex,
+            guided_choice,
+            guided_grammar,
+            json_schema,
+            grammar,
+            regex,
+            bad_words,
+            allowed_token_ids,
+            thinking_token_budget,
+            reasoning_budget_tokens,
         } = self;
         let Dialect { max_tokens, logprobs } = dialect;
         if spaces_between_special_tokens == Some(false) {
@@ -235,6 +264,21 @@ impl GenerationFields {
             logprobs,
         };
         params.check(defaults.vocab_size)?;
+        let structured = StructuredFields {
+            response_format,
+            structured_outputs,
+            guided_json,
+            guided_regex,
+            guided_choice,
+            guided_grammar,
+            json_schema,
+            grammar,
+            regex,
+            bad_words,
+            allowed_token_ids,
+            thinking_token_budget,
+            reasoning_budget_tokens,
+        };
         Ok(Generation {
             model,
             asked: structured.lower(defaults.vocab_size)?,

@@ -63,9 +63,8 @@ impl Features {
 
 pub async fn chat(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let service = app.service()?;
-    let ChatCompletionRequest { chat, generation, structured, ignored } =
-        ChatCompletionRequest::parse(&request.body)?;
-    let (chat, generation) = chat.lower(generation, structured, service.defaults(), &app.limits.request)?;
+    let ChatCompletionRequest { chat, generation, ignored } = ChatCompletionRequest::parse(&request.body)?;
+    let (chat, generation) = chat.lower(generation, service.defaults(), &app.limits.request)?;
     let model = service.check_model(generation.model.as_deref())?.to_owned();
     let Rendered { text, prompt: Prompt { tokens, images, .. } } = service.render_chat(chat).await?;
     let mut response = json_response(&RenderedPrompt {
@@ -83,10 +82,9 @@ pub async fn chat(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Re
 /// A list, because a request may hold several prompts.
 pub async fn completion(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let service = app.service()?;
-    let CompletionRequest { completion, generation, structured, ignored } =
-        CompletionRequest::parse(&request.body)?;
+    let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&request.body)?;
     let Lowered { prompts: raw, add_special_tokens, generation, .. } =
-        completion.lower(generation, structured, service.defaults(), &app.limits.request)?;
+        completion.lower(generation, service.defaults(), &app.limits.request)?;
     let model = service.check_model(generation.model.as_deref())?;
     let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
     let rendered: Vec<RenderedPrompt> = raw

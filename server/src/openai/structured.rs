@@ -4,27 +4,25 @@
 
 use crate::constrain::{GrammarError, GrammarFault, GrammarSource, Whitespace};
 use crate::error::ApiError;
-use crate::openai::fields::request_fields;
 use scheduler::TokenId;
 use serde_json::{Map, Value};
 
-request_fields! {
-    pub struct StructuredFields {
-        response_format: Value,
-        structured_outputs: Map<String, Value>,
-        guided_json: Value,
-        guided_regex: String,
-        guided_choice: Vec<String>,
-        guided_grammar: String,
-        json_schema: Value,
-        grammar: String,
-        regex: String,
-        bad_words: Vec<String>,
-        allowed_token_ids: Vec<TokenId>,
-        thinking_token_budget: usize,
-        /// llama-server's name; −1 is no budget.
-        reasoning_budget_tokens: i64,
-    }
+/// As they came.
+#[derive(Debug, Default)]
+pub struct StructuredFields {
+    pub response_format: Option<Value>,
+    pub structured_outputs: Option<Map<String, Value>>,
+    pub guided_json: Option<Value>,
+    pub guided_regex: Option<String>,
+    pub guided_choice: Option<Vec<String>>,
+    pub guided_grammar: Option<String>,
+    pub json_schema: Option<Value>,
+    pub grammar: Option<String>,
+    pub regex: Option<String>,
+    pub bad_words: Option<Vec<String>>,
+    pub allowed_token_ids: Option<Vec<TokenId>>,
+    pub thinking_token_budget: Option<usize>,
+    pub reasoning_budget_tokens: Option<i64>,
 }
 
 /// What a request holds its answer to.

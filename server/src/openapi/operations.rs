@@ -16,7 +16,6 @@ use crate::openai::models::{ModelCard, ModelList};
 use crate::openai::render::RenderedPrompt;
 use crate::openai::score::lower::{MethodFields, RerankFields, ScoreFields};
 use crate::openai::score::response::{RerankList, ScoreList};
-use crate::openai::structured::StructuredFields;
 use crate::openai::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -96,16 +95,16 @@ const PLAIN: Body = Body::Other("text/plain");
 #[rustfmt::skip]
 pub const OPERATIONS: &[Operation] = &[
     Operation::new("POST /v1/chat/completions", "Answer a conversation")
-        .takes(Body::Json(&[part::<ChatFields>, part::<GenerationFields>, part::<StructuredFields>])).needs(&["messages"])
+        .takes(Body::Json(&[part::<ChatFields>, part::<GenerationFields>])).needs(&["messages"])
         .gives(Body::Json(&[part::<ChatCompletion>])).streams(),
     Operation::new("POST /v1/completions", "Continue a text")
-        .takes(Body::Json(&[part::<CompletionFields>, part::<GenerationFields>, part::<StructuredFields>])).needs(&["prompt"])
+        .takes(Body::Json(&[part::<CompletionFields>, part::<GenerationFields>])).needs(&["prompt"])
         .gives(Body::Json(&[part::<Completion>])).streams(),
     Operation::new("POST /v1/chat/completions/render", "The prompt of a conversation, without an answer")
-        .takes(Body::Json(&[part::<ChatFields>, part::<GenerationFields>, part::<StructuredFields>])).needs(&["messages"])
+        .takes(Body::Json(&[part::<ChatFields>, part::<GenerationFields>])).needs(&["messages"])
         .gives(Body::Json(&[part::<RenderedPrompt>])),
     Operation::new("POST /v1/completions/render", "The tokens of prompts, without an answer")
-        .takes(Body::Json(&[part::<CompletionFields>, part::<GenerationFields>, part::<StructuredFields>])).needs(&["prompt"])
+        .takes(Body::Json(&[part::<CompletionFields>, part::<GenerationFields>])).needs(&["prompt"])
         .gives(Body::Json(&[part::<Vec<RenderedPrompt>>])),
     Operation::new("GET /v1/models", "The served model, under each of its names").gives(Body::Json(&[part::<ModelList>])),
     Operation::new("GET /v1/models/{*id}", "One of the names").gives(Body::Json(&[part::<ModelCard>])),

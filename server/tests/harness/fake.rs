@@ -348,11 +348,10 @@ fn sample_token(hash: u64, sample: &Sample) -> Sampled {
     let mut token = candidates[0];
     if let Some(mask) = &sample.mask {
         let Some(words) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
-        let in_mask = |token: &TokenId| {
-            words.get(*token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
-        };
-        let is_usable = |token: &TokenId| ![IM_START, IMAGE].contains(token) && allowed(*token);
-        let left: Vec<TokenId> = (0..VOCAB_SIZE as TokenId).filter(in_mask).filter(is_usable).collect();
+        let in_mask =
+            |token: TokenId| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        let left: Vec<TokenId> =
+            (0..VOCAB_SIZE as TokenId).filter(|&token| in_mask(token) && allowed(token)).collect();
         if left.is_empty() {
             return Sampled::Failed(Failure::NothingToSample);
         }

@@ -194,6 +194,6 @@ impl ModelRunner for ScriptedRunner {
                 Sampled::Token(SampledToken { token, logprob, top: Vec::new() })
             })
             .collect();
-        Ok(StepOutput { sampled, ..Default::default() })
+        Ok(StepOutput { sampled, ..StepOutput::default() })
     }
 }

@@ -5,7 +5,6 @@ use super::detect::ToolFormat;
 use super::signature::{ParameterKind, kind};
 use crate::constrain::{GrammarError, GrammarFault, Pattern, schema};
 use serde_json::{Map, Value, json};
-use std::sync::LazyLock;
 
 /// A tool, as a grammar wants it.
 #[derive(Debug, Clone)]
@@ -146,8 +145,8 @@ fn object_schema(schema: &Value) -> Value {
 }
 
 /// One argument, where a format writes them one by one.
-struct Parameter<'a> {
-    name: &'a str,
+struct Parameter {
+    name: String,
     schema: Value,
     is_required: bool,
 }
@@ -172,10 +171,10 @@ const BEYOND_PROPERTIES: [&str; 16] = [
     "dependentSchemas",
 ];
 
-fn parameters(rule: &CallRule) -> Result<Vec<Parameter<'_>>, GrammarError> {
-    static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
-    let schema = rule.schema.as_object().unwrap_or(&NONE);
-    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&NONE);
+fn parameters(rule: &CallRule) -> Result<Vec<Parameter>, GrammarError> {
+    let none = Map::new();
+    let schema = rule.schema.as_object().unwrap_or(&none);
+    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
     let required: Vec<&str> = schema
         .get("required")
         .and_then(Value::as_array)
@@ -208,7 +207,7 @@ fn parameters(rule: &CallRule) -> Result<Vec<Parameter<'_>>, GrammarError> {
     let mut found = Vec::with_capacity(properties.len());
     for (name, schema) in properties {
         found.push(Parameter {
-            name,
+            name: name.clone(),
             schema: parameter((name, schema))?,
             is_required: required.contains(&name.as_str()),
         });
@@ -244,7 +243,7 @@ fn xml_call(rule: &CallRule, end: &str) -> Result<Pattern, GrammarError> {
 /// Any text in which no tag ends the value. `<` may stand before anything but a slash or another `<`.
 const XML_TEXT: &str = r"([^<]|<[^/<])*";
 
-fn xml_value(rule: &CallRule, parameter: &Parameter<'_>) -> Result<Pattern, GrammarError> {
+fn xml_value(rule: &CallRule, parameter: &Parameter) -> Result<Pattern, GrammarError> {
     let Parameter { name, schema, .. } = parameter;
     let choices = match (&schema["enum"], &schema["const"]) {
         (Value::Array(values), _) => Some(values.as_slice()),
@@ -275,10 +274,10 @@ fn xml_value(rule: &CallRule, parameter: &Parameter<'_>) -> Result<Pattern, Gram
 fn python_call(rule: &CallRule) -> Result<Pattern, GrammarError> {
     let parameters = parameters(rule)?;
     let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
-    if let Some(odd) = parameters.iter().find(|parameter| !is_name(parameter.name)) {
+    if let Some(odd) = parameters.iter().find(|parameter| !is_name(&parameter.name)) {
         return Err(beyond(rule, &format!("the name `{}`", odd.name)));
     }
-    let keyword = |parameter: &Parameter<'_>| {
+    let keyword = |parameter: &Parameter| {
         let part = format!("{}.properties.{}", rule.part, parameter.name);
         sequence([
             text(&format!("{}=", parameter.name)),

@@ -8,7 +8,6 @@ use crate::openai::chat::messages;
 use crate::openai::chat::tools::{self, ToolFields};
 use crate::openai::chat::types::ChatFields;
 use crate::openai::generation::{Dialect, Generation, GenerationFields, OutputOptions, RequestLimits};
-use crate::openai::structured::StructuredFields;
 use crate::service::ChatPrompt;
 use std::sync::Arc;
 
@@ -19,7 +18,6 @@ impl ChatFields {
     pub fn lower(
         self,
         generation: GenerationFields,
-        structured: StructuredFields,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
     ) -> Result<(ChatPrompt, Generation), ApiError> {
@@ -68,7 +66,7 @@ impl ChatFields {
             kwargs: chat_template_kwargs.unwrap_or_default(),
             ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
         };
-        let mut generation = generation.lower(structured, dialect, defaults, limits)?;
+        let mut generation = generation.lower(dialect, defaults, limits)?;
         generation.output = OutputOptions {
             splits_reasoning: true,
             hides_reasoning: include_reasoning == Some(false),

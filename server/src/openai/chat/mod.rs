@@ -23,11 +23,9 @@ use std::sync::Arc;
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
-    let ChatCompletionRequest { chat, generation, structured, mut ignored } =
-        ChatCompletionRequest::parse(&body)?;
+    let ChatCompletionRequest { chat, generation, mut ignored } = ChatCompletionRequest::parse(&body)?;
     drop(body);
-    let (chat, mut generation) =
-        chat.lower(generation, structured, service.defaults(), &exchange.app.limits.request)?;
+    let (chat, mut generation) = chat.lower(generation, service.defaults(), &exchange.app.limits.request)?;
     if chat.effort.is_some_and(|effort| !service.follows_effort(effort)) {
         ignored.0.push("reasoning_effort".to_owned());
     }

@@ -3,7 +3,6 @@
 use crate::error::ApiError;
 use crate::openai::fields::{Fields, Ignored, request_fields};
 use crate::openai::generation::GenerationFields;
-use crate::openai::structured::StructuredFields;
 use serde_json::{Map, Value};
 
 request_fields! {
@@ -34,7 +33,6 @@ request_fields! {
 pub struct ChatCompletionRequest {
     pub chat: ChatFields,
     pub generation: GenerationFields,
-    pub structured: StructuredFields,
     pub ignored: Ignored,
 }
 
@@ -43,7 +41,6 @@ impl ChatCompletionRequest {
         let mut fields = Fields::parse(body)?;
         let chat = ChatFields::take(&mut fields)?;
         let generation = GenerationFields::take(&mut fields)?;
-        let structured = StructuredFields::take(&mut fields)?;
-        Ok(Self { chat, generation, structured, ignored: fields.into_ignored()? })
+        Ok(Self { chat, generation, ignored: fields.into_ignored()? })
     }
 }

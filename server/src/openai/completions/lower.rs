@@ -5,7 +5,6 @@ use crate::error::ApiError;
 use crate::openai::chat::lower::check_top;
 use crate::openai::completions::types::{CompletionFields, PromptField};
 use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
-use crate::openai::structured::StructuredFields;
 use crate::service::RawPrompt;
 
 /// As in OpenAI's API.
@@ -22,7 +21,6 @@ impl CompletionFields {
     pub fn lower(
         self,
         generation: GenerationFields,
-        structured: StructuredFields,
         defaults: &GenerationDefaults,
         limits: &RequestLimits,
     ) -> Result<Lowered, ApiError> {
@@ -43,7 +41,7 @@ impl CompletionFields {
             max_tokens: Some(("max_tokens", if reads_only { 1 } else { max_tokens })),
             logprobs: logprobs.map(|top| check_top("logprobs", top)).transpose()?,
         };
-        let mut generation = generation.lower(structured, dialect, defaults, limits)?;
+        let mut generation = generation.lower(dialect, defaults, limits)?;
         generation.max_tokens = Some(max_tokens);
         if echo {
             generation.prompt_top = generation.prompt_top.max(generation.report.logprobs);

@@ -24,10 +24,10 @@ use std::sync::Arc;
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
-    let CompletionRequest { completion, generation, structured, ignored } = CompletionRequest::parse(&body)?;
+    let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&body)?;
     drop(body);
     let Lowered { prompts: raw, echo, add_special_tokens, mut generation } =
-        completion.lower(generation, structured, service.defaults(), &exchange.app.limits.request)?;
+        completion.lower(generation, service.defaults(), &exchange.app.limits.request)?;
     let head = exchange.head("cmpl-", &generation)?;
     let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
     let echoes: Vec<Echo> =

@@ -3,7 +3,6 @@
 use crate::error::ApiError;
 use crate::openai::fields::{Fields, Ignored, request_fields};
 use crate::openai::generation::GenerationFields;
-use crate::openai::structured::StructuredFields;
 use scheduler::TokenId;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -33,7 +32,6 @@ pub enum PromptField {
 pub struct CompletionRequest {
     pub completion: CompletionFields,
     pub generation: GenerationFields,
-    pub structured: StructuredFields,
     pub ignored: Ignored,
 }
 
@@ -42,7 +40,6 @@ impl CompletionRequest {
         let mut fields = Fields::parse(body)?;
         let completion = CompletionFields::take(&mut fields)?;
         let generation = GenerationFields::take(&mut fields)?;
-        let structured = StructuredFields::take(&mut fields)?;
-        Ok(Self { completion, generation, structured, ignored: fields.into_ignored()? })
+        Ok(Self { completion, generation, ignored: fields.into_ignored()? })
     }
 }

@@ -92,9 +92,9 @@ impl EmbeddingFields {
                     return Err(ApiError::unsupported("add_special_tokens", why));
                 }
                 let chat = ChatPrompt {
-                    messages: messages::lower(messages)?,
                     tools: None,
                     effort: None,
+                    messages: messages::lower(messages)?,
                     kwargs: chat_template_kwargs.unwrap_or_default(),
                     ending: ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
                 };
