@@ -4,6 +4,7 @@
 //! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
 mod cpu;
+pub mod cuda;
 mod device;
 mod error;
 mod matrix;

@@ -1,6 +1,7 @@
 //! add:      x[i] += y[i]                                     x, y f32 of one shape · moves 12 bytes per element
 //! silu_mul: out[t, i] = silu(gate[t, i]) * up[t, i]           gate_up [T, 2I]: gate, then up · out [T, I] f32
 
+use super::not_on_cuda;
 use crate::cpu::rows;
 use crate::{Device, Tensor};
 
@@ -16,6 +17,7 @@ pub fn add(x: &mut Tensor, y: &Tensor) {
                 rows::add(cpu.isa, block, &y[start..start + block.len()]);
             });
         }
+        Device::Cuda(_) => not_on_cuda("add"),
     }
 }
 
@@ -33,5 +35,6 @@ pub fn silu_mul(gate_up: &Tensor, out: &mut Tensor) {
                 }
             });
         }
+        Device::Cuda(_) => not_on_cuda("silu_mul"),
     }
 }

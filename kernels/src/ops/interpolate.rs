@@ -2,6 +2,7 @@
 //! clamped); the identity when the size is the same.
 //! table [H0, W0, D] f32 · out [h·w, D] f32, raster order
 
+use super::not_on_cuda;
 use crate::cpu::interpolate::Resize;
 use crate::{Device, Tensor};
 
@@ -22,5 +23,6 @@ pub fn interpolate_positions(table: &Tensor, h: usize, w: usize, out: &mut Tenso
                 }
             });
         }
+        Device::Cuda(_) => not_on_cuda("interpolate_positions"),
     }
 }

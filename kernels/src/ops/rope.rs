@@ -2,6 +2,7 @@
 //! x [T, H, D] f32 · table: cos, sin [P, R/2] f32 · positions [T] < P
 //! Half: pairs (i, i + R/2) · Interleaved: pairs (2i, 2i + 1) · (a, b) becomes (a cos - b sin, b cos + a sin)
 
+use super::not_on_cuda;
 use super::rows::as_heads;
 use crate::cpu::rope::{self, RopePlan};
 use crate::{DType, Device, Tensor};
@@ -91,5 +92,6 @@ fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, positions: &[u32], lay
                 }
             });
         }
+        Device::Cuda(_) => not_on_cuda("rope"),
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! "Rows" are the first dimension; the others may be of any rank with one product.
 
+use super::not_on_cuda;
 use crate::cpu::rows::{self, SlicePlan};
 use crate::{Device, Tensor};
 
@@ -17,6 +18,7 @@ pub fn gather_rows(src: &Tensor, rows: &[u32], out: &mut Tensor) {
     check_rows("gather_rows", rows, src.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => rows::gather(cpu, src, rows, out),
+        Device::Cuda(_) => not_on_cuda("gather_rows"),
     }
 }
 
@@ -34,6 +36,7 @@ pub fn scatter_rows(src: &Tensor, src_rows: &[u32], dst: &mut Tensor, dst_rows: 
                 dst[to..to + d].copy_from_slice(&src[from..from + d]);
             }
         }
+        Device::Cuda(_) => not_on_cuda("scatter_rows"),
     }
 }
 
@@ -48,6 +51,7 @@ pub fn store_rows(src: &Tensor, dst: &mut Tensor, slots: &[u32]) {
                 dst.write_f32(slot as usize * width, row);
             }
         }
+        Device::Cuda(_) => not_on_cuda("store_rows"),
     }
 }
 
@@ -65,6 +69,7 @@ pub fn copy_slice(src: &Tensor, src_offset: usize, dst: &mut Tensor, dst_offset:
                 rows::copy_slices(&src[first * h * src_len..], block, &plan);
             });
         }
+        Device::Cuda(_) => not_on_cuda("copy_slice"),
     }
 }
 

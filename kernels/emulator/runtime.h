@@ -1,0 +1,88 @@
+// The state of one block that is being run.
+#pragma once
+#include "checked.h"
+#include "fiber.h"
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+enum class State { Ready, Waiting, Done };
+
+// One asynchronous copy of at most 16 bytes, not yet performed.
+struct Copy {
+    const Region* to;
+    char* dst;
+    const char* src;
+    uint32_t bytes, valid;
+};
+
+struct Warp;
+
+struct Fiber {
+    Thread thread;  // First: `emu_self` points here.
+    void* sp = nullptr;
+    uint32_t id = 0;
+    Warp* warp = nullptr;
+    State state = State::Ready;
+    // What it waits for: in messages.
+    const char* op = nullptr;
+    Site site{};
+    uint32_t mask = 0;
+    void* operand = nullptr;
+    WarpFn fn = nullptr;
+    int barrier = -1;
+    int result = 0;
+    std::vector<Copy> copies;
+    std::deque<std::vector<Copy>> groups;
+};
+
+struct Warp {
+    Fiber* lanes[32] = {};
+    uint32_t count = 0;
+};
+
+struct Barrier {
+    uint32_t arrived = 0, expected = 0, sum = 0;
+    Site site{};
+};
+
+struct SharedArray {
+    const void* key;
+    Region region;
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    Barrier barriers[16];
+    uint32_t alive = 0;
+    void* scheduler = nullptr;
+    void (*body)(void*) = nullptr;
+    void* closure = nullptr;
+    uint64_t random = 1;
+    bool failed = false;
+    const Launch* launch = nullptr;
+    // Shared memory: the dynamic part first, then arrays as they are first met.
+    Region dynamic{};
+    std::deque<SharedArray> arrays;
+    uint64_t shared_used = 0;
+
+    uint64_t next_random() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        return random;
+    }
+};
+
+extern thread_local Block* block;
+
+inline Fiber* self() { return (Fiber*)emu_self; }
+
+// Gives way to the scheduler, until made ready again.
+void yield();
+
+}  // namespace emu
