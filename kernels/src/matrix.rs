@@ -246,7 +246,8 @@ impl MatrixBatch {
                 for first in (0..total).step_by(at_once) {
                     let block = &mut block[..at_once.min(total - first) * panel_bytes];
                     block.fill(0);
-                    cuda.host.for_blocks(block, panel_bytes, |i, panel| pack(first + i, panel, pack_row_for_gpu));
+                    cuda.host
+                        .for_blocks(block, panel_bytes, |i, panel| pack(first + i, panel, pack_row_for_gpu));
                     self.buffer.write(first * panel_bytes, block);
                 }
             }

@@ -136,6 +136,7 @@ fn host_memory(len: usize) -> NonNull<u8> {
 pub(crate) trait Element: Copy + Send + Sync + 'static {}
 impl Element for f32 {}
 impl Element for i32 {}
+impl Element for u32 {}
 impl Element for u16 {}
 impl Element for u8 {}
 

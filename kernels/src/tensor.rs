@@ -354,6 +354,12 @@ impl Tensor {
         self.buffer.write(start * 4, bytes_of_slice(values));
     }
 
+    /// Indices into a tensor of i32.
+    pub(crate) fn write_u32(&mut self, start: usize, values: &[u32]) {
+        assert_eq!(self.dtype, DType::I32, "write_u32");
+        self.buffer.write(start * 4, bytes_of_slice(values));
+    }
+
     fn capacity(&self) -> usize {
         self.buffer.len() / self.dtype.size()
     }

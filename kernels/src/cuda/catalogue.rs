@@ -1,6 +1,6 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{linear, norm};
+use super::{elementwise, linear, norm, rows};
 
-pub(super) const KERNELS: &[&Kernel] = &[&linear::KERNEL, &norm::KERNEL];
+pub(super) const KERNELS: &[&Kernel] = &[&elementwise::KERNEL, &linear::KERNEL, &norm::KERNEL, &rows::KERNEL];

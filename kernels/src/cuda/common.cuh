@@ -147,6 +147,11 @@ template <int WARPS> __device__ __forceinline__ float block_max(float v, Ptr<flo
     return total;
 }
 
+// ---- functions that more than one kernel needs
+
+__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
+__device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
+
 // ---- Philox 4x32-10, as models/src/sampler/philox.rs has it
 
 __device__ __forceinline__ uint4 philox(uint4 counter, uint2 key) {

@@ -2,6 +2,7 @@
 //! content. A file is written under another name and then renamed, so that a reader sees all of it or none.
 
 use super::driver::{CudaError, Result};
+use super::nvrtc::Cubin;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,8 +32,8 @@ pub struct Job {
 /// A compiled job.
 #[derive(Clone, Debug)]
 pub enum Image {
-    /// Machine code for one architecture, and the name of each expression in it.
-    Cubin { bytes: Vec<u8>, symbols: Vec<String> },
+    /// Machine code for one architecture.
+    Cubin(Cubin),
     /// A library for the emulator; instance i has the symbols `emu_launch_i` and `emu_params_i`.
     Library { path: PathBuf, expressions: Vec<String> },
 }
@@ -56,12 +57,19 @@ impl Cache {
     }
 
     /// The file of this key; `make` writes it to the path that it is given if it is not there.
-    pub fn get_or_make(&self, key: &Key, extension: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub fn get_or_make(
+        &self,
+        key: &Key,
+        extension: &str,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let path = self.folder.join(format!("{}.{extension}", key.hex()));
         if path.exists() {
             return Ok(path);
         }
-        let io = |what: &str, e: std::io::Error| CudaError::NoCompiler(format!("{what} {}: {e}", self.folder.display()));
+        let io = |what: &str, e: std::io::Error| {
+            CudaError::NoCompiler(format!("{what} {}: {e}", self.folder.display()))
+        };
         std::fs::create_dir_all(&self.folder).map_err(|e| io("cannot make the cache folder", e))?;
         let draft = self.folder.join(unique(&key.hex()));
         let made = make(&draft).and_then(|()| {

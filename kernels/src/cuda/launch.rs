@@ -56,7 +56,11 @@ impl Cuda {
             return Ok(function);
         }
         let known = |instance: &Instance| instance.expression == expression;
-        assert!(kernel.instances.iter().any(known), "{expression} is not an instance of {}", kernel.source.name);
+        assert!(
+            kernel.instances.iter().any(known),
+            "{expression} is not an instance of {}",
+            kernel.source.name
+        );
         let expressions: Vec<String> = if self.driver.compiles_whole_sources() {
             let arch = self.arch_number();
             let here = kernel.instances.iter().filter(|instance| instance.min_arch <= arch);
@@ -84,8 +88,11 @@ impl Cuda {
                     loop {
                         let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         let Some(&(kernel, expression)) = wanted.get(i) else { break };
-                        let job =
-                            Job { source: kernel.source, expressions: vec![expression.to_string()], defines: Vec::new() };
+                        let job = Job {
+                            source: kernel.source,
+                            expressions: vec![expression.to_string()],
+                            defines: Vec::new(),
+                        };
                         // The result is in the cache; loading it below costs little.
                         if let Err(error) = self.driver.compile(&job) {
                             *failure.lock().expect("no holder panics") = Some(error);

@@ -7,11 +7,14 @@ mod arena;
 mod catalogue;
 pub mod compile;
 pub mod driver;
+pub(crate) mod elementwise;
 pub mod emulated;
 pub mod launch;
 pub(crate) mod linear;
 pub(crate) mod norm;
+pub mod nvrtc;
 pub(crate) mod pack;
+pub(crate) mod rows;
 mod staging;
 
 use crate::device::Cpu;

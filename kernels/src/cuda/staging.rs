@@ -25,7 +25,13 @@ impl Staging {
         Ok(Self { halves: [half()?, half()?], next: 0 })
     }
 
-    pub fn upload(&mut self, driver: &dyn Driver, stream: Stream, dst: DevicePtr, bytes: &[u8]) -> Result<()> {
+    pub fn upload(
+        &mut self,
+        driver: &dyn Driver,
+        stream: Stream,
+        dst: DevicePtr,
+        bytes: &[u8],
+    ) -> Result<()> {
         for (i, chunk) in bytes.chunks(BYTES).enumerate() {
             let half = &self.halves[self.next];
             self.next = 1 - self.next;
@@ -40,7 +46,13 @@ impl Staging {
         Ok(())
     }
 
-    pub fn download(&mut self, driver: &dyn Driver, stream: Stream, src: DevicePtr, out: &mut [u8]) -> Result<()> {
+    pub fn download(
+        &mut self,
+        driver: &dyn Driver,
+        stream: Stream,
+        src: DevicePtr,
+        out: &mut [u8],
+    ) -> Result<()> {
         for (i, chunk) in out.chunks_mut(BYTES).enumerate() {
             let half = &self.halves[0];
             driver.finish(half.copied)?;

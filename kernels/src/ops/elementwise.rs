@@ -1,8 +1,8 @@
 //! add:      x[i] += y[i]                                     x, y f32 of one shape · moves 12 bytes per element
 //! silu_mul: out[t, i] = silu(gate[t, i]) * up[t, i]           gate_up [T, 2I]: gate, then up · out [T, I] f32
 
-use super::not_on_cuda;
 use crate::cpu::rows;
+use crate::cuda::elementwise;
 use crate::{Device, Tensor};
 
 pub fn add(x: &mut Tensor, y: &Tensor) {
@@ -17,7 +17,7 @@ pub fn add(x: &mut Tensor, y: &Tensor) {
                 rows::add(cpu.isa, block, &y[start..start + block.len()]);
             });
         }
-        Device::Cuda(_) => not_on_cuda("add"),
+        Device::Cuda(cuda) => elementwise::add(cuda, x, y),
     }
 }
 
@@ -35,6 +35,6 @@ pub fn silu_mul(gate_up: &Tensor, out: &mut Tensor) {
                 }
             });
         }
-        Device::Cuda(_) => not_on_cuda("silu_mul"),
+        Device::Cuda(cuda) => elementwise::silu_mul(cuda, gate_up, out),
     }
 }

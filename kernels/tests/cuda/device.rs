@@ -17,5 +17,6 @@ pub fn options() -> EmulatorOptions {
 pub fn emulated(seed: u64) -> Device {
     let options = EmulatorOptions { seed, ..options() };
     let emulator = Emulator::new(options).expect("a C++ compiler");
-    Device::cuda(Box::new(emulator), 64 << 20, CpuOptions { threads: Some(2), isa: None }).expect("an emulated device")
+    Device::cuda(Box::new(emulator), 64 << 20, CpuOptions { threads: Some(2), isa: None })
+        .expect("an emulated device")
 }

@@ -18,7 +18,8 @@ fn as_taken(x: &Host, w: DType) -> Host {
 #[test]
 fn linear_layers() {
     let device = emulated(SEEDS[0]);
-    let sizes = [(1, 1, 1), (1, 33, 257), (2, 31, 3), (11, 67, 300), (29, 40, 129), (33, 97, 48), (70, 130, 290)];
+    let sizes =
+        [(1, 1, 1), (1, 33, 257), (2, 31, 3), (11, 67, 300), (29, 40, 129), (33, 97, 48), (70, 130, 290)];
     for (i, (t, n, k)) in sizes.into_iter().enumerate() {
         for dtype in FLOATS {
             let what = format!("{dtype} T {t} N {n} K {k}");

@@ -1,10 +1,12 @@
 //! Ops on the CUDA side, through the emulator: against their f64 twins, alone and in company, under several schedules.
 
+#[allow(dead_code)]
 #[path = "../agree/common.rs"]
 mod common;
 mod device;
 mod linear;
-#[path = "../agree/naive.rs"]
 #[allow(dead_code)]
+#[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+mod small;

@@ -21,7 +21,8 @@ fn norms() {
             let mut out = Tensor::unwritten(&device, DType::F32, &[t, d]);
 
             rms_norm(&x_t, &w_t, 1e-5, &mut out);
-            let expected: Vec<f64> = x.rows().iter().flat_map(|x| naive::rms_norm(x, &w.values, 1e-5)).collect();
+            let expected: Vec<f64> =
+                x.rows().iter().flat_map(|x| naive::rms_norm(x, &w.values, 1e-5)).collect();
             assert_close(&out.to_f32_vec(), &expected, 1e-6, &what);
 
             layer_norm(&x_t, &w_t, &b_t, 1e-5, &mut out);

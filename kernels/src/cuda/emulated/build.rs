@@ -76,7 +76,11 @@ impl Builder {
 
     fn build(&self, job: &Job, headers: &[Source], unit: &str, link: &[String]) -> Result<PathBuf> {
         let flags = FLAGS.join(" ");
-        let key = Key::of(job, headers, &[unit, &self.compiler, &self.version, &flags, link.get(2).map_or("", |name| name)]);
+        let key = Key::of(
+            job,
+            headers,
+            &[unit, &self.compiler, &self.version, &flags, link.get(2).map_or("", |name| name)],
+        );
         self.cache.get_or_make(&key, "so", |draft| {
             let folder = self.cache.folder().join(unique("sources"));
             let built = self.compile_in(&folder, job, headers, unit, link, draft);
@@ -100,7 +104,9 @@ impl Builder {
             target: "the emulator".to_string(),
             log,
         };
-        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).map_err(|e| failed(e.to_string()));
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.join(name), text).map_err(|e| failed(e.to_string()))
+        };
         std::fs::create_dir_all(folder).map_err(|e| failed(e.to_string()))?;
         for header in headers {
             write(header.name, header.text)?;

@@ -84,7 +84,8 @@ impl Kernel {
             return self.refuse(format!("a grid of {:?} blocks", grid.blocks));
         }
         if grid.shared > shared_limit {
-            return self.refuse(format!("{} bytes of shared memory; the limit is {shared_limit}", grid.shared));
+            return self
+                .refuse(format!("{} bytes of shared memory; the limit is {shared_limit}", grid.shared));
         }
         let expected: Vec<usize> = self.params.iter().map(|param| param.size as usize).collect();
         let found: Vec<usize> = args.iter().map(<[u8]>::len).collect();

@@ -32,7 +32,14 @@ pub struct EmulatorOptions {
 impl EmulatorOptions {
     /// A small device of compute capability 9.0.
     pub fn new(compiler: &str, cache: Cache) -> Self {
-        Self { compiler: compiler.to_string(), cache, capability: (9, 0), num_sms: 4, memory: 1 << 30, seed: 1 }
+        Self {
+            compiler: compiler.to_string(),
+            cache,
+            capability: (9, 0),
+            num_sms: 4,
+            memory: 1 << 30,
+            seed: 1,
+        }
     }
 }
 

@@ -1,0 +1,120 @@
+//! Every instance of every kernel, compiled to machine code by NVIDIA's compiler, without a GPU: no spills, no stack frame, no more
+//! registers or shared memory than its budget, and no instance that needs more than a block can have.
+//!
+//! The compiler comes from its Python wheel, installed once into the target folder.
+
+use kernels::cuda::compile::{Cache, Image, Job};
+use kernels::cuda::launch::{self, Instance};
+use kernels::cuda::nvrtc::Nvrtc;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
+const ARCHS: [(&str, u32); 3] = [("sm_80", 80), ("sm_90a", 90), ("sm_100", 100)];
+
+fn target() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// The folder of the compiler's library.
+fn compiler() -> PathBuf {
+    let home = target().join(WHEEL.replace("==", "-"));
+    let marker = home.join("complete");
+    if !marker.exists() {
+        let run = |command: &mut Command| {
+            let output = command.output().expect("python3 with its venv module");
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
+        let pip = home.join("bin/pip");
+        run(Command::new(pip).args(["install", "--no-deps", "--disable-pip-version-check", WHEEL]));
+        std::fs::write(&marker, WHEEL).expect("a writable target folder");
+    }
+    let libraries = std::fs::read_dir(home.join("lib")).expect("a virtual environment").flatten();
+    let folder = libraries.map(|python| python.path().join("site-packages/nvidia/cu13/lib"));
+    folder.into_iter().find(|folder| folder.exists()).expect("the wheel's library")
+}
+
+/// What the assembler reports of the one kernel of a log.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Usage {
+    registers: u32,
+    shared: u32,
+    stack: u32,
+    spills: u32,
+}
+
+impl Usage {
+    fn parse(log: &str) -> Self {
+        let before = |unit: &str| -> u32 {
+            let numbers = log.match_indices(unit).map(|(at, _)| log[..at].split_whitespace().next_back());
+            numbers
+                .map(|number| {
+                    number.and_then(|n| n.trim_start_matches(',').parse::<u32>().ok()).expect("a number")
+                })
+                .sum()
+        };
+        Self {
+            registers: before(" registers"),
+            shared: before(" bytes smem"),
+            stack: before(" bytes stack frame") + before(" bytes cumulative stack"),
+            spills: before(" bytes spill stores") + before(" bytes spill loads"),
+        }
+    }
+}
+
+#[test]
+fn reports_are_understood() {
+    let log = "ptxas . 8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
+               ptxas info : Used 39 registers, used 1 barriers, 32 bytes smem, 384 bytes cmem[0]";
+    assert_eq!(Usage::parse(log), Usage { registers: 39, shared: 32, stack: 8, spills: 28 });
+}
+
+fn check(instance: &Instance, arch: &str, usage: &Usage) -> Result<(), String> {
+    let Instance { expression, registers, shared, .. } = *instance;
+    let what = format!("{expression} on {arch}: {usage:?}");
+    match usage {
+        Usage { stack: 1.., .. } => Err(format!("{what} has a stack frame")),
+        Usage { spills: 1.., .. } => Err(format!("{what} spills")),
+        Usage { registers: 0, .. } => Err(format!("{what} is no report")),
+        usage if usage.registers > registers => Err(format!("{what} exceeds {registers} registers")),
+        usage if usage.shared > shared => Err(format!("{what} exceeds {shared} bytes of shared memory")),
+        _ => Ok(()),
+    }
+}
+
+#[test]
+fn every_kernel_compiles_within_its_budget() {
+    let nvrtc = Nvrtc::load(Some(&compiler()), Cache::new(target().join("cubin"))).expect("NVRTC");
+    let mut jobs = Vec::new();
+    for kernel in launch::all() {
+        for instance in kernel.instances {
+            let archs = ARCHS.iter().filter(|(_, number)| *number >= instance.min_arch);
+            jobs.extend(archs.map(|(arch, _)| (kernel.source, instance, *arch)));
+        }
+    }
+    assert!(jobs.len() >= 3, "there are kernels");
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some((source, instance, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let expressions = vec![instance.expression.to_string()];
+                    let job = Job { source: *source, expressions, defines: Vec::new() };
+                    let outcome = match nvrtc.compile(&job, arch) {
+                        Ok(Image::Cubin(cubin)) => check(instance, arch, &Usage::parse(&cubin.log)),
+                        Ok(Image::Library { .. }) => Err("not a cubin".to_string()),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    if let Err(reason) = outcome {
+                        failures.lock().expect("no holder panics").push(reason);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("no holder panics");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
