@@ -137,5 +137,9 @@ inline void mma_m16n8k16_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
     emu::mma_16816<emu::from_f16>("mma_m16n8k16_f16", d, a, b0, b1, {file, line});
 }
 
+// ---- barriers of some threads of a block
+
+inline void barrier_sync(int id, int threads, EMU_SITE) { emu::emu_barrier((uint32_t)id, (uint32_t)threads, false, {file, line}); }
+
 inline void griddepcontrol_wait() {}
 inline void griddepcontrol_launch_dependents() {}

@@ -93,6 +93,12 @@ PTX_LDMATRIX_4(x4_trans, "x4.trans")
 PTX_MMA_16816(bf16)
 PTX_MMA_16816(f16)
 
+// ---- barriers of some threads of a block: whole warps; barrier 0 is that of __syncthreads
+
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- programmatic dependent launch: the next kernel begins before this one ends
 
 __device__ __forceinline__ void griddepcontrol_wait() {

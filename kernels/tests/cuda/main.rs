@@ -3,7 +3,9 @@
 #[allow(dead_code)]
 #[path = "../agree/common.rs"]
 mod common;
+mod bench;
 mod device;
+mod faults;
 mod linear;
 #[allow(dead_code)]
 #[path = "../agree/naive.rs"]
