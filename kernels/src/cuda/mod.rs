@@ -12,6 +12,7 @@ pub mod emulated;
 pub mod launch;
 pub(crate) mod linear;
 pub(crate) mod norm;
+pub mod nvidia;
 pub mod nvrtc;
 pub(crate) mod pack;
 pub(crate) mod rows;

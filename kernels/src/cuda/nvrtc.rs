@@ -19,9 +19,18 @@ const OPTIONS: [&str; 4] = ["--std=c++17", "--fmad=false", "-default-device", "-
 const MAGIC: &[u8] = b"perilune cubin 1\n";
 
 pub struct Nvrtc {
-    library: Library,
+    /// `None` where only what was compiled ahead of time is to be had.
+    library: Option<Library>,
     version: (i32, i32),
     cache: Cache,
+}
+
+/// In the cache: the version that compiled what is there.
+const VERSION_FILE: &str = "nvrtc.version";
+
+fn parse_version(text: &str) -> Option<(i32, i32)> {
+    let (major, minor) = text.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 type Program = *mut c_void;
@@ -38,6 +47,7 @@ impl Nvrtc {
             load_builtins(folder);
         }
         let mut failure = String::new();
+        // In the order of preference.
         for path in &candidates {
             // SAFETY: NVIDIA's library, whose initialisers set up its own state only.
             match unsafe { Library::new(path) } {
@@ -45,18 +55,21 @@ impl Nvrtc {
                 Err(error) => failure = error.to_string(),
             }
         }
-        Err(CudaError::NoCompiler(format!("libnvrtc was not found: {failure}")))
+        let version = std::fs::read_to_string(cache.folder().join(VERSION_FILE)).ok();
+        match version.as_deref().and_then(parse_version) {
+            Some(version) => Ok(Self { library: None, version, cache }),
+            None => Err(CudaError::NoCompiler(format!("libnvrtc was not found: {failure}"))),
+        }
     }
 
     fn with(library: Library, cache: Cache) -> Result<Self> {
-        let mut nvrtc = Self { library, version: (0, 0), cache };
+        let mut nvrtc = Self { library: Some(library), version: (0, 0), cache };
         let (mut major, mut minor) = (0, 0);
         // SAFETY: int, int.
         let version =
             unsafe { nvrtc.symbol::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>("nvrtcVersion") }?;
         // SAFETY: writes two ints.
         nvrtc.check("nvrtcVersion", unsafe { version(&raw mut major, &raw mut minor) })?;
-        drop(version);
         nvrtc.version = (major, minor);
         Ok(nvrtc)
     }
@@ -72,7 +85,14 @@ impl Nvrtc {
         let key = Key::of(job, &HEADERS, &[arch, &options, &version]);
         let io = |e: std::io::Error| CudaError::NoCompiler(format!("cannot use the cache of kernels: {e}"));
         let path = self.cache.get_or_make(&key, "cubin", |draft| {
+            if self.library.is_none() {
+                let missing = "libnvrtc was not found, and the cache of kernels has no";
+                return Err(CudaError::NoCompiler(format!("{missing} {:?} for {arch}", job.expressions)));
+            }
             let file = self.compile_fresh(job, arch)?.to_file();
+            // For machines that have this cache and no compiler.
+            let version = format!("{}.{}", self.version.0, self.version.1);
+            std::fs::write(self.cache.folder().join(VERSION_FILE), version).map_err(io)?;
             std::fs::write(draft, file).map_err(io)
         })?;
         let file = std::fs::read(&path).map_err(io)?;
@@ -105,8 +125,9 @@ impl Nvrtc {
     /// # Safety
     /// `T` is the type that NVRTC's manual gives for this function.
     unsafe fn symbol<T>(&self, name: &'static str) -> Result<Symbol<'_, T>> {
+        let library = self.library.as_ref().expect("a compilation has a compiler");
         // SAFETY: the caller's promise.
-        unsafe { self.library.get(name.as_bytes()) }
+        unsafe { library.get(name.as_bytes()) }
             .map_err(|e| CudaError::Call { call: name, reason: e.to_string() })
     }
 

@@ -24,7 +24,8 @@ pub const MEMORY: u64 = 1 << 20;
 
 impl Bench {
     pub fn new(seed: u64) -> Self {
-        let driver = Emulator::new(EmulatorOptions { seed, memory: MEMORY, ..options() }).expect("a C++ compiler");
+        let driver =
+            Emulator::new(EmulatorOptions { seed, memory: MEMORY, ..options() }).expect("a C++ compiler");
         let arena = driver.allocate(MEMORY).expect("memory");
         let stream = driver.new_stream().expect("a stream");
         Self { driver, stream, arena, used: AtomicU64::new(0) }
@@ -32,7 +33,9 @@ impl Bench {
 
     /// Not written yet.
     pub fn region(&self, bytes: usize, name: &str) -> Region {
-        let start = self.arena.offset(self.used.fetch_add(bytes.next_multiple_of(256) as u64 + 256, Ordering::Relaxed));
+        let start = self
+            .arena
+            .offset(self.used.fetch_add(bytes.next_multiple_of(256) as u64 + 256, Ordering::Relaxed));
         self.driver.name_region(start, bytes as u64, name);
         Region { start, bytes }
     }

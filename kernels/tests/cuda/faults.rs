@@ -64,7 +64,8 @@ fn bugs_that_are_named() {
             let message = error.to_string();
             let line = message.split(".cu:").nth(1).or(message.split(".cuh:").nth(1));
             let line = line.and_then(|rest| rest.split([',', ';']).next()).unwrap_or_default();
-            let numbered = line.trim_end_matches(':').split(':').next().is_some_and(|n| n.trim().parse::<u32>().is_ok());
+            let numbered =
+                line.trim_end_matches(':').split(':').next().is_some_and(|n| n.trim().parse::<u32>().is_ok());
             assert!(numbered, "{bug}: no line in {message:?}");
             assert!(message.contains(what) && message.contains(subject), "{bug}: {message}");
         }

@@ -1,9 +1,9 @@
 //! Ops on the CUDA side, through the emulator: against their f64 twins, alone and in company, under several schedules.
 
+mod bench;
 #[allow(dead_code)]
 #[path = "../agree/common.rs"]
 mod common;
-mod bench;
 mod device;
 mod faults;
 mod linear;

@@ -99,11 +99,11 @@ impl Memory {
     }
 
     fn check_pinned(&self, call: &'static str, at: usize, bytes: usize) -> Result<()> {
-        let inside = |block: &Box<[u8]>| {
+        let inside = |block: &[u8]| {
             let start = block.as_ptr() as usize;
             at >= start && at + bytes <= start + block.len()
         };
-        if bytes == 0 || self.pinned.iter().any(inside) {
+        if bytes == 0 || self.pinned.iter().any(|block| inside(block)) {
             return Ok(());
         }
         Err(lost(call, "host memory that is not pinned".to_string()))
