@@ -11,4 +11,5 @@ mod linear;
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+mod ptx;
 mod small;
