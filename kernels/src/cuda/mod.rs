@@ -9,12 +9,14 @@ pub mod compile;
 pub mod driver;
 pub(crate) mod elementwise;
 pub mod emulated;
+pub(crate) mod interpolate;
 pub mod launch;
 pub(crate) mod linear;
 pub(crate) mod norm;
 pub mod nvidia;
 pub mod nvrtc;
 pub(crate) mod pack;
+pub(crate) mod rope;
 pub(crate) mod rows;
 mod staging;
 

@@ -34,8 +34,8 @@ pub(crate) struct Move<'a> {
     pub count: usize,
 }
 
-pub(crate) fn move_rows(cuda: &Cuda, src: &Tensor, rows: &Move, dst: &mut Tensor) {
-    let width = src.row_len();
+/// Rows of `width` elements.
+pub(crate) fn move_rows(cuda: &Cuda, src: &Tensor, width: usize, rows: &Move, dst: &mut Tensor) {
     if rows.count == 0 || width == 0 {
         return;
     }

@@ -16,7 +16,7 @@ pub fn embedding<'a>(table: &Tensor, ids: impl Into<Index<'a>>, out: &mut Tensor
         Device::Cpu(cpu) => rows::gather(cpu, table, ids, out),
         Device::Cuda(cuda) => {
             let rows = cuda_rows::Move { src_rows: Some(index), dst_rows: None, count: ids.len() };
-            cuda_rows::move_rows(cuda, table, &rows, out);
+            cuda_rows::move_rows(cuda, table, table.row_len(), &rows, out);
         }
     }
 }

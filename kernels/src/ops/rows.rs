@@ -22,7 +22,7 @@ pub fn gather_rows<'a>(src: &Tensor, rows: impl Into<Index<'a>>, out: &mut Tenso
         Device::Cpu(cpu) => rows::gather(cpu, src, rows, out),
         Device::Cuda(cuda) => {
             let rows = Move { src_rows: Some(index), dst_rows: None, count: rows.len() };
-            cuda_rows::move_rows(cuda, src, &rows, out);
+            cuda_rows::move_rows(cuda, src, src.row_len(), &rows, out);
         }
     }
 }
@@ -50,7 +50,7 @@ pub fn scatter_rows<'a, 'b>(
         }
         Device::Cuda(cuda) => {
             let rows = Move { src_rows: Some(from), dst_rows: Some(to), count: src_rows.len() };
-            cuda_rows::move_rows(&cuda, src, &rows, dst);
+            cuda_rows::move_rows(&cuda, src, src.row_len(), &rows, dst);
         }
     }
 }
@@ -70,7 +70,7 @@ pub fn store_rows<'a>(src: &Tensor, dst: &mut Tensor, slots: impl Into<Index<'a>
         }
         Device::Cuda(cuda) => {
             let rows = Move { src_rows: None, dst_rows: Some(index), count: slots.len() };
-            cuda_rows::move_rows(&cuda, src, &rows, dst);
+            cuda_rows::move_rows(&cuda, src, src.row_len(), &rows, dst);
         }
     }
 }

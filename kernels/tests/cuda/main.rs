@@ -12,4 +12,5 @@ mod linear;
 mod naive;
 mod norm;
 mod ptx;
+mod queues;
 mod small;

@@ -69,7 +69,10 @@ fn products_of_matrices() {
                 let term = |k: usize| f64::from(widen(a[row * 16 + k])) * f64::from(widen(b[k * 8 + column]));
                 let expected = f64::from(d[row * 8 + column]) + (0..16).map(term).sum::<f64>();
                 let found = f64::from(found[lane * 4 + i]);
-                assert!((found - expected).abs() < 1e-6, "{expression} ({row}, {column}): {found}, not {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{expression} ({row}, {column}): {found}, not {expected}"
+                );
             }
         }
     }
@@ -124,7 +127,17 @@ fn conversions_round_to_nearest_even() {
     // Ties, neighbours of ties, overflow and subnormal numbers of f16.
     let bits = [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3f80_1000, 0x3f80_3000, 0x3f80_1001, 0x7f7f_ffff];
     inputs.extend(bits.map(f32::from_bits));
-    inputs.extend([65504.0, 65519.996, 65520.0, 6.1e-5, 5.9604645e-8, 2.9802322e-8, 2.98023259404089e-8, 8.940697e-8, 1e-9]);
+    inputs.extend([
+        65504.0,
+        65519.996,
+        65520.0,
+        6.1e-5,
+        5.9604645e-8,
+        2.9802322e-8,
+        2.98023259404089e-8,
+        8.940697e-8,
+        1e-9,
+    ]);
     let bench = Bench::new(7);
     let out = bench.region(inputs.len() * 24, "out");
     let args = Args::new().pointer(bench.filled(&inputs, "v").start).value(inputs.len() as i32);
@@ -132,7 +145,8 @@ fn conversions_round_to_nearest_even() {
     let found: Vec<u32> = bench.read(out).expect("conversions");
     for (&input, found) in inputs.iter().zip(found.chunks(6)) {
         let (b, h) = (bf16::from_f32(input), f16::from_f32(input));
-        let (one_half_b, one_half_h) = (u32::from(bf16::from_f32(1.5).to_bits()), u32::from(f16::from_f32(1.5).to_bits()));
+        let (one_half_b, one_half_h) =
+            (u32::from(bf16::from_f32(1.5).to_bits()), u32::from(f16::from_f32(1.5).to_bits()));
         if input.is_nan() {
             let widened = [f32::from_bits(found[2]), f32::from_bits(found[3])];
             assert!(widened[0].is_nan() && widened[1].is_nan());
@@ -171,9 +185,11 @@ fn exchanges_between_lanes() {
     let found: Vec<i32> = bench.read(out).expect("exchanges");
     let x = |lane: usize| input[lane];
     // A lane that would read outside its segment keeps its own value.
-    let down = |lane: usize, n: usize, width: usize| if lane % width + n < width { x(lane + n) } else { x(lane) };
+    let down =
+        |lane: usize, n: usize, width: usize| if lane % width + n < width { x(lane + n) } else { x(lane) };
     let up = |lane: usize, n: usize, width: usize| if lane % width >= n { x(lane - n) } else { x(lane) };
-    let mask = |keep: &dyn Fn(usize) -> bool| (0..32).filter(|&l| keep(l)).fold(0u32, |m, l| m | 1 << l) as i32;
+    let mask =
+        |keep: &dyn Fn(usize) -> bool| (0..32).filter(|&l| keep(l)).fold(0u32, |m, l| m | 1 << l) as i32;
     for lane in 0..32 {
         let expected = [
             x(5),
@@ -240,7 +256,12 @@ fn random_numbers() {
     let inputs = [[0u32; 8], [u32::MAX; 8], pi].concat();
     let bench = Bench::new(12);
     let out = bench.region(48, "out");
-    run(&bench, "random_words", 32, &Args::new().pointer(bench.filled(&inputs, "in").start).pointer(out.start));
+    run(
+        &bench,
+        "random_words",
+        32,
+        &Args::new().pointer(bench.filled(&inputs, "in").start).pointer(out.start),
+    );
     let expected = [
         [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
         [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],

@@ -83,3 +83,48 @@ fn sums_and_swiglu() {
         assert_close(&out.to_f32_vec(), &expected, 1e-6, "silu_mul");
     }
 }
+
+#[test]
+fn rotation() {
+    let (t, h, d, half) = (7, 3, 29, 11);
+    let positions = [4, 0, 12, 12, 3, 1, 9];
+    let angle = |p: usize, i: usize| ((p as f32 * 0.3 + i as f32).cos(), (p as f32 * 0.3 + i as f32).sin());
+    let x = Host::random(DType::F32, &[t, h, d], 1);
+    let device = emulated(SEEDS[1]);
+    let table = RopeTable::new(&device, 13, half, &angle);
+    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+        let twin = |heads: std::ops::Range<usize>, offset: usize| -> Vec<f64> {
+            let rotate = |(i, mut row): (usize, Vec<f64>)| {
+                if heads.contains(&(i % h)) {
+                    let angles = (0..half).map(|j| angle(positions[i / h] as usize, j));
+                    let angles: Vec<_> = angles.map(|(c, s)| (f64::from(c), f64::from(s))).collect();
+                    naive::rope(&mut row, offset, &angles, layout);
+                }
+                row
+            };
+            x.rows().into_iter().enumerate().flat_map(rotate).collect()
+        };
+        let mut rotated = x.tensor(&device);
+        rope(&mut rotated, 5, &table, &positions, layout);
+        assert_close(&rotated.to_f32_vec(), &twin(0..h, 5), 2e-7, &format!("{layout:?}"));
+        let mut rotated = x.tensor(&device);
+        rope_heads(&mut rotated, 1..2, &table, &positions, layout);
+        assert_close(&rotated.to_f32_vec(), &twin(1..2, 0), 2e-7, &format!("{layout:?} one head"));
+    }
+}
+
+/// Against the processor, whose own test has the definition.
+#[test]
+fn tables_are_resized_as_on_the_processor() {
+    let (cpu, device) = (Device::cpu(Some(1)), emulated(SEEDS[0]));
+    let table = Host::random(DType::F32, &[4, 5, 3], 1);
+    for (h, w) in [(4, 5), (1, 1), (7, 3), (3, 11)] {
+        let [expected, found] = [&cpu, &device].map(|device| {
+            let mut out = Tensor::unwritten(device, DType::F32, &[h * w, 3]);
+            interpolate_positions(&table.tensor(device), h, w, &mut out);
+            out.to_f32_vec()
+        });
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        assert_close(&found, &expected, 1e-6, &format!("{h} x {w}"));
+    }
+}
