@@ -15,7 +15,15 @@ pub fn options() -> EmulatorOptions {
 
 /// 64 MiB of memory, threads in the order of this seed.
 pub fn emulated(seed: u64) -> Device {
-    let options = EmulatorOptions { seed, ..options() };
+    open(EmulatorOptions { seed, ..options() })
+}
+
+/// The same with a bug in it.
+pub fn edited(seed: u64, from: &'static str, to: &'static str) -> Device {
+    open(EmulatorOptions { seed, edits: vec![[from, to]], ..options() })
+}
+
+fn open(options: EmulatorOptions) -> Device {
     let emulator = Emulator::new(options).expect("a C++ compiler");
     Device::cuda(Box::new(emulator), 64 << 20, CpuOptions { threads: Some(2), isa: None })
         .expect("an emulated device")

@@ -7,6 +7,7 @@ mod common;
 mod device;
 mod faults;
 mod linear;
+mod mutants;
 #[allow(dead_code)]
 #[path = "../agree/naive.rs"]
 mod naive;

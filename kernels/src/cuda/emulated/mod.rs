@@ -27,6 +27,8 @@ pub struct EmulatorOptions {
     pub memory: u64,
     /// Chooses the order in which threads run. No result may depend on it.
     pub seed: u64,
+    /// Texts in kernels or headers that are replaced by others, so that a test can plant a bug. Each must be found.
+    pub edits: Vec<[&'static str; 2]>,
 }
 
 impl EmulatorOptions {
@@ -39,6 +41,7 @@ impl EmulatorOptions {
             num_sms: 4,
             memory: 1 << 30,
             seed: 1,
+            edits: Vec::new(),
         }
     }
 }
@@ -98,7 +101,7 @@ struct Launch {
 
 impl Emulator {
     pub fn new(options: EmulatorOptions) -> Result<Self> {
-        let EmulatorOptions { compiler, cache, capability, num_sms, memory, seed } = options;
+        let EmulatorOptions { compiler, cache, capability, num_sms, memory, seed, edits } = options;
         let info = DeviceInfo {
             name: "emulated".to_string(),
             capability,
@@ -107,7 +110,8 @@ impl Emulator {
             total_memory: memory,
             free_memory: memory,
         };
-        Ok(Self { info, builder: Builder::new(&compiler, cache)?, seed, state: Mutex::default() })
+        let builder = Builder::new(&compiler, cache, edits)?;
+        Ok(Self { info, builder, seed, state: Mutex::default() })
     }
 
     /// The state, if the context is not lost.
@@ -186,7 +190,7 @@ impl Driver for Emulator {
     }
 
     fn compiles_whole_sources(&self) -> bool {
-        true
+        self.builder.edits.is_empty()
     }
 
     fn load(&self, image: &Image) -> Result<Vec<Function>> {
