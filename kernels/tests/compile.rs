@@ -3,7 +3,7 @@
 //!
 //! The compiler comes from its Python wheel, installed once into the target folder.
 
-use kernels::cuda::compile::{Cache, Image, Job};
+use kernels::cuda::compile::{Cache, Image, Job, Source};
 use kernels::cuda::launch::{self, Instance};
 use kernels::cuda::nvrtc::Nvrtc;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
 const ARCHS: [(&str, u32); 3] = [("sm_80", 80), ("sm_90a", 90), ("sm_100", 100)];
+
+/// The kernels that show each named instruction: those that no other kernel uses must assemble as well.
+const TEST_KERNELS: Source = Source { name: "ptx.cu", text: include_str!("cuda/ptx.cu") };
+const TEST_INSTANCES: [Instance; 14] = [
+    Instance::new("mma<bf16>", 64, 0),
+    Instance::new("mma<f16>", 64, 0),
+    Instance::new("load_matrices<1, false>", 64, 512),
+    Instance::new("load_matrices<1, true>", 64, 512),
+    Instance::new("load_matrices<2, false>", 64, 512),
+    Instance::new("load_matrices<2, true>", 64, 512),
+    Instance::new("load_matrices<4, false>", 64, 512),
+    Instance::new("load_matrices<4, true>", 64, 512),
+    Instance::new("copies", 64, 1024),
+    Instance::new("conversions", 64, 0),
+    Instance::new("exchanges", 64, 0),
+    Instance::new("blocks", 64, 384),
+    Instance::new("atomics", 64, 0),
+    Instance::new("random_words", 64, 0),
+];
 
 fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
@@ -65,11 +84,23 @@ impl Usage {
     }
 }
 
+/// The part of a log that is about one symbol.
+fn section<'a>(log: &'a str, symbol: &str) -> &'a str {
+    let sections = log.split("Compiling entry function ").skip(1);
+    sections.into_iter().find(|section| section.starts_with(&format!("'{symbol}'"))).unwrap_or_default()
+}
+
 #[test]
 fn reports_are_understood() {
-    let log = "ptxas . 8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
+    let log = "ptxas info : 8 bytes gmem\n\
+               ptxas info : Compiling entry function 'other' for 'sm_80'\n\
+               ptxas info : Used 9 registers\n\
+               ptxas info : Compiling entry function 'it' for 'sm_80'\n\
+               ptxas . 8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads\n\
                ptxas info : Used 39 registers, used 1 barriers, 32 bytes smem, 384 bytes cmem[0]";
-    assert_eq!(Usage::parse(log), Usage { registers: 39, shared: 32, stack: 8, spills: 28 });
+    let expected = Usage { registers: 39, shared: 32, stack: 8, spills: 28 };
+    assert_eq!(Usage::parse(section(log, "it")), expected);
+    assert_eq!(Usage::parse(section(log, "i")), Usage::default());
 }
 
 fn check(instance: &Instance, arch: &str, usage: &Usage) -> Result<(), String> {
@@ -85,32 +116,41 @@ fn check(instance: &Instance, arch: &str, usage: &Usage) -> Result<(), String> {
     }
 }
 
+/// Compiles some instances of one source together, and says what is wrong with them.
+fn failures_of(nvrtc: &Nvrtc, source: Source, instances: &[&Instance], arch: &str) -> Vec<String> {
+    let expressions = instances.iter().map(|instance| instance.expression.to_string()).collect();
+    let job = Job { source, expressions, defines: Vec::new() };
+    match nvrtc.compile(&job, arch) {
+        Ok(Image::Cubin(cubin)) => {
+            let reports = cubin.symbols.iter().map(|symbol| Usage::parse(section(&cubin.log, symbol)));
+            let checks = instances.iter().zip(reports).map(|(instance, usage)| check(instance, arch, &usage));
+            checks.filter_map(Result::err).collect()
+        }
+        Ok(Image::Library { .. }) => vec!["not a cubin".to_string()],
+        Err(error) => vec![error.to_string()],
+    }
+}
+
 #[test]
 fn every_kernel_compiles_within_its_budget() {
     let nvrtc = Nvrtc::load(Some(&compiler()), Cache::new(target().join("cubin"))).expect("NVRTC");
+    let ours = launch::all().iter().map(|kernel| (kernel.source, kernel.instances));
     let mut jobs = Vec::new();
-    for kernel in launch::all() {
-        for instance in kernel.instances {
-            let archs = ARCHS.iter().filter(|(_, number)| *number >= instance.min_arch);
-            jobs.extend(archs.map(|(arch, _)| (kernel.source, instance, *arch)));
+    for (source, instances) in ours.chain([(TEST_KERNELS, TEST_INSTANCES.as_slice())]) {
+        for (arch, number) in ARCHS {
+            let here: Vec<&Instance> =
+                instances.iter().filter(|instance| number >= instance.min_arch).collect();
+            // Few enough that the jobs of a large source are shared out.
+            jobs.extend(here.chunks(8).map(|chunk| (source, chunk.to_vec(), arch)));
         }
     }
-    assert!(jobs.len() >= 3, "there are kernels");
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
-                while let Some((source, instance, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let expressions = vec![instance.expression.to_string()];
-                    let job = Job { source: *source, expressions, defines: Vec::new() };
-                    let outcome = match nvrtc.compile(&job, arch) {
-                        Ok(Image::Cubin(cubin)) => check(instance, arch, &Usage::parse(&cubin.log)),
-                        Ok(Image::Library { .. }) => Err("not a cubin".to_string()),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    if let Err(reason) = outcome {
-                        failures.lock().expect("no holder panics").push(reason);
-                    }
+                while let Some((source, instances, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = failures_of(&nvrtc, *source, instances, arch);
+                    failures.lock().expect("no holder panics").extend(found);
                 }
             });
         }

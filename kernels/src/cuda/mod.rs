@@ -22,10 +22,10 @@ mod staging;
 
 use crate::device::Cpu;
 use arena::Arena;
-use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Stream};
+use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Graph, Stream};
 use launch::Functions;
 use staging::Staging;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// One device, or the emulated one.
@@ -40,6 +40,7 @@ pub struct Cuda {
     functions: Mutex<Functions>,
     failure: Mutex<Option<CudaError>>,
     allocated: AtomicU64,
+    capturing: AtomicBool,
 }
 
 impl Cuda {
@@ -55,6 +56,7 @@ impl Cuda {
             functions: Mutex::default(),
             failure: Mutex::default(),
             allocated: AtomicU64::new(0),
+            capturing: AtomicBool::new(false),
             driver,
         })
     }
@@ -81,7 +83,11 @@ impl Cuda {
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failure.lock().expect("no holder panics").is_some()
+        self.failure().is_some()
+    }
+
+    fn failure(&self) -> Option<CudaError> {
+        self.failure.lock().expect("no holder panics").clone()
     }
 
     /// Keeps the first failure.
@@ -105,8 +111,32 @@ impl Cuda {
         Arena::footprint(bytes)
     }
 
+    /// Writes down the launches that `work` makes, instead of making them. Everything that they use stays where it is: what changes
+    /// from one replay to the next lies in device memory (`Indices`, tensors). Kernels should have been launched once before.
+    pub fn capture(&self, work: impl FnOnce()) -> Result<Graph, CudaError> {
+        self.driver.begin_capture(self.stream)?;
+        self.capturing.store(true, Ordering::Relaxed);
+        work();
+        self.capturing.store(false, Ordering::Relaxed);
+        let graph = self.driver.end_capture(self.stream);
+        // What could not be written down would be missing in every replay.
+        self.failure().map_or(graph, Err)
+    }
+
+    /// Enqueues what was captured.
+    pub fn replay(&self, graph: Graph) {
+        if !self.has_failed() {
+            self.note(self.driver.launch_graph(self.stream, graph));
+        }
+    }
+
+    fn assert_not_capturing(&self, what: &str) {
+        assert!(!self.capturing.load(Ordering::Relaxed), "{what} cannot be part of a captured graph");
+    }
+
     /// A region of the arena, not written yet. The plan made the arena large enough: running out is our own mistake.
     pub(crate) fn allocate(&self, bytes: u64, name: &str) -> DevicePtr {
+        self.assert_not_capturing("an allocation");
         let offset = self.arena.lock().expect("no holder panics").allocate(bytes);
         let offset = offset.unwrap_or_else(|| {
             panic!("the arena has no room for {name}: {bytes} bytes wanted, {} free", self.free_bytes())
@@ -133,6 +163,7 @@ impl Cuda {
 
     /// Copies host bytes to the device, in the order of the stream. They may be reused at once.
     pub(crate) fn upload(&self, dst: DevicePtr, bytes: &[u8]) {
+        self.assert_not_capturing("a copy from the host");
         if !self.has_failed() {
             let mut staging = self.staging.lock().expect("no holder panics");
             self.note(staging.upload(&*self.driver, self.stream, dst, bytes));

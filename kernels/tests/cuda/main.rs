@@ -6,6 +6,7 @@ mod bench;
 mod common;
 mod device;
 mod faults;
+mod graphs;
 mod linear;
 mod mutants;
 #[allow(dead_code)]
