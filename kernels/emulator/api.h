@@ -70,6 +70,19 @@ void emu_cp_async(const Region* to, char* dst, const Region* from, const char* s
 void emu_cp_async_commit();
 void emu_cp_async_wait(uint32_t groups);
 uint32_t emu_lane();
+
+// Barriers in shared memory, by their address.
+void emu_mbarrier_init(const Region* region, char* bar, uint32_t count, Site site);
+void emu_mbarrier_arrive(const Region* region, char* bar, uint32_t expected_bytes, Site site);
+void emu_mbarrier_wait(const Region* region, char* bar, uint32_t parity, Site site);
+// Performed when nothing else can go on: as late as a device may.
+void emu_bulk_copy(const Region* to, char* dst, const Region* from, const char* src, uint32_t bytes, char* bar, Site site);
+
+// A product of a warpgroup: `d` has n / 2 floats, which change at the wait. `widen` reads one 16-bit float.
+uint64_t emu_wgmma_descriptor(const Region* region, const char* b, uint32_t k_step, uint32_t n_step, bool swizzle, Site site);
+void emu_wgmma(float* d, uint32_t n, const uint32_t* a, uint64_t descriptor, float (*widen)(uint16_t), Site site);
+void emu_wgmma_commit(Site site);
+void emu_wgmma_wait(uint32_t groups, Site site);
 }
 
 }  // namespace emu

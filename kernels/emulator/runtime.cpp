@@ -12,7 +12,8 @@ thread_local Block* block = nullptr;
 
 constexpr size_t STACK = 128 << 10;
 constexpr size_t GUARD = 4096;
-constexpr size_t SHARED = 512 << 10;
+// What addresses in descriptors reach.
+constexpr size_t SHARED = 256 << 10;
 
 // Memory that outlives launches: stacks and shared memory of this thread of the host.
 struct Pool {
@@ -62,6 +63,48 @@ void yield() {
     emu_switch(&f->sp, block->scheduler);
 }
 
+void wait_in(State state, const char* op, Site site) {
+    Fiber* f = self();
+    f->state = state, f->op = op, f->site = site;
+    yield();
+}
+
+void meet(Fiber* const* members, uint32_t count, const char* name, void (*fn)(void* const*, uint32_t), void* operand, uint32_t mask,
+          Site site) {
+    Fiber* f = self();
+    f->fn = fn, f->operand = operand, f->mask = mask;
+    void* operands[128] = {};
+    bool complete = true;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!(mask >> i % 32 & 1)) continue;
+        Fiber* other = members[i];
+        if (!other) emu_fail(site, "%s: lane %u does not exist in this block", name, i);
+        if (other == f) {
+            operands[i] = operand;
+            continue;
+        }
+        switch (other->state) {
+        case State::Done: emu_fail(site, "divergent warp: %s waits for lane %u, which has exited", name, i);
+        case State::AtBarrier:
+            emu_fail(site, "divergent warp: %s while lane %u waits at the barrier of %s", name, i, place(other->site).c_str());
+        case State::InWarp: break;
+        default: complete = false; continue;
+        }
+        if (other->fn != fn || other->mask != mask || other->site.line != site.line)
+            emu_fail(site, "divergent warp: %s with mask %08x while lane %u is at %s with mask %08x of %s", name, mask, i, other->op,
+                     other->mask, place(other->site).c_str());
+        operands[i] = other->operand;
+    }
+    if (!complete) return wait_in(State::InWarp, name, site);
+    fn(operands, mask);
+    for (uint32_t i = 0; i < count; i++)
+        if (mask >> i % 32 & 1) members[i]->state = State::Ready;
+    // Who came last has no advantage.
+    yield();
+}
+
+SharedMemory shared_memory() { return {pool.shared, pool.shadow, SHARED}; }
+
 extern "C" {
 
 void emu_fail(Site site, const char* format, ...) {
@@ -92,39 +135,7 @@ uint32_t emu_lane() { return self()->id % 32; }
 void emu_warp(const char* name, WarpFn fn, void* operand, uint32_t mask, Site site) {
     Fiber* f = self();
     if (!(mask >> (f->id % 32) & 1)) emu_fail(site, "%s: the mask %08x lacks the calling lane %u", name, mask, f->id % 32);
-    f->op = name, f->fn = fn, f->operand = operand, f->mask = mask, f->site = site;
-    void* operands[32] = {};
-    bool complete = true;
-    for (uint32_t lane = 0; lane < 32; lane++) {
-        if (!(mask >> lane & 1)) continue;
-        Fiber* other = f->warp->lanes[lane];
-        if (!other) emu_fail(site, "%s: the mask %08x names lane %u, which the block does not have", name, mask, lane);
-        if (other->state == State::Done)
-            emu_fail(site, "divergent warp: %s waits for lane %u, which has exited", name, lane);
-        if (other != f && (other->state != State::Waiting || !other->op || other->barrier >= 0)) {
-            if (other->barrier >= 0)
-                emu_fail(site, "divergent warp: %s while lane %u waits at the barrier of %s", name, lane, place(other->site).c_str());
-            complete = false;
-            continue;
-        }
-        if (other->fn != fn || other->mask != mask || other->site.line != site.line)
-            emu_fail(site, "divergent warp: %s with mask %08x while lane %u is at %s with mask %08x of %s", name, mask, lane,
-                     other->op, other->mask, place(other->site).c_str());
-        operands[lane] = other->operand;
-    }
-    if (!complete) {
-        f->state = State::Waiting;
-        yield();
-        return;
-    }
-    fn(operands, mask);
-    for (uint32_t lane = 0; lane < 32; lane++)
-        if (mask >> lane & 1) {
-            f->warp->lanes[lane]->state = State::Ready;
-            f->warp->lanes[lane]->op = nullptr;
-        }
-    // Who came last has no advantage.
-    yield();
+    meet(f->warp->lanes, 32, name, fn, operand, mask, site);
 }
 
 int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
@@ -140,17 +151,16 @@ int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
         emu_fail(site, "divergent barrier: %u threads of the block have exited", (unsigned)block->fibers.size() - block->alive);
     b.site = site, b.expected = expected;
     b.arrived++, b.sum += predicate;
-    f->op = "barrier", f->site = site, f->barrier = (int)id;
+    f->barrier = (int)id;
     if (b.arrived < b.expected) {
-        f->state = State::Waiting;
-        yield();
+        wait_in(State::AtBarrier, "barrier", site);
         return f->result;
     }
     int sum = (int)b.sum;
     b = Barrier{};
     for (Fiber& other : block->fibers)
         if (other.barrier == (int)id) {
-            other.barrier = -1, other.op = nullptr, other.result = sum;
+            other.barrier = -1, other.result = sum;
             other.state = State::Ready;
         }
     yield();
@@ -210,6 +220,7 @@ static void entry() {
     // A block whose threads exit while others wait is divergent code that happens to work on some hardware.
     const Barrier& b = block->barriers[0];
     if (b.arrived) emu_fail(b.site, "divergent barrier: threads wait here while another exits");
+    if (!f->products.empty() || !f->product_groups.empty()) emu_fail(f->site, "products of a warpgroup that nobody waited for");
     f->state = State::Done;
     block->alive--;
     for (;;) yield();
@@ -237,7 +248,7 @@ static void deadlock() {
     std::string text;
     int shown = 0;
     for (const Fiber& f : block->fibers)
-        if (f.state == State::Waiting && shown++ < 3)
+        if (f.state != State::Done && f.state != State::Ready && shown++ < 3)
             text += std::string(shown > 1 ? "; " : "") + who(f) + " waits in " + (f.op ? f.op : "?") + " at " + place(f.site);
     message("deadlock: %s", text.c_str());
 }
@@ -253,8 +264,9 @@ static void run_block() {
                 progress = true;
                 if (block->next_random() % 64 == 0) break;
             }
-        if (!progress && block->alive && !block->failed) deadlock();
+        if (!progress && block->alive && !block->failed && !advance_bulk_copies()) deadlock();
     }
+    if (!block->failed && !block->bulk_copies.empty()) message("the block ends before its bulk copies do");
 }
 
 static void begin_block(uint64_t number) {
@@ -264,6 +276,8 @@ static void begin_block(uint64_t number) {
     uint32_t threads = d.x * d.y * d.z;
     memset(pool.shadow, 0, block->shared_used);
     block->arrays.clear();
+    block->memory_barriers.clear();
+    block->bulk_copies.clear();
     block->shared_used = 0;
     block->dynamic = {pool.shared, l->shared_bytes, pool.shadow, "dynamic shared memory"};
     block->shared_used = l->shared_bytes ? l->shared_bytes + 128 : 0;
@@ -276,6 +290,9 @@ static void begin_block(uint64_t number) {
         Fiber& f = block->fibers[t];
         f.copies.clear();
         f.groups.clear();
+        f.products.clear();
+        f.product_groups.clear();
+        f.waits_for = nullptr;
         f.thread = {{t % d.x, t / d.x % d.y, t / d.x / d.y}, at, d, g};
         f.id = t, f.state = State::Ready, f.op = nullptr, f.barrier = -1;
         f.warp = &block->warps[t / 32];

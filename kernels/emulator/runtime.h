@@ -9,7 +9,7 @@
 
 namespace emu {
 
-enum class State { Ready, Waiting, Done };
+enum class State { Ready, InWarp, AtBarrier, AtMemoryBarrier, Done };
 
 // One asynchronous copy of at most 16 bytes, not yet performed.
 struct Copy {
@@ -19,7 +19,16 @@ struct Copy {
     uint32_t bytes, valid;
 };
 
+// One product of a warpgroup, for one lane.
+struct Product {
+    float* d;
+    uint32_t n, a[4];
+    uint64_t descriptor;
+    float (*widen)(uint16_t);
+};
+
 struct Warp;
+struct MemoryBarrier;
 
 struct Fiber {
     Thread thread;  // First: `emu_self` points here.
@@ -37,6 +46,9 @@ struct Fiber {
     int result = 0;
     std::vector<Copy> copies;
     std::deque<std::vector<Copy>> groups;
+    MemoryBarrier* waits_for = nullptr;
+    std::vector<Product> products;
+    std::deque<std::vector<Product>> product_groups;
 };
 
 struct Warp {
@@ -47,6 +59,19 @@ struct Warp {
 struct Barrier {
     uint32_t arrived = 0, expected = 0, sum = 0;
     Site site{};
+};
+
+// A barrier in shared memory.
+struct MemoryBarrier {
+    char* at;
+    uint32_t count, pending;
+    int64_t bytes = 0;
+    uint32_t phase = 0;
+};
+
+struct BulkCopy {
+    Copy copy;
+    MemoryBarrier* barrier;
 };
 
 struct SharedArray {
@@ -69,6 +94,8 @@ struct Block {
     Region dynamic{};
     std::deque<SharedArray> arrays;
     uint64_t shared_used = 0;
+    std::deque<MemoryBarrier> memory_barriers;
+    std::vector<BulkCopy> bulk_copies;
 
     uint64_t next_random() {
         random ^= random << 13;
@@ -84,5 +111,21 @@ inline Fiber* self() { return (Fiber*)emu_self; }
 
 // Gives way to the scheduler, until made ready again.
 void yield();
+// Waits in `state` for the others of an operation.
+void wait_in(State state, const char* op, Site site);
+
+// A meeting of some threads: the last to come runs `fn` on all operands. `name` and the line must be the same for all.
+void meet(Fiber* const* members, uint32_t count, const char* name, void (*fn)(void* const*, uint32_t), void* operand, uint32_t mask, Site site);
+
+// Performs one bulk copy, if there is one.
+bool advance_bulk_copies();
+
+// The shared memory of this thread of the host, for addresses in descriptors.
+struct SharedMemory {
+    char* data;
+    uint8_t* shadow;
+    uint64_t len;
+};
+SharedMemory shared_memory();
 
 }  // namespace emu

@@ -33,6 +33,25 @@ const TEST_INSTANCES: [Instance; 14] = [
     Instance::new("random_words", 64, 0),
 ];
 
+const HOPPER_KERNELS: Source = Source { name: "hopper.cu", text: include_str!("cuda/hopper.cu") };
+const HOPPER_INSTANCES: [Instance; 11] = [
+    hopper("multiply<bf16, 8, false>"),
+    hopper("multiply<bf16, 16, false>"),
+    hopper("multiply<bf16, 32, false>"),
+    hopper("multiply<bf16, 64, true>"),
+    hopper("multiply<bf16, 128, true>"),
+    hopper("multiply<f16, 8, false>"),
+    hopper("multiply<f16, 16, true>"),
+    hopper("multiply<f16, 32, true>"),
+    hopper("multiply<f16, 64, false>"),
+    hopper("multiply<f16, 128, false>"),
+    hopper("pipeline"),
+];
+
+const fn hopper(expression: &'static str) -> Instance {
+    Instance { min_arch: 90, ..Instance::new(expression, 128, 1024) }
+}
+
 fn target() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -144,6 +163,7 @@ fn every_kernel_compiles_within_its_budget() {
             jobs.extend(here.chunks(8).map(|chunk| (source, chunk.to_vec(), arch)));
         }
     }
+    jobs.push((HOPPER_KERNELS, HOPPER_INSTANCES.iter().collect(), "sm_90a"));
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {

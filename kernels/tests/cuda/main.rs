@@ -7,6 +7,7 @@ mod common;
 mod device;
 mod faults;
 mod graphs;
+mod hopper;
 mod linear;
 mod mutants;
 #[allow(dead_code)]

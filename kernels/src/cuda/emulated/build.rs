@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The emulator's own sources.
-const RUNTIME: [Source; 3] = [
+const RUNTIME: [Source; 4] = [
     Source { name: "runtime.cpp", text: include_str!("../../../emulator/runtime.cpp") },
+    Source { name: "warpgroup.cpp", text: include_str!("../../../emulator/warpgroup.cpp") },
     Source { name: "runtime.h", text: include_str!("../../../emulator/runtime.h") },
     Source { name: "fiber.h", text: include_str!("../../../emulator/fiber.h") },
 ];
-const KERNEL_HEADERS: [Source; 5] = [
+const KERNEL_HEADERS: [Source; 6] = [
     Source { name: "api.h", text: include_str!("../../../emulator/api.h") },
     Source { name: "checked.h", text: include_str!("../../../emulator/checked.h") },
     Source { name: "cuda.h", text: include_str!("../../../emulator/cuda.h") },
+    Source { name: "hopper.h", text: include_str!("../../../emulator/hopper.h") },
     Source { name: "launch.h", text: include_str!("../../../emulator/launch.h") },
     Source { name: "ptx.h", text: include_str!("../../../emulator/ptx.h") },
 ];
@@ -56,8 +58,9 @@ impl Builder {
     /// The library that kernels are linked against.
     pub fn runtime(&self) -> Result<PathBuf> {
         let job = Job { source: RUNTIME[0], expressions: Vec::new(), defines: Vec::new() };
-        let headers: Vec<Source> = RUNTIME[1..].iter().chain(&KERNEL_HEADERS).copied().collect();
-        self.build(&job, &headers, RUNTIME[0].text, &[])
+        let headers: Vec<Source> = RUNTIME.iter().chain(&KERNEL_HEADERS).copied().collect();
+        let unit = "#include \"runtime.cpp\"\n#include \"warpgroup.cpp\"\n";
+        self.build(&job, &headers, unit, &[])
     }
 
     pub fn kernels(&self, job: &Job) -> Result<Image> {
