@@ -69,37 +69,22 @@ void wait_in(State state, const char* op, Site site) {
     yield();
 }
 
-void meet(Fiber* const* members, uint32_t count, const char* name, void (*fn)(void* const*, uint32_t), void* operand, uint32_t mask,
-          Site site) {
+void meet_group(Fiber* const* members, const char* name, WarpFn fn, void* operand, Site site) {
     Fiber* f = self();
-    f->fn = fn, f->operand = operand, f->mask = mask;
+    f->fn = fn, f->operand = operand;
     void* operands[128] = {};
     bool complete = true;
-    for (uint32_t i = 0; i < count; i++) {
-        if (!(mask >> i % 32 & 1)) continue;
+    for (uint32_t i = 0; i < 128; i++) {
         Fiber* other = members[i];
-        if (!other) emu_fail(site, "%s: lane %u does not exist in this block", name, i);
-        if (other == f) {
-            operands[i] = operand;
-            continue;
-        }
-        switch (other->state) {
-        case State::Done: emu_fail(site, "divergent warp: %s waits for lane %u, which has exited", name, i);
-        case State::AtBarrier:
-            emu_fail(site, "divergent warp: %s while lane %u waits at the barrier of %s", name, i, place(other->site).c_str());
-        case State::InWarp: break;
-        default: complete = false; continue;
-        }
-        if (other->fn != fn || other->mask != mask || other->site.line != site.line)
-            emu_fail(site, "divergent warp: %s with mask %08x while lane %u is at %s with mask %08x of %s", name, mask, i, other->op,
-                     other->mask, place(other->site).c_str());
         operands[i] = other->operand;
+        if (other == f) continue;
+        if (other->state == State::Done) emu_fail(site, "divergent warpgroup: %s waits for thread %u, which has exited", name, i);
+        // Others may be busy among the lanes of their own warp.
+        if (other->state != State::InWarp || other->fn != fn || other->site.line != site.line) complete = false;
     }
     if (!complete) return wait_in(State::InWarp, name, site);
-    fn(operands, mask);
-    for (uint32_t i = 0; i < count; i++)
-        if (mask >> i % 32 & 1) members[i]->state = State::Ready;
-    // Who came last has no advantage.
+    fn(operands, ~0u);
+    for (uint32_t i = 0; i < 128; i++) members[i]->state = State::Ready, members[i]->fn = nullptr;
     yield();
 }
 
@@ -134,8 +119,39 @@ uint32_t emu_lane() { return self()->id % 32; }
 
 void emu_warp(const char* name, WarpFn fn, void* operand, uint32_t mask, Site site) {
     Fiber* f = self();
-    if (!(mask >> (f->id % 32) & 1)) emu_fail(site, "%s: the mask %08x lacks the calling lane %u", name, mask, f->id % 32);
-    meet(f->warp->lanes, 32, name, fn, operand, mask, site);
+    Warp& w = *f->warp;
+    uint32_t lane = f->id % 32, bit = 1u << lane;
+    if (!(mask & bit)) emu_fail(site, "%s: the mask %08x lacks the calling lane %u", name, mask, lane);
+    uint32_t exist = w.count < 32 ? (1u << w.count) - 1 : ~0u;
+    if (mask & ~exist) emu_fail(site, "%s: the mask %08x names lane %d, which the block does not have", name, mask, __builtin_ctz(mask & ~exist));
+    if (mask & w.exited) emu_fail(site, "divergent warp: %s waits for lane %d, which has exited", name, __builtin_ctz(mask & w.exited));
+    if (mask & w.at_barrier) {
+        Fiber* other = w.lanes[__builtin_ctz(mask & w.at_barrier)];
+        emu_fail(site, "divergent warp: %s while lane %u waits at the barrier of %s", name, other->id % 32, place(other->site).c_str());
+    }
+    Meeting* meeting = nullptr;
+    for (Meeting& m : w.meetings)
+        if (m.mask & mask) {
+            if (m.fn != fn || m.mask != mask || m.site.line != site.line)
+                emu_fail(site, "divergent warp: %s with mask %08x while others are at %s with mask %08x of %s", name, mask, m.name, m.mask,
+                         place(m.site).c_str());
+            meeting = &m;
+            break;
+        }
+    if (!meeting) {
+        w.meetings.push_back({name, fn, mask, 0, site, {}});
+        meeting = &w.meetings.back();
+    }
+    meeting->arrived |= bit;
+    meeting->operands[lane] = operand;
+    if (meeting->arrived != mask) return wait_in(State::InWarp, name, site);
+    // The operation may fail, and then nobody looks at the warp again.
+    fn(meeting->operands, mask);
+    *meeting = w.meetings.back();
+    w.meetings.pop_back();
+    for (uint32_t rest = mask; rest; rest &= rest - 1) w.lanes[__builtin_ctz(rest)]->state = State::Ready;
+    // Who came last has no advantage.
+    yield();
 }
 
 int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
@@ -152,6 +168,10 @@ int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
     b.site = site, b.expected = expected;
     b.arrived++, b.sum += predicate;
     f->barrier = (int)id;
+    f->warp->at_barrier |= 1u << f->id % 32;
+    for (const Meeting& m : f->warp->meetings)
+        if (m.mask >> f->id % 32 & 1)
+            emu_fail(site, "divergent warp: a barrier while others wait for this lane in %s of %s", m.name, place(m.site).c_str());
     if (b.arrived < b.expected) {
         wait_in(State::AtBarrier, "barrier", site);
         return f->result;
@@ -161,6 +181,7 @@ int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
     for (Fiber& other : block->fibers)
         if (other.barrier == (int)id) {
             other.barrier = -1, other.result = sum;
+            other.warp->at_barrier &= ~(1u << other.id % 32);
             other.state = State::Ready;
         }
     yield();
@@ -221,6 +242,9 @@ static void entry() {
     const Barrier& b = block->barriers[0];
     if (b.arrived) emu_fail(b.site, "divergent barrier: threads wait here while another exits");
     if (!f->products.empty() || !f->product_groups.empty()) emu_fail(f->site, "products of a warpgroup that nobody waited for");
+    for (const Meeting& m : f->warp->meetings)
+        if (m.mask >> f->id % 32 & 1) emu_fail(m.site, "divergent warp: %s waits for lane %u, which exits", m.name, f->id % 32);
+    f->warp->exited |= 1u << f->id % 32;
     f->state = State::Done;
     block->alive--;
     for (;;) yield();
@@ -283,7 +307,11 @@ static void begin_block(uint64_t number) {
     block->shared_used = l->shared_bytes ? l->shared_bytes + 128 : 0;
     for (Barrier& b : block->barriers) b = Barrier{};
     block->fibers.resize(threads);
-    block->warps.assign((threads + 31) / 32, Warp());
+    block->warps.resize((threads + 31) / 32);
+    for (Warp& w : block->warps) {
+        w.count = w.exited = w.at_barrier = 0;
+        w.meetings.clear();
+    }
     block->alive = threads;
     block->random = (l->seed * 0x9e3779b97f4a7c15u + number * 0xbf58476d1ce4e5b9u) | 1;
     for (uint32_t t = 0; t < threads; t++) {

@@ -39,7 +39,6 @@ struct Fiber {
     // What it waits for: in messages.
     const char* op = nullptr;
     Site site{};
-    uint32_t mask = 0;
     void* operand = nullptr;
     WarpFn fn = nullptr;
     int barrier = -1;
@@ -51,9 +50,21 @@ struct Fiber {
     std::deque<std::vector<Product>> product_groups;
 };
 
+// Lanes of one warp that wait for each other.
+struct Meeting {
+    const char* name;
+    WarpFn fn;
+    uint32_t mask, arrived;
+    Site site;
+    void* operands[32];
+};
+
 struct Warp {
     Fiber* lanes[32] = {};
     uint32_t count = 0;
+    // Lanes that have exited, and that wait at a barrier of the block.
+    uint32_t exited = 0, at_barrier = 0;
+    std::vector<Meeting> meetings;
 };
 
 struct Barrier {
@@ -114,8 +125,8 @@ void yield();
 // Waits in `state` for the others of an operation.
 void wait_in(State state, const char* op, Site site);
 
-// A meeting of some threads: the last to come runs `fn` on all operands. `name` and the line must be the same for all.
-void meet(Fiber* const* members, uint32_t count, const char* name, void (*fn)(void* const*, uint32_t), void* operand, uint32_t mask, Site site);
+// A meeting of the 128 threads of a warpgroup: the last to come runs `fn` on all operands.
+void meet_group(Fiber* const* members, const char* name, WarpFn fn, void* operand, Site site);
 
 // Performs one bulk copy, if there is one.
 bool advance_bulk_copies();

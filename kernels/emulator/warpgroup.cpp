@@ -168,7 +168,7 @@ void emu_wgmma_wait(uint32_t groups, Site site) {
     Fiber* f = self();
     while (f->product_groups.size() > groups) {
         f->site = site;
-        meet(group(members, site), 128, "wgmma_wait", retire, f, ~0u, site);
+        meet_group(group(members, site), "wgmma_wait", retire, f, site);
     }
 }
 

@@ -31,8 +31,8 @@ impl Instance {
     }
 }
 
-/// Functions that were compiled and loaded, by source and expression.
-pub(super) type Functions = HashMap<(&'static str, String), Function>;
+/// Functions that were compiled and loaded, by source, then by expression.
+pub(super) type Functions = HashMap<&'static str, HashMap<String, Function>>;
 
 impl Cuda {
     /// Launches an instance on the device's stream. What fails is kept for `synchronize`: ops do not return errors.
@@ -52,7 +52,8 @@ impl Cuda {
 
     fn function(&self, kernel: &Kernel, expression: &str) -> Result<Function, CudaError> {
         let mut functions = self.functions.lock().expect("no compilation panics");
-        if let Some(&function) = functions.get(&(kernel.source.name, expression.to_string())) {
+        let loaded = functions.entry(kernel.source.name).or_default();
+        if let Some(&function) = loaded.get(expression) {
             return Ok(function);
         }
         let known = |instance: &Instance| instance.expression == expression;
@@ -70,11 +71,8 @@ impl Cuda {
         };
         let job = Job { source: kernel.source, expressions, defines: Vec::new() };
         let image = self.driver.compile(&job)?;
-        let loaded = self.driver.load(&image)?;
-        for (name, function) in job.expressions.into_iter().zip(loaded) {
-            functions.insert((kernel.source.name, name), function);
-        }
-        Ok(functions[&(kernel.source.name, expression.to_string())])
+        loaded.extend(job.expressions.into_iter().zip(self.driver.load(&image)?));
+        Ok(loaded[expression])
     }
 
     /// Compiles and loads many instances, several at a time, so that nothing is compiled while serving.

@@ -50,7 +50,7 @@ fn bugs_that_are_named() {
         ("MISSING_WAIT", "read of unwritten memory", "tile"),
         ("DIVERGENT_BARRIER", "divergent barrier", ""),
         ("OFF_BY_ONE", "out-of-bounds read of 4 bytes", "w"),
-        ("EARLY_EXIT", "divergent", "exited"),
+        ("EARLY_EXIT", "divergent", "exit"),
         ("DIVERGENT_WARP", "divergent warp", ""),
         ("WRONG_MASK", "lacks the calling lane", ""),
         ("NULL_POINTER", "null pointer", ""),

@@ -14,6 +14,7 @@ mod mutants;
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+mod prepare;
 mod ptx;
 mod queues;
 mod small;
