@@ -8,6 +8,9 @@ use kernels::*;
 /// Schedules that a bug may hide from; it must not hide from all.
 const SEEDS: u64 = 4;
 
+/// An op on a device, and the bytes that it gives.
+type Run<'a> = &'a dyn Fn(&Device) -> Result<Vec<u8>, Error>;
+
 /// Plants `from → to` and runs: an error, or another result under some schedule.
 fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Result<Vec<u8>, Error>) -> bool {
     let right = run(&emulated(0)).expect("the kernel without a bug");
@@ -42,7 +45,7 @@ fn in_linear_layers() {
     let few = linear_of(5, DType::BF16);
     let many = linear_of(45, DType::BF16);
     let f32 = linear_of(5, DType::F32);
-    let cases: [(&'static str, &'static str, &dyn Fn(&Device) -> Result<Vec<u8>, Error>); 12] = [
+    let cases: [(&'static str, &'static str, Run); 12] = [
         // Barriers and waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
         ("cp_async_wait<1>();", "cp_async_wait<2>();", &many),
@@ -125,7 +128,7 @@ fn in_moves_and_rotations() {
         rope(&mut x, 0, &table, &[4, 3, 2, 1, 0], RopeLayout::Half);
         x.read()
     };
-    let cases: [(&'static str, &'static str, &dyn Fn(&Device) -> Result<Vec<u8>, Error>); 4] = [
+    let cases: [(&'static str, &'static str, Run); 4] = [
         (
             "if (dst_rows != nullptr) to = dst_rows[i];",
             "if (dst_rows != nullptr) to = dst_rows[i] + 1;",
