@@ -1,9 +1,10 @@
-//! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. CUDA joins as a second variant, with one
-//! more arm in the one `match` of each op.
+//! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. Each op has one `match` over it.
 
 use crate::Error;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
+use crate::cuda::Cuda;
+use crate::cuda::driver::Driver;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone)]
 pub enum Device {
     Cpu(Arc<Cpu>),
+    Cuda(Arc<Cuda>),
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu ({}, {} threads)", self.isa(), self.num_threads())
+        match self {
+            Self::Cpu(_) => write!(f, "cpu ({}, {} threads)", self.isa(), self.num_threads()),
+            Self::Cuda(cuda) => write!(f, "cuda ({}, {})", cuda.info().name, cuda.info().arch()),
+        }
     }
 }
 
@@ -41,6 +46,56 @@ impl Device {
     }
 
     pub fn cpu_with(options: CpuOptions) -> Result<Self, Error> {
+        Ok(Self::Cpu(Arc::new(Cpu::new(options)?)))
+    }
+
+    /// A GPU behind this driver, with an arena of `arena_bytes`; `host` is the processor beside it.
+    pub fn cuda(driver: Box<dyn Driver>, arena_bytes: u64, host: CpuOptions) -> Result<Self, Error> {
+        Ok(Self::Cuda(Arc::new(Cuda::new(driver, Arc::new(Cpu::new(host)?), arena_bytes)?)))
+    }
+
+    /// Live bytes of the tensors, matrices and scratch buffers made on this device.
+    pub fn allocated_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(cpu) => cpu.allocated.load(Ordering::Relaxed),
+            Self::Cuda(cuda) => cuda.allocated_bytes(),
+        }
+    }
+
+    /// Of the host.
+    pub fn num_threads(&self) -> usize {
+        self.host().pool.num_workers()
+    }
+
+    /// Calls `task(index, worker)` once for each index below `num_tasks` on the host threads of the device, and returns when all
+    /// are done; `worker` is below [`Device::num_threads`]. For what is computed beside ops, such as sampling.
+    pub fn for_each(&self, num_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        self.host().pool.run(num_tasks, task);
+    }
+
+    /// Of the host.
+    pub fn isa(&self) -> Isa {
+        self.host().isa
+    }
+
+    /// Waits for the work that ops have enqueued and reports what failed in it. Nothing to do on the CPU.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => Ok(cuda.synchronize()?),
+        }
+    }
+
+    pub(crate) fn host(&self) -> &Arc<Cpu> {
+        match self {
+            Self::Cpu(cpu) => cpu,
+            Self::Cuda(cuda) => &cuda.host,
+        }
+    }
+}
+
+impl Cpu {
+    fn new(options: CpuOptions) -> Result<Self, Error> {
         let CpuOptions { threads, isa } = options;
         let isa = isa.unwrap_or_else(Isa::best);
         if !isa.is_available() {
@@ -48,39 +103,14 @@ impl Device {
         }
         let threads =
             threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
-        Ok(Self::Cpu(Arc::new(Cpu { pool: Pool::new(threads), isa, allocated: AtomicU64::new(0) })))
-    }
-
-    /// Live bytes of the tensors, matrices and scratch buffers made on this device.
-    pub fn allocated_bytes(&self) -> u64 {
-        let Self::Cpu(cpu) = self;
-        cpu.allocated.load(Ordering::Relaxed)
-    }
-
-    pub fn num_threads(&self) -> usize {
-        let Self::Cpu(cpu) = self;
-        cpu.pool.num_workers()
-    }
-
-    /// Calls `task(index, worker)` once for each index below `num_tasks` on the host threads of the device, and returns when all
-    /// are done; `worker` is below [`Device::num_threads`]. For what is computed beside ops, such as sampling.
-    pub fn for_each(&self, num_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        let Self::Cpu(cpu) = self;
-        cpu.pool.run(num_tasks, task);
-    }
-
-    pub fn isa(&self) -> Isa {
-        let Self::Cpu(cpu) = self;
-        cpu.isa
+        Ok(Self { pool: Pool::new(threads), isa, allocated: AtomicU64::new(0) })
     }
 
     pub(crate) fn count_allocated(&self, bytes: usize) {
-        let Self::Cpu(cpu) = self;
-        cpu.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn count_freed(&self, bytes: usize) {
-        let Self::Cpu(cpu) = self;
-        cpu.allocated.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.allocated.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 }

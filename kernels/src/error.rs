@@ -1,5 +1,7 @@
-//! What can go wrong before the first op runs. Ops themselves cannot fail: a wrong shape is our own mistake and panics.
+//! What can go wrong before the first op runs, and on a device while it runs. Ops themselves do not fail: a wrong shape is our own
+//! mistake and panics; a failure of a device is kept there, and reported by whoever waits for it.
 
+use crate::cuda::driver::CudaError;
 use crate::{DType, Isa};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -8,4 +10,6 @@ pub enum Error {
     WrongLength { dtype: DType, shape: Vec<usize>, expected: u64, found: u64 },
     #[error("this processor has no {0}")]
     NoSuchIsa(Isa),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
 }

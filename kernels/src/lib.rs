@@ -4,8 +4,10 @@
 //! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
 mod cpu;
+pub mod cuda;
 mod device;
 mod error;
+mod index;
 mod matrix;
 mod memory;
 pub mod ops;
@@ -14,5 +16,6 @@ mod tensor;
 pub use cpu::simd::Isa;
 pub use device::{Cpu, CpuOptions, Device};
 pub use error::Error;
+pub use index::{Index, Indices};
 pub use matrix::{ExpertSource, Experts, Matrix, MatrixBatch};
 pub use tensor::{DType, HostTensor, Tensor};

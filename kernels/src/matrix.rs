@@ -1,7 +1,8 @@
-//! Weights of linear layers, packed for the processor when they are loaded.
+//! Weights of linear layers, packed for the device when they are loaded.
 //!
-//! A matrix `[N, K]` is cut into panels of 32 rows; a panel holds for each `k` its 32 weights side by side, so that a kernel
-//! streams through memory in order. N is filled up with zeros to whole panels.
+//! A matrix `[N, K]` is cut into panels of 32 rows. N is filled up with zeros to whole panels, K to a multiple of 16. For the
+//! processor a panel holds for each `k` its 32 weights side by side, so that a kernel streams through memory in order; what it
+//! holds for a GPU is in `cuda/pack.rs`. The size is the same.
 //!
 //! ```text
 //! panel p:  k = 0: w[32p][0] w[32p+1][0] … w[32p+31][0]   k = 1: w[32p][1] …        f32, f16
@@ -9,6 +10,8 @@
 //! ```
 //! The bf16 order makes one 32-bit word of columns c and c + 16: a shift gives one vector of f32, a mask the other.
 
+use crate::cuda::driver::DevicePtr;
+use crate::cuda::pack::pack_row as pack_row_for_gpu;
 use crate::memory::Buffer;
 use crate::{DType, Device, HostTensor, Tensor};
 use half::{bf16, f16};
@@ -16,6 +19,9 @@ use std::fmt;
 
 /// Rows of one panel.
 pub(crate) const PANEL: usize = 32;
+
+/// K is filled up to a multiple of this.
+const K_GRAIN: usize = 16;
 
 /// Weights `[N, K]`.
 #[derive(Debug)]
@@ -151,7 +157,7 @@ impl MatrixBatch {
     }
 
     pub fn packed_bytes(dtype: DType, [count, n, k]: [usize; 3]) -> u64 {
-        (count * n.next_multiple_of(PANEL)) as u64 * k as u64 * dtype.size() as u64
+        (count * n.next_multiple_of(PANEL)) as u64 * k.next_multiple_of(K_GRAIN) as u64 * dtype.size() as u64
     }
 
     /// Members.
@@ -186,7 +192,17 @@ impl MatrixBatch {
 
     /// Bytes of one panel.
     pub(crate) fn panel_bytes(&self) -> usize {
-        PANEL * self.k * self.dtype.size()
+        PANEL * self.k_padded() * self.dtype.size()
+    }
+
+    /// K with its zeros.
+    pub(crate) fn k_padded(&self) -> usize {
+        self.k.next_multiple_of(K_GRAIN)
+    }
+
+    /// The first panel, on a GPU.
+    pub(crate) fn pointer(&self) -> DevicePtr {
+        self.buffer.pointer()
     }
 
     pub(crate) fn panels_per_member(&self) -> usize {
@@ -198,7 +214,8 @@ impl MatrixBatch {
         assert!(count > 0 && n > 0 && k > 0, "weights [{count}, {n}, {k}] are empty");
         let bytes =
             usize::try_from(Self::packed_bytes(dtype, [count, n, k])).expect("weights fit the address space");
-        Self { buffer: Buffer::zeroed(device, bytes), dtype, count, n, k }
+        let name = format!("weights {dtype} [{count}, {n}, {k}]");
+        Self { buffer: Buffer::unwritten(device, bytes, &name), dtype, count, n, k }
     }
 
     /// Packs every row, `read(member, row, values)` giving its K values; panels are shared out to all threads.
@@ -206,17 +223,43 @@ impl MatrixBatch {
         let (n, k, dtype) = (self.n, self.k, self.dtype);
         let panels = self.panels_per_member();
         let panel_bytes = self.panel_bytes();
-        let Device::Cpu(cpu) = self.device().clone();
-        cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, |index, panel| {
+        let pack = |index: usize, panel: &mut [u8], pack_row: PackRow| {
             let (member, first) = (index / panels, index % panels * PANEL);
             let mut values = vec![0.0; k];
             for row in first..n.min(first + PANEL) {
                 read(member, row, &mut values);
                 pack_row(panel, dtype, row - first, &values);
             }
-        });
+        };
+        let device = self.device().clone();
+        match &device {
+            Device::Cpu(cpu) => {
+                cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, |index, panel| {
+                    pack(index, panel, pack_row);
+                });
+            }
+            Device::Cuda(cuda) => {
+                // Some panels at a time: the next are packed while these are copied.
+                let total = self.count * panels;
+                let at_once = (UPLOAD_BYTES / panel_bytes).clamp(1, total);
+                let mut block = vec![0; at_once * panel_bytes];
+                for first in (0..total).step_by(at_once) {
+                    let block = &mut block[..at_once.min(total - first) * panel_bytes];
+                    block.fill(0);
+                    cuda.host
+                        .for_blocks(block, panel_bytes, |i, panel| pack(first + i, panel, pack_row_for_gpu));
+                    self.buffer.write(first * panel_bytes, block);
+                }
+            }
+        }
     }
 }
+
+/// Writes one row of weights into a panel.
+type PackRow = fn(panel: &mut [u8], dtype: DType, row: usize, values: &[f32]);
+
+/// What is packed before it is copied to a GPU.
+const UPLOAD_BYTES: usize = 4 << 20;
 
 impl Experts {
     pub fn pack(device: &Device, dtype: DType, experts: &[ExpertSource]) -> Self {
@@ -341,10 +384,8 @@ fn mix(mut x: u64) -> u64 {
 impl Tensor {
     /// Numbers as `Matrix::random` has them, f32.
     pub fn random(device: &Device, shape: &[usize], std: f32, seed: u64) -> Self {
-        let mut tensor = Self::zeros(device, DType::F32, shape);
-        for (i, value) in tensor.as_f32_mut().iter_mut().enumerate() {
-            *value = std * standard_normal(seed, i as u64);
-        }
-        tensor
+        let len = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> = (0..len).map(|i| std * standard_normal(seed, i)).collect();
+        Self::from_f32(device, shape, &values)
     }
 }

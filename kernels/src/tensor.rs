@@ -1,7 +1,8 @@
 //! Tensors: contiguous, at most four dimensions, owning their memory. A scratch tensor is made for the largest step and then
 //! shows fewer rows: its capacity is fixed, its shape moves within it.
 
-use crate::memory::Buffer;
+use crate::cuda::driver::DevicePtr;
+use crate::memory::{Buffer, bytes_of_slice};
 use crate::{Device, Error};
 use half::{bf16, f16};
 use std::fmt;
@@ -32,6 +33,17 @@ impl DType {
             Self::F16 => "float16",
             Self::I32 => "int32",
             Self::U8 => "uint8",
+        }
+    }
+
+    /// What kernels call it.
+    pub(crate) const fn cpp(self) -> &'static str {
+        match self {
+            Self::F32 => "float",
+            Self::BF16 => "bf16",
+            Self::F16 => "f16",
+            Self::I32 => "int",
+            Self::U8 => "unsigned char",
         }
     }
 
@@ -116,21 +128,36 @@ pub struct Tensor {
 
 impl Tensor {
     pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Self {
+        Self::with(dtype, shape, |bytes, name| Buffer::zeroed(device, bytes, name))
+    }
+
+    /// For what is always written before it is read. On a GPU its contents are undefined; elsewhere they are zeros.
+    pub fn unwritten(device: &Device, dtype: DType, shape: &[usize]) -> Self {
+        Self::with(dtype, shape, |bytes, name| Buffer::unwritten(device, bytes, name))
+    }
+
+    fn with(dtype: DType, shape: &[usize], buffer: impl FnOnce(usize, &str) -> Buffer) -> Self {
         let bytes = usize::try_from(Self::bytes_of(dtype, shape)).expect("a tensor fits the address space");
-        let mut tensor = Self { buffer: Buffer::zeroed(device, bytes), dtype, dims: [1; MAX_RANK], rank: 0 };
+        let buffer = buffer(bytes, &format!("{dtype} {shape:?}"));
+        let mut tensor = Self { buffer, dtype, dims: [1; MAX_RANK], rank: 0 };
         tensor.set_shape(shape);
         tensor
     }
 
     pub fn from_f32(device: &Device, shape: &[usize], values: &[f32]) -> Self {
-        let mut tensor = Self::zeros(device, DType::F32, shape);
-        tensor.as_f32_mut().copy_from_slice(values);
+        let mut tensor = Self::unwritten(device, DType::F32, shape);
+        assert_eq!(values.len(), tensor.len(), "from_f32: {shape:?}");
+        tensor.buffer.write(0, bytes_of_slice(values));
         tensor
     }
 
     pub fn from_host(device: &Device, host: HostTensor) -> Self {
         host.check();
-        let mut tensor = Self::zeros(device, host.dtype, host.shape);
+        let mut tensor = Self::unwritten(device, host.dtype, host.shape);
+        if cfg!(target_endian = "little") {
+            tensor.buffer.write(0, host.data);
+            return tensor;
+        }
         match host.dtype {
             DType::F32 | DType::I32 => {
                 copy_le(host.data, tensor.buffer.as_mut_slice(), u32::from_le_bytes, i32_of)
@@ -149,10 +176,10 @@ impl Tensor {
             return Self::from_host(device, host);
         }
         host.check();
-        let mut tensor = Self::zeros(device, dtype, host.shape);
+        let mut tensor = Self::unwritten(device, dtype, host.shape);
         let mut start = 0;
-        let mut values = [0.0; 1024];
         let total = tensor.len();
+        let mut values = vec![0.0; total.min(1 << 20)];
         while start < total {
             let n = values.len().min(total - start);
             host.read_f32(start, &mut values[..n]);
@@ -160,6 +187,24 @@ impl Tensor {
             start += n;
         }
         tensor
+    }
+
+    /// The bytes of the elements in sight, after all work that was enqueued on the device.
+    pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.len() * self.dtype.size()];
+        self.buffer.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The address on a GPU.
+    pub(crate) fn pointer(&self) -> DevicePtr {
+        self.buffer.pointer()
+    }
+
+    /// The address of the first element of a row on a GPU.
+    #[allow(dead_code)]
+    pub(crate) fn row_pointer(&self, row: usize) -> DevicePtr {
+        self.buffer.pointer().offset((row * self.row_len() * self.dtype.size()) as u64)
     }
 
     /// What a tensor of this shape takes, as `Device::allocated_bytes` counts it.
@@ -268,27 +313,51 @@ impl Tensor {
         }
     }
 
-    /// All elements of a tensor of floats, widened. For tests and tools: it allocates.
+    /// All elements of a tensor of floats, widened. For tests and tools: it allocates, waits for the device and panics when that
+    /// has failed.
     pub fn to_f32_vec(&self) -> Vec<f32> {
-        match self.dtype {
-            DType::F32 => self.as_f32().to_vec(),
-            DType::BF16 => self.as_u16().iter().map(|&v| bf16::from_bits(v).to_f32()).collect(),
-            DType::F16 => self.as_u16().iter().map(|&v| f16::from_bits(v).to_f32_const()).collect(),
-            DType::I32 | DType::U8 => panic!("to_f32_vec of {}", self.dtype),
-        }
+        let bytes = self.read().unwrap_or_else(|error| panic!("to_f32_vec: {error}"));
+        let mut values = vec![0.0; self.len()];
+        HostTensor { dtype: self.dtype, shape: self.shape(), data: &bytes }.read_f32(0, &mut values);
+        values
+    }
+
+    /// All elements of a tensor of i32, as `to_f32_vec`.
+    pub fn to_i32_vec(&self) -> Vec<i32> {
+        assert_eq!(self.dtype, DType::I32, "to_i32_vec");
+        let bytes = self.read().unwrap_or_else(|error| panic!("to_i32_vec: {error}"));
+        bytes.as_chunks().0.iter().map(|b| i32::from_ne_bytes(*b)).collect()
     }
 
     /// Rounds values into a tensor of floats, from element `start` on.
-    pub(crate) fn write_f32(&mut self, start: usize, values: &[f32]) {
-        let range = start..start + values.len();
-        match self.dtype {
-            DType::F32 => self.as_f32_mut()[range].copy_from_slice(values),
-            DType::BF16 => round_into(&mut self.as_u16_mut()[range], values, bf16_bits),
-            DType::F16 => {
-                round_into(&mut self.as_u16_mut()[range], values, |v| f16::from_f32_const(v).to_bits())
-            }
-            DType::I32 | DType::U8 => panic!("floats into a tensor of {}", self.dtype),
+    pub fn write_f32(&mut self, start: usize, values: &[f32]) {
+        if self.dtype == DType::F32 {
+            return self.buffer.write(start * 4, bytes_of_slice(values));
         }
+        let round = match self.dtype {
+            DType::BF16 => bf16_bits,
+            DType::F16 => |v| f16::from_f32_const(v).to_bits(),
+            _ => panic!("floats into a tensor of {}", self.dtype),
+        };
+        match self.device() {
+            Device::Cpu(_) => round_into(&mut self.as_u16_mut()[start..start + values.len()], values, round),
+            Device::Cuda(_) => {
+                let bits: Vec<u16> = values.iter().map(|&v| round(v)).collect();
+                self.buffer.write(start * 2, bytes_of_slice(&bits));
+            }
+        }
+    }
+
+    /// Writes elements of a tensor of i32, from element `start` on.
+    pub fn write_i32(&mut self, start: usize, values: &[i32]) {
+        assert_eq!(self.dtype, DType::I32, "write_i32");
+        self.buffer.write(start * 4, bytes_of_slice(values));
+    }
+
+    /// Indices into a tensor of i32.
+    pub(crate) fn write_u32(&mut self, start: usize, values: &[u32]) {
+        assert_eq!(self.dtype, DType::I32, "write_u32");
+        self.buffer.write(start * 4, bytes_of_slice(values));
     }
 
     fn capacity(&self) -> usize {

@@ -9,6 +9,7 @@
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
 //! 2·(D + Dv) FLOP per row, head and key.
 
+use super::not_on_cuda;
 use crate::cpu::attention;
 use crate::{DType, Device, Tensor};
 
@@ -82,6 +83,7 @@ pub fn gqa_attention(
     ragged.check(t, slots);
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
+        Device::Cuda(_) => not_on_cuda("gqa_attention"),
     }
 }
 
@@ -102,6 +104,7 @@ pub fn mla_attention(
     ragged.check(t, cache.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
+        Device::Cuda(_) => not_on_cuda("mla_attention"),
     }
 }
 
@@ -118,6 +121,7 @@ pub fn packed_attention(
     check_offsets("packed_attention", cu_seqlens, t);
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::packed(cpu, qkv, cu_seqlens, scale, scratch, out),
+        Device::Cuda(_) => not_on_cuda("packed_attention"),
     }
 }
 

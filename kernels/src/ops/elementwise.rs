@@ -2,6 +2,7 @@
 //! silu_mul: out[t, i] = silu(gate[t, i]) * up[t, i]           gate_up [T, 2I]: gate, then up · out [T, I] f32
 
 use crate::cpu::rows;
+use crate::cuda::elementwise;
 use crate::{Device, Tensor};
 
 pub fn add(x: &mut Tensor, y: &Tensor) {
@@ -16,6 +17,7 @@ pub fn add(x: &mut Tensor, y: &Tensor) {
                 rows::add(cpu.isa, block, &y[start..start + block.len()]);
             });
         }
+        Device::Cuda(cuda) => elementwise::add(cuda, x, y),
     }
 }
 
@@ -33,5 +35,6 @@ pub fn silu_mul(gate_up: &Tensor, out: &mut Tensor) {
                 }
             });
         }
+        Device::Cuda(cuda) => elementwise::silu_mul(cuda, gate_up, out),
     }
 }

@@ -3,6 +3,7 @@
 //! table [H0, W0, D] f32 · out [h·w, D] f32, raster order
 
 use crate::cpu::interpolate::Resize;
+use crate::cuda::interpolate as cuda_interpolate;
 use crate::{Device, Tensor};
 
 pub fn interpolate_positions(table: &Tensor, h: usize, w: usize, out: &mut Tensor) {
@@ -10,7 +11,10 @@ pub fn interpolate_positions(table: &Tensor, h: usize, w: usize, out: &mut Tenso
     assert_eq!(out.rows(), h * w, "interpolate_positions: rows");
     assert_eq!(out.row_len(), depth, "interpolate_positions: width");
     if [h0, w0] == [h, w] {
-        return out.as_f32_mut().copy_from_slice(table.as_f32());
+        return match &out.device().clone() {
+            Device::Cpu(_) => out.as_f32_mut().copy_from_slice(table.as_f32()),
+            Device::Cuda(cuda) => cuda_interpolate::copy(cuda, table, out),
+        };
     }
     let resize = Resize { from: [h0, w0], to: [h, w], depth };
     match &out.device().clone() {
@@ -22,5 +26,6 @@ pub fn interpolate_positions(table: &Tensor, h: usize, w: usize, out: &mut Tenso
                 }
             });
         }
+        Device::Cuda(cuda) => cuda_interpolate::interpolate(cuda, table, &resize, out),
     }
 }

@@ -6,6 +6,7 @@
 use super::rows::as_heads;
 use crate::cpu::SharedMut;
 use crate::cpu::gemm::{self, Gemm};
+use crate::cuda::linear::{self as cuda_linear, Strides};
 use crate::{Device, Matrix, MatrixBatch, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,18 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
                 head_stride: [0, 0],
             };
             gemm::run(cpu, &job);
+        }
+        Device::Cuda(cuda) => {
+            let job = cuda_linear::Job {
+                x: x.device_slice(0),
+                weights: w.as_batch(),
+                bias,
+                act,
+                out: out.device_slice(0),
+                rows: t,
+                strides: Strides { x: k, out: n, x_head: 0, out_head: 0 },
+            };
+            cuda_linear::run(cuda, &job);
         }
     }
 }
@@ -99,6 +112,18 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
                 head_stride: [x_len, out_len],
             };
             gemm::run(cpu, &job);
+        }
+        Device::Cuda(cuda) => {
+            let job = cuda_linear::Job {
+                x: x.tensor.device_slice(x.offset),
+                weights: w,
+                bias: None,
+                act: Activation::None,
+                out: out.tensor.device_slice(out.offset),
+                rows: t,
+                strides: Strides { x: h * x_len, out: h * out_len, x_head: x_len, out_head: out_len },
+            };
+            cuda_linear::run(cuda, &job);
         }
     }
 }

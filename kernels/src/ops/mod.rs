@@ -26,3 +26,8 @@ pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};
 pub use rows::{copy_slice, gather_rows, scatter_rows, store_rows};
+
+/// For ops that have no kernel yet.
+fn not_on_cuda(op: &str) -> ! {
+    panic!("{op} has no CUDA kernel")
+}

@@ -1,6 +1,7 @@
 //! moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) * up_e x[t]),  e = ids[t, j], summed in the order of j
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
+use super::not_on_cuda;
 use crate::cpu::moe;
 use crate::{DType, Device, Experts, Tensor};
 
@@ -67,5 +68,6 @@ pub fn moe(
     assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
     match &out.device().clone() {
         Device::Cpu(cpu) => moe::run(cpu, x, experts, ids, weights, scratch, out),
+        Device::Cuda(_) => not_on_cuda("moe"),
     }
 }

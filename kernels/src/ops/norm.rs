@@ -4,6 +4,7 @@
 //! x, out [T, D] or [T, H, D] f32 · w, b [D] f32: the last dimension is normalised · moves 8 to 16 bytes per element
 
 use crate::cpu::norm;
+use crate::cuda;
 use crate::{Device, Tensor};
 
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32, out: &mut Tensor) {
@@ -15,6 +16,7 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f32, out: &mut Tensor) {
                 norm::rms_norm(cpu.isa, &x[first * d..first * d + block.len()], w, eps, block);
             });
         }
+        Device::Cuda(cuda) => cuda::norm::rms_norm(cuda, x, w, eps, out),
     }
 }
 
@@ -32,6 +34,7 @@ pub fn add_rms_norm(residual: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32, out
                 norm::add_rms_norm(cpu.isa, residual, &x[start..start + len], w, eps, block);
             });
         }
+        Device::Cuda(cuda) => cuda::norm::add_rms_norm(cuda, residual, x, w, eps, out),
     }
 }
 
@@ -45,6 +48,7 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor
                 norm::layer_norm(cpu.isa, &x[first * d..first * d + block.len()], w, b, eps, block);
             });
         }
+        Device::Cuda(cuda) => cuda::norm::layer_norm(cuda, x, w, b, eps, out),
     }
 }
 

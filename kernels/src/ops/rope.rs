@@ -4,7 +4,8 @@
 
 use super::rows::as_heads;
 use crate::cpu::rope::{self, RopePlan};
-use crate::{DType, Device, Tensor};
+use crate::cuda::rope as cuda_rope;
+use crate::{DType, Device, Index, Tensor};
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +29,10 @@ impl RopeTable {
         half: usize,
         angle: &dyn Fn(usize, usize) -> (f32, f32),
     ) -> Self {
-        let mut table = Self::zeros(device, num_positions, half);
-        let values = table.cos.as_f32_mut().iter_mut().zip(table.sin.as_f32_mut());
-        for (at, (cos, sin)) in values.enumerate() {
-            (*cos, *sin) = angle(at / half, at % half);
-        }
-        table
+        let angles = (0..num_positions * half).map(|at| angle(at / half, at % half));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.unzip();
+        let shape = [num_positions, half];
+        Self { cos: Tensor::from_f32(device, &shape, &cos), sin: Tensor::from_f32(device, &shape, &sin) }
     }
 
     /// To be filled later.
@@ -50,25 +49,32 @@ impl RopeTable {
     }
 }
 
-pub fn rope(x: &mut Tensor, offset: usize, table: &RopeTable, positions: &[u32], layout: RopeLayout) {
+pub fn rope<'a>(
+    x: &mut Tensor,
+    offset: usize,
+    table: &RopeTable,
+    positions: impl Into<Index<'a>>,
+    layout: RopeLayout,
+) {
     let [_, heads, head_len] = as_heads(x);
-    run(x, RopePlan { head_len, heads: 0..heads, offset }, table, positions, layout);
+    run(x, RopePlan { head_len, heads: 0..heads, offset }, table, positions.into(), layout);
 }
 
 /// Rotates some of the heads, from their first dimension on.
-pub fn rope_heads(
+pub fn rope_heads<'a>(
     x: &mut Tensor,
     heads: Range<usize>,
     table: &RopeTable,
-    positions: &[u32],
+    positions: impl Into<Index<'a>>,
     layout: RopeLayout,
 ) {
     let [_, num_heads, head_len] = as_heads(x);
     assert!(heads.start <= heads.end && heads.end <= num_heads, "rope: heads {heads:?} of {num_heads}");
-    run(x, RopePlan { head_len, heads, offset: 0 }, table, positions, layout);
+    run(x, RopePlan { head_len, heads, offset: 0 }, table, positions.into(), layout);
 }
 
-fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, positions: &[u32], layout: RopeLayout) {
+fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, index: Index, layout: RopeLayout) {
+    let positions = index.as_slice();
     let (num_positions, half) = (table.cos.rows(), table.cos.row_len());
     assert_eq!(x.rows(), positions.len(), "rope: positions");
     assert!(plan.offset + 2 * half <= plan.head_len, "rope: {half} pairs from {} on", plan.offset);
@@ -91,5 +97,6 @@ fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, positions: &[u32], lay
                 }
             });
         }
+        Device::Cuda(cuda) => cuda_rope::rope(cuda, x, &plan, table, (index, layout)),
     }
 }

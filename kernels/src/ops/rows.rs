@@ -9,18 +9,32 @@
 //! "Rows" are the first dimension; the others may be of any rank with one product.
 
 use crate::cpu::rows::{self, SlicePlan};
-use crate::{Device, Tensor};
+use crate::cuda::rows::{self as cuda_rows, Move};
+use crate::{Device, Index, Tensor};
 
-pub fn gather_rows(src: &Tensor, rows: &[u32], out: &mut Tensor) {
+pub fn gather_rows<'a>(src: &Tensor, rows: impl Into<Index<'a>>, out: &mut Tensor) {
+    let index = rows.into();
+    let rows = index.as_slice();
     assert_eq!(out.rows(), rows.len(), "gather_rows: rows");
     assert_eq!(out.row_len(), src.row_len(), "gather_rows: width");
     check_rows("gather_rows", rows, src.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => rows::gather(cpu, src, rows, out),
+        Device::Cuda(cuda) => {
+            let rows = Move { src_rows: Some(index), dst_rows: None, count: rows.len() };
+            cuda_rows::move_rows(cuda, src, src.row_len(), &rows, out);
+        }
     }
 }
 
-pub fn scatter_rows(src: &Tensor, src_rows: &[u32], dst: &mut Tensor, dst_rows: &[u32]) {
+pub fn scatter_rows<'a, 'b>(
+    src: &Tensor,
+    src_rows: impl Into<Index<'a>>,
+    dst: &mut Tensor,
+    dst_rows: impl Into<Index<'b>>,
+) {
+    let (from, to) = (src_rows.into(), dst_rows.into());
+    let (src_rows, dst_rows) = (from.as_slice(), to.as_slice());
     assert_eq!(src_rows.len(), dst_rows.len(), "scatter_rows: rows");
     assert_eq!(dst.row_len(), src.row_len(), "scatter_rows: width");
     check_rows("scatter_rows", src_rows, src.rows());
@@ -34,10 +48,16 @@ pub fn scatter_rows(src: &Tensor, src_rows: &[u32], dst: &mut Tensor, dst_rows: 
                 dst[to..to + d].copy_from_slice(&src[from..from + d]);
             }
         }
+        Device::Cuda(cuda) => {
+            let rows = Move { src_rows: Some(from), dst_rows: Some(to), count: src_rows.len() };
+            cuda_rows::move_rows(&cuda, src, src.row_len(), &rows, dst);
+        }
     }
 }
 
-pub fn store_rows(src: &Tensor, dst: &mut Tensor, slots: &[u32]) {
+pub fn store_rows<'a>(src: &Tensor, dst: &mut Tensor, slots: impl Into<Index<'a>>) {
+    let index = slots.into();
+    let slots = index.as_slice();
     assert_eq!(src.rows(), slots.len(), "store_rows: rows");
     assert_eq!(dst.row_len(), src.row_len(), "store_rows: width");
     check_rows("store_rows", slots, dst.rows());
@@ -47,6 +67,10 @@ pub fn store_rows(src: &Tensor, dst: &mut Tensor, slots: &[u32]) {
             for (row, &slot) in src.as_f32().chunks_exact(width).zip(slots) {
                 dst.write_f32(slot as usize * width, row);
             }
+        }
+        Device::Cuda(cuda) => {
+            let rows = Move { src_rows: None, dst_rows: Some(index), count: slots.len() };
+            cuda_rows::move_rows(&cuda, src, src.row_len(), &rows, dst);
         }
     }
 }
@@ -65,6 +89,7 @@ pub fn copy_slice(src: &Tensor, src_offset: usize, dst: &mut Tensor, dst_offset:
                 rows::copy_slices(&src[first * h * src_len..], block, &plan);
             });
         }
+        Device::Cuda(cuda) => cuda_rows::copy_slice(cuda, src, dst, &plan, h2),
     }
 }
 

@@ -35,7 +35,7 @@ enum Query {
     TwoStep {
         down: Linear,
         norm: Tensor,
-        up: Linear,
+        up: Box<Linear>,
     },
 }
 
@@ -48,7 +48,7 @@ impl Mla {
             Some(rank) => Query::TwoStep {
                 down: loader.linear("self_attn.q_a_proj", rank, hidden_size, bias)?,
                 norm: loader.vector("self_attn.q_a_layernorm.weight", rank)?,
-                up: loader.linear("self_attn.q_b_proj", query_width, rank, false)?,
+                up: Box::new(loader.linear("self_attn.q_b_proj", query_width, rank, false)?),
             },
         };
         let kv = loader.linear("self_attn.kv_a_proj_with_mqa", config.row(), hidden_size, bias)?;

@@ -1,0 +1,49 @@
+// The named instructions of hopper.cuh on the CPU.
+#pragma once
+#include "ptx.h"
+
+template <class T> void mbarrier_init(emu::Checked<T> bar, unsigned count, EMU_SITE) {
+    bar.require({file, line});
+    emu::emu_mbarrier_init(bar.region, (char*)bar.at, count, {file, line});
+}
+inline void mbarrier_init_fence() {}
+template <class T> void mbarrier_arrive(emu::Checked<T> bar, EMU_SITE) {
+    bar.require({file, line});
+    emu::emu_mbarrier_arrive(bar.region, (char*)bar.at, 0, {file, line});
+}
+template <class T> void mbarrier_arrive_expect(emu::Checked<T> bar, unsigned bytes, EMU_SITE) {
+    bar.require({file, line});
+    emu::emu_mbarrier_arrive(bar.region, (char*)bar.at, bytes, {file, line});
+}
+template <class T> void mbarrier_wait(emu::Checked<T> bar, unsigned parity, EMU_SITE) {
+    bar.require({file, line});
+    emu::emu_mbarrier_wait(bar.region, (char*)bar.at, parity, {file, line});
+}
+template <class T, class U, class B>
+void bulk_copy(emu::Checked<T> dst, emu::Checked<U> src, unsigned bytes, emu::Checked<B> bar, EMU_SITE) {
+    dst.require({file, line}), src.require({file, line}), bar.require({file, line});
+    emu::emu_bulk_copy(dst.region, (char*)dst.at, src.region, (const char*)src.at, bytes, (char*)bar.at, {file, line});
+}
+inline void fence_async_proxy() {}
+
+template <class T> unsigned long long wgmma_descriptor(emu::Checked<T> b, unsigned k_step, unsigned n_step, bool swizzle, EMU_SITE) {
+    b.require({file, line});
+    return emu::emu_wgmma_descriptor(b.region, (const char*)b.at, k_step, n_step, swizzle, {file, line});
+}
+inline void wgmma_fence() {}
+inline void wgmma_commit(EMU_SITE) { emu::emu_wgmma_commit({file, line}); }
+template <int N> void wgmma_wait(EMU_SITE) { emu::emu_wgmma_wait(N, {file, line}); }
+
+#define EMU_WGMMA(n)                                                                                                          \
+    inline void wgmma_m64n##n##k16_bf16(float (&d)[n / 2], const unsigned (&a)[4], unsigned long long b, EMU_SITE) {           \
+        emu::emu_wgmma(d, n, a, b, emu::from_bf16, {file, line});                                                              \
+    }                                                                                                                          \
+    inline void wgmma_m64n##n##k16_f16(float (&d)[n / 2], const unsigned (&a)[4], unsigned long long b, EMU_SITE) {            \
+        emu::emu_wgmma(d, n, a, b, emu::from_f16, {file, line});                                                               \
+    }
+EMU_WGMMA(8)
+EMU_WGMMA(16)
+EMU_WGMMA(32)
+EMU_WGMMA(64)
+EMU_WGMMA(128)
+#undef EMU_WGMMA

@@ -1,0 +1,13 @@
+//! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
+
+use super::launch::Kernel;
+use super::{elementwise, interpolate, linear, norm, rope, rows};
+
+pub(super) const KERNELS: &[&Kernel] = &[
+    &elementwise::KERNEL,
+    &interpolate::KERNEL,
+    &linear::KERNEL,
+    &norm::KERNEL,
+    &rope::KERNEL,
+    &rows::KERNEL,
+];

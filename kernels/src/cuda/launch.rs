@@ -1,0 +1,124 @@
+//! From an op to a launch: which instances of a kernel exist, what each may cost, and how a function is found.
+
+use super::compile::{Job, Source};
+use super::driver::{Args, CudaError, Function, Grid};
+use super::{Cuda, catalogue};
+use std::collections::HashMap;
+
+/// One file of kernels and every instance of them that an op may launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    pub source: Source,
+    pub instances: &'static [Instance],
+}
+
+/// One instantiation, and its budget: a test compiles it and fails when it takes more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// As C++ names it, such as `rms_norm<float>`.
+    pub expression: &'static str,
+    /// Registers of one thread.
+    pub registers: u32,
+    /// Static shared memory of one block, in bytes.
+    pub shared: u32,
+    /// Lowest architecture that it compiles for, such as 80.
+    pub min_arch: u32,
+}
+
+impl Instance {
+    pub const fn new(expression: &'static str, registers: u32, shared: u32) -> Self {
+        Self { expression, registers, shared, min_arch: 80 }
+    }
+}
+
+/// Functions that were compiled and loaded, by source, then by expression.
+pub(super) type Functions = HashMap<&'static str, HashMap<String, Function>>;
+
+impl Cuda {
+    /// Launches an instance on the device's stream. What fails is kept for `synchronize`: ops do not return errors.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's parameters, and what their pointers reach is long enough for this grid.
+    pub(crate) unsafe fn launch(&self, kernel: &Kernel, expression: &str, grid: Grid, args: Args) {
+        if self.has_failed() {
+            return;
+        }
+        let launched = self.function(kernel, expression).and_then(|function| {
+            // SAFETY: the caller's promise.
+            unsafe { self.driver.launch(self.stream, function, &grid, &args) }
+        });
+        self.note(launched);
+    }
+
+    fn function(&self, kernel: &Kernel, expression: &str) -> Result<Function, CudaError> {
+        let mut functions = self.functions.lock().expect("no compilation panics");
+        let loaded = functions.entry(kernel.source.name).or_default();
+        if let Some(&function) = loaded.get(expression) {
+            return Ok(function);
+        }
+        let known = |instance: &Instance| instance.expression == expression;
+        assert!(
+            kernel.instances.iter().any(known),
+            "{expression} is not an instance of {}",
+            kernel.source.name
+        );
+        let expressions: Vec<String> = if self.driver.compiles_whole_sources() {
+            let arch = self.arch_number();
+            let here = kernel.instances.iter().filter(|instance| instance.min_arch <= arch);
+            here.map(|instance| instance.expression.to_string()).collect()
+        } else {
+            vec![expression.to_string()]
+        };
+        let job = Job { source: kernel.source, expressions, defines: Vec::new() };
+        let image = self.driver.compile(&job)?;
+        loaded.extend(job.expressions.into_iter().zip(self.driver.load(&image)?));
+        Ok(loaded[expression])
+    }
+
+    /// Compiles and loads many instances, several at a time, so that nothing is compiled while serving.
+    pub fn prepare(&self, wanted: &[(&Kernel, &str)]) -> Result<(), CudaError> {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let failure = std::sync::Mutex::new(None);
+        let workers = self.host.pool.num_workers().min(wanted.len().max(1));
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let Some(&(kernel, expression)) = wanted.get(i) else { break };
+                        let job = Job {
+                            source: kernel.source,
+                            expressions: vec![expression.to_string()],
+                            defines: Vec::new(),
+                        };
+                        // The result is in the cache; loading it below costs little.
+                        if let Err(error) = self.driver.compile(&job) {
+                            *failure.lock().expect("no holder panics") = Some(error);
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(error) = failure.into_inner().expect("no holder panics") {
+            return Err(error);
+        }
+        wanted.iter().try_for_each(|&(kernel, expression)| self.function(kernel, expression).map(|_| ()))
+    }
+
+    /// 80, 90, 100: what `Instance::min_arch` is compared with.
+    pub(crate) fn arch_number(&self) -> u32 {
+        let (major, minor) = self.driver.info().capability;
+        10 * major + minor
+    }
+}
+
+/// Blocks in one dimension, threads in one dimension.
+pub(crate) fn grid(blocks: usize, threads: u32) -> Grid {
+    let blocks = u32::try_from(blocks).expect("a grid has fewer than 2³² blocks");
+    Grid { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 }
+}
+
+/// Every kernel that there is.
+pub fn all() -> &'static [&'static Kernel] {
+    catalogue::KERNELS
+}

@@ -1,0 +1,127 @@
+//! Launches of linear.cu. The number of tokens chooses a kernel, never the order of a sum.
+
+use super::Cuda;
+use super::compile::Source;
+use super::driver::{Args, DevicePtr, Grid, Param};
+use super::launch::{Instance, Kernel};
+use crate::ops::Activation;
+use crate::{DType, MatrixBatch, Tensor};
+
+pub(super) const KERNEL: Kernel = Kernel {
+    source: Source { name: "linear.cu", text: include_str!("linear.cu") },
+    instances: &[
+        Instance::new("linear_few<float, bf16, 1>", 64, 4096),
+        Instance::new("linear_few<float, bf16, 2>", 80, 8192),
+        Instance::new("linear_few<float, bf16, 4>", 128, 16384),
+        Instance::new("linear_few<float, f16, 1>", 64, 4096),
+        Instance::new("linear_few<float, f16, 2>", 80, 8192),
+        Instance::new("linear_few<float, f16, 4>", 128, 16384),
+        Instance::new("linear_few<bf16, bf16, 1>", 64, 4096),
+        Instance::new("linear_few<bf16, bf16, 2>", 80, 8192),
+        Instance::new("linear_few<bf16, bf16, 4>", 128, 16384),
+        Instance::new("linear_many<float, bf16>", 168, 34816),
+        Instance::new("linear_many<float, f16>", 168, 34816),
+        Instance::new("linear_many<bf16, bf16>", 168, 34816),
+        Instance::new("linear_f32<float>", 64, 0),
+        Instance::new("linear_f32<bf16>", 64, 0),
+    ],
+};
+
+/// Tokens up to which every weight goes straight into registers.
+const FEW: usize = 32;
+
+/// From one token and from one head to the next, in elements.
+pub(crate) struct Strides {
+    pub x: usize,
+    pub out: usize,
+    pub x_head: usize,
+    pub out_head: usize,
+}
+
+/// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights. Checked in `ops`.
+pub(crate) struct Job<'a> {
+    pub x: DeviceSlice,
+    pub weights: &'a MatrixBatch,
+    pub bias: Option<&'a Tensor>,
+    pub act: Activation,
+    pub out: DeviceSlice,
+    /// Tokens.
+    pub rows: usize,
+    pub strides: Strides,
+}
+
+/// A tensor from some element on.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceSlice {
+    pub start: DevicePtr,
+    pub dtype: DType,
+}
+
+impl Tensor {
+    /// From an element of a row on.
+    pub(crate) fn device_slice(&self, offset: usize) -> DeviceSlice {
+        let start = self.pointer().offset((offset * self.dtype().size()) as u64);
+        DeviceSlice { start, dtype: self.dtype() }
+    }
+}
+
+/// As in linear.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinearShape {
+    rows: i32,
+    n: i32,
+    k: i32,
+    panels: i32,
+    tiles: i32,
+    x_stride: i32,
+    out_stride: i32,
+    x_head: i32,
+    out_head: i32,
+    act: i32,
+}
+// SAFETY: ten i32, as in linear.cu.
+unsafe impl Param for LinearShape {}
+
+pub(crate) fn run(cuda: &Cuda, job: &Job) {
+    let Job { x, weights, bias, act, out, rows, strides } = job;
+    if *rows == 0 {
+        return;
+    }
+    assert_eq!(out.dtype, DType::F32, "linear: type of out");
+    assert!(bias.is_none_or(|bias| bias.dtype() == DType::F32), "linear: type of the bias");
+    let (panels, tiles) = (weights.panels_per_member(), weights.k_padded() / 16);
+    let shape = LinearShape {
+        rows: *rows as i32,
+        n: weights.n() as i32,
+        k: weights.k() as i32,
+        panels: panels as i32,
+        tiles: tiles as i32,
+        x_stride: strides.x as i32,
+        out_stride: strides.out as i32,
+        x_head: strides.x_head as i32,
+        out_head: strides.out_head as i32,
+        act: match act {
+            Activation::None => 0,
+            Activation::GeluTanh => 1,
+            Activation::GeluErf => 2,
+            Activation::QuickGelu => 3,
+        },
+    };
+    let bias = bias.map_or(DevicePtr::NULL, Tensor::pointer);
+    let args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(bias).value(shape);
+    let args = args.pointer(out.start);
+    let (x, w) = (x.dtype.cpp(), weights.dtype().cpp());
+    let (expression, [rows_each, tokens_each], threads) = match (weights.dtype(), *rows) {
+        (DType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
+        (_, ..=8) => (format!("linear_few<{x}, {w}, 1>"), [16, 8], 256),
+        (_, ..=16) => (format!("linear_few<{x}, {w}, 2>"), [16, 16], 256),
+        (_, ..=FEW) => (format!("linear_few<{x}, {w}, 4>"), [16, 32], 256),
+        (_, _) => (format!("linear_many<{x}, {w}>"), [128, 64], 256),
+    };
+    let blocks = [(panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
+    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
+    // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
+    // of 32 rows and `tiles` tiles of 16 for each head; the bias, if any, N elements.
+    unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
+}

@@ -1,0 +1,185 @@
+//! The CUDA side: one device with its arena, its stream and its compiled kernels; one .cu and one .rs for each group of ops.
+//!
+//! Ops only enqueue. What goes wrong on a device shows later, so the first failure is kept, what follows it is not launched, and
+//! `synchronize` or a read of results reports it.
+
+mod arena;
+mod catalogue;
+pub mod compile;
+pub mod driver;
+pub(crate) mod elementwise;
+pub mod emulated;
+pub(crate) mod interpolate;
+pub mod launch;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub mod nvidia;
+pub mod nvrtc;
+pub(crate) mod pack;
+pub(crate) mod rope;
+pub(crate) mod rows;
+mod staging;
+
+use crate::device::Cpu;
+use arena::Arena;
+use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Graph, Stream};
+use launch::Functions;
+use staging::Staging;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// One device, or the emulated one.
+pub struct Cuda {
+    pub(crate) driver: Box<dyn Driver>,
+    /// The processor beside it: packs weights, runs what is not an op.
+    pub(crate) host: Arc<Cpu>,
+    pub(crate) stream: Stream,
+    base: DevicePtr,
+    arena: Mutex<Arena>,
+    staging: Mutex<Staging>,
+    functions: Mutex<Functions>,
+    failure: Mutex<Option<CudaError>>,
+    allocated: AtomicU64,
+    capturing: AtomicBool,
+}
+
+impl Cuda {
+    pub(crate) fn new(driver: Box<dyn Driver>, host: Arc<Cpu>, arena_bytes: u64) -> Result<Self, CudaError> {
+        let base = driver.allocate(arena_bytes)?;
+        let stream = driver.new_stream()?;
+        Ok(Self {
+            staging: Mutex::new(Staging::new(&*driver)?),
+            host,
+            stream,
+            base,
+            arena: Mutex::new(Arena::new(arena_bytes)),
+            functions: Mutex::default(),
+            failure: Mutex::default(),
+            allocated: AtomicU64::new(0),
+            capturing: AtomicBool::new(false),
+            driver,
+        })
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        self.driver.info()
+    }
+
+    /// Waits for everything that was enqueued; the first failure since the last report, if there was one. A lost context is
+    /// reported again and again.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        let done = self.driver.synchronize(self.stream);
+        self.note(done);
+        let mut failure = self.failure.lock().expect("no holder panics");
+        match failure.clone() {
+            None => Ok(()),
+            Some(error) => {
+                if !error.is_sticky() {
+                    *failure = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    fn failure(&self) -> Option<CudaError> {
+        self.failure.lock().expect("no holder panics").clone()
+    }
+
+    /// Keeps the first failure.
+    pub(crate) fn note(&self, result: Result<(), CudaError>) {
+        if let Err(error) = result {
+            self.failure.lock().expect("no holder panics").get_or_insert(error);
+        }
+    }
+
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the arena that are in no region.
+    pub fn free_bytes(&self) -> u64 {
+        self.arena.lock().expect("no holder panics").free_bytes()
+    }
+
+    /// What a tensor or matrix of so many bytes takes of the arena.
+    pub fn footprint(bytes: u64) -> u64 {
+        Arena::footprint(bytes)
+    }
+
+    /// Writes down the launches that `work` makes, instead of making them. Everything that they use stays where it is: what changes
+    /// from one replay to the next lies in device memory (`Indices`, tensors). Kernels should have been launched once before.
+    pub fn capture(&self, work: impl FnOnce()) -> Result<Graph, CudaError> {
+        self.driver.begin_capture(self.stream)?;
+        self.capturing.store(true, Ordering::Relaxed);
+        work();
+        self.capturing.store(false, Ordering::Relaxed);
+        let graph = self.driver.end_capture(self.stream);
+        // What could not be written down would be missing in every replay.
+        self.failure().map_or(graph, Err)
+    }
+
+    /// Enqueues what was captured.
+    pub fn replay(&self, graph: Graph) {
+        if !self.has_failed() {
+            self.note(self.driver.launch_graph(self.stream, graph));
+        }
+    }
+
+    fn assert_not_capturing(&self, what: &str) {
+        assert!(!self.capturing.load(Ordering::Relaxed), "{what} cannot be part of a captured graph");
+    }
+
+    /// A region of the arena, not written yet. The plan made the arena large enough: running out is our own mistake.
+    pub(crate) fn allocate(&self, bytes: u64, name: &str) -> DevicePtr {
+        self.assert_not_capturing("an allocation");
+        let offset = self.arena.lock().expect("no holder panics").allocate(bytes);
+        let offset = offset.unwrap_or_else(|| {
+            panic!("the arena has no room for {name}: {bytes} bytes wanted, {} free", self.free_bytes())
+        });
+        self.allocated.fetch_add(bytes, Ordering::Relaxed);
+        let start = self.base.offset(offset);
+        self.driver.name_region(start, bytes, name);
+        start
+    }
+
+    pub(crate) fn free(&self, start: DevicePtr, bytes: u64) {
+        self.driver.forget_region(start);
+        self.allocated.fetch_sub(bytes, Ordering::Relaxed);
+        self.arena.lock().expect("no holder panics").free(start.0 - self.base.0);
+    }
+
+    /// Sets bytes to zero, in the order of the stream.
+    pub(crate) fn clear(&self, start: DevicePtr, bytes: u64) {
+        if bytes > 0 && !self.has_failed() {
+            // SAFETY: a region of the arena has so many bytes.
+            self.note(unsafe { self.driver.fill(self.stream, start, 0, bytes) });
+        }
+    }
+
+    /// Copies host bytes to the device, in the order of the stream. They may be reused at once.
+    pub(crate) fn upload(&self, dst: DevicePtr, bytes: &[u8]) {
+        self.assert_not_capturing("a copy from the host");
+        if !self.has_failed() {
+            let mut staging = self.staging.lock().expect("no holder panics");
+            self.note(staging.upload(&*self.driver, self.stream, dst, bytes));
+        }
+    }
+
+    /// Copies device bytes to the host and waits for them.
+    pub(crate) fn download(&self, src: DevicePtr, out: &mut [u8]) -> Result<(), CudaError> {
+        self.synchronize()?;
+        let mut staging = self.staging.lock().expect("no holder panics");
+        let read = staging.download(&*self.driver, self.stream, src, out);
+        if let Err(error) = &read
+            && error.is_sticky()
+        {
+            self.note(Err(error.clone()));
+        }
+        read
+    }
+}

@@ -1,0 +1,68 @@
+//! Launches of norm.cu: one block for each row.
+
+use super::Cuda;
+use super::compile::Source;
+use super::driver::Args;
+use super::launch::{Instance, Kernel, grid};
+use crate::{DType, Tensor};
+
+const THREADS: u32 = 256;
+
+pub(super) const KERNEL: Kernel = Kernel {
+    source: Source { name: "norm.cu", text: include_str!("norm.cu") },
+    instances: &[
+        Instance::new("rms_norm<float, 1>", 32, 128),
+        Instance::new("rms_norm<float, 4>", 40, 128),
+        Instance::new("rms_norm<bf16, 1>", 32, 128),
+        Instance::new("rms_norm<bf16, 4>", 40, 128),
+        Instance::new("add_rms_norm<float, 1>", 32, 128),
+        Instance::new("add_rms_norm<float, 4>", 40, 128),
+        Instance::new("add_rms_norm<bf16, 1>", 32, 128),
+        Instance::new("add_rms_norm<bf16, 4>", 40, 128),
+        Instance::new("layer_norm<float, 1>", 40, 256),
+        Instance::new("layer_norm<float, 4>", 40, 256),
+        Instance::new("layer_norm<bf16, 1>", 40, 256),
+        Instance::new("layer_norm<bf16, 4>", 40, 256),
+    ],
+};
+
+pub(crate) fn rms_norm(cuda: &Cuda, x: &Tensor, w: &Tensor, eps: f32, out: &mut Tensor) {
+    let width = *x.shape().last().expect("a tensor has dimensions");
+    let args = Args::new().pointer(x.pointer()).pointer(w.pointer());
+    let args = args.value(eps).value(width as i32).pointer(out.pointer());
+    launch(cuda, "rms_norm", x, width, args);
+}
+
+pub(crate) fn add_rms_norm(
+    cuda: &Cuda,
+    residual: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    eps: f32,
+    out: &mut Tensor,
+) {
+    assert_eq!(residual.dtype(), x.dtype(), "add_rms_norm: types");
+    let width = *x.shape().last().expect("a tensor has dimensions");
+    let args = Args::new().pointer(residual.pointer()).pointer(x.pointer()).pointer(w.pointer());
+    let args = args.value(eps).value(width as i32).pointer(out.pointer());
+    launch(cuda, "add_rms_norm", x, width, args);
+}
+
+pub(crate) fn layer_norm(cuda: &Cuda, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor) {
+    assert_eq!(b.dtype(), DType::F32, "layer_norm: bias");
+    let width = *x.shape().last().expect("a tensor has dimensions");
+    let args = Args::new().pointer(x.pointer()).pointer(w.pointer()).pointer(b.pointer());
+    let args = args.value(eps).value(width as i32).pointer(out.pointer());
+    launch(cuda, "layer_norm", x, width, args);
+}
+
+/// The checks that the three have in common were made in `ops`: x and out have one shape, w is as wide.
+fn launch(cuda: &Cuda, name: &str, x: &Tensor, width: usize, args: Args) {
+    if x.is_empty() {
+        return;
+    }
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let expression = format!("{name}<{}, {vector}>", x.dtype().cpp());
+    // SAFETY: T rows of `width` elements in x, residual and out, `width` in w and b; one block for each row.
+    unsafe { cuda.launch(&KERNEL, &expression, grid(x.len() / width, THREADS), args) };
+}

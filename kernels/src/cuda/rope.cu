@@ -1,0 +1,29 @@
+// rope: rotates the pairs of dimensions offset .. offset + 2·half of some heads by the angles of the token's position, in place
+// x [T, H, D] f32 · cos, sin [P, half] f32 · positions [T] i32, below P · one block per token
+// HALF: pairs (i, i + half); else (2i, 2i + 1) · (a, b) becomes (a cos - b sin, b cos + a sin)
+// moves 16·half bytes per head and token; not measured: no GPU was available
+#include "common.cuh"
+
+constexpr int THREADS = 256;
+
+struct RopeShape {
+    int row_len, head_len;         // elements of a token and of a head
+    int first_head, num_heads;     // which are rotated
+    int offset, half;
+};
+
+template <bool HALF>
+__global__ void __launch_bounds__(THREADS)
+    rope(Out<float> x, RopeShape s, In<float> cos_table, In<float> sin_table, In<int> positions) {
+    long long token = blockIdx.x;
+    int position = positions[token];
+    Ptr<const float> cosines = cos_table + (long long)position * s.half, sines = sin_table + (long long)position * s.half;
+    for (int i = (int)threadIdx.x; i < s.num_heads * s.half; i += THREADS) {
+        int head = s.first_head + i / s.half, pair = i % s.half;
+        Ptr<float> at = x + (token * s.row_len + (long long)head * s.head_len + s.offset);
+        int first = HALF ? pair : 2 * pair, second = HALF ? pair + s.half : 2 * pair + 1;
+        float a = at[first], b = at[second], cos = cosines[pair], sin = sines[pair];
+        at[first] = a * cos - b * sin;
+        at[second] = b * cos + a * sin;
+    }
+}

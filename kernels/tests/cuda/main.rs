@@ -1,0 +1,20 @@
+//! Ops on the CUDA side, through the emulator: against their f64 twins, alone and in company, under several schedules.
+
+mod bench;
+#[allow(dead_code)]
+#[path = "../agree/common.rs"]
+mod common;
+mod device;
+mod faults;
+mod graphs;
+mod hopper;
+mod linear;
+mod mutants;
+#[allow(dead_code)]
+#[path = "../agree/naive.rs"]
+mod naive;
+mod norm;
+mod prepare;
+mod ptx;
+mod queues;
+mod small;

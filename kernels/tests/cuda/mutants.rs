@@ -1,0 +1,144 @@
+//! Bugs planted into the kernels that are in use, one at a time: what the other tests check must notice each of them.
+
+use crate::common::*;
+use crate::device::{edited, emulated};
+use kernels::ops::*;
+use kernels::*;
+
+/// Schedules that a bug may hide from; it must not hide from all.
+const SEEDS: u64 = 4;
+
+/// An op on a device, and the bytes that it gives.
+type Run<'a> = &'a dyn Fn(&Device) -> Result<Vec<u8>, Error>;
+
+/// Plants `from → to` and runs: an error, or another result under some schedule.
+fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Result<Vec<u8>, Error>) -> bool {
+    let right = run(&emulated(0)).expect("the kernel without a bug");
+    (0..SEEDS).any(|seed| {
+        run(&edited(seed, from, to)).map_or_else(
+            |error| {
+                assert!(
+                    matches!(error, Error::Cuda(cuda::driver::CudaError::Lost { .. })),
+                    "{from:?}: {error}"
+                );
+                true
+            },
+            |found| found != right,
+        )
+    })
+}
+
+fn linear_of(t: usize, dtype: DType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
+    move |device| {
+        let (n, k) = (40, 299);
+        let (x, w) = (Host::random(DType::F32, &[t, k], 1), Host::random(dtype, &[n, k], 2));
+        let w = Matrix::pack(device, dtype, &[w.view()]);
+        let bias = Host::random(DType::F32, &[n], 3).tensor(device);
+        let mut out = Tensor::unwritten(device, DType::F32, &[t, n]);
+        linear(&x.tensor(device), &w, Some(&bias), Activation::None, &mut out);
+        out.read()
+    }
+}
+
+#[test]
+fn in_linear_layers() {
+    let few = linear_of(5, DType::BF16);
+    let many = linear_of(45, DType::BF16);
+    let f32 = linear_of(5, DType::F32);
+    let cases: [(&'static str, &'static str, Run); 12] = [
+        // Barriers and waits.
+        ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
+        ("cp_async_wait<1>();", "cp_async_wait<2>();", &many),
+        (
+            "    __syncthreads();\n    for (int i = (int)threadIdx.x; i < 16",
+            "    for (int i = (int)threadIdx.x; i < 16",
+            &few,
+        ),
+        // Guards and tails.
+        (
+            "if (row >= s.n || token >= s.rows) continue;\n        float total",
+            "if (row >= s.n || token > s.rows) continue;\n        float total",
+            &few,
+        ),
+        (
+            "if (row >= s.n || token >= s.rows) continue;\n        float total",
+            "if (row > s.n || token >= s.rows) continue;\n        float total",
+            &few,
+        ),
+        ("if (k + 1 < end) {", "if (k < end) {", &few),
+        ("token < s.rows ? load_pair<X, W>", "token <= s.rows ? load_pair<X, W>", &many),
+        ("first_panel + panel < s.panels && tile < s.tiles", "first_panel + panel <= s.panels", &many),
+        ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
+        // Lanes and places.
+        ("lane / 16 * 8 + lane % 8;", "lane % 16;", &many),
+        (
+            "int row = first_row + i % 16, token = first_token + i / 16;",
+            "int row = first_row + i % 16, token = first_token + i / 16 + 1;",
+            &few,
+        ),
+        // The order of a sum.
+        ("(tile + 1) % per == 0 || tile + 1 == s.tiles", "(tile + 1) % per == 0", &many),
+    ];
+    for (from, to, run) in cases {
+        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
+    }
+}
+
+#[test]
+fn in_norms_and_reductions() {
+    let norm = |device: &Device| {
+        let (t, d) = (3, 301);
+        let (x, w) = (Host::random(DType::F32, &[t, d], 1), Host::random(DType::F32, &[d], 2));
+        let mut out = Tensor::unwritten(device, DType::F32, &[t, d]);
+        rms_norm(&x.tensor(device), &w.tensor(device), 1e-5, &mut out);
+        out.read()
+    };
+    let cases = [
+        (
+            "if (lane_id() == 0) scratch[warp_id()] = v;\n    __syncthreads();",
+            "if (lane_id() == 0) scratch[warp_id()] = v;",
+        ),
+        ("for (int step = 16; step; step /= 2) v += ", "for (int step = 8; step; step /= 2) v += "),
+        ("for (int w = 1; w < WARPS; w++) total += ", "for (int w = 2; w < WARPS; w++) total += "),
+        (
+            "i < width; i += THREADS * N) {\n        float v[N], scale[N];",
+            "i <= width; i += THREADS * N) {\n        float v[N], scale[N];",
+        ),
+        (
+            "i < width; i += THREADS * N) {\n        float v[N];",
+            "i + 1 < width; i += THREADS * N) {\n        float v[N];",
+        ),
+    ];
+    for (from, to) in cases {
+        assert!(is_noticed(from, to, &norm), "{from:?} became {to:?}, and nobody noticed");
+    }
+}
+
+#[test]
+fn in_moves_and_rotations() {
+    let store = |device: &Device| {
+        let src = Host::random(DType::F32, &[3, 17], 2).tensor(device);
+        let mut cache = Tensor::zeros(device, DType::BF16, &[8, 17]);
+        store_rows(&src, &mut cache, &[7, 2, 5]);
+        cache.read()
+    };
+    let turn = |device: &Device| {
+        let mut x = Host::random(DType::F32, &[5, 3, 24], 1).tensor(device);
+        let table = RopeTable::new(device, 5, 12, &|p, i| ((p * 13 + i) as f32, i as f32));
+        rope(&mut x, 0, &table, &[4, 3, 2, 1, 0], RopeLayout::Half);
+        x.read()
+    };
+    let cases: [(&'static str, &'static str, Run); 4] = [
+        (
+            "if (dst_rows != nullptr) to = dst_rows[i];",
+            "if (dst_rows != nullptr) to = dst_rows[i] + 1;",
+            &store,
+        ),
+        ("j < width; j += THREADS * N", "j <= width; j += THREADS * N", &store),
+        ("HALF ? pair + s.half", "HALF ? pair + s.half + 1", &turn),
+        ("i < s.num_heads * s.half;", "i <= s.num_heads * s.half;", &turn),
+    ];
+    for (from, to, run) in cases {
+        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
+    }
+}

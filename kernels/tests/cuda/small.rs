@@ -1,0 +1,130 @@
+//! Moving rows, slices of heads, sums and SwiGLU.
+
+use crate::common::*;
+use crate::device::{SEEDS, emulated};
+use crate::naive;
+use kernels::ops::*;
+use kernels::*;
+
+#[test]
+fn rows_move() {
+    let device = emulated(SEEDS[0]);
+    for dtype in FLOATS {
+        for width in [17, 20] {
+            let table = Host::random(dtype, &[9, width], 1);
+            let ids = [3, 8, 0, 3];
+            let mut out = Tensor::unwritten(&device, DType::F32, &[4, width]);
+            let expected: Vec<f64> = ids.iter().flat_map(|&id| table.rows()[id as usize].clone()).collect();
+            embedding(&table.tensor(&device), &ids, &mut out);
+            assert_close(&out.to_f32_vec(), &expected, 0.0, "embedding");
+            // From a buffer of the device, whose contents change between calls.
+            let mut indices = Indices::new(&device, 6);
+            indices.set(&[1, 1, 1, 1, 1, 1]);
+            indices.set(&ids);
+            gather_rows(&table.tensor(&device), &indices, &mut out);
+            assert_close(&out.to_f32_vec(), &expected, 0.0, "gather");
+
+            // Stored rows are rounded to nearest even, as the host rounds them; other slots keep what they had.
+            let src = Host::random(DType::F32, &[3, width], 2);
+            let narrow: Vec<f32> = src.values.iter().map(|&v| v as f32).collect();
+            let narrow = Host::new(dtype, &[3, width], &narrow);
+            let mut cache = table.tensor(&device);
+            store_rows(&src.tensor(&device), &mut cache, &[7, 2, 5]);
+            let mut expected = table.rows();
+            for (slot, row) in [7, 2, 5].into_iter().zip(narrow.rows()) {
+                expected[slot] = row;
+            }
+            assert_close(&cache.to_f32_vec(), &expected.concat(), 0.0, "store");
+        }
+    }
+    let (src, dst) = (Host::random(DType::F32, &[5, 13], 3), Host::random(DType::F32, &[6, 13], 4));
+    let mut out = dst.tensor(&device);
+    scatter_rows(&src.tensor(&device), &[4, 0], &mut out, &[1, 5]);
+    let mut expected = dst.rows();
+    (expected[1], expected[5]) = (src.rows()[4].clone(), src.rows()[0].clone());
+    assert_close(&out.to_f32_vec(), &expected.concat(), 0.0, "scatter");
+}
+
+#[test]
+fn slices_of_heads() {
+    let device = emulated(SEEDS[1]);
+    for src_heads in [1, 3] {
+        let (t, h) = (5, 3);
+        let src = Host::random(DType::F32, &[t, src_heads, 11], 1);
+        let dst = Host::random(DType::F32, &[t, h, 9], 2);
+        let mut out = dst.tensor(&device);
+        copy_slice(&src.tensor(&device), 4, &mut out, 2, 6);
+        let mut expected = dst.rows();
+        for (i, row) in expected.iter_mut().enumerate() {
+            let from = if src_heads == 1 { i / h } else { i };
+            row[2..8].copy_from_slice(&src.rows()[from][4..10]);
+        }
+        assert_close(&out.to_f32_vec(), &expected.concat(), 0.0, &format!("from {src_heads} heads"));
+    }
+}
+
+#[test]
+fn sums_and_swiglu() {
+    let device = emulated(SEEDS[0]);
+    for (t, d) in [(1, 1), (3, 129), (7, 300)] {
+        let (x, y) = (Host::random(DType::F32, &[t, d], 1), Host::random(DType::F32, &[t, d], 2));
+        let mut sum = x.tensor(&device);
+        add(&mut sum, &y.tensor(&device));
+        let expected: Vec<f64> =
+            x.values.iter().zip(&y.values).map(|(a, b)| f64::from((a + b) as f32)).collect();
+        assert_close(&sum.to_f32_vec(), &expected, 0.0, "add");
+
+        let gate_up: Vec<f32> = values(3, t * 2 * d).iter().map(|v| 20.0 * v).collect();
+        let gate_up = Host::new(DType::F32, &[t, 2 * d], &gate_up);
+        let mut out = Tensor::unwritten(&device, DType::F32, &[t, d]);
+        silu_mul(&gate_up.tensor(&device), &mut out);
+        let twin = |row: Vec<f64>| (0..d).map(move |i| naive::silu(row[i]) * row[d + i]).collect::<Vec<_>>();
+        let expected: Vec<f64> = gate_up.rows().into_iter().flat_map(twin).collect();
+        assert_close(&out.to_f32_vec(), &expected, 1e-6, "silu_mul");
+    }
+}
+
+#[test]
+fn rotation() {
+    let (t, h, d, half) = (7, 3, 29, 11);
+    let positions = [4, 0, 12, 12, 3, 1, 9];
+    let angle = |p: usize, i: usize| ((p as f32 * 0.3 + i as f32).cos(), (p as f32 * 0.3 + i as f32).sin());
+    let x = Host::random(DType::F32, &[t, h, d], 1);
+    let device = emulated(SEEDS[1]);
+    let table = RopeTable::new(&device, 13, half, &angle);
+    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+        let twin = |heads: std::ops::Range<usize>, offset: usize| -> Vec<f64> {
+            let rotate = |(i, mut row): (usize, Vec<f64>)| {
+                if heads.contains(&(i % h)) {
+                    let angles = (0..half).map(|j| angle(positions[i / h] as usize, j));
+                    let angles: Vec<_> = angles.map(|(c, s)| (f64::from(c), f64::from(s))).collect();
+                    naive::rope(&mut row, offset, &angles, layout);
+                }
+                row
+            };
+            x.rows().into_iter().enumerate().flat_map(rotate).collect()
+        };
+        let mut rotated = x.tensor(&device);
+        rope(&mut rotated, 5, &table, &positions, layout);
+        assert_close(&rotated.to_f32_vec(), &twin(0..h, 5), 2e-7, &format!("{layout:?}"));
+        let mut rotated = x.tensor(&device);
+        rope_heads(&mut rotated, 1..2, &table, &positions, layout);
+        assert_close(&rotated.to_f32_vec(), &twin(1..2, 0), 2e-7, &format!("{layout:?} one head"));
+    }
+}
+
+/// Against the processor, whose own test has the definition.
+#[test]
+fn tables_are_resized_as_on_the_processor() {
+    let (cpu, device) = (Device::cpu(Some(1)), emulated(SEEDS[0]));
+    let table = Host::random(DType::F32, &[4, 5, 3], 1);
+    for (h, w) in [(4, 5), (1, 1), (7, 3), (3, 11)] {
+        let [expected, found] = [&cpu, &device].map(|device| {
+            let mut out = Tensor::unwritten(device, DType::F32, &[h * w, 3]);
+            interpolate_positions(&table.tensor(device), h, w, &mut out);
+            out.to_f32_vec()
+        });
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        assert_close(&found, &expected, 1e-6, &format!("{h} x {w}"));
+    }
+}
