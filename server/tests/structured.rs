@@ -187,5 +187,5 @@ fn a_request_that_holds_nothing_has_no_mask() {
     let text = server
         .ask(CHAT, &body(CHAT, &json!({"seed": 5, "max_tokens": 20, "response_format": {"type": "text"}})));
     assert_eq!(plain["choices"], text["choices"]);
-    assert!(fake::VOCAB_SIZE < fake::MODEL_VOCAB_SIZE);
+    const { assert!(fake::VOCAB_SIZE < fake::MODEL_VOCAB_SIZE) };
 }

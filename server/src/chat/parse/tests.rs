@@ -367,7 +367,9 @@ fn malformed_calls_are_text() {
 fn what_models_write_besides_the_book() {
     use ToolFormat::{DeepSeekV31, Hermes, KimiK2, Llama3Json, Mistral, Pythonic, SeedOss};
     let weather = |arguments: Value| vec![("get_weather", arguments)];
-    let cases: [(ToolFormat, &str, Vec<(&str, Value)>, &str); 21] = [
+    /// A format, what the model writes, the calls in it, and the text that is left.
+    type Case<'a> = (ToolFormat, &'a str, Vec<(&'a str, Value)>, &'a str);
+    let cases: [Case; 21] = [
         (
             KimiK2,
             "<|tool_call_begin|>get_weather<|tool_call_argument_begin|> {\"city\": \"a\\\"b\"} \n<|tool_call_end|>",
