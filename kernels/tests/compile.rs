@@ -1,7 +1,7 @@
 //! Every instance of every kernel, compiled to machine code by NVIDIA's compiler, without a GPU: no spills, no stack frame, no more
 //! registers or shared memory than its budget, and no instance that needs more than a block can have.
 //!
-//! The compiler comes from its Python wheel, installed once into the target folder.
+//! The compiler comes from its Python wheel, installed once into the target folder, or from the folder that `NVRTC_DIR` names.
 
 use kernels::cuda::compile::{Cache, Image, Job, Source};
 use kernels::cuda::launch::{self, Instance};
@@ -58,12 +58,16 @@ fn target() -> &'static Path {
 
 /// The folder of the compiler's library.
 fn compiler() -> PathBuf {
+    if let Some(folder) = std::env::var_os("NVRTC_DIR") {
+        return folder.into();
+    }
     let home = target().join(WHEEL.replace("==", "-"));
     let marker = home.join("complete");
     if !marker.exists() {
         let run = |command: &mut Command| {
             let output = command.output().expect("python3 with its venv module");
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            let reason = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{command:?} (or set NVRTC_DIR): {reason}");
         };
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
         let pip = home.join("bin/pip");
