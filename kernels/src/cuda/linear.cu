@@ -20,6 +20,7 @@ struct LinearShape {
     int x_stride, out_stride;   // elements from one token to the next
     int x_head, out_head;       // and from one head to the next
     int act;                    // Activation, see activate()
+    int pairs;                  // 1: every even element of a row of x begins an aligned pair
 };
 
 __device__ __forceinline__ float activate(float v, int act) {
@@ -33,10 +34,24 @@ __device__ __forceinline__ float activate(float v, int act) {
 
 __device__ __forceinline__ int tiles_per_range(int tiles) { return (tiles + RANGES - 1) / RANGES; }
 
+template <class X> struct Pair;
+template <> struct Pair<float> {
+    static __device__ __forceinline__ float2 load(Ptr<const float> p) { return load_vec<float2>(p); }
+};
+template <> struct Pair<bf16> {
+    static __device__ __forceinline__ float2 load(Ptr<const bf16> p) {
+        unsigned v = load_vec<unsigned>(p);
+        return make_float2(bf16_to_float((unsigned short)v), bf16_to_float((unsigned short)(v >> 16)));
+    }
+};
+
 // x[k], x[k + 1], rounded and packed; zero from `end` on. k is even.
-template <class X, class W> __device__ __forceinline__ unsigned load_pair(Ptr<const X> row, int k, int end) {
+template <class X, class W> __device__ __forceinline__ unsigned load_pair(Ptr<const X> row, int k, int end, int aligned) {
     float lo = 0, hi = 0;
-    if (k + 1 < end) {
+    if (k + 1 < end && aligned) {
+        float2 v = Pair<X>::load(row + k);
+        lo = v.x, hi = v.y;
+    } else if (k + 1 < end) {
         X a = row[k], b = row[k + 1];
         lo = to_float(a), hi = to_float(b);
     } else if (k < end) {
@@ -48,7 +63,7 @@ template <class X, class W> __device__ __forceinline__ unsigned load_pair(Ptr<co
 
 // grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads
 template <class X, class W, int TILES>
-__global__ void __launch_bounds__(RANGES * 32)
+__global__ void __launch_bounds__(RANGES * 32, 4)
     linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
     int lane = lane_id(), warp = warp_id(), group = lane / 4, pair = lane % 4 * 2;
@@ -69,8 +84,8 @@ __global__ void __launch_bounds__(RANGES * 32)
             unsigned b0 = 0, b1 = 0;
             if (token < s.rows) {
                 Ptr<const X> row = from + (long long)token * s.x_stride;
-                b0 = load_pair<X, W>(row, tile * 16 + pair, s.k);
-                b1 = load_pair<X, W>(row, tile * 16 + 8 + pair, s.k);
+                b0 = load_pair<X, W>(row, tile * 16 + pair, s.k, s.pairs);
+                b1 = load_pair<X, W>(row, tile * 16 + 8 + pair, s.k, s.pairs);
             }
             Float<W>::mma(acc[i], rows, b0, b1);
         }
@@ -129,7 +144,7 @@ __global__ void __launch_bounds__(256) linear_many(In<X> x, In<W> w, In<float> b
         int token = first_token + thread / 4, k = step * 32 + thread % 4 * 8;
         Ptr<const X> row = from + (long long)token * s.x_stride;
 #pragma unroll
-        for (int i = 0; i < 4; i++) held[i] = token < s.rows ? load_pair<X, W>(row, k + 2 * i, s.k) : 0u;
+        for (int i = 0; i < 4; i++) held[i] = token < s.rows ? load_pair<X, W>(row, k + 2 * i, s.k, s.pairs) : 0u;
     };
     auto store_tokens = [&](int step) {
         store_vec(tokens + ((step % 2 * MANY_TOKENS + thread / 4) * X_STRIDE + thread % 4 * 8),

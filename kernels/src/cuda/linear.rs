@@ -79,8 +79,9 @@ struct LinearShape {
     x_head: i32,
     out_head: i32,
     act: i32,
+    pairs: i32,
 }
-// SAFETY: ten i32, as in linear.cu.
+// SAFETY: eleven i32, as in linear.cu.
 unsafe impl Param for LinearShape {}
 
 pub(crate) fn run(cuda: &Cuda, job: &Job) {
@@ -107,6 +108,11 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
             Activation::GeluErf => 2,
             Activation::QuickGelu => 3,
         },
+        pairs: i32::from(
+            [strides.x, strides.x_head, x.start.0 as usize / x.dtype.size()]
+                .iter()
+                .all(|n| n.is_multiple_of(2)),
+        ),
     };
     let bias = bias.map_or(DevicePtr::NULL, Tensor::pointer);
     let args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(bias).value(shape);

@@ -65,7 +65,7 @@ fn in_linear_layers() {
             "if (row > s.n || token >= s.rows) continue;\n        float total",
             &few,
         ),
-        ("if (k + 1 < end) {", "if (k < end) {", &few),
+        ("} else if (k + 1 < end) {", "} else if (k < end) {", &few),
         ("token < s.rows ? load_pair<X, W>", "token <= s.rows ? load_pair<X, W>", &many),
         ("first_panel + panel < s.panels && tile < s.tiles", "first_panel + panel <= s.panels", &many),
         ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
