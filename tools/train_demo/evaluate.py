@@ -1,15 +1,18 @@
-"""Measures a model in memory: greedy answers to questions about freshly drawn scenes, and to held-out text questions."""
+"""Measures a model in memory: greedy answers to questions about freshly drawn scenes, and to held-out questions without a picture."""
 
+import json
 from collections import Counter
 
 import torch
 
+from cases import json_case, thinking_case, tool_case
 from chat import small_talk
 from joint import generate
-from packing import prompt
 from pictures import prepare
+from prompt import calls_text, prompt
 from questions import ask
 from scenes import draw, random_scene
+from words import THINK_END
 
 
 def normalise(answer):
@@ -24,28 +27,77 @@ def report(judged):
     return f"{sum(good.values())}/{len(judged)} = {sum(good.values()) / len(judged):.4f} ({kinds})"
 
 
-@torch.no_grad()
-def answer_about(model, packer, pictures, conversations, chunk=128):
-    """pictures: uint8 arrays of one size; conversations: (index of the picture, turns). Returns the answers."""
-    cut = [prepare(p) for p in pictures]
-    seen = model.see(torch.stack([patches for patches, _ in cut]), cut[0][1])
-    answers = []
-    for start in range(0, len(conversations), chunk):
-        part = conversations[start:start + chunk]
-        prompts = [prompt(packer.words, turns, seen.shape[1]) for _, turns in part]
-        answers += generate(model, packer, prompts, seen[[i for i, _ in part]])
-    return answers
+class Asker:
+    """Answers conversations greedily; pictures: uint8 arrays of one size, which conversations name by number."""
+
+    def __init__(self, model, packer, pictures, chunk=96):
+        self.model, self.packer, self.chunk = model, packer, chunk
+        cut = [prepare(p) for p in pictures]
+        with torch.no_grad():
+            self.seen = model.see(torch.stack([patches for patches, _ in cut]), cut[0][1]) if cut else None
+
+    @torch.no_grad()
+    def answers(self, conversations, limit=48):
+        """conversations: (number of the picture or None, messages, options of `prompt`). Returns what was said, in order."""
+        out = [None] * len(conversations)
+        for with_picture in (True, False):
+            at = [i for i, (picture, _, _) in enumerate(conversations) if (picture is not None) == with_picture]
+            for part in (at[start:start + self.chunk] for start in range(0, len(at), self.chunk)):
+                tokens = self.seen.shape[1] if with_picture else 0
+                prompts = [prompt(self.packer.words, conversations[i][1], tokens, **conversations[i][2]) for i in part]
+                seen = self.seen[[conversations[i][0] for i in part]] if with_picture else None
+                for i, said in zip(part, generate(self.model, self.packer, prompts, seen, limit)):
+                    out[i] = said
+        return out
 
 
-def picture_accuracy(model, packer, rng, pictures, questions):
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def judge_plain(asker, cases):
+    """cases: (picture or None, kind, question, answer)."""
+    said = asker.answers([(picture, user(question), {}) for picture, _, question, _ in cases])
+    return [(kind, normalise(one) == normalise(answer)) for one, (_, kind, _, answer) in zip(said, cases)]
+
+
+def judge_thinking(asker, cases):
+    """Answers after a thought, and thoughts: two lists of (kind, right)."""
+    said = asker.answers([(c["picture"], user(c["question"]), {"thinking": True}) for c in cases], limit=96)
+    parted = [(one.split(THINK_END)[0], one.split(THINK_END)[-1] if THINK_END in one else "") for one in said]
+    return ([(c["kind"], normalise(answer) == normalise(c["answer"])) for (_, answer), c in zip(parted, cases)],
+            [(c["kind"], normalise(thought) == normalise(c["thought"])) for (thought, _), c in zip(parted, cases)])
+
+
+def judge_json(asker, cases):
+    """Right when it is JSON and means the same."""
+    said = asker.answers([(c["picture"], user(c["question"]), {}) for c in cases], limit=128)
+    return [(c["kind"], parse(one) == c["value"]) for one, c in zip(said, cases)]
+
+
+def judge_tools(asker, cases):
+    """A call is right to the last character."""
+    said = asker.answers([(None, c["messages"], {"tools": c["tools"]}) for c in cases], limit=96)
+    return [(c["kind"], one == calls_text(c["calls"]) if "calls" in c else normalise(one) == normalise(c["answer"]))
+            for one, c in zip(said, cases)]
+
+
+def parse(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def measure(model, packer, rng, pictures=64, each=4, others=64):
+    """Lines about everything, on fresh scenes."""
     scenes = [random_scene(rng) for _ in range(pictures)]
-    drawn = [draw(scene, rng) for scene in scenes]
-    asked = [(i, *ask(scene, rng)) for i, scene in enumerate(scenes) for _ in range(questions)]
-    answers = answer_about(model, packer, drawn, [(i, [(q, None)]) for i, _, q, _ in asked])
-    return report([(kind, normalise(a) == normalise(want)) for a, (_, kind, _, want) in zip(answers, asked)])
-
-
-def text_accuracy(model, packer, rng, questions):
-    asked = [small_talk(rng, wanted=True) for _ in range(questions)]
-    answers = generate(model, packer, [prompt(packer.words, [(q, None)]) for _, q, _ in asked])
-    return report([(kind, normalise(a) == normalise(want)) for a, (kind, _, want) in zip(answers, asked)])
+    asker = Asker(model, packer, [draw(scene, rng) for scene in scenes])
+    plain = [(i, *ask(scene, rng)) for i, scene in enumerate(scenes) for _ in range(each)]
+    text = [(None, *small_talk(rng, wanted=True)) for _ in range(others)]
+    answers, thoughts = judge_thinking(asker, [thinking_case(rng, scenes) for _ in range(2 * others)])
+    yield f"pictures {report(judge_plain(asker, plain))}"
+    yield f"\n  text {report(judge_plain(asker, text))}"
+    yield f"\n  thinking {report(answers)}\n  thoughts {report(thoughts)}"
+    yield f"\n  json {report(judge_json(asker, [json_case(rng, scenes) for _ in range(others)]))}"
+    yield f"\n  tools {report(judge_tools(asker, [tool_case(rng) for _ in range(others)]))}"
