@@ -5,7 +5,8 @@ from collections import Counter
 
 import torch
 
-from cases import json_case, thinking_case, tool_case
+import thinking
+from cases import json_case, tool_case
 from chat import small_talk
 from joint import generate
 from pictures import prepare
@@ -51,35 +52,30 @@ class Asker:
         return out
 
 
-def user(text):
-    return [{"role": "user", "content": text}]
+def judge(asker, manner, cases):
+    """manner: plain, thinking, json, tools; cases: as in the fixture. Returns (kind, right, said) of each."""
+    options = [{"thinking": manner == "thinking"} | ({"tools": case["tools"]} if "tools" in case else {}) for case in cases]
+    asked = [(case.get("picture"), messages(case), option) for case, option in zip(cases, options)]
+    said = asker.answers(asked, limit=48 if manner == "plain" else 128)
+    return [(case["kind"], right(manner, case, one), one) for case, one in zip(cases, said)]
 
 
-def judge_plain(asker, cases):
-    """cases: (picture or None, kind, question, answer)."""
-    said = asker.answers([(picture, user(question), {}) for picture, _, question, _ in cases])
-    return [(kind, normalise(one) == normalise(answer)) for one, (_, kind, _, answer) in zip(said, cases)]
+def messages(case):
+    if "messages" in case:
+        return case["messages"]
+    before = case.get("history")
+    turns = [] if before is None else [{"role": "user", "content": before["question"]}, {"role": "assistant", "content": before["answer"]}]
+    return [*turns, {"role": "user", "content": case["question"]}]
 
 
-def judge_thinking(asker, cases):
-    """Answers after a thought, and thoughts: two lists of (kind, right)."""
-    said = asker.answers([(c["picture"], user(c["question"]), {"thinking": True}) for c in cases], limit=96)
-    parted = [(one.split(THINK_END)[0], one.split(THINK_END)[-1] if THINK_END in one else "") for one in said]
-    return ([(c["kind"], normalise(answer) == normalise(c["answer"])) for (_, answer), c in zip(parted, cases)],
-            [(c["kind"], normalise(thought) == normalise(c["thought"])) for (thought, _), c in zip(parted, cases)])
-
-
-def judge_json(asker, cases):
-    """Right when it is JSON and means the same."""
-    said = asker.answers([(c["picture"], user(c["question"]), {}) for c in cases], limit=128)
-    return [(c["kind"], parse(one) == c["value"]) for one, c in zip(said, cases)]
-
-
-def judge_tools(asker, cases):
-    """A call is right to the last character."""
-    said = asker.answers([(None, c["messages"], {"tools": c["tools"]}) for c in cases], limit=96)
-    return [(c["kind"], one == calls_text(c["calls"]) if "calls" in c else normalise(one) == normalise(c["answer"]))
-            for one, c in zip(said, cases)]
+def right(manner, case, said):
+    if "calls" in case:
+        return said == calls_text(case["calls"])
+    if manner == "json":
+        return parse(said) == case["value"]
+    if manner == "thinking" and THINK_END not in said:
+        return False
+    return normalise(said.split(THINK_END)[-1]) == normalise(case["answer"])
 
 
 def parse(text):
@@ -93,11 +89,18 @@ def measure(model, packer, rng, pictures=64, each=4, others=64):
     """Lines about everything, on fresh scenes."""
     scenes = [random_scene(rng) for _ in range(pictures)]
     asker = Asker(model, packer, [draw(scene, rng) for scene in scenes])
-    plain = [(i, *ask(scene, rng)) for i, scene in enumerate(scenes) for _ in range(each)]
-    text = [(None, *small_talk(rng, wanted=True)) for _ in range(others)]
-    answers, thoughts = judge_thinking(asker, [thinking_case(rng, scenes) for _ in range(2 * others)])
-    yield f"pictures {report(judge_plain(asker, plain))}"
-    yield f"\n  text {report(judge_plain(asker, text))}"
-    yield f"\n  thinking {report(answers)}\n  thoughts {report(thoughts)}"
-    yield f"\n  json {report(judge_json(asker, [json_case(rng, scenes) for _ in range(others)]))}"
-    yield f"\n  tools {report(judge_tools(asker, [tool_case(rng) for _ in range(others)]))}"
+    names = "picture", "kind", "question", "answer"
+    plain = [dict(zip(names, (i, *ask(scene, rng)))) for i, scene in enumerate(scenes) for _ in range(each)]
+    rounds = {"pictures": ("plain", plain), "thinking about pictures": ("thinking", plain[::2]),
+              "text": ("plain", [dict(zip(names, (None, *small_talk(rng, wanted=True)))) for _ in range(others)]),
+              "json": ("json", [json_case(rng, scenes) for _ in range(others)]), "tools": ("tools", [tool_case(rng) for _ in range(others)])}
+    for name, (manner, cases) in rounds.items():
+        judged = judge(asker, manner, cases)
+        yield f"{name} {report([(kind, right) for kind, right, _ in judged])}"
+        if manner == "thinking":
+            thoughts = [(kind, normalise(said.split(THINK_END)[0]) == normalise(thinking_of(scenes, case))) for case, (kind, _, said) in zip(cases, judged)]
+            yield f"their thoughts {report(thoughts)}"
+
+
+def thinking_of(scenes, case):
+    return thinking.about_scene(scenes[case["picture"]], case["kind"], case["question"], case["answer"])

@@ -107,4 +107,4 @@ def hint_loss(attention, hints):
 def copy_loss(attention, at, source):
     """The same for tokens that are copied: head 0 at the places `at` is asked to look at the places `source`."""
     q, k, total = attention.kept
-    return (total[at] - (q[at, HEAD] * k[source, HEAD]).sum(-1).float()).mean()
+    return (total[at] - (q[at, HEAD] * k[source, HEAD]).sum(-1).float()).sum() / max(1, len(at))  # Some batches copy nothing.
