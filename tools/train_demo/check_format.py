@@ -1,11 +1,13 @@
 """Checks that the chat template and the training write the same conversation, token for token:
 
-    python tools/train_demo/check_format.py
+    python tools/train_demo/check_format.py --out server/tests/fixtures/demo_template.json
 
-Jinja2 comes with torch. Prints one rendered conversation of each kind.
+Jinja2 comes with torch. Writes one conversation of each kind with its rendered text: the server must render the same.
 """
 
+import argparse
 import json
+from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -36,20 +38,23 @@ def conversations():
 
 
 def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--out", type=Path, default=Path("server/tests/fixtures/demo_template.json"))
+    args = args.parse_args()
     tokenizer = Tokenizer.from_str(train_tokenizer(VOCAB, SEED).to_str())
     plain = Tokenizer.from_str(tokenizer.to_str())  # Finds the special tokens in text, which Words does not.
     words, template, seen = Words(tokenizer), renderer(), set()
-    count = 0
-    for one in conversations():
+    cases = []
+    for number, one in enumerate(conversations()):
         text = template.render(add_generation_prompt=True, **one)
         want = prompt(words, **one)
         assert plain.encode(text, add_special_tokens=False).ids == want, (text, tokenizer.decode(want, skip_special_tokens=False))
         kind = "tools" in one, len(one["messages"]), one.get("thinking", False)
         if kind not in seen:
-            print(text, end="\n\n")
+            cases.append({"context": {"add_generation_prompt": True, **one}, "expected": text})
         seen.add(kind)
-        count += 1
-    print(f"{count} conversations agree")
+    args.out.write_text(json.dumps({"cases": cases}, ensure_ascii=False, indent=1) + "\n")
+    print(f"{number + 1} conversations agree")
 
 
 if __name__ == "__main__":
