@@ -33,9 +33,9 @@ TOWER = dict(steps=3000, batch=32, lr=8e-3, fewest=3)
 # The learning rate is flat, then falls linearly to zero over the last `fall` steps; the tower's is `eyes` times that.
 # Behind each of the `pictures` stand `rows` plain conversations and `more_rows` in other manners (thought, JSON, JSON whose keys are
 # given); then come prefixes of plain text and prefixes that declare tools, with their rows.
-JOINT = dict(steps=3500, fall=2000, lr=1.5e-3, eyes=0.5, pictures=12, rows=8, more_rows=2, manners=(0.5, 0.3, 0.2), text_prefixes=3, text_rows=8,
+JOINT = dict(steps=3000, fall=1900, lr=1.5e-3, eyes=0.5, pictures=12, rows=8, more_rows=2, manners=(0.5, 0.3, 0.2), text_prefixes=3, text_rows=8,
              tool_prefixes=2, tool_rows=6, probe=0.5, hint=0.3, facts=0.2, balance=1e-3, average=0.99)
-SAVE_EVERY, MEASURE_EVERY = 100, 500
+SAVE_EVERY, MEASURE_EVERY = 100, 1000
 
 
 def new_model():
