@@ -47,6 +47,7 @@ class Writer:
             for text in (word, " " + word, word.capitalize()):
                 if len(ids := words.text(text)) == 1:
                     self.content[ids[0]] = 1.0
+        self.guides_parameters = True  # Whether the names of parameters are copied under guidance too.
         self.keys = {words.text(key)[0] for key in structured.KEYS}
 
     # ------------------------------------------------------------------------------------------------- parts of turns
@@ -258,6 +259,8 @@ class Writer:
             self.write(row, "<|tool_call_argument_begin|>")
             value = arguments[tool.parameter]
             self.write_copy(row, to_json(arguments), value.split(" ") if tool.kind == "calculate" else [value], source)
+            if self.guides_parameters:
+                self.guide_parameter(row, tool.parameter, prefix, at)
             self.write(row, "<|tool_call_end|>")
             results.append(draw_result(rng, tool.kind))
             number += 1
@@ -279,6 +282,17 @@ class Writer:
             self.write_copy(row, part, [part] if part in results else [], source)
         self.end(row)
         return number
+
+    def guide_parameter(self, row, parameter, prefix, at):
+        """Marks the name of the parameter in the arguments just written as copied from the declaration, which begins at `at`."""
+        name = self.words.text(parameter)
+        opening = self.words.text('properties":{"')
+        origin = find(prefix[at:], opening + name)
+        to = next(i for i in range(len(row.tokens) - len(name), -1, -1) if row.tokens[i:i + len(name)] == name and
+                  row.tokens[i - 1] == self.words.text('{"')[0])
+        for i in range(len(name)):
+            row.weights[to + i] = 1.0
+            row.copies.append((to + i - 1, at + origin + len(opening) + i, True))
 
     def declared_at(self, prefix, tool):
         """Where this tool's declaration begins in the prefix."""

@@ -49,13 +49,15 @@ def text_line(rng, _):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--out", type=Path, required=True)
-    out = args.parse_args().out
+    args.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="another one for questions that nobody has looked at")
+    args = args.parse_args()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     scenes = []
     files = [("pictures", PICTURES, picture_line), ("text", TEXTS, text_line), ("thinking", OTHERS, thinking_case), ("json", OTHERS, json_case),
              ("tools", OTHERS, lambda rng, _: tool_case(rng))]
     for number, (name, count, line) in enumerate(files):
-        rng = np.random.default_rng([HELD_OUT_SEED, number])
+        rng = np.random.default_rng([args.seed, number])
         lines = [json.dumps(line(rng, scenes), ensure_ascii=False) + "\n" for _ in range(count)]
         (out / f"{name}.jsonl").write_text("".join(lines))
 
