@@ -3,6 +3,7 @@
 mod support;
 
 use perilune::chat::{ChatTemplate, TemplateError};
+use serde_json::Value;
 use support::{fixture, read_json};
 
 #[test]
@@ -37,4 +38,21 @@ fn every_case_is_byte_identical() {
         }
     }
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
+}
+
+/// What the model was trained on, written by tools/train_demo/check_format.py: tools, calls, results, thoughts.
+#[test]
+fn the_embedded_models_template_writes_what_it_was_trained_on() {
+    let config = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/tokenizer_config.json"))
+        .expect("the embedded model's files");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let template =
+        ChatTemplate::from_source(config["chat_template"].as_str().expect("a template")).expect("parses");
+    let file = read_json("demo_template.json");
+    let cases = file["cases"].as_array().expect("cases");
+    assert!(cases.len() >= 6, "{}", cases.len());
+    for case in cases {
+        let text = template.render(&case["context"]).expect("renders");
+        assert_eq!(text, case["expected"].as_str().expect("text"), "{}", case["context"]);
+    }
 }

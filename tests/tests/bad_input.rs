@@ -202,7 +202,7 @@ fn special_tokens_of_users_are_plain_text() {
 }
 
 /// `[BOS]` of the embedded model.
-const FIRST_CONTROL_TOKEN: u64 = 1267;
+const FIRST_CONTROL_TOKEN: u64 = 1262;
 
 /// Two frames of one pixel.
 const ANIMATED_GIF: &str = "R0lGODlhAQABAIAAAP8AAAAA/yH/C05FVFNDQVBFMi4wAwEAAAAh+QQACgAAACwAAAAAAQABAAACAkQBACH5BAAKAAAALAAAAAABAAEAAAICTAEAOw==";

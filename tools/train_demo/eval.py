@@ -3,7 +3,8 @@
     python tools/train_demo/eval.py --model server/demo --fixture tests/fixtures/demo
 
 Greedy, one question per conversation except where the line says otherwise; an answer is right when it equals the expected
-one after lower-casing and without its last full stop. Weights are the shipped bf16 ones; sums are in f32.
+one after lower-casing and without its last full stop, a call to the last character, JSON when it means the same. Weights are the
+shipped bf16 ones; sums are in f32.
 """
 
 import argparse
@@ -13,21 +14,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from evaluate import answer_about, normalise, report
+from evaluate import Asker, judge, report
 from export import load
-from joint import generate
-from packing import Packer, prompt
+from packing import Packer
 
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def judge(answers, items):
-    return report([(item["kind"], normalise(a) == normalise(item["answer"])) for a, item in zip(answers, items)])
 
 
 def main():
@@ -39,31 +34,22 @@ def main():
     model, words = load(args.model)
     packer, lines = Packer(words), read(args.fixture / "pictures.jsonl")
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(line["png"]))).convert("RGB")) for line in lines]
-
-    single = [(i, q) for i, line in enumerate(lines) for q in line["questions"]]
-    answers = answer_about(model, packer, pictures, [(i, [(q["question"], None)]) for i, q in single])
-    print("pictures, one question:", judge(answers, [q for _, q in single]))
-    if args.wrong:
-        for a, (i, q) in zip(answers, single):
-            if normalise(a) != normalise(q["answer"]):
-                print(f"  picture {i}: {q['question']} | {q['answer']} | said: {a}")
-
-    turns = [line["turns"] for line in lines]
-    talks = [(i, [(first["question"], first["answer"]), (second["question"], None)]) for i, (first, second) in enumerate(turns)]
-    print("pictures, second turn:", judge(answer_about(model, packer, pictures, talks), [second for _, second in turns]))
-
     large = [np.asarray(Image.fromarray(p).resize((448, 448), Image.Resampling.NEAREST)) for p in pictures]
-    answers = answer_about(model, packer, large, [(i, [(q["question"], None)]) for i, q in single])
-    print("pictures at 448x448:", judge(answers, [q for _, q in single]))
+    asker, of_large = Asker(model, packer, pictures), Asker(model, packer, large)
 
-    text = read(args.fixture / "text.jsonl")
-    with torch.no_grad():
-        answers = generate(model, packer, [prompt(words, [(line["question"], None)]) for line in text])
-    print("text:", judge(answers, text))
-    if args.wrong:
-        for a, line in zip(answers, text):
-            if normalise(a) != normalise(line["answer"]):
-                print(f"  {line['question']} | {line['answer']} | said: {a}")
+    single = [{"picture": i, **q} for i, line in enumerate(lines) for q in line["questions"]]
+    second = [{"picture": i, "history": line["turns"][0], **line["turns"][1]} for i, line in enumerate(lines)]
+    rounds = [("pictures, one question", asker, "plain", single), ("pictures, second turn", asker, "plain", second),
+              ("pictures at 448x448", of_large, "plain", single), ("pictures, one question, thinking", asker, "thinking", single)]
+    rounds += [(name, asker, manner, read(args.fixture / f"{name}.jsonl"))
+               for name, manner in [("text", "plain"), ("thinking", "thinking"), ("json", "json"), ("tools", "tools")]]
+    for name, asked, manner, cases in rounds:
+        judged = judge(asked, manner, cases)
+        print(f"{name}: {report([(kind, right) for kind, right, _ in judged])}", flush=True)
+        if args.wrong:
+            for case, (_, right, said) in zip(cases, judged):
+                if not right:
+                    print(f"  {json.dumps({k: v for k, v in case.items() if k != 'tools'}, ensure_ascii=False)} said: {said}")
 
 
 if __name__ == "__main__":

@@ -151,11 +151,17 @@ class Block:
 
 
 @dataclass
-class Layout:
-    positions: torch.Tensor  # [N]
+class Group:
+    """Prefixes of about one length, and the rows that continue them; they lie one after the other in the flat list."""
     prefix: Block
     rows: list  # Of Block; split by length so that little is padded.
-    fill: int   # Tokens at the end of the flat list that belong to nothing.
+
+
+@dataclass
+class Layout:
+    positions: torch.Tensor  # [N]
+    groups: list  # Of Group.
+    fill: int     # Tokens at the end of the flat list that belong to nothing.
 
 
 # oneDNN compiles a kernel for every new shape of a bf16 product, which takes longer than the product. So whatever varies
@@ -197,8 +203,8 @@ class Attention(nn.Module):
         k_rope = rotate(k_rope, angles)[:, None].expand(N, s.heads, s.rope)
         q = torch.cat([q_nope, rotate(q_rope, angles[:, None])], -1) * (s.nope + s.rope) ** -0.5
         k = torch.cat([k_nope, k_rope], -1)
-        out, totals = zip(self._attend(q, k, v, layout.prefix, None),
-                          *(self._attend(q, k, v, rows, layout.prefix) for rows in layout.rows))
+        out, totals = zip(*(self._attend(q, k, v, block, prefix) for group in layout.groups
+                            for block, prefix in [(group.prefix, None), *((rows, group.prefix) for rows in group.rows)]))
         self.kept = (q, k, torch.cat(totals)) if self.training else None
         out = [*out, q.new_zeros(layout.fill, s.heads, s.value)]
         return self.o_proj(torch.cat([o.to(v.dtype) for o in out]).flatten(1))
@@ -307,14 +313,18 @@ class Decoder(nn.Module):
         self.model.layers = nn.ModuleList(DecoderLayer(s, dense=i == 0) for i in range(s.layers))
         self.model.norm = RmsNorm(s.hidden, s.eps)
         self.lm_head = nn.Linear(s.hidden, s.vocab, bias=False)
+        self.kept = None  # What each layer gave in the last call, for the probe of facts.py.
 
     def forward(self, x, layout):
         """Embedded tokens [N, hidden] -> hidden states after the last norm; the caller picks rows for lm_head."""
         s = self.shape
         f = s.theta ** (-2.0 * torch.arange(s.rope // 2) / s.rope)
         angles = layout.positions[:, None] * f
+        streams = []
         for layer in self.model.layers:
             x = layer(x, layout, angles)
+            streams.append(x)
+        self.kept = streams if self.training else None
         return self.model.norm(x)
 
     def moes(self):
