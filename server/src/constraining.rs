@@ -148,6 +148,9 @@ impl Constraining {
         stops: Arc<[TokenId]>,
     ) -> Result<Option<SequenceSpec>, ApiError> {
         let vocabulary = self.grammars.vocabulary().map_err(|error| grammar_error(error, ""))?;
+        if !matches!(parts.body, BodyPart::Free) {
+            self.check_stops(&stops, &vocabulary)?;
+        }
         let ends = Ends { stops, model: self.model_ends.clone() };
         let setting = Setting { vocabulary, pool: self.masks.clone(), ends };
         Ok(ConstraintSpec::new(parts, setting, self.num_rows).map(SequenceSpec::from))
@@ -160,6 +163,24 @@ impl Constraining {
     /// Where this kind of work is done.
     pub fn lane(&self) -> &Lane {
         &self.lane
+    }
+
+    /// A grammar allows what ends an answer only where it may end itself. Text that ends an answer is text that it may need elsewhere.
+    fn check_stops(&self, stops: &[TokenId], vocabulary: &Vocabulary) -> Result<(), ApiError> {
+        let is_text = |stop: &&TokenId| {
+            !self.model_ends.contains(stop)
+                && !vocabulary.is_control(**stop)
+                && !vocabulary.bytes(**stop).is_empty()
+        };
+        match stops.iter().find(is_text) {
+            None => Ok(()),
+            Some(stop) => Err(ApiError::invalid(
+                "stop_token_ids",
+                format!(
+                    "token {stop} is text, which a grammar may need inside of the answer; `stop` takes strings"
+                ),
+            )),
+        }
     }
 
     /// Each word as it begins a text and as it follows a space.

@@ -136,6 +136,7 @@ fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"prompt_logprobs": "all"}), "prompt_logprobs", INVALID),
         (json!({"prompt_logprobs": 0, "stream": true}), "prompt_logprobs", INVALID),
         (json!({"use_beam_search": true}), "use_beam_search", UNSUPPORTED),
+        (json!({"regex": "[ab]{4}", "stop_token_ids": [97]}), "stop_token_ids", INVALID),
         (json!({"bad_words": [" "]}), "bad_words[0]", INVALID),
         (json!({"bad_words": ["a"], "guided_regex": "a"}), "bad_words", INVALID),
         (json!({"allowed_token_ids": []}), "allowed_token_ids", INVALID),
