@@ -35,6 +35,7 @@ fn every_spelling_of_a_schema_is_enforced() {
     let named = json!({"name": "result", "strict": true, "schema": schema()});
     let spellings = [
         json!({"response_format": {"type": "json_schema", "json_schema": named}}),
+        json!({"response_format": {"type": "json_schema", "json_schema": schema()}}),
         json!({"response_format": {"type": "json_schema", "schema": schema()}}),
         json!({"response_format": {"type": "json_object", "schema": schema()}}),
         json!({"structured_outputs": {"json": schema()}}),

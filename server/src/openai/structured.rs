@@ -178,6 +178,9 @@ fn lower_named_schema(format: &mut Map<String, Value>) -> Result<GrammarRequest,
         return Ok(request(field, lower_schema(field, schema)?));
     };
     let field = "response_format.json_schema";
+    if is_bare_schema(&named) {
+        return Ok(request(field, lower_schema(field, Value::Object(named))?));
+    }
     for (name, is_right) in
         [("name", Value::is_string as fn(&Value) -> bool), ("description", Value::is_string)]
     {
@@ -200,6 +203,14 @@ fn lower_named_schema(format: &mut Map<String, Value>) -> Result<GrammarRequest,
         None => Ok(request(field, GrammarSource::json_object())),
         Some(schema) => Ok(request(&schema_field, lower_schema(&schema_field, schema)?)),
     }
+}
+
+/// A schema that stands where its envelope belongs, as some clients send what their user wrote.
+fn is_bare_schema(named: &Map<String, Value>) -> bool {
+    const ENVELOPE: [&str; 4] = ["name", "description", "strict", "schema"];
+    !named.contains_key("name")
+        && !named.contains_key("schema")
+        && named.keys().any(|key| !ENVELOPE.contains(&key.as_str()))
 }
 
 fn lower_structured_outputs(mut outputs: Map<String, Value>) -> Result<GrammarRequest, ApiError> {

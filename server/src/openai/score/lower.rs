@@ -50,16 +50,28 @@ pub enum Texts {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string or an object with a `text`")]
+#[serde(untagged, expecting = "expected a string, an object with a `text`, or one with a `content` of text parts")]
 pub enum Document {
     Text(String),
     Object { text: String },
+    Parts { content: Vec<TextPart> },
+}
+
+/// A part as in a chat message; texts are all that is compared.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum TextPart {
+    Text { text: String },
 }
 
 impl Document {
     fn into_text(self) -> String {
         match self {
             Document::Text(text) | Document::Object { text } => text,
+            Document::Parts { content } => {
+                let texts: Vec<_> = content.into_iter().map(|TextPart::Text { text }| text).collect();
+                texts.join("\n")
+            }
         }
     }
 }
