@@ -18,6 +18,7 @@ request_fields! {
         top_k: i64,
         stream: bool,
         tools: Vec<Value>,
+        /// `auto`, `any`, `tool` with a `name`, or `none`, as `type`; `disable_parallel_tool_use`.
         tool_choice: Value,
         /// `enabled` with `budget_tokens`, `disabled`, or `adaptive`, which leaves it to the model.
         thinking: Value,
