@@ -1,5 +1,6 @@
 //! The routes and what stands around them.
 
+use crate::anthropic;
 use crate::auth::ApiKeys;
 use crate::batch::store::Store;
 use crate::error::ApiError;
@@ -13,7 +14,7 @@ use crate::request::{observe, panicked, require_key};
 use crate::service::Service;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -101,6 +102,8 @@ type Entry = (Access, &'static str, [&'static str; 2], fn() -> MethodRouter<Arc<
 const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/chat/completions", "/chat/completions"], || post(chat::create)),
     (Access::Key, "POST", ["/v1/completions", "/completions"], || post(completions::create)),
+    (Access::Key, "POST", ["/v1/messages", "/messages"], || post(anthropic::create)),
+    (Access::Key, "POST", ["/v1/messages/count_tokens", "/messages/count_tokens"], || post(anthropic::count_tokens)),
     (Access::Key, "POST", ["/v1/embeddings", "/embeddings"], || post(embeddings::create)),
     (Access::Key, "POST", ["/v1/score", "/score"], || post(score::score)),
     (Access::Key, "POST", ["/v1/rerank", "/rerank"], || post(score::rerank)),
@@ -169,6 +172,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(anthropic::errors::in_their_shape))
         .layer(from_fn_with_state(app.clone(), observe))
         .with_state(app)
 }

@@ -20,14 +20,17 @@ impl ApiKeys {
         if self.is_empty() {
             return true;
         }
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return false };
-        let Some((scheme, key)) = value.as_bytes().split_at_checked(7) else { return false };
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return false;
-        }
-        let given = digest(key.trim_ascii());
-        let known = self.0.iter().fold(Choice::from(0), |known, key| known | key.ct_eq(&given));
+        let bearer = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+        // Anthropic's clients send theirs in a header of its own.
+        let own = headers.get("x-api-key").map(|value| value.as_bytes());
+        let known =
+            [bearer, own].into_iter().flatten().fold(Choice::from(0), |known, key| known | self.knows(key));
         known.into()
+    }
+
+    fn knows(&self, key: &[u8]) -> Choice {
+        let given = digest(key.trim_ascii());
+        self.0.iter().fold(Choice::from(0), |known, key| known | key.ct_eq(&given))
     }
 }
 
@@ -35,6 +38,12 @@ impl std::fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} keys, redacted", self.0.len())
     }
+}
+
+/// The key in an `Authorization` header.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
 }
 
 fn digest(key: &[u8]) -> [u8; 32] {
@@ -63,6 +72,30 @@ mod tests {
             check(&["a", "b"], Some(header), false);
         }
         check(&["a"], None, false);
+    }
+
+    #[test]
+    fn anthropics_header() {
+        for (key, bearer, expected) in [
+            ("b", None, true),
+            (" b", None, true),
+            ("c", None, false),
+            ("", None, false),
+            ("Bearer a", None, false),
+        ]
+        .into_iter()
+        .chain([
+            ("a", Some("Bearer c"), true),
+            ("c", Some("Bearer a"), true),
+            ("c", Some("Bearer d"), false),
+        ]) {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-api-key", key.parse().expect("a header value"));
+            if let Some(bearer) = bearer {
+                headers.insert("authorization", bearer.parse().expect("a header value"));
+            }
+            assert_eq!(ApiKeys::new(&["a", "b"]).allow(&headers), expected, "{key:?} {bearer:?}");
+        }
     }
 
     #[test]

@@ -120,6 +120,17 @@ impl ApiError {
         ApiError::Unsupported { param: param.into(), message: message.into() }
     }
 
+    /// The same of another field: a dialect that lowers its requests to those of another has its own names.
+    pub fn with_param(self, rename: impl Fn(&str) -> String) -> Self {
+        match self {
+            ApiError::InvalidParam { param, message } => {
+                Self::InvalidParam { param: rename(&param), message }
+            }
+            ApiError::Unsupported { param, message } => Self::Unsupported { param: rename(&param), message },
+            other => other,
+        }
+    }
+
     /// The engine ended, and the process with it.
     pub fn engine_failed() -> Self {
         ApiError::Engine("the engine failed, the server restarts".into())
@@ -198,7 +209,7 @@ impl ApiError {
                 StatusCode::UNAUTHORIZED,
                 INVALID,
                 Some("invalid_api_key"),
-                "missing or wrong API key, expected `Authorization: Bearer KEY`".into(),
+                "missing or wrong API key, expected `Authorization: Bearer KEY` or `x-api-key: KEY`".into(),
             ),
             // The rest of the body is unread, so the connection cannot be used again.
             ApiError::BodyTooLarge { limit } => Parts {
@@ -345,6 +356,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let parts = self.parts();
         let mut response = (parts.status, parts.json()).into_response();
+        // For dialects that write errors in another shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = parts.retry_after_s {

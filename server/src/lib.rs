@@ -3,6 +3,7 @@
 //! `args` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `app` → `openai` → `service` → `engine_thread`, and back as
 //! events, which `openai::answer` turns into text and `openai::stream` into bytes.
 
+pub mod anthropic;
 pub mod app;
 pub mod args;
 pub mod auth;

@@ -20,7 +20,12 @@ fn status(server: &TestServer, method: &str, path: &str, headers: &[(&str, &str)
     let response = connection.receive();
     if response.status == 401 {
         assert_eq!(response.header("www-authenticate"), Some("Bearer"));
-        assert_eq!(response.json()["error"]["code"], "invalid_api_key");
+        let error = &response.json()["error"];
+        if path.contains("/messages") {
+            assert_eq!(error["type"], "authentication_error");
+        } else {
+            assert_eq!(error["code"], "invalid_api_key");
+        }
         assert!(!response.text().contains("first-key"));
     }
     response.status
@@ -51,13 +56,18 @@ fn every_route() {
             &[("authorization", "Bearer wrong")],
             &[("authorization", "")],
             &[("authorization", "Bearer first-key2")],
+            &[("x-api-key", "first-key2")],
         ] {
             let expected = if is_open { 200 } else { 401 };
             assert_eq!(status(&server, route.method, &path, headers), expected, "{path} {headers:?}");
         }
-        for key in ["Bearer first-key", "bearer second-key"] {
+        for (header, key) in [
+            ("authorization", "Bearer first-key"),
+            ("authorization", "bearer second-key"),
+            ("x-api-key", "second-key"),
+        ] {
             // Whatever the route says of an empty request, it is the route that says it.
-            let status = status(&server, route.method, &path, &[("authorization", key)]);
+            let status = status(&server, route.method, &path, &[(header, key)]);
             assert!(status != 401 && (status < 500 || status == 501), "{path}: {status}");
         }
     }

@@ -1,4 +1,4 @@
-//! OpenAI's API, with vLLM's additions. The only place that knows its JSON.
+//! OpenAI's API, with vLLM's additions. With the sibling dialect `anthropic` the only place that knows wire types.
 
 pub mod answer;
 pub mod batches;
@@ -10,13 +10,13 @@ pub mod fields;
 pub mod files;
 pub mod generation;
 pub mod health;
-mod json;
+pub(crate) mod json;
 pub mod models;
 pub mod prompt_report;
 pub mod render;
 pub mod report;
 pub mod score;
-mod stream;
+pub mod stream;
 pub mod structured;
 pub mod tokenize;
 pub mod tools;

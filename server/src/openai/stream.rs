@@ -1,8 +1,8 @@
 //! A streamed answer as the body of a response. It is polled by the connection itself: there is no task, and no copy, between the
 //! engine's events and the socket. What arrived since the last poll leaves as one chunk for each choice.
 //!
-//! A stream ends in one way only: [`EventBody::poll_frame`] answers `None` after `[DONE]` was written, which comes after the last
-//! `finish_reason` (and the usage) or after an error event. Panics on the way become an error event as well.
+//! A stream ends in one way only: [`EventBody::poll_frame`] answers `None` after the dialect wrote its end (OpenAI's is `[DONE]`), which
+//! comes after the last `finish_reason` (and the usage) or after an error event. Panics on the way become an error event as well.
 
 use crate::error::ApiError;
 use crate::openai::answer::{Answers, Delta, Finish, Usage};
@@ -18,14 +18,31 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// How one dialect writes its events. Each call appends whole `data: …\n\n` events.
+/// How one dialect writes its events. Each call appends whole events, each closed by an empty line. What only [`Dialect::begin`],
+/// [`Dialect::fail`], [`Dialect::end`] and [`Dialect::keep_alive`] write is OpenAI's, unless the dialect has its own.
 pub trait Dialect: Send + Unpin + 'static {
+    /// Before everything else, in every stream.
+    fn begin(&mut self, _out: &mut BytesMut, _usage: Usage) {}
     /// News of a choice: never called with a delta that has nothing to show.
     fn delta(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta, usage: Usage);
     /// The last event of a choice, with what is left of tokens and log-probabilities.
     fn finish(&mut self, out: &mut BytesMut, choice: usize, last: &Delta, finish: &Finish, usage: Usage);
     /// After all choices, where the request asks for it.
     fn usage(&mut self, out: &mut BytesMut, usage: Usage);
+    /// What went wrong, wherever the stream is.
+    fn fail(&mut self, out: &mut BytesMut, error: &ApiError) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(error.json().as_bytes());
+        out.extend_from_slice(b"\n\n");
+    }
+    /// The last bytes of every stream, also after [`Dialect::fail`].
+    fn end(&mut self, out: &mut BytesMut) {
+        out.extend_from_slice(DONE);
+    }
+    /// A sign of life.
+    fn keep_alive(&mut self, out: &mut BytesMut) {
+        out.extend_from_slice(COMMENT);
+    }
 }
 
 /// What a response keeps alive while it is being sent, such as the count of requests in flight.
@@ -36,6 +53,7 @@ pub struct EventBody<D> {
     dialect: D,
     out: BytesMut,
     keep_alive: Option<KeepAlive>,
+    has_begun: bool,
     has_ended: bool,
     _held: Held,
 }
@@ -58,7 +76,15 @@ impl<D: Dialect> EventBody<D> {
             last: Instant::now(),
             sleep: Box::pin(sleep(period)),
         });
-        Self { answers, dialect, out: BytesMut::new(), keep_alive, has_ended: false, _held: held }
+        Self {
+            answers,
+            dialect,
+            out: BytesMut::new(),
+            keep_alive,
+            has_begun: false,
+            has_ended: false,
+            _held: held,
+        }
     }
 
     pub fn into_response(self) -> Response {
@@ -73,6 +99,9 @@ impl<D: Dialect> EventBody<D> {
     /// Writes all news. The deltas may hold some before anything is drained: those that the status was waiting for.
     fn advance(&mut self, context: &mut Context<'_>) -> Result<(), ApiError> {
         let drained = self.answers.drain(context);
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.dialect.begin(&mut self.out, self.answers.usage());
+        }
         for choice in 0..self.answers.choices.len() {
             self.write_choice(choice);
         }
@@ -109,14 +138,12 @@ impl<D: Dialect> EventBody<D> {
     }
 
     fn fail(&mut self, error: &ApiError) {
-        self.out.extend_from_slice(b"data: ");
-        self.out.extend_from_slice(error.json().as_bytes());
-        self.out.extend_from_slice(b"\n\n");
+        self.dialect.fail(&mut self.out, error);
         self.end();
     }
 
     fn end(&mut self) {
-        self.out.extend_from_slice(DONE);
+        self.dialect.end(&mut self.out);
         self.has_ended = true;
         // Whatever still runs has nobody to run for.
         self.answers.choices.clear();
@@ -149,7 +176,7 @@ impl<D: Dialect> http_body::Body for EventBody<D> {
             if !this.out.is_empty() {
                 keep_alive.last = Instant::now();
             } else if keep_alive.is_due(context) {
-                this.out.extend_from_slice(COMMENT);
+                this.dialect.keep_alive(&mut this.out);
             }
         }
         if this.out.is_empty() {

@@ -206,7 +206,7 @@ impl Describer {
         if operation.streams {
             response["content"]["text/event-stream"] = json!({ "schema": {
                 "type": "string",
-                "description": "Lines `data: ` with a JSON object each, separated by empty lines; the last is `data: [DONE]`.",
+                "description": "Lines `data: ` with a JSON object each, separated by empty lines; the last is `data: [DONE]`. Anthropic's events have a line `event: ` before, and end with `message_stop` or `error`.",
             } });
         }
         response["description"] = "OK".into();

@@ -1,6 +1,8 @@
 //! What a route takes and gives, one entry for each. A route without an entry is in the document all the same, as one that takes and
 //! gives some JSON; a test asks for an entry when a request's fields are declared anywhere and described nowhere.
 
+use crate::anthropic::response::{Message, TokenCount};
+use crate::anthropic::types::MessageFields;
 use crate::batch::record::BatchObject;
 use crate::disk::files::FileObject;
 use crate::openai::batches::{BatchFields, BatchQuery};
@@ -106,6 +108,12 @@ pub const OPERATIONS: &[Operation] = &[
     Operation::new("POST /v1/completions/render", "The tokens of prompts, without an answer")
         .takes(Body::Json(&[part::<CompletionFields>, part::<GenerationFields>])).needs(&["prompt"])
         .gives(Body::Json(&[part::<Vec<RenderedPrompt>>])),
+    Operation::new("POST /v1/messages", "Answer a conversation, in Anthropic's dialect")
+        .takes(Body::Json(&[part::<MessageFields>])).needs(&["max_tokens", "messages"])
+        .gives(Body::Json(&[part::<Message>])).streams(),
+    Operation::new("POST /v1/messages/count_tokens", "The tokens of such a request's prompt")
+        .takes(Body::Json(&[part::<MessageFields>])).needs(&["messages"])
+        .gives(Body::Json(&[part::<TokenCount>])),
     Operation::new("GET /v1/models", "The served model, under each of its names").gives(Body::Json(&[part::<ModelList>])),
     Operation::new("GET /v1/models/{*id}", "One of the names").gives(Body::Json(&[part::<ModelCard>])),
     Operation::new("POST /tokenize", "Tokens of a prompt or of messages")

@@ -75,7 +75,11 @@ fn take_reasoning(
     Ok(())
 }
 
-fn take_string(path: &str, map: &mut Map<String, Value>, field: &str) -> Result<Option<String>, ApiError> {
+pub fn take_string(
+    path: &str,
+    map: &mut Map<String, Value>,
+    field: &str,
+) -> Result<Option<String>, ApiError> {
     match map.shift_remove(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),

@@ -30,6 +30,7 @@ request_fields! {
     }
 }
 
+#[derive(Debug)]
 pub struct ChatCompletionRequest {
     pub chat: ChatFields,
     pub generation: GenerationFields,
