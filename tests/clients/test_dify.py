@@ -7,7 +7,7 @@ import pytest
 from conftest import MODEL, TOOL, URL
 from test_openai import PICTURE
 
-BASES = [URL, f"{URL}/v1"]
+BASES = [pytest.param(URL, id="bare"), pytest.param(f"{URL}/v1", id="v1")]
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]
 SETTINGS = {"temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "max_tokens": 64, "user": "u-1"}
 
