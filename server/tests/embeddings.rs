@@ -169,7 +169,8 @@ fn scores_by_log_probability() {
 #[test]
 fn rankings() {
     let server = TestServer::start();
-    let documents = json!(["sun", {"text": "moon"}, "stars", {"content": [{"type": "text", "text": "moon"}]}]);
+    let documents =
+        json!(["sun", {"text": "moon"}, "stars", {"content": [{"type": "text", "text": "moon"}]}]);
     let body = json!({"query": "moon", "documents": documents});
     let answer = server.ask(RERANK, &body);
     let results = answer["results"].as_array().expect("results");
@@ -244,7 +245,12 @@ fn refusals_name_the_field() {
         (RERANK, json!({"query": "a"}), "documents", invalid),
         (RERANK, json!({"query": "a", "documents": []}), "documents", invalid),
         (RERANK, json!({"query": "a", "documents": ["b", {"title": "c"}]}), "documents[1]", invalid),
-        (RERANK, json!({"query": "a", "documents": [{"content": [{"type": "image_url"}]}]}), "documents[0]", invalid),
+        (
+            RERANK,
+            json!({"query": "a", "documents": [{"content": [{"type": "image_url"}]}]}),
+            "documents[0]",
+            invalid,
+        ),
         (RERANK, json!({"query": "a", "documents": ["b"], "top_n": -1}), "top_n", invalid),
     ] {
         let response = server.post(path, &body);

@@ -50,7 +50,10 @@ pub enum Texts {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string, an object with a `text`, or one with a `content` of text parts")]
+#[serde(
+    untagged,
+    expecting = "expected a string, an object with a `text`, or one with a `content` of text parts"
+)]
 pub enum Document {
     Text(String),
     Object { text: String },
