@@ -55,7 +55,7 @@ def test_count_tokens(claude):
 
 def test_errors(claude):
     with pytest.raises(anthropic.BadRequestError) as caught:
-        claude.messages.create(model=MODEL, max_tokens=8, messages=HELLO, top_p=7)
+        claude.messages.create(model=MODEL, max_tokens=8, messages=HELLO, extra_body={"top_p": 7})
     assert caught.value.body["type"] == "error" and "top_p" in caught.value.body["error"]["message"]
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(model="other", max_tokens=8, messages=HELLO)
