@@ -45,8 +45,11 @@ request_fields! {
         priority: i32,
         cache_salt: String,
         request_id: String,
+        /// Of type `text`, `json_object` or `json_schema`.
         response_format: Value,
+        /// One of `json`, `regex`, `choice`, `grammar` and `json_object`.
         structured_outputs: Map<String, Value>,
+        /// A JSON schema of the whole answer.
         guided_json: Value,
         guided_regex: String,
         guided_choice: Vec<String>,

@@ -19,10 +19,12 @@ request_fields! {
         add_special_tokens: bool,
         chat_template_kwargs: Map<String, Value>,
         tools: Vec<Value>,
+        /// `auto`, `none`, `required`, or an object that names a function or the functions that are allowed.
         tool_choice: Value,
         parallel_tool_calls: bool,
         /// What tools were called before.
         functions: Vec<Value>,
+        /// `auto`, `none`, or an object that names a function.
         function_call: Value,
         reasoning_effort: String,
         /// False: thinking is not told.
