@@ -322,7 +322,8 @@ fn routes_and_methods() {
             .expect("three are not taken");
         let mut connection = server.connect();
         connection.send(other, &path, &[], b"");
-        assert_eq!(error(&connection.receive()).0, 405, "{other} {path}");
+        // Each dialect has its own shape of errors.
+        assert_eq!(connection.receive().status, 405, "{other} {path}");
         // Every route is there, with and without its prefix, and none answers with a mistake of ours.
         let mut connection = server.connect();
         connection.send(route.method, &path, &[("content-type", "application/json")], b"{}");

@@ -70,8 +70,9 @@ fn malformed_json_and_wrong_types_are_named() {
         ("top_logprobs", json!(21)),
         ("stream", json!("yes")),
         ("min_tokens", json!(-1)),
-        ("response_format", json!({ "type": "json_object" })),
-        ("tools", json!([{ "type": "function", "function": { "name": "f" } }])),
+        ("response_format", json!("json")),
+        ("tools", json!("f")),
+        ("tool_choice", json!("perhaps")),
     ];
     for (field, value) in wrong {
         let mut body = chat(vec![user("Hello!", &[])], 4);

@@ -1,3 +1,5 @@
+//! What requests in this dialect become.
+
 use super::*;
 
 fn lower(request: Value, purpose: Purpose) -> Result<Lowered, ApiError> {
