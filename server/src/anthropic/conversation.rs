@@ -6,6 +6,9 @@ use crate::error::ApiError;
 use crate::openai::chat::messages::take_string;
 use serde_json::{Map, Value, json};
 
+/// Where a block stands, its type, and what else is in it.
+type Block = (String, String, Map<String, Value>);
+
 #[derive(Debug)]
 pub struct Conversation {
     pub messages: Vec<Value>,
@@ -92,11 +95,7 @@ impl Lowering {
     }
 
     /// Blocks with their places and types; a string is one block of text.
-    fn blocks(
-        &mut self,
-        path: &str,
-        content: Value,
-    ) -> Result<Vec<(String, String, Map<String, Value>)>, ApiError> {
+    fn blocks(&mut self, path: &str, content: Value) -> Result<Vec<Block>, ApiError> {
         let blocks = match content {
             Value::String(words) => {
                 let block = Map::from_iter([("text".to_owned(), Value::String(words))]);
