@@ -7,10 +7,10 @@ import { createServer, request } from 'node:http';
 export const PREFIX = "/it's";
 
 /**
- * Streams are cut into pieces of 1 to `pieceLenMax` bytes. After `hold()`, each stream stops after its first `holdAfter` bytes until
+ * Streams are cut into pieces of 1 to `pieceLenMax` bytes. After `hold()`, each stream stops behind its first event that has text until
  * `release()`, or until the page hangs up, which `hangUps` counts.
  */
-export async function startProxy(target, { pieceLenMax = 7, holdAfter = 900 } = {}) {
+export async function startProxy(target, { pieceLenMax = 7 } = {}) {
   const state = { hangUps: 0, gate: Promise.resolve(), open: () => {} };
   const server = createServer((incoming, outgoing) => {
     const path = incoming.url.slice(PREFIX.length) || '/';
@@ -19,7 +19,7 @@ export async function startProxy(target, { pieceLenMax = 7, holdAfter = 900 } = 
       outgoing.writeHead(answer.statusCode, answer.headers);
       const isStream = answer.headers['content-type'] === 'text/event-stream';
       if (!isStream) return answer.pipe(outgoing);
-      return handOn(answer, outgoing, { state, pieceLenMax, holdAfter }).catch(() => outgoing.destroy());
+      return handOn(answer, outgoing, { state, pieceLenMax }).catch(() => outgoing.destroy());
     });
     upstream.on('error', () => outgoing.destroy());
     outgoing.on('close', () => {
@@ -39,16 +39,19 @@ export async function startProxy(target, { pieceLenMax = 7, holdAfter = 900 } = 
   };
 }
 
-async function handOn(answer, outgoing, { state, pieceLenMax, holdAfter }) {
-  let sent = 0;
+/** The end of an event that has text: however much of an answer the server had to say at once, its end is still to come. */
+const EVENT_WITH_TEXT = /"content":"[^\n]*\n\n/;
+
+async function handOn(answer, outgoing, { state, pieceLenMax }) {
+  let sent = '';
   let pieceLen = 1;
   for await (const chunk of answer) {
     for (let at = 0; at < chunk.length; at += pieceLen) {
       // 1, 2, … and again: borders fall everywhere, and in the same places each time.
       pieceLen = (pieceLen % pieceLenMax) + 1;
-      if (sent >= holdAfter) await state.gate;
+      if (EVENT_WITH_TEXT.test(sent)) await state.gate;
       const piece = chunk.subarray(at, at + pieceLen);
-      sent += piece.length;
+      sent += piece.toString('latin1');
       if (!outgoing.write(piece)) await new Promise((resolve) => outgoing.once('drain', resolve).once('close', resolve));
       if (outgoing.destroyed) return;
       // A turn of the loop for each piece, or the system joins them.
