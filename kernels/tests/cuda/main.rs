@@ -1,7 +1,7 @@
 //! Ops on the CUDA side, through the emulator: against their f64 twins, alone and in company, under several schedules.
 
 mod bench;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/common.rs"]
 mod common;
 mod device;
@@ -10,7 +10,7 @@ mod graphs;
 mod hopper;
 mod linear;
 mod mutants;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;

@@ -153,7 +153,7 @@ impl Python {
 }
 
 /// What an escape means, without its backslash. `Some(None)`: more of it is to come.
-#[allow(clippy::option_option)]
+#[allow(clippy::option_option, reason = "three answers: wrong, unfinished, and the character")]
 fn escape(text: &str) -> Option<Option<String>> {
     let mut rest = text.chars();
     let digits = match rest.next()? {
