@@ -28,6 +28,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Measure a running server
     Bench(BenchArgs),
+    /// Measure the engine alone, without a server; takes the flags of serve
+    BenchEngine(Box<BenchEngineArgs>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,6 +80,34 @@ pub struct PlanArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchEngineArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+
+    /// What to measure: prefill:TOKENS, decode:SEQUENCES@CONTEXT, logprobs:TOKENS; or - to read jobs from standard input
+    #[arg(
+        long = "job",
+        value_name = "JOB",
+        value_delimiter = ',',
+        default_value = "prefill:512,decode:1@128,decode:8@128"
+    )]
+    pub jobs: Vec<String>,
+
+    /// Each job is repeated for at least so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub seconds: f64,
+
+    /// One line of JSON for the model and for each job
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n| (0.0..=3600.0).contains(n));
+    number.ok_or_else(|| format!("`{text}` is not a number of seconds from 0 to 3600"))
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,9 +1,11 @@
 //! The subcommands besides `serve`. `chat` and `bench` talk to a running server over HTTP: they know its API and nothing of its insides.
 
 pub mod bench;
+pub mod bench_engine;
 mod bench_report;
 pub mod chat;
 mod client;
+mod engine_jobs;
 mod picture;
 pub mod plan;
 pub mod run_batch;

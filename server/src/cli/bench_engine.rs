@@ -1,0 +1,113 @@
+//! `perilune bench-engine`: the speed of the engine alone, without scheduler, HTTP or other requests, as llama-bench has it. It takes the
+//! flags of `serve`.
+//!
+//! ```text
+//! prefill:512       a prompt of 512 tokens from nothing, in chunks of --max-num-batched-tokens; its last row samples
+//! decode:8@1024     8 sequences, each after 1024 tokens, one token for each in every step
+//! logprobs:256      log-probabilities of a prompt's tokens, to compare the numbers of two engines before their speed
+//! ```
+//! Prompts are the tokens `(7919 i + 13) mod vocabulary`. Answers are greedy. Every job runs once untimed.
+
+use crate::args::BenchEngineArgs;
+use crate::cli::engine_jobs::{Engine, Job};
+use crate::config::Config;
+use crate::load::exit_code;
+use crate::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
+use crate::source::{self, HubSettings, Needed};
+use models::LoadFormat;
+use serde_json::{Value, json};
+use std::fmt::Display;
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+pub fn run(args: BenchEngineArgs) -> ExitCode {
+    let BenchEngineArgs { serve, jobs, seconds, json } = args;
+    let config = match Config::try_from(serve) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    let needed = match config.load.load_format {
+        LoadFormat::Auto => Needed::All,
+        LoadFormat::Dummy => Needed::WithoutWeights,
+    };
+    let found = match source::find(config.model.as_deref(), needed, &HubSettings::from_env()) {
+        Ok(found) => found,
+        Err(error) => return fail(&error, EXIT_LOAD),
+    };
+    let start = Instant::now();
+    let loaded = match models::load(&found.files, &config.load, &mut |_| {}) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(&error, exit_code(&error)),
+    };
+    let load_seconds = start.elapsed().as_secs_f64();
+    let plan = &loaded.plan.memory;
+    let about = json!({
+        "model": found.name,
+        "architecture": loaded.info.architecture,
+        "dtype": loaded.info.dtype,
+        "parameters": loaded.info.num_parameters,
+        "weights_bytes": plan.weights + plan.vision_weights,
+        "load_seconds": load_seconds,
+    });
+    let mut session =
+        Session { engine: Engine::new(loaded), seconds: Duration::from_secs_f64(seconds), json };
+    match session.run(&about, &jobs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => fail(&message, EXIT_FAILURE),
+    }
+}
+
+fn fail(error: &dyn Display, code: u8) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(code)
+}
+
+struct Session {
+    engine: Engine,
+    /// A job is repeated for at least so long.
+    seconds: Duration,
+    json: bool,
+}
+
+impl Session {
+    fn run(&mut self, about: &Value, jobs: &[String]) -> Result<(), String> {
+        if self.json {
+            say(about)?;
+        } else {
+            println!("{} {}, loaded in {:.2} s", about["model"], about["dtype"], about["load_seconds"]);
+            println!("{:<20} {:>12} {:>16} {:>12}", "job", "tokens/s", "CPU-ms a token", "runs");
+        }
+        if jobs != ["-"] {
+            return jobs.iter().try_for_each(|job| self.one(job));
+        }
+        for line in std::io::stdin().lock().lines() {
+            let line = line.map_err(|error| format!("standard input: {error}"))?;
+            if !line.trim().is_empty() {
+                self.one(line.trim())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, text: &str) -> Result<(), String> {
+        let job: Job = text.parse()?;
+        let result = self.engine.measure(job, self.seconds)?;
+        if self.json {
+            return say(&result.to_json(text));
+        }
+        let tokens_per_s = result.tokens_per_s();
+        println!(
+            "{text:<20} {tokens_per_s:>12.2} {:>16.3} {:>12}",
+            result.cpu_ms_per_token(),
+            result.runs.len()
+        );
+        Ok(())
+    }
+}
+
+/// One line of JSON, at once: a program that reads jobs' results waits for it.
+fn say(value: &Value) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))
+}
