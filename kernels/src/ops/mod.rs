@@ -13,6 +13,7 @@ mod norm;
 mod rope;
 mod route;
 mod rows;
+mod sample;
 
 pub use attention::{
     AttentionScratch, AttentionSizes, Ragged, gqa_attention, mla_attention, packed_attention,
@@ -26,6 +27,9 @@ pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};
 pub use rows::{copy_slice, gather_rows, scatter_rows, store_rows};
+pub use sample::{
+    Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
+};
 
 /// For ops that have no kernel yet.
 fn not_on_cuda(op: &str) -> ! {
