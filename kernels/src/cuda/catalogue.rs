@@ -1,13 +1,15 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{elementwise, interpolate, linear, norm, rope, rows};
+use super::{elementwise, interpolate, linear, moe, norm, rope, route, rows};
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &elementwise::KERNEL,
     &interpolate::KERNEL,
     &linear::KERNEL,
+    &moe::KERNEL,
     &norm::KERNEL,
     &rope::KERNEL,
+    &route::KERNEL,
     &rows::KERNEL,
 ];

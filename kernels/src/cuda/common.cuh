@@ -149,6 +149,7 @@ template <int WARPS> __device__ __forceinline__ float block_max(float v, Ptr<flo
 
 // ---- functions that more than one kernel needs
 
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 __device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
 

@@ -14,8 +14,9 @@ pub struct Source {
 }
 
 /// The headers that every source may include.
-pub(crate) const HEADERS: [Source; 3] = [
+pub(crate) const HEADERS: [Source; 4] = [
     Source { name: "common.cuh", text: include_str!("common.cuh") },
+    Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },
     Source { name: "ptx.cuh", text: include_str!("ptx.cuh") },
 ];

@@ -10,9 +10,7 @@
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers
 //   linear_many   a block has 128 rows of w and 64 tokens, ranges one after the other
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
-#include "common.cuh"
-
-constexpr int RANGES = 8;
+#include "gemm.cuh"
 
 struct LinearShape {
     int rows, n, k;             // T, N, K
@@ -30,35 +28,6 @@ __device__ __forceinline__ float activate(float v, int act) {
     case 3: return v / (1.0f + expf(-1.702f * v));
     default: return v;
     }
-}
-
-__device__ __forceinline__ int tiles_per_range(int tiles) { return (tiles + RANGES - 1) / RANGES; }
-
-template <class X> struct Pair;
-template <> struct Pair<float> {
-    static __device__ __forceinline__ float2 load(Ptr<const float> p) { return load_vec<float2>(p); }
-};
-template <> struct Pair<bf16> {
-    static __device__ __forceinline__ float2 load(Ptr<const bf16> p) {
-        unsigned v = load_vec<unsigned>(p);
-        return make_float2(bf16_to_float((unsigned short)v), bf16_to_float((unsigned short)(v >> 16)));
-    }
-};
-
-// x[k], x[k + 1], rounded and packed; zero from `end` on. k is even.
-template <class X, class W> __device__ __forceinline__ unsigned load_pair(Ptr<const X> row, int k, int end, int aligned) {
-    float lo = 0, hi = 0;
-    if (k + 1 < end && aligned) {
-        float2 v = Pair<X>::load(row + k);
-        lo = v.x, hi = v.y;
-    } else if (k + 1 < end) {
-        X a = row[k], b = row[k + 1];
-        lo = to_float(a), hi = to_float(b);
-    } else if (k < end) {
-        X a = row[k];
-        lo = to_float(a);
-    }
-    return Float<W>::pack(lo, hi);
 }
 
 // grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads

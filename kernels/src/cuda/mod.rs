@@ -12,11 +12,13 @@ pub mod emulated;
 pub(crate) mod interpolate;
 pub mod launch;
 pub(crate) mod linear;
+pub(crate) mod moe;
 pub(crate) mod norm;
 pub mod nvidia;
 pub mod nvrtc;
 pub(crate) mod pack;
 pub(crate) mod rope;
+pub(crate) mod route;
 pub(crate) mod rows;
 mod staging;
 

@@ -1,8 +1,8 @@
 //! moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) * up_e x[t]),  e = ids[t, j], summed in the order of j
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::not_on_cuda;
 use crate::cpu::moe;
+use crate::cuda::moe as cuda_moe;
 use crate::{DType, Device, Experts, Tensor};
 
 /// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
@@ -64,10 +64,12 @@ pub fn moe(
     assert!(t <= scratch.max_tokens, "moe: {t} tokens exceed the scratch");
     assert!(k <= scratch.top_k, "moe: top {k} exceeds the scratch");
     assert_eq!([experts.len(), h, experts.inner()], scratch.sizes, "moe: scratch");
-    let count = experts.len() as i32;
-    assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
     match &out.device().clone() {
-        Device::Cpu(cpu) => moe::run(cpu, x, experts, ids, weights, scratch, out),
-        Device::Cuda(_) => not_on_cuda("moe"),
+        Device::Cpu(cpu) => {
+            let count = experts.len() as i32;
+            assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
+            moe::run(cpu, x, experts, ids, weights, scratch, out);
+        }
+        Device::Cuda(cuda) => cuda_moe::run(cuda, x, experts, [ids, weights], scratch, out),
     }
 }

@@ -5,8 +5,8 @@
 //! within the top_groups best groups (others get -inf). Weights are the unbiased scores, divided by (their sum + 1e-20) if
 //! `normalize`, times `scale`.
 
-use super::not_on_cuda;
 use crate::cpu::route::{MAX_GROUPS, route_token};
+use crate::cuda::route as cuda_route;
 use crate::{Device, Tensor};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +63,6 @@ pub fn route(
                 route_token(logits, bias, config, work.each_mut().map(|w| &mut w[..e]), out);
             }
         }
-        Device::Cuda(_) => not_on_cuda("route"),
+        Device::Cuda(cuda) => cuda_route::route(cuda, logits, bias, config, ids, weights),
     }
 }

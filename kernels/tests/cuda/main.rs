@@ -9,6 +9,7 @@ mod faults;
 mod graphs;
 mod hopper;
 mod linear;
+mod moe;
 mod mutants;
 #[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/naive.rs"]
@@ -17,4 +18,5 @@ mod norm;
 mod prepare;
 mod ptx;
 mod queues;
+mod route;
 mod small;

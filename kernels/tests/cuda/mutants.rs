@@ -9,7 +9,7 @@ use kernels::*;
 const SEEDS: u64 = 4;
 
 /// An op on a device, and the bytes that it gives.
-type Run<'a> = &'a dyn Fn(&Device) -> Result<Vec<u8>, Error>;
+pub type Run<'a> = &'a dyn Fn(&Device) -> Result<Vec<u8>, Error>;
 
 /// Plants `from → to` and runs: an error, or another result under some schedule.
 fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Result<Vec<u8>, Error>) -> bool {
@@ -26,6 +26,13 @@ fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Res
             |found| found != right,
         )
     })
+}
+
+/// Each bug by itself: what it replaces, by what, and who must notice.
+pub fn assert_noticed(cases: &[(&'static str, &'static str, Run)]) {
+    for (from, to, run) in cases {
+        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
+    }
 }
 
 fn linear_of(t: usize, dtype: DType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
@@ -79,9 +86,7 @@ fn in_linear_layers() {
         // The order of a sum.
         ("(tile + 1) % per == 0 || tile + 1 == s.tiles", "(tile + 1) % per == 0", &many),
     ];
-    for (from, to, run) in cases {
-        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
-    }
+    assert_noticed(&cases);
 }
 
 #[test]
@@ -138,7 +143,5 @@ fn in_moves_and_rotations() {
         ("HALF ? pair + s.half", "HALF ? pair + s.half + 1", &turn),
         ("i < s.num_heads * s.half;", "i <= s.num_heads * s.half;", &turn),
     ];
-    for (from, to, run) in cases {
-        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
-    }
+    assert_noticed(&cases);
 }

@@ -1,0 +1,320 @@
+// moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
+// x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
+// 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
+//
+//   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs
+//   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
+//   moe_many      as linear_many
+//   moe_f32       as linear_f32
+//   moe_combine   a block has one token
+//
+// Nobody on the host knows how many rows an expert has. The grid has room for the worst case, each block finds the expert and the
+// rows that are its work from `starts`, and the blocks that are left over end. Sums are made as gemm.cuh says, whichever kernel.
+#include "gemm.cuh"
+
+struct MoeShape {
+    int experts, top_k;
+    int n, k;           // outputs and inputs of the layer
+    int panels, tiles;  // of 32 rows and of 16 along K, in one expert; with UP panels of gate and up take turns
+    int pairs;          // 1: every even element of a row of x begins an aligned pair
+};
+
+constexpr int PLACE_THREADS = 256;
+
+// starts [E + 1]: where the rows of each expert begin · places [pairs]: the row of a pair · order [pairs]: the pair of a row
+__global__ void __launch_bounds__(PLACE_THREADS)
+    moe_place(In<int> ids, int pairs, Out<int> starts, Out<int> places, Out<int> order) {
+    constexpr int WARPS = PLACE_THREADS / 32;
+    SHARED(int, counts, 2 * WARPS);
+    int expert = (int)blockIdx.x, thread = (int)threadIdx.x, lane = lane_id(), warp = warp_id();
+    int below = 0;
+    for (int i = thread; i < pairs; i += PLACE_THREADS) {
+        int id = ids[i];
+        below += id < expert;
+    }
+    below = __reduce_add_sync(~0u, below);
+    if (lane == 0) counts[WARPS + warp] = below;
+    __syncthreads();
+    int next = 0;
+    for (int w = 0; w < WARPS; w++) next += counts[WARPS + w];
+    if (thread == 0) starts[expert] = next;
+    for (int first = 0, round = 0; first < pairs; first += PLACE_THREADS, round ^= 1) {
+        int i = first + thread, id = -1;
+        if (i < pairs) id = ids[i];
+        unsigned mine = __ballot_sync(~0u, id == expert);
+        // The other half is read until the next barrier.
+        if (lane == 0) counts[round * WARPS + warp] = __popc(mine);
+        __syncthreads();
+        int before = 0, all = 0;
+        for (int w = 0; w < WARPS; w++) {
+            int count = counts[round * WARPS + w];
+            before += w < warp ? count : 0;
+            all += count;
+        }
+        if (id == expert) {
+            int row = next + before + __popc(mine & ((1u << lane) - 1));
+            places[i] = row;
+            order[row] = i;
+        }
+        next += all;
+    }
+    if (thread == 0 && expert + 1 == (int)gridDim.x) starts[expert + 1] = next;
+}
+
+// Rows `first .. end` of an expert, at most TILE of them; expert -1: nothing.
+struct Work {
+    int expert, first, end;
+};
+
+// The work of the block with this index; each warp finds it by itself.
+template <int TILE> __device__ __forceinline__ Work find_work(Ptr<const int> starts, int experts, int index) {
+    int lane = lane_id();
+    for (int base = 0; base < experts; base += 32) {
+        int begin = 0, end = 0, expert = base + lane;
+        if (expert < experts) begin = starts[expert], end = starts[expert + 1];
+        int blocks = (end - begin + TILE - 1) / TILE, sum = blocks;
+        for (int step = 1; step < 32; step *= 2) {
+            int left = __shfl_up_sync(~0u, sum, step);
+            if (lane >= step) sum += left;
+        }
+        unsigned found = __ballot_sync(~0u, index < sum);
+        if (found) {
+            int lane_of = __ffs((int)found) - 1;
+            int first = __shfl_sync(~0u, begin + (index - (sum - blocks)) * TILE, lane_of);
+            end = __shfl_sync(~0u, end, lane_of);
+            return Work{base + lane_of, first, min(end, first + TILE)};
+        }
+        index -= __shfl_sync(~0u, sum, 31);
+    }
+    return Work{-1, 0, 0};
+}
+
+// UP: a row belongs to a pair, whose token is read. Else a row is read.
+template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order, int row, int top_k) {
+    if (!UP) return row;
+    int pair = order[row];
+    return pair / top_k;
+}
+
+// grid: (UP: panels, else 2 · panels; blocks of 8 · TILES rows), 256 threads
+template <class W, int TILES, bool UP>
+__global__ void __launch_bounds__(RANGES * 32, UP ? 2 : 3)
+    moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    constexpr int SIDES = UP ? 2 : 1, SIZE = 16 * 8 * TILES;
+    SHARED(float, partial, SIDES * RANGES * SIZE);
+    Work work = find_work<8 * TILES>(starts, s.experts, (int)blockIdx.y);
+    if (work.expert < 0) return;
+    int lane = lane_id(), warp = warp_id(), group = lane / 4, pair = lane % 4 * 2;
+    int unit = (int)blockIdx.x / 2, half = (int)blockIdx.x % 2;
+    long long panel = (long long)work.expert * s.panels + unit * SIDES, panel_len = (long long)s.tiles * 512;
+    Ptr<const W> fragments = w + (panel * panel_len + half * 256 + lane * 8);
+
+    int source[TILES];
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+        int row = work.first + i * 8 + group;
+        source[i] = row < work.end ? source_of<UP>(order, row, s.top_k) : -1;
+    }
+    float acc[SIDES][TILES][4] = {};
+    int per = tiles_per_range(s.tiles), end = min((warp + 1) * per, s.tiles);
+#pragma unroll 2
+    for (int tile = warp * per; tile < end; tile++) {
+        unsigned a[SIDES][4];
+#pragma unroll
+        for (int side = 0; side < SIDES; side++) {
+            uint4 v = load_once<uint4>(fragments + side * panel_len + (long long)tile * 512);
+            a[side][0] = v.x, a[side][1] = v.y, a[side][2] = v.z, a[side][3] = v.w;
+        }
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            unsigned b0 = 0, b1 = 0;
+            if (source[i] >= 0) {
+                Ptr<const float> row = x + (long long)source[i] * s.k;
+                b0 = load_pair<float, W>(row, tile * 16 + pair, s.k, s.pairs);
+                b1 = load_pair<float, W>(row, tile * 16 + 8 + pair, s.k, s.pairs);
+            }
+#pragma unroll
+            for (int side = 0; side < SIDES; side++) Float<W>::mma(acc[side][i], a[side], b0, b1);
+        }
+    }
+    // partial[side][range][row of x][row of w]
+#pragma unroll
+    for (int side = 0; side < SIDES; side++)
+#pragma unroll
+        for (int i = 0; i < TILES; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int token = i * 8 + pair + j % 2, row = group + j / 2 * 8;
+                partial[(side * RANGES + warp) * SIZE + token * 16 + row] = acc[side][i][j];
+            }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < SIZE; i += RANGES * 32) {
+        int column = unit * 32 + half * 16 + i % 16, row = work.first + i / 16;
+        if (column >= s.n || row >= work.end) continue;
+        float total[SIDES] = {};
+        for (int range = 0; range < RANGES; range++)
+            for (int side = 0; side < SIDES; side++) total[side] += partial[(side * RANGES + range) * SIZE + i];
+        out[(long long)row * s.n + column] = UP ? silu(total[0]) * total[SIDES - 1] : total[0];
+    }
+}
+
+constexpr int MANY_TOKENS = 64;
+constexpr int MANY_PANELS = 4;
+constexpr int STAGES = 3;
+// As in linear.cu: 80 bytes from one row of x to the next.
+constexpr int X_STRIDE = 40;
+
+// grid: (panels / 4, blocks of 64 rows), 256 threads: 4 warps along the panels, 2 along the rows of x
+template <class W, bool UP>
+__global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    SHARED(W, weights, STAGES * MANY_PANELS * 1024);
+    SHARED(W, tokens, 2 * MANY_TOKENS * X_STRIDE);
+    Work work = find_work<MANY_TOKENS>(starts, s.experts, (int)blockIdx.y);
+    if (work.expert < 0) return;
+    int thread = (int)threadIdx.x, lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
+    int first_panel = (int)blockIdx.x * MANY_PANELS, steps = (s.tiles + 1) / 2;
+    int loaded = work.first + thread / 4;
+    int source = loaded < work.end ? source_of<UP>(order, loaded, s.top_k) : -1;
+
+    auto copy_weights = [&](int step) {
+        if (step < steps) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int piece = thread + i * 256, panel = piece / 128, tile = step * 2 + piece % 128 / 64;
+                bool there = first_panel + panel < s.panels && tile < s.tiles;
+                long long from = (((long long)work.expert * s.panels + first_panel + panel) * s.tiles + tile) * 512 + piece % 64 * 8;
+                cp_async16(weights + (step % STAGES * MANY_PANELS * 1024 + piece * 8), w + (there ? from : 0), there ? 16 : 0);
+            }
+        }
+        cp_async_commit();
+    };
+    unsigned held[4];
+    auto load_tokens = [&](int step) {
+        int k = step * 32 + thread % 4 * 8;
+        Ptr<const float> row = x + (long long)max(source, 0) * s.k;
+#pragma unroll
+        for (int i = 0; i < 4; i++) held[i] = source >= 0 ? load_pair<float, W>(row, k + 2 * i, s.k, s.pairs) : 0u;
+    };
+    auto store_tokens = [&](int step) {
+        store_vec(tokens + ((step % 2 * MANY_TOKENS + thread / 4) * X_STRIDE + thread % 4 * 8),
+                  make_uint4(held[0], held[1], held[2], held[3]));
+    };
+    // Two fragments of 16 rows for each warp: the halves of a panel, or with UP a half of gate and the same half of up.
+    auto fragment = [&](int step, int t, int i) {
+        int panel = UP ? warp_m / 2 * 2 + i : warp_m, half = UP ? warp_m % 2 : i;
+        return weights + (step % STAGES * MANY_PANELS * 1024 + ((panel * 2 + t) * 2 + half) * 256 + lane * 8);
+    };
+
+    float total[2][4][4] = {}, acc[2][4][4] = {};
+    int per = tiles_per_range(s.tiles);
+    copy_weights(0);
+    copy_weights(1);
+    load_tokens(0);
+    store_tokens(0);
+    for (int step = 0; step < steps; step++) {
+        cp_async_wait<1>();
+        __syncthreads();
+        copy_weights(step + 2);
+        if (step + 1 < steps) load_tokens(step + 1);
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+            int tile = step * 2 + t;
+            if (tile >= s.tiles) break;
+            unsigned a[2][4], b[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                uint4 v = load_vec<uint4>(fragment(step, t, i));
+                a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int token = warp_n * 32 + i * 16 + lane / 16 * 8 + lane % 8;
+                ldmatrix_x4(b[i], tokens + ((step % 2 * MANY_TOKENS + token) * X_STRIDE + t * 16 + lane / 8 % 2 * 8));
+            }
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) Float<W>::mma(acc[half][i], a[half], b[i / 2][i % 2 * 2], b[i / 2][i % 2 * 2 + 1]);
+            if ((tile + 1) % per == 0 || tile + 1 == s.tiles) {
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+#pragma unroll
+                        for (int j = 0; j < 4; j++) total[half][i][j] += acc[half][i][j], acc[half][i][j] = 0;
+            }
+        }
+        if (step + 1 < steps) store_tokens(step + 1);
+    }
+#pragma unroll
+    for (int half = 0; half < (UP ? 1 : 2); half++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int block = UP ? first_panel / 2 * 2 + warp_m : (first_panel + warp_m) * 2 + half;
+                int column = block * 16 + lane / 4 + j / 2 * 8;
+                int row = work.first + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;
+                if (column >= s.n || row >= work.end) continue;
+                float v = UP ? silu(total[0][i][j]) * total[1][i][j] : total[half][i][j];
+                out[(long long)row * s.n + column] = v;
+            }
+}
+
+constexpr int F32_WARPS = 4;
+constexpr int F32_TOKENS = 8;
+
+// grid: (n / 4, blocks of 8 rows), 128 threads: a warp has one column of out
+template <bool UP>
+__global__ void __launch_bounds__(F32_WARPS * 32)
+    moe_f32(In<float> x, In<float> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    constexpr int SIDES = UP ? 2 : 1;
+    Work work = find_work<F32_TOKENS>(starts, s.experts, (int)blockIdx.y);
+    int column = (int)blockIdx.x * F32_WARPS + warp_id();
+    if (work.expert < 0 || column >= s.n) return;
+    int width = s.tiles * 16;
+    Ptr<const float> weights = w + (((long long)work.expert * s.panels + column / 32 * SIDES) * 32 + column % 32) * width;
+    long long source[F32_TOKENS];
+#pragma unroll
+    for (int i = 0; i < F32_TOKENS; i++) {
+        int row = work.first + i;
+        source[i] = row < work.end ? (long long)source_of<UP>(order, row, s.top_k) * s.k : 0;
+    }
+    float acc[SIDES][F32_TOKENS] = {};
+    for (int k = lane_id(); k < s.k; k += 32) {
+        float a[SIDES];
+        for (int side = 0; side < SIDES; side++) a[side] = weights[(long long)side * 32 * width + k];
+#pragma unroll
+        for (int i = 0; i < F32_TOKENS; i++)
+            if (work.first + i < work.end) {
+                float v = x[source[i] + k];
+#pragma unroll
+                for (int side = 0; side < SIDES; side++) acc[side][i] = fmaf(a[side], v, acc[side][i]);
+            }
+    }
+#pragma unroll
+    for (int i = 0; i < F32_TOKENS; i++) {
+        float first = warp_sum(acc[0][i]), last = UP ? warp_sum(acc[SIDES - 1][i]) : 0.0f;
+        if (lane_id() == 0 && work.first + i < work.end)
+            out[(long long)(work.first + i) * s.n + column] = UP ? silu(first) * last : first;
+    }
+}
+
+constexpr int COMBINE_THREADS = 256;
+
+// grid: tokens. N = 4 where H % 4 == 0, else 1
+template <int N>
+__global__ void __launch_bounds__(COMBINE_THREADS)
+    moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, Out<float> out) {
+    long long token = blockIdx.x;
+    for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
+        float sum[N] = {};
+        for (int j = 0; j < top_k; j++) {
+            int row = places[token * top_k + j];
+            float weight = weights[token * top_k + j], v[N];
+            Wide<N>::load(rows + ((long long)row * width + c), v);
+            for (int i = 0; i < N; i++) sum[i] = fmaf(weight, v[i], sum[i]);
+        }
+        Wide<N>::store(out + (token * width + c), sum);
+    }
+}

@@ -1,0 +1,217 @@
+//! Experts at sizes that divide nothing, with every kernel that the number of tokens may choose.
+
+use crate::common::*;
+use crate::device::{SEEDS, emulated};
+use crate::mutants::{Run, assert_noticed};
+use crate::naive;
+use kernels::ops::*;
+use kernels::*;
+
+struct Case {
+    dtype: DType,
+    /// T, H, I, E, k
+    sizes: [usize; 5],
+}
+
+struct Data {
+    x: Host,
+    weights: Host,
+    ids: Vec<i32>,
+    hosts: Vec<[Host; 3]>,
+}
+
+impl Case {
+    fn data(&self) -> Data {
+        let Self { dtype, sizes: [t, h, i, e, k] } = *self;
+        let host = |e: u64| {
+            [(0, [i, h]), (1, [i, h]), (2, [h, i])].map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
+        };
+        Data {
+            x: Host::random(DType::F32, &[t, h], 90),
+            weights: Host::random(DType::F32, &[t, k], 91),
+            // The second expert is never chosen, if there are three; the last one if there are two.
+            ids: (0..t * k)
+                .map(|pair| (pair * 7 + pair / 5) % (e - 1).max(1))
+                .map(|id| if id > 0 { id as i32 + 1 } else { 0 })
+                .collect(),
+            hosts: (0..e as u64).map(host).collect(),
+        }
+    }
+
+    fn experts(&self, device: &Device, data: &Data) -> Experts {
+        let sources: Vec<ExpertSource> = data
+            .hosts
+            .iter()
+            .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
+            .collect();
+        Experts::pack(device, self.dtype, &sources)
+    }
+
+    /// Some of the tokens, in a scratch that is larger than needed.
+    fn run(&self, device: &Device, tokens: std::ops::Range<usize>) -> Result<Vec<u8>, Error> {
+        let Self { sizes: [t, h, i, e, k], .. } = *self;
+        let data = self.data();
+        let part = |host: &Host, len: usize| -> Tensor {
+            let values: Vec<f32> =
+                host.values[tokens.start * len..tokens.end * len].iter().map(|&v| v as f32).collect();
+            Tensor::from_f32(device, &[tokens.len(), len], &values)
+        };
+        let mut ids = Tensor::unwritten(device, DType::I32, &[tokens.len(), k]);
+        ids.write_i32(0, &data.ids[tokens.start * k..tokens.end * k]);
+        let mut scratch = MoeScratch::new(device, t + 2, [e, h, i], k);
+        let mut out = Tensor::unwritten(device, DType::F32, &[tokens.len(), h]);
+        let experts = self.experts(device, &data);
+        moe(&part(&data.x, h), &experts, &ids, &part(&data.weights, k), &mut scratch, &mut out);
+        out.read()
+    }
+}
+
+/// Tensor cores take activations in the type of the weights: x, and what is between the two layers.
+fn rounded(dtype: DType, rows: &naive::Rows) -> naive::Rows {
+    let round = |row: &Vec<f64>| {
+        let values: Vec<f32> = row.iter().map(|&v| v as f32).collect();
+        Host::new(dtype, &[row.len()], &values).values
+    };
+    rows.iter().map(round).collect()
+}
+
+fn twin(dtype: DType, data: &Data) -> naive::Rows {
+    let x = rounded(dtype, &data.x.rows());
+    let k = data.ids.len() / x.len();
+    let expert = |x: &Vec<f64>, [gate, up, down]: &[Host; 3]| {
+        let both =
+            [gate, up].map(|w| naive::linear(&vec![x.clone()], &w.rows(), None, Activation::None).remove(0));
+        let inner: Vec<f64> = both[0].iter().zip(&both[1]).map(|(g, u)| naive::silu(*g) * u).collect();
+        naive::linear(&rounded(dtype, &vec![inner]), &down.rows(), None, Activation::None).remove(0)
+    };
+    let token = |(t, x): (usize, &Vec<f64>)| {
+        let mut out = vec![0.0; x.len()];
+        for pair in t * k..(t + 1) * k {
+            let y = expert(x, &data.hosts[data.ids[pair] as usize]);
+            out.iter_mut().zip(y).for_each(|(out, y)| *out += data.weights.values[pair] * y);
+        }
+        out
+    };
+    x.iter().enumerate().map(token).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+#[test]
+fn experts_of_tokens() {
+    let device = emulated(SEEDS[0]);
+    for (dtype, sizes) in [
+        (DType::F32, [1, 5, 3, 2, 1]),
+        (DType::F32, [21, 67, 33, 5, 2]),
+        (DType::BF16, [1, 67, 33, 5, 3]),
+        (DType::F16, [9, 270, 97, 4, 2]),
+        (DType::F16, [33, 48, 64, 3, 1]),
+        (DType::BF16, [67, 34, 65, 3, 2]),
+        (DType::BF16, [20, 16, 8, 70, 3]),
+    ] {
+        let case = Case { dtype, sizes };
+        let found = floats(&case.run(&device, 0..sizes[0]).expect("a result"));
+        // One step of a 16-bit float between the layers is what the twin may round otherwise.
+        let tolerance = if dtype == DType::F32 { 5e-6 } else { 1e-3 };
+        assert_close(&found, &twin(dtype, &case.data()).concat(), tolerance, &format!("{dtype} {sizes:?}"));
+    }
+}
+
+/// 163 tokens take `moe_many`, the others one of the rest, under another schedule.
+#[test]
+fn tokens_have_the_same_bits_alone() {
+    let (t, h) = (163, 70);
+    for dtype in [DType::BF16, DType::F32] {
+        let case = Case { dtype, sizes: [t, h, 35, 5, 3] };
+        let together = case.run(&emulated(SEEDS[0]), 0..t).expect("a result");
+        let device = emulated(SEEDS[1]);
+        for tokens in [0..1, 162..163, 9..19, 20..40, 100..130] {
+            let found = case.run(&device, tokens.clone()).expect("a result");
+            assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{dtype} {tokens:?}");
+        }
+    }
+}
+
+/// Router and experts in a graph: nothing between them is known to the host.
+#[test]
+fn replays_follow_the_router() {
+    let device = emulated(SEEDS[0]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let case = Case { dtype: DType::BF16, sizes: [4, 32, 16, 6, 2] };
+    let experts = case.experts(&device, &case.data());
+    let config = RouterConfig {
+        scoring: Scoring::Sigmoid,
+        top_k: 2,
+        num_groups: 1,
+        top_groups: 1,
+        group_score: GroupScore::Max,
+        normalize: true,
+        scale: 1.0,
+    };
+    let x = case.data().x.tensor(&device);
+    let mut scratch = MoeScratch::new(&device, 4, [6, 32, 16], 2);
+    let mut ids = Tensor::zeros(&device, DType::I32, &[4, 2]);
+    let [mut weights, mut out] = [2, 32].map(|width| Tensor::zeros(&device, DType::F32, &[4, width]));
+    let mut logits = Tensor::zeros(&device, DType::F32, &[4, 6]);
+    let mut step = |logits: &Tensor, out: &mut Tensor| {
+        route(logits, None, &config, &mut ids, &mut weights);
+        moe(&x, &experts, &ids, &weights, &mut scratch, out);
+    };
+    let inputs = [1, 2, 3].map(|seed| values(seed, 24));
+    let eager = inputs.each_ref().map(|input| {
+        logits.write_f32(0, input);
+        step(&logits, &mut out);
+        bits(&out.to_f32_vec())
+    });
+    assert_ne!(eager[0], eager[1]);
+    let graph = cuda.capture(|| step(&logits, &mut out)).expect("a graph");
+    for (input, eager) in inputs.iter().zip(eager) {
+        logits.write_f32(0, input);
+        cuda.replay(graph);
+        assert_eq!(bits(&out.to_f32_vec()), eager);
+    }
+}
+
+#[test]
+fn bugs_are_noticed() {
+    let of = |dtype, t| move |device: &Device| Case { dtype, sizes: [t, 50, 35, 5, 3] }.run(device, 0..t);
+    let (few, many, f32) = (of(DType::BF16, 9), of(DType::BF16, 120), of(DType::F32, 9));
+    let wide = |device: &Device| Case { dtype: DType::BF16, sizes: [20, 16, 8, 70, 3] }.run(device, 0..20);
+    let cases: [(&'static str, &'static str, Run); 11] = [
+        // Places.
+        ("int next = 0;\n    for (int w = 0;", "int next = 0;\n    for (int w = 1;", &many),
+        (
+            "counts[round * WARPS + warp] = __popc(mine);\n        __syncthreads();",
+            "counts[round * WARPS + warp] = __popc(mine);",
+            &many,
+        ),
+        ("before += w < warp ? count : 0;", "before += w <= warp ? count : 0;", &many),
+        (
+            "if (thread == 0 && expert + 1 == (int)gridDim.x) starts",
+            "if (thread == 0 && expert == (int)gridDim.x) starts",
+            &few,
+        ),
+        // Work.
+        (
+            "return Work{base + lane_of, first, min(end, first + TILE)};",
+            "return Work{base + lane_of, first, first + TILE};",
+            &few,
+        ),
+        ("index -= __shfl_sync(~0u, sum, 31);", "index -= __shfl_sync(~0u, sum, 30);", &wide),
+        ("return pair / top_k;", "return pair;", &few),
+        // Panels.
+        ("int panel = UP ? warp_m / 2 * 2 + i : warp_m,", "int panel = UP ? warp_m / 2 + i : warp_m,", &many),
+        ("column / 32 * SIDES) * 32", "column / 32) * 32", &f32),
+        // Waits.
+        ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
+        // The order of a sum.
+        (
+            "for (int j = 0; j < top_k; j++) {\n            int row",
+            "for (int j = top_k - 1; j >= 0; j--) {\n            int row",
+            &few,
+        ),
+    ];
+    assert_noticed(&cases);
+}
