@@ -1,7 +1,7 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{elementwise, interpolate, linear, moe, norm, rope, route, rows};
+use super::{elementwise, interpolate, linear, moe, norm, peak, rope, route, rows};
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &elementwise::KERNEL,
@@ -9,6 +9,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &linear::KERNEL,
     &moe::KERNEL,
     &norm::KERNEL,
+    &peak::KERNEL,
     &rope::KERNEL,
     &route::KERNEL,
     &rows::KERNEL,

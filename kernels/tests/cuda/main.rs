@@ -15,6 +15,7 @@ mod mutants;
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+mod peak;
 mod prepare;
 mod ptx;
 mod queues;
