@@ -140,8 +140,13 @@ impl Sequence {
     }
 
     fn ragged(&self) -> Ragged<'_> {
-        let Self { cu_seqlens, context_lens, block_tables, cu_blocks } = self;
-        Ragged { cu_seqlens, context_lens, block_tables, cu_blocks, block_size: BLOCK }
+        Ragged {
+            cu_seqlens: (&self.cu_seqlens).into(),
+            context_lens: (&self.context_lens).into(),
+            block_tables: (&self.block_tables).into(),
+            cu_blocks: (&self.cu_blocks).into(),
+            block_size: BLOCK,
+        }
     }
 
     fn slots(&self) -> usize {
@@ -164,7 +169,14 @@ fn latent(bench: &Bench) {
         let sequence = Sequence::new(t, context);
         let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), d]);
         let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, r]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: r, max_context: 16384 };
+        let sizes = AttentionSizes {
+            heads: h,
+            kv_heads: 1,
+            key_dim: d,
+            value_dim: r,
+            max_context: 16384,
+            max_tokens: t,
+        };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
         bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}"), work, || {
@@ -183,7 +195,14 @@ fn grouped(bench: &Bench) {
         let shape = [sequence.slots(), kv, d];
         let [keys, values] = [0; 2].map(|_| Tensor::zeros(&bench.device, DType::BF16, &shape));
         let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, d]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 8192 };
+        let sizes = AttentionSizes {
+            heads: h,
+            kv_heads: kv,
+            key_dim: d,
+            value_dim: d,
+            max_context: 8192,
+            max_tokens: t,
+        };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = match t {
             1 => Work::Bytes((4 * (context + 1) * kv * d) as f64),
@@ -202,7 +221,8 @@ fn pictures(bench: &Bench) {
     let (h, d) = (16, 72);
     for t in [256, 1024, 4096] {
         let (qkv, mut out) = (random(bench, &[t, 3, h, d]), zeros(bench, &[t, h, d]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 0 };
+        let sizes =
+            AttentionSizes { heads: h, kv_heads: h, key_dim: d, value_dim: d, max_context: 0, max_tokens: t };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = Work::Flop(4.0 * (t * t * h * d) as f64);
         bench.line("packed_attention", &format!("T {t} H {h} D {d}"), work, || {

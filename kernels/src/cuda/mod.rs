@@ -4,6 +4,8 @@
 //! `synchronize` or a read of results reports it.
 
 mod arena;
+pub(crate) mod attention;
+pub(crate) mod attention_rows;
 mod catalogue;
 pub mod compile;
 pub mod driver;

@@ -34,9 +34,9 @@ fn widths(config: &VisionConfig) -> [usize; 6] {
 }
 
 /// Every query of a picture sees every key: no cache, so no context.
-fn attention_sizes(config: &VisionConfig) -> AttentionSizes {
+fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
     let (heads, dim) = (config.num_heads, config.head_dim());
-    AttentionSizes { heads, key_dim: dim, value_dim: dim, max_context: 0 }
+    AttentionSizes { heads, kv_heads: heads, key_dim: dim, value_dim: dim, max_context: 0, max_tokens }
 }
 
 impl Scratch {
@@ -52,7 +52,7 @@ impl Scratch {
             hidden,
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
             raster: (0..max_patches as u32).collect(),
-            attention: AttentionScratch::new(device, attention_sizes(config)),
+            attention: AttentionScratch::new(device, attention_sizes(config, max_patches)),
             squares: Vec::with_capacity(max_patches),
         }
     }
@@ -62,7 +62,7 @@ impl Scratch {
         let activations = widths(config).map(|width| Tensor::bytes_of(DType::F32, &[max_patches, width]));
         activations.iter().sum::<u64>()
             + RopeTable::bytes(max_patches, config.head_dim() / 2)
-            + AttentionScratch::bytes(device, attention_sizes(config))
+            + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
     }
 
     /// Shows as many rows as the picture has patches.
