@@ -51,7 +51,38 @@ impl Device {
 
     /// A GPU behind this driver, with an arena of `arena_bytes`; `host` is the processor beside it.
     pub fn cuda(driver: Box<dyn Driver>, arena_bytes: u64, host: CpuOptions) -> Result<Self, Error> {
-        Ok(Self::Cuda(Arc::new(Cuda::new(driver, Arc::new(Cpu::new(host)?), arena_bytes)?)))
+        let device = Self::cuda_without_memory(driver, host)?;
+        device.reserve(arena_bytes)?;
+        Ok(device)
+    }
+
+    /// A GPU whose memory is taken later, when it is known how much is needed: sizes may depend on the device.
+    pub fn cuda_without_memory(driver: Box<dyn Driver>, host: CpuOptions) -> Result<Self, Error> {
+        Ok(Self::Cuda(Arc::new(Cuda::new(driver, Arc::new(Cpu::new(host)?))?)))
+    }
+
+    /// Takes all the device memory there will be, once and before the first tensor. Nothing to do on the CPU.
+    pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => Ok(cuda.reserve(bytes)?),
+        }
+    }
+
+    /// Bytes of memory, and how many of them nobody has taken; `None` for the host, which knows better how to ask.
+    pub fn memory(&self) -> Option<[u64; 2]> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(cuda) => Some([cuda.info().total_memory, cuda.info().free_memory]),
+        }
+    }
+
+    /// What a number of tensors need in the arena beside their bytes, at most: they begin at round addresses, and apart.
+    pub fn padding_bytes(&self, num_tensors: u64) -> u64 {
+        match self {
+            Self::Cpu(_) => 0,
+            Self::Cuda(_) => num_tensors * Cuda::footprint(1),
+        }
     }
 
     /// Live bytes of the tensors, matrices and scratch buffers made on this device.
@@ -59,6 +90,14 @@ impl Device {
         match self {
             Self::Cpu(cpu) => cpu.allocated.load(Ordering::Relaxed),
             Self::Cuda(cuda) => cuda.allocated_bytes(),
+        }
+    }
+
+    /// What is taken of the device's memory: with a GPU all of it at once, whatever lies in it.
+    pub fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(_) => self.allocated_bytes(),
+            Self::Cuda(cuda) => cuda.reserved_bytes(),
         }
     }
 

@@ -145,6 +145,11 @@ pub(crate) fn bytes_of_slice<T: Element>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
+pub(crate) fn bytes_of_slice_mut<T: Element>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: an Element has no padding, and any bytes are one.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
 fn layout(len: usize) -> Layout {
     let align = if len >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
     Layout::from_size_align(len.max(1).next_multiple_of(CACHE_LINE), align)

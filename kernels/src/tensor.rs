@@ -2,10 +2,11 @@
 //! shows fewer rows: its capacity is fixed, its shape moves within it.
 
 use crate::cuda::driver::DevicePtr;
-use crate::memory::{Buffer, bytes_of_slice};
+use crate::memory::{Buffer, bytes_of_slice, bytes_of_slice_mut};
 use crate::{Device, Error};
 use half::{bf16, f16};
 use std::fmt;
+use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -327,6 +328,41 @@ impl Tensor {
         assert_eq!(self.dtype, DType::I32, "to_i32_vec");
         let bytes = self.read().unwrap_or_else(|error| panic!("to_i32_vec: {error}"));
         bytes.as_chunks().0.iter().map(|b| i32::from_ne_bytes(*b)).collect()
+    }
+
+    /// All elements of a tensor of f32, on the host: where the processor is the device its own memory, else a copy in `copy`, after
+    /// all work that was enqueued. What is written there stays there.
+    pub fn on_host_mut<'a>(&'a mut self, copy: &'a mut Vec<f32>) -> Result<&'a mut [f32], Error> {
+        match self.device() {
+            Device::Cpu(_) => Ok(self.as_f32_mut()),
+            Device::Cuda(_) => {
+                self.copy_elements(0..self.len(), copy)?;
+                Ok(copy)
+            }
+        }
+    }
+
+    /// Some rows of a tensor of f32, as [`Tensor::on_host_mut`].
+    pub fn rows_on_host<'a>(
+        &'a self,
+        rows: Range<usize>,
+        copy: &'a mut Vec<f32>,
+    ) -> Result<&'a [f32], Error> {
+        let elements = rows.start * self.row_len()..rows.end * self.row_len();
+        match self.device() {
+            Device::Cpu(_) => Ok(&self.as_f32()[elements]),
+            Device::Cuda(_) => {
+                self.copy_elements(elements, copy)?;
+                Ok(copy)
+            }
+        }
+    }
+
+    fn copy_elements(&self, elements: Range<usize>, copy: &mut Vec<f32>) -> Result<(), Error> {
+        assert_eq!(self.dtype, DType::F32, "a copy for the host");
+        assert!(elements.end <= self.len(), "elements {elements:?} of {}", self.len());
+        copy.resize(elements.len(), 0.0);
+        Ok(self.buffer.read(elements.start * 4, bytes_of_slice_mut(copy))?)
     }
 
     /// Rounds values into a tensor of floats, from element `start` on.

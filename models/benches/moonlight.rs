@@ -8,7 +8,10 @@
 mod peak;
 
 use kernels::Device;
-use models::{DTypeChoice, DeviceRunner, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
+use models::{
+    DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit,
+    ModelFiles,
+};
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -79,6 +82,8 @@ fn prefill_flop(len: usize) -> f64 {
 fn load(threads: usize) -> Loaded {
     let content: &'static [u8] = config().leak().as_bytes();
     let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
         load_format: LoadFormat::Dummy,
         dtype: DTypeChoice::Auto,
         max_model_len: Some(MAX_LEN),
@@ -142,7 +147,7 @@ fn thread_clock() -> f64 {
 }
 
 fn run(runner: &mut DeviceRunner, batch: &Batch) {
-    let Ok(output) = runner.execute(batch);
+    let output = runner.execute(batch).expect("the processor does not fail");
     black_box(output);
 }
 

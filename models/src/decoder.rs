@@ -8,7 +8,7 @@
 
 use crate::LoadError;
 use crate::config::{AttentionConfig, DecoderConfig};
-use crate::input::ModelInput;
+use crate::input::StepInput;
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::layers::gqa::Gqa;
 use crate::layers::mla::Mla;
@@ -18,7 +18,7 @@ use crate::layers::{Loader, WeightSize, rope};
 use crate::scratch::Scratch;
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
-use kernels::{DType, Device, Matrix, Tensor};
+use kernels::{DType, Device, Indices, Matrix, Tensor};
 
 pub struct Decoder {
     embedding: Tensor,
@@ -49,7 +49,7 @@ enum LayerMlp {
 
 /// What the layers need of a step beside its activations.
 pub struct Step<'a> {
-    pub input: &'a ModelInput,
+    pub input: &'a StepInput,
     pub ragged: Ragged<'a>,
     pub rope: &'a RopeTable,
     pub layout: RopeLayout,
@@ -106,7 +106,7 @@ impl Decoder {
     pub fn size(config: &DecoderConfig, stored_as: DType) -> WeightSize {
         let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
         let table = (vocab_size * hidden_size) as u64;
-        let embedding = WeightSize { parameters: table, bytes: table * stored_as.size() as u64 };
+        let embedding = WeightSize { parameters: table, bytes: table * stored_as.size() as u64, tensors: 1 };
         let mut head = WeightSize::matrix(stored_as, vocab_size, hidden_size);
         if config.tied_head {
             head.parameters = 0;
@@ -133,14 +133,14 @@ impl Decoder {
     /// for every token, ready for the head.
     pub fn forward(
         &self,
-        input: &ModelInput,
+        input: &StepInput,
         images: Option<&Tensor>,
         cache: &mut KvCache,
         scratch: &mut Scratch,
     ) {
         scratch.set_tokens(input.num_tokens());
         ops::embedding(&self.embedding, &input.tokens, &mut scratch.residual);
-        if !input.image_rows.is_empty() {
+        if !input.image_rows.as_slice().is_empty() {
             let images = images.expect("only models with pictures get their rows");
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
@@ -161,10 +161,11 @@ impl Decoder {
     }
 
     /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`.
-    pub fn logits(&self, rows: &[u32], scratch: &mut Scratch) {
+    pub fn logits(&self, rows: &Indices, scratch: &mut Scratch) {
         let Scratch { normed, sampled, logits, .. } = scratch;
-        sampled.set_rows(rows.len());
-        logits.set_rows(rows.len());
+        let num_rows = rows.as_slice().len();
+        sampled.set_rows(num_rows);
+        logits.set_rows(num_rows);
         ops::gather_rows(normed, rows, sampled);
         ops::linear(sampled, &self.head, None, Activation::None, logits);
     }

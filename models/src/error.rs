@@ -31,6 +31,9 @@ pub enum LoadError {
     Option { option: &'static str, message: String },
     #[error(transparent)]
     DoesNotFit(Box<DoesNotFit>),
+    /// The device cannot be used, or failed while the model was loaded.
+    #[error("{0} (--device cpu computes on the processor)")]
+    Device(#[from] kernels::Error),
 }
 
 impl LoadError {

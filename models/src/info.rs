@@ -1,5 +1,6 @@
 //! What the server tells this crate before loading, and what it learns about the model after.
 
+use crate::device::{DeviceChoice, KernelOptions};
 use scheduler::{ImageInput, TokenId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum MemoryLimit {
 /// Everything that decides how much memory is needed. The plan and the loader are computed from the same values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
+    pub device: DeviceChoice,
+    pub kernels: KernelOptions,
     pub load_format: LoadFormat,
     pub dtype: DTypeChoice,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.

@@ -5,6 +5,7 @@
 //! cu_seqlens 0 5 6 9                slots      where each token's keys and values are written
 //! ```
 
+use kernels::{Device, Indices};
 use scheduler::{Batch, BatchItem, BlockId};
 
 #[derive(Debug, Default)]
@@ -40,10 +41,6 @@ impl ModelInput {
         for item in &batch.items {
             self.push(item, sizes);
         }
-    }
-
-    pub fn num_tokens(&self) -> usize {
-        self.tokens.len()
     }
 
     fn clear(&mut self) {
@@ -97,6 +94,89 @@ impl ModelInput {
         if sample.is_some() {
             self.sample_rows.push(self.tokens.len() as u32 - 1);
         }
+    }
+}
+
+/// The largest step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InputLimits {
+    pub num_tokens: usize,
+    pub num_items: usize,
+    /// Of one item.
+    pub num_blocks: usize,
+    /// Rows that go through the head at a time.
+    pub head_rows: usize,
+}
+
+/// The arrays of [`ModelInput`] where the ops read them: on the device, at addresses that stay.
+pub struct StepInput {
+    pub tokens: Indices,
+    pub positions: Indices,
+    pub slots: Indices,
+    pub cu_seqlens: Indices,
+    pub context_lens: Indices,
+    pub block_tables: Indices,
+    pub cu_blocks: Indices,
+    pub image_rows: Indices,
+    pub image_tokens: Indices,
+    /// Set for each piece of the head's rows.
+    pub head_rows: Indices,
+}
+
+impl StepInput {
+    /// In the order of the fields.
+    fn capacities(limits: &InputLimits) -> [usize; 10] {
+        let InputLimits { num_tokens: t, num_items, num_blocks, head_rows } = *limits;
+        [t, t, t, num_items + 1, num_items, num_items * num_blocks, num_items + 1, t, t, head_rows]
+    }
+
+    pub fn new(device: &Device, limits: &InputLimits) -> Self {
+        let [
+            tokens,
+            positions,
+            slots,
+            cu_seqlens,
+            context_lens,
+            block_tables,
+            cu_blocks,
+            image_rows,
+            image_tokens,
+            head_rows,
+        ] = Self::capacities(limits).map(|capacity| Indices::new(device, capacity));
+        Self {
+            tokens,
+            positions,
+            slots,
+            cu_seqlens,
+            context_lens,
+            block_tables,
+            cu_blocks,
+            image_rows,
+            image_tokens,
+            head_rows,
+        }
+    }
+
+    /// What `new` allocates.
+    pub fn bytes(device: &Device, limits: &InputLimits) -> u64 {
+        Self::capacities(limits).iter().map(|&capacity| Indices::bytes(device, capacity)).sum()
+    }
+
+    /// Everything but the head's rows.
+    pub fn set(&mut self, input: &ModelInput) {
+        self.tokens.set(&input.tokens);
+        self.positions.set(&input.positions);
+        self.slots.set(&input.slots);
+        self.cu_seqlens.set(&input.cu_seqlens);
+        self.context_lens.set(&input.context_lens);
+        self.block_tables.set(&input.block_tables);
+        self.cu_blocks.set(&input.cu_blocks);
+        self.image_rows.set(&input.image_rows);
+        self.image_tokens.set(&input.image_tokens);
+    }
+
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.as_slice().len()
     }
 }
 

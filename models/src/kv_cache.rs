@@ -42,6 +42,11 @@ impl KvCache {
         Self { layers: (0..config.num_layers).map(|_| layer()).collect(), block_size }
     }
 
+    /// At most.
+    pub fn num_tensors(config: &DecoderConfig) -> u64 {
+        2 * config.num_layers as u64
+    }
+
     pub fn bytes_per_token(config: &DecoderConfig, stored_as: DType) -> u64 {
         (config.num_layers * config.kv_row() * stored_as.size()) as u64
     }

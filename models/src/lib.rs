@@ -3,6 +3,7 @@
 
 mod config;
 mod decoder;
+mod device;
 mod error;
 mod files;
 mod head;
@@ -19,6 +20,7 @@ mod scratch;
 mod weights;
 
 pub use config::GenerationDefaults;
+pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo};

@@ -2,6 +2,8 @@
 
 use crate::config::{GenerationDefaults, ModelConfig};
 use crate::decoder::{Decoder, Placement};
+use crate::device;
+use crate::input::StepInput;
 use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
 use crate::memory::{self, Plan, Request, VisionShape};
@@ -9,7 +11,7 @@ use crate::runner::{DeviceRunner, Eyes};
 use crate::scratch::Scratch;
 use crate::weights::Checkpoint;
 use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
-use kernels::{DType, Device, Tensor};
+use kernels::{DType, Device, Indices, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
 
@@ -57,15 +59,15 @@ impl Description {
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
-        let limit = memory::resolve_limit(options.memory, memory::machine_memory)?;
+        let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
         Ok(Request { config: &self.config, vision, options, device, limit })
     }
 }
 
-/// What fits, from the configuration alone: no weight file is opened.
+/// What fits, from the configuration alone: no weight file is opened, and a GPU need not be there.
 pub fn plan(files: &ModelFiles, options: &LoadOptions) -> Result<Plan, LoadError> {
-    let device = Device::cpu(options.threads);
+    let device = device::on_paper(options)?;
     Description::read(files)?.request(options, &device)?.plan()
 }
 
@@ -76,9 +78,10 @@ pub fn load(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded, LoadError> {
     let description = Description::read(files)?;
-    let device = Device::cpu(options.threads);
+    let device = device::open(options)?;
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
+    device.reserve(plan.memory.total)?;
     let stored_as = request.stored_as();
     let checkpoint = match options.load_format {
         LoadFormat::Auto => Checkpoint::open(files)?,
@@ -99,11 +102,15 @@ pub fn load(
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, stored_as, plan.num_blocks, plan.block_size);
     let scratch = Scratch::new(&device, &config.decoder, &request.limits(plan.max_model_len));
-    debug_assert_eq!(device.allocated_bytes(), plan.memory.total, "planned bytes are allocated bytes");
+    let input = StepInput::new(&device, &request.input_limits(plan.max_model_len));
+    // Weights were copied while the next were packed: wait for the last, and for what failed.
+    device.synchronize()?;
+    let planned = plan.memory.total - plan.memory.padding;
+    debug_assert_eq!(device.allocated_bytes(), planned, "planned bytes are allocated bytes");
     let info = info(config, &plan);
     let scheduler_config = plan.scheduler_config();
     let generation_defaults = config.generation;
-    let runner = DeviceRunner::new(device, decoder, eyes, cache, scratch);
+    let runner = DeviceRunner::new(device, decoder, eyes, cache, scratch, input);
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
     Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })
@@ -124,6 +131,7 @@ fn load_eyes(
         rows: rows(images.max_tokens),
         cache: rows(memory::image_cache_rows(&images)),
         rows_per_block: images.rows_per_block,
+        places: [(); 2].map(|()| Indices::new(device, images.max_tokens)),
     })
 }
 

@@ -7,11 +7,12 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
+use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
-use crate::scratch::{Scratch, StepLimits};
+use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::{LoadError, LoadOptions, MemoryLimit};
-use kernels::{DType, Device};
+use kernels::{DType, Device, Indices};
 use scheduler::SchedulerConfig;
 use serde::Serialize;
 use std::fmt;
@@ -52,6 +53,8 @@ pub struct MemoryPlan {
     pub vision_buffers: u64,
     pub image_cache: u64,
     pub kv_cache: u64,
+    /// Between tensors in a GPU's memory, at most.
+    pub padding: u64,
     /// The sum of all these but the limit.
     pub total: u64,
 }
@@ -129,22 +132,35 @@ impl Request<'_> {
         StepLimits { num_tokens: self.options.max_num_batched_tokens, context_len: max_model_len }
     }
 
+    pub fn input_limits(&self, max_model_len: usize) -> InputLimits {
+        InputLimits {
+            num_tokens: self.options.max_num_batched_tokens,
+            num_items: self.options.max_num_seqs,
+            num_blocks: self.blocks(max_model_len),
+            head_rows: logit_rows(&self.config.decoder, &self.limits(max_model_len)),
+        }
+    }
+
     /// All but the KV cache.
     fn fixed(&self, max_model_len: usize) -> MemoryPlan {
         let (decoder, stored_as) = (&self.config.decoder, self.stored_as());
         let limits = self.limits(max_model_len);
         let vision = self.vision_size();
-        let image_rows = self.images().map_or(0, |images| image_cache_rows(&images) + images.max_tokens);
+        let images = self.images().map_or(0, |images| image_bytes(self.device, &images, decoder.hidden_size));
+        let weights = Decoder::size(decoder, stored_as);
+        let tensors = weights.tensors + vision.tensors + KvCache::num_tensors(decoder) + Scratch::NUM_TENSORS;
         let plan = MemoryPlan {
             limit: self.limit,
-            weights: Decoder::size(decoder, stored_as).bytes,
+            weights: weights.bytes,
             vision_weights: vision.weight_bytes,
             position_tables: Decoder::rope_bytes(decoder, max_model_len),
-            activations: Scratch::activation_bytes(self.device, decoder, &limits),
+            activations: Scratch::activation_bytes(self.device, decoder, &limits)
+                + StepInput::bytes(self.device, &self.input_limits(max_model_len)),
             logits: Scratch::logits_bytes(decoder, &limits),
             vision_buffers: vision.buffer_bytes,
-            image_cache: 4 * (image_rows * decoder.hidden_size) as u64,
+            image_cache: images,
             kv_cache: 0,
+            padding: self.device.padding_bytes(tensors),
             total: 0,
         };
         plan.with_kv_cache(0)
@@ -251,6 +267,12 @@ pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
     images.num_blocks * images.rows_per_block
 }
 
+/// What pictures take after they were encoded, and the places that they go to.
+fn image_bytes(device: &Device, images: &ImagePlan, hidden_size: usize) -> u64 {
+    let rows = image_cache_rows(images) + images.max_tokens;
+    4 * (rows * hidden_size) as u64 + 2 * Indices::bytes(device, images.max_tokens)
+}
+
 fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), LoadError> {
     let LoadOptions { max_model_len, max_num_seqs, max_num_batched_tokens, block_size, .. } = *options;
     let fail = |option, message: String| Err(LoadError::Option { option, message });
@@ -286,6 +308,7 @@ impl MemoryPlan {
             + self.logits
             + self.vision_buffers
             + self.image_cache
+            + self.padding
             + kv_cache;
         Self { kv_cache, total, ..self }
     }
@@ -338,6 +361,7 @@ impl fmt::Display for Plan {
             ("vision buffers", m.vision_buffers),
             ("image cache", m.image_cache),
             ("KV cache", m.kv_cache),
+            ("padding", m.padding),
             ("total", m.total),
             ("limit", m.limit),
         ];
@@ -393,8 +417,19 @@ pub(crate) fn resolve_limit(
         }
         MemoryLimit::Fraction(x) => match total() {
             Some(total) => Ok((total as f64 * x) as u64),
-            None => fail("this machine does not say how much memory it has: give a number of bytes".into()),
+            None => fail(
+                "it is not known how much memory there is to take a share of: give a number of bytes".into(),
+            ),
         },
+    }
+}
+
+/// Memory that a fraction is of: what is free on a GPU, or all that the machine has.
+pub(crate) fn of_device(device: &Device) -> Option<u64> {
+    match device.memory() {
+        None => machine_memory(),
+        // A GPU on paper does not know.
+        Some([total, free]) => (total > 0).then_some(free),
     }
 }
 
@@ -428,7 +463,7 @@ mod tests {
         let error = resolve_limit(MemoryLimit::Fraction(0.9), none).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "memory: this machine does not say how much memory it has: give a number of bytes"
+            "memory: it is not known how much memory there is to take a share of: give a number of bytes"
         );
     }
 

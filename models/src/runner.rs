@@ -3,14 +3,13 @@
 
 use crate::decoder::Decoder;
 use crate::head::{self, HeadRows};
-use crate::input::{BlockSizes, ModelInput, slot};
+use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
 use crate::sampler::{self, RowResult, Sampler};
 use crate::scratch::Scratch;
-use kernels::{Device, Tensor, ops};
+use kernels::{Device, Error, Indices, Tensor, ops};
 use scheduler::{Batch, ImageEncode, ModelRunner, StepOutput};
-use std::convert::Infallible;
 use std::time::Instant;
 
 pub struct DeviceRunner {
@@ -21,6 +20,7 @@ pub struct DeviceRunner {
     scratch: Scratch,
     sizes: BlockSizes,
     input: ModelInput,
+    on_device: StepInput,
     sampler: Sampler,
     encode_us: u64,
 }
@@ -33,6 +33,8 @@ pub(crate) struct Eyes {
     /// All pictures that a running sequence may still read, row by row.
     pub cache: Tensor,
     pub rows_per_block: usize,
+    /// Which row of a picture goes where.
+    pub places: [Indices; 2],
 }
 
 impl DeviceRunner {
@@ -42,6 +44,7 @@ impl DeviceRunner {
         eyes: Option<Eyes>,
         cache: KvCache,
         scratch: Scratch,
+        on_device: StepInput,
     ) -> Self {
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows };
@@ -54,6 +57,7 @@ impl DeviceRunner {
             scratch,
             sizes,
             input: ModelInput::default(),
+            on_device,
             sampler,
             encode_us: 0,
         }
@@ -65,17 +69,19 @@ impl DeviceRunner {
 
     /// What the model holds on its device: the plan's total.
     pub fn allocated_bytes(&self) -> u64 {
-        self.device.allocated_bytes()
+        self.device.held_bytes()
     }
 
-    /// Log-probabilities of the whole vocabulary after each item that asks for a sample, in place of sampling.
+    /// Log-probabilities of the whole vocabulary after each item that asks for a sample, in place of sampling. For tests and tools:
+    /// panics when the device has failed.
     pub fn distributions(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
         self.forward(batch);
         let mut distributions = Vec::with_capacity(batch.num_samples());
         for rows in self.input.sample_rows.chunks(self.scratch.logit_rows) {
-            self.decoder.logits(rows, &mut self.scratch);
+            self.on_device.head_rows.set(rows);
+            self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
             let vocab_size = self.scratch.logits.shape()[1];
-            for row in self.scratch.logits.as_f32_mut().chunks_mut(vocab_size) {
+            for row in self.scratch.logits.to_f32_vec().chunks_mut(vocab_size) {
                 sampler::log_softmax(row);
                 distributions.push(row.to_vec());
             }
@@ -93,19 +99,21 @@ impl DeviceRunner {
         self.input.pack(batch, self.sizes);
         if !batch.items.is_empty() {
             let images = self.eyes.as_ref().map(|eyes| &eyes.cache);
-            self.decoder.forward(&self.input, images, &mut self.cache, &mut self.scratch);
+            self.on_device.set(&self.input);
+            self.decoder.forward(&self.on_device, images, &mut self.cache, &mut self.scratch);
         }
     }
 
     /// Runs rows through the head, some at a time.
-    fn run_head(&mut self, head: &HeadRows) -> Vec<RowResult> {
+    fn run_head(&mut self, head: &HeadRows) -> Result<Vec<RowResult>, Error> {
         let mut results = Vec::with_capacity(head.rows.len());
         let chunk = self.scratch.logit_rows;
         for (rows, tasks) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)) {
-            self.decoder.logits(rows, &mut self.scratch);
-            results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks));
+            self.on_device.head_rows.set(rows);
+            self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+            results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }
-        results
+        Ok(results)
     }
 }
 
@@ -117,18 +125,21 @@ impl Eyes {
         self.vision.encode(&encode.image, &mut self.rows);
         let from: Vec<u32> = (0..num_tokens as u32).collect();
         let to: Vec<u32> = (0..num_tokens).map(|row| slot(&encode.rows, row, self.rows_per_block)).collect();
-        ops::scatter_rows(&self.rows, &from, &mut self.cache, &to);
+        let [places_from, places_to] = &mut self.places;
+        places_from.set(&from);
+        places_to.set(&to);
+        ops::scatter_rows(&self.rows, &*places_from, &mut self.cache, &*places_to);
     }
 }
 
 impl ModelRunner for DeviceRunner {
-    /// The CPU cannot be lost. A device that can will have an error here.
-    type Error = Infallible;
+    /// What failed on the device since the step began. The processor cannot fail.
+    type Error = Error;
 
-    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
         self.forward(batch);
-        let results = self.run_head(&HeadRows::of(batch, &self.input));
-        Ok(head::output(batch, &self.input, results, &self.scratch.normed))
+        let results = self.run_head(&HeadRows::of(batch, &self.input))?;
+        head::output(batch, &self.input, results, &self.scratch.normed)
     }
 
     fn encode_us(&self) -> u64 {

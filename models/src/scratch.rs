@@ -100,6 +100,9 @@ fn shared_width(config: &DecoderConfig) -> usize {
 }
 
 impl Scratch {
+    /// At most: all that is not weights or KV cache, with the arrays of a step.
+    pub const NUM_TENSORS: u64 = 48;
+
     pub fn new(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> Self {
         let t = limits.num_tokens;
         let buffer = |width: usize| Tensor::zeros(device, DType::F32, &[t, width]);

@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::{FAMILIES, files, fixture, load, options};
-use models::{DTypeChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, Plan};
+use common::{FAMILIES, emulated, files, fixture, load, options};
+use models::{
+    DTypeChoice, DeviceChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, Plan,
+};
 use serde_json::{Value, json};
 
 fn check_bytes(what: &str, loaded: &Loaded) {
@@ -23,6 +25,28 @@ fn planned_bytes_are_allocated_bytes_in_every_family() {
             let loaded = load(family, &options);
             assert_eq!(loaded.plan, planned, "{family}");
             check_bytes(&format!("{family} in {dtype:?}"), &loaded);
+        }
+    }
+}
+
+/// On a GPU everything lies in one block of memory, which is as large as planned.
+#[test]
+fn the_arena_of_a_gpu_is_as_planned() {
+    for &family in FAMILIES {
+        for dtype in [DTypeChoice::F32, DTypeChoice::BF16] {
+            let options = LoadOptions { dtype, ..emulated() };
+            let planned = models::plan(&files(family), &options).unwrap();
+            let loaded = load(family, &options);
+            assert_eq!(loaded.plan, planned, "{family}");
+            let (device, memory) = (loaded.runner.device(), planned.memory);
+            assert_eq!(device.held_bytes(), memory.total, "{family}");
+            assert_eq!(device.allocated_bytes(), memory.total - memory.padding, "{family}");
+            assert!(memory.total <= memory.limit && memory.padding > 0, "{family}");
+            // On paper, from the same formulas.
+            let paper = LoadOptions { device: DeviceChoice::Cuda(0), ..options };
+            if !kernels::cuda::nvidia::is_present() {
+                assert_eq!(models::plan(&files(family), &paper).unwrap(), planned, "{family}");
+            }
         }
     }
 }

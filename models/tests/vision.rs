@@ -161,7 +161,7 @@ fn config() -> VisionConfig {
 fn encode(vision: &mut Vision, device: &Device, image: &ImageInput) -> Vec<f32> {
     let mut out = Tensor::zeros(device, DType::F32, &[image.num_tokens, config().text_hidden_size]);
     vision.encode(image, &mut out);
-    out.as_f32().to_vec()
+    out.to_f32_vec()
 }
 
 /// The largest difference, as a share of the largest expected value.

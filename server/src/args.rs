@@ -33,13 +33,6 @@ pub enum Command {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DeviceArg {
-    Auto,
-    Cpu,
-    Cuda,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
     Auto,
     #[value(alias = "float", alias = "f32")]
@@ -129,9 +122,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", num_args = 1.., env = "PERILUNE_SERVED_MODEL_NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
 
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DEVICE")]
-    pub device: DeviceArg,
+    /// Where to compute: cpu, cuda, cuda:N for the GPU of that number, or auto for the first GPU if there is one
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "PERILUNE_DEVICE")]
+    pub device: String,
+
+    /// Where a GPU's compiled kernels are kept; default: perilune/kernels in the user's cache folder
+    #[arg(long, value_name = "DIR", env = "PERILUNE_KERNEL_CACHE")]
+    pub kernel_cache: Option<PathBuf>,
+
+    /// Where libnvrtc is, which compiles kernels, if the system does not find it
+    #[arg(long, value_name = "DIR", env = "PERILUNE_NVRTC_DIR")]
+    pub nvrtc_dir: Option<PathBuf>,
 
     /// Type of weights and KV cache
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]
@@ -351,6 +352,13 @@ pub struct HarmlessArgs {
     pub disable_frontend_multiprocessing: bool,
     #[arg(long, hide = true)]
     pub enable_auto_tool_choice: bool,
+}
+
+/// Where compiled kernels are kept unless a folder is given: `None` for a user without a home.
+pub fn default_kernel_cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("perilune").join("kernels"))
 }
 
 impl HarmlessArgs {

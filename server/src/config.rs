@@ -2,7 +2,7 @@
 
 use crate::app::AppLimits;
 use crate::args::{
-    DTypeArg, DataArgs, DeviceArg, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs,
+    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs, default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -14,7 +14,7 @@ use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
-use models::{DTypeChoice, LoadFormat, LoadOptions};
+use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -95,6 +95,8 @@ impl TryFrom<ServeArgs> for Config {
             port,
             served_model_name,
             device,
+            kernel_cache,
+            nvrtc_dir,
             dtype,
             max_model_len,
             max_num_seqs,
@@ -130,7 +132,6 @@ impl TryFrom<ServeArgs> for Config {
             print_config: _,
             harmless,
         } = args;
-        check_device(device)?;
         for (flag, value) in [
             ("max-num-seqs", max_num_seqs),
             ("block-size", block_size),
@@ -187,6 +188,11 @@ impl TryFrom<ServeArgs> for Config {
             port,
             served_names: served_model_name,
             load: LoadOptions {
+                device: lower_device(&device)?,
+                kernels: KernelOptions {
+                    cache: kernel_cache.or_else(default_kernel_cache),
+                    nvrtc: nvrtc_dir,
+                },
                 load_format: match load_format {
                     LoadFormatArg::Auto => LoadFormat::Auto,
                     LoadFormatArg::Dummy => LoadFormat::Dummy,
@@ -269,7 +275,7 @@ impl Config {
             data,
             warnings,
         } = self;
-        json!({
+        let mut object = json!({
             "model": model,
             "host": host,
             "port": port,
@@ -309,7 +315,12 @@ impl Config {
             "max_batch_lines": data.batches.num_lines_max,
             "batch_concurrency": data.batches.concurrency,
             "warnings": warnings,
-        })
+        });
+        // More would be too many for one macro.
+        object["device"] = json!(format!("{:?}", load.device));
+        object["kernel_cache"] = json!(load.kernels.cache);
+        object["nvrtc_dir"] = json!(load.kernels.nvrtc);
+        object
     }
 }
 
@@ -332,11 +343,17 @@ fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigE
     })
 }
 
-fn check_device(device: DeviceArg) -> Result<(), ConfigError> {
-    match device {
-        DeviceArg::Auto | DeviceArg::Cpu => Ok(()),
-        DeviceArg::Cuda => {
-            Err(fail("device")("this version computes on the CPU only; use --device cpu".into()))
+/// `cuda-emulated` is for tests, and in no help.
+fn lower_device(text: &str) -> Result<DeviceChoice, ConfigError> {
+    let unknown = || fail("device")(format!("`{text}` is none of auto, cpu, cuda, cuda:N"));
+    match text {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Cuda(0)),
+        "cuda-emulated" => Ok(DeviceChoice::CudaEmulated),
+        _ => {
+            let number = text.strip_prefix("cuda:").ok_or_else(unknown)?;
+            number.parse().map(DeviceChoice::Cuda).map_err(|_| unknown())
         }
     }
 }

@@ -158,6 +158,11 @@ impl EngineHandle {
         let _ = self.submits.try_send(Submit(Vec::new()));
     }
 
+    /// Whether the thread ended without being told to.
+    pub fn has_failed(&self) -> bool {
+        self.submits.is_closed() && !self.is_stopping()
+    }
+
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Relaxed)
     }

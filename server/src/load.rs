@@ -18,6 +18,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
     let Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults } =
         models::load(files, options, &mut report)?;
     tracing::info!(
+        device = ?runner.device(),
         architecture = info.architecture,
         dtype = info.dtype,
         parameters = info.num_parameters,
@@ -37,6 +38,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
     );
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
+        device: format!("{:?}", runner.device()),
         device_bytes,
         runner,
         info,

@@ -30,6 +30,7 @@ const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 pub struct Metrics {
     registry: Registry,
     device_memory: IntGauge,
+    device_info: prometheus::IntGaugeVec,
     running: IntGauge,
     waiting: IntGauge,
     kv_usage: Gauge,
@@ -182,6 +183,9 @@ impl Metrics {
         #[rustfmt::skip]
         let metrics = Self {
             device_memory: make.gauge("perilune:device_memory_allocated_bytes", "weights, KV cache and workspaces, as planned"),
+            device_info: make.register(prometheus::IntGaugeVec::new(
+                make.opts("perilune:device_info", "what the model runs on"), &["device"],
+            )),
             running: make.gauge("vllm:num_requests_running", "sequences that have blocks"),
             waiting: make.gauge("vllm:num_requests_waiting", "sequences that wait for blocks or budget"),
             kv_usage: make.register(Gauge::with_opts(make.opts("vllm:kv_cache_usage_perc", "share of KV blocks in use, 1 is all"))),
@@ -222,7 +226,9 @@ impl Metrics {
         metrics
     }
 
-    pub fn device_memory(&self, bytes: u64) {
+    /// What the model runs on, and what it holds there.
+    pub fn device(&self, name: &str, bytes: u64) {
+        self.device_info.with_label_values(&[name]).set(1);
         self.device_memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 

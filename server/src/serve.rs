@@ -49,6 +49,8 @@ pub struct LoadedModel<R> {
     pub scheduler_config: SchedulerConfig,
     /// Sampling parameters that the model's authors recommend.
     pub generation: models::GenerationDefaults,
+    /// What it runs on, for people.
+    pub device: String,
     /// Allocated on the device, for good: nothing is allocated while serving.
     pub device_bytes: u64,
 }
@@ -178,7 +180,7 @@ where
             prefix_caching: scheduler_config.enable_prefix_caching,
         };
         let metrics = Arc::new(Metrics::new(&metrics_name, model.info.max_model_len, cache));
-        metrics.device_memory(model.device_bytes);
+        metrics.device(&model.device, model.device_bytes);
         Ok::<_, StartError<E>>(engine_thread::Parts {
             runner: model.runner,
             config: scheduler_config,

@@ -295,6 +295,10 @@ impl Service {
         })
     }
 
+    pub fn engine_has_failed(&self) -> bool {
+        self.parts.engine.has_failed()
+    }
+
     /// Hands sequences to the engine, which admits all of them or none.
     pub(crate) fn submit(&self, sequences: Vec<Sequence>) -> Result<Vec<EventStream>, ApiError> {
         self.parts.engine.submit(sequences).map_err(|error| match error {

@@ -216,6 +216,7 @@ fn a_failed_step_ends_everything_with_an_error() {
         assert_eq!(error["error"]["code"], "engine_error");
         let response = whole.receive();
         assert!([500, 503].contains(&response.status), "{}", response.text());
+        assert_eq!((server.get("/health").status, server.get("/livez").status), (503, 200));
         // Later requests are refused rather than left waiting.
         assert_eq!(server.post(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).status, 503);
     }

@@ -5,13 +5,15 @@ mod harness;
 
 use base64::Engine;
 use harness::TestServer;
-use models::{DTypeChoice, LoadFormat, LoadOptions, MemoryLimit};
+use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 
 fn options(max_num_batched_tokens: usize) -> LoadOptions {
     LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::Auto,
         max_model_len: Some(512),

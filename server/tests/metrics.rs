@@ -53,6 +53,7 @@ fn everything_is_there_from_the_start() {
         assert_eq!(value, if name == "vllm:cache_config_info" { 1.0 } else { 0.0 }, "{name}");
         assert!(text.contains(&format!("model_name=\"{}\"", harness::MODEL)));
     }
+    assert_eq!(find_metric(text, "perilune:device_info", "device=\"fake\""), Some(1.0));
     for reason in ["stop", "length", "abort", "error"] {
         let label = format!("finished_reason=\"{reason}\"");
         assert_eq!(find_metric(text, "vllm:request_success_total", &label), Some(0.0));

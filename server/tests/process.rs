@@ -157,7 +157,8 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--image-fetch-timeout", "0"], 2, "--image-fetch-timeout"),
         (&["serve", "--mm-processor-cache-gb", "-1"], 2, "--mm-processor-cache-gb"),
         (&["serve", "--max-video-frames", "0"], 2, "--max-video-frames"),
-        (&["serve", "--device", "cuda"], 2, "--device"),
+        (&["serve", "--device", "tpu"], 2, "--device"),
+        (&["serve", "--device", "cuda:first"], 2, "--device"),
         (&["serve", "--config", "/nonexistent/file"], 2, "--config"),
         (&["serve", "--config", &bad_key], 2, "no-such-flag"),
         (&["serve", "--config", &not_json], 2, "--config"),
@@ -172,6 +173,18 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         assert!(said.contains(words), "{args:?}: {said}");
         assert!(!said.contains("panicked"), "{args:?}: {said}");
     }
+    if !models::has_nvidia_driver() {
+        let output = run(&["serve", "--device", "cuda:1", "--port", "0"]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("libcuda was not found") && said.contains("--device cpu"), "{said}");
+        // What would fit can be said without one.
+        let output = run(&["plan", "--device", "cuda", "--memory", "2GiB"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let output = run(&["plan", "--device", "cuda"]);
+        assert!(text(&output.stderr).contains("memory: "), "{}", text(&output.stderr));
+    }
+    assert!(!text(&run(&["serve", "--help"]).stdout).contains("emulated"));
     for args in [&["--help"][..], &["serve", "--help"], &["--version"]] {
         assert!(run(args).status.success(), "{args:?}");
     }

@@ -19,6 +19,7 @@ pub(crate) mod norm;
 pub mod nvidia;
 pub mod nvrtc;
 pub(crate) mod pack;
+pub mod paper;
 pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;
@@ -30,7 +31,7 @@ use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Graph, Stream};
 use launch::Functions;
 use staging::Staging;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// One device, or the emulated one.
 pub struct Cuda {
@@ -38,25 +39,30 @@ pub struct Cuda {
     /// The processor beside it: packs weights, runs what is not an op.
     pub(crate) host: Arc<Cpu>,
     pub(crate) stream: Stream,
-    base: DevicePtr,
-    arena: Mutex<Arena>,
-    staging: Mutex<Staging>,
+    /// Empty until it is known how much is wanted.
+    memory: OnceLock<Memory>,
     functions: Mutex<Functions>,
     failure: Mutex<Option<CudaError>>,
     allocated: AtomicU64,
     capturing: AtomicBool,
 }
 
+/// All that is ever taken of a device, and the host's memory for copies.
+struct Memory {
+    base: DevicePtr,
+    bytes: u64,
+    arena: Mutex<Arena>,
+    staging: Mutex<Staging>,
+}
+
 impl Cuda {
-    pub(crate) fn new(driver: Box<dyn Driver>, host: Arc<Cpu>, arena_bytes: u64) -> Result<Self, CudaError> {
-        let base = driver.allocate(arena_bytes)?;
+    /// Without memory: see [`Cuda::reserve`].
+    pub(crate) fn new(driver: Box<dyn Driver>, host: Arc<Cpu>) -> Result<Self, CudaError> {
         let stream = driver.new_stream()?;
         Ok(Self {
-            staging: Mutex::new(Staging::new(&*driver)?),
             host,
             stream,
-            base,
-            arena: Mutex::new(Arena::new(arena_bytes)),
+            memory: OnceLock::new(),
             functions: Mutex::default(),
             failure: Mutex::default(),
             allocated: AtomicU64::new(0),
@@ -67,6 +73,35 @@ impl Cuda {
 
     pub fn info(&self) -> &DeviceInfo {
         self.driver.info()
+    }
+
+    /// Takes the one block of device memory that everything lies in. Once, before the first tensor.
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<(), CudaError> {
+        let memory = Memory {
+            base: self.driver.allocate(bytes)?,
+            bytes,
+            arena: Mutex::new(Arena::new(bytes)),
+            staging: Mutex::new(Staging::new(&*self.driver)?),
+        };
+        assert!(self.memory.set(memory).is_ok(), "device memory is reserved once");
+        Ok(())
+    }
+
+    fn memory(&self) -> &Memory {
+        self.memory.get().expect("device memory is reserved before it is used")
+    }
+
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.memory().arena.lock().expect("no holder panics")
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.memory().staging.lock().expect("no holder panics")
+    }
+
+    /// What [`Cuda::reserve`] took.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.memory.get().map_or(0, |memory| memory.bytes)
     }
 
     /// Waits for everything that was enqueued; the first failure since the last report, if there was one. A lost context is
@@ -107,7 +142,7 @@ impl Cuda {
 
     /// Bytes of the arena that are in no region.
     pub fn free_bytes(&self) -> u64 {
-        self.arena.lock().expect("no holder panics").free_bytes()
+        self.arena().free_bytes()
     }
 
     /// What a tensor or matrix of so many bytes takes of the arena.
@@ -141,12 +176,12 @@ impl Cuda {
     /// A region of the arena, not written yet. The plan made the arena large enough: running out is our own mistake.
     pub(crate) fn allocate(&self, bytes: u64, name: &str) -> DevicePtr {
         self.assert_not_capturing("an allocation");
-        let offset = self.arena.lock().expect("no holder panics").allocate(bytes);
+        let offset = self.arena().allocate(bytes);
         let offset = offset.unwrap_or_else(|| {
             panic!("the arena has no room for {name}: {bytes} bytes wanted, {} free", self.free_bytes())
         });
         self.allocated.fetch_add(bytes, Ordering::Relaxed);
-        let start = self.base.offset(offset);
+        let start = self.memory().base.offset(offset);
         self.driver.name_region(start, bytes, name);
         start
     }
@@ -154,7 +189,7 @@ impl Cuda {
     pub(crate) fn free(&self, start: DevicePtr, bytes: u64) {
         self.driver.forget_region(start);
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
-        self.arena.lock().expect("no holder panics").free(start.0 - self.base.0);
+        self.arena().free(start.0 - self.memory().base.0);
     }
 
     /// Sets bytes to zero, in the order of the stream.
@@ -169,7 +204,7 @@ impl Cuda {
     pub(crate) fn upload(&self, dst: DevicePtr, bytes: &[u8]) {
         self.assert_not_capturing("a copy from the host");
         if !self.has_failed() {
-            let mut staging = self.staging.lock().expect("no holder panics");
+            let mut staging = self.staging();
             self.note(staging.upload(&*self.driver, self.stream, dst, bytes));
         }
     }
@@ -177,7 +212,7 @@ impl Cuda {
     /// Copies device bytes to the host and waits for them.
     pub(crate) fn download(&self, src: DevicePtr, out: &mut [u8]) -> Result<(), CudaError> {
         self.synchronize()?;
-        let mut staging = self.staging.lock().expect("no holder panics");
+        let mut staging = self.staging();
         let read = staging.download(&*self.driver, self.stream, src, out);
         if let Err(error) = &read
             && error.is_sticky()

@@ -44,13 +44,16 @@ pub struct VisionSize {
     pub parameters: u64,
     pub weight_bytes: u64,
     pub buffer_bytes: u64,
+    /// Tensors and matrices.
+    pub tensors: u64,
 }
 
 impl VisionSize {
     pub fn of(device: &Device, config: &VisionConfig, stored_as: DType, max_patches: usize) -> Self {
         let weights = Tower::size(config, stored_as) + Projector::size(config, stored_as);
         let buffer_bytes = Scratch::bytes(device, config, max_patches);
-        Self { parameters: weights.parameters, weight_bytes: weights.bytes, buffer_bytes }
+        let tensors = weights.tensors + Scratch::NUM_TENSORS;
+        Self { parameters: weights.parameters, weight_bytes: weights.bytes, buffer_bytes, tensors }
     }
 }
 
@@ -82,7 +85,7 @@ impl Vision {
     /// The tower's rows of a picture, one for each patch in raster order: for tests and tools.
     pub fn tower_rows(&mut self, image: &ImageInput) -> Vec<f32> {
         self.run_tower(image);
-        self.scratch.normed.as_f32().to_vec()
+        self.scratch.normed.to_f32_vec()
     }
 
     fn run_tower(&mut self, image: &ImageInput) {
@@ -95,7 +98,7 @@ impl Vision {
         assert_eq!(self.config.num_tokens(num_patches), image.num_tokens, "encode: tokens");
         assert_eq!(image.patches.len(), num_patches * self.config.patch_len(), "encode: patches");
         self.scratch.set_patches(num_patches);
-        self.scratch.patches.as_f32_mut().copy_from_slice(&image.patches);
+        self.scratch.patches.write_f32(0, &image.patches);
         self.tower.run(image.grid, &mut self.scratch);
     }
 }

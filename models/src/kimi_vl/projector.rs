@@ -45,7 +45,8 @@ impl Projector {
         let num_tokens = num_patches / (MERGE * MERGE);
         // The norm is of each patch's row, before four of them become one.
         self.pre_norm.run(&s.normed, &mut s.x);
-        squares(grid, &mut s.squares);
+        squares(grid, &mut s.order);
+        s.squares.set(&s.order);
         ops::gather_rows(&s.x, &s.squares, &mut s.mixed);
         s.mixed.reshape(&[num_tokens, MERGE * MERGE * d]);
         s.normed.reshape(&[num_tokens, MERGE * MERGE * d]);

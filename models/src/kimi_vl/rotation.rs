@@ -17,6 +17,8 @@ pub(super) struct Rotation {
     /// `[MAX_SIDE, num_frequencies]` of (cosine, sine)
     turns: Vec<(f32, f32)>,
     num_frequencies: usize,
+    /// Rows of the picture at hand, cosines and sines, on their way to the device.
+    rows: [Vec<f32>; 2],
 }
 
 impl Rotation {
@@ -28,22 +30,24 @@ impl Rotation {
             (angle.cos() as f32, angle.sin() as f32)
         };
         let turns = (0..MAX_SIDE).flat_map(|at| (0..num_frequencies).map(move |i| turn(at, i))).collect();
-        Self { turns, num_frequencies }
+        Self { turns, num_frequencies, rows: Default::default() }
     }
 
     /// Writes a row for each patch of a picture, in raster order. The table is `[patches or more, head_dim / 2]`.
-    pub fn fill(&self, [rows, columns]: [usize; 2], table: &mut RopeTable) {
-        let width = 2 * self.num_frequencies;
-        let patches = ..rows * columns * width;
-        let cos = table.cos.as_f32_mut()[patches].chunks_exact_mut(width);
-        let sin = table.sin.as_f32_mut()[patches].chunks_exact_mut(width);
-        for (patch, (cos, sin)) in cos.zip(sin).enumerate() {
+    pub fn fill(&mut self, [rows, columns]: [usize; 2], table: &mut RopeTable) {
+        let [mut cos, mut sin] = std::mem::take(&mut self.rows);
+        cos.clear();
+        sin.clear();
+        for patch in 0..rows * columns {
             let pairs = self.of(patch % columns).iter().zip(self.of(patch / columns));
-            for (i, (&(column_cos, column_sin), &(row_cos, row_sin))) in pairs.enumerate() {
-                [cos[2 * i], cos[2 * i + 1]] = [column_cos, row_cos];
-                [sin[2 * i], sin[2 * i + 1]] = [column_sin, row_sin];
+            for (&(column_cos, column_sin), &(row_cos, row_sin)) in pairs {
+                cos.extend([column_cos, row_cos]);
+                sin.extend([column_sin, row_sin]);
             }
         }
+        table.cos.write_f32(0, &cos);
+        table.sin.write_f32(0, &sin);
+        self.rows = [cos, sin];
     }
 
     fn of(&self, coordinate: usize) -> &[(f32, f32)] {
@@ -60,7 +64,7 @@ mod tests {
     fn even_pairs_turn_with_the_column_and_odd_ones_with_the_row() {
         let mut table = RopeTable::zeros(&Device::cpu(Some(1)), 8, 6);
         Rotation::new(12).fill([2, 3], &mut table);
-        let (cos, sin) = (table.cos.as_f32(), table.sin.as_f32());
+        let (cos, sin) = (table.cos.to_f32_vec(), table.sin.to_f32_vec());
         for patch in 0..6 {
             for pair in 0..6 {
                 let coordinate = if pair % 2 == 0 { patch % 3 } else { patch / 3 };

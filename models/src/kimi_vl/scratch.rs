@@ -2,7 +2,7 @@
 
 use super::config::VisionConfig;
 use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable};
-use kernels::{DType, Device, Tensor};
+use kernels::{DType, Device, Indices, Tensor};
 
 /// N patches of a picture, D the tower's width, I the width inside its blocks, p the side of a patch.
 pub(super) struct Scratch {
@@ -21,10 +21,12 @@ pub(super) struct Scratch {
     /// How each patch turns, `[N, head_dim / 2]`.
     pub turns: RopeTable,
     /// 0, 1, 2, …: each patch has its own row of `turns`.
-    pub raster: Vec<u32>,
+    pub raster: Indices,
     pub attention: AttentionScratch,
     /// Patches in the order of the tokens that they become.
-    pub squares: Vec<u32>,
+    pub squares: Indices,
+    /// The same on the host.
+    pub order: Vec<u32>,
 }
 
 /// Widths of the activations, in the order of the fields.
@@ -40,6 +42,9 @@ fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
 }
 
 impl Scratch {
+    /// At most.
+    pub const NUM_TENSORS: u64 = 16;
+
     pub fn new(device: &Device, config: &VisionConfig, max_patches: usize) -> Self {
         let [patches, x, normed, mixed, qkv, hidden] =
             widths(config).map(|width| Tensor::zeros(device, DType::F32, &[max_patches, width]));
@@ -51,9 +56,10 @@ impl Scratch {
             qkv,
             hidden,
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
-            raster: (0..max_patches as u32).collect(),
+            raster: Indices::new(device, max_patches),
             attention: AttentionScratch::new(device, attention_sizes(config, max_patches)),
-            squares: Vec::with_capacity(max_patches),
+            squares: Indices::new(device, max_patches),
+            order: Vec::with_capacity(max_patches),
         }
     }
 
@@ -62,6 +68,7 @@ impl Scratch {
         let activations = widths(config).map(|width| Tensor::bytes_of(DType::F32, &[max_patches, width]));
         activations.iter().sum::<u64>()
             + RopeTable::bytes(max_patches, config.head_dim() / 2)
+            + 2 * Indices::bytes(device, max_patches)
             + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
     }
 
@@ -71,5 +78,8 @@ impl Scratch {
         for tensor in [patches, x, normed, mixed, qkv, hidden] {
             tensor.set_rows(num_patches);
         }
+        self.order.clear();
+        self.order.extend(0..num_patches as u32);
+        self.raster.set(&self.order);
     }
 }

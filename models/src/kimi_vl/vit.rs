@@ -55,7 +55,7 @@ impl Tower {
     }
 
     /// From `s.patches` to `s.normed`: one row for each patch, in raster order.
-    pub fn run(&self, grid: [usize; 2], s: &mut Scratch) {
+    pub fn run(&mut self, grid: [usize; 2], s: &mut Scratch) {
         self.patch_embed.run(&s.patches, Activation::None, &mut s.x);
         ops::interpolate_positions(&self.positions, grid[0], grid[1], &mut s.normed);
         ops::add(&mut s.x, &s.normed);
@@ -105,13 +105,7 @@ impl Block {
         self.wqkv.run(&s.normed, Activation::None, &mut s.qkv);
         // Queries and keys turn, values do not.
         s.qkv.reshape(&[num_patches, 3 * num_heads, d / num_heads]);
-        ops::rope_heads(
-            &mut s.qkv,
-            0..2 * num_heads,
-            &s.turns,
-            &s.raster[..num_patches],
-            RopeLayout::Interleaved,
-        );
+        ops::rope_heads(&mut s.qkv, 0..2 * num_heads, &s.turns, &s.raster, RopeLayout::Interleaved);
         s.qkv.reshape(&[num_patches, 3, num_heads, d / num_heads]);
         s.mixed.reshape(&[num_patches, num_heads, d / num_heads]);
         let scale = ((d / num_heads) as f32).powf(-0.5);

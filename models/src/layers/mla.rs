@@ -72,6 +72,7 @@ impl Mla {
         let expand = |n: usize, k: usize| WeightSize {
             parameters: (num_heads * n * k) as u64,
             bytes: MatrixBatch::packed_bytes(stored_as, [num_heads, n, k]),
+            tensors: 1,
         };
         query
             + WeightSize::linear(stored_as, config.row(), hidden_size, bias)

@@ -85,15 +85,17 @@ impl Linear {
 pub struct WeightSize {
     pub parameters: u64,
     pub bytes: u64,
+    /// Tensors and matrices: each has its own place on the device.
+    pub tensors: u64,
 }
 
 impl WeightSize {
     pub fn vector(len: usize) -> Self {
-        Self { parameters: len as u64, bytes: 4 * len as u64 }
+        Self { parameters: len as u64, bytes: 4 * len as u64, tensors: 1 }
     }
 
     pub fn matrix(stored_as: DType, n: usize, k: usize) -> Self {
-        Self { parameters: (n * k) as u64, bytes: Matrix::packed_bytes(stored_as, n, k) }
+        Self { parameters: (n * k) as u64, bytes: Matrix::packed_bytes(stored_as, n, k), tensors: 1 }
     }
 
     pub fn linear(stored_as: DType, n: usize, k: usize, bias: bool) -> Self {
@@ -101,7 +103,9 @@ impl WeightSize {
     }
 
     pub fn times(self, count: usize) -> Self {
-        Self { parameters: self.parameters * count as u64, bytes: self.bytes * count as u64 }
+        let Self { parameters, bytes, tensors } = self;
+        let count = count as u64;
+        Self { parameters: parameters * count, bytes: bytes * count, tensors: tensors * count }
     }
 }
 
@@ -109,7 +113,11 @@ impl std::ops::Add for WeightSize {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { parameters: self.parameters + other.parameters, bytes: self.bytes + other.bytes }
+        Self {
+            parameters: self.parameters + other.parameters,
+            bytes: self.bytes + other.bytes,
+            tensors: self.tensors + other.tensors,
+        }
     }
 }
 

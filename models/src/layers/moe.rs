@@ -44,6 +44,7 @@ impl Moe {
         let experts = WeightSize {
             parameters: (3 * e * i * hidden_size) as u64,
             bytes: Experts::packed_bytes(stored_as, [e, hidden_size, i]),
+            tensors: 2,
         };
         let bias = if config.correction_bias { WeightSize::vector(e) } else { WeightSize::default() };
         let shared = shared_shape(config, hidden_size).map(|shape| Mlp::size(stored_as, shape));

@@ -13,7 +13,7 @@ mod score;
 pub use philox::{philox, uniform};
 pub use score::score;
 
-use kernels::{Device, Tensor};
+use kernels::{Device, Error, Tensor};
 use scheduler::{Failure, History, PromptLogprob, Sample, Sampled, SampledToken, SamplingParams, TokenId};
 use std::cmp::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,6 +45,8 @@ pub struct Workspace {
 #[derive(Debug)]
 pub struct Sampler {
     workspaces: Vec<Mutex<Workspace>>,
+    /// Logits of a device that is not the processor.
+    logits: Vec<f32>,
 }
 
 impl Sampler {
@@ -56,23 +58,29 @@ impl Sampler {
                 logprobs: Vec::with_capacity(vocab_size),
             })
         };
-        Self { workspaces: (0..device.num_threads()).map(workspace).collect() }
+        Self { workspaces: (0..device.num_threads()).map(workspace).collect(), logits: Vec::new() }
     }
 
     /// One row of `logits` [R, V] for each task. Rows are shared out between threads; none knows of another.
-    pub fn run(&self, device: &Device, logits: &mut Tensor, tasks: &[RowTask]) -> Vec<RowResult> {
+    pub fn run(
+        &mut self,
+        device: &Device,
+        logits: &mut Tensor,
+        tasks: &[RowTask],
+    ) -> Result<Vec<RowResult>, Error> {
         let &[num_rows, vocab_size] = logits.shape() else { panic!("logits {:?}", logits.shape()) };
         assert_eq!(num_rows, tasks.len(), "a row for each task");
-        let rows = logits.as_f32_mut().chunks_mut(vocab_size).zip(tasks);
+        let workspaces = &self.workspaces;
+        let rows = logits.on_host_mut(&mut self.logits)?.chunks_mut(vocab_size).zip(tasks);
         let rows: Vec<_> = rows.map(|(logits, task)| Mutex::new((logits, *task, None))).collect();
         device.for_each(num_rows, &|row, worker| {
             let (logits, task, result) = &mut *lock(&rows[row]);
-            *result = Some(task.run(logits, &mut lock(&self.workspaces[worker])));
+            *result = Some(task.run(logits, &mut lock(&workspaces[worker])));
         });
         let take = |row: Mutex<(_, _, Option<RowResult>)>| {
             row.into_inner().unwrap_or_else(PoisonError::into_inner).2.expect("every row was run")
         };
-        rows.into_iter().map(take).collect()
+        Ok(rows.into_iter().map(take).collect())
     }
 }
 

@@ -1,7 +1,9 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
 #![allow(dead_code)]
 
-use models::{DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
+use models::{
+    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -34,6 +36,8 @@ pub fn files(name: &str) -> ModelFiles {
 /// Exact arithmetic and a block size that divides nothing.
 pub fn options() -> LoadOptions {
     LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::F32,
         max_model_len: Some(300),
@@ -43,6 +47,20 @@ pub fn options() -> LoadOptions {
         memory: MemoryLimit::Bytes(256 << 20),
         threads: Some(2),
         seed: 0,
+    }
+}
+
+/// The GPU's code, run by the emulator: no more than a tiny model, whose kernels are kept between runs.
+pub fn emulated() -> LoadOptions {
+    let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");
+    LoadOptions {
+        device: DeviceChoice::CudaEmulated,
+        kernels: KernelOptions { cache: Some(cache.into()), nvrtc: None },
+        max_model_len: Some(100),
+        max_num_seqs: 6,
+        max_num_batched_tokens: 64,
+        memory: MemoryLimit::Bytes(24 << 20),
+        ..options()
     }
 }
 

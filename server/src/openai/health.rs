@@ -9,9 +9,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
 
-/// Whether requests can be served; still true while draining, so that a draining server is not taken for a broken one.
+/// Whether requests can be served; still true while draining, so that a draining server is not taken for a broken one. Not when the
+/// engine has failed, as with a GPU that was lost: the process is about to end then.
 pub async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
-    app.service().map(|_| StatusCode::OK)
+    let failed = app.service()?.engine_has_failed();
+    Ok(if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK })
 }
 
 /// Whether the process answers at all.

@@ -200,6 +200,7 @@ pub fn model(
         encode_us: 0,
     };
     LoadedModel {
+        device: "fake".into(),
         device_bytes: 0,
         runner,
         info: ModelInfo { max_model_len: config.max_model_len, ..info() },

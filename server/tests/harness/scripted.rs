@@ -140,6 +140,7 @@ impl Scripted {
     pub fn model(&self, script: Script) -> LoadedModel<ScriptedRunner> {
         let config = scheduler::SchedulerConfig { max_model_len: 16_384, ..fake::config(4000) };
         LoadedModel {
+            device: "scripted".into(),
             device_bytes: 0,
             runner: ScriptedRunner { script, eos: self.eos(), num_tokens: self.vocab_size() },
             info: ModelInfo {

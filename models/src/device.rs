@@ -1,0 +1,134 @@
+//! Where a model runs: from what was asked for to a device, without its memory, which is taken when the plan is known.
+
+use crate::{LoadError, LoadOptions, MemoryLimit};
+use kernels::cuda::compile::Cache;
+use kernels::cuda::driver::{CudaError, DeviceInfo, Driver};
+use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::nvidia::{self, Nvidia, NvidiaOptions};
+use kernels::cuda::paper::Paper;
+use kernels::{CpuOptions, Device, Error};
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, or the processor where there is none.
+    Auto,
+    Cpu,
+    /// A GPU, by the driver's number.
+    Cuda(usize),
+    /// The GPU's code, run on the processor: for tests, and slow. Needs a C++ compiler.
+    CudaEmulated,
+}
+
+/// How a GPU's kernels are compiled, and where they are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// A folder for compiled kernels, kept from one start to the next.
+    pub cache: Option<PathBuf>,
+    /// Where libnvrtc is, if the system's loader does not find it.
+    pub nvrtc: Option<PathBuf>,
+}
+
+/// Whether this machine has NVIDIA's driver library.
+pub fn has_nvidia_driver() -> bool {
+    nvidia::is_present()
+}
+
+/// What an emulated device has where no number of bytes is given.
+const EMULATED_MEMORY: u64 = 1 << 30;
+
+/// Opens the device, or says in one line why not.
+pub(crate) fn open(options: &LoadOptions) -> Result<Device, LoadError> {
+    match options.device {
+        DeviceChoice::Cpu => Ok(Device::cpu(options.threads)),
+        DeviceChoice::Cuda(ordinal) => nvidia(ordinal, options),
+        DeviceChoice::CudaEmulated => emulated(options),
+        DeviceChoice::Auto if !nvidia::is_present() => Ok(Device::cpu(options.threads)),
+        // A driver without a GPU is as good as none. A GPU that cannot be used is an error: the processor would be a
+        // hundred times slower, and nobody would know why.
+        DeviceChoice::Auto => match nvidia(0, options) {
+            Err(LoadError::Device(Error::Cuda(error))) if is_absent(&error) => {
+                Ok(Device::cpu(options.threads))
+            }
+            other => other,
+        },
+    }
+}
+
+/// As `open`, for a plan: a GPU need not be there, nor a compiler.
+pub(crate) fn on_paper(options: &LoadOptions) -> Result<Device, LoadError> {
+    match (options.device, open(options)) {
+        (DeviceChoice::Cuda(_) | DeviceChoice::CudaEmulated, Err(LoadError::Device(_))) => {
+            with_driver(Box::new(Paper::new(planned_gpu())), options)
+        }
+        (_, opened) => opened,
+    }
+}
+
+fn is_absent(error: &CudaError) -> bool {
+    match error {
+        CudaError::NoDriver | CudaError::NoDevice(_) => true,
+        // A driver's library without its kernel module, as in containers that were given no GPU.
+        CudaError::Call { call, .. } => *call == "cuInit",
+        _ => false,
+    }
+}
+
+fn nvidia(ordinal: usize, options: &LoadOptions) -> Result<Device, LoadError> {
+    let KernelOptions { nvrtc, .. } = options.kernels.clone();
+    let options_of_driver = NvidiaOptions { ordinal, cache: cache(options)?, nvrtc };
+    with_driver(Box::new(Nvidia::new(options_of_driver).map_err(Error::from)?), options)
+}
+
+fn emulated(options: &LoadOptions) -> Result<Device, LoadError> {
+    let memory = match options.memory {
+        MemoryLimit::Bytes(bytes) => bytes,
+        MemoryLimit::Fraction(_) => EMULATED_MEMORY,
+    };
+    let emulator = EmulatorOptions { memory, ..EmulatorOptions::new("c++", cache(options)?) };
+    with_driver(Box::new(Emulator::new(emulator).map_err(Error::from)?), options)
+}
+
+fn with_driver(driver: Box<dyn Driver>, options: &LoadOptions) -> Result<Device, LoadError> {
+    let host = CpuOptions { threads: options.threads, isa: None };
+    Ok(Device::cuda_without_memory(driver, host)?)
+}
+
+fn cache(options: &LoadOptions) -> Result<Cache, LoadError> {
+    let folder = options.kernels.cache.as_ref().ok_or_else(|| LoadError::Option {
+        option: "kernel_cache",
+        message: "a GPU's kernels need a folder to be kept in".into(),
+    })?;
+    Ok(Cache::new(folder))
+}
+
+/// As far as sizes depend on it: an H100. How much memory it has is for the user to say.
+fn planned_gpu() -> DeviceInfo {
+    DeviceInfo {
+        name: "planned".to_string(),
+        capability: (9, 0),
+        num_sms: 132,
+        shared_per_block: 227 << 10,
+        total_memory: 0,
+        free_memory: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_that_there_is_no_gpu() {
+        let call = |call| CudaError::Call { call, reason: String::new() };
+        for (error, expected) in [
+            (CudaError::NoDriver, true),
+            (CudaError::NoDevice(0), true),
+            (call("cuInit"), true),
+            (call("cuMemGetInfo"), false),
+            (CudaError::NoCompiler("libnvrtc was not found".into()), false),
+        ] {
+            assert_eq!(is_absent(&error), expected, "{error}");
+        }
+    }
+}
