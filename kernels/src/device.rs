@@ -1,10 +1,10 @@
 //! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. Each op has one `match` over it.
 
-use crate::Error;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
 use crate::cuda::Cuda;
 use crate::cuda::driver::Driver;
+use crate::{DType, Error};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,6 +115,14 @@ impl Device {
     /// Of the host.
     pub fn isa(&self) -> Isa {
         self.host().isa
+    }
+
+    /// Compiles what a model with weights of this type launches, unless it is in the cache. Nothing to do on the CPU.
+    pub fn prepare_kernels(&self, stored_as: DType) -> Result<(), Error> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Cuda(cuda) => Ok(cuda.prepare_for(stored_as)?),
+        }
     }
 
     /// Waits for the work that ops have enqueued and reports what failed in it. Nothing to do on the CPU.

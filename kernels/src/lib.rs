@@ -11,6 +11,7 @@ mod index;
 mod matrix;
 mod memory;
 pub mod ops;
+mod stopwatch;
 mod tensor;
 
 pub use cpu::simd::Isa;
@@ -18,4 +19,5 @@ pub use device::{Cpu, CpuOptions, Device};
 pub use error::Error;
 pub use index::{Index, Indices};
 pub use matrix::{ExpertSource, Experts, Matrix, MatrixBatch};
+pub use stopwatch::Stopwatch;
 pub use tensor::{DType, HostTensor, Tensor};

@@ -84,6 +84,7 @@ fn load(threads: usize) -> Loaded {
     let options = LoadOptions {
         device: DeviceChoice::Cpu,
         kernels: KernelOptions::default(),
+        graphs: true,
         load_format: LoadFormat::Dummy,
         dtype: DTypeChoice::Auto,
         max_model_len: Some(MAX_LEN),

@@ -33,6 +33,8 @@ pub enum MemoryLimit {
 pub struct LoadOptions {
     pub device: DeviceChoice,
     pub kernels: KernelOptions,
+    /// Whether a GPU's decode steps are captured and replayed as graphs; the answers are the same.
+    pub graphs: bool,
     pub load_format: LoadFormat,
     pub dtype: DTypeChoice,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.

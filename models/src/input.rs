@@ -5,6 +5,7 @@
 //! cu_seqlens 0 5 6 9                slots      where each token's keys and values are written
 //! ```
 
+use kernels::ops::NOWHERE;
 use kernels::{Device, Indices};
 use scheduler::{Batch, BatchItem, BlockId};
 
@@ -40,6 +41,20 @@ impl ModelInput {
         self.cu_blocks.push(0);
         for item in &batch.items {
             self.push(item, sizes);
+        }
+    }
+
+    /// Fills a step of one token for each item up to `rows`, with tokens that write nowhere and that nobody reads. Each looks at the first
+    /// slot, which is memory whatever lies there.
+    pub fn pad(&mut self, rows: usize) {
+        for _ in self.tokens.len()..rows {
+            self.tokens.push(0);
+            self.positions.push(0);
+            self.slots.push(NOWHERE);
+            self.cu_seqlens.push(self.tokens.len() as u32);
+            self.context_lens.push(0);
+            self.block_tables.push(0);
+            self.cu_blocks.push(self.block_tables.len() as u32);
         }
     }
 
@@ -235,5 +250,28 @@ mod tests {
         assert_eq!(input.sample_rows, [4]);
         assert_eq!(input.image_rows, [11, 24]);
         assert_eq!(input.image_tokens, [1, 2]);
+    }
+
+    #[test]
+    fn padding_writes_nowhere() {
+        let item = |context_len, blocks: &[u32]| BatchItem {
+            id: SequenceId(1),
+            tokens: vec![9],
+            context_len,
+            blocks: blocks.iter().map(|&id| BlockId(id)).collect(),
+            images: Vec::new(),
+            prompt: None,
+            sample: None,
+        };
+        let batch = Batch { encodes: Vec::new(), items: vec![item(4, &[2, 1]), item(0, &[3])] };
+        let mut input = ModelInput::default();
+        input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1 });
+        input.pad(4);
+        assert_eq!(input.tokens, [9, 9, 0, 0]);
+        assert_eq!(input.slots, [4, 9, NOWHERE, NOWHERE]);
+        assert_eq!(input.cu_seqlens, [0, 1, 2, 3, 4]);
+        assert_eq!(input.context_lens, [4, 0, 0, 0]);
+        assert_eq!(input.block_tables, [2, 1, 3, 0, 0]);
+        assert_eq!(input.cu_blocks, [0, 2, 3, 4, 5]);
     }
 }

@@ -2,6 +2,7 @@
 //! and HTTP do not go below the server.
 
 mod config;
+mod decode_graphs;
 mod decoder;
 mod device;
 mod error;
@@ -24,6 +25,8 @@ pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo};
+pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
+pub use kernels::cuda::driver::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use runner::DeviceRunner;

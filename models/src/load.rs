@@ -7,7 +7,7 @@ use crate::input::StepInput;
 use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
 use crate::memory::{self, Plan, Request, VisionShape};
-use crate::runner::{DeviceRunner, Eyes};
+use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::weights::Checkpoint;
 use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
@@ -92,6 +92,7 @@ pub fn load(
     let mut report =
         || progress(Progress { bytes_done: checkpoint.bytes_taken().min(bytes_total), bytes_total });
     report();
+    device.prepare_kernels(stored_as)?;
     let placement = Placement { device: &device, stored_as, max_model_len: plan.max_model_len };
     let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
     let eyes = match &description.vision {
@@ -110,7 +111,9 @@ pub fn load(
     let info = info(config, &plan);
     let scheduler_config = plan.scheduler_config();
     let generation_defaults = config.generation;
-    let runner = DeviceRunner::new(device, decoder, eyes, cache, scratch, input);
+    let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
+    let parts = Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows };
+    let runner = DeviceRunner::new(parts)?;
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
     Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })

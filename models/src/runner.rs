@@ -1,16 +1,16 @@
 //! Executes the scheduler's batches on a device: pictures, decoder, sampling. Between steps it remembers nothing but the memory
 //! that blocks name.
 
+use crate::decode_graphs::DecodeGraphs;
 use crate::decoder::Decoder;
 use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::sampler::{self, RowResult, Sampler};
+use crate::sampler::{self, Sampler};
 use crate::scratch::Scratch;
-use kernels::{Device, Error, Indices, Tensor, ops};
+use kernels::{Device, Error, Indices, Stopwatch, Tensor, ops};
 use scheduler::{Batch, ImageEncode, ModelRunner, StepOutput};
-use std::time::Instant;
 
 pub struct DeviceRunner {
     device: Device,
@@ -21,8 +21,24 @@ pub struct DeviceRunner {
     sizes: BlockSizes,
     input: ModelInput,
     on_device: StepInput,
+    graphs: Option<DecodeGraphs>,
     sampler: Sampler,
+    encoding: Stopwatch,
     encode_us: u64,
+    /// The step's work was enqueued before its results were asked for.
+    is_begun: bool,
+}
+
+/// What a runner is made of.
+pub(crate) struct Parts {
+    pub device: Device,
+    pub decoder: Decoder,
+    pub eyes: Option<Eyes>,
+    pub cache: KvCache,
+    pub scratch: Scratch,
+    pub input: StepInput,
+    /// Decode steps are captured and replayed, up to so many sequences; 0: never.
+    pub max_graph_rows: usize,
 }
 
 /// What a model with pictures has beside its decoder.
@@ -38,18 +54,15 @@ pub(crate) struct Eyes {
 }
 
 impl DeviceRunner {
-    pub(crate) fn new(
-        device: Device,
-        decoder: Decoder,
-        eyes: Option<Eyes>,
-        cache: KvCache,
-        scratch: Scratch,
-        on_device: StepInput,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
+        let Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows };
         let sampler = Sampler::new(&device, scratch.logits.row_len());
-        Self {
+        let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
+        Ok(Self {
+            encoding: Stopwatch::new(&device)?,
+            graphs: has_graphs.then(|| DecodeGraphs::new(max_graph_rows)),
             device,
             decoder,
             eyes,
@@ -57,10 +70,11 @@ impl DeviceRunner {
             scratch,
             sizes,
             input: ModelInput::default(),
-            on_device,
+            on_device: input,
             sampler,
             encode_us: 0,
-        }
+            is_begun: false,
+        })
     }
 
     pub fn device(&self) -> &Device {
@@ -86,34 +100,75 @@ impl DeviceRunner {
                 distributions.push(row.to_vec());
             }
         }
+        self.encode_us = self.encoding_time(batch).expect("the device works");
         distributions
+    }
+
+    /// How often a decode step was replayed from a graph.
+    pub fn num_replays(&self) -> u64 {
+        self.graphs.as_ref().map_or(0, DecodeGraphs::num_replays)
     }
 
     /// Encodes the pictures and runs the tokens of a step.
     fn forward(&mut self, batch: &Batch) {
-        let start = Instant::now();
-        for encode in &batch.encodes {
-            self.eyes.as_mut().expect("only models with pictures get pictures").encode(encode);
+        if !batch.encodes.is_empty() {
+            self.encoding.start();
+            for encode in &batch.encodes {
+                self.eyes.as_mut().expect("only models with pictures get pictures").encode(encode);
+            }
+            self.encoding.stop();
         }
-        self.encode_us = if batch.encodes.is_empty() { 0 } else { start.elapsed().as_micros() as u64 };
         self.input.pack(batch, self.sizes);
-        if !batch.items.is_empty() {
-            let images = self.eyes.as_ref().map(|eyes| &eyes.cache);
-            self.on_device.set(&self.input);
-            self.decoder.forward(&self.on_device, images, &mut self.cache, &mut self.scratch);
+        let rows = self.graphs.as_ref().and_then(|graphs| graphs.rows_for(&self.input));
+        if let Some(rows) = rows {
+            self.input.pad(rows);
+        }
+        self.on_device.set(&self.input);
+        let Self { decoder, on_device, eyes, cache, scratch, .. } = self;
+        let mut run = || {
+            let images = eyes.as_ref().map(|eyes| &eyes.cache);
+            decoder.forward(on_device, images, cache, scratch);
+        };
+        match (rows, &mut self.graphs, &self.device) {
+            (Some(rows), Some(graphs), Device::Cuda(cuda)) => graphs.run(cuda, rows, &mut run),
+            _ if batch.items.is_empty() => {}
+            _ => run(),
         }
     }
 
-    /// Runs rows through the head, some at a time.
-    fn run_head(&mut self, head: &HeadRows) -> Result<Vec<RowResult>, Error> {
+    /// Enqueues a step up to the logits that come first.
+    fn launch(&mut self, batch: &Batch) {
+        self.forward(batch);
+        let head = HeadRows::of(batch, &self.input);
+        if let Some(rows) = head.rows.chunks(self.scratch.logit_rows).next() {
+            self.logits(rows);
+        }
+    }
+
+    fn logits(&mut self, rows: &[u32]) {
+        self.on_device.head_rows.set(rows);
+        self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+    }
+
+    /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.
+    fn collect(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
+        let head = HeadRows::of(batch, &self.input);
         let mut results = Vec::with_capacity(head.rows.len());
         let chunk = self.scratch.logit_rows;
-        for (rows, tasks) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)) {
-            self.on_device.head_rows.set(rows);
-            self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+        for (i, (rows, tasks)) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)).enumerate() {
+            if i > 0 {
+                self.on_device.head_rows.set(rows);
+                self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+            }
             results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }
-        Ok(results)
+        let output = head::output(batch, &self.input, results, &self.scratch.normed)?;
+        self.encode_us = self.encoding_time(batch)?;
+        Ok(output)
+    }
+
+    fn encoding_time(&self, batch: &Batch) -> Result<u64, Error> {
+        if batch.encodes.is_empty() { Ok(0) } else { self.encoding.micros() }
     }
 }
 
@@ -137,9 +192,21 @@ impl ModelRunner for DeviceRunner {
     type Error = Error;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
-        self.forward(batch);
-        let results = self.run_head(&HeadRows::of(batch, &self.input))?;
-        head::output(batch, &self.input, results, &self.scratch.normed)
+        if !std::mem::take(&mut self.is_begun) {
+            self.launch(batch);
+        }
+        self.collect(batch)
+    }
+
+    fn begin(&mut self, batch: &Batch) {
+        if self.works_alone() {
+            self.launch(batch);
+            self.is_begun = true;
+        }
+    }
+
+    fn works_alone(&self) -> bool {
+        matches!(self.device, Device::Cuda(_))
     }
 
     fn encode_us(&self) -> u64 {

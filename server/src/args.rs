@@ -3,6 +3,7 @@
 
 use crate::cli::bench::BenchArgs;
 use crate::cli::chat::ChatArgs;
+use crate::cli::kernels::KernelsArgs;
 use crate::cli::run_batch::RunBatchArgs;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -30,6 +31,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure the engine alone, without a server; takes the flags of serve
     BenchEngine(Box<BenchEngineArgs>),
+    /// Compile a GPU's kernels ahead of time
+    Kernels(KernelsArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,6 +132,10 @@ pub struct ServeArgs {
     /// Where a GPU's compiled kernels are kept; default: perilune/kernels in the user's cache folder
     #[arg(long, value_name = "DIR", env = "PERILUNE_KERNEL_CACHE")]
     pub kernel_cache: Option<PathBuf>,
+
+    /// Do not capture a GPU's decode steps as graphs: slower, with the same answers
+    #[arg(long)]
+    pub enforce_eager: bool,
 
     /// Where libnvrtc is, which compiles kernels, if the system does not find it
     #[arg(long, value_name = "DIR", env = "PERILUNE_NVRTC_DIR")]
@@ -345,8 +352,6 @@ pub struct HarmlessArgs {
     #[arg(long, hide = true)]
     pub disable_log_stats: bool,
     #[arg(long, hide = true)]
-    pub enforce_eager: bool,
-    #[arg(long, hide = true)]
     pub enable_chunked_prefill: bool,
     #[arg(long, hide = true)]
     pub disable_frontend_multiprocessing: bool,
@@ -368,7 +373,6 @@ impl HarmlessArgs {
             disable_log_requests,
             no_enable_log_requests,
             disable_log_stats,
-            enforce_eager,
             enable_chunked_prefill,
             disable_frontend_multiprocessing,
             enable_auto_tool_choice,
@@ -378,7 +382,6 @@ impl HarmlessArgs {
             (*disable_log_requests, "--disable-log-requests"),
             (*no_enable_log_requests, "--no-enable-log-requests"),
             (*disable_log_stats, "--disable-log-stats"),
-            (*enforce_eager, "--enforce-eager"),
             (*enable_chunked_prefill, "--enable-chunked-prefill"),
             (*disable_frontend_multiprocessing, "--disable-frontend-multiprocessing"),
             (*enable_auto_tool_choice, "--enable-auto-tool-choice"),

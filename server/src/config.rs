@@ -96,6 +96,7 @@ impl TryFrom<ServeArgs> for Config {
             served_model_name,
             device,
             kernel_cache,
+            enforce_eager,
             nvrtc_dir,
             dtype,
             max_model_len,
@@ -193,6 +194,7 @@ impl TryFrom<ServeArgs> for Config {
                     cache: kernel_cache.or_else(default_kernel_cache),
                     nvrtc: nvrtc_dir,
                 },
+                graphs: !enforce_eager,
                 load_format: match load_format {
                     LoadFormatArg::Auto => LoadFormat::Auto,
                     LoadFormatArg::Dummy => LoadFormat::Dummy,
@@ -319,6 +321,7 @@ impl Config {
         // More would be too many for one macro.
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
+        object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         object
     }

@@ -182,6 +182,7 @@ pub struct EngineThread<T> {
 /// Times the runner: the scheduler knows no clock.
 struct Timed<R> {
     runner: R,
+    begun: Option<Instant>,
     last: Duration,
 }
 
@@ -189,10 +190,21 @@ impl<R: ModelRunner> ModelRunner for Timed<R> {
     type Error = R::Error;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, R::Error> {
-        let start = Instant::now();
+        let start = self.begun.take().unwrap_or_else(Instant::now);
         let output = self.runner.execute(batch);
         self.last = start.elapsed();
         output
+    }
+
+    fn begin(&mut self, batch: &Batch) {
+        if self.runner.works_alone() {
+            self.begun = Some(Instant::now());
+            self.runner.begin(batch);
+        }
+    }
+
+    fn works_alone(&self) -> bool {
+        self.runner.works_alone()
     }
 }
 
@@ -231,7 +243,7 @@ where
                     return;
                 }
             };
-            let engine = Engine::new(config, Timed { runner, last: Duration::ZERO });
+            let engine = Engine::new(config, Timed { runner, begun: None, last: Duration::ZERO });
             let _ = built_sender.send(Ok(loaded));
             let engine = EngineLoop {
                 engine,
@@ -240,6 +252,7 @@ where
                 clients: BTreeMap::new(),
                 next_id: 0,
                 throughput: Throughput::new(),
+                untold: None,
             };
             let _ = ended_sender.send(engine.run(receiver));
         })
@@ -270,6 +283,15 @@ struct EngineLoop<R: ModelRunner> {
     clients: BTreeMap<SequenceId, Client>,
     next_id: u64,
     throughput: Throughput,
+    /// What the last step said, if it is told while the next one runs.
+    untold: Option<Told>,
+}
+
+/// The events of a step, and when it began and ended.
+struct Told {
+    events: Vec<Event>,
+    start: Instant,
+    end: Instant,
 }
 
 impl<R: ModelRunner> EngineLoop<R>
@@ -288,6 +310,7 @@ where
                 self.admit(submit);
             }
             if self.stopping.load(Relaxed) {
+                self.tell();
                 submits.close();
                 while let Some(submit) = submits.blocking_recv() {
                     self.admit(submit);
@@ -297,11 +320,13 @@ where
             }
             self.drop_closed();
             if self.clients.is_empty() {
+                self.untold = None;
                 // Blocks of aborted sequences are free again: show it, although there is no step to run.
                 self.metrics.occupancy(&self.engine.occupancy());
                 continue;
             }
             if let Err(message) = self.step() {
+                self.tell();
                 submits.close();
                 while let Some(submit) = submits.blocking_recv() {
                     self.admit(submit);
@@ -371,17 +396,28 @@ where
     fn step(&mut self) -> Result<(), String> {
         let start = Instant::now();
         let engine = &mut self.engine;
-        let step = catch_unwind(AssertUnwindSafe(|| engine.step()))
-            .map_err(|panic| format!("the engine panicked: {}", panic_message(&*panic)))?
-            .map_err(|error| error.to_string())?;
-        let now = Instant::now();
+        catch_unwind(AssertUnwindSafe(|| engine.begin())).map_err(panicked)?;
+        // A device that works alone has begun: clients are told of the step before this one meanwhile.
+        self.tell();
+        let engine = &mut self.engine;
+        let step = catch_unwind(AssertUnwindSafe(|| engine.finish())).map_err(panicked)?;
+        let step = step.map_err(|error| error.to_string())?;
+        let end = Instant::now();
         self.share_device_time(&step.stats);
         self.metrics.step(&step.stats);
-        self.throughput.add(&step.stats, now);
-        for event in step.events {
-            self.publish(event, start, now);
+        self.throughput.add(&step.stats, end);
+        self.untold = Some(Told { events: step.events, start, end });
+        if !self.engine.runner().works_alone() {
+            self.tell();
         }
         Ok(())
+    }
+
+    fn tell(&mut self) {
+        let Some(Told { events, start, end }) = self.untold.take() else { return };
+        for event in events {
+            self.publish(event, start, end);
+        }
     }
 
     fn share_device_time(&mut self, stats: &StepStats) {
@@ -395,30 +431,24 @@ where
         }
     }
 
+    /// Of a client that is still there: it may have gone since the step.
     fn publish(&mut self, event: Event, step_start: Instant, now: Instant) {
+        let Some(client) = self.clients.get_mut(&event.id()) else { return };
         match event {
-            Event::Started { id, cached_tokens } => {
-                let client = self.clients.get_mut(&id).expect("a client for each sequence");
+            Event::Started { cached_tokens, .. } => {
                 client.scheduled = Some(step_start);
                 let queue = step_start.saturating_duration_since(client.submitted);
                 client.progress.queue_us.store(micros(queue), Relaxed);
                 client.progress.cached_tokens.store(cached_tokens, Relaxed);
             }
-            Event::PromptLogprobs { id, logprobs } => {
-                let client = self.clients.get(&id).expect("a client for each sequence");
-                client.send(SequenceEvent::PromptLogprobs(logprobs));
-            }
-            Event::Pooled { id, pooled } => {
-                let client = self.clients.get(&id).expect("a client for each sequence");
-                client.send(SequenceEvent::Pooled(pooled));
-            }
-            Event::Token { id, token } => {
-                let client = self.clients.get_mut(&id).expect("a client for each sequence");
+            Event::PromptLogprobs { logprobs, .. } => client.send(SequenceEvent::PromptLogprobs(logprobs)),
+            Event::Pooled { pooled, .. } => client.send(SequenceEvent::Pooled(pooled)),
+            Event::Token { token, .. } => {
                 client.token(now, &self.metrics);
                 client.send(SequenceEvent::Token(token));
             }
             Event::Finished { id, reason, preemptions } => {
-                let mut client = self.clients.remove(&id).expect("a client for each sequence");
+                let Some(mut client) = self.clients.remove(&id) else { return };
                 client.preemptions = preemptions;
                 if reason == FinishReason::Length && client.num_tokens == 0 {
                     client.prompt_read(now, &self.metrics);
@@ -492,6 +522,10 @@ impl Client {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> String {
+    format!("the engine panicked: {}", panic_message(&*panic))
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::RunBatch(args) => cli::run_batch::run(*args),
         Command::Chat(args) => finish(cli::chat::run(args)),
         Command::Bench(args) => finish(cli::bench::run(args)),
+        Command::Kernels(args) => cli::kernels::run(args),
         Command::BenchEngine(args) => cli::bench_engine::run(*args),
     }
 }

@@ -14,6 +14,7 @@ fn options(max_num_batched_tokens: usize) -> LoadOptions {
     LoadOptions {
         device: DeviceChoice::Cpu,
         kernels: KernelOptions::default(),
+        graphs: true,
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::Auto,
         max_model_len: Some(512),

@@ -121,6 +121,8 @@ pub enum CudaError {
     NoDevice(usize),
     #[error("no compiler for kernels: {0}")]
     NoCompiler(String),
+    #[error("`{0}` is not an architecture such as sm_80, sm_90a or sm_100a")]
+    UnknownArch(String),
     #[error("{source_name} does not compile for {target}: {log}")]
     Compile { source_name: &'static str, target: String, log: String },
     #[error("{call}: {wanted} bytes wanted, {free} free")]

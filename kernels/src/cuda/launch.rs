@@ -50,7 +50,7 @@ impl Cuda {
         self.note(launched);
     }
 
-    fn function(&self, kernel: &Kernel, expression: &str) -> Result<Function, CudaError> {
+    pub(super) fn function(&self, kernel: &Kernel, expression: &str) -> Result<Function, CudaError> {
         let mut functions = self.functions.lock().expect("no compilation panics");
         let loaded = functions.entry(kernel.source.name).or_default();
         if let Some(&function) = loaded.get(expression) {
@@ -75,36 +75,6 @@ impl Cuda {
         Ok(loaded[expression])
     }
 
-    /// Compiles and loads many instances, several at a time, so that nothing is compiled while serving.
-    pub fn prepare(&self, wanted: &[(&Kernel, &str)]) -> Result<(), CudaError> {
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let failure = std::sync::Mutex::new(None);
-        let workers = self.host.pool.num_workers().min(wanted.len().max(1));
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    loop {
-                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        let Some(&(kernel, expression)) = wanted.get(i) else { break };
-                        let job = Job {
-                            source: kernel.source,
-                            expressions: vec![expression.to_string()],
-                            defines: Vec::new(),
-                        };
-                        // The result is in the cache; loading it below costs little.
-                        if let Err(error) = self.driver.compile(&job) {
-                            *failure.lock().expect("no holder panics") = Some(error);
-                        }
-                    }
-                });
-            }
-        });
-        if let Some(error) = failure.into_inner().expect("no holder panics") {
-            return Err(error);
-        }
-        wanted.iter().try_for_each(|&(kernel, expression)| self.function(kernel, expression).map(|_| ()))
-    }
-
     /// 80, 90, 100: what `Instance::min_arch` is compared with.
     pub(crate) fn arch_number(&self) -> u32 {
         let (major, minor) = self.driver.info().capability;
@@ -116,6 +86,11 @@ impl Cuda {
 pub(crate) fn grid(blocks: usize, threads: u32) -> Grid {
     let blocks = u32::try_from(blocks).expect("a grid has fewer than 2³² blocks");
     Grid { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 }
+}
+
+/// Whether a type is among the arguments of a template: `bf16` in `linear_few<float, bf16, 1>`.
+pub(super) fn names_type(expression: &str, name: &str) -> bool {
+    expression.split(|c: char| !c.is_alphanumeric() && c != '_').skip(1).any(|word| word == name)
 }
 
 /// Every kernel that there is.

@@ -3,6 +3,7 @@
 //! Ops only enqueue. What goes wrong on a device shows later, so the first failure is kept, what follows it is not launched, and
 //! `synchronize` or a read of results reports it.
 
+pub mod ahead;
 mod arena;
 pub(crate) mod attention;
 pub(crate) mod attention_rows;
@@ -127,6 +128,11 @@ impl Cuda {
 
     fn failure(&self) -> Option<CudaError> {
         self.failure.lock().expect("no holder panics").clone()
+    }
+
+    /// Keeps a failure that a caller was told of, for whoever waits next.
+    pub fn fail(&self, error: CudaError) {
+        self.note(Err(error));
     }
 
     /// Keeps the first failure.

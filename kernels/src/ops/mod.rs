@@ -26,7 +26,7 @@ pub use moe::{MoeScratch, moe};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};
-pub use rows::{copy_slice, gather_rows, scatter_rows, store_rows};
+pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
 };

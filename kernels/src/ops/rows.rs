@@ -2,7 +2,8 @@
 //!
 //! gather_rows:  out[t, :] = src[rows[t], :]            src [R, D] f32 | bf16 | f16 · out [T, D] f32
 //! scatter_rows: dst[dst_rows[i], :] = src[src_rows[i], :]     src, dst [·, D] f32
-//! store_rows:   dst[slots[t], :] = round(src[t, :])    src [T, W] f32 · dst [S, W] f32 | bf16 | f16, to nearest even
+//! store_rows:   dst[slots[t], :] = round(src[t, :])    src [T, W] f32 · dst [S, W] f32 | bf16 | f16, to nearest even;
+//!               a row whose slot is `NOWHERE` is not stored
 //! copy_slice:   dst[t, h, b .. b + len] = src[t, h, a .. a + len]     src [T, H, D], dst [T, H, E] f32; a source of one head
 //!               goes to every head
 //!
@@ -11,6 +12,9 @@
 use crate::cpu::rows::{self, SlicePlan};
 use crate::cuda::rows::{self as cuda_rows, Move};
 use crate::{Device, Index, Tensor};
+
+/// The slot of a row that is there to fill up a step of a fixed size.
+pub const NOWHERE: u32 = u32::MAX;
 
 pub fn gather_rows<'a>(src: &Tensor, rows: impl Into<Index<'a>>, out: &mut Tensor) {
     let index = rows.into();
@@ -60,11 +64,14 @@ pub fn store_rows<'a>(src: &Tensor, dst: &mut Tensor, slots: impl Into<Index<'a>
     let slots = index.as_slice();
     assert_eq!(src.rows(), slots.len(), "store_rows: rows");
     assert_eq!(dst.row_len(), src.row_len(), "store_rows: width");
-    check_rows("store_rows", slots, dst.rows());
+    let size = dst.rows();
+    let is_slot = |&slot: &u32| slot == NOWHERE || (slot as usize) < size;
+    assert!(slots.iter().all(is_slot), "store_rows: a slot is not below {size}");
     let width = src.row_len();
     match dst.device().clone() {
         Device::Cpu(_) => {
-            for (row, &slot) in src.as_f32().chunks_exact(width).zip(slots) {
+            let rows = src.as_f32().chunks_exact(width).zip(slots);
+            for (row, &slot) in rows.filter(|&(_, &slot)| slot != NOWHERE) {
                 dst.write_f32(slot as usize * width, row);
             }
         }

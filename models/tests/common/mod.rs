@@ -38,6 +38,7 @@ pub fn options() -> LoadOptions {
     LoadOptions {
         device: DeviceChoice::Cpu,
         kernels: KernelOptions::default(),
+        graphs: true,
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::F32,
         max_model_len: Some(300),

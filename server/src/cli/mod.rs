@@ -6,6 +6,7 @@ mod bench_report;
 pub mod chat;
 mod client;
 mod engine_jobs;
+pub mod kernels;
 mod picture;
 pub mod plan;
 pub mod run_batch;
