@@ -1,7 +1,7 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{attention_rows, elementwise, interpolate, linear, moe, norm, rope, route, rows};
+use super::{attention_rows, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows};
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &attention_rows::KERNEL,
@@ -10,6 +10,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &linear::KERNEL,
     &moe::KERNEL,
     &norm::KERNEL,
+    &peak::KERNEL,
     &rope::KERNEL,
     &route::KERNEL,
     &rows::KERNEL,

@@ -21,6 +21,7 @@ pub mod nvidia;
 pub mod nvrtc;
 pub(crate) mod pack;
 pub mod paper;
+pub mod peak;
 pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;

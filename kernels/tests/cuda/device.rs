@@ -1,7 +1,9 @@
-//! Emulated devices for tests. Compiled kernels are kept between runs.
+//! Devices for tests: emulated ones, whose compiled kernels are kept between runs, or with `PERILUNE_TEST_DEVICE=cuda` the first GPU
+//! (tests/gpu/run), for what does not plant bugs or choose schedules.
 
 use kernels::cuda::compile::Cache;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 
 /// Orders of threads that every result must be the same for.
@@ -13,9 +15,25 @@ pub fn options() -> EmulatorOptions {
     EmulatorOptions::new(&compiler, cache)
 }
 
-/// 64 MiB of memory, threads in the order of this seed.
+/// 64 MiB of memory, threads in the order of this seed, where a seed chooses.
 pub fn emulated(seed: u64) -> Device {
+    if is_real() {
+        return real();
+    }
     open(EmulatorOptions { seed, ..options() })
+}
+
+fn is_real() -> bool {
+    std::env::var_os("PERILUNE_TEST_DEVICE").is_some_and(|device| device == "cuda")
+}
+
+fn real() -> Device {
+    let folder = |name: &str| std::env::var_os(name).map(std::path::PathBuf::from);
+    let cache =
+        folder("PERILUNE_KERNEL_CACHE").unwrap_or_else(|| std::env::temp_dir().join("perilune-kernels"));
+    let options = NvidiaOptions { ordinal: 0, cache: Cache::new(cache), nvrtc: folder("PERILUNE_NVRTC_DIR") };
+    let driver = Nvidia::new(options).unwrap_or_else(|error| panic!("{error}"));
+    Device::cuda(Box::new(driver), 64 << 20, CpuOptions { threads: Some(2), isa: None }).expect("memory")
 }
 
 /// The same with a bug in it.

@@ -18,6 +18,7 @@ mod naive;
 mod norm;
 #[path = "../agree/pages.rs"]
 mod pages;
+mod peak;
 mod prepare;
 mod ptx;
 mod queues;
