@@ -14,6 +14,17 @@ pub fn all(bench: &Bench) {
     rows(bench);
 }
 
+/// What the emulator can do: each kind of line once.
+pub fn tiny(bench: &Bench) {
+    let (x, mut y) = (random(bench, &[3, 24]), zeros(bench, &[3, 24]));
+    bench.line("add", "T 3 D 24", Work::Bytes(12.0 * 72.0), || add(&mut y, &x));
+    let w = Matrix::random(&bench.device, DType::BF16, 40, 24, 0.02, 2);
+    let mut out = zeros(bench, &[3, 40]);
+    bench.line("linear", "bfloat16 T 3 N 40 K 24", Work::Flop(2.0 * (3 * 40 * 24) as f64), || {
+        linear(&x, &w, None, Activation::None, &mut out);
+    });
+}
+
 fn zeros(bench: &Bench, shape: &[usize]) -> Tensor {
     Tensor::zeros(&bench.device, DType::F32, shape)
 }
@@ -88,9 +99,8 @@ fn experts(bench: &Bench) {
     for t in [1, 8, 64, 512] {
         let (x, mut out) = (random(bench, &[t, h]), zeros(bench, &[t, h]));
         let mut ids = Tensor::zeros(&bench.device, DType::I32, &[t, k]);
-        for (pair, id) in ids.as_i32_mut().iter_mut().enumerate() {
-            *id = ((pair * 11 + pair / 64 * 5) % e) as i32;
-        }
+        let chosen: Vec<i32> = (0..t * k).map(|pair| ((pair * 11 + pair / 64 * 5) % e) as i32).collect();
+        ids.write_i32(0, &chosen);
         let weights = random(bench, &[t, k]);
         let mut scratch = MoeScratch::new(&bench.device, t, sizes, k);
         let distinct = (t * k).min(e);
@@ -250,7 +260,8 @@ fn rows(bench: &Bench) {
         let mut half = zeros(bench, &[t, d / 2]);
         bench.line("silu_mul", &sizes, bytes(6), || silu_mul(&x, &mut half));
     }
-    let ids: Vec<u32> = (0..t as u32).map(|i| i * 7 % t as u32).collect();
+    let mut ids = Indices::new(&bench.device, t);
+    ids.set(&(0..t as u32).map(|i| i * 7 % t as u32).collect::<Vec<_>>());
     if bench.wants("rope") {
         let table = RopeTable::new(&bench.device, t, 32, &|p, i| ((p as f32).cos(), (i as f32).sin()));
         for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
