@@ -32,9 +32,10 @@ struct Answer {
 }
 
 impl Answer {
-    fn bits(&self) -> (&[u32], Vec<u32>, Vec<Vec<(u32, u32)>>) {
-        let top = self.top.iter().map(|top| top.iter().map(|&(t, x)| (t, x.to_bits())).collect());
-        (&self.tokens, self.logprobs.iter().map(|x| x.to_bits()).collect(), top.collect())
+    /// All of it, with numbers as bits.
+    fn bits(&self) -> Vec<u32> {
+        let top = self.top.iter().flatten().flat_map(|&(token, x)| [token, x.to_bits()]);
+        self.tokens.iter().copied().chain(self.logprobs.iter().map(|x| x.to_bits())).chain(top).collect()
     }
 }
 
@@ -60,7 +61,7 @@ impl World {
 
     fn add(&mut self, id: u64, request: &Request) {
         let mut prompt: Vec<u32> =
-            (0..request.len).map(|i| ((i * 37 + 11 * request.len) % 110) as u32).collect();
+            (0..request.len).map(|i| ((i * 37 + 11 * request.len) % 90) as u32).collect();
         let mut spans = Vec::new();
         if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
             prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));

@@ -22,6 +22,8 @@ pub(super) struct Scratch {
     pub turns: RopeTable,
     /// 0, 1, 2, …: each patch has its own row of `turns`.
     pub raster: Indices,
+    /// Where the one picture begins and ends.
+    pub segments: Indices,
     pub attention: AttentionScratch,
     /// Patches in the order of the tokens that they become.
     pub squares: Indices,
@@ -57,6 +59,7 @@ impl Scratch {
             hidden,
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
             raster: Indices::new(device, max_patches),
+            segments: Indices::new(device, 2),
             attention: AttentionScratch::new(device, attention_sizes(config, max_patches)),
             squares: Indices::new(device, max_patches),
             order: Vec::with_capacity(max_patches),
@@ -69,6 +72,7 @@ impl Scratch {
         activations.iter().sum::<u64>()
             + RopeTable::bytes(max_patches, config.head_dim() / 2)
             + 2 * Indices::bytes(device, max_patches)
+            + Indices::bytes(device, 2)
             + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
     }
 
@@ -81,5 +85,6 @@ impl Scratch {
         self.order.clear();
         self.order.extend(0..num_patches as u32);
         self.raster.set(&self.order);
+        self.segments.set(&[0, num_patches as u32]);
     }
 }
