@@ -43,6 +43,7 @@ struct Step {
     positions: Vec<u32>,
     cache: Tensor,
     attention: AttentionScratch,
+    latent: AttentionScratch,
     qkv: Tensor,
     picture: AttentionScratch,
     experts: Experts,
@@ -60,7 +61,14 @@ const WIDTH: usize = H * D;
 impl Step {
     fn new(device: &Device, t: usize) -> Self {
         let zeros = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape);
-        let sizes = AttentionSizes { heads: H, key_dim: D, value_dim: D, max_context: 2000 };
+        let sizes = AttentionSizes {
+            heads: H,
+            kv_heads: H,
+            key_dim: D,
+            value_dim: D,
+            max_context: 2000,
+            max_tokens: t,
+        };
         Self {
             table: Tensor::random(device, &[50, WIDTH], 1.0, 1),
             ids: (0..t as u32).map(|t| t % 50).collect(),
@@ -78,6 +86,7 @@ impl Step {
             positions: (1900..1900 + t as u32).collect(),
             cache: Tensor::zeros(device, DType::BF16, &[2000, H, D]),
             attention: AttentionScratch::new(device, sizes),
+            latent: AttentionScratch::new(device, AttentionSizes { kv_heads: 1, ..sizes }),
             qkv: Tensor::random(device, &[t, 3, H, D], 1.0, 5),
             picture: AttentionScratch::new(device, AttentionSizes { max_context: 0, ..sizes }),
             experts: Experts::random(device, DType::BF16, [8, WIDTH, 40], 0.1, 6),
@@ -106,15 +115,15 @@ impl Step {
         store_rows(k, &mut self.cache, &self.positions);
         let (cu_seqlens, blocks) = ([0, t as u32], std::array::from_fn::<u32, 40, _>(|i| i as u32));
         let ragged = Ragged {
-            cu_seqlens: &cu_seqlens,
-            context_lens: &[1900],
-            block_tables: &blocks,
-            cu_blocks: &[0, 40],
+            cu_seqlens: (&cu_seqlens).into(),
+            context_lens: (&[1900]).into(),
+            block_tables: (&blocks).into(),
+            cu_blocks: (&[0, 40]).into(),
             block_size: 50,
         };
         gqa_attention(q, &self.cache, &self.cache, &ragged, 0.2, &mut self.attention, k);
         self.cache.reshape(&[2000 * H, D]);
-        mla_attention(q, &self.cache, D, &ragged, 0.2, &mut self.attention, k);
+        mla_attention(q, &self.cache, D, &ragged, 0.2, &mut self.latent, k);
         self.cache.reshape(&[2000, H, D]);
         packed_attention(&self.qkv, &cu_seqlens, 0.2, &mut self.picture, q);
         let config = RouterConfig {

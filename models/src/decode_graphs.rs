@@ -81,7 +81,7 @@ mod tests {
         assert!(sizes.len() < 30, "{sizes:?}");
         for rows in 1..=256 {
             let size = size_for(rows);
-            assert!(size >= rows && size < rows + rows.div_ceil(3), "{rows} in {size}");
+            assert!(size >= rows && size - rows <= rows / 3, "{rows} in {size}");
             assert_eq!(size_for(size), size);
         }
     }

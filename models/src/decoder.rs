@@ -145,10 +145,10 @@ impl Decoder {
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
         let ragged = Ragged {
-            cu_seqlens: input.cu_seqlens.as_slice(),
-            context_lens: input.context_lens.as_slice(),
-            block_tables: input.block_tables.as_slice(),
-            cu_blocks: input.cu_blocks.as_slice(),
+            cu_seqlens: (&input.cu_seqlens).into(),
+            context_lens: (&input.context_lens).into(),
+            block_tables: (&input.block_tables).into(),
+            cu_blocks: (&input.cu_blocks).into(),
             block_size: cache.block_size,
         };
         let step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout };

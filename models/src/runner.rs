@@ -162,6 +162,10 @@ impl DeviceRunner {
             }
             results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }
+        if head.rows.is_empty() {
+            // What fails in a step is told in it, and its time is not the next one's.
+            self.device.synchronize()?;
+        }
         let output = head::output(batch, &self.input, results, &self.scratch.normed)?;
         self.encode_us = self.encoding_time(batch)?;
         Ok(output)

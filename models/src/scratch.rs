@@ -86,11 +86,12 @@ fn mlp_widths(config: &DecoderConfig) -> (usize, usize) {
 }
 
 fn attention_sizes(config: &DecoderConfig, limits: &StepLimits) -> AttentionSizes {
-    let (heads, key_dim, value_dim) = match &config.attention {
-        AttentionConfig::Gqa(a) => (a.num_heads, a.head_dim, a.head_dim),
-        AttentionConfig::Mla(a) => (a.num_heads, a.row(), a.kv_lora_rank),
+    let (heads, kv_heads, key_dim, value_dim) = match &config.attention {
+        AttentionConfig::Gqa(a) => (a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim),
+        AttentionConfig::Mla(a) => (a.num_heads, 1, a.row(), a.kv_lora_rank),
     };
-    AttentionSizes { heads, key_dim, value_dim, max_context: limits.context_len }
+    let StepLimits { num_tokens: max_tokens, context_len: max_context } = *limits;
+    AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context, max_tokens }
 }
 
 fn shared_width(config: &DecoderConfig) -> usize {

@@ -343,3 +343,14 @@ fn base64_encode(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
+
+/// What a step says is told while the next one runs; what is said is the same.
+#[test]
+fn a_device_that_works_alone_says_the_same() {
+    let [usual, alone] = [TestServer::start(), TestServer::working_alone()];
+    let requests = [chat(json!({"n": 3, "logprobs": true, "seed": 5})), chat(json!({"temperature": 0}))];
+    for request in &requests {
+        let [usual, alone] = [&usual, &alone].map(|server| server.ask(CHAT, request)["choices"].clone());
+        assert_eq!(alone, usual);
+    }
+}

@@ -65,10 +65,11 @@ fn two_streams(server: &TestServer) -> (Connection, Connection) {
 
 #[test]
 fn a_client_that_leaves_is_gone_before_the_next_step() {
-    let server = TestServer::start();
-    let (leaver, mut witness) = two_streams(&server);
-    drop(leaver);
-    check_freed(&server, &mut witness);
+    for server in [TestServer::start(), TestServer::working_alone()] {
+        let (leaver, mut witness) = two_streams(&server);
+        drop(leaver);
+        check_freed(&server, &mut witness);
+    }
 }
 
 #[test]
@@ -201,8 +202,11 @@ fn a_full_queue_is_a_429() {
 
 #[test]
 fn a_failed_step_ends_everything_with_an_error() {
-    for fault in [Fault::Error, Fault::Panic] {
-        let server = TestServer::start();
+    let starts = [TestServer::start, TestServer::working_alone];
+    for (fault, start) in
+        [Fault::Error, Fault::Panic].into_iter().flat_map(|f| starts.map(|start| (f, start)))
+    {
+        let server = start();
         let mut stream = held_stream(&server, &endless("streamed"));
         let mut whole = server.connect();
         whole.send_json(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]}));
@@ -251,30 +255,31 @@ fn draining_lets_requests_finish() {
 
 #[test]
 fn draining_ends_what_does_not_finish() {
-    let mut server = TestServer::start();
-    let mut stream = held_stream(&server, &endless("too long"));
-    let mut whole = server.connect();
-    whole.send_json(
-        COMPLETIONS,
-        &json!({"prompt": "too long as well", "max_tokens": 900, "ignore_eos": true}),
-    );
-    server.wait_for_metric("perilune:http_connections", 3.0);
-    let serving = server.serving.take().expect("serving");
-    let engine = serving.engine().clone();
-    let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
-    let drain = server.runtime.spawn(serving.drain(Duration::from_secs(20), async {
-        let _ = hurried.await;
-    }));
-    hurry.send(()).expect("the drain waits for it");
-    // The engine is told to stop; the step under way ends first.
-    while !engine.is_stopping() {
-        std::thread::yield_now();
+    for mut server in [TestServer::start(), TestServer::working_alone()] {
+        let mut stream = held_stream(&server, &endless("too long"));
+        let mut whole = server.connect();
+        whole.send_json(
+            COMPLETIONS,
+            &json!({"prompt": "too long as well", "max_tokens": 900, "ignore_eos": true}),
+        );
+        server.wait_for_metric("perilune:http_connections", 3.0);
+        let serving = server.serving.take().expect("serving");
+        let engine = serving.engine().clone();
+        let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
+        let drain = server.runtime.spawn(serving.drain(Duration::from_secs(20), async {
+            let _ = hurried.await;
+        }));
+        hurry.send(()).expect("the drain waits for it");
+        // The engine is told to stop; the step under way ends first.
+        while !engine.is_stopping() {
+            std::thread::yield_now();
+        }
+        server.control.permit(1);
+        let events = parse_events(&stream.receive_rest());
+        let error: Value = serde_json::from_str(&events[events.len() - 2]).expect("JSON");
+        assert_eq!(error["error"]["code"], "shutting_down");
+        assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
+        assert_eq!(whole.receive().status, 503);
+        server.runtime.block_on(drain).expect("drains");
     }
-    server.control.permit(1);
-    let events = parse_events(&stream.receive_rest());
-    let error: Value = serde_json::from_str(&events[events.len() - 2]).expect("JSON");
-    assert_eq!(error["error"]["code"], "shutting_down");
-    assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
-    assert_eq!(whole.receive().status, 503);
-    server.runtime.block_on(drain).expect("drains");
 }

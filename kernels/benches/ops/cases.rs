@@ -14,6 +14,17 @@ pub fn all(bench: &Bench) {
     rows(bench);
 }
 
+/// What the emulator can do: each kind of line once.
+pub fn tiny(bench: &Bench) {
+    let (x, mut y) = (random(bench, &[3, 24]), zeros(bench, &[3, 24]));
+    bench.line("add", "T 3 D 24", Work::Bytes(12.0 * 72.0), || add(&mut y, &x));
+    let w = Matrix::random(&bench.device, DType::BF16, 40, 24, 0.02, 2);
+    let mut out = zeros(bench, &[3, 40]);
+    bench.line("linear", "bfloat16 T 3 N 40 K 24", Work::Flop(2.0 * (3 * 40 * 24) as f64), || {
+        linear(&x, &w, None, Activation::None, &mut out);
+    });
+}
+
 fn zeros(bench: &Bench, shape: &[usize]) -> Tensor {
     Tensor::zeros(&bench.device, DType::F32, shape)
 }
@@ -88,9 +99,8 @@ fn experts(bench: &Bench) {
     for t in [1, 8, 64, 512] {
         let (x, mut out) = (random(bench, &[t, h]), zeros(bench, &[t, h]));
         let mut ids = Tensor::zeros(&bench.device, DType::I32, &[t, k]);
-        for (pair, id) in ids.as_i32_mut().iter_mut().enumerate() {
-            *id = ((pair * 11 + pair / 64 * 5) % e) as i32;
-        }
+        let chosen: Vec<i32> = (0..t * k).map(|pair| ((pair * 11 + pair / 64 * 5) % e) as i32).collect();
+        ids.write_i32(0, &chosen);
         let weights = random(bench, &[t, k]);
         let mut scratch = MoeScratch::new(&bench.device, t, sizes, k);
         let distinct = (t * k).min(e);
@@ -140,8 +150,13 @@ impl Sequence {
     }
 
     fn ragged(&self) -> Ragged<'_> {
-        let Self { cu_seqlens, context_lens, block_tables, cu_blocks } = self;
-        Ragged { cu_seqlens, context_lens, block_tables, cu_blocks, block_size: BLOCK }
+        Ragged {
+            cu_seqlens: (&self.cu_seqlens).into(),
+            context_lens: (&self.context_lens).into(),
+            block_tables: (&self.block_tables).into(),
+            cu_blocks: (&self.cu_blocks).into(),
+            block_size: BLOCK,
+        }
     }
 
     fn slots(&self) -> usize {
@@ -164,7 +179,14 @@ fn latent(bench: &Bench) {
         let sequence = Sequence::new(t, context);
         let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), d]);
         let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, r]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: r, max_context: 16384 };
+        let sizes = AttentionSizes {
+            heads: h,
+            kv_heads: 1,
+            key_dim: d,
+            value_dim: r,
+            max_context: 16384,
+            max_tokens: t,
+        };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
         bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}"), work, || {
@@ -183,7 +205,14 @@ fn grouped(bench: &Bench) {
         let shape = [sequence.slots(), kv, d];
         let [keys, values] = [0; 2].map(|_| Tensor::zeros(&bench.device, DType::BF16, &shape));
         let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, d]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 8192 };
+        let sizes = AttentionSizes {
+            heads: h,
+            kv_heads: kv,
+            key_dim: d,
+            value_dim: d,
+            max_context: 8192,
+            max_tokens: t,
+        };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = match t {
             1 => Work::Bytes((4 * (context + 1) * kv * d) as f64),
@@ -202,7 +231,8 @@ fn pictures(bench: &Bench) {
     let (h, d) = (16, 72);
     for t in [256, 1024, 4096] {
         let (qkv, mut out) = (random(bench, &[t, 3, h, d]), zeros(bench, &[t, h, d]));
-        let sizes = AttentionSizes { heads: h, key_dim: d, value_dim: d, max_context: 0 };
+        let sizes =
+            AttentionSizes { heads: h, kv_heads: h, key_dim: d, value_dim: d, max_context: 0, max_tokens: t };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
         let work = Work::Flop(4.0 * (t * t * h * d) as f64);
         bench.line("packed_attention", &format!("T {t} H {h} D {d}"), work, || {
@@ -230,7 +260,8 @@ fn rows(bench: &Bench) {
         let mut half = zeros(bench, &[t, d / 2]);
         bench.line("silu_mul", &sizes, bytes(6), || silu_mul(&x, &mut half));
     }
-    let ids: Vec<u32> = (0..t as u32).map(|i| i * 7 % t as u32).collect();
+    let mut ids = Indices::new(&bench.device, t);
+    ids.set(&(0..t as u32).map(|i| i * 7 % t as u32).collect::<Vec<_>>());
     if bench.wants("rope") {
         let table = RopeTable::new(&bench.device, t, 32, &|p, i| ((p as f32).cos(), (i as f32).sin()));
         for layout in [RopeLayout::Half, RopeLayout::Interleaved] {

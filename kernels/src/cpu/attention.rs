@@ -155,8 +155,8 @@ pub(crate) fn gqa(
         sizes: scratch.sizes,
         kv_heads: keys.shape()[1],
         scale,
-        cu_seqlens: ragged.cu_seqlens,
-        context_lens: Some(ragged.context_lens),
+        cu_seqlens: ragged.cu_seqlens.as_slice(),
+        context_lens: Some(ragged.context_lens.as_slice()),
     };
     run(cpu, &problem, scratch, out);
 }
@@ -177,8 +177,8 @@ pub(crate) fn mla(
         sizes: scratch.sizes,
         kv_heads: 1,
         scale,
-        cu_seqlens: ragged.cu_seqlens,
-        context_lens: Some(ragged.context_lens),
+        cu_seqlens: ragged.cu_seqlens.as_slice(),
+        context_lens: Some(ragged.context_lens.as_slice()),
     };
     run(cpu, &problem, scratch, out);
 }

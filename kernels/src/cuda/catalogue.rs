@@ -1,9 +1,10 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{elementwise, interpolate, linear, moe, norm, peak, rope, route, rows};
+use super::{attention_rows, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows};
 
 pub(super) const KERNELS: &[&Kernel] = &[
+    &attention_rows::KERNEL,
     &elementwise::KERNEL,
     &interpolate::KERNEL,
     &linear::KERNEL,

@@ -5,6 +5,8 @@
 
 pub mod ahead;
 mod arena;
+pub(crate) mod attention;
+pub(crate) mod attention_rows;
 mod catalogue;
 pub mod compile;
 pub mod driver;

@@ -9,22 +9,25 @@
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
 //! 2·(D + Dv) FLOP per row, head and key.
 
-use super::not_on_cuda;
 use crate::cpu::attention;
-use crate::{DType, Device, Tensor};
+use crate::cuda::attention as cuda_attention;
+use crate::{DType, Device, Index, Tensor};
 
 /// Which tokens belong to which sequence, and where its keys are.
 ///
 /// Item i has tokens `cu_seqlens[i] .. cu_seqlens[i + 1]` at positions `context_lens[i] ..`. Position p is slot
 /// `block_tables[cu_blocks[i] + p / B] * B + p % B`. Keys of this step were stored before the call.
+///
+/// For a captured graph the arrays are [`crate::Indices`], whose numbers may change from one replay to the next while T and the
+/// number of items stay; [`AttentionScratch::plan`] comes before the replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Ragged<'a> {
     /// items + 1
-    pub cu_seqlens: &'a [u32],
-    pub context_lens: &'a [u32],
-    pub block_tables: &'a [u32],
+    pub cu_seqlens: Index<'a>,
+    pub context_lens: Index<'a>,
+    pub block_tables: Index<'a>,
     /// items + 1
-    pub cu_blocks: &'a [u32],
+    pub cu_blocks: Index<'a>,
     pub block_size: usize,
 }
 
@@ -33,10 +36,14 @@ pub struct Ragged<'a> {
 pub struct AttentionSizes {
     /// Of queries.
     pub heads: usize,
+    /// Of keys and values: 1 for MLA, `heads` for packed segments.
+    pub kv_heads: usize,
     pub key_dim: usize,
     pub value_dim: usize,
     /// Longest sequence; a longer one is served too, with less to share out between threads.
     pub max_context: usize,
+    /// Most tokens of a call.
+    pub max_tokens: usize,
 }
 
 /// Tiles of each thread, and partial results of long contexts.
@@ -79,11 +86,13 @@ pub fn gqa_attention(
     assert_eq!(k_cache.dtype(), v_cache.dtype(), "gqa_attention: types of keys and values");
     assert!(heads.is_multiple_of(kv_heads), "gqa_attention: {heads} heads over {kv_heads}");
     assert_eq!(out.shape(), [t, heads, dv], "gqa_attention: out");
-    check_scratch("gqa_attention", scratch, [heads, d, dv]);
+    check_scratch("gqa_attention", scratch, [heads, kv_heads, d, dv], t);
     ragged.check(t, slots);
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
-        Device::Cuda(_) => not_on_cuda("gqa_attention"),
+        Device::Cuda(cuda) => {
+            cuda_attention::gqa(cuda, q, [k_cache, v_cache], ragged, scale, scratch, out);
+        }
     }
 }
 
@@ -100,28 +109,29 @@ pub fn mla_attention(
     assert_eq!(cache.row_len(), d, "mla_attention: width of the cache");
     assert!(value_dim <= d, "mla_attention: {value_dim} values of {d}");
     assert_eq!(out.shape(), [t, heads, value_dim], "mla_attention: out");
-    check_scratch("mla_attention", scratch, [heads, d, value_dim]);
+    check_scratch("mla_attention", scratch, [heads, 1, d, value_dim], t);
     ragged.check(t, cache.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
-        Device::Cuda(_) => not_on_cuda("mla_attention"),
+        Device::Cuda(cuda) => cuda_attention::mla(cuda, q, cache, ragged, scale, scratch, out),
     }
 }
 
-pub fn packed_attention(
+pub fn packed_attention<'a>(
     qkv: &Tensor,
-    cu_seqlens: &[u32],
+    cu_seqlens: impl Into<Index<'a>>,
     scale: f32,
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
     let &[t, 3, heads, d] = qkv.shape() else { panic!("packed_attention: qkv {:?}", qkv.shape()) };
     assert_eq!(out.shape(), [t, heads, d], "packed_attention: out");
-    check_scratch("packed_attention", scratch, [heads, d, d]);
-    check_offsets("packed_attention", cu_seqlens, t);
+    check_scratch("packed_attention", scratch, [heads, heads, d, d], t);
+    let cu_seqlens = cu_seqlens.into();
+    check_offsets("packed_attention", cu_seqlens.as_slice(), t);
     match &out.device().clone() {
-        Device::Cpu(cpu) => attention::packed(cpu, qkv, cu_seqlens, scale, scratch, out),
-        Device::Cuda(_) => not_on_cuda("packed_attention"),
+        Device::Cpu(cpu) => attention::packed(cpu, qkv, cu_seqlens.as_slice(), scale, scratch, out),
+        Device::Cuda(cuda) => cuda_attention::packed(cuda, qkv, cu_seqlens, scale, scratch, out),
     }
 }
 
@@ -131,20 +141,21 @@ impl Ragged<'_> {
     }
 
     fn check(&self, num_tokens: usize, num_slots: usize) {
-        check_offsets("ragged: cu_seqlens", self.cu_seqlens, num_tokens);
-        check_offsets("ragged: cu_blocks", self.cu_blocks, self.block_tables.len());
+        let (block_tables, cu_blocks) = (self.block_tables.as_slice(), self.cu_blocks.as_slice());
+        check_offsets("ragged: cu_seqlens", self.cu_seqlens.as_slice(), num_tokens);
+        check_offsets("ragged: cu_blocks", cu_blocks, block_tables.len());
         assert_eq!(self.cu_seqlens.len(), self.num_items() + 1, "ragged: cu_seqlens and context_lens");
-        assert_eq!(self.cu_blocks.len(), self.num_items() + 1, "ragged: cu_blocks and context_lens");
+        assert_eq!(cu_blocks.len(), self.num_items() + 1, "ragged: cu_blocks and context_lens");
         for item in 0..self.num_items() {
-            let len = self.context_lens[item] as usize + self.tokens(item).len();
-            let blocks = (self.cu_blocks[item + 1] - self.cu_blocks[item]) as usize;
+            let len = self.context_lens.as_slice()[item] as usize + self.tokens(item).len();
+            let blocks = (cu_blocks[item + 1] - cu_blocks[item]) as usize;
             assert!(
                 len <= blocks * self.block_size,
                 "ragged: item {item} has {len} positions in {blocks} blocks"
             );
         }
         let num_blocks = num_slots / self.block_size;
-        let mut blocks = self.block_tables.iter();
+        let mut blocks = block_tables.iter();
         assert!(
             blocks.all(|&block| (block as usize) < num_blocks),
             "ragged: a block is not below {num_blocks}"
@@ -152,19 +163,22 @@ impl Ragged<'_> {
     }
 
     pub(crate) fn tokens(&self, item: usize) -> std::ops::Range<usize> {
-        self.cu_seqlens[item] as usize..self.cu_seqlens[item + 1] as usize
+        let cu_seqlens = self.cu_seqlens.as_slice();
+        cu_seqlens[item] as usize..cu_seqlens[item + 1] as usize
     }
 
     /// The slot of a position.
     pub fn slot(&self, item: usize, position: usize) -> usize {
-        let block = self.block_tables[self.cu_blocks[item] as usize + position / self.block_size];
+        let first = self.cu_blocks.as_slice()[item] as usize;
+        let block = self.block_tables.as_slice()[first + position / self.block_size];
         block as usize * self.block_size + position % self.block_size
     }
 }
 
-fn check_scratch(op: &str, scratch: &AttentionScratch, found: [usize; 3]) {
-    let AttentionSizes { heads, key_dim, value_dim, .. } = scratch.sizes;
-    assert_eq!(found, [heads, key_dim, value_dim], "{op}: sizes of the scratch");
+fn check_scratch(op: &str, scratch: &AttentionScratch, found: [usize; 4], num_tokens: usize) {
+    let AttentionSizes { heads, kv_heads, key_dim, value_dim, max_tokens, .. } = scratch.sizes;
+    assert_eq!(found, [heads, kv_heads, key_dim, value_dim], "{op}: sizes of the scratch");
+    assert!(num_tokens <= max_tokens, "{op}: {num_tokens} tokens exceed the scratch");
 }
 
 fn check_offsets(op: &str, offsets: &[u32], total: usize) {

@@ -2,56 +2,13 @@
 
 use crate::common::*;
 use crate::naive;
+use crate::pages::Pages;
 use kernels::ops::*;
 use kernels::*;
 
 /// Sequences of a step: how many positions are cached, how many tokens are new.
 const ITEMS: [[usize; 2]; 5] = [[0, 1], [3, 7], [63, 2], [64, 1], [1100, 38]];
 const BLOCK: usize = 5;
-
-/// Blocks of all items, dealt out in an order that is not that of positions.
-pub struct Pages {
-    pub cu_seqlens: Vec<u32>,
-    pub context_lens: Vec<u32>,
-    pub block_tables: Vec<u32>,
-    pub cu_blocks: Vec<u32>,
-    pub num_slots: usize,
-}
-
-impl Pages {
-    pub fn new(items: &[[usize; 2]], block_size: usize) -> Self {
-        let blocks: Vec<usize> =
-            items.iter().map(|[old, new]| (old + new).div_ceil(block_size) + 1).collect();
-        let total: usize = blocks.iter().sum();
-        // A step that has no factor in common with the total visits every block once.
-        let step = (total / 2..).find(|&step| step > 0 && gcd(step, total) == 1).expect("there is one");
-        let running = |lens: Vec<usize>| -> Vec<u32> {
-            let mut sum = 0;
-            std::iter::once(0)
-                .chain(lens.iter().map(|len| {
-                    sum += len;
-                    sum as u32
-                }))
-                .collect()
-        };
-        Self {
-            cu_seqlens: running(items.iter().map(|[_, new]| *new).collect()),
-            context_lens: items.iter().map(|[old, _]| *old as u32).collect(),
-            block_tables: (0..total).map(|i| (i * step % total) as u32).collect(),
-            cu_blocks: running(blocks),
-            num_slots: total * block_size,
-        }
-    }
-
-    pub fn ragged(&self, block_size: usize) -> Ragged<'_> {
-        let Self { cu_seqlens, context_lens, block_tables, cu_blocks, .. } = self;
-        Ragged { cu_seqlens, context_lens, block_tables, cu_blocks, block_size }
-    }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
 
 /// Keys and values are drawn by slot; slots that no position uses hold NaN, which must not show.
 fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Host {
@@ -112,7 +69,14 @@ fn grouped_queries() {
             (keys.values[at * d..][..d].to_vec(), values.values[at * dv..][..dv].to_vec())
         });
         for device in devices() {
-            let sizes = AttentionSizes { heads, key_dim: d, value_dim: dv, max_context: 1200 };
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1200,
+                max_tokens: t,
+            };
             let before = device.allocated_bytes();
             let mut scratch = AttentionScratch::new(&device, sizes);
             assert_eq!(device.allocated_bytes() - before, AttentionScratch::bytes(&device, sizes));
@@ -139,7 +103,14 @@ fn one_latent_for_all_heads() {
             (row, value)
         });
         for device in devices() {
-            let sizes = AttentionSizes { heads, key_dim: d, value_dim: dv, max_context: 1200 };
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: 1,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1200,
+                max_tokens: t,
+            };
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, dv]);
             let mut rows = cache.tensor(&device);
@@ -170,7 +141,14 @@ fn packed_segments() {
         }
     }
     for device in devices() {
-        let sizes = AttentionSizes { heads, key_dim: d, value_dim: d, max_context: 0 };
+        let sizes = AttentionSizes {
+            heads,
+            kv_heads: heads,
+            key_dim: d,
+            value_dim: d,
+            max_context: 0,
+            max_tokens: t,
+        };
         let mut scratch = AttentionScratch::new(&device, sizes);
         let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, d]);
         packed_attention(&qkv.tensor(&device), &cu_seqlens, 0.25, &mut scratch, &mut out);

@@ -1,8 +1,8 @@
 //! A row has the same bits alone, in company, with any number of threads, in any chunk; and nobody writes beyond the rows in
 //! sight.
 
-use crate::attention::Pages;
 use crate::common::*;
+use crate::pages::Pages;
 use kernels::ops::*;
 use kernels::*;
 
@@ -116,20 +116,31 @@ fn chunks_of_a_sequence() {
     let values = Host::random(DType::BF16, &[pages.num_slots, kv_heads, dv], 3);
     let chunks = [0..1, 63..65, 511..514, 1300..1301, 600..1201, 1023..1024];
     check("gqa_attention", len, &chunks, |device, rows| {
-        let sizes = AttentionSizes { heads, key_dim: d, value_dim: dv, max_context: len };
+        let sizes =
+            AttentionSizes { heads, kv_heads, key_dim: d, value_dim: dv, max_context: len, max_tokens: len };
         let mut scratch = AttentionScratch::new(device, sizes);
         let (keys, values) = (keys.tensor(device), values.tensor(device));
         let x = tensor(device, part(&q, rows.clone()));
         guarded(device, rows.len(), heads * dv, |out| {
             out.reshape(&[rows.len(), heads, dv]);
             let (cu_seqlens, context_lens) = ([0, rows.len() as u32], [rows.start as u32]);
-            let ragged =
-                Ragged { cu_seqlens: &cu_seqlens, context_lens: &context_lens, ..pages.ragged(block) };
+            let ragged = Ragged {
+                cu_seqlens: (&cu_seqlens).into(),
+                context_lens: (&context_lens).into(),
+                ..pages.ragged(block)
+            };
             gqa_attention(&x, &keys, &values, &ragged, 0.3, &mut scratch, out);
         })
     });
     check("mla_attention", len, &chunks, |device, rows| {
-        let sizes = AttentionSizes { heads, key_dim: d, value_dim: dv, max_context: len };
+        let sizes = AttentionSizes {
+            heads,
+            kv_heads: 1,
+            key_dim: d,
+            value_dim: dv,
+            max_context: len,
+            max_tokens: len,
+        };
         let mut scratch = AttentionScratch::new(device, sizes);
         let mut cache = Tensor::from_host_as(device, keys.view(), DType::BF16);
         cache.reshape(&[pages.num_slots, d]);
@@ -137,8 +148,11 @@ fn chunks_of_a_sequence() {
         guarded(device, rows.len(), heads * dv, |out| {
             out.reshape(&[rows.len(), heads, dv]);
             let (cu_seqlens, context_lens) = ([0, rows.len() as u32], [rows.start as u32]);
-            let ragged =
-                Ragged { cu_seqlens: &cu_seqlens, context_lens: &context_lens, ..pages.ragged(block) };
+            let ragged = Ragged {
+                cu_seqlens: (&cu_seqlens).into(),
+                context_lens: (&context_lens).into(),
+                ..pages.ragged(block)
+            };
             mla_attention(&x, &cache, dv, &ragged, 0.3, &mut scratch, out);
         })
     });
@@ -155,7 +169,14 @@ fn sequences_in_a_batch() {
     let cache = Host::random(DType::F16, &[pages.num_slots, d], 2);
     for family in families() {
         let run = |device: &Device, ragged: Ragged, q: Tensor| {
-            let sizes = AttentionSizes { heads, key_dim: d, value_dim: dv, max_context: 1000 };
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: 1,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1000,
+                max_tokens: 76,
+            };
             let mut scratch = AttentionScratch::new(device, sizes);
             let rows = q.shape()[0];
             guarded(device, rows, heads * dv, |out| {
@@ -168,11 +189,13 @@ fn sequences_in_a_batch() {
             for (item, [old, _]) in items.into_iter().enumerate() {
                 let tokens = pages.cu_seqlens[item] as usize..pages.cu_seqlens[item + 1] as usize;
                 let blocks = pages.cu_blocks[item] as usize..pages.cu_blocks[item + 1] as usize;
+                let (cu_seqlens, cu_blocks) = ([0, tokens.len() as u32], [0, blocks.len() as u32]);
+                let context_lens = [old as u32];
                 let alone = Ragged {
-                    cu_seqlens: &[0, tokens.len() as u32],
-                    context_lens: &[old as u32],
-                    block_tables: &pages.block_tables[blocks.clone()],
-                    cu_blocks: &[0, blocks.len() as u32],
+                    cu_seqlens: (&cu_seqlens).into(),
+                    context_lens: (&context_lens).into(),
+                    block_tables: (&pages.block_tables[blocks]).into(),
+                    cu_blocks: (&cu_blocks).into(),
                     block_size: block,
                 };
                 let found = run(device, alone, tensor(device, part(&q, tokens.clone())));
@@ -190,7 +213,14 @@ fn pictures_in_a_batch() {
     let qkv = Host::random(DType::F32, &[199, 3, heads, d], 1);
     for family in families() {
         let run = |device: &Device, rows: std::ops::Range<usize>, cu_seqlens: &[u32]| {
-            let sizes = AttentionSizes { heads, key_dim: d, value_dim: d, max_context: 0 };
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: heads,
+                key_dim: d,
+                value_dim: d,
+                max_context: 0,
+                max_tokens: 199,
+            };
             let mut scratch = AttentionScratch::new(device, sizes);
             let x = tensor(device, part(&qkv, rows.clone()));
             guarded(device, rows.len(), heads * d, |out| {

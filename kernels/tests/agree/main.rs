@@ -6,4 +6,5 @@ mod common;
 mod independence;
 mod matrices;
 mod naive;
+mod pages;
 mod small;

@@ -1,5 +1,6 @@
 //! Ops on the CUDA side, through the emulator: against their f64 twins, alone and in company, under several schedules.
 
+mod attention;
 mod bench;
 #[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/common.rs"]
@@ -15,6 +16,8 @@ mod mutants;
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+#[path = "../agree/pages.rs"]
+mod pages;
 mod peak;
 mod prepare;
 mod ptx;

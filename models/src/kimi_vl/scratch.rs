@@ -22,6 +22,8 @@ pub(super) struct Scratch {
     pub turns: RopeTable,
     /// 0, 1, 2, …: each patch has its own row of `turns`.
     pub raster: Indices,
+    /// Where the one picture begins and ends.
+    pub segments: Indices,
     pub attention: AttentionScratch,
     /// Patches in the order of the tokens that they become.
     pub squares: Indices,
@@ -36,9 +38,9 @@ fn widths(config: &VisionConfig) -> [usize; 6] {
 }
 
 /// Every query of a picture sees every key: no cache, so no context.
-fn attention_sizes(config: &VisionConfig) -> AttentionSizes {
+fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
     let (heads, dim) = (config.num_heads, config.head_dim());
-    AttentionSizes { heads, key_dim: dim, value_dim: dim, max_context: 0 }
+    AttentionSizes { heads, kv_heads: heads, key_dim: dim, value_dim: dim, max_context: 0, max_tokens }
 }
 
 impl Scratch {
@@ -57,7 +59,8 @@ impl Scratch {
             hidden,
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
             raster: Indices::new(device, max_patches),
-            attention: AttentionScratch::new(device, attention_sizes(config)),
+            segments: Indices::new(device, 2),
+            attention: AttentionScratch::new(device, attention_sizes(config, max_patches)),
             squares: Indices::new(device, max_patches),
             order: Vec::with_capacity(max_patches),
         }
@@ -69,7 +72,8 @@ impl Scratch {
         activations.iter().sum::<u64>()
             + RopeTable::bytes(max_patches, config.head_dim() / 2)
             + 2 * Indices::bytes(device, max_patches)
-            + AttentionScratch::bytes(device, attention_sizes(config))
+            + Indices::bytes(device, 2)
+            + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
     }
 
     /// Shows as many rows as the picture has patches.
@@ -81,5 +85,6 @@ impl Scratch {
         self.order.clear();
         self.order.extend(0..num_patches as u32);
         self.raster.set(&self.order);
+        self.segments.set(&[0, num_patches as u32]);
     }
 }

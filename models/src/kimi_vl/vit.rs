@@ -109,7 +109,7 @@ impl Block {
         s.qkv.reshape(&[num_patches, 3, num_heads, d / num_heads]);
         s.mixed.reshape(&[num_patches, num_heads, d / num_heads]);
         let scale = ((d / num_heads) as f32).powf(-0.5);
-        ops::packed_attention(&s.qkv, &[0, num_patches as u32], scale, &mut s.attention, &mut s.mixed);
+        ops::packed_attention(&s.qkv, &s.segments, scale, &mut s.attention, &mut s.mixed);
         s.qkv.reshape(&[num_patches, 3 * d]);
         s.mixed.reshape(&[num_patches, d]);
         self.wo.run(&s.mixed, Activation::None, &mut s.normed);

@@ -7,7 +7,7 @@ use models::{
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub const FAMILIES: &[&str] = &[
     "llama",
@@ -25,8 +25,10 @@ pub const FAMILIES: &[&str] = &[
     "kimi_vl",
 ];
 
+/// Beside this file, or where the environment says: a test may run on another machine than it was built on.
 pub fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("PERILUNE_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name)
 }
 
 pub fn files(name: &str) -> ModelFiles {
@@ -58,10 +60,27 @@ pub fn emulated() -> LoadOptions {
         device: DeviceChoice::CudaEmulated,
         kernels: KernelOptions { cache: Some(cache.into()), nvrtc: None },
         max_model_len: Some(100),
-        max_num_seqs: 6,
+        max_num_seqs: 12,
         max_num_batched_tokens: 64,
         memory: MemoryLimit::Bytes(24 << 20),
         ..options()
+    }
+}
+
+/// As `emulated`, or the first GPU where `PERILUNE_TEST_DEVICE` says so (tests/gpu/run).
+pub fn on_gpu() -> LoadOptions {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    match folder("PERILUNE_TEST_DEVICE").is_some_and(|device| device == Path::new("cuda")) {
+        false => emulated(),
+        true => LoadOptions {
+            device: DeviceChoice::Cuda(0),
+            kernels: KernelOptions {
+                cache: folder("PERILUNE_KERNEL_CACHE")
+                    .or_else(|| Some(std::env::temp_dir().join("perilune-kernels"))),
+                nvrtc: folder("PERILUNE_NVRTC_DIR"),
+            },
+            ..emulated()
+        },
     }
 }
 

@@ -4,6 +4,7 @@
 //! ```text
 //! prefill:512       a prompt of 512 tokens from nothing, in chunks of --max-num-batched-tokens; its last row samples
 //! decode:8@1024     8 sequences, each after 1024 tokens, one token for each in every step
+//! encode:896        a picture of 896 x 896 pixels through the vision tower and the projector; its tokens are counted
 //! logprobs:256      log-probabilities of a prompt's tokens, to compare the numbers of two engines before their speed
 //! ```
 //! Prompts are the tokens `(7919 i + 13) mod vocabulary`. Answers are greedy. Every job runs once untimed.

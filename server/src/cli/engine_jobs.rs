@@ -1,10 +1,10 @@
 //! Jobs of `bench-engine`: batches made by hand for the runner, timed by the clock and by the processor time of the whole process.
 
-use models::{DeviceRunner, Loaded};
+use models::{DeviceRunner, ImageProcessor, Loaded};
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, BlockId, ModelRunner, PromptResult, PromptTask, PromptWork, Sample, Sampled,
-    SamplingParams, SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, BlockId, ImageEncode, ModelRunner, PromptResult, PromptTask, PromptWork, Sample,
+    Sampled, SamplingParams, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use serde_json::{Value, json};
 use std::str::FromStr;
@@ -16,10 +16,24 @@ const DECODE_STEPS: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    Prefill { len: usize },
-    Decode { num_sequences: usize, context_len: usize },
-    Logprobs { len: usize },
+    Prefill {
+        len: usize,
+    },
+    Decode {
+        num_sequences: usize,
+        context_len: usize,
+    },
+    Logprobs {
+        len: usize,
+    },
+    /// A picture of this many pixels in each direction.
+    Encode {
+        side: usize,
+    },
 }
+
+/// Largest side of a picture that is encoded.
+const MAX_SIDE: usize = 4096;
 
 impl FromStr for Job {
     type Err = String;
@@ -29,13 +43,16 @@ impl FromStr for Job {
         let job = text.split_once(':').and_then(|(kind, size)| match kind {
             "prefill" => Some(Job::Prefill { len: number(size)? }),
             "logprobs" => Some(Job::Logprobs { len: number(size)? }),
+            "encode" => number(size).filter(|&side| side <= MAX_SIDE).map(|side| Job::Encode { side }),
             "decode" => {
                 let (num_sequences, context_len) = size.split_once('@')?;
                 Some(Job::Decode { num_sequences: number(num_sequences)?, context_len: number(context_len)? })
             }
             _ => None,
         });
-        job.ok_or_else(|| format!("`{text}` is not a job such as prefill:512, decode:8@1024 or logprobs:256"))
+        job.ok_or_else(|| {
+            format!("`{text}` is not a job such as prefill:512, decode:8@1024, logprobs:256 or encode:896")
+        })
     }
 }
 
@@ -98,6 +115,7 @@ pub struct Engine {
     runner: DeviceRunner,
     config: SchedulerConfig,
     vocab_size: usize,
+    image_processor: Option<Arc<dyn ImageProcessor>>,
 }
 
 /// Sequences that grow together, each with blocks of its own.
@@ -109,7 +127,8 @@ struct Growing {
 
 impl Engine {
     pub fn new(loaded: Loaded) -> Self {
-        Self { runner: loaded.runner, config: loaded.scheduler_config, vocab_size: loaded.info.vocab_size }
+        let Loaded { runner, info, image_processor, scheduler_config: config, .. } = loaded;
+        Self { runner, config, vocab_size: info.vocab_size, image_processor }
     }
 
     /// Once untimed, then for at least `at_least`.
@@ -130,6 +149,10 @@ impl Engine {
         let (num_sequences, len) = match job {
             Job::Prefill { len } | Job::Logprobs { len } => (1, len),
             Job::Decode { num_sequences, context_len } => (num_sequences, context_len + DECODE_STEPS),
+            Job::Encode { .. } if self.image_processor.is_none() => {
+                return Err("the model sees no pictures".to_string());
+            }
+            Job::Encode { .. } => return Ok(()),
         };
         let blocks = num_sequences * len.div_ceil(self.config.block_size);
         if len > self.config.max_model_len {
@@ -166,7 +189,27 @@ impl Engine {
                 let (logprobs, ranks) = results.into_iter().unzip();
                 Ok(Measurement { logprobs, ranks, ..measurement(len, Vec::new()) })
             }
+            Job::Encode { side } => {
+                let encode = self.picture(side)?;
+                let num_tokens = encode.image.num_tokens;
+                let batch = Batch { encodes: vec![encode], items: Vec::new() };
+                timed(runs, || {
+                    let output = self.runner.execute(&batch);
+                    output.map_err(|error| format!("the device failed: {error}"))
+                })?;
+                Ok(measurement(num_tokens, Vec::new()))
+            }
         }
+    }
+
+    /// A picture without a pattern, at the beginning of the image cache.
+    fn picture(&self, side: usize) -> Result<ImageEncode, String> {
+        let processor = self.image_processor.as_ref().ok_or("the model sees no pictures")?;
+        let pixels: Vec<u8> = (0..3 * side * side).map(|i| (i * 2_654_435_761 >> 13) as u8).collect();
+        let image = processor.process(&pixels, side, side).map_err(|error| error.to_string())?;
+        let num_blocks = image.num_tokens.div_ceil(self.config.image_rows_per_block);
+        let rows = (0..num_blocks as u32).map(BlockId).collect();
+        Ok(ImageEncode { image: Arc::new(image), rows })
     }
 
     fn growing(&self, num_sequences: usize, context_len: usize, longest: usize) -> Growing {
@@ -300,9 +343,18 @@ mod tests {
         assert_eq!("prefill:512".parse(), Ok(Job::Prefill { len: 512 }));
         assert_eq!("decode:8@1024".parse(), Ok(Job::Decode { num_sequences: 8, context_len: 1024 }));
         assert_eq!("logprobs:3".parse(), Ok(Job::Logprobs { len: 3 }));
-        for wrong in
-            ["", "prefill", "prefill:0", "decode:8", "decode:0@3", "decode:@3", "speed:3", "prefill:-1"]
-        {
+        assert_eq!("encode:896".parse(), Ok(Job::Encode { side: 896 }));
+        for wrong in [
+            "",
+            "encode:5000",
+            "prefill",
+            "prefill:0",
+            "decode:8",
+            "decode:0@3",
+            "decode:@3",
+            "speed:3",
+            "prefill:-1",
+        ] {
             assert!(wrong.parse::<Job>().is_err(), "{wrong}");
         }
     }

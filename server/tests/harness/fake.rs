@@ -9,6 +9,7 @@ use scheduler::{
     PromptWork, RowSum, Sample, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId,
     StepOutput, TokenId,
 };
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ pub const HIDDEN_SIZE: usize = 8;
 pub struct Control {
     state: Mutex<State>,
     changed: Condvar,
+    /// As a GPU: what a step says is told while the next one runs.
+    pub works_alone: AtomicBool,
 }
 
 #[derive(Default)]
@@ -254,6 +257,10 @@ impl ModelRunner for FakeRunner {
         // Pictures take half of every step that has some.
         self.encode_us = if batch.encodes.is_empty() { 0 } else { start.elapsed().as_micros() as u64 / 2 };
         output
+    }
+
+    fn works_alone(&self) -> bool {
+        self.control.works_alone.load(Relaxed)
     }
 
     fn encode_us(&self) -> u64 {

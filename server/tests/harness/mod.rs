@@ -62,6 +62,13 @@ impl TestServer {
         Self::with(Setup::default())
     }
 
+    /// As a GPU, which works while its host tells what the last step said.
+    pub fn working_alone() -> Self {
+        let server = Self::start();
+        server.control.works_alone.store(true, std::sync::atomic::Ordering::Relaxed);
+        server
+    }
+
     pub fn with(setup: Setup) -> Self {
         let Setup { options, config, generation } = setup;
         let control = Arc::new(Control::default());

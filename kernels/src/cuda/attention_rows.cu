@@ -1,0 +1,96 @@
+// attend_rows: out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p], any widths, no tensor cores      one warp per row (t, h)
+// q, out f32 · keys, values C (f32, bf16, f16): in pages, or in place for packed segments · sums in f32 · DV up to 512
+// 2·(D + DV) FLOP and size·(D + DV) bytes for each row and key: for caches in f32 and for widths that attention.cu has no
+// instance of; not measured: no GPU was available
+//
+// Keys come in tiles of 32 at absolute positions, one for each lane, with a running maximum and sum; a row is never split, so
+// its bits depend on what it sees alone.
+#include "common.cuh"
+
+constexpr int WARPS = 4;
+constexpr int MAX_COLUMNS = 16;  // of 32: DV up to 512
+
+struct RowsShape {
+    int tokens, items, heads, rep;  // rep heads share a key head
+    int d, dv;
+    int q_stride;                   // elements from one token to the next
+    int key_stride, value_stride;   // from one slot to the next
+    int key_head, value_head;       // from one key head to the next
+    int block_size;                 // 0: packed, key p of an item is row cu_seqlens[item] + p, and all tokens see all keys
+    float scale;                    // times log2(e)
+};
+
+// The last item that begins at or before a token.
+__device__ __forceinline__ int item_of(Ptr<const int> cu_seqlens, int items, int token) {
+    int low = 0, high = items - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2, start = cu_seqlens[middle];
+        if (start <= token) low = middle;
+        else high = middle - 1;
+    }
+    return low;
+}
+
+// grid: rows / 4, 128 threads
+template <class C>
+__global__ void __launch_bounds__(WARPS * 32)
+    attend_rows(In<float> q, In<C> keys, In<C> values, In<int> cu_seqlens, In<int> context_lens, In<int> tables, In<int> cu_blocks,
+                RowsShape s, Out<float> out) {
+    SHARED(float, weights, WARPS * 32);
+    SHARED(int, slots, WARPS * 32);
+    int row = (int)blockIdx.x * WARPS + warp_id(), lane = lane_id(), mine = warp_id() * 32;
+    if (row >= s.tokens * s.heads) return;
+    int token = row / s.heads, head = row % s.heads, key_head = head / s.rep;
+    int item = item_of(cu_seqlens, s.items, token), start = cu_seqlens[item], visible, table = 0;
+    if (s.block_size) {
+        visible = context_lens[item] + token - start + 1;
+        table = cu_blocks[item];
+    } else {
+        visible = cu_seqlens[item + 1] - start;
+    }
+    Ptr<const float> query = q + ((long long)token * s.q_stride + (long long)head * s.d);
+    Ptr<const C> first_key = keys + (long long)key_head * s.key_head, first_value = values + (long long)key_head * s.value_head;
+
+    float max = -1e30f, sum = 0, acc[MAX_COLUMNS] = {};
+    for (int first = 0; first < visible; first += 32) {
+        int position = first + lane, slot = start + position;
+        float score = -1e30f;
+        if (position < visible) {
+            if (s.block_size) slot = tables[table + position / s.block_size] * s.block_size + position % s.block_size;
+            Ptr<const C> key = first_key + (long long)slot * s.key_stride;
+            float dot = 0;
+            for (int i = 0; i < s.d; i++) {
+                C k = key[i];
+                float v = query[i];
+                dot = fmaf(v, to_float(k), dot);
+            }
+            score = dot * s.scale;
+        }
+        float new_max = fmaxf(max, warp_max(score)), shrink = fast_exp2(max - new_max);
+        float weight = position < visible ? fast_exp2(score - new_max) : 0.0f;
+        sum = fmaf(sum, shrink, warp_sum(weight));
+        max = new_max;
+        weights[mine + lane] = weight;
+        slots[mine + lane] = slot;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < MAX_COLUMNS; i++) acc[i] *= shrink;
+        int count = min(32, visible - first);
+        for (int k = 0; k < count; k++) {
+            Ptr<const C> value = first_value + (long long)slots[mine + k] * s.value_stride;
+            float w = weights[mine + k];
+#pragma unroll
+            for (int i = 0; i < MAX_COLUMNS; i++)
+                if (i * 32 + lane < s.dv) {
+                    C v = value[i * 32 + lane];
+                    acc[i] = fmaf(w, to_float(v), acc[i]);
+                }
+        }
+        // The next tile writes over these.
+        __syncwarp();
+    }
+    Ptr<float> result = out + (long long)row * s.dv;
+#pragma unroll
+    for (int i = 0; i < MAX_COLUMNS; i++)
+        if (i * 32 + lane < s.dv) result[i * 32 + lane] = acc[i] / sum;
+}

@@ -1,0 +1,204 @@
+//! Whole tiny models on a GPU's code, run by the emulator, or with `PERILUNE_TEST_DEVICE=cuda` on the first GPU: near what the processor
+//! says, and equal to themselves in company, in chunks, and from graphs.
+
+mod common;
+
+use common::{FAMILIES, fixture, load, on_gpu, options};
+use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded};
+use scheduler::{
+    Engine, Event, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Weights and arithmetic are f32 on both: only the order of sums differs.
+const TOLERANCE: f32 = 2e-3;
+const MAX_TOKENS: usize = 4;
+
+#[derive(Clone)]
+struct Request {
+    len: usize,
+    /// Where the fixture's picture goes.
+    picture_at: Option<usize>,
+    params: SamplingParams,
+}
+
+/// Tokens, their log-probabilities, and those of the tokens that could have been.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Answer {
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    top: Vec<Vec<(u32, f32)>>,
+}
+
+impl Answer {
+    /// All of it, with numbers as bits.
+    fn bits(&self) -> Vec<u32> {
+        let top = self.top.iter().flatten().flat_map(|&(token, x)| [token, x.to_bits()]);
+        self.tokens.iter().copied().chain(self.logprobs.iter().map(|x| x.to_bits())).chain(top).collect()
+    }
+}
+
+struct World {
+    engine: Engine<DeviceRunner>,
+    vocab_size: usize,
+    picture: Option<(u32, Arc<ImageInput>)>,
+}
+
+impl World {
+    fn new(family: &str, options: &LoadOptions, change: impl FnOnce(&mut SchedulerConfig)) -> Self {
+        let Loaded { runner, info, image_processor, mut scheduler_config, .. } = load(family, options);
+        change(&mut scheduler_config);
+        scheduler_config.check().unwrap();
+        let picture = image_processor.map(|processor| {
+            let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
+            let (width, height) = (picture.width() as usize, picture.height() as usize);
+            let input = processor.process(&picture, width, height).unwrap();
+            (info.image_token_id.unwrap(), Arc::new(input))
+        });
+        Self { engine: Engine::new(scheduler_config, runner), vocab_size: info.vocab_size, picture }
+    }
+
+    fn add(&mut self, id: u64, request: &Request) {
+        let mut prompt: Vec<u32> =
+            (0..request.len).map(|i| ((i * 37 + 11 * request.len) % 90) as u32).collect();
+        let mut spans = Vec::new();
+        if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
+            prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
+            spans.push(ImageSpan { start, image: image.clone() });
+        }
+        let params = Arc::new(request.params.clone());
+        let sequence = Sequence::new(SequenceId(id), prompt, spans, params, self.vocab_size).unwrap();
+        self.engine.add(sequence).unwrap();
+    }
+
+    fn finish(&mut self) -> BTreeMap<u64, Answer> {
+        let mut answers: BTreeMap<u64, Answer> = BTreeMap::new();
+        while !self.engine.is_idle() {
+            for event in self.engine.step().unwrap().events {
+                if let Event::Token { id, token } = event {
+                    let answer = answers.entry(id.0).or_default();
+                    answer.tokens.push(token.token);
+                    answer.logprobs.extend(token.logprob);
+                    answer.top.push(token.top);
+                }
+            }
+        }
+        answers
+    }
+}
+
+fn requests() -> Vec<Request> {
+    let base = SamplingParams { max_tokens: MAX_TOKENS, logprobs: Some(3), ..Default::default() };
+    let greedy = SamplingParams { temperature: 0.0, ..base.clone() };
+    let drawn = SamplingParams { temperature: 0.9, seed: 77, top_p: 0.9, ..base };
+    vec![
+        Request { len: 11, picture_at: Some(5), params: greedy },
+        Request { len: 6, picture_at: None, params: drawn },
+    ]
+}
+
+fn together(world: &mut World) -> Vec<Answer> {
+    for (id, request) in requests().iter().enumerate() {
+        world.add(id as u64, request);
+    }
+    world.finish().into_values().collect()
+}
+
+fn near_the_processor(family: &str) {
+    let on_cpu =
+        together(&mut World::new(family, &LoadOptions { dtype: DTypeChoice::F32, ..options() }, |_| {}));
+    let on_gpu =
+        together(&mut World::new(family, &LoadOptions { dtype: DTypeChoice::F32, ..on_gpu() }, |_| {}));
+    for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
+        assert_eq!((gpu.tokens.len(), &gpu.tokens), (MAX_TOKENS, &cpu.tokens), "{family}");
+        for (gpu, cpu) in gpu.logprobs.iter().zip(&cpu.logprobs) {
+            assert!((gpu - cpu).abs() < TOLERANCE, "{family}: {gpu} is not {cpu}");
+        }
+    }
+}
+
+/// In the type of the checkpoint, on tensor cores.
+fn equal_to_itself(family: &str) {
+    let options = LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() };
+    let alone: Vec<Answer> = requests()
+        .iter()
+        .map(|request| {
+            let mut world = World::new(family, &LoadOptions { graphs: false, ..options.clone() }, |_| {});
+            world.add(7, request);
+            let answer = world.finish().remove(&7).unwrap();
+            assert_eq!(world.engine.runner().num_replays(), 0);
+            answer
+        })
+        .collect();
+    let check = |what: &str, answers: &[Answer]| {
+        for (answer, alone) in answers.iter().zip(&alone) {
+            assert_eq!(answer.bits(), alone.bits(), "{family} {what}");
+        }
+    };
+    // Two sequences in each decode step after the first: the second such step is captured, the rest are replayed.
+    let mut world = World::new(family, &options, |_| {});
+    check("together, from graphs", &together(&mut world));
+    assert!(world.engine.runner().num_replays() > 0, "{family}: no graph was replayed");
+    // Five tokens in a step: prompts in pieces, beside a sequence that decodes.
+    let mut world = World::new(family, &options, |config| {
+        config.max_batched_tokens = 5;
+        config.max_running = 2;
+    });
+    check("in chunks", &together(&mut world));
+    // A graph of more rows than there are sequences.
+    let mut world = World::new(family, &options, |_| {});
+    for id in 2..11 {
+        world.add(id, &Request { len: 3, picture_at: None, params: requests()[0].params.clone() });
+    }
+    check("among others", &together(&mut world));
+}
+
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        mod near_the_processor {
+            $(#[test]
+            fn $name() {
+                super::near_the_processor(stringify!($name));
+            })*
+        }
+
+        #[test]
+        fn no_family_is_forgotten() {
+            assert_eq!(FAMILIES, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+families!(
+    llama,
+    llama1,
+    llama31,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    mixtral,
+    seed_oss,
+    moonlight,
+    deepseek_v3,
+    deepseek_v2_lite,
+    deepseek_v2,
+    kimi_vl,
+);
+
+mod equal_to_itself {
+    #[test]
+    fn pictures_latents_and_experts() {
+        super::equal_to_itself("kimi_vl");
+    }
+
+    #[test]
+    fn grouped_queries() {
+        super::equal_to_itself("llama31");
+    }
+
+    #[test]
+    fn softmax_experts() {
+        super::equal_to_itself("qwen3_moe");
+    }
+}
