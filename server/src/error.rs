@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use scheduler::{Failure, InvalidParam, Reject};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::borrow::Cow;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
@@ -24,14 +25,14 @@ pub enum ApiError {
     },
     TooLong {
         /// Where the prompt is.
-        param: &'static str,
+        param: Cow<'static, str>,
         prompt_tokens: usize,
         max_tokens: usize,
         limit: usize,
     },
     /// Can never be served with this configuration: the numbers say why.
     NeverFits {
-        param: &'static str,
+        param: Cow<'static, str>,
         message: String,
     },
     ModelNotFound {
@@ -127,6 +128,12 @@ impl ApiError {
                 Self::InvalidParam { param: rename(&param), message }
             }
             ApiError::Unsupported { param, message } => Self::Unsupported { param: rename(&param), message },
+            ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => {
+                Self::TooLong { param: rename(&param).into(), prompt_tokens, max_tokens, limit }
+            }
+            ApiError::NeverFits { param, message } => {
+                Self::NeverFits { param: rename(&param).into(), message }
+            }
             other => other,
         }
     }
@@ -172,7 +179,7 @@ impl ApiError {
                 )
             },
             ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => Parts {
-                param: Some((*param).into()),
+                param: Some(param.to_string()),
                 ..parts(
                     StatusCode::BAD_REQUEST,
                     INVALID,
@@ -184,7 +191,7 @@ impl ApiError {
                 )
             },
             ApiError::NeverFits { param, message } => Parts {
-                param: Some((*param).into()),
+                param: Some(param.to_string()),
                 ..parts(StatusCode::BAD_REQUEST, INVALID, Some("never_fits"), message.clone())
             },
             ApiError::ModelNotFound { model } => Parts {
@@ -392,20 +399,20 @@ impl From<Reject> for ApiError {
     fn from(reject: Reject) -> Self {
         match reject {
             Reject::TooLong { prompt_tokens, max_tokens, limit } => {
-                ApiError::TooLong { param: "max_tokens", prompt_tokens, max_tokens, limit }
+                ApiError::TooLong { param: "max_tokens".into(), prompt_tokens, max_tokens, limit }
             }
             Reject::NeverFits { tokens, capacity } => ApiError::NeverFits {
-                param: "max_tokens",
+                param: "max_tokens".into(),
                 message: format!(
                     "{tokens} tokens of prompt and answer need more than the {capacity} tokens of KV memory"
                 ),
             },
             Reject::ImageTooLarge { tokens, capacity } => ApiError::NeverFits {
-                param: "messages",
+                param: "messages".into(),
                 message: format!("a picture takes {tokens} tokens, the image cache holds {capacity}"),
             },
             Reject::ImageTooCostly { patches, limit } => ApiError::NeverFits {
-                param: "messages",
+                param: "messages".into(),
                 message: format!("a picture has {patches} patches, a step may encode {limit}"),
             },
             Reject::QueueFull { waiting } => ApiError::QueueFull { waiting },

@@ -419,7 +419,7 @@ pub(crate) fn fit_max_tokens(
     let room = limit.saturating_sub(prompt_tokens);
     let max_tokens = asked.unwrap_or(room.max(1));
     if prompt_tokens.saturating_add(max_tokens) > limit {
-        return Err(ApiError::TooLong { param, prompt_tokens, max_tokens, limit });
+        return Err(ApiError::TooLong { param: param.into(), prompt_tokens, max_tokens, limit });
     }
     Ok(max_tokens)
 }

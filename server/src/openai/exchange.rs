@@ -79,6 +79,11 @@ impl Exchange {
         Ok(response)
     }
 
+    /// The answer as events that somebody else takes, without signs of life between them.
+    pub fn detached<D: Dialect>(self, answers: Answers, dialect: D) -> EventBody<D> {
+        EventBody::new(answers, dialect, None, Box::new(self.in_flight))
+    }
+
     /// The response of an answer in one piece.
     pub fn respond<T: Serialize>(self, answers: &Answers, body: &T, ignored: &Ignored) -> Response {
         let timings: Vec<_> =

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+pub mod compose;
 pub mod lower;
 pub mod messages;
 pub mod response;
