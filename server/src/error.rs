@@ -71,6 +71,15 @@ pub enum ApiError {
     TooManyBatches {
         message: String,
     },
+    TooManyBackground {
+        limit: usize,
+    },
+    /// A response that is not kept, or not any more.
+    ResponseNotFound {
+        /// Where its id stands.
+        param: &'static str,
+        message: String,
+    },
     QueueFull {
         waiting: usize,
     },
@@ -275,6 +284,19 @@ impl ApiError {
                     Some("batch_limit_exceeded"),
                     message.clone(),
                 )
+            },
+            ApiError::TooManyBackground { limit } => Parts {
+                retry_after_s: Some(5),
+                ..parts(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("rate_limit_exceeded"),
+                    format!("{limit} responses are being made in the background, which is the limit"),
+                )
+            },
+            ApiError::ResponseNotFound { param, message } => Parts {
+                param: Some((*param).into()),
+                ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
             },
             ApiError::QueueFull { waiting } => Parts {
                 retry_after_s: Some(1),

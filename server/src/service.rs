@@ -57,17 +57,20 @@ pub struct Service {
 }
 
 /// A message whose pictures are still URLs.
+#[derive(Debug, Clone)]
 pub struct RawMessage {
     pub message: Message,
     pub parts: Vec<RawPart>,
 }
 
+#[derive(Debug, Clone)]
 pub enum RawPart {
     Text(String),
     ImageUrl(String),
     VideoUrl(String),
 }
 
+#[derive(Debug, Clone)]
 pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
     /// What the template shows of the request's tools.

@@ -1,8 +1,8 @@
 //! What a parser tells of calls, and what the machines of all formats share.
 
-use std::ops::Range;
 use super::pending::Pending;
 use super::signature::ToolSignature;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What an output says, in the order in which it says it. No text is empty.
