@@ -2,6 +2,7 @@
 
 mod harness;
 
+use harness::batches::{Folder, line, setup};
 use harness::client::{Response, typed_events};
 use harness::fake::Fault;
 use harness::responses::{RESPONSES, both_ways, joined, path, streamed, text};
@@ -65,6 +66,10 @@ fn a_conversation_goes_on() {
     resent.extend(first["output"].as_array().expect("a list").iter().cloned());
     resent.push(json!({"role": "user", "content": "and?"}));
     assert_eq!(text(&ask(json!({"input": resent}))), text(&second));
+    // Nothing new to say is said in the earlier response's own words.
+    let silent = ask(json!({"previous_response_id": first["id"]}));
+    let alone = ask(json!({"input": [picture, said(&first)]}));
+    assert_eq!(text(&silent), text(&alone));
     // A branch from the middle, and items by their names.
     let branch = ask(json!({"input": "and?", "previous_response_id": first["id"]}));
     assert_eq!(text(&branch), text(&second));
@@ -119,7 +124,8 @@ fn calls_and_thinking_go_on() {
         server.ask("/v1/chat/completions/render", &json!({"messages": messages, "tools": [chat_tool]}));
     let num_tokens = rendered["token_ids"].as_array().expect("a list").len();
     assert_eq!(second["usage"]["input_tokens"], num_tokens);
-    let third = both_ways(&server, &json!({"input": "thanks", "previous_response_id": second["id"]}));
+    let third =
+        both_ways(&server, &json!({"input": "thanks", "tools": tools, "previous_response_id": second["id"]}));
     assert!(
         third["usage"]["input_tokens"].as_u64() > Some(num_tokens as u64),
         "the second turn's thinking is there"
@@ -222,13 +228,18 @@ fn the_store_has_bounds() {
     let body = json!({"input": "x", "previous_response_id": kept[1]["id"]});
     is_error(&server.post(RESPONSES, &body), 404, "previous_response_id", "was pushed out");
 
-    let server = with_limits(StoreLimits { bytes_max: 4000, ..StoreLimits::default() });
+    let server = with_limits(StoreLimits { bytes_max: 6000, ..StoreLimits::default() });
     let first = ask(&server);
     assert_eq!(server.get(&path(&first)).status, 200);
-    let big = server.ask(RESPONSES, &json!({"input": "x".repeat(2000), "max_output_tokens": 1}));
+    // Metadata is a part of the response, and of what it repeats.
+    let with_metadata = |num: usize| {
+        let metadata: serde_json::Map<_, _> =
+            (0..num).map(|i| (i.to_string(), "x".repeat(500).into())).collect();
+        server.ask(RESPONSES, &json!({"input": "hi", "max_output_tokens": 1, "metadata": metadata}))
+    };
+    let big = with_metadata(2);
     assert_eq!([&first, &big].map(|response| server.get(&path(response)).status), [404, 200]);
-    let too_big = server.ask(RESPONSES, &json!({"input": "x".repeat(5000), "max_output_tokens": 1}));
-    is_error(&server.get(&path(&too_big)), 404, "id", "together 4000 bytes");
+    is_error(&server.get(&path(&with_metadata(16))), 404, "id", "together 6000 bytes");
 
     let server = with_limits(StoreLimits { age_max: Duration::ZERO, ..StoreLimits::default() });
     is_error(&server.get(&path(&ask(&server))), 404, "id", "for at most 0 s");
@@ -388,4 +399,29 @@ fn background_responses_end_with_the_server() {
         response["error"]["message"].as_str().is_some_and(|message| message.contains("shutting down")),
         "{response}"
     );
+}
+
+/// They would push out what somebody asks for later.
+#[test]
+fn answers_of_batches_are_kept_only_where_they_ask_for_it() {
+    let folder = Folder::new("responses-batch");
+    let server = TestServer::with(setup(&folder.0));
+    let lines: String = [json!(null), json!(true)]
+        .iter()
+        .enumerate()
+        .map(|(i, store)| {
+            line(&i.to_string(), json!({"input": "hi", "max_output_tokens": 1, "store": store}))
+        })
+        .collect();
+    let file = server.upload(&lines.replace("/v1/completions", RESPONSES));
+    let request = json!({"input_file_id": file["id"], "endpoint": RESPONSES, "completion_window": "24h"});
+    let batch = server.ask("/v1/batches", &request);
+    let batch = server.wait_for_status(batch["id"].as_str().expect("an id"), "completed");
+    let mut kept: Vec<Value> = Vec::new();
+    for result in server.results(&batch["output_file_id"]) {
+        let body = &result["response"]["body"];
+        kept.push(json!([result["custom_id"], body["store"], server.get(&path(body)).status]));
+    }
+    kept.sort_by_key(Value::to_string);
+    assert_eq!(kept, [json!(["0", false, 404]), json!(["1", true, 200])]);
 }

@@ -119,10 +119,10 @@ pub const OPERATIONS: &[Operation] = &[
         .takes(Body::Json(&[part::<MessageFields>])).needs(&["messages"])
         .gives(Body::Json(&[part::<TokenCount>])),
     Operation::new("POST /v1/responses", "Answer a conversation with items, which may be kept")
-        .takes(Body::Json(&[part::<ResponseFields>])).needs(&["input"])
+        .takes(Body::Json(&[part::<ResponseFields>]))
         .gives(Body::Json(&[part::<ResponseObject>])).streams(),
     Operation::new("POST /v1/responses/input_tokens", "The tokens of such a request's prompt")
-        .takes(Body::Json(&[part::<ResponseFields>])).needs(&["input"])
+        .takes(Body::Json(&[part::<ResponseFields>]))
         .gives(Body::Json(&[part::<InputTokens>])),
     Operation::new("GET /v1/responses/{id}", "A response that is kept, or its events")
         .asks(part::<RetrieveQuery>).gives(Body::Json(&[part::<ResponseObject>])).streams(),

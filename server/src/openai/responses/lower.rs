@@ -129,7 +129,7 @@ impl ResponseFields {
         let format = lower_text(text.unwrap_or_default(), &mut ignored)?;
         let effort = lower_reasoning(reasoning.unwrap_or_default(), &mut ignored)?;
         let (context, items) = lower_input(input, previous_response_id.as_deref(), kept, &mut ignored)?;
-        let composed = conversation::lower(instructions.as_deref(), items)?;
+        let composed = conversation::lower(instructions.as_deref().filter(|text| !text.is_empty()), items)?;
 
         let echo = Echo {
             background,
@@ -281,6 +281,9 @@ fn lower_text(mut text: Map<String, Value>, ignored: &mut Vec<String>) -> Result
     }
     let format = format.unwrap_or_else(|| json!({ "type": "text" }));
     match format["type"].as_str() {
+        Some("json_schema") if format.get("schema").is_none_or(Value::is_null) => {
+            Err(ApiError::invalid("text.format.schema", "is missing"))
+        }
         Some("text" | "json_object" | "json_schema") => Ok(format),
         Some(kind) => {
             let message = format!("`{kind}` is not known; known are text, json_object, json_schema");
@@ -355,7 +358,8 @@ fn lower_input(
     let place = |item: &Arc<Item>| ("previous_response_id".to_owned(), item.value());
     let mut items: Vec<Placed> = context.iter().map(place).collect();
     let (given, is_text) = match input {
-        None => return Err(ApiError::invalid("input", "is missing")),
+        None if items.is_empty() => return Err(ApiError::invalid("input", "is missing")),
+        None => (Vec::new(), false),
         Some(Value::String(text)) => (vec![json!({ "role": "user", "content": text })], true),
         Some(Value::Array(given)) => (given, false),
         Some(_) => return Err(ApiError::invalid("input", "expected a string or a list of items")),

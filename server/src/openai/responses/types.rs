@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 request_fields! {
     pub struct ResponseFields {
         model: String,
-        /// A string, or items: messages, `function_call`, `function_call_output`, `reasoning`, `item_reference`.
+        /// A string, or items: messages, `function_call`, `function_call_output`, `reasoning`, `item_reference`. May be
+        /// absent with `previous_response_id`.
         input: Value,
         /// Goes before the input as a system message; not carried over by `previous_response_id`.
         instructions: String,
