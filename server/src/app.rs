@@ -7,7 +7,10 @@ use crate::error::ApiError;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
 use crate::openai::generation::RequestLimits;
-use crate::openai::{batches, chat, completions, embeddings, files, health, models, render, score, tokenize};
+use crate::openai::responses::store::{ResponseStore, StoreLimits};
+use crate::openai::{
+    batches, chat, completions, embeddings, files, health, models, render, responses, score, tokenize,
+};
 use crate::openapi;
 use crate::page;
 use crate::request::{observe, panicked, require_key};
@@ -27,6 +30,7 @@ pub struct AppLimits {
     pub request: RequestLimits,
     /// `None`: streams carry no comments.
     pub keep_alive: Option<Duration>,
+    pub responses: StoreLimits,
     /// Whether `/` serves the page to try the model on.
     pub page: bool,
 }
@@ -38,6 +42,7 @@ impl Default for AppLimits {
             body_timeout: Duration::from_secs(60),
             request: RequestLimits::default(),
             keep_alive: Some(Duration::from_secs(5)),
+            responses: StoreLimits::default(),
             page: true,
         }
     }
@@ -51,6 +56,7 @@ pub struct App {
     pub lifecycle: Lifecycle,
     /// Files and batches; empty without `--data-dir`.
     pub store: OnceLock<Arc<Store>>,
+    pub responses: Arc<ResponseStore>,
     /// Empty while the model is being loaded.
     pub service: OnceLock<Arc<Service>>,
 }
@@ -67,6 +73,7 @@ impl App {
             http_metrics,
             lifecycle: Lifecycle::new(),
             store: OnceLock::new(),
+            responses: Arc::new(ResponseStore::new(limits.responses)),
             service: OnceLock::new(),
         }
     }
@@ -104,6 +111,12 @@ const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/completions", "/completions"], || post(completions::create)),
     (Access::Key, "POST", ["/v1/messages", "/messages"], || post(anthropic::create)),
     (Access::Key, "POST", ["/v1/messages/count_tokens", "/messages/count_tokens"], || post(anthropic::count_tokens)),
+    (Access::Key, "POST", ["/v1/responses", "/responses"], || post(responses::create)),
+    (Access::Key, "POST", ["/v1/responses/input_tokens", "/responses/input_tokens"], || post(responses::count_tokens)),
+    (Access::Key, "GET", ["/v1/responses/{id}", "/responses/{id}"], || get(responses::stored::retrieve)),
+    (Access::Key, "DELETE", ["/v1/responses/{id}", "/responses/{id}"], || delete(responses::stored::remove)),
+    (Access::Key, "POST", ["/v1/responses/{id}/cancel", "/responses/{id}/cancel"], || post(responses::stored::cancel)),
+    (Access::Key, "GET", ["/v1/responses/{id}/input_items", "/responses/{id}/input_items"], || get(responses::stored::input_items)),
     (Access::Key, "POST", ["/v1/embeddings", "/embeddings"], || post(embeddings::create)),
     (Access::Key, "POST", ["/v1/score", "/score"], || post(score::score)),
     (Access::Key, "POST", ["/v1/rerank", "/rerank"], || post(score::rerank)),

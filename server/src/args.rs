@@ -306,6 +306,9 @@ pub struct ServeArgs {
     pub no_page: bool,
 
     #[command(flatten)]
+    pub responses: ResponsesArgs,
+
+    #[command(flatten)]
     pub data: DataArgs,
 
     /// Print what the flags mean, as JSON, and exit
@@ -315,6 +318,32 @@ pub struct ServeArgs {
     /// Flags of vLLM that change nothing here, so that copied commands start
     #[command(flatten)]
     pub harmless: HarmlessArgs,
+}
+
+/// What is kept in memory of /v1/responses, the oldest out first.
+#[derive(Debug, ClapArgs)]
+pub struct ResponsesArgs {
+    /// Most responses that are kept; 0 keeps none
+    #[arg(long, value_name = "N", default_value_t = 1024, env = "PERILUNE_MAX_STORED_RESPONSES")]
+    pub max_stored_responses: usize,
+
+    /// All responses that are kept together, with what they answer
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", env = "PERILUNE_MAX_STORED_RESPONSES_SIZE")]
+    pub max_stored_responses_size: String,
+
+    /// Seconds that a response is kept
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 86400.0,
+        allow_negative_numbers = true,
+        env = "PERILUNE_STORED_RESPONSES_AGE"
+    )]
+    pub stored_responses_age: f64,
+
+    /// Most responses that are made in the background at once; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 64, env = "PERILUNE_MAX_BACKGROUND_RESPONSES")]
+    pub max_background_responses: usize,
 }
 
 /// What is kept on disk.

@@ -2,7 +2,7 @@
 
 use crate::app::AppLimits;
 use crate::args::{
-    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ServeArgs, default_kernel_cache,
+    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ResponsesArgs, ServeArgs, default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -12,6 +12,7 @@ use crate::chat::parse::{Choice, Parsers, ReasoningFormat, ToolFormat};
 use crate::disk::files::FileLimits;
 use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
+use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions};
@@ -129,6 +130,7 @@ impl TryFrom<ServeArgs> for Config {
             image_fetch_timeout,
             max_n,
             no_page,
+            responses,
             data,
             print_config: _,
             harmless,
@@ -219,6 +221,7 @@ impl TryFrom<ServeArgs> for Config {
                 request,
                 keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
                 page: !no_page,
+                responses: lower_responses(responses)?,
                 ..AppLimits::default()
             },
             http: HttpLimits::default(),
@@ -323,8 +326,30 @@ impl Config {
         object["kernel_cache"] = json!(load.kernels.cache);
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
+        let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
+        object["max_stored_responses"] = num_responses_max.into();
+        object["max_stored_responses_size"] = bytes_max.into();
+        object["stored_responses_age"] = age_max.as_secs_f64().into();
+        object["max_background_responses"] = num_background_max.into();
         object
     }
+}
+
+fn lower_responses(args: ResponsesArgs) -> Result<StoreLimits, ConfigError> {
+    let ResponsesArgs {
+        max_stored_responses,
+        max_stored_responses_size,
+        stored_responses_age,
+        max_background_responses,
+    } = args;
+    // What a semaphore can count.
+    let num_background_max = max_background_responses.min(usize::MAX >> 3);
+    Ok(StoreLimits {
+        num_responses_max: max_stored_responses,
+        bytes_max: parse_bytes(&max_stored_responses_size).map_err(fail("max-stored-responses-size"))?,
+        age_max: seconds("stored-responses-age", stored_responses_age)?,
+        num_background_max,
+    })
 }
 
 fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigError> {

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use scheduler::{Failure, InvalidParam, Reject};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::borrow::Cow;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
@@ -24,14 +25,14 @@ pub enum ApiError {
     },
     TooLong {
         /// Where the prompt is.
-        param: &'static str,
+        param: Cow<'static, str>,
         prompt_tokens: usize,
         max_tokens: usize,
         limit: usize,
     },
     /// Can never be served with this configuration: the numbers say why.
     NeverFits {
-        param: &'static str,
+        param: Cow<'static, str>,
         message: String,
     },
     ModelNotFound {
@@ -68,6 +69,15 @@ pub enum ApiError {
     /// Files and batches without a folder for them.
     NoDataDir,
     TooManyBatches {
+        message: String,
+    },
+    TooManyBackground {
+        limit: usize,
+    },
+    /// A response that is not kept, or not any more.
+    ResponseNotFound {
+        /// Where its id stands.
+        param: &'static str,
         message: String,
     },
     QueueFull {
@@ -127,6 +137,12 @@ impl ApiError {
                 Self::InvalidParam { param: rename(&param), message }
             }
             ApiError::Unsupported { param, message } => Self::Unsupported { param: rename(&param), message },
+            ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => {
+                Self::TooLong { param: rename(&param).into(), prompt_tokens, max_tokens, limit }
+            }
+            ApiError::NeverFits { param, message } => {
+                Self::NeverFits { param: rename(&param).into(), message }
+            }
             other => other,
         }
     }
@@ -172,7 +188,7 @@ impl ApiError {
                 )
             },
             ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => Parts {
-                param: Some((*param).into()),
+                param: Some(param.to_string()),
                 ..parts(
                     StatusCode::BAD_REQUEST,
                     INVALID,
@@ -184,7 +200,7 @@ impl ApiError {
                 )
             },
             ApiError::NeverFits { param, message } => Parts {
-                param: Some((*param).into()),
+                param: Some(param.to_string()),
                 ..parts(StatusCode::BAD_REQUEST, INVALID, Some("never_fits"), message.clone())
             },
             ApiError::ModelNotFound { model } => Parts {
@@ -268,6 +284,19 @@ impl ApiError {
                     Some("batch_limit_exceeded"),
                     message.clone(),
                 )
+            },
+            ApiError::TooManyBackground { limit } => Parts {
+                retry_after_s: Some(5),
+                ..parts(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("rate_limit_exceeded"),
+                    format!("{limit} responses are being made in the background, which is the limit"),
+                )
+            },
+            ApiError::ResponseNotFound { param, message } => Parts {
+                param: Some((*param).into()),
+                ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
             },
             ApiError::QueueFull { waiting } => Parts {
                 retry_after_s: Some(1),
@@ -392,20 +421,20 @@ impl From<Reject> for ApiError {
     fn from(reject: Reject) -> Self {
         match reject {
             Reject::TooLong { prompt_tokens, max_tokens, limit } => {
-                ApiError::TooLong { param: "max_tokens", prompt_tokens, max_tokens, limit }
+                ApiError::TooLong { param: "max_tokens".into(), prompt_tokens, max_tokens, limit }
             }
             Reject::NeverFits { tokens, capacity } => ApiError::NeverFits {
-                param: "max_tokens",
+                param: "max_tokens".into(),
                 message: format!(
                     "{tokens} tokens of prompt and answer need more than the {capacity} tokens of KV memory"
                 ),
             },
             Reject::ImageTooLarge { tokens, capacity } => ApiError::NeverFits {
-                param: "messages",
+                param: "messages".into(),
                 message: format!("a picture takes {tokens} tokens, the image cache holds {capacity}"),
             },
             Reject::ImageTooCostly { patches, limit } => ApiError::NeverFits {
-                param: "messages",
+                param: "messages".into(),
                 message: format!("a picture has {patches} patches, a step may encode {limit}"),
             },
             Reject::QueueFull { waiting } => ApiError::QueueFull { waiting },

@@ -57,17 +57,20 @@ pub struct Service {
 }
 
 /// A message whose pictures are still URLs.
+#[derive(Debug, Clone)]
 pub struct RawMessage {
     pub message: Message,
     pub parts: Vec<RawPart>,
 }
 
+#[derive(Debug, Clone)]
 pub enum RawPart {
     Text(String),
     ImageUrl(String),
     VideoUrl(String),
 }
 
+#[derive(Debug, Clone)]
 pub struct ChatPrompt {
     pub messages: Vec<RawMessage>,
     /// What the template shows of the request's tools.
@@ -419,7 +422,7 @@ pub(crate) fn fit_max_tokens(
     let room = limit.saturating_sub(prompt_tokens);
     let max_tokens = asked.unwrap_or(room.max(1));
     if prompt_tokens.saturating_add(max_tokens) > limit {
-        return Err(ApiError::TooLong { param, prompt_tokens, max_tokens, limit });
+        return Err(ApiError::TooLong { param: param.into(), prompt_tokens, max_tokens, limit });
     }
     Ok(max_tokens)
 }

@@ -3,48 +3,14 @@
 
 mod harness;
 
-use harness::client::Response;
+use harness::client::{Response, typed_events};
 use harness::fake::Fault;
-use harness::scripted::{Script, Scripted, special};
+use harness::scripted::{KIMI, Script, kimi_call};
 use harness::{MODEL, Setup, TestServer};
 use perilune::auth::ApiKeys;
 use serde_json::{Value, json};
 
 const MESSAGES: &str = "/v1/messages";
-
-/// In Kimi K2's manner, with a switch for thinking.
-const KIMI: Scripted = Scripted {
-    template: "{%- if tools -%}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson(separators=(',', ':')) }}<|im_end|>{%- endif -%}\
-{%- for m in messages -%}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>{%- if m.content -%}{{ m.content }}{%- endif -%}\
-{%- if m.tool_calls -%}<|tool_calls_section_begin|>{%- for c in m.tool_calls -%}<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>\
-{{ c.function.arguments | tojson }}<|tool_call_end|>{%- endfor -%}<|tool_calls_section_end|>{%- endif -%}<|im_end|>{%- endfor -%}\
-{%- if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{%- if thinking -%}◁think▷{%- endif -%}{%- endif -%}",
-    controls: &[
-        special("<|im_user|>"),
-        special("<|im_assistant|>"),
-        special("<|im_system|>"),
-        special("<|im_tool|>"),
-        special("<|im_middle|>"),
-        special("<|tool_calls_section_begin|>"),
-        special("<|tool_calls_section_end|>"),
-        special("<|tool_call_begin|>"),
-        special("<|tool_call_argument_begin|>"),
-        special("<|tool_call_end|>"),
-    ],
-};
-
-/// The data of a stream's events, each of which says its type twice.
-fn events(text: &str) -> Vec<Value> {
-    assert!(text.ends_with("\n\n") && !text.contains('\r'));
-    let event = |event: &str| {
-        let (kind, data) = event.split_once('\n').unwrap_or_else(|| panic!("not an event: {event:?}"));
-        let kind = kind.strip_prefix("event: ").expect("a type");
-        let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
-        assert_eq!(data["type"], kind);
-        data
-    };
-    text.trim_end_matches('\n').split("\n\n").map(event).filter(|event| event["type"] != "ping").collect()
-}
 
 /// The message that a client puts together from a stream, with the order of events checked on the way.
 fn joined(events: &[Value]) -> Value {
@@ -150,13 +116,9 @@ impl Case {
         self.script.set(KIMI.encode(said));
         let whole = without_names(self.server.ask(MESSAGES, body));
         let stream = streamed(&self.server, body);
-        assert_eq!(without_names(joined(&events(stream.text()))), whole, "{said}");
+        assert_eq!(without_names(joined(&typed_events(stream.text()))), whole, "{said}");
         whole
     }
-}
-
-fn call(id: &str, arguments: &str) -> String {
-    format!("<|tool_call_begin|>{id}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>")
 }
 
 #[test]
@@ -164,8 +126,8 @@ fn a_stream_is_the_answer_in_pieces() {
     let case = case();
     let calls = format!(
         "<|tool_calls_section_begin|>{}{}<|tool_calls_section_end|>",
-        call("functions.now:0", "{\"zone\": \"Köln\"}"),
-        call("functions.now:1", "{}")
+        kimi_call("functions.now:0", "{\"zone\": \"Köln\"}"),
+        kimi_call("functions.now:1", "{}")
     );
     let text = |text: &str| json!({"type": "text", "text": text});
     let thinking = |text: &str| json!({"type": "thinking", "thinking": text, "signature": ""});
@@ -326,7 +288,7 @@ fn an_error_ends_a_stream() {
     server.fail_next(Fault::Error);
     server.control.open();
     let text = connection.receive_rest();
-    let events = events(&text);
+    let events = typed_events(&text);
     assert_eq!(events[0]["type"], "message_start");
     let last = events.last().expect("events");
     assert_eq!((&last["type"], &last["error"]["type"]), (&json!("error"), &json!("api_error")), "{text}");

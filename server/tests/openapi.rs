@@ -298,6 +298,22 @@ fn answers_are_what_it_says() {
     let message = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4});
     check("POST /v1/messages", &server.ask("/v1/messages", &message));
     check("POST /v1/messages/count_tokens", &server.ask("/v1/messages/count_tokens", &message));
+    let asked = json!({
+        "input": "hi", "max_output_tokens": 4, "include": ["message.output_text.logprobs"], "top_logprobs": 2,
+        "tools": [{"type": "function", "name": "f", "parameters": {}}], "tool_choice": "none",
+    });
+    let response = server.ask("/v1/responses", &asked);
+    check("POST /v1/responses", &response);
+    check("POST /v1/responses/input_tokens", &server.ask("/v1/responses/input_tokens", &asked));
+    let path = format!("/v1/responses/{}", response["id"].as_str().expect("an id"));
+    check("GET /v1/responses/{id}", &server.get(&path).json());
+    check("GET /v1/responses/{id}/input_items", &server.get(&format!("{path}/input_items")).json());
+    check("DELETE /v1/responses/{id}", &server.delete(&path).json());
+    let begun =
+        server.ask("/v1/responses", &json!({"input": "hi", "max_output_tokens": 4, "background": true}));
+    check("POST /v1/responses", &begun);
+    let path = format!("/v1/responses/{}/cancel", begun["id"].as_str().expect("an id"));
+    check("POST /v1/responses/{id}/cancel", &server.ask(&path, &json!({})));
     check("POST /tokenize", &server.ask("/tokenize", &json!({"prompt": "a", "return_token_strs": true})));
     check("POST /v1/chat/completions/render", &server.ask("/v1/chat/completions/render", &chat));
     check(

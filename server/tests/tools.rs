@@ -3,35 +3,12 @@
 
 mod harness;
 
-use harness::scripted::{Script, Scripted, plain, special};
+use harness::scripted::{KIMI, Script, Scripted, kimi_call, plain, special};
 use harness::{Setup, TestServer};
 use perilune::chat::parse::{Choice, Parsers, ReasoningFormat, ToolFormat};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
-
-/// In Kimi K2's manner, with a switch for thinking.
-const KIMI: Scripted = Scripted {
-    template: "{%- if tools -%}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson(separators=(',', ':')) }}<|im_end|>{%- endif -%}\
-{%- for m in messages -%}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>\
-{%- if m.reasoning_content -%}[[{{ m.reasoning_content }}]]{%- endif -%}\
-{%- if m.role == 'tool' -%}## Return of {{ m.tool_call_id }}\n{% endif -%}{%- if m.content -%}{{ m.content }}{%- endif -%}\
-{%- if m.tool_calls -%}<|tool_calls_section_begin|>{%- for c in m.tool_calls -%}<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>\
-{{ c.function.arguments | tojson }}<|tool_call_end|>{%- endfor -%}<|tool_calls_section_end|>{%- endif -%}<|im_end|>{%- endfor -%}\
-{%- if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{%- if thinking -%}◁think▷{%- endif -%}{%- endif -%}",
-    controls: &[
-        special("<|im_user|>"),
-        special("<|im_assistant|>"),
-        special("<|im_system|>"),
-        special("<|im_tool|>"),
-        special("<|im_middle|>"),
-        special("<|tool_calls_section_begin|>"),
-        special("<|tool_calls_section_end|>"),
-        special("<|tool_call_begin|>"),
-        special("<|tool_call_argument_begin|>"),
-        special("<|tool_call_end|>"),
-    ],
-};
 
 /// In Qwen's manner; its tags are tokens that are not special.
 const QWEN: Scripted = Scripted {
@@ -199,10 +176,6 @@ impl Case {
         );
         response.json()["error"]["message"].as_str().expect("a message").to_owned()
     }
-}
-
-fn kimi_call(id: &str, arguments: &str) -> String {
-    format!("<|tool_call_begin|>{id}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>")
 }
 
 fn kimi_calls(calls: &[(&str, &str)]) -> String {

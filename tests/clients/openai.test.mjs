@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import OpenAI from 'openai';
-import { zodFunction, zodResponseFormat } from 'openai/helpers/zod';
+import { zodFunction, zodResponseFormat, zodTextFormat } from 'openai/helpers/zod';
 import { z } from 'zod';
 
 const model = 'perilune-demo';
@@ -91,4 +91,39 @@ test('a request id, and a stream that is given up', async () => {
   const stream = await client.chat.completions.create({ model, messages, stream: true, max_tokens: 400 });
   for await (const _ of stream) break;
   assert.ok((await client.chat.completions.create({ model, messages, max_tokens: 1 })).choices.length);
+});
+
+test('responses, whole, streamed, kept and gone on with', async () => {
+  const body = { model, input: 'Hello!', temperature: 0, max_output_tokens: 32 };
+  const whole = await client.responses.create(body);
+  assert.equal((await client.responses.retrieve(whole.id)).output_text, whole.output_text);
+  let text = '';
+  let last;
+  for await (const event of await client.responses.create({ ...body, stream: true })) {
+    if (event.type === 'response.output_text.delta') text += event.delta;
+    last = event;
+  }
+  assert.equal(text, whole.output_text);
+  assert.equal(last.response.status, whole.status);
+  const next = await client.responses.create({ ...body, input: 'And?', previous_response_id: whole.id });
+  const items = [];
+  for await (const item of client.responses.inputItems.list(next.id, { order: 'asc' })) items.push(item.type);
+  assert.deepEqual(items, ['message', 'message', 'message']);
+  await client.responses.delete(whole.id);
+  await assert.rejects(client.responses.retrieve(whole.id), OpenAI.NotFoundError);
+});
+
+test('responses: stream helper and parse with zod', async () => {
+  const stream = client.responses.stream({ model, input: 'Hello!' });
+  let text = '';
+  stream.on('response.output_text.delta', (event) => (text += event.delta));
+  assert.equal((await stream.finalResponse()).output_text, text);
+  const answer = await client.responses.parse({ model, input: 'Hello!', text: { format: zodTextFormat(City, 'city') } });
+  assert.ok(City.safeParse(answer.output_parsed).success);
+});
+
+test('responses in the background', async () => {
+  const begun = await client.responses.create({ model, input: 'Hello!', background: true });
+  assert.equal(begun.status, 'queued');
+  assert.ok(['cancelled', 'completed'].includes((await client.responses.cancel(begun.id)).status));
 });

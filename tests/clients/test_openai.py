@@ -279,3 +279,55 @@ class TestResponses:
         answer = client.responses.create(model=MODEL, input="Hello!", tools=[tool], tool_choice="required")
         calls = [item for item in answer.output if item.type == "function_call"]
         assert calls and all(json.loads(call.arguments)["city"] in ("Paris", "Oslo") for call in calls)
+
+    def test_a_call_and_its_result(self, client):
+        tool = {"type": "function", "strict": True, **TOOL["function"]}
+        first = client.responses.create(model=MODEL, input="Hello!", tools=[tool], tool_choice="required", parallel_tool_calls=False)
+        call = first.output[-1]
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain"}
+        kept = client.responses.create(model=MODEL, input=[result], previous_response_id=first.id, temperature=0, max_output_tokens=16)
+        # The same without the server's memory.
+        items = [{"role": "user", "content": "Hello!"}, *(item.model_dump() for item in first.output), result]
+        resent = client.responses.create(model=MODEL, input=items, temperature=0, max_output_tokens=16, store=False)
+        assert kept.output_text == resent.output_text
+        listed = [item.type for item in client.responses.input_items.list(kept.id, order="asc")]
+        assert listed == ["message", *(item.type for item in first.output), "function_call_output"]
+
+    def test_picture(self, client):
+        content = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": PICTURE, "detail": "auto"}]
+        answer = client.responses.create(model=MODEL, input=[{"role": "user", "content": content}], max_output_tokens=16)
+        assert answer.usage.input_tokens > 0
+
+    def test_logprobs(self, client):
+        include = ["message.output_text.logprobs"]
+        answer = client.responses.create(model=MODEL, input="Hello!", include=include, top_logprobs=2, max_output_tokens=16)
+        part = answer.output[0].content[0]
+        assert b"".join(bytes(token.bytes) for token in part.logprobs).decode(errors="replace") == part.text
+        assert all(len(token.top_logprobs) == 2 for token in part.logprobs)
+
+    def test_background(self, client):
+        stream = client.responses.create(model=MODEL, input="Hello!", background=True, stream=True, max_output_tokens=64)
+        events = list(stream)
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        answer = client.responses.retrieve(events[0].response.id)
+        assert answer.status in ("completed", "incomplete") and answer == events[-1].response
+        rest = list(client.responses.retrieve(answer.id, stream=True, starting_after=events[3].sequence_number))
+        assert rest == events[4:]
+        assert client.responses.cancel(answer.id).status == answer.status
+        begun = client.responses.create(model=MODEL, input="Hello!", background=True)
+        assert client.responses.cancel(begun.id).status in ("cancelled", "completed")
+
+    def test_refusals(self, client):
+        for fields, param in [
+            ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+            ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0].type"),
+            ({"input": "x", "conversation": "c"}, "conversation"),
+        ]:
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.responses.create(model=MODEL, **fields)
+            assert caught.value.param == param
+
+    def test_count(self, client):
+        counted = client.responses.input_tokens.count(model=MODEL, input="Hello!")
+        answer = client.responses.create(model=MODEL, input="Hello!", max_output_tokens=1)
+        assert counted.input_tokens == answer.usage.input_tokens

@@ -3,6 +3,7 @@
 
 use super::lower::Places;
 use crate::error::ApiError;
+use crate::openai::chat::compose::{Composed, Part, object, text};
 use crate::openai::chat::messages::take_string;
 use serde_json::{Map, Value, json};
 
@@ -19,13 +20,6 @@ pub struct Conversation {
     pub has_cache_control: bool,
 }
 
-pub fn object(path: &str, value: Value) -> Result<Map<String, Value>, ApiError> {
-    match value {
-        Value::Object(map) => Ok(map),
-        _ => Err(ApiError::invalid(path, "expected an object")),
-    }
-}
-
 pub fn lower(system: Option<Value>, messages: Vec<Value>) -> Result<Conversation, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "is empty"));
@@ -33,29 +27,21 @@ pub fn lower(system: Option<Value>, messages: Vec<Value>) -> Result<Conversation
     let mut lowering = Lowering::default();
     if let Some(system) = system {
         let parts = lowering.parts("system", system, &[])?;
-        lowering.add("system", parts, Map::new());
+        lowering.composed.add("system", parts, Map::new());
     }
     for (i, message) in messages.into_iter().enumerate() {
         lowering.message(&format!("messages[{i}]"), message)?;
     }
-    let last = lowering.messages.last().unwrap_or(&Value::Null);
+    let last = lowering.composed.messages.last().unwrap_or(&Value::Null);
     let continues = last["role"] == "assistant" && last.get("tool_calls").is_none();
-    let Lowering { messages, places, has_cache_control } = lowering;
+    let Lowering { composed: Composed { messages, places }, has_cache_control } = lowering;
     Ok(Conversation { messages, places: Places(places), continues, has_cache_control })
 }
 
 #[derive(Default)]
 struct Lowering {
-    messages: Vec<Value>,
-    places: Vec<Vec<String>>,
+    composed: Composed,
     has_cache_control: bool,
-}
-
-/// A part of a chat's message, and the block that it was.
-type Part = (String, Value);
-
-fn text(text: &str) -> Value {
-    json!({ "type": "text", "text": text })
 }
 
 fn missing(path: &str, field: &str) -> ApiError {
@@ -63,21 +49,6 @@ fn missing(path: &str, field: &str) -> ApiError {
 }
 
 impl Lowering {
-    fn add(&mut self, role: &str, parts: Vec<Part>, mut fields: Map<String, Value>) {
-        let (places, parts): (Vec<String>, Vec<Value>) = parts.into_iter().unzip();
-        // Templates join texts in different ways; one text is what it is.
-        let content = match &parts[..] {
-            [] if role == "assistant" => Value::Null,
-            [] => json!(""),
-            [part] if part["type"] == "text" => part["text"].clone(),
-            _ => Value::Array(parts),
-        };
-        fields.insert("role".to_owned(), role.into());
-        fields.insert("content".to_owned(), content);
-        self.messages.push(Value::Object(fields));
-        self.places.push(places);
-    }
-
     fn message(&mut self, path: &str, message: Value) -> Result<(), ApiError> {
         let mut message = object(path, message)?;
         let role = take_string(path, &mut message, "role")?.ok_or_else(|| missing(path, "role"))?;
@@ -135,12 +106,12 @@ impl Lowering {
             }
             has_results = true;
             if !parts.is_empty() {
-                self.add("user", std::mem::take(&mut parts), Map::new());
+                self.composed.add("user", std::mem::take(&mut parts), Map::new());
             }
             self.tool_result(&path, block)?;
         }
         if !parts.is_empty() || !has_results {
-            self.add("user", parts, Map::new());
+            self.composed.add("user", parts, Map::new());
         }
         Ok(())
     }
@@ -162,7 +133,7 @@ impl Lowering {
             },
             Some(_) => return Err(ApiError::invalid(format!("{path}.is_error"), "expected a boolean")),
         }
-        self.add("tool", parts, Map::from_iter([("tool_call_id".to_owned(), id.into())]));
+        self.composed.add("tool", parts, Map::from_iter([("tool_call_id".to_owned(), id.into())]));
         Ok(())
     }
 
@@ -187,7 +158,7 @@ impl Lowering {
         if !calls.is_empty() {
             fields.insert("tool_calls".to_owned(), calls.into());
         }
-        self.add("assistant", parts, fields);
+        self.composed.add("assistant", parts, fields);
         Ok(())
     }
 }

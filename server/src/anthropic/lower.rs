@@ -1,8 +1,9 @@
 //! What a request for a message means, said as a request for a chat completion.
 
-use super::conversation::{self, Conversation, object};
+use super::conversation::{self, Conversation};
 use super::types::MessageFields;
 use crate::error::ApiError;
+use crate::openai::chat::compose::{self, object};
 use crate::openai::chat::messages::take_string;
 use crate::openai::chat::types::{ChatCompletionRequest, ChatFields};
 use crate::openai::fields::Ignored;
@@ -22,9 +23,9 @@ pub struct Lowered {
     pub places: Places,
 }
 
-/// Where the parts of a chat's messages stood in the request: what is found wrong with one later is told under the request's own names.
+/// The names that what is found wrong with a chat has here.
 #[derive(Debug, Default)]
-pub struct Places(pub Vec<Vec<String>>);
+pub struct Places(pub compose::Places);
 
 impl Places {
     pub fn name(&self, error: ApiError) -> ApiError {
@@ -32,8 +33,8 @@ impl Places {
     }
 
     fn param(&self, param: &str) -> String {
-        if let Some(place) = self.of_part(param) {
-            return place;
+        if let Some((place, is_picture)) = self.0.of_part(param) {
+            return if is_picture { format!("{place}.source") } else { place.to_owned() };
         }
         if let Some((index, rest)) =
             param.strip_prefix("tools[").and_then(|rest| rest.split_once("].function"))
@@ -44,25 +45,7 @@ impl Places {
             };
             return format!("tools[{index}]{rest}");
         }
-        for (theirs, ours) in NAMES {
-            if let Some(rest) = param
-                .strip_prefix(theirs)
-                .filter(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
-            {
-                return format!("{ours}{rest}");
-            }
-        }
-        param.to_owned()
-    }
-
-    /// `messages[1].content[2].image_url` as the block that this part was.
-    fn of_part(&self, param: &str) -> Option<String> {
-        let (message, rest) = param.strip_prefix("messages[")?.split_once(']')?;
-        let parts = self.0.get(message.parse::<usize>().ok()?)?;
-        let part =
-            rest.strip_prefix(".content[").and_then(|rest| rest.split_once(']')?.0.parse::<usize>().ok());
-        let place = parts.get(part.unwrap_or(0)).or(parts.first())?;
-        Some(if rest.ends_with(".image_url") { format!("{place}.source") } else { place.clone() })
+        compose::renamed(param, &NAMES)
     }
 }
 

@@ -59,6 +59,10 @@ impl LineRunner {
                 body.insert("priority".into(), json!(PRIORITY + asked));
             }
         }
+        // A batch's answers are in its file: kept as well, they would push out those that somebody asks for later.
+        if crate::openapi::takes_field(&url, "store") && body.get("store").is_none_or(Value::is_null) {
+            body.insert("store".into(), false.into());
+        }
         let body = Value::Object(body).to_string();
         let mut wait = WAIT_MIN;
         loop {

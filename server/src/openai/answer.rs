@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::openai::generation::{Generation, TextOptions};
 use reasoning_tokens::ReasoningTokens;
 use scheduler::{FinishReason, PromptLogprob, SampledToken, SamplingParams, TokenId};
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Delta {
     pub reasoning: String,
     /// The answer's text, what stands before, between and after calls joined.
     pub text: String,
+    /// The bytes of the output that `text` is, in order; what lies between them is thinking, markers and calls.
+    pub text_at: Vec<Range<usize>>,
     /// Calls that began or went on, in the order of their indices, each at most once. A call ends before the next begins.
     pub calls: Vec<CallDelta>,
     /// Only where the request asks for them.
@@ -45,6 +48,8 @@ pub struct CallDelta {
     pub index: usize,
     /// In the first delta of a call, and only there.
     pub start: Option<CallStart>,
+    /// Bytes of the delta's text that come before what is told here of the call.
+    pub text_before: usize,
     pub arguments: String,
     /// The arguments are complete. Also true, in the last delta, of a call that was cut off.
     pub is_complete: bool,
@@ -56,13 +61,15 @@ pub struct CallStart {
     pub name: String,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
     pub token: TokenId,
     pub logprob: f32,
     pub top: Vec<(TokenId, f32)>,
     /// Characters of the answer before this token, counting those not shown yet.
     pub text_offset: usize,
+    /// Its bytes of the output, markers counted; see [`Delta::text_at`].
+    pub bytes: Range<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +98,7 @@ impl Delta {
     pub fn clear_said(&mut self) {
         self.reasoning.clear();
         self.text.clear();
+        self.text_at.clear();
         self.calls.clear();
     }
 
@@ -107,7 +115,9 @@ impl Delta {
     /// The last call: the only one that can go on. It may have begun in an earlier delta.
     fn call(&mut self, index: usize) -> &mut CallDelta {
         if self.calls.last().is_none_or(|call| call.index != index) {
-            self.calls.push(CallDelta { index, start: None, arguments: String::new(), is_complete: false });
+            let text_before = self.text.len();
+            let arguments = String::new();
+            self.calls.push(CallDelta { index, start: None, text_before, arguments, is_complete: false });
         }
         self.calls.last_mut().expect("was just pushed")
     }
@@ -120,6 +130,13 @@ impl Events for Delta {
 
     fn text(&mut self, text: &str) {
         self.text.push_str(text);
+    }
+
+    fn text_at(&mut self, bytes: Range<usize>) {
+        match self.text_at.last_mut() {
+            Some(last) if last.end == bytes.start => last.end = bytes.end,
+            _ => self.text_at.push(bytes),
+        }
     }
 
     fn call_start(&mut self, index: usize, id: String, name: String) {
@@ -262,21 +279,26 @@ impl Choice {
         if self.wants_tokens {
             delta.tokens.push(token);
         }
+        let start = self.parser.len() + self.stops.held_len();
         if let Some(logprob) = logprob {
-            delta.logprobs.push(TokenLogprob { token, logprob, top, text_offset: self.num_chars });
+            let text_offset = self.num_chars;
+            delta.logprobs.push(TokenLogprob { token, logprob, top, text_offset, bytes: start..start });
         }
         // The token that ends an answer is not part of its text, whatever it is.
         if self.params.stop_token_ids.binary_search(&token).is_ok() && !self.text.include_stop {
             return;
         }
-        let start = self.parser.len() + self.stops.held_len();
         let stop = if self.controls.binary_search(&token).is_ok() {
             self.push_control(token, delta);
             None
         } else {
             self.push_text(token, delta)
         };
-        self.thinking.push(start..self.parser.len() + self.stops.held_len(), &self.parser);
+        let bytes = start..self.parser.len() + self.stops.held_len();
+        if let Some(entry) = delta.logprobs.last_mut().filter(|_| self.params.logprobs.is_some()) {
+            entry.bytes = bytes.clone();
+        }
+        self.thinking.push(bytes, &self.parser);
         if let Some(stop) = stop {
             let cause = self.text.stops.get(stop).cloned().map(StopCause::Text);
             self.stop(cause, delta);

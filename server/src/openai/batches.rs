@@ -9,6 +9,7 @@ use crate::error::ApiError;
 use crate::openai::exchange::{add_ignored, json_response};
 use crate::openai::fields::{Fields, request_fields};
 use crate::openai::files::{List, bad_query, check_limit, on_disk};
+use crate::openai::metadata::check_metadata;
 use crate::request::ApiRequest;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -93,23 +94,6 @@ impl BatchFields {
         check_metadata(metadata.as_ref())?;
         Ok(NewBatch { input_file_id, endpoint, completion_window, window_s, metadata })
     }
-}
-
-/// OpenAI's limits.
-fn check_metadata(metadata: Option<&Map<String, Value>>) -> Result<(), ApiError> {
-    let Some(metadata) = metadata else { return Ok(()) };
-    if metadata.len() > 16 {
-        return Err(ApiError::invalid("metadata", format!("{} pairs are above 16", metadata.len())));
-    }
-    for (key, value) in metadata {
-        if key.chars().count() > 64 {
-            return Err(ApiError::invalid("metadata", "a key is longer than 64 characters"));
-        }
-        if value.as_str().is_none_or(|value| value.chars().count() > 512) {
-            return Err(ApiError::invalid("metadata", "a value is not a string of up to 512 characters"));
-        }
-    }
-    Ok(())
 }
 
 fn missing(id: &str) -> ApiError {

@@ -79,6 +79,11 @@ impl Exchange {
         Ok(response)
     }
 
+    /// The answer as events that somebody else takes, without signs of life between them.
+    pub fn detached<D: Dialect>(self, answers: Answers, dialect: D) -> EventBody<D> {
+        EventBody::new(answers, dialect, None, Box::new(self.in_flight))
+    }
+
     /// The response of an answer in one piece.
     pub fn respond<T: Serialize>(self, answers: &Answers, body: &T, ignored: &Ignored) -> Response {
         let timings: Vec<_> =
@@ -86,8 +91,18 @@ impl Exchange {
         self.respond_timed(&timings, body, ignored)
     }
 
+    /// The same of a body that is JSON already.
+    pub fn respond_text(self, answers: &Answers, json: String, ignored: &Ignored) -> Response {
+        let timings: Vec<_> =
+            answers.deltas.iter().filter_map(|delta| Some(delta.finish.as_ref()?.timings)).collect();
+        self.with_timings(&timings, json_text(json.into()), ignored)
+    }
+
     pub fn respond_timed<T: Serialize>(self, timings: &[Timings], body: &T, ignored: &Ignored) -> Response {
-        let mut response = json_response(body);
+        self.with_timings(timings, json_response(body), ignored)
+    }
+
+    fn with_timings(self, timings: &[Timings], mut response: Response, ignored: &Ignored) -> Response {
         if let Ok(value) = HeaderValue::try_from(server_timing(timings, self.elapsed())) {
             response.headers_mut().insert("server-timing", value);
         }
@@ -108,6 +123,9 @@ pub fn add_ignored(app: &App, ignored: &Ignored, response: &mut Response) {
 }
 
 pub fn json_response<T: Serialize>(body: &T) -> Response {
-    let body = serde_json::to_vec(body).expect("responses serialise");
+    json_text(serde_json::to_vec(body).expect("responses serialise"))
+}
+
+pub fn json_text(body: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }

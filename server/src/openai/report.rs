@@ -96,8 +96,8 @@ pub struct TokenNames<'a> {
 /// JSON has no infinity; vLLM writes this for a token without probability.
 pub const LOWEST: f32 = -9999.0;
 
-#[derive(Serialize, JsonSchema)]
-struct ChatLogprob {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatLogprob {
     token: String,
     logprob: f32,
     bytes: Vec<u8>,
@@ -146,20 +146,18 @@ impl TokenNames<'_> {
     }
 
     pub fn chat(&self, logprobs: &[TokenLogprob]) -> ChatLogprobs {
+        ChatLogprobs { content: logprobs.iter().map(|entry| self.with_top(entry)).collect() }
+    }
+
+    pub fn with_top(&self, entry: &TokenLogprob) -> ChatLogprob {
         let one = |token, logprob: f32, top_logprobs| ChatLogprob {
             token: self.name(token),
             logprob: logprob.max(LOWEST),
             bytes: self.bytes(token),
             top_logprobs,
         };
-        let content = logprobs
-            .iter()
-            .map(|entry| {
-                let top = entry.top.iter().map(|&(token, logprob)| one(token, logprob, None)).collect();
-                one(entry.token, entry.logprob, Some(top))
-            })
-            .collect();
-        ChatLogprobs { content }
+        let top = entry.top.iter().map(|&(token, logprob)| one(token, logprob, None)).collect();
+        one(entry.token, entry.logprob, Some(top))
     }
 
     /// `shift` is the length of the text before the answer, where the answer repeats the prompt.

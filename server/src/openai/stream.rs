@@ -65,9 +65,19 @@ struct KeepAlive {
     sleep: Pin<Box<Sleep>>,
 }
 
+/// A response of events.
+pub fn event_stream(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
 const BUFFER: usize = 8 * 1024;
 const DONE: &[u8] = b"data: [DONE]\n\n";
-const COMMENT: &[u8] = b": keep-alive\n\n";
+pub const COMMENT: &[u8] = b": keep-alive\n\n";
 
 impl<D: Dialect> EventBody<D> {
     pub fn new(answers: Answers, dialect: D, keep_alive: Option<Duration>, held: Held) -> Self {
@@ -88,20 +98,27 @@ impl<D: Dialect> EventBody<D> {
     }
 
     pub fn into_response(self) -> Response {
-        let mut response = Response::new(Body::new(self));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        response
+        event_stream(Body::new(self))
+    }
+
+    /// Ends the stream before the answer has ended: what `write` says is its end.
+    pub fn stop(&mut self, write: impl FnOnce(&mut D, &mut BytesMut)) -> Bytes {
+        self.begin();
+        write(&mut self.dialect, &mut self.out);
+        self.end();
+        self.out.split().freeze()
+    }
+
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.dialect.begin(&mut self.out, self.answers.usage());
+        }
     }
 
     /// Writes all news. The deltas may hold some before anything is drained: those that the status was waiting for.
     fn advance(&mut self, context: &mut Context<'_>) -> Result<(), ApiError> {
         let drained = self.answers.drain(context);
-        if !std::mem::replace(&mut self.has_begun, true) {
-            self.dialect.begin(&mut self.out, self.answers.usage());
-        }
+        self.begin();
         for choice in 0..self.answers.choices.len() {
             self.write_choice(choice);
         }

@@ -16,6 +16,10 @@ use crate::openai::files::{DeletedFile, FilePart, FileQuery, List, UploadFields}
 use crate::openai::generation::GenerationFields;
 use crate::openai::models::{ModelCard, ModelList};
 use crate::openai::render::RenderedPrompt;
+use crate::openai::responses::InputTokens;
+use crate::openai::responses::response::ResponseObject;
+use crate::openai::responses::stored::{DeletedResponse, ItemList};
+use crate::openai::responses::types::{ItemsQuery, ResponseFields, RetrieveQuery};
 use crate::openai::score::lower::{MethodFields, RerankFields, ScoreFields};
 use crate::openai::score::response::{RerankList, ScoreList};
 use crate::openai::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
@@ -114,6 +118,19 @@ pub const OPERATIONS: &[Operation] = &[
     Operation::new("POST /v1/messages/count_tokens", "The tokens of such a request's prompt")
         .takes(Body::Json(&[part::<MessageFields>])).needs(&["messages"])
         .gives(Body::Json(&[part::<TokenCount>])),
+    Operation::new("POST /v1/responses", "Answer a conversation with items, which may be kept")
+        .takes(Body::Json(&[part::<ResponseFields>]))
+        .gives(Body::Json(&[part::<ResponseObject>])).streams(),
+    Operation::new("POST /v1/responses/input_tokens", "The tokens of such a request's prompt")
+        .takes(Body::Json(&[part::<ResponseFields>]))
+        .gives(Body::Json(&[part::<InputTokens>])),
+    Operation::new("GET /v1/responses/{id}", "A response that is kept, or its events")
+        .asks(part::<RetrieveQuery>).gives(Body::Json(&[part::<ResponseObject>])).streams(),
+    Operation::new("DELETE /v1/responses/{id}", "Forget a response").gives(Body::Json(&[part::<DeletedResponse>])),
+    Operation::new("POST /v1/responses/{id}/cancel", "Stop a response that is made in the background")
+        .gives(Body::Json(&[part::<ResponseObject>])),
+    Operation::new("GET /v1/responses/{id}/input_items", "What a response answers")
+        .asks(part::<ItemsQuery>).gives(Body::Json(&[part::<ItemList>])),
     Operation::new("GET /v1/models", "The served model, under each of its names").gives(Body::Json(&[part::<ModelList>])),
     Operation::new("GET /v1/models/{*id}", "One of the names").gives(Body::Json(&[part::<ModelCard>])),
     Operation::new("POST /tokenize", "Tokens of a prompt or of messages")

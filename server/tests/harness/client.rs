@@ -46,6 +46,20 @@ pub fn parse_events(text: &str) -> Vec<String> {
     events
 }
 
+/// The data of a stream's events, each of which says its type twice; signs of life are left out.
+pub fn typed_events(text: &str) -> Vec<Value> {
+    assert!(text.ends_with("\n\n") && !text.contains('\r'));
+    let event = |event: &str| {
+        let (kind, data) = event.split_once('\n').unwrap_or_else(|| panic!("not an event: {event:?}"));
+        let kind = kind.strip_prefix("event: ").expect("a type");
+        let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
+        assert_eq!(data["type"], kind);
+        data
+    };
+    let events = text.trim_end_matches('\n').split("\n\n").filter(|event| !event.starts_with(':'));
+    events.map(event).filter(|event| event["type"] != "ping").collect()
+}
+
 pub struct Connection {
     pub stream: BufReader<TcpStream>,
 }

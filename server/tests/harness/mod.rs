@@ -5,6 +5,7 @@
 pub mod batches;
 pub mod client;
 pub mod fake;
+pub mod responses;
 pub mod scripted;
 
 use client::{Connection, Response};
@@ -133,6 +134,12 @@ impl TestServer {
     pub fn post(&self, path: &str, body: &Value) -> Response {
         let mut connection = self.connect();
         connection.send_json(path, body);
+        connection.receive()
+    }
+
+    pub fn delete(&self, path: &str) -> Response {
+        let mut connection = self.connect();
+        connection.send("DELETE", path, &[], b"");
         connection.receive()
     }
 

@@ -153,10 +153,10 @@ fn refusals_name_the_field() {
 
 #[test]
 fn what_is_found_later_has_the_names_of_the_request() {
-    let places = Places(vec![
+    let places = Places(compose::Places(vec![
         vec!["system".into()],
         vec!["messages[0].content[0]".into(), "messages[0].content[1]".into()],
-    ]);
+    ]));
     for (theirs, ours) in [
         ("messages[1].content[1].image_url", "messages[0].content[1].source"),
         ("messages[9].content[1].image_url", "messages[9].content[1].image_url"),

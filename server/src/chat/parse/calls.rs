@@ -2,12 +2,15 @@
 
 use super::pending::Pending;
 use super::signature::ToolSignature;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What an output says, in the order in which it says it. No text is empty.
 pub trait Events {
     fn reasoning(&mut self, text: &str);
     fn text(&mut self, text: &str);
+    /// Where in the output the next piece of text lies.
+    fn text_at(&mut self, _bytes: Range<usize>) {}
     /// Calls are numbered from 0, and one ends before the next begins.
     fn call_start(&mut self, index: usize, id: String, name: String);
     /// The next piece of the JSON text that holds the arguments.
@@ -105,7 +108,7 @@ impl Context<'_> {
     /// What was taken in belongs to the arguments as it is.
     pub fn taken_arguments(&mut self) {
         let Self { input, calls, out, .. } = self;
-        input.tell(|text| calls.arguments(text, *out));
+        input.tell(|_, text| calls.arguments(text, *out));
     }
 
     pub fn end(&mut self) {

@@ -79,6 +79,8 @@ pub struct Parser {
     /// Nothing but white space was said since the answer or the last call began: it is not told unless something follows it.
     is_blank: bool,
     thinking: Thinking,
+    /// Bytes that went by unread, where nothing is looked for.
+    unread: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +132,7 @@ impl Parser {
             calls: Calls::new(id_stem, style),
             is_blank: true,
             thinking: Thinking { start: is_open.then_some(0), end: None },
+            unread: 0,
         }
     }
 
@@ -137,7 +140,9 @@ impl Parser {
     pub fn push(&mut self, text: &str, out: &mut dyn Events) {
         if self.reasoning.is_none() && self.format.is_none() {
             if !text.is_empty() {
+                out.text_at(self.unread..self.unread + text.len());
                 out.text(text);
+                self.unread += text.len();
             }
             return;
         }
@@ -167,7 +172,7 @@ impl Parser {
 
     /// Bytes of the output so far.
     pub fn len(&self) -> usize {
-        self.pending.len()
+        self.unread + self.pending.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -342,10 +347,11 @@ impl Parser {
     /// Tells what was taken in as text.
     fn say(&mut self, channel: Channel, out: &mut dyn Events) {
         let is_blank = &mut self.is_blank;
-        self.pending.tell(|text| match channel {
+        self.pending.tell(|at, text| match channel {
             Channel::Reasoning => out.reasoning(text),
             Channel::Answer => {
                 *is_blank &= text.trim_start().is_empty();
+                out.text_at(at..at + text.len());
                 out.text(text);
             }
         });

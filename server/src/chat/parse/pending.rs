@@ -99,18 +99,18 @@ impl Pending {
         self.start = self.pos;
     }
 
-    /// What was taken in is text after all: the pieces of it that a client may see.
-    pub fn tell(&mut self, mut say: impl FnMut(&str)) {
+    /// What was taken in is text after all: the pieces of it that a client may see, and where in the output they begin.
+    pub fn tell(&mut self, mut say: impl FnMut(usize, &str)) {
         let Range { start, end } = self.start..self.pos;
         let mut from = start;
         for hidden in self.hidden.iter().filter(|hidden| hidden.start < end && hidden.end > start) {
             if hidden.start > from {
-                say(&self.text[from..hidden.start]);
+                say(self.dropped + from, &self.text[from..hidden.start]);
             }
             from = hidden.end.max(from);
         }
         if end > from {
-            say(&self.text[from..end]);
+            say(self.dropped + from, &self.text[from..end]);
         }
         self.start = end;
     }

@@ -1,10 +1,12 @@
 //! `POST /v1/chat/completions`.
 
+pub mod compose;
 pub mod lower;
 pub mod messages;
 pub mod response;
 mod stream;
 mod tools;
+mod truncate;
 pub mod types;
 
 use crate::app::App;
@@ -33,12 +35,29 @@ pub struct Started {
     pub ignored: Ignored,
 }
 
+/// What becomes of a conversation that does not fit the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    IsRefused,
+    /// Its oldest messages are left out.
+    DropsOldest,
+}
+
 impl Started {
     /// `prefix` is that of the answer's id.
     pub async fn of(
         exchange: &Exchange,
         request: ChatCompletionRequest,
         prefix: &str,
+    ) -> Result<Self, ApiError> {
+        Self::with(exchange, request, prefix, Overflow::IsRefused).await
+    }
+
+    pub async fn with(
+        exchange: &Exchange,
+        request: ChatCompletionRequest,
+        prefix: &str,
+        overflow: Overflow,
     ) -> Result<Self, ApiError> {
         let service = &exchange.service;
         let ChatCompletionRequest { chat, generation, mut ignored } = request;
@@ -48,7 +67,12 @@ impl Started {
             ignored.0.push("reasoning_effort".to_owned());
         }
         let head = exchange.head(prefix, &generation)?;
-        let prompt = service.chat_prompt(chat).await?;
+        let prompt = match overflow {
+            Overflow::IsRefused => service.chat_prompt(chat).await?,
+            Overflow::DropsOldest => {
+                truncate::prompt_that_fits(service, chat, generation.max_tokens.unwrap_or(1)).await?
+            }
+        };
         let tokens: Arc<[TokenId]> = prompt.tokens.as_slice().into();
         service.constrain(&mut generation, service.reasoning_markers(&prompt)).await?;
         let answers = service.start(&[prompt], &generation, "messages")?;
