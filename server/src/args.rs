@@ -47,6 +47,16 @@ pub enum DTypeArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationArg {
+    /// As the checkpoint says: floats stay floats
+    Auto,
+    /// 8 bits in groups of 32: 8.5 bits a weight
+    Int8,
+    /// 4 bits in groups of 32: 4.5 bits a weight
+    Int4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LoadFormatArg {
     #[value(alias = "safetensors")]
     Auto,
@@ -144,6 +154,10 @@ pub struct ServeArgs {
     /// Type of weights and KV cache
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]
     pub dtype: DTypeArg,
+
+    /// What weights of the decoder that the checkpoint holds as floats are quantised to
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_QUANTIZATION")]
+    pub quantization: QuantizationArg,
 
     /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
     #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN", allow_negative_numbers = true)]

@@ -6,7 +6,7 @@
 use super::SharedMut;
 use super::grouped::GroupSums;
 use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, K_BLOCK, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
 use crate::MatrixBatch;
 use crate::device::Cpu;
 use crate::matrix::PANEL;
@@ -92,8 +92,9 @@ fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, par
     let panels = job.weights.as_bytes();
     assert!(part.panels.end * job.weights.panel_bytes() <= panels.len(), "panels");
     let (mut packed, mut edge, mut x_sums) = (PackedRows::new(), PanelSums::new(), GroupSums::new());
-    for k_start in (0..k).step_by(K_BLOCK) {
-        let k_len = K_BLOCK.min(k - k_start);
+    let k_block = tile::k_block(num_rows);
+    for k_start in (0..k).step_by(k_block) {
+        let k_len = k_block.min(k - k_start);
         let x = Rows { start: x[k_start..].as_ptr(), row: job.x_stride, step: 1 };
         // SAFETY: rows of x were checked above.
         let x = unsafe { packed.pack(x, num_rows, k_len) };

@@ -9,7 +9,7 @@
 //! order of a sum is the same however many rows there are.
 
 use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Blocks, K_BLOCK, MAX_ROWS, PanelFormat, Rows, Sums};
+use super::tile::{Blocks, K_BLOCK, LONG_K_BLOCK, MAX_ROWS, PanelFormat, Rows, Sums, UNPACKED_ROWS, k_block};
 use crate::WeightType;
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
@@ -125,7 +125,7 @@ pub(crate) struct Job {
     num_rows: usize,
     panel: *const u8,
     x: Rows,
-    /// `GROUPS` a row.
+    /// As `GroupSums` has them.
     x_sums: *const f32,
     k: usize,
     sums: Sums,
@@ -150,6 +150,7 @@ impl Job {
 #[inline(always)]
 fn panel_of<S: Simd, Q: Grouped>(s: S, job: &Job) {
     let blocks = Blocks::new(job.num_rows, S::TILE_ROWS);
+    let groups = k_block(job.num_rows) / GROUP;
     for first in (0..PANEL / 2).step_by(S::LANES) {
         let mut row = 0;
         for block in 0..blocks.count {
@@ -159,7 +160,8 @@ fn panel_of<S: Simd, Q: Grouped>(s: S, job: &Job) {
                 panel: job.panel,
                 first,
                 x: Rows { start: job.x.start.wrapping_add(row * job.x.row), ..job.x },
-                x_sums: job.x_sums.wrapping_add(row * GROUPS),
+                x_sums: job.x_sums.wrapping_add(row * groups),
+                groups,
                 sums: Sums { start, ..job.sums },
             };
             // SAFETY: the promise of `Job::new`.
@@ -169,24 +171,29 @@ fn panel_of<S: Simd, Q: Grouped>(s: S, job: &Job) {
     }
 }
 
-/// Groups between two visits of memory.
-const GROUPS: usize = K_BLOCK / GROUP;
+/// Groups of the rows of one task between two visits of memory: many groups of few rows, or few of many.
+const MOST_GROUPS: usize = if UNPACKED_ROWS * LONG_K_BLOCK > MAX_ROWS * K_BLOCK {
+    UNPACKED_ROWS * LONG_K_BLOCK / GROUP
+} else {
+    MAX_ROWS * K_BLOCK / GROUP
+};
 
-/// Sums of each group of each row of one task, for formats that have zeros.
-pub(crate) struct GroupSums([MaybeUninit<f32>; MAX_ROWS * GROUPS]);
+/// Sums of each group of each row of one task, for formats that have zeros. A row has `k_block(num_rows) / GROUP`.
+pub(crate) struct GroupSums([MaybeUninit<f32>; MOST_GROUPS]);
 
 impl GroupSums {
     #[inline(always)]
     pub fn new() -> Self {
-        Self([MaybeUninit::uninit(); MAX_ROWS * GROUPS])
+        Self([MaybeUninit::uninit(); MOST_GROUPS])
     }
 
     /// Of rows of `k` terms; gives the address of the first.
     ///
     /// # Safety
-    /// The rows can be read; there are at most `MAX_ROWS`, `k` is at most `K_BLOCK` and `x.step` is 1.
+    /// The rows can be read; there are at most `MAX_ROWS`, `k` is at most `k_block(num_rows)` and `x.step` is 1.
     #[inline(always)]
     pub unsafe fn fill<S: Simd>(&mut self, s: S, x: Rows, num_rows: usize, k: usize) -> *const f32 {
+        let groups = k_block(num_rows) / GROUP;
         for row in 0..num_rows {
             // SAFETY: the caller's promise.
             let terms = unsafe { std::slice::from_raw_parts(x.start.add(row * x.row), k) };
@@ -198,12 +205,14 @@ impl GroupSums {
                     sum = s.add(sum, s.load_slice(&terms[from..end]));
                     from += S::LANES;
                 }
-                self.0[row * GROUPS + group].write(s.sum(sum));
+                self.0[row * groups + group].write(s.sum(sum));
             }
         }
         self.0.as_ptr().cast()
     }
 }
+
+const CACHE_LINE: usize = 64;
 
 /// What a tile works on.
 struct Tile {
@@ -212,8 +221,9 @@ struct Tile {
     /// Columns `first ..` and `first + 16 ..`.
     first: usize,
     x: Rows,
-    /// `GROUPS` a row.
+    /// `groups` a row.
     x_sums: *const f32,
+    groups: usize,
     sums: Sums,
 }
 
@@ -269,9 +279,19 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
     let mut parts = [[[s.zero(); 2]; M]; G];
     let mut line = start.wrapping_add(Q::STORED_AS.header_bytes() + tile.first);
     let mut column = tile.x.start.wrapping_add(group * GROUP);
+    // What comes next in memory is asked for meanwhile, some with each term: with few rows the loop waits for it.
+    let step = G * group_bytes / GROUP;
+    let mut ahead = start.wrapping_add(G * group_bytes);
     // SAFETY: the caller's promise.
     unsafe {
         for _ in 0..terms {
+            if M <= UNPACKED_ROWS {
+                s.prefetch(ahead);
+                if step >= 2 * CACHE_LINE {
+                    s.prefetch(ahead.wrapping_add(CACHE_LINE));
+                }
+                ahead = ahead.wrapping_add(step);
+            }
             for (j, part) in parts.iter_mut().enumerate() {
                 let line = line.wrapping_add(j * group_bytes);
                 let (lo, hi) = Q::load_two(s, line);
@@ -313,7 +333,7 @@ unsafe fn add_group<S: Simd, Q: Grouped, const M: usize>(
                 let mut part = part[v];
                 if has_zeros::<Q>() {
                     let zero = s.load_f16(numbers.add(PANEL + v * PANEL / 2));
-                    let x_sum = s.splat(-*tile.x_sums.add(r * GROUPS + group));
+                    let x_sum = s.splat(-*tile.x_sums.add(r * tile.groups + group));
                     part = s.fma(x_sum, zero, part);
                 }
                 let to = tile.sums.start.add(r * tile.sums.row + v * PANEL / 2);

@@ -12,7 +12,7 @@ use super::SharedMut;
 use super::gemm::{self, Gemm, Part};
 use super::grouped::GroupSums;
 use super::simd::{Simd, math, simd_entry};
-use super::tile::{K_BLOCK, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::{Activation, MoeScratch};
@@ -202,8 +202,9 @@ fn products<S: Simd, W: PanelFormat>(
     let index = expert * stage.weights.panels_per_member() + first;
     let panels = &stage.weights.as_bytes()[index * panel_bytes..(index + sums.len()) * panel_bytes];
     let x = &stage.x[rows.start * k..rows.end * k];
-    for k_start in (0..k).step_by(K_BLOCK) {
-        let k_len = K_BLOCK.min(k - k_start);
+    let k_block = tile::k_block(rows.len());
+    for k_start in (0..k).step_by(k_block) {
+        let k_len = k_block.min(k - k_start);
         let x = Rows { start: x[k_start..].as_ptr(), row: k, step: 1 };
         // SAFETY: whole rows of x, at most MAX_ROWS of them.
         let x = unsafe { room.packed.pack(x, rows.len(), k_len) };

@@ -279,6 +279,14 @@ pub(crate) use by_weight_type;
 
 /// Terms of a sum between two visits of memory: 16 KiB of a bf16 panel.
 pub(crate) const K_BLOCK: usize = 256;
+/// The same where there are few rows: their panels are read once, in one go, and nothing need stay in the first cache.
+pub(crate) const LONG_K_BLOCK: usize = 4096;
+
+/// Terms between two visits of memory for so many rows. It changes no bit of a sum.
+pub(crate) const fn k_block(num_rows: usize) -> usize {
+    if num_rows <= UNPACKED_ROWS { LONG_K_BLOCK } else { K_BLOCK }
+}
+
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;
 /// A row of packed activations. Not a power of two: rows that are whole pages apart fight for the same few cache lines.
@@ -298,8 +306,8 @@ impl PackedRows {
     /// Rows of `k` terms, copied side by side where that pays.
     ///
     /// # Safety
-    /// `x.start` and its `num_rows` rows of `k` terms can be read; there are at most `MAX_ROWS`, `k` is at most `K_BLOCK`
-    /// and `x.step` is 1.
+    /// `x.start` and its `num_rows` rows of `k` terms can be read; there are at most `MAX_ROWS`, `k` is at most
+    /// `k_block(num_rows)` and `x.step` is 1.
     #[inline(always)]
     pub unsafe fn pack(&mut self, x: Rows, num_rows: usize, k: usize) -> Rows {
         if num_rows <= UNPACKED_ROWS {

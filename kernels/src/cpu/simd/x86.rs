@@ -187,7 +187,8 @@ impl Simd for Avx512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
-    // Sixteen numbers are one register: a permutation by the low four bits of each lane looks them up.
+    // Sixteen numbers are one register: a permutation by the low four bits of each lane looks them up. The high half is converted
+    // instead, in units that permutations do not need.
     #[inline(always)]
     unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
         // SAFETY: the caller's promise.
@@ -195,8 +196,8 @@ impl Simd for Avx512 {
             let levels = _mm512_setr_ps(
                 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0,
             );
-            let pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            (_mm512_permutexvar_ps(pairs, levels), _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), levels))
+            let pairs = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
+            (_mm512_permutexvar_ps(pairs, levels), _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 4)))
         }
     }
     #[inline(always)]
