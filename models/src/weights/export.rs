@@ -33,7 +33,7 @@ pub fn quantize(
     files: &ModelFiles,
     quantization: Quantization,
     output: &Path,
-    device: &Device,
+    threads: Option<usize>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Exported, LoadError> {
     let config = ModelConfig::read(files)?;
@@ -45,7 +45,7 @@ pub fn quantize(
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
     prepare(output)?;
     let storage = Storage { float: config.dtype, quantization, published: None };
-    let job = Job { config: &config, storage, device, output };
+    let job = Job { config: &config, storage, device: &Device::cpu(threads), output };
     let mut exported = Exported::default();
     let mut placed = Map::new();
     for (number, (name, content)) in weights.files.iter().enumerate() {
