@@ -59,7 +59,7 @@ const D: usize = 24;
 const WIDTH: usize = H * D;
 
 impl Step {
-    fn new(device: &Device, t: usize) -> Self {
+    fn new(device: &Device, stored_as: WeightType, t: usize) -> Self {
         let zeros = |shape: &[usize]| Tensor::zeros(device, DType::F32, shape);
         let sizes = AttentionSizes {
             heads: H,
@@ -76,8 +76,8 @@ impl Step {
             normed: zeros(&[t, WIDTH]),
             weight: Tensor::random(device, &[WIDTH], 1.0, 2),
             heads: [zeros(&[t, H, D]), zeros(&[t, H, D])],
-            matrix: Matrix::random(device, DType::BF16, 2 * WIDTH, WIDTH, 0.1, 3),
-            batch: MatrixBatch::random(device, DType::BF16, [H, D, D], 0.1, 4),
+            matrix: Matrix::random(device, stored_as, 2 * WIDTH, WIDTH, 0.1, 3),
+            batch: MatrixBatch::random(device, stored_as, [H, D, D], 0.1, 4),
             wide: zeros(&[t, 2 * WIDTH]),
             narrow: zeros(&[t, WIDTH]),
             rope: RopeTable::new(device, 2000, 8, &|p, i| {
@@ -89,7 +89,7 @@ impl Step {
             latent: AttentionScratch::new(device, AttentionSizes { kv_heads: 1, ..sizes }),
             qkv: Tensor::random(device, &[t, 3, H, D], 1.0, 5),
             picture: AttentionScratch::new(device, AttentionSizes { max_context: 0, ..sizes }),
-            experts: Experts::random(device, DType::BF16, [8, WIDTH, 40], 0.1, 6),
+            experts: Experts::random(device, stored_as, [8, WIDTH, 40], 0.1, 6),
             scratch: MoeScratch::new(device, t, [8, WIDTH, 40], 2),
             chosen: Tensor::zeros(device, DType::I32, &[t, 2]),
             weights: zeros(&[t, 2]),
@@ -148,12 +148,16 @@ impl Step {
 fn main() {
     for threads in [1, 3] {
         let device = Device::cpu(Some(threads));
-        for t in [1, 13, 99] {
-            let mut step = Step::new(&device, t);
+        for (t, stored_as) in [1, 13, 99].into_iter().flat_map(|t| WeightType::ALL.map(|ty| (t, ty))) {
+            let mut step = Step::new(&device, stored_as, t);
             step.run();
             let before = ALLOCATIONS.load(Ordering::SeqCst);
             step.run();
-            assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0, "{threads} threads, {t} tokens");
+            assert_eq!(
+                ALLOCATIONS.load(Ordering::SeqCst) - before,
+                0,
+                "{threads} threads, {t} tokens, {stored_as}"
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ mod peak;
 use kernels::Device;
 use models::{
     DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit,
-    ModelFiles,
+    ModelFiles, QuantizationChoice,
 };
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
@@ -87,6 +87,7 @@ fn load(threads: usize) -> Loaded {
         graphs: true,
         load_format: LoadFormat::Dummy,
         dtype: DTypeChoice::Auto,
+        quantization: QuantizationChoice::Auto,
         max_model_len: Some(MAX_LEN),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,

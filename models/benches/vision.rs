@@ -8,7 +8,7 @@ mod peak;
 
 use kernels::{DType, Device, Tensor};
 use models::kimi_vl::{KimiVlImageProcessor, SizeRule, Vision, VisionConfig};
-use models::{Checkpoint, ImageProcessor};
+use models::{Checkpoint, ImageProcessor, Storage};
 use peak::Peak;
 use scheduler::ImageInput;
 use std::sync::OnceLock;
@@ -95,7 +95,13 @@ fn process(width: usize, height: usize, in_token_limit: usize, clock: fn() -> f6
 fn encode(device: &Device, image: &ImageInput, peak: &Peak, clock: fn() -> f64) {
     let time = |num_layers: usize| {
         let config = moonvit(num_layers);
-        let vision = Vision::load(&Checkpoint::dummy(1), device, DType::BF16, &config, image.num_patches());
+        let vision = Vision::load(
+            &Checkpoint::dummy(1),
+            device,
+            &Storage::floats(DType::BF16),
+            &config,
+            image.num_patches(),
+        );
         let mut vision = vision.expect("dummy weights have every shape");
         let mut out = Tensor::zeros(device, DType::F32, &[image.num_tokens, config.text_hidden_size]);
         (best_time(clock, &mut || vision.encode(image, &mut out)), flop(&config, image.num_patches()))

@@ -14,11 +14,12 @@ use crate::layers::gqa::Gqa;
 use crate::layers::mla::Mla;
 use crate::layers::mlp::{Mlp, MlpShape, Out};
 use crate::layers::moe::Moe;
-use crate::layers::{Loader, WeightSize, rope};
+use crate::layers::{Loader, Names, WeightSize, rope};
 use crate::scratch::Scratch;
+use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
-use kernels::{DType, Device, Indices, Matrix, Tensor};
+use kernels::{Device, Indices, Matrix, Tensor};
 
 pub struct Decoder {
     embedding: Tensor,
@@ -64,7 +65,7 @@ impl Step<'_> {
 /// How the weights are kept on the device.
 pub struct Placement<'a> {
     pub device: &'a Device,
-    pub stored_as: DType,
+    pub storage: &'a Storage,
     /// Positions that the tables of cosines and sines cover.
     pub max_model_len: usize,
 }
@@ -77,23 +78,23 @@ impl Decoder {
         placement: &Placement,
         loaded: &mut dyn FnMut(),
     ) -> Result<Self, LoadError> {
-        let Placement { device, stored_as, max_model_len } = *placement;
-        let loader = |prefix: String| Loader { checkpoint, device, stored_as, prefix };
+        let Placement { device, storage, max_model_len } = *placement;
+        let loader = |prefix: String| Loader { checkpoint, device, names: names(storage, prefix) };
         let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
         let mut layers = Vec::with_capacity(config.num_layers);
         for index in 0..config.num_layers {
-            let prefix = format!("{}model.layers.{index}.", config.prefix);
-            layers.push(Layer::load(&loader(prefix), config, index)?);
+            layers.push(Layer::load(&loader(layer_prefix(config, index)), config, index)?);
             loaded();
         }
         let base = loader(config.prefix.to_string());
         let table = base.name("model.embed_tokens.weight");
         let shape = [vocab_size, hidden_size];
         let weights = checkpoint.take(&table, &shape)?;
-        let embedding = Tensor::from_host_as(device, weights.view(), stored_as);
+        let embedding = Tensor::from_host_as(device, weights.view(), storage.float);
+        let head = Loader { names: base.names.of_part(Part::Head), ..base };
         let head = match config.tied_head {
-            true => Matrix::pack(device, stored_as, &[weights.view()]),
-            false => base.matrix("lm_head.weight", vocab_size, hidden_size)?,
+            true => Matrix::pack(device, head.names.stored_as(HEAD), &[weights.view()]),
+            false => head.matrix(HEAD, vocab_size, hidden_size)?,
         };
         let norm = base.vector("model.norm.weight", hidden_size)?;
         let rope = rope::table(device, &config.rope, max_model_len);
@@ -103,15 +104,17 @@ impl Decoder {
     }
 
     /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
-    pub fn size(config: &DecoderConfig, stored_as: DType) -> WeightSize {
+    pub fn size(config: &DecoderConfig, storage: &Storage) -> WeightSize {
         let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
         let table = (vocab_size * hidden_size) as u64;
-        let embedding = WeightSize { parameters: table, bytes: table * stored_as.size() as u64, tensors: 1 };
-        let mut head = WeightSize::matrix(stored_as, vocab_size, hidden_size);
+        let bytes = table * storage.float.size() as u64;
+        let embedding = WeightSize { parameters: table, bytes, tensors: 1 };
+        let base = names(storage, config.prefix.into());
+        let mut head = base.of_part(Part::Head).matrix(HEAD, vocab_size, hidden_size);
         if config.tied_head {
             head.parameters = 0;
         }
-        let layers: WeightSize = (0..config.num_layers).map(|i| Layer::size(config, i, stored_as)).sum();
+        let layers: WeightSize = (0..config.num_layers).map(|i| Layer::size(config, i, storage)).sum();
         embedding + head + layers + WeightSize::vector(hidden_size)
     }
 
@@ -190,15 +193,16 @@ impl Layer {
         })
     }
 
-    fn size(config: &DecoderConfig, index: usize, stored_as: DType) -> WeightSize {
+    fn size(config: &DecoderConfig, index: usize, storage: &Storage) -> WeightSize {
         let hidden_size = config.hidden_size;
+        let names = names(storage, layer_prefix(config, index));
         let attention = match &config.attention {
-            AttentionConfig::Gqa(a) => Gqa::size(stored_as, a, hidden_size),
-            AttentionConfig::Mla(a) => Mla::size(stored_as, a, hidden_size),
+            AttentionConfig::Gqa(a) => Gqa::size(&names, a, hidden_size),
+            AttentionConfig::Mla(a) => Mla::size(&names, a, hidden_size),
         };
         let mlp = match moe_of(config, index) {
-            Some(moe) => Moe::size(stored_as, moe, hidden_size),
-            None => Mlp::size(stored_as, mlp_shape(config)),
+            Some(moe) => Moe::size(&names, moe, hidden_size),
+            None => Mlp::size(&names, "mlp", mlp_shape(config)),
         };
         attention + mlp + WeightSize::vector(hidden_size).times(2)
     }
@@ -221,6 +225,16 @@ impl Layer {
 fn add_and_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
     let Scratch { residual, normed, out, .. } = scratch;
     ops::add_rms_norm(residual, out, norm, eps, normed);
+}
+
+const HEAD: &str = "lm_head";
+
+fn names(storage: &Storage, prefix: String) -> Names<'_> {
+    Names { storage, part: Part::Linear, prefix }
+}
+
+fn layer_prefix(config: &DecoderConfig, index: usize) -> String {
+    format!("{}model.layers.{index}.", config.prefix)
 }
 
 fn moe_of(config: &DecoderConfig, index: usize) -> Option<&crate::config::MoeConfig> {

@@ -22,10 +22,16 @@ pub enum LoadError {
     Shape { file: String, tensor: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("{file}: tensor {tensor}: type {found} is not supported, only F32, BF16 and F16 are")]
     DType { file: String, tensor: String, found: String },
+    /// A tensor of a quantised matrix that is not what its form promises.
+    #[error("{file}: tensor {tensor}: {message}")]
+    Quantised { file: String, tensor: String, message: String },
     #[error("{file}: tensor {tensor} is also in {other}")]
     Duplicate { file: String, tensor: String, other: String },
     #[error("{count} tensors belong to no part of the model: {names}")]
     Leftover { count: usize, names: String },
+    /// What was to be written.
+    #[error("failed to write {path}: {source}")]
+    Write { path: String, source: std::io::Error },
     /// An option of the command line, by its name in [`crate::LoadOptions`].
     #[error("{option}: {message}")]
     Option { option: &'static str, message: String },

@@ -11,7 +11,7 @@ pub enum LoadFormat {
     Dummy,
 }
 
-/// The type of weights and of the KV cache. Sums and activations on the CPU are f32 whatever it is.
+/// The type of weights that are not quantised and of the KV cache. Sums and activations on the CPU are f32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DTypeChoice {
     /// As the checkpoint says.
@@ -19,6 +19,15 @@ pub enum DTypeChoice {
     F32,
     BF16,
     F16,
+}
+
+/// What weights that the checkpoint holds as floats are kept as; those that it holds quantised stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuantizationChoice {
+    /// As the checkpoint says: floats stay floats, unless it was written to be loaded otherwise.
+    Auto,
+    Int8,
+    Int4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +46,7 @@ pub struct LoadOptions {
     pub graphs: bool,
     pub load_format: LoadFormat,
     pub dtype: DTypeChoice,
+    pub quantization: QuantizationChoice,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
@@ -71,6 +81,8 @@ pub struct ModelInfo {
     pub num_parameters: u64,
     /// Such as `bfloat16`.
     pub dtype: &'static str,
+    /// Such as `int4`.
+    pub quantization: Option<&'static str>,
 }
 
 /// Turns a decoded picture into what the model's vision tower takes. Pure: no device, no files.

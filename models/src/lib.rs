@@ -15,19 +15,25 @@ mod kv_cache;
 mod layers;
 mod load;
 mod memory;
+mod published;
 mod runner;
 pub mod sampler;
 mod scratch;
+mod storage;
 mod weights;
 
 pub use config::GenerationDefaults;
 pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
-pub use info::{DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo};
+pub use info::{
+    DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit, ModelInfo,
+    QuantizationChoice,
+};
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
 pub use kernels::cuda::driver::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use runner::DeviceRunner;
-pub use weights::{Checkpoint, HostWeights};
+pub use storage::{Quantization, Storage};
+pub use weights::{Checkpoint, Exported, HostWeights, quantize};

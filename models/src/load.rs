@@ -9,6 +9,7 @@ use crate::kv_cache::KvCache;
 use crate::memory::{self, Plan, Request, VisionShape};
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
+use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
 use kernels::{DType, Device, Indices, Tensor};
@@ -37,12 +38,14 @@ pub struct Progress {
 /// What the files say of a model, apart from its weights.
 struct Description {
     config: ModelConfig,
+    storage: Storage,
     vision: Option<(VisionShape, KimiVlImageProcessor)>,
 }
 
 impl Description {
-    fn read(files: &ModelFiles) -> Result<Self, LoadError> {
+    fn read(files: &ModelFiles, options: &LoadOptions) -> Result<Self, LoadError> {
         let config = ModelConfig::read(files)?;
+        let storage = config.storage(options);
         let vision = match &config.vision {
             None => None,
             Some(part) => {
@@ -55,20 +58,20 @@ impl Description {
                 Some((VisionShape { config: shape, max_patches, max_tokens }, processor))
             }
         };
-        Ok(Self { config, vision })
+        Ok(Self { config, storage, vision })
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
         let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
-        Ok(Request { config: &self.config, vision, options, device, limit })
+        Ok(Request { config: &self.config, vision, options, device, limit, storage: &self.storage })
     }
 }
 
 /// What fits, from the configuration alone: no weight file is opened, and a GPU need not be there.
 pub fn plan(files: &ModelFiles, options: &LoadOptions) -> Result<Plan, LoadError> {
     let device = device::on_paper(options)?;
-    Description::read(files)?.request(options, &device)?.plan()
+    Description::read(files, options)?.request(options, &device)?.plan()
 }
 
 /// Loads a model. `progress` is called now and then, and once at the end.
@@ -77,26 +80,26 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded, LoadError> {
-    let description = Description::read(files)?;
+    let description = Description::read(files, options)?;
     let device = device::open(options)?;
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;
-    let stored_as = request.stored_as();
+    let (storage, stored_as) = (&description.storage, request.stored_as());
     let checkpoint = match options.load_format {
         LoadFormat::Auto => Checkpoint::open(files)?,
         LoadFormat::Dummy => Checkpoint::dummy(options.seed),
     };
     let config = &description.config;
-    let bytes_total = checkpoint.total_bytes().unwrap_or(plan.num_parameters * stored_as.size() as u64);
+    let bytes_total = checkpoint.total_bytes().unwrap_or(plan.memory.weights + plan.memory.vision_weights);
     let mut report =
         || progress(Progress { bytes_done: checkpoint.bytes_taken().min(bytes_total), bytes_total });
     report();
     device.prepare_kernels(stored_as)?;
-    let placement = Placement { device: &device, stored_as, max_model_len: plan.max_model_len };
+    let placement = Placement { device: &device, storage, max_model_len: plan.max_model_len };
     let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
     let eyes = match &description.vision {
-        Some((shape, _)) => Some(load_eyes(&checkpoint, &device, stored_as, shape, &plan)?),
+        Some((shape, _)) => Some(load_eyes(&checkpoint, &device, storage, shape, &plan)?),
         None => None,
     };
     checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
@@ -122,7 +125,7 @@ pub fn load(
 fn load_eyes(
     checkpoint: &Checkpoint,
     device: &Device,
-    stored_as: DType,
+    storage: &Storage,
     shape: &VisionShape,
     plan: &Plan,
 ) -> Result<Eyes, LoadError> {
@@ -130,7 +133,7 @@ fn load_eyes(
     let hidden_size = shape.config.text_hidden_size;
     let rows = |n| Tensor::zeros(device, DType::F32, &[n, hidden_size]);
     Ok(Eyes {
-        vision: Vision::load(checkpoint, device, stored_as, &shape.config, images.max_patches)?,
+        vision: Vision::load(checkpoint, device, storage, &shape.config, images.max_patches)?,
         rows: rows(images.max_tokens),
         cache: rows(memory::image_cache_rows(&images)),
         rows_per_block: images.rows_per_block,
@@ -149,5 +152,6 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         image_token_id: config.vision.as_ref().map(|vision| vision.image_token_id),
         num_parameters: plan.num_parameters,
         dtype: plan.dtype,
+        quantization: plan.quantization,
     }
 }

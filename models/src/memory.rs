@@ -11,6 +11,7 @@ use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
+use crate::storage::Storage;
 use crate::{LoadError, LoadOptions, MemoryLimit};
 use kernels::{DType, Device, Indices};
 use scheduler::SchedulerConfig;
@@ -26,8 +27,10 @@ const MAX_WAITING: usize = 8192;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub architecture: String,
-    /// Of weights and KV cache.
+    /// Of weights that are not quantised, and of the KV cache.
     pub dtype: &'static str,
+    /// What most weights are quantised to, such as `int4`.
+    pub quantization: Option<&'static str>,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
     pub kv_bytes_per_token: u64,
@@ -121,11 +124,13 @@ pub(crate) struct Request<'a> {
     pub device: &'a Device,
     /// The memory limit in bytes.
     pub limit: u64,
+    pub storage: &'a Storage,
 }
 
 impl Request<'_> {
+    /// Of the KV cache.
     pub fn stored_as(&self) -> DType {
-        self.config.stored_as(self.options.dtype)
+        self.storage.float
     }
 
     pub fn limits(&self, max_model_len: usize) -> StepLimits {
@@ -143,11 +148,11 @@ impl Request<'_> {
 
     /// All but the KV cache.
     fn fixed(&self, max_model_len: usize) -> MemoryPlan {
-        let (decoder, stored_as) = (&self.config.decoder, self.stored_as());
+        let decoder = &self.config.decoder;
         let limits = self.limits(max_model_len);
         let vision = self.vision_size();
         let images = self.images().map_or(0, |images| image_bytes(self.device, &images, decoder.hidden_size));
-        let weights = Decoder::size(decoder, stored_as);
+        let weights = Decoder::size(decoder, self.storage);
         let tensors = weights.tensors + vision.tensors + KvCache::num_tensors(decoder) + Scratch::NUM_TENSORS;
         let plan = MemoryPlan {
             limit: self.limit,
@@ -167,7 +172,7 @@ impl Request<'_> {
     }
 
     fn vision_size(&self) -> VisionSize {
-        let of = |v: &VisionShape| VisionSize::of(self.device, &v.config, self.stored_as(), v.max_patches);
+        let of = |v: &VisionShape| VisionSize::of(self.device, &v.config, self.storage, v.max_patches);
         self.vision.map(of).unwrap_or_default()
     }
 
@@ -237,7 +242,8 @@ impl Request<'_> {
         Ok(Plan {
             architecture: config.architecture.clone(),
             dtype: published_name(self.stored_as()),
-            num_parameters: Decoder::size(&config.decoder, self.stored_as()).parameters
+            quantization: self.storage.describe(),
+            num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
             kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.stored_as()),
@@ -350,7 +356,11 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters = self.num_parameters as f64 / 1e9;
-        writeln!(f, "{}, {parameters:.3} B parameters, {}", self.architecture, self.dtype)?;
+        write!(f, "{}, {parameters:.3} B parameters, {}", self.architecture, self.dtype)?;
+        match self.quantization {
+            Some(quantization) => writeln!(f, ", {quantization}")?,
+            None => writeln!(f)?,
+        }
         let m = &self.memory;
         let rows = [
             ("weights", m.weights),

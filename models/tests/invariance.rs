@@ -4,7 +4,7 @@
 mod common;
 
 use common::{files, fixture, load, options};
-use models::{DTypeChoice, DeviceRunner, Loaded};
+use models::{DTypeChoice, DeviceRunner, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, FinishReason, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -15,11 +15,12 @@ use std::sync::Arc;
 const VOCAB: usize = 110;
 const MAX_TOKENS: usize = 21;
 
-/// A model, and whether its prompts hold pictures.
+/// A model, whether its prompts hold pictures, and what its weights are quantised to.
 #[derive(Clone, Copy)]
 struct Subject {
     family: &'static str,
     pictures: bool,
+    quantization: QuantizationChoice,
 }
 
 /// Tokens with their log-probabilities, as bits.
@@ -69,9 +70,15 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+impl Subject {
+    fn options(&self) -> models::LoadOptions {
+        models::LoadOptions { dtype: DTypeChoice::Auto, quantization: self.quantization, ..options() }
+    }
+}
+
 impl World {
     fn new(subject: Subject, change: impl FnOnce(&mut SchedulerConfig)) -> Self {
-        let options = models::LoadOptions { dtype: DTypeChoice::Auto, ..options() };
+        let options = subject.options();
         let Loaded { runner, info, image_processor, mut scheduler_config, .. } =
             load(subject.family, &options);
         change(&mut scheduler_config);
@@ -329,7 +336,7 @@ fn several_answers_to_one_prompt(subject: Subject) {
 fn on_other_threads(subject: Subject) {
     let (targets, expected) = targets_alone(subject);
     for threads in [1, 3] {
-        let options = models::LoadOptions { dtype: DTypeChoice::Auto, threads: Some(threads), ..options() };
+        let options = models::LoadOptions { threads: Some(threads), ..subject.options() };
         let loaded = models::load(&files(subject.family), &options, &mut |_| {}).unwrap();
         let mut world = World::new(subject, |_| {});
         world.engine = Engine::new(loaded.scheduler_config, loaded.runner);
@@ -342,11 +349,15 @@ fn on_other_threads(subject: Subject) {
 }
 
 macro_rules! subjects {
-    ($($module:ident: $family:literal, $pictures:literal;)*) => {
+    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident;)*) => {
         $(mod $module {
             use super::*;
 
-            const SUBJECT: Subject = Subject { family: $family, pictures: $pictures };
+            const SUBJECT: Subject = Subject {
+                family: $family,
+                pictures: $pictures,
+                quantization: QuantizationChoice::$quantization,
+            };
 
             #[test]
             fn again() {
@@ -407,8 +418,13 @@ macro_rules! subjects {
 }
 
 subjects! {
-    kimi_vl_text: "kimi_vl", false;
-    kimi_vl_pictures: "kimi_vl", true;
-    grouped_queries: "llama31", false;
-    experts: "qwen3_moe", false;
+    kimi_vl_text: "kimi_vl", false, Auto;
+    kimi_vl_pictures: "kimi_vl", true, Auto;
+    grouped_queries: "llama31", false, Auto;
+    experts: "qwen3_moe", false, Auto;
+    kimi_vl_text_int8: "kimi_vl", false, Int8;
+    kimi_vl_pictures_int4: "kimi_vl", true, Int4;
+    grouped_queries_int4: "llama31", false, Int4;
+    experts_int8: "qwen3_moe", false, Int8;
+    experts_int4: "qwen3_moe", false, Int4;
 }

@@ -6,6 +6,7 @@ mod common;
 use common::{FAMILIES, emulated, files, fixture, load, options};
 use models::{
     DTypeChoice, DeviceChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, Plan,
+    QuantizationChoice,
 };
 use serde_json::{Value, json};
 
@@ -19,12 +20,18 @@ fn check_bytes(what: &str, loaded: &Loaded) {
 #[test]
 fn planned_bytes_are_allocated_bytes_in_every_family() {
     for &family in FAMILIES {
-        for dtype in [DTypeChoice::Auto, DTypeChoice::F32, DTypeChoice::F16] {
-            let options = LoadOptions { dtype, max_num_batched_tokens: 47, ..options() };
+        for (dtype, quantization) in [
+            (DTypeChoice::Auto, QuantizationChoice::Auto),
+            (DTypeChoice::F32, QuantizationChoice::Auto),
+            (DTypeChoice::F16, QuantizationChoice::Auto),
+            (DTypeChoice::Auto, QuantizationChoice::Int8),
+            (DTypeChoice::F16, QuantizationChoice::Int4),
+        ] {
+            let options = LoadOptions { dtype, quantization, max_num_batched_tokens: 47, ..options() };
             let planned = models::plan(&files(family), &options).unwrap();
             let loaded = load(family, &options);
             assert_eq!(loaded.plan, planned, "{family}");
-            check_bytes(&format!("{family} in {dtype:?}"), &loaded);
+            check_bytes(&format!("{family} in {dtype:?}, {quantization:?}"), &loaded);
         }
     }
 }
@@ -85,8 +92,12 @@ fn planned_bytes_are_allocated_bytes_for_a_dummy_moonlight() {
     let mut config = moonlight(3);
     config["vocab_size"] = 1031.into();
     config["n_routed_experts"] = 7.into();
+    for quantization in [QuantizationChoice::Auto, QuantizationChoice::Int8, QuantizationChoice::Int4] {
+        let options = LoadOptions { quantization, ..options.clone() };
+        let loaded = models::load(&embedded(&config), &options, &mut |_| {}).unwrap();
+        check_bytes(&format!("moonlight, {quantization:?}"), &loaded);
+    }
     let loaded = models::load(&embedded(&config), &options, &mut |p| reported.push(p)).unwrap();
-    check_bytes("moonlight", &loaded);
     assert_eq!(loaded.info.num_parameters, loaded.plan.num_parameters);
     assert!(reported.is_sorted_by_key(|p| p.bytes_done));
     let last = reported.last().unwrap();
@@ -133,6 +144,35 @@ fn plan_of_the_whole_moonlight() {
     assert!(numbers.needed > numbers.limit);
     let none = plan(&LoadOptions { memory: MemoryLimit::Bytes(1 << 30), ..options });
     assert!(matches!(none, Err(LoadError::DoesNotFit(_))), "{none:?}");
+}
+
+/// 16 billion weights in this machine's memory: 4.5 bits for nearly all, and what keeps its precision.
+#[test]
+fn plan_of_the_whole_moonlight_quantised() {
+    let of = |quantization| {
+        let options = LoadOptions { dtype: DTypeChoice::Auto, quantization, ..options() };
+        plan(&LoadOptions { memory: MemoryLimit::Bytes(40 << 30), ..options }).unwrap()
+    };
+    let [float, int8, int4] =
+        [QuantizationChoice::Auto, QuantizationChoice::Int8, QuantizationChoice::Int4].map(of);
+    assert_eq!(
+        [float.quantization, int8.quantization, int4.quantization],
+        [None, Some("int8"), Some("int4")]
+    );
+    assert!(int4.to_string().starts_with("DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16, int4\n"));
+    // Embedding and head, vectors, and the router of each of 26 layers.
+    let table = 163_840 * 2048;
+    let absorbed = 27 * 16 * 256 * 512;
+    let router = 26 * 64 * 2048;
+    let linear = 15_960_108_544 - 2 * table - absorbed - router;
+    let vectors = (2 * 27 + 1) * 2048 + 27 * 512 + 26 * 64;
+    let linear = linear - (2 * 27 + 1) * 2048 - 27 * 512;
+    assert_eq!(float.memory.weights, 2 * (2 * table + linear + absorbed) + 4 * (router + vectors));
+    let bits = |n: u64, eighths: u64| n * eighths / 64;
+    let rest = 4 * (router + vectors);
+    assert_eq!(int8.memory.weights, 4 * table + bits(linear + absorbed, 68) + rest);
+    assert_eq!(int4.memory.weights, 2 * table + bits(linear, 36) + bits(absorbed + table, 68) + rest);
+    assert!(int4.memory.weights < 10 << 30);
 }
 
 #[test]

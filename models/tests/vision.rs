@@ -3,7 +3,7 @@
 use image::RgbImage;
 use kernels::{DType, Device, Tensor};
 use models::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig, VisionSize, resize};
-use models::{Checkpoint, ImageProcessor, ModelFiles};
+use models::{Checkpoint, ImageProcessor, ModelFiles, Storage};
 use safetensors::SafeTensors;
 use scheduler::ImageInput;
 use serde_json::Value;
@@ -149,7 +149,7 @@ fn noise(width: usize, height: usize, seed: usize) -> Vec<u8> {
 /// Tower and projector of the fixture, for pictures of up to `max_patches`.
 fn vision(device: &Device, stored_as: DType, max_patches: usize) -> Vision {
     let checkpoint = Checkpoint::open(&ModelFiles::Directory(fixture("kimi_vl"))).unwrap();
-    Vision::load(&checkpoint, device, stored_as, &config(), max_patches).unwrap()
+    Vision::load(&checkpoint, device, &Storage::floats(stored_as), &config(), max_patches).unwrap()
 }
 
 fn config() -> VisionConfig {
@@ -218,7 +218,7 @@ fn planned_bytes_are_allocated_bytes() {
         for stored_as in [DType::F32, DType::BF16, DType::F16] {
             let device = Device::cpu(Some(threads));
             let vision = vision(&device, stored_as, max_patches);
-            let size = VisionSize::of(&device, &config(), stored_as, max_patches);
+            let size = VisionSize::of(&device, &config(), &Storage::floats(stored_as), max_patches);
             assert_eq!(
                 device.allocated_bytes(),
                 size.weight_bytes + size.buffer_bytes,
@@ -240,7 +240,7 @@ fn parameters_are_those_of_the_checkpoint() {
         .iter()
         .filter(|(name, _)| of_vision(name))
         .map(|(_, tensor)| tensor.shape().iter().product::<usize>());
-    let size = VisionSize::of(&Device::cpu(Some(1)), &config(), DType::BF16, 4);
+    let size = VisionSize::of(&Device::cpu(Some(1)), &config(), &Storage::floats(DType::BF16), 4);
     assert_eq!(size.parameters, stored.sum::<usize>() as u64);
     // The published model: 416,866,032 in the tower and 30,679,808 in the projector.
     let published = VisionConfig {
@@ -252,14 +252,15 @@ fn parameters_are_those_of_the_checkpoint() {
         table: [64, 64],
         text_hidden_size: 2048,
     };
-    let size = VisionSize::of(&Device::cpu(Some(1)), &published, DType::BF16, 4);
+    let size = VisionSize::of(&Device::cpu(Some(1)), &published, &Storage::floats(DType::BF16), 4);
     assert_eq!(size.parameters, 416_866_032 + 30_679_808);
 }
 
 #[test]
 fn dummy_weights_see_the_picture() {
     let device = Device::cpu(Some(2));
-    let mut vision = Vision::load(&Checkpoint::dummy(7), &device, DType::BF16, &config(), 64).unwrap();
+    let mut vision =
+        Vision::load(&Checkpoint::dummy(7), &device, &Storage::floats(DType::BF16), &config(), 64).unwrap();
     let black = processor().process(&vec![0; 56 * 30 * 3], 56, 30).unwrap();
     let noisy = processor().process(&noise(56, 30, 1), 56, 30).unwrap();
     let [black, noisy] = [black, noisy].map(|image| encode(&mut vision, &device, &image));

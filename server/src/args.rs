@@ -25,6 +25,8 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     /// Answer a file of requests without a server; takes the flags of serve
     RunBatch(Box<RunBatchArgs>),
+    /// Write a quantised copy of a model
+    Quantize(QuantizeArgs),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Measure a running server
@@ -44,6 +46,43 @@ pub enum DTypeArg {
     Bfloat16,
     #[value(alias = "half", alias = "f16")]
     Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationArg {
+    /// As the checkpoint says: floats stay floats
+    Auto,
+    /// 8 bits in groups of 32: 8.5 bits a weight
+    Int8,
+    /// 4 bits in groups of 32: 4.5 bits a weight
+    Int4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizedArg {
+    /// 8 bits in groups of 32: 8.5 bits a weight
+    Int8,
+    /// 4 bits in groups of 32: 4.5 bits a weight
+    Int4,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct QuantizeArgs {
+    /// A directory in the Hugging Face format, or a name on the hub; without one, the small model built into the binary
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Folder to write to: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Type of the decoder's linear layers
+    #[arg(long, value_enum)]
+    pub quantization: QuantizedArg,
+
+    /// Threads that quantise; default: one for each core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -144,6 +183,10 @@ pub struct ServeArgs {
     /// Type of weights and KV cache
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]
     pub dtype: DTypeArg,
+
+    /// What weights of the decoder that the checkpoint holds as floats are quantised to
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_QUANTIZATION")]
+    pub quantization: QuantizationArg,
 
     /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
     #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN", allow_negative_numbers = true)]

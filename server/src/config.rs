@@ -2,7 +2,8 @@
 
 use crate::app::AppLimits;
 use crate::args::{
-    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ResponsesArgs, ServeArgs, default_kernel_cache,
+    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg, ResponsesArgs,
+    ServeArgs, default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -15,7 +16,7 @@ use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
-use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions};
+use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -100,6 +101,7 @@ impl TryFrom<ServeArgs> for Config {
             enforce_eager,
             nvrtc_dir,
             dtype,
+            quantization,
             max_model_len,
             max_num_seqs,
             max_num_batched_tokens,
@@ -207,6 +209,11 @@ impl TryFrom<ServeArgs> for Config {
                     DTypeArg::Bfloat16 => DTypeChoice::BF16,
                     DTypeArg::Float16 => DTypeChoice::F16,
                 },
+                quantization: match quantization {
+                    QuantizationArg::Auto => QuantizationChoice::Auto,
+                    QuantizationArg::Int8 => QuantizationChoice::Int8,
+                    QuantizationArg::Int4 => QuantizationChoice::Int4,
+                },
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
                 max_num_batched_tokens,
@@ -287,6 +294,7 @@ impl Config {
             "served_model_name": served_names,
             "load_format": format!("{:?}", load.load_format),
             "dtype": format!("{:?}", load.dtype),
+            "quantization": format!("{:?}", load.quantization),
             "max_model_len": load.max_model_len,
             "max_num_seqs": load.max_num_seqs,
             "max_num_batched_tokens": load.max_num_batched_tokens,

@@ -21,6 +21,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
         device = ?runner.device(),
         architecture = info.architecture,
         dtype = info.dtype,
+        quantization = info.quantization,
         parameters = info.num_parameters,
         weights_gib = gib(plan.memory.weights + plan.memory.vision_weights),
         total_gib = gib(plan.memory.total),

@@ -5,7 +5,9 @@ mod harness;
 
 use base64::Engine;
 use harness::TestServer;
-use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit};
+use models::{
+    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit, QuantizationChoice,
+};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -17,6 +19,7 @@ fn options(max_num_batched_tokens: usize) -> LoadOptions {
         graphs: true,
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::Auto,
+        quantization: QuantizationChoice::Auto,
         max_model_len: Some(512),
         max_num_seqs: 40,
         max_num_batched_tokens,

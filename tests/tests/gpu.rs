@@ -1,10 +1,10 @@
 //! The server on a GPU's code, run by the emulator: one chat with a picture, told as the processor tells it. And the script for machines
 //! with a GPU, as far as a machine without one can show.
 
+use perilune_tests::{Server, binary, chat, data_url, tree, user};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-use tests::{Server, binary, chat, data_url, tree, user};
 
 /// Kernels that were compiled are kept between runs.
 const KERNEL_CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");

@@ -39,7 +39,7 @@ fn linears(bench: &Bench) {
     }
     // The one that is read from memory, not from a cache, is larger than the caches of the machine.
     for (t, n, k) in [(1, 65536, 2048), (1, 16384, 8192), (4, 65536, 2048)] {
-        for dtype in [DType::BF16, DType::F16, DType::F32] {
+        for dtype in WeightType::ALL {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
@@ -51,7 +51,9 @@ fn linears(bench: &Bench) {
     for (t, n, k) in
         [(64, 2816, 2048), (256, 2048, 2048), (512, 2816, 2048), (512, 2048, 1408), (1024, 3456, 1152)]
     {
-        for dtype in [DType::BF16, DType::F32] {
+        for dtype in
+            [WeightType::BF16, WeightType::F32, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero]
+        {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
@@ -92,9 +94,15 @@ fn experts(bench: &Bench) {
     if !bench.wants("moe") {
         return;
     }
+    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4] {
+        experts_of(bench, stored_as);
+    }
+}
+
+fn experts_of(bench: &Bench, stored_as: WeightType) {
     let sizes = [64, 2048, 1408];
     let [e, h, i] = sizes;
-    let experts = Experts::random(&bench.device, DType::BF16, sizes, 0.02, 3);
+    let experts = Experts::random(&bench.device, stored_as, sizes, 0.02, 3);
     let k = 6;
     for t in [1, 8, 64, 512] {
         let (x, mut out) = (random(bench, &[t, h]), zeros(bench, &[t, h]));
@@ -108,9 +116,12 @@ fn experts(bench: &Bench) {
             1 | 8 => Work::Bytes(experts.bytes() as f64 * distinct as f64 / e as f64),
             _ => Work::Flop(6.0 * (t * k * h * i) as f64),
         };
-        bench.line("moe", &format!("bfloat16 T {t} E {e} k {k} H {h} I {i}"), work, || {
+        bench.line("moe", &format!("{stored_as} T {t} E {e} k {k} H {h} I {i}"), work, || {
             moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
         });
+        if stored_as != WeightType::BF16 {
+            continue;
+        }
         let logits = random(bench, &[t, e]);
         let config = RouterConfig {
             scoring: Scoring::Sigmoid,

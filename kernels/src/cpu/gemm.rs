@@ -4,12 +4,13 @@
 //! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do.
 
 use super::SharedMut;
+use super::grouped::GroupSums;
 use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, Bf16, F16, F32, Format, K_BLOCK, MAX_ROWS, PackedRows, PanelSums, Rows, Sums};
+use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use crate::MatrixBatch;
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::Activation;
-use crate::{DType, MatrixBatch};
 use std::ops::Range;
 
 /// Weights of one task, where there are enough.
@@ -78,16 +79,11 @@ simd_entry! {
 
 #[inline(always)]
 fn run_part_body<S: Simd>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
-    match job.weights.dtype() {
-        DType::F32 => run_part_of::<S, F32>(s, job, member, part),
-        DType::BF16 => run_part_of::<S, Bf16>(s, job, member, part),
-        DType::F16 => run_part_of::<S, F16>(s, job, member, part),
-        DType::I32 | DType::U8 => unreachable!("weights are floats"),
-    }
+    by_weight_type!(job.weights.stored_as(), run_part_of::<S>(s, job, member, part));
 }
 
 #[inline(always)]
-fn run_part_of<S: Simd, W: Format>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
+fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
     let k = job.weights.k();
     let num_rows = part.rows.len();
     let x_start = member * job.head_stride[0] + part.rows.start * job.x_stride;
@@ -95,22 +91,28 @@ fn run_part_of<S: Simd, W: Format>(s: S, job: &Gemm<'_>, member: usize, part: &P
     assert!(num_rows == 0 || (num_rows - 1) * job.x_stride + k <= x.len(), "rows of x");
     let panels = job.weights.as_bytes();
     assert!(part.panels.end * job.weights.panel_bytes() <= panels.len(), "panels");
-    let (mut packed, mut edge) = (PackedRows::new(), PanelSums::new());
-    for k_start in (0..k).step_by(K_BLOCK) {
-        let k_len = K_BLOCK.min(k - k_start);
+    let (mut packed, mut edge, mut x_sums) = (PackedRows::new(), PanelSums::new(), GroupSums::new());
+    let k_block = tile::k_block(num_rows);
+    for k_start in (0..k).step_by(k_block) {
+        let k_len = k_block.min(k - k_start);
         let x = Rows { start: x[k_start..].as_ptr(), row: job.x_stride, step: 1 };
         // SAFETY: rows of x were checked above.
         let x = unsafe { packed.pack(x, num_rows, k_len) };
+        let x_sums = if W::GROUP_SUMS {
+            // SAFETY: as above.
+            unsafe { x_sums.fill(s, x, num_rows, k_len) }
+        } else {
+            std::ptr::null()
+        };
         for panel in part.panels.clone() {
             let to = Destination::of(job, member, panel, part);
             let (start, row) =
                 if to.columns < PANEL { (edge.as_mut_ptr(), PANEL) } else { (to.start, job.out_stride) };
-            let lines = panels[panel * job.weights.panel_bytes()..].as_ptr().cast::<W::Element>();
-            let lines = lines.wrapping_add(k_start * PANEL);
+            let lines = panels[panel * job.weights.panel_bytes() + W::offset(k_start)..].as_ptr();
             let sums = Sums { start, row, hi: 0, fresh: k_start == 0 };
             // SAFETY: k_start + k_len is within a panel and a row, both checked above; sums are this task's own columns
             // of `out`, or `edge`.
-            unsafe { tile::panel::<S, W>(s, num_rows, lines, x, k_len, sums) };
+            unsafe { W::panel(s, num_rows, lines, x, x_sums, k_len, sums) };
         }
     }
     for panel in part.panels.clone() {

@@ -3,9 +3,11 @@
 pub(crate) mod attention;
 mod attention_block;
 pub(crate) mod gemm;
+mod grouped;
 pub(crate) mod interpolate;
 pub(crate) mod moe;
 pub(crate) mod norm;
+pub(crate) mod pack;
 pub(crate) mod pool;
 pub(crate) mod rope;
 pub(crate) mod route;

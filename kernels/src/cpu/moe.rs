@@ -10,12 +10,13 @@
 
 use super::SharedMut;
 use super::gemm::{self, Gemm, Part};
+use super::grouped::GroupSums;
 use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, Bf16, F16, F32, Format, K_BLOCK, MAX_ROWS, PackedRows, PanelSums, Rows, Sums};
+use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::{Activation, MoeScratch};
-use crate::{DType, Experts, MatrixBatch, Tensor};
+use crate::{Experts, MatrixBatch, Tensor};
 use std::ops::Range;
 
 pub(crate) fn run(
@@ -155,17 +156,12 @@ simd_entry! {
 
 #[inline(always)]
 fn up_part_body<S: Simd>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    match stage.weights.dtype() {
-        DType::F32 => up_part_of::<S, F32>(s, stage, expert, units),
-        DType::BF16 => up_part_of::<S, Bf16>(s, stage, expert, units),
-        DType::F16 => up_part_of::<S, F16>(s, stage, expert, units),
-        DType::I32 | DType::U8 => unreachable!("weights are floats"),
-    }
+    by_weight_type!(stage.weights.stored_as(), up_part_of::<S>(s, stage, expert, units));
 }
 
 #[inline(always)]
-fn up_part_of<S: Simd, W: Format>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    let mut packed = PackedRows::new();
+fn up_part_of<S: Simd, W: PanelFormat>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
+    let mut room = Room { packed: PackedRows::new(), x_sums: GroupSums::new() };
     let mut sums = [const { PanelSums::new() }; 2 * UNITS];
     for rows in row_blocks(stage.starts, expert) {
         for first in units.clone().step_by(UNITS) {
@@ -176,7 +172,7 @@ fn up_part_of<S: Simd, W: Format>(s: S, stage: &UpStage<'_>, expert: usize, unit
                 [expert, 2 * first],
                 rows.clone(),
                 &mut sums[..2 * units.len()],
-                &mut packed,
+                &mut room,
             );
             for (unit, sums) in units.zip(sums.as_chunks::<2>().0) {
                 gate(s, stage, unit, rows.clone(), sums);
@@ -185,32 +181,44 @@ fn up_part_of<S: Simd, W: Format>(s: S, stage: &UpStage<'_>, expert: usize, unit
     }
 }
 
+/// What is made of the rows of x, a block of K at a time.
+struct Room {
+    packed: PackedRows,
+    x_sums: GroupSums,
+}
+
 /// Sorted rows times panels of an expert, from panel `first` on, one for each of `sums`.
 #[inline(always)]
-fn products<S: Simd, W: Format>(
+fn products<S: Simd, W: PanelFormat>(
     s: S,
     stage: &UpStage<'_>,
     [expert, first]: [usize; 2],
     rows: Range<usize>,
     sums: &mut [PanelSums],
-    packed: &mut PackedRows,
+    room: &mut Room,
 ) {
     let k = stage.weights.k();
     let panel_bytes = stage.weights.panel_bytes();
     let index = expert * stage.weights.panels_per_member() + first;
     let panels = &stage.weights.as_bytes()[index * panel_bytes..(index + sums.len()) * panel_bytes];
     let x = &stage.x[rows.start * k..rows.end * k];
-    for k_start in (0..k).step_by(K_BLOCK) {
-        let k_len = K_BLOCK.min(k - k_start);
+    let k_block = tile::k_block(rows.len());
+    for k_start in (0..k).step_by(k_block) {
+        let k_len = k_block.min(k - k_start);
         let x = Rows { start: x[k_start..].as_ptr(), row: k, step: 1 };
         // SAFETY: whole rows of x, at most MAX_ROWS of them.
-        let x = unsafe { packed.pack(x, rows.len(), k_len) };
+        let x = unsafe { room.packed.pack(x, rows.len(), k_len) };
+        let x_sums = if W::GROUP_SUMS {
+            // SAFETY: as above.
+            unsafe { room.x_sums.fill(s, x, rows.len(), k_len) }
+        } else {
+            std::ptr::null()
+        };
         for (panel, sums) in sums.iter_mut().enumerate() {
-            let lines =
-                panels[panel * panel_bytes..].as_ptr().cast::<W::Element>().wrapping_add(k_start * PANEL);
+            let lines = panels[panel * panel_bytes + W::offset(k_start)..].as_ptr();
             let sums = Sums { start: sums.as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
             // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
-            unsafe { tile::panel::<S, W>(s, rows.len(), lines, x, k_len, sums) };
+            unsafe { W::panel(s, rows.len(), lines, x, x_sums, k_len, sums) };
         }
     }
 }

@@ -12,9 +12,10 @@
 
 use super::simd::Simd;
 use crate::matrix::PANEL;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-/// How weights lie in memory.
+/// How floats lie in memory.
 pub(crate) trait Format {
     type Element: Copy;
     /// The vectors of columns `lo ..` and `lo + hi ..`, given the address of `lo` as `pass_offset` has it.
@@ -200,37 +201,92 @@ pub(crate) unsafe fn tile_of<S: Simd, W: Format, const V: usize>(
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-/// Up to any number of rows times one panel's columns: `sums[r][c] (+)= Σ x[r][k] w[k][c]` for 32 columns.
-///
-/// # Safety
-/// As for `tile`.
-#[inline(always)]
-pub(crate) unsafe fn panel<S: Simd, W: Format>(
-    s: S,
-    num_rows: usize,
-    panel: *const W::Element,
-    x: Rows,
-    k: usize,
-    sums: Sums,
-) {
-    let blocks = Blocks::new(num_rows, S::TILE_ROWS);
-    for first in (0..PANEL / 2).step_by(S::LANES) {
-        let w =
-            Columns::<W> { start: panel.wrapping_add(W::pass_offset(first)), stride: PANEL, hi: PANEL / 2 };
-        let mut row = 0;
-        for block in 0..blocks.count {
-            let rows = blocks.len(block);
-            let x = Rows { start: x.start.wrapping_add(row * x.row), ..x };
-            let start = sums.start.wrapping_add(row * sums.row + first);
-            // SAFETY: the caller's promise.
-            unsafe { tile_of::<S, W, 2>(s, rows, w, x, k, Sums { start, hi: PANEL / 2, ..sums }) };
-            row += rows;
+/// How the panels of a matrix are walked, floats or groups.
+pub(crate) trait PanelFormat {
+    /// Whether `panel` reads sums over groups of x.
+    const GROUP_SUMS: bool;
+
+    /// Where in a panel the terms from `k` on begin, in bytes; `k` is a multiple of `K_BLOCK`.
+    fn offset(k: usize) -> usize;
+
+    /// Up to any number of rows times one panel's columns: `sums[r][c] (+)= Σ x[r][k] w[k][c]` for 32 columns.
+    ///
+    /// # Safety
+    /// As for `tile`; `x_sums` is what `GroupSums` made of x where the format asks for it.
+    unsafe fn panel<S: Simd>(
+        s: S,
+        num_rows: usize,
+        panel: *const u8,
+        x: Rows,
+        x_sums: *const f32,
+        k: usize,
+        sums: Sums,
+    );
+}
+
+/// Panels of floats.
+pub(crate) struct Floats<W>(PhantomData<W>);
+
+impl<W: Format> PanelFormat for Floats<W> {
+    const GROUP_SUMS: bool = false;
+
+    fn offset(k: usize) -> usize {
+        k * PANEL * size_of::<W::Element>()
+    }
+
+    #[inline(always)]
+    unsafe fn panel<S: Simd>(
+        s: S,
+        num_rows: usize,
+        panel: *const u8,
+        x: Rows,
+        _: *const f32,
+        k: usize,
+        sums: Sums,
+    ) {
+        let panel = panel.cast::<W::Element>();
+        let blocks = Blocks::new(num_rows, S::TILE_ROWS);
+        for first in (0..PANEL / 2).step_by(S::LANES) {
+            let start = panel.wrapping_add(W::pass_offset(first));
+            let w = Columns::<W> { start, stride: PANEL, hi: PANEL / 2 };
+            let mut row = 0;
+            for block in 0..blocks.count {
+                let rows = blocks.len(block);
+                let x = Rows { start: x.start.wrapping_add(row * x.row), ..x };
+                let start = sums.start.wrapping_add(row * sums.row + first);
+                // SAFETY: the caller's promise.
+                unsafe { tile_of::<S, W, 2>(s, rows, w, x, k, Sums { start, hi: PANEL / 2, ..sums }) };
+                row += rows;
+            }
         }
     }
 }
 
+/// Calls `$f::<S, format>($args)` for the type of weights.
+macro_rules! by_weight_type {
+    ($stored_as:expr, $f:ident::<$s:ident>($($arg:expr),*)) => {
+        match $stored_as {
+            $crate::WeightType::F32 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::F32>>($($arg),*),
+            $crate::WeightType::BF16 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::Bf16>>($($arg),*),
+            $crate::WeightType::F16 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::F16>>($($arg),*),
+            $crate::WeightType::Int8 => $f::<$s, $crate::cpu::grouped::Int8>($($arg),*),
+            $crate::WeightType::Int4 => $f::<$s, $crate::cpu::grouped::Int4>($($arg),*),
+            $crate::WeightType::Int4Zero => $f::<$s, $crate::cpu::grouped::Int4Zero>($($arg),*),
+        }
+    };
+}
+pub(crate) use by_weight_type;
+
 /// Terms of a sum between two visits of memory: 16 KiB of a bf16 panel.
 pub(crate) const K_BLOCK: usize = 256;
+/// The same where there are few rows: their panels are read once, in one go, and nothing need stay in the first cache.
+pub(crate) const LONG_K_BLOCK: usize = 4096;
+
+/// Terms between two visits of memory for so many rows. It changes no bit of a sum.
+pub(crate) const fn k_block(num_rows: usize) -> usize {
+    if num_rows <= UNPACKED_ROWS { LONG_K_BLOCK } else { K_BLOCK }
+}
+
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;
 /// A row of packed activations. Not a power of two: rows that are whole pages apart fight for the same few cache lines.
@@ -250,8 +306,8 @@ impl PackedRows {
     /// Rows of `k` terms, copied side by side where that pays.
     ///
     /// # Safety
-    /// `x.start` and its `num_rows` rows of `k` terms can be read; there are at most `MAX_ROWS`, `k` is at most `K_BLOCK`
-    /// and `x.step` is 1.
+    /// `x.start` and its `num_rows` rows of `k` terms can be read; there are at most `MAX_ROWS`, `k` is at most
+    /// `k_block(num_rows)` and `x.step` is 1.
     #[inline(always)]
     pub unsafe fn pack(&mut self, x: Rows, num_rows: usize, k: usize) -> Rows {
         if num_rows <= UNPACKED_ROWS {

@@ -1,7 +1,7 @@
 //! What the tests of ops share: devices to try, numbers to fill in, comparisons.
 
 use half::{bf16, f16};
-use kernels::{CpuOptions, DType, Device, HostTensor, Isa, Tensor};
+use kernels::{CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor, WeightType};
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -69,6 +69,21 @@ impl Host {
     pub fn rows(&self) -> Vec<Vec<f64>> {
         rows(&self.values, *self.shape.last().expect("a shape has dimensions"))
     }
+}
+
+/// What a matrix of rows of `k` weights holds when it is packed from these values, row by row.
+pub fn kept(stored_as: WeightType, values: &[f64], k: usize) -> Vec<Vec<f64>> {
+    let narrow: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    if let Some(dtype) = stored_as.float() {
+        return Host::new(dtype, &[values.len() / k, k], &narrow).rows();
+    }
+    let row = |values: &[f32]| {
+        let (mut groups, mut out) = (GroupedRow::new(k), vec![0.0; k]);
+        groups.quantize(stored_as, values);
+        groups.dequantize(&mut out);
+        out.into_iter().map(f64::from).collect()
+    };
+    narrow.chunks(k).map(row).collect()
 }
 
 pub fn rows(values: &[f64], len: usize) -> Vec<Vec<f64>> {

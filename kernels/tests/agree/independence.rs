@@ -58,8 +58,8 @@ fn rows_of_linear_layers() {
     let (t, n, k) = (211, 67, 523);
     let x = Host::random(DType::F32, &[t, k], 1);
     let bias = Host::random(DType::F32, &[n], 2);
-    for dtype in FLOATS {
-        let w = Host::random(dtype, &[n, k], 3);
+    for dtype in WeightType::ALL {
+        let w = Host::random(DType::F32, &[n, k], 3);
         check("linear", t, &[0..1, 7..8, 3..5, 150..162, 5..149, 210..211], |device, rows| {
             let w = Matrix::pack(device, dtype, &[w.view()]);
             let x = tensor(device, part(&x, rows.clone()));
@@ -74,16 +74,17 @@ fn rows_of_heads() {
     let (t, h, n, k) = (37, 3, 35, 41);
     let x = Host::random(DType::F32, &[t, h, k], 1);
     let w = Host::random(DType::BF16, &[h * n, k], 2);
-    check("heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
-        let w = MatrixBatch::pack_f32(device, DType::BF16, [h, n, k], &|h, i, c| {
-            w.view().get((h * n + i) * k + c)
+    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4Zero] {
+        check("heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
+            let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
+            let w = MatrixBatch::pack_f32(device, stored_as, [h, n, k], &value);
+            let x = tensor(device, part(&x, rows.clone()));
+            guarded(device, rows.len(), h * n, |out| {
+                out.reshape(&[rows.len(), h, n]);
+                heads_linear(&x, &w, HeadSliceMut::from(&mut *out));
+            })
         });
-        let x = tensor(device, part(&x, rows.clone()));
-        guarded(device, rows.len(), h * n, |out| {
-            out.reshape(&[rows.len(), h, n]);
-            heads_linear(&x, &w, HeadSliceMut::from(&mut *out));
-        })
-    });
+    }
 }
 
 #[test]
@@ -93,17 +94,19 @@ fn rows_of_experts() {
     let weights = Host::random(DType::F32, &[t, k], 2);
     let ids: Vec<f32> = (0..t * k).map(|pair| ((pair * 7 + pair / 11) % e) as f32).collect();
     let ids = Host::new(DType::F32, &[t, k], &ids);
-    check("moe", t, &[0..1, 162..163, 9..12, 1..150], |device, rows| {
-        let experts = Experts::random(device, DType::BF16, [e, h, i], 0.2, 4);
-        let mut chosen = Tensor::zeros(device, DType::I32, &[rows.len(), k]);
-        for (id, value) in chosen.as_i32_mut().iter_mut().zip(part(&ids, rows.clone()).1) {
-            *id = value as i32;
-        }
-        let (x, weights) =
-            (tensor(device, part(&x, rows.clone())), tensor(device, part(&weights, rows.clone())));
-        let mut scratch = MoeScratch::new(device, t, [e, h, i], k);
-        guarded(device, rows.len(), h, |out| moe(&x, &experts, &chosen, &weights, &mut scratch, out))
-    });
+    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
+        check("moe", t, &[0..1, 162..163, 9..12, 1..150], |device, rows| {
+            let experts = Experts::random(device, stored_as, [e, h, i], 0.2, 4);
+            let mut chosen = Tensor::zeros(device, DType::I32, &[rows.len(), k]);
+            for (id, value) in chosen.as_i32_mut().iter_mut().zip(part(&ids, rows.clone()).1) {
+                *id = value as i32;
+            }
+            let (x, weights) =
+                (tensor(device, part(&x, rows.clone())), tensor(device, part(&weights, rows.clone())));
+            let mut scratch = MoeScratch::new(device, t, [e, h, i], k);
+            guarded(device, rows.len(), h, |out| moe(&x, &experts, &chosen, &weights, &mut scratch, out))
+        });
+    }
 }
 
 /// Rows are positions: a subset is a chunk of the same sequence over the same cache.

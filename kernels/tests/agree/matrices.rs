@@ -1,4 +1,4 @@
-//! Linear layers and experts.
+//! Linear layers and experts, of every type of weights.
 
 use crate::common::*;
 use crate::naive;
@@ -14,7 +14,7 @@ fn linear_layers() {
         [(1, 1, 1), (1, 33, 257), (2, 31, 3), (5, 67, 300), (13, 32, 256), (29, 97, 513), (151, 65, 270)];
     for device in devices() {
         for (i, (t, n, k)) in sizes.into_iter().enumerate() {
-            for dtype in FLOATS {
+            for dtype in WeightType::ALL {
                 let what = format!("{device:?} {dtype} T {t} N {n} K {k}");
                 let (x, bias) = (Host::random(DType::F32, &[t, k], 1), Host::random(DType::F32, &[n], 2));
                 // Two parts of other types, stacked.
@@ -23,15 +23,14 @@ fn linear_layers() {
                 let parts = parts.map(|(n, dtype, seed)| Host::random(dtype, &[n, k], seed));
                 let w = Matrix::pack(&device, dtype, &parts.each_ref().map(Host::view));
                 assert_eq!(w.bytes(), Matrix::packed_bytes(dtype, n, k), "{what}");
-                let stacked: Vec<f32> = parts.iter().flat_map(|p| &p.values).map(|&v| v as f32).collect();
-                let stacked = Host::new(dtype, &[n, k], &stacked);
+                let stacked: Vec<f64> = parts.iter().flat_map(|p| p.values.clone()).collect();
+                let stacked = kept(dtype, &stacked, k);
                 let act = ACTIVATIONS[i % ACTIVATIONS.len()];
                 let bias = (i % 2 == 1).then_some(bias);
                 let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
                 let bias_tensor = bias.as_ref().map(|bias| bias.tensor(&device));
                 linear(&x.tensor(&device), &w, bias_tensor.as_ref(), act, &mut out);
-                let expected =
-                    naive::linear(&x.rows(), &stacked.rows(), bias.as_ref().map(|b| &b.values[..]), act);
+                let expected = naive::linear(&x.rows(), &stacked, bias.as_ref().map(|b| &b.values[..]), act);
                 assert_close(out.as_f32(), &expected.concat(), 3e-6, &what);
             }
         }
@@ -43,10 +42,10 @@ fn linear_layers_of_heads() {
     // Heads of 11 of which 7 are read, from 3 on; heads of 40 of which 37 are written, from 2 on.
     let (t, h, k, n) = (5, 3, 7, 37);
     for device in devices() {
-        for dtype in FLOATS {
+        for dtype in WeightType::ALL {
             let x = Host::random(DType::F32, &[t, h, 11], 1);
             let weights: Vec<Host> =
-                (0..h).map(|head| Host::random(dtype, &[n, k], 10 + head as u64)).collect();
+                (0..h).map(|head| Host::random(DType::F32, &[n, k], 10 + head as u64)).collect();
             let views: Vec<HostTensor> = weights.iter().map(Host::view).collect();
             let packed = MatrixBatch::pack(&device, dtype, &views);
             assert_eq!(packed.bytes(), MatrixBatch::packed_bytes(dtype, [h, n, k]));
@@ -60,7 +59,7 @@ fn linear_layers_of_heads() {
                 for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
                     let expected = naive::linear(
                         &vec![x[3..10].to_vec()],
-                        &weights[i % h].rows(),
+                        &kept(dtype, &weights[i % h].values, k),
                         None,
                         Activation::None,
                     );
@@ -76,16 +75,22 @@ fn linear_layers_of_heads() {
 fn experts() {
     for device in devices() {
         for (dtype, t, h, i, e, k) in [
-            (DType::F32, 1, 5, 3, 2, 1),
-            (DType::BF16, 7, 67, 33, 5, 2),
-            (DType::F16, 61, 270, 97, 4, 3),
-            (DType::BF16, 301, 33, 65, 3, 2),
+            (WeightType::F32, 1, 5, 3, 2, 1),
+            (WeightType::BF16, 7, 67, 33, 5, 2),
+            (WeightType::F16, 61, 270, 97, 4, 3),
+            (WeightType::BF16, 301, 33, 65, 3, 2),
+            (WeightType::Int8, 7, 67, 33, 5, 2),
+            (WeightType::Int8, 61, 270, 97, 4, 3),
+            (WeightType::Int4, 1, 5, 3, 2, 1),
+            (WeightType::Int4, 301, 33, 65, 3, 2),
+            (WeightType::Int4Zero, 7, 290, 64, 5, 2),
+            (WeightType::Int4Zero, 61, 96, 33, 4, 3),
         ] {
             let what = format!("{device:?} {dtype} T {t} H {h} I {i} E {e} k {k}");
             let hosts: Vec<[Host; 3]> = (0..e as u64)
                 .map(|e| {
                     [(0, [i, h]), (1, [i, h]), (2, [h, i])]
-                        .map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
+                        .map(|(p, shape)| Host::random(DType::BF16, &shape, 3 * e + p))
                 })
                 .collect();
             let sources: Vec<ExpertSource> = hosts
@@ -106,10 +111,64 @@ fn experts() {
             moe(&x.tensor(&device), &experts, &id_tensor, &weights.tensor(&device), &mut scratch, &mut out);
             let twins: Vec<naive::Expert> = hosts
                 .iter()
-                .map(|[gate, up, down]| naive::Expert { gate: gate.rows(), up: up.rows(), down: down.rows() })
+                .map(|parts| {
+                    let [gate, up, down] =
+                        parts.each_ref().map(|part| kept(dtype, &part.values, part.shape[1]));
+                    naive::Expert { gate, up, down }
+                })
                 .collect();
             let expected = naive::moe(&x.rows(), &twins, &ids, &weights.values);
             assert_close(out.as_f32(), &expected.concat(), 5e-6, &what);
         }
+    }
+}
+
+/// A source whose rows are in groups already, with scales and levels that no quantiser would choose.
+struct Published(Vec<GroupedRow>);
+
+impl WeightRows for Published {
+    fn shape(&self) -> [usize; 2] {
+        [self.0.len(), self.0[0].levels.len()]
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        self.0[row].dequantize(out);
+    }
+
+    fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        out.clone_from(&self.0[row]);
+        stored_as == WeightType::Int4Zero
+    }
+}
+
+#[test]
+fn groups_of_a_file_are_not_rounded_again() {
+    let (n, k) = (37, 70);
+    let row = |row: usize| {
+        let mut groups = GroupedRow::new(k);
+        for (i, level) in groups.levels.iter_mut().enumerate() {
+            *level = ((row * 5 + i * 3) % 7) as i8 - 2;
+        }
+        for (group, (scale, zero)) in groups.scales.iter_mut().zip(&mut groups.zeros).enumerate() {
+            *scale = half::f16::from_f32(0.1 + 0.037 * (row + group) as f32);
+            *zero = half::f16::from_f32((row % 16) as f32 - 8.0);
+        }
+        groups
+    };
+    let source = Published((0..n).map(row).collect());
+    let mut values = vec![0.0; k];
+    let rows: Vec<Vec<f64>> = (0..n)
+        .map(|row| {
+            source.read_f32(row, &mut values);
+            values.iter().map(|&v| f64::from(v)).collect()
+        })
+        .collect();
+    for device in devices() {
+        let x = Host::random(DType::F32, &[3, k], 1);
+        let w = Matrix::pack(&device, WeightType::Int4Zero, &[&source]);
+        let mut out = Tensor::zeros(&device, DType::F32, &[3, n]);
+        linear(&x.tensor(&device), &w, None, Activation::None, &mut out);
+        let expected = naive::linear(&x.rows(), &rows, None, Activation::None);
+        assert_close(out.as_f32(), &expected.concat(), 3e-6, &format!("{device:?}"));
     }
 }

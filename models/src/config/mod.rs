@@ -12,7 +12,9 @@ mod rope;
 pub use generation::GenerationDefaults;
 pub use rope::{RopeConfig, RopeScaling, Yarn};
 
-use crate::{DTypeChoice, LoadError, ModelFiles};
+use crate::published::Published;
+use crate::storage::{Quantization, Storage};
+use crate::{DTypeChoice, LoadError, LoadOptions, ModelFiles, QuantizationChoice};
 use json::Fields;
 use kernels::DType;
 use kernels::ops::RouterConfig;
@@ -31,6 +33,10 @@ pub struct ModelConfig {
     pub vision: Option<VisionPart>,
     /// The type that the checkpoint says it is stored in.
     pub dtype: DType,
+    /// What it says of weights that are quantised in its files.
+    pub published: Option<Published>,
+    /// What the other weights are to be quantised to: what `quantize` leaves behind.
+    pub written_for: Quantization,
     pub bos_token_id: Option<TokenId>,
     /// Of generation_config.json and config.json, each once.
     pub eos_token_ids: Vec<TokenId>,
@@ -165,13 +171,16 @@ impl ModelConfig {
     fn parse(file: &str, object: &Map<String, Value>) -> Result<Self, LoadError> {
         let top = Fields::new(file, "", object);
         let architecture = architecture(&top)?;
-        refuse_quantisation(&top)?;
         let Some(text) = families::text_part(&architecture, &top)? else {
             let decoder = families::decoder(&architecture, &top, "")?;
-            return Self::assemble(architecture, &top, &top, decoder, None);
+            let published = Published::read(file, &top)?;
+            return Self::assemble(architecture, &top, &top, decoder, (None, published));
         };
         let text = Fields::new(file, "text_config", text);
-        refuse_quantisation(&text)?;
+        let published = match Published::read(file, &text)? {
+            Some(published) => Some(published),
+            None => Published::read(file, &top)?,
+        };
         let decoder = families::decoder("DeepseekV3ForCausalLM", &text, "language_model.")?;
         let image_token_id = top.opt_token_id("media_placeholder_token_id", decoder.vocab_size)?;
         let object =
@@ -184,7 +193,7 @@ impl ModelConfig {
             None => return Err(top.fail("media_placeholder_token_id", "is missing")),
         };
         let part = VisionPart { object: object.clone(), image_token_id };
-        Self::assemble(architecture, &top, &text, decoder, Some(part))
+        Self::assemble(architecture, &top, &text, decoder, (Some(part), published))
     }
 
     fn assemble(
@@ -192,7 +201,7 @@ impl ModelConfig {
         top: &Fields,
         text: &Fields,
         decoder: DecoderConfig,
-        vision: Option<VisionPart>,
+        (vision, published): (Option<VisionPart>, Option<Published>),
     ) -> Result<Self, LoadError> {
         let vocab_size = decoder.vocab_size;
         let token = |key| match text.has(key) {
@@ -210,6 +219,8 @@ impl ModelConfig {
         }
         Ok(Self {
             dtype: dtype(top, text)?,
+            published,
+            written_for: written_for(top)?,
             architecture,
             vision,
             bos_token_id: bos_token_id.filter(|&id| (id as usize) < vocab_size),
@@ -219,13 +230,36 @@ impl ModelConfig {
         })
     }
 
-    /// The type in which weights and the KV cache are kept.
-    pub fn stored_as(&self, choice: DTypeChoice) -> DType {
-        match choice {
+    /// What weights are kept as under these options.
+    pub fn storage(&self, options: &LoadOptions) -> Storage {
+        let float = match options.dtype {
             DTypeChoice::Auto => self.dtype,
             DTypeChoice::F32 => DType::F32,
             DTypeChoice::BF16 => DType::BF16,
             DTypeChoice::F16 => DType::F16,
+        };
+        let quantization = match options.quantization {
+            QuantizationChoice::Auto => self.written_for,
+            QuantizationChoice::Int8 => Quantization::Int8,
+            QuantizationChoice::Int4 => Quantization::Int4,
+        };
+        Storage { float, quantization, published: self.published.clone() }
+    }
+}
+
+/// A key of our own beside those of the published classes, which pass over it.
+pub(crate) const OWN_KEY: &str = "perilune";
+
+fn written_for(top: &Fields) -> Result<Quantization, LoadError> {
+    let Some(object) = top.opt_object(OWN_KEY)? else { return Ok(Quantization::None) };
+    let path = top.nested_path(OWN_KEY);
+    let own = top.nested(&path, object);
+    match own.opt_str("quantization")? {
+        None => Ok(Quantization::None),
+        Some("int8") => Ok(Quantization::Int8),
+        Some("int4") => Ok(Quantization::Int4),
+        Some(other) => {
+            Err(own.fail("quantization", format!("{other:?} is not known, only int8 and int4 are")))
         }
     }
 }
@@ -240,16 +274,6 @@ fn architecture(top: &Fields) -> Result<String, LoadError> {
             key,
             format!("{names:?} is not supported, these are: {}", families::ARCHITECTURES.join(", ")),
         )),
-    }
-}
-
-fn refuse_quantisation(fields: &Fields) -> Result<(), LoadError> {
-    match fields.get("quantization_config") {
-        None => Ok(()),
-        Some(value) => {
-            let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("of unknown method");
-            Err(fields.fail("quantization_config", format!("quantised weights ({method}) are not supported")))
-        }
     }
 }
 

@@ -10,7 +10,7 @@ fn parse(json: &Value) -> Result<ModelConfig, LoadError> {
 }
 
 fn parameters(json: Value) -> u64 {
-    Decoder::size(&parse(&json).unwrap().decoder, DType::BF16).parameters
+    Decoder::size(&parse(&json).unwrap().decoder, &Storage::floats(DType::BF16)).parameters
 }
 
 fn moonlight() -> Value {
@@ -219,7 +219,7 @@ fn what_is_wrong_is_named() {
         ("hidden_act", json!("gelu")),
         ("tie_word_embeddings", json!("yes")),
         ("torch_dtype", json!("float8_e4m3fn")),
-        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("compression_config", json!({"format": "pack-quantized"})),
         ("partial_rotary_factor", json!(0.5)),
         ("eos_token_id", json!(32000)),
         ("eos_token_id", json!([1, "two"])),

@@ -21,9 +21,10 @@ pub use image_size::{Layout, SizeRule};
 pub use resize::resize;
 
 use crate::LoadError;
-use crate::layers::Loader;
+use crate::layers::{Loader, Names};
+use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
-use kernels::{DType, Device, Tensor};
+use kernels::{Device, Tensor};
 use projector::Projector;
 use scheduler::ImageInput;
 use scratch::Scratch;
@@ -49,8 +50,9 @@ pub struct VisionSize {
 }
 
 impl VisionSize {
-    pub fn of(device: &Device, config: &VisionConfig, stored_as: DType, max_patches: usize) -> Self {
-        let weights = Tower::size(config, stored_as) + Projector::size(config, stored_as);
+    pub fn of(device: &Device, config: &VisionConfig, storage: &Storage, max_patches: usize) -> Self {
+        let weights = Tower::size(&names(storage, vit::PREFIX), config)
+            + Projector::size(&names(storage, projector::PREFIX), config);
         let buffer_bytes = Scratch::bytes(device, config, max_patches);
         let tensors = weights.tensors + Scratch::NUM_TENSORS;
         Self { parameters: weights.parameters, weight_bytes: weights.bytes, buffer_bytes, tensors }
@@ -61,11 +63,11 @@ impl Vision {
     pub fn load(
         checkpoint: &Checkpoint,
         device: &Device,
-        stored_as: DType,
+        storage: &Storage,
         config: &VisionConfig,
         max_patches: usize,
     ) -> Result<Self, LoadError> {
-        let loader = |prefix: &str| Loader { checkpoint, device, stored_as, prefix: prefix.into() };
+        let loader = |prefix: &str| Loader { checkpoint, device, names: names(storage, prefix) };
         Ok(Self {
             tower: Tower::load(&loader(vit::PREFIX), config)?,
             projector: Projector::load(&loader(projector::PREFIX), config)?,
@@ -101,4 +103,8 @@ impl Vision {
         self.scratch.patches.write_f32(0, &image.patches);
         self.tower.run(image.grid, &mut self.scratch);
     }
+}
+
+fn names<'a>(storage: &'a Storage, prefix: &str) -> Names<'a> {
+    Names { storage, part: Part::Vision, prefix: prefix.into() }
 }

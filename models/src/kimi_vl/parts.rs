@@ -1,9 +1,9 @@
 //! What tower and projector are made of: linear layers and layer norms, loaded by name, with the size they take.
 
 use crate::LoadError;
-use crate::layers::{Loader, WeightSize};
+use crate::layers::{Loader, Names, WeightSize};
 use kernels::ops::{self, Activation};
-use kernels::{DType, HostTensor, Matrix, Tensor};
+use kernels::{HostTensor, Matrix, Tensor};
 
 /// Of every layer norm in the vision part.
 const NORM_EPS: f32 = 1e-5;
@@ -16,7 +16,7 @@ pub(super) struct Linear {
 
 impl Linear {
     pub fn load(loader: &Loader, name: &str, n: usize, k: usize) -> Result<Self, LoadError> {
-        let weight = loader.matrix(&format!("{name}.weight"), n, k)?;
+        let weight = loader.matrix(name, n, k)?;
         Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
     }
 
@@ -30,12 +30,17 @@ impl Linear {
         let weights =
             loader.checkpoint.take(&loader.name(&format!("{name}.weight")), &[n, channels, size, size])?;
         let flat = HostTensor { shape: &[n, channels * size * size], ..weights.view() };
-        let weight = Matrix::pack(loader.device, loader.stored_as, &[flat]);
+        let weight = Matrix::pack(loader.device, loader.names.storage.float, &[flat]);
         Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
     }
 
-    pub fn size(stored_as: DType, n: usize, k: usize) -> WeightSize {
-        WeightSize::linear(stored_as, n, k, true)
+    pub fn size(names: &Names, name: &str, n: usize, k: usize) -> WeightSize {
+        names.linear(name, n, k, true)
+    }
+
+    /// A convolution is never quantised.
+    pub fn convolution_size(names: &Names, n: usize, k: usize) -> WeightSize {
+        WeightSize::matrix(names.storage.float.into(), n, k) + WeightSize::vector(n)
     }
 
     /// `[T, K]` to `[T, N]`.

@@ -9,9 +9,9 @@ use super::image_size::MERGE;
 use super::parts::{Linear, Norm};
 use super::scratch::Scratch;
 use crate::LoadError;
-use crate::layers::{Loader, WeightSize};
+use crate::layers::{Loader, Names, WeightSize};
+use kernels::Tensor;
 use kernels::ops::{self, Activation};
-use kernels::{DType, Tensor};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "multi_modal_projector.";
@@ -32,11 +32,11 @@ impl Projector {
         })
     }
 
-    pub fn size(config: &VisionConfig, stored_as: DType) -> WeightSize {
+    pub fn size(names: &Names, config: &VisionConfig) -> WeightSize {
         let merged = config.merged_size();
         Norm::size(config.hidden_size)
-            + Linear::size(stored_as, merged, merged)
-            + Linear::size(stored_as, config.text_hidden_size, merged)
+            + Linear::size(names, "linear_1", merged, merged)
+            + Linear::size(names, "linear_2", config.text_hidden_size, merged)
     }
 
     /// From the tower's rows in `s.normed` to `out` `[N/4, text hidden size]`.

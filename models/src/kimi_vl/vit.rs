@@ -10,9 +10,9 @@ use super::parts::{Linear, Norm};
 use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
-use crate::layers::{Loader, WeightSize};
+use crate::layers::{Loader, Names, WeightSize};
+use kernels::Tensor;
 use kernels::ops::{self, Activation, RopeLayout};
-use kernels::{DType, Tensor};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "vision_tower.";
@@ -46,12 +46,12 @@ impl Tower {
         })
     }
 
-    pub fn size(config: &VisionConfig, stored_as: DType) -> WeightSize {
+    pub fn size(names: &Names, config: &VisionConfig) -> WeightSize {
         let d = config.hidden_size;
-        Linear::size(stored_as, d, config.patch_len())
+        Linear::convolution_size(names, d, config.patch_len())
             + WeightSize::vector(config.table[0] * config.table[1] * d)
             + Norm::size(d)
-            + Block::size(config, stored_as).times(config.num_layers)
+            + (0..config.num_layers).map(|layer| Block::size(names, config, layer)).sum()
     }
 
     /// From `s.patches` to `s.normed`: one row for each patch, in raster order.
@@ -91,10 +91,11 @@ impl Block {
         })
     }
 
-    fn size(config: &VisionConfig, stored_as: DType) -> WeightSize {
+    fn size(names: &Names, config: &VisionConfig, layer: usize) -> WeightSize {
         let (d, i) = (config.hidden_size, config.intermediate_size);
-        let linears = [(3 * d, d), (d, d), (i, d), (d, i)];
-        Norm::size(d).times(2) + linears.iter().map(|&(n, k)| Linear::size(stored_as, n, k)).sum()
+        let linears = [("wqkv", 3 * d, d), ("wo", d, d), ("mlp.fc0", i, d), ("mlp.fc1", d, i)];
+        let size = |(name, n, k)| Linear::size(names, &format!("encoder.blocks.{layer}.{name}"), n, k);
+        Norm::size(d).times(2) + linears.map(size).into_iter().sum()
     }
 
     /// `s.x` in place.

@@ -6,13 +6,13 @@
 //!        ─▶ v [T, Hk, D] ─────────────────────▶ cache ─────────┘
 //! ```
 
-use super::{Linear, Loader, WeightSize};
+use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::config::GqaConfig;
 use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, Scratch};
-use kernels::{DType, Tensor, ops};
+use kernels::{Tensor, ops};
 
 pub struct Gqa {
     q: Linear,
@@ -56,12 +56,14 @@ impl Gqa {
         })
     }
 
-    pub fn size(stored_as: DType, config: &GqaConfig, hidden_size: usize) -> WeightSize {
+    pub fn size(names: &Names, config: &GqaConfig, hidden_size: usize) -> WeightSize {
         let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let kv_width = num_kv_heads * head_dim;
         let norms = if qk_norm { WeightSize::vector(head_dim).times(2) } else { WeightSize::default() };
-        WeightSize::linear(stored_as, num_heads * head_dim, hidden_size, qkv_bias)
-            + WeightSize::linear(stored_as, num_kv_heads * head_dim, hidden_size, qkv_bias).times(2)
-            + WeightSize::linear(stored_as, hidden_size, num_heads * head_dim, out_bias)
+        names.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)
+            + names.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)
+            + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
+            + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
             + norms
     }
 

@@ -7,14 +7,15 @@
 //! ```
 //! Every row is computed this way, prompt or not, so that a cached row does not depend on how it came about.
 
-use super::{Linear, Loader, WeightSize};
+use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::config::{LATENT_NORM_EPS, MlaConfig};
 use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
+use crate::storage::Part;
 use kernels::ops::{self, HeadSlice, HeadSliceMut};
-use kernels::{DType, MatrixBatch, Tensor};
+use kernels::{MatrixBatch, Tensor};
 
 pub struct Mla {
     query: Query,
@@ -58,28 +59,29 @@ impl Mla {
         Ok(Self { query, kv, latent_norm, key_up, value_up, out, config: config.clone() })
     }
 
-    pub fn size(stored_as: DType, config: &MlaConfig, hidden_size: usize) -> WeightSize {
+    pub fn size(names: &Names, config: &MlaConfig, hidden_size: usize) -> WeightSize {
         let MlaConfig { num_heads, q_lora_rank, kv_lora_rank, nope_dim, value_dim, bias, .. } = *config;
         let query_width = num_heads * config.query_dim();
         let query = match q_lora_rank {
-            None => WeightSize::matrix(stored_as, query_width, hidden_size),
+            None => names.matrix("self_attn.q_proj", query_width, hidden_size),
             Some(rank) => {
-                WeightSize::linear(stored_as, rank, hidden_size, bias)
+                names.linear("self_attn.q_a_proj", rank, hidden_size, bias)
                     + WeightSize::vector(rank)
-                    + WeightSize::matrix(stored_as, query_width, rank)
+                    + names.matrix("self_attn.q_b_proj", query_width, rank)
             }
         };
+        let absorbed = names.of_part(Part::Absorbed).stored_as(KV_UP);
         let expand = |n: usize, k: usize| WeightSize {
             parameters: (num_heads * n * k) as u64,
-            bytes: MatrixBatch::packed_bytes(stored_as, [num_heads, n, k]),
+            bytes: MatrixBatch::packed_bytes(absorbed, [num_heads, n, k]),
             tensors: 1,
         };
         query
-            + WeightSize::linear(stored_as, config.row(), hidden_size, bias)
+            + names.linear("self_attn.kv_a_proj_with_mqa", config.row(), hidden_size, bias)
             + WeightSize::vector(kv_lora_rank)
             + expand(kv_lora_rank, nope_dim)
             + expand(value_dim, kv_lora_rank)
-            + WeightSize::linear(stored_as, hidden_size, num_heads * value_dim, bias)
+            + names.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)
     }
 
     /// Reads `normed`, writes `out`.
@@ -147,14 +149,19 @@ impl Mla {
     }
 }
 
+/// Keys and values from latents. It is taken apart and turned round, so that groups of the file would not be groups here: if it is
+/// quantised in the file, it is read as floats.
+const KV_UP: &str = "self_attn.kv_b_proj";
+
 /// `kv_b_proj` holds for each head the rows that make keys, then the rows that make values.
 fn absorbed(loader: &Loader, config: &MlaConfig) -> Result<(MatrixBatch, MatrixBatch), LoadError> {
     let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, value_dim, .. } = *config;
     let rows = nope_dim + value_dim;
-    let name = loader.name("self_attn.kv_b_proj.weight");
-    let weights = loader.checkpoint.take(&name, &[num_heads * rows, rank])?.to_f32();
+    let (names, module) = (loader.names.of_part(Part::Absorbed), loader.name(KV_UP));
+    let scheme = names.storage.scheme(names.part, &module);
+    let weights = loader.checkpoint.weight(&module, scheme, [num_heads * rows, rank])?.to_f32();
     let at = |head: usize, row: usize, column: usize| weights[(head * rows + row) * rank + column];
-    let (device, stored_as) = (loader.device, loader.stored_as);
+    let (device, stored_as) = (loader.device, names.stored_as(KV_UP));
     let key_up =
         MatrixBatch::pack_f32(device, stored_as, [num_heads, rank, nope_dim], &|head, n, k| at(head, k, n));
     let value_up = MatrixBatch::pack_f32(device, stored_as, [num_heads, value_dim, rank], &|head, n, k| {

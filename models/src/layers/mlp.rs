@@ -1,9 +1,9 @@
 //! The gated MLP: `down(silu(gate(x)) · up(x))`. Gate and up are one matrix, since they read the same input.
 
-use super::{Linear, Loader, WeightSize};
+use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::scratch::Scratch;
-use kernels::{DType, ops};
+use kernels::ops;
 
 pub struct Mlp {
     gate_up: Linear,
@@ -29,10 +29,11 @@ impl Mlp {
         Ok(Self { gate_up, down, intermediate_size })
     }
 
-    pub fn size(stored_as: DType, shape: MlpShape) -> WeightSize {
+    /// `name` as in `load`.
+    pub fn size(names: &Names, name: &str, shape: MlpShape) -> WeightSize {
         let MlpShape { hidden_size, intermediate_size, bias } = shape;
-        WeightSize::linear(stored_as, 2 * intermediate_size, hidden_size, bias)
-            + WeightSize::linear(stored_as, hidden_size, intermediate_size, bias)
+        names.linear(&format!("{name}.gate_proj"), 2 * intermediate_size, hidden_size, bias)
+            + names.linear(&format!("{name}.down_proj"), hidden_size, intermediate_size, bias)
     }
 
     /// Reads `normed`, writes `out` [T, D].

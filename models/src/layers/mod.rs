@@ -8,37 +8,71 @@ pub mod moe;
 pub mod rope;
 
 use crate::LoadError;
+use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
-use kernels::{DType, Device, Matrix, Tensor};
+use kernels::{Device, Matrix, Tensor, WeightType};
+
+/// Where a layer's weights are by name, and what they are kept as. All that sizes depend on beside the configuration.
+#[derive(Clone)]
+pub struct Names<'a> {
+    pub storage: &'a Storage,
+    /// Of matrices that are not asked for as something else.
+    pub part: Part,
+    /// Before every name, such as `model.layers.3.`.
+    pub prefix: String,
+}
+
+impl Names<'_> {
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The same place, for matrices of another part.
+    pub fn of_part(&self, part: Part) -> Self {
+        Self { part, ..self.clone() }
+    }
+
+    /// What the weight of a module is kept as.
+    pub fn stored_as(&self, module: &str) -> WeightType {
+        self.storage.of(self.part, &self.name(module))
+    }
+
+    pub fn matrix(&self, module: &str, n: usize, k: usize) -> WeightSize {
+        WeightSize::matrix(self.stored_as(module), n, k)
+    }
+
+    pub fn linear(&self, module: &str, n: usize, k: usize, bias: bool) -> WeightSize {
+        self.matrix(module, n, k) + if bias { WeightSize::vector(n) } else { WeightSize::default() }
+    }
+}
 
 /// Where a layer's tensors come from and go to.
 pub struct Loader<'a> {
     pub checkpoint: &'a Checkpoint,
     pub device: &'a Device,
-    /// The type of matrices; norms and biases are always f32.
-    pub stored_as: DType,
-    /// Before every name, such as `model.layers.3.`.
-    pub prefix: String,
+    pub names: Names<'a>,
 }
 
 impl Loader<'_> {
     pub fn name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        self.names.name(name)
     }
 
     pub fn vector(&self, name: &str, len: usize) -> Result<Tensor, LoadError> {
         self.checkpoint.vector(self.device, &self.name(name), len)
     }
 
-    pub fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, LoadError> {
-        self.stacked(&[(name, n)], k)
+    /// The weight of a module.
+    pub fn matrix(&self, module: &str, n: usize, k: usize) -> Result<Matrix, LoadError> {
+        self.stacked(&[(module, n)], k)
     }
 
-    /// Matrices of one input, stacked along their outputs.
-    pub fn stacked(&self, parts: &[(&str, usize)], k: usize) -> Result<Matrix, LoadError> {
-        let names: Vec<(String, usize)> = parts.iter().map(|(name, n)| (self.name(name), *n)).collect();
-        let parts: Vec<(&str, usize)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        self.checkpoint.matrix(self.device, self.stored_as, &parts, k)
+    /// Weights of modules with one input, stacked along their outputs.
+    pub fn stacked(&self, modules: &[(&str, usize)], k: usize) -> Result<Matrix, LoadError> {
+        let names: Vec<(String, usize)> = modules.iter().map(|(name, n)| (self.name(name), *n)).collect();
+        let modules: Vec<(&str, usize)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        let Names { storage, part, .. } = self.names;
+        self.checkpoint.matrix(self.device, storage, part, &modules, k)
     }
 
     /// A linear layer `name.weight`, and `name.bias` where the family has one.
@@ -47,10 +81,7 @@ impl Loader<'_> {
     }
 
     pub fn stacked_linear(&self, parts: &[(&str, usize)], k: usize, bias: bool) -> Result<Linear, LoadError> {
-        let names: Vec<(String, usize)> =
-            parts.iter().map(|(name, n)| (format!("{name}.weight"), *n)).collect();
-        let weights: Vec<(&str, usize)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        let weight = self.stacked(&weights, k)?;
+        let weight = self.stacked(parts, k)?;
         let bias = match bias {
             false => None,
             true => {
@@ -94,12 +125,8 @@ impl WeightSize {
         Self { parameters: len as u64, bytes: 4 * len as u64, tensors: 1 }
     }
 
-    pub fn matrix(stored_as: DType, n: usize, k: usize) -> Self {
+    pub fn matrix(stored_as: WeightType, n: usize, k: usize) -> Self {
         Self { parameters: (n * k) as u64, bytes: Matrix::packed_bytes(stored_as, n, k), tensors: 1 }
-    }
-
-    pub fn linear(stored_as: DType, n: usize, k: usize, bias: bool) -> Self {
-        Self::matrix(stored_as, n, k) + if bias { Self::vector(n) } else { Self::default() }
     }
 
     pub fn times(self, count: usize) -> Self {

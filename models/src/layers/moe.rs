@@ -2,12 +2,13 @@
 //! that every token takes is added last.
 
 use super::mlp::{Mlp, MlpShape, Out};
-use super::{Loader, WeightSize};
+use super::{Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
 use crate::scratch::{MoeBuffers, Scratch};
+use crate::storage::Part;
 use kernels::ops::{self, Activation, RouterConfig};
-use kernels::{DType, ExpertSource, Experts, Matrix, Tensor};
+use kernels::{Experts, Matrix, Tensor};
 
 pub struct Moe {
     /// In f32, whatever the others are stored as: a choice must not hang on a rounding of the router.
@@ -20,12 +21,9 @@ pub struct Moe {
 
 impl Moe {
     pub fn load(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Self, LoadError> {
-        let module = match config.names {
-            ExpertNames::Mlp => "mlp",
-            ExpertNames::BlockSparse => "block_sparse_moe",
-        };
-        let router = Loader { stored_as: DType::F32, prefix: loader.prefix.clone(), ..*loader };
-        let router = router.matrix(&format!("{module}.gate.weight"), config.num_experts, hidden_size)?;
+        let module = module(config);
+        let router = Loader { names: loader.names.of_part(Part::Router), ..*loader };
+        let router = router.matrix(&format!("{module}.gate"), config.num_experts, hidden_size)?;
         let bias = format!("{module}.gate.e_score_correction_bias");
         let correction_bias = match config.correction_bias {
             true => Some(loader.vector(&bias, config.num_experts)?),
@@ -35,20 +33,23 @@ impl Moe {
             Some(shape) => Some(Mlp::load(loader, &format!("{module}.shared_experts"), shape)?),
             None => None,
         };
-        let experts = load_experts(loader, module, config, hidden_size)?;
+        let experts = load_experts(loader, config, hidden_size)?;
         Ok(Self { router, correction_bias, experts, shared, config: config.router })
     }
 
-    pub fn size(stored_as: DType, config: &MoeConfig, hidden_size: usize) -> WeightSize {
-        let (e, i) = (config.num_experts, config.intermediate_size);
+    pub fn size(names: &Names, config: &MoeConfig, hidden_size: usize) -> WeightSize {
+        let (e, i, module) = (config.num_experts, config.intermediate_size, module(config));
+        let stored_as = names.stored_as(&expert(config, 0, 0));
         let experts = WeightSize {
             parameters: (3 * e * i * hidden_size) as u64,
             bytes: Experts::packed_bytes(stored_as, [e, hidden_size, i]),
             tensors: 2,
         };
         let bias = if config.correction_bias { WeightSize::vector(e) } else { WeightSize::default() };
-        let shared = shared_shape(config, hidden_size).map(|shape| Mlp::size(stored_as, shape));
-        WeightSize::matrix(DType::F32, e, hidden_size) + bias + experts + shared.unwrap_or_default()
+        let shared = shared_shape(config, hidden_size)
+            .map(|shape| Mlp::size(names, &format!("{module}.shared_experts"), shape));
+        let router = names.of_part(Part::Router).matrix(&format!("{module}.gate"), e, hidden_size);
+        router + bias + experts + shared.unwrap_or_default()
     }
 
     /// Reads `normed`, writes `out`.
@@ -78,31 +79,38 @@ fn shared_shape(config: &MoeConfig, hidden_size: usize) -> Option<MlpShape> {
     })
 }
 
-fn load_experts(
-    loader: &Loader,
-    module: &str,
-    config: &MoeConfig,
-    hidden_size: usize,
-) -> Result<Experts, LoadError> {
-    let (e, i, h) = (config.num_experts, config.intermediate_size, hidden_size);
-    let Loader { checkpoint, device, stored_as, .. } = loader;
-    if let Some(seed) = checkpoint.dummy_seed(&loader.name(module), 3 * e * i * h * stored_as.size()) {
-        return Ok(Experts::random(device, *stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
+fn module(config: &MoeConfig) -> &'static str {
+    match config.names {
+        ExpertNames::Mlp => "mlp",
+        ExpertNames::BlockSparse => "block_sparse_moe",
     }
-    let [gate, up, down] = match config.names {
+}
+
+/// The module of an expert's gate, up or down.
+fn expert(config: &MoeConfig, expert: usize, part: usize) -> String {
+    let parts = match config.names {
         ExpertNames::Mlp => ["gate_proj", "up_proj", "down_proj"],
         ExpertNames::BlockSparse => ["w1", "w3", "w2"],
     };
+    format!("{}.experts.{expert}.{}", module(config), parts[part])
+}
+
+fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Experts, LoadError> {
+    let (e, i, h) = (config.num_experts, config.intermediate_size, hidden_size);
+    let Loader { checkpoint, device, names } = loader;
+    let modules: Vec<[String; 3]> =
+        (0..e).map(|index| [0, 1, 2].map(|part| names.name(&expert(config, index, part)))).collect();
+    let stored_as = names.storage.of_all(names.part, modules.as_flattened().iter().map(String::as_str))?;
+    let bytes = Experts::packed_bytes(stored_as, [e, h, i]);
+    if let Some(seed) = checkpoint.dummy_seed(&names.name(module(config)), bytes) {
+        return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
+    }
     let mut taken = Vec::with_capacity(e);
-    for expert in 0..e {
-        let take = |part: &str, n, k| {
-            checkpoint.take(&loader.name(&format!("{module}.experts.{expert}.{part}.weight")), &[n, k])
+    for [gate, up, down] in &modules {
+        let take = |module: &String, n, k| {
+            checkpoint.weight(module, names.storage.scheme(names.part, module), [n, k])
         };
         taken.push([take(gate, i, h)?, take(up, i, h)?, take(down, h, i)?]);
     }
-    let sources: Vec<ExpertSource> = taken
-        .iter()
-        .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
-        .collect();
-    Ok(Experts::pack(device, *stored_as, &sources))
+    Ok(Experts::pack_rows(device, stored_as, &taken))
 }

@@ -12,7 +12,7 @@ const LEN: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TensorInfo {
     pub name: String,
-    /// `None`: a type that this crate does not read, named in `type_name`.
+    /// `None`: not a type of floats that this crate reads; see `type_name`.
     pub dtype: Option<DType>,
     pub type_name: String,
     pub shape: Vec<usize>,
@@ -76,8 +76,8 @@ fn tensor(name: &str, value: &Value, data_start: usize, file_len: usize) -> Resu
         "F16" => Some(DType::F16),
         _ => None,
     };
-    if let Some(dtype) = dtype {
-        let count = shape.iter().try_fold(dtype.size(), |count, &n| count.checked_mul(n));
+    if let Some(size) = size_of(type_name) {
+        let count = shape.iter().try_fold(size, |count, &n| count.checked_mul(n));
         if count != Some(end - start) {
             return Err(format!(
                 "shape {shape:?} of {type_name} does not take the {} bytes it has",
@@ -87,6 +87,17 @@ fn tensor(name: &str, value: &Value, data_start: usize, file_len: usize) -> Resu
     }
     let range = data_start + start..data_start + end;
     Ok(TensorInfo { name: name.into(), dtype, type_name: type_name.into(), shape, range })
+}
+
+/// Bytes of an element, of the types that are read.
+fn size_of(type_name: &str) -> Option<usize> {
+    match type_name {
+        "F32" | "I32" => Some(4),
+        "BF16" | "F16" => Some(2),
+        "I8" | "U8" | "F8_E4M3" => Some(1),
+        "I64" => Some(8),
+        _ => None,
+    }
 }
 
 /// Tensors lie one after another, without overlap, hole or rest.

@@ -2,8 +2,18 @@
 //! Files are mapped, not read: a tensor's bytes are touched when it is packed for the device.
 
 mod dummy;
+mod export;
+mod fp8;
+mod grouped;
 mod header;
+mod quantised;
+mod tensor;
+mod write;
 
+pub use export::{Exported, quantize};
+pub use tensor::WeightTensor;
+
+use crate::storage::{Part, Storage};
 use crate::{LoadError, ModelFiles};
 use header::TensorInfo;
 use kernels::{DType, Device, HostTensor, Matrix, Tensor};
@@ -104,10 +114,10 @@ impl Checkpoint {
     }
 
     /// Where weights are random, the seed for a part that makes its own; `bytes` are counted as taken.
-    pub fn dummy_seed(&self, name: &str, bytes: usize) -> Option<u64> {
+    pub fn dummy_seed(&self, name: &str, bytes: u64) -> Option<u64> {
         match &self.source {
             Source::Dummy { seed } => {
-                self.bytes_taken.set(self.bytes_taken.get() + bytes as u64);
+                self.bytes_taken.set(self.bytes_taken.get() + bytes);
                 Some(dummy::seed(name, *seed))
             }
             Source::Files(_) => None,
@@ -142,22 +152,58 @@ impl Checkpoint {
         Ok(Tensor::from_f32(device, &[len], &self.take(name, &[len])?.to_f32()))
     }
 
-    /// A linear layer from matrices `[n, k]` stacked along their rows.
+    /// A tensor of a type that is not floats, as safetensors names it, in this shape. Taken once like any other.
+    pub(crate) fn take_as(
+        &self,
+        name: &str,
+        type_name: &str,
+        shape: &[usize],
+    ) -> Result<Cow<'_, [u8]>, LoadError> {
+        assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
+        let Source::Files(files) = &self.source else {
+            unreachable!("random weights are of the type they are kept in")
+        };
+        let (_, info, data) = files.get(name, shape)?;
+        if info.type_name != type_name {
+            return Err(self.fail(name, format!("expected type {type_name}, found {}", info.type_name)));
+        }
+        self.bytes_taken.set(self.bytes_taken.get() + data.len() as u64);
+        Ok(Cow::Borrowed(data))
+    }
+
+    /// Whether the files have a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        matches!(&self.source, Source::Files(files) if files.tensors.contains_key(name))
+    }
+
+    /// An error about a tensor's content.
+    pub(crate) fn fail(&self, tensor: &str, message: String) -> LoadError {
+        let file = match &self.source {
+            Source::Files(files) => {
+                files.tensors.get(tensor).map_or(&files.described, |(number, _)| &files.files[*number].0)
+            }
+            Source::Dummy { .. } => "",
+        };
+        LoadError::Quantised { file: file.into(), tensor: tensor.into(), message }
+    }
+
+    /// A linear layer from the matrices `[n, k]` of modules, stacked along their rows.
     pub fn matrix(
         &self,
         device: &Device,
-        stored_as: DType,
-        parts: &[(&str, usize)],
+        storage: &Storage,
+        part: Part,
+        modules: &[(&str, usize)],
         k: usize,
     ) -> Result<Matrix, LoadError> {
-        let n = parts.iter().map(|(_, n)| n).sum();
-        if let Some(seed) = self.dummy_seed(parts[0].0, n * k * stored_as.size()) {
+        let stored_as = storage.of_all(part, modules.iter().map(|(name, _)| *name))?;
+        let n = modules.iter().map(|(_, n)| n).sum();
+        if let Some(seed) = self.dummy_seed(modules[0].0, Matrix::packed_bytes(stored_as, n, k)) {
             return Ok(Matrix::random(device, stored_as, n, k, dummy::std(k), seed));
         }
-        let parts: Vec<HostWeights> =
-            parts.iter().map(|(name, n)| self.take(name, &[*n, k])).collect::<Result<_, _>>()?;
-        let views: Vec<HostTensor> = parts.iter().map(HostWeights::view).collect();
-        Ok(Matrix::pack(device, stored_as, &views))
+        let weight = |(module, n): &(&str, usize)| self.weight(module, storage.scheme(part, module), [*n, k]);
+        let weights: Vec<WeightTensor> = modules.iter().map(weight).collect::<Result<_, _>>()?;
+        Ok(Matrix::pack(device, stored_as, &weights))
     }
 
     /// An error when a tensor was never taken and is not one that may be ignored.
@@ -234,7 +280,8 @@ impl WeightFiles {
         Ok(())
     }
 
-    fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
+    /// A tensor of this shape: its file, what the header says, and its bytes.
+    fn get(&self, name: &str, shape: &[usize]) -> Result<(&str, &TensorInfo, &[u8]), LoadError> {
         let Some((number, info)) = self.tensors.get(name) else {
             return Err(LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() });
         };
@@ -247,12 +294,16 @@ impl WeightFiles {
                 found: info.shape.clone(),
             });
         }
+        Ok((file, info, &content[info.range.clone()]))
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
+        let (file, info, data) = self.get(name, shape)?;
         let Some(dtype) = info.dtype else {
             let found = info.type_name.clone();
-            return Err(LoadError::DType { file: file.clone(), tensor: name.into(), found });
+            return Err(LoadError::DType { file: file.into(), tensor: name.into(), found });
         };
-        let data = Cow::Borrowed(&content[info.range.clone()]);
-        Ok(HostWeights { dtype, shape: info.shape.clone(), data })
+        Ok(HostWeights { dtype, shape: info.shape.clone(), data: Cow::Borrowed(data) })
     }
 }
 

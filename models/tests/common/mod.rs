@@ -3,6 +3,7 @@
 
 use models::{
     DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
+    QuantizationChoice,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -43,6 +44,7 @@ pub fn options() -> LoadOptions {
         graphs: true,
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::F32,
+        quantization: QuantizationChoice::Auto,
         max_model_len: Some(300),
         max_num_seqs: 40,
         max_num_batched_tokens: 331,

@@ -9,6 +9,7 @@ mod engine_jobs;
 pub mod kernels;
 mod picture;
 pub mod plan;
+pub mod quantize;
 pub mod run_batch;
 #[cfg(test)]
 mod stand_in;

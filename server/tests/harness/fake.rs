@@ -186,6 +186,7 @@ pub fn info() -> ModelInfo {
         image_token_id: Some(IMAGE),
         num_parameters: 0,
         dtype: "float32",
+        quantization: None,
     }
 }
 

@@ -64,6 +64,7 @@ impl fmt::Display for Isa {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     const LANES: usize;
+    const ISA: Isa;
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
     const TILE_ROWS: usize;
 
@@ -101,6 +102,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `2 * LANES` elements can be read.
     unsafe fn load_bf16_pairs(self, from: *const u16) -> (Self::V, Self::V);
+    /// Signed bytes.
+    /// # Safety
+    /// `LANES` bytes can be read.
+    unsafe fn load_i8(self, from: *const u8) -> Self::V;
+    /// The low and the high half of each byte, numbers of four bits in two's complement.
+    /// # Safety
+    /// `LANES` bytes can be read.
+    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V);
     /// Asks for a cache line. Any address will do.
     fn prefetch(self, address: *const u8);
 

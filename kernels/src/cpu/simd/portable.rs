@@ -1,6 +1,6 @@
 //! Eight lanes in plain Rust: what any processor runs, and what the compiler vectorises as far as it can.
 
-use super::Simd;
+use super::{Isa, Simd};
 use half::f16;
 
 const N: usize = 8;
@@ -16,6 +16,7 @@ fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
 impl Simd for Portable {
     type V = [f32; N];
     const LANES: usize = N;
+    const ISA: Isa = Isa::Portable;
     const TILE_ROWS: usize = 2;
 
     #[inline(always)]
@@ -92,6 +93,18 @@ impl Simd for Portable {
         let pairs = unsafe { from.cast::<[[u16; 2]; N]>().read_unaligned() };
         let widen = |b: u16| f32::from_bits(u32::from(b) << 16);
         (pairs.map(|p| widen(p[0])), pairs.map(|p| widen(p[1])))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[i8; N]>().read_unaligned() };
+        bytes.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[i8; N]>().read_unaligned() };
+        (bytes.map(|b| f32::from(b << 4 >> 4)), bytes.map(|b| f32::from(b >> 4)))
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C (8 lanes) and AVX-512F (16 lanes).
 
-use super::Simd;
+use super::{Isa, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C.
@@ -43,6 +43,7 @@ macro_rules! arithmetic {
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
+    const ISA: Isa = Isa::Avx2;
     const TILE_ROWS: usize = 6;
 
     arithmetic! {
@@ -99,6 +100,20 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let pairs = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+            let low = _mm256_srai_epi32(_mm256_slli_epi32(pairs, 28), 28);
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 4)))
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: a prefetch may have any address.
         unsafe { _mm_prefetch(address.cast(), _MM_HINT_T0) }
@@ -108,6 +123,7 @@ impl Simd for Avx2 {
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    const ISA: Isa = Isa::Avx512;
     const TILE_ROWS: usize = 12;
 
     arithmetic! {
@@ -164,6 +180,24 @@ impl Simd for Avx512 {
             let pairs = _mm512_loadu_si512(from.cast());
             let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             (_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    // Sixteen numbers are one register: a permutation by the low four bits of each lane looks them up. The high half is converted
+    // instead, in units that permutations do not need.
+    #[inline(always)]
+    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let levels = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0,
+            );
+            let pairs = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
+            (_mm512_permutexvar_ps(pairs, levels), _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 4)))
         }
     }
     #[inline(always)]

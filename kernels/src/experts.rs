@@ -1,0 +1,135 @@
+//! The weights of a layer's experts.
+
+use crate::matrix::{MatrixBatch, PANEL};
+use crate::quantize::GroupedRow;
+use crate::source::{MemberRows, WeightRows};
+use crate::{DType, Device, HostTensor, WeightType};
+
+/// `E` experts with SwiGLU: gate and up `[I, H]`, down `[H, I]`.
+#[derive(Debug)]
+pub struct Experts {
+    /// Panels of gate and up take turns: `[E][I / 32][gate, up]`, as one batch of `[2 I', H]`, I' being whole panels.
+    pub(crate) gate_up: MatrixBatch,
+    pub(crate) down: MatrixBatch,
+    inner: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertSource<'a> {
+    pub gate: HostTensor<'a>,
+    pub up: HostTensor<'a>,
+    pub down: HostTensor<'a>,
+}
+
+impl Experts {
+    pub fn pack(device: &Device, stored_as: impl Into<WeightType>, experts: &[ExpertSource]) -> Self {
+        let rows: Vec<[HostTensor; 3]> = experts.iter().map(|e| [e.gate, e.up, e.down]).collect();
+        Self::pack_rows(device, stored_as, &rows)
+    }
+
+    /// Gate, up and down of each expert.
+    pub fn pack_rows<R: WeightRows>(
+        device: &Device,
+        stored_as: impl Into<WeightType>,
+        experts: &[[R; 3]],
+    ) -> Self {
+        let stored_as = stored_as.into();
+        let [inner, hidden] = experts.first().expect("there are experts")[0].shape();
+        for [gate, up, down] in experts {
+            for (part, shape) in [(gate, [inner, hidden]), (up, [inner, hidden]), (down, [hidden, inner])] {
+                assert_eq!(part.shape(), shape, "experts have one shape");
+            }
+        }
+        let down: Vec<&R> = experts.iter().map(|[_, _, down]| down).collect();
+        let mut gate_up =
+            MatrixBatch::unwritten(device, stored_as, [experts.len(), gate_up_rows(inner), hidden]);
+        gate_up.fill(&GateUp { experts, inner });
+        Self { gate_up, down: MatrixBatch::pack(device, stored_as, &down), inner }
+    }
+
+    pub fn random(
+        device: &Device,
+        stored_as: impl Into<WeightType>,
+        [experts, hidden, inner]: [usize; 3],
+        std: f32,
+        seed: u64,
+    ) -> Self {
+        let stored_as = stored_as.into();
+        let gate_up = [experts, gate_up_rows(inner), hidden];
+        Self {
+            gate_up: MatrixBatch::random(device, stored_as, gate_up, std, seed),
+            down: MatrixBatch::random(device, stored_as, [experts, hidden, inner], std, seed ^ 0x5bd1_e995),
+            inner,
+        }
+    }
+
+    pub fn packed_bytes(stored_as: impl Into<WeightType>, [experts, hidden, inner]: [usize; 3]) -> u64 {
+        let stored_as = stored_as.into();
+        MatrixBatch::packed_bytes(stored_as, [experts, gate_up_rows(inner), hidden])
+            + MatrixBatch::packed_bytes(stored_as, [experts, hidden, inner])
+    }
+
+    pub fn len(&self) -> usize {
+        self.down.count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn hidden(&self) -> usize {
+        self.down.n()
+    }
+
+    pub fn inner(&self) -> usize {
+        self.inner
+    }
+
+    pub fn stored_as(&self) -> WeightType {
+        self.down.stored_as()
+    }
+
+    /// As [`MatrixBatch::dtype`].
+    pub fn dtype(&self) -> DType {
+        self.down.dtype()
+    }
+
+    pub fn device(&self) -> &Device {
+        self.down.device()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.gate_up.bytes() + self.down.bytes()
+    }
+}
+
+fn gate_up_rows(inner: usize) -> usize {
+    2 * inner.next_multiple_of(PANEL)
+}
+
+/// Panels of gate and up that take turns.
+struct GateUp<'a, R> {
+    experts: &'a [[R; 3]],
+    inner: usize,
+}
+
+impl<R: WeightRows> GateUp<'_, R> {
+    /// The source of a row and its place in it; `None` where a panel is filled up.
+    fn part(&self, expert: usize, row: usize) -> Option<(&R, usize)> {
+        let (is_up, row) = (row / PANEL % 2, row / (2 * PANEL) * PANEL + row % PANEL);
+        (row < self.inner).then_some((&self.experts[expert][is_up], row))
+    }
+}
+
+impl<R: WeightRows> MemberRows for GateUp<'_, R> {
+    fn read_f32(&self, expert: usize, row: usize, out: &mut [f32]) {
+        match self.part(expert, row) {
+            Some((part, row)) => part.read_f32(row, out),
+            None => out.fill(0.0),
+        }
+    }
+
+    fn read_groups(&self, expert: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        self.part(expert, row).is_some_and(|(part, row)| part.read_groups(row, stored_as, out))
+    }
+}

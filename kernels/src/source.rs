@@ -1,0 +1,106 @@
+//! Where weights come from when they are packed: anything that can give a row of a matrix.
+
+use crate::quantize::GroupedRow;
+use crate::{HostTensor, WeightType};
+
+/// A matrix `[N, K]` in whatever form a file has it. Rows are read by many threads, in any order.
+pub trait WeightRows: Sync {
+    fn shape(&self) -> [usize; 2];
+
+    /// The K weights of a row.
+    fn read_f32(&self, row: usize, out: &mut [f32]);
+
+    /// The same row as `stored_as` keeps it, if the file has it so and nothing is rounded. `false`: it has not, and `out` may
+    /// hold anything; the row is then read as floats and quantised.
+    fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        let _ = (row, stored_as, out);
+        false
+    }
+}
+
+impl WeightRows for HostTensor<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.check();
+        self.shape.try_into().unwrap_or_else(|_| panic!("a matrix has two dimensions, not {:?}", self.shape))
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        HostTensor::read_f32(self, row * out.len(), out);
+    }
+}
+
+impl<R: WeightRows + ?Sized> WeightRows for &R {
+    fn shape(&self) -> [usize; 2] {
+        (**self).shape()
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        (**self).read_f32(row, out);
+    }
+
+    fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        (**self).read_groups(row, stored_as, out)
+    }
+}
+
+/// Rows of the members of a batch, as they are packed.
+pub(crate) trait MemberRows: Sync {
+    fn read_f32(&self, member: usize, row: usize, out: &mut [f32]);
+
+    /// As in [`WeightRows`].
+    fn read_groups(&self, member: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        let _ = (member, row, stored_as, out);
+        false
+    }
+}
+
+/// Rows that a function makes up: `f(member, row, out)`.
+pub(crate) struct Made<F>(pub F);
+
+impl<F: Fn(usize, usize, &mut [f32]) + Sync> MemberRows for Made<F> {
+    fn read_f32(&self, member: usize, row: usize, out: &mut [f32]) {
+        (self.0)(member, row, out);
+    }
+}
+
+/// One source for each member.
+pub(crate) struct Members<'a, R>(pub &'a [R]);
+
+impl<R: WeightRows> MemberRows for Members<'_, R> {
+    fn read_f32(&self, member: usize, row: usize, out: &mut [f32]) {
+        self.0[member].read_f32(row, out);
+    }
+
+    fn read_groups(&self, member: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        self.0[member].read_groups(row, stored_as, out)
+    }
+}
+
+/// One member whose rows are those of several sources, one after the other.
+pub(crate) struct Stacked<'a, R>(pub &'a [R]);
+
+impl<R: WeightRows> Stacked<'_, R> {
+    /// The source of a row, and its place in it.
+    fn part(&self, mut row: usize) -> (&R, usize) {
+        for part in self.0 {
+            let rows = part.shape()[0];
+            if row < rows {
+                return (part, row);
+            }
+            row -= rows;
+        }
+        unreachable!("the row is in a part")
+    }
+}
+
+impl<R: WeightRows> MemberRows for Stacked<'_, R> {
+    fn read_f32(&self, _: usize, row: usize, out: &mut [f32]) {
+        let (part, row) = self.part(row);
+        part.read_f32(row, out);
+    }
+
+    fn read_groups(&self, _: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        let (part, row) = self.part(row);
+        part.read_groups(row, stored_as, out)
+    }
+}

@@ -1,0 +1,110 @@
+//! The types that weights of linear layers are stored in: floats, and whole numbers in groups along K with a scale for each.
+
+use crate::DType;
+use crate::matrix::PANEL;
+use std::fmt;
+
+/// Weights of one row that share a scale: neighbours along K.
+pub const GROUP: usize = 32;
+
+/// K of float weights is filled up to a multiple of this.
+const K_GRAIN: usize = 16;
+
+/// How the weights of a linear layer are stored. Sums and activations are f32 whatever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    F32,
+    BF16,
+    F16,
+    /// `scale · level`, level a whole number of 8 bits, a scale in f16 for each group: 8.5 bits a weight.
+    Int8,
+    /// `scale · level`, level in -8 ..= 7, a scale in f16 for each group: 4.5 bits a weight.
+    Int4,
+    /// `scale · (level - zero)`, level in -8 ..= 7, scale and zero in f16 for each group: 5 bits a weight. The group's minimum
+    /// is `-scale · (8 + zero)`; a zero is exact for the whole numbers that files have, and the product often is not.
+    Int4Zero,
+}
+
+impl WeightType {
+    pub const ALL: [Self; 6] = [Self::F32, Self::BF16, Self::F16, Self::Int8, Self::Int4, Self::Int4Zero];
+
+    /// The type of floats that it is; `None` where weights are quantised.
+    pub const fn float(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::BF16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+            Self::Int8 | Self::Int4 | Self::Int4Zero => None,
+        }
+    }
+
+    pub const fn is_quantised(self) -> bool {
+        self.float().is_none()
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => DType::F32.name(),
+            Self::BF16 => DType::BF16.name(),
+            Self::F16 => DType::F16.name(),
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int4Zero => "int4 with zeros",
+        }
+    }
+
+    /// Bytes that the 32 weights of one k in a panel take.
+    pub(crate) const fn line_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4 * PANEL,
+            Self::BF16 | Self::F16 => 2 * PANEL,
+            Self::Int8 => PANEL,
+            Self::Int4 | Self::Int4Zero => PANEL / 2,
+        }
+    }
+
+    /// Bytes before the lines of a group of a panel: its scales, then its zeros.
+    pub(crate) const fn header_bytes(self) -> usize {
+        match self {
+            Self::Int4Zero => 4 * PANEL,
+            _ => 2 * PANEL,
+        }
+    }
+
+    /// Bytes of a group of a panel.
+    pub(crate) const fn group_bytes(self) -> usize {
+        self.header_bytes() + GROUP * self.line_bytes()
+    }
+
+    /// Bytes of a panel of 32 rows.
+    pub(crate) const fn panel_bytes(self, k: usize) -> usize {
+        if self.is_quantised() {
+            k.div_ceil(GROUP) * self.group_bytes()
+        } else {
+            Self::k_padded(k) * self.line_bytes()
+        }
+    }
+
+    /// K of float weights with its zeros.
+    pub(crate) const fn k_padded(k: usize) -> usize {
+        k.next_multiple_of(K_GRAIN)
+    }
+}
+
+impl From<DType> for WeightType {
+    /// Panics for types that are not floats.
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::BF16 => Self::BF16,
+            DType::F16 => Self::F16,
+            DType::I32 | DType::U8 => panic!("weights of {dtype}"),
+        }
+    }
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,90 @@
+//! The configuration of compressed-tensors, as far as weights are concerned: activations here are f32 whatever it says of them.
+
+use super::pattern::Pattern;
+use super::{Rules, Scheme, Target, group_size, names};
+use crate::LoadError;
+use crate::config::json::Fields;
+use serde_json::{Map, Value};
+
+pub(super) fn read(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
+    for key in ["kv_cache_scheme", "sparsity_config", "transform_config"] {
+        if let Some(value) = q.get(key).filter(|value| !value.as_object().is_some_and(Map::is_empty)) {
+            let dense = value.get("format").and_then(Value::as_str) == Some("dense");
+            if !dense {
+                return Err(q.fail(key, "is not supported"));
+            }
+        }
+    }
+    let object = q.opt_object("config_groups")?.ok_or_else(|| q.fail("config_groups", "is missing"))?;
+    let path = q.nested_path("config_groups");
+    let listed = q.nested(&path, object);
+    let mut groups = Vec::new();
+    for key in object.keys() {
+        let group = listed.opt_object(key)?.ok_or_else(|| listed.fail(key, "is null"))?;
+        let path = listed.nested_path(key);
+        groups.push(target(q, &listed.nested(&path, group))?);
+    }
+    let Some(Target { scheme, .. }) = groups.first() else {
+        return Err(q.fail("config_groups", "is empty"));
+    };
+    let method = match scheme {
+        Scheme::Packed { bits: 4, .. } => "compressed-tensors int4",
+        _ => "compressed-tensors int8",
+    };
+    let ignore = patterns(q, "ignore")?;
+    Ok((method, Rules::Targets { groups, ignore }))
+}
+
+fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
+    let object = group.opt_object("weights")?.ok_or_else(|| group.fail("weights", "is missing"))?;
+    let path = group.nested_path("weights");
+    let weights = group.nested(&path, object);
+    weights.only("type", "int")?;
+    let bits = match weights.usize("num_bits", 1..=64)? {
+        bits @ (4 | 8) => bits as u32,
+        other => return Err(weights.fail("num_bits", format!("{other} is not supported, 4 and 8 are"))),
+    };
+    match weights.get("actorder") {
+        None | Some(Value::Bool(false)) => {}
+        // Columns that were ordered while scales were chosen are back in their places; groups of scattered columns are not.
+        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => {}
+        Some(order) => return Err(weights.fail("actorder", format!("{order} is not supported"))),
+    }
+    let size = match weights.opt_str("strategy")? {
+        Some("channel") => None,
+        Some("group") => group_size(&weights, "group_size")?,
+        other => {
+            let other = other.unwrap_or("none");
+            return Err(
+                weights.fail("strategy", format!("{other:?} is not supported, group and channel are"))
+            );
+        }
+    };
+    let zeros = !weights.bool_or("symmetric", true)?;
+    if zeros && bits == 8 {
+        return Err(weights.fail("symmetric", "false is not supported with 8 bits"));
+    }
+    let (format, said_by) = match group.opt_str("format")? {
+        Some(format) => (format, group),
+        None => (q.opt_str("format")?.ok_or_else(|| q.fail("format", "is missing"))?, q),
+    };
+    let scheme = match format {
+        "pack-quantized" => Scheme::Packed { bits, group: size, zeros },
+        "int-quantized" if bits == 8 => Scheme::Bytes { group: size },
+        other => {
+            let message =
+                format!("{other:?} with {bits} bits is not supported, pack-quantized and int-quantized are");
+            return Err(said_by.fail("format", message));
+        }
+    };
+    let patterns = patterns(group, "targets")?;
+    if patterns.is_empty() {
+        return Err(group.fail("targets", "is empty"));
+    }
+    Ok(Target { patterns, scheme })
+}
+
+fn patterns(fields: &Fields, key: &str) -> Result<Vec<Pattern>, LoadError> {
+    let parse = |name: &String| Pattern::parse(name).map_err(|message| fields.fail(key, message));
+    names(fields, key)?.iter().map(parse).collect()
+}

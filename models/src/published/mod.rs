@@ -1,0 +1,143 @@
+//! Checkpoints whose weights are quantised already: what `quantization_config` says of them, and which modules it concerns.
+//!
+//! Whatever is written there is either understood or an error that names the key: weights that are read in the wrong way give
+//! text that looks almost right. How the tensors of each form lie in a file is in `weights/`.
+
+mod compressed;
+mod others;
+mod pattern;
+
+use crate::LoadError;
+use crate::config::json::Fields;
+use crate::storage::Part;
+use kernels::{GROUP, WeightType};
+use pattern::Pattern;
+
+/// How a module's quantised weight lies in the files. Groups are of neighbours along K; `None`: one group is a whole row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// compressed-tensors: `weight_packed` in 32-bit words along K, `weight_scale`, `weight_shape` and, where there are zeros,
+    /// `weight_zero_point`.
+    Packed { bits: u32, group: Option<usize>, zeros: bool },
+    /// compressed-tensors: `weight` in bytes, `weight_scale`.
+    Bytes { group: Option<usize> },
+    /// `qweight` with K as rows and columns in an order of its own, `qzeros`, `scales`.
+    Awq { group: usize },
+    /// `qweight` in words along K, `qzeros`, `scales`, `g_idx`. `zeros`: groups have zeros of their own; `less_one`: zeros are
+    /// stored less one.
+    Gptq { bits: u32, group: Option<usize>, zeros: bool, less_one: bool },
+    /// `weight` in e4m3, `weight_scale_inv` in f32 for each block of rows and columns.
+    Fp8 { block: [usize; 2] },
+}
+
+impl Scheme {
+    /// The type that holds such weights without rounding them again, but for scales that f16 has no equal of. `None`: there is
+    /// none, and they are read as floats: rounded once, to the type that other weights have.
+    pub fn kept_as(&self) -> Option<WeightType> {
+        match self {
+            Scheme::Packed { bits: 8, .. } | Scheme::Bytes { .. } | Scheme::Gptq { bits: 8, .. } => {
+                Some(WeightType::Int8)
+            }
+            Scheme::Packed { zeros: false, .. } | Scheme::Gptq { zeros: false, .. } => Some(WeightType::Int4),
+            Scheme::Packed { .. } | Scheme::Gptq { .. } | Scheme::Awq { .. } => Some(WeightType::Int4Zero),
+            Scheme::Fp8 { .. } => None,
+        }
+    }
+}
+
+/// What `quantization_config` says.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The file that it stands in, for messages.
+    pub file: String,
+    /// Such as `awq int4`.
+    pub method: &'static str,
+    rules: Rules,
+}
+
+#[derive(Debug, Clone)]
+enum Rules {
+    /// The first group of which a target is met, unless the module is to be ignored.
+    Targets { groups: Vec<Target>, ignore: Vec<Pattern> },
+    /// All linear layers within the decoder's layers, unless a part of the name is listed.
+    Layers { scheme: Scheme, not_converted: Vec<String> },
+}
+
+#[derive(Debug, Clone)]
+struct Target {
+    patterns: Vec<Pattern>,
+    scheme: Scheme,
+}
+
+impl Published {
+    /// From the object that has `quantization_config`, if there is one.
+    pub fn read(file: &str, fields: &Fields) -> Result<Option<Self>, LoadError> {
+        if fields.get("compression_config").is_some() {
+            return Err(
+                fields.fail("compression_config", "an old name of quantization_config that is not read")
+            );
+        }
+        let Some(object) = fields.opt_object("quantization_config")? else { return Ok(None) };
+        let path = fields.nested_path("quantization_config");
+        let q = fields.nested(&path, object);
+        let (method, rules) = match q.opt_str("quant_method")? {
+            Some("compressed-tensors") => compressed::read(&q)?,
+            Some("awq") => others::awq(&q)?,
+            Some("gptq") => others::gptq(&q)?,
+            Some("fp8") => others::fp8(&q)?,
+            Some(other) => {
+                let known = "compressed-tensors, awq, gptq and fp8 are read";
+                return Err(q.fail("quant_method", format!("{other:?} is not supported; {known}")));
+            }
+            None => return Err(q.fail("quant_method", "is missing")),
+        };
+        Ok(Some(Self { file: file.into(), method, rules }))
+    }
+
+    /// `None`: the module's weight is floats. A router is never quantised: the files that name all linear layers do not mean it.
+    pub fn scheme(&self, part: Part, module: &str) -> Option<&Scheme> {
+        if part == Part::Router {
+            return None;
+        }
+        match &self.rules {
+            Rules::Targets { groups, ignore } => {
+                if ignore.iter().any(|pattern| pattern.is_match(module)) {
+                    return None;
+                }
+                let met = |target: &&Target| target.patterns.iter().any(|pattern| pattern.is_match(module));
+                groups.iter().find(met).map(|target| &target.scheme)
+            }
+            Rules::Layers { scheme, not_converted } => {
+                let in_layers = matches!(part, Part::Linear | Part::Absorbed);
+                let listed = || not_converted.iter().any(|name| module.contains(name.as_str()));
+                (in_layers && !listed()).then_some(scheme)
+            }
+        }
+    }
+}
+
+/// A group size that ours divide.
+fn group_size(fields: &Fields, key: &str) -> Result<Option<usize>, LoadError> {
+    match fields.get(key).and_then(serde_json::Value::as_i64) {
+        Some(-1) => Ok(None),
+        _ => {
+            let group = fields.usize(key, 1..=1 << 20)?;
+            match group.is_multiple_of(GROUP) {
+                true => Ok(Some(group)),
+                false => Err(fields.fail(key, format!("{group} is not a multiple of {GROUP}"))),
+            }
+        }
+    }
+}
+
+/// The names in a list of strings, where there is one.
+fn names(fields: &Fields, key: &str) -> Result<Vec<String>, LoadError> {
+    let list = fields.opt_array(key)?.unwrap_or_default();
+    let name = |value: &serde_json::Value| {
+        value.as_str().map(str::to_string).ok_or_else(|| fields.fail(key, format!("{value} is not a string")))
+    };
+    list.iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests;

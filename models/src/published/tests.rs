@@ -1,0 +1,132 @@
+//! What `quantization_config` may say, whom it concerns, and how it complains.
+
+use super::*;
+use serde_json::{Map, Value, json};
+
+fn read(quantization: Value) -> Result<Option<Published>, LoadError> {
+    let mut object = Map::new();
+    object.insert("quantization_config".into(), quantization);
+    Published::read("config.json", &Fields::new("config.json", "", &object))
+}
+
+/// As Kimi-K2.5 has it.
+fn kimi() -> Value {
+    json!({
+        "config_groups": {"group_0": {
+            "input_activations": null, "output_activations": null, "targets": ["Linear"],
+            "weights": {"actorder": null, "block_structure": null, "dynamic": false, "group_size": 32, "num_bits": 4,
+                        "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": true, "type": "int"}
+        }},
+        "format": "pack-quantized",
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
+        "kv_cache_scheme": null, "quant_method": "compressed-tensors", "quantization_status": "compressed"
+    })
+}
+
+fn with(mut value: Value, pointer: &str, change: Value) -> Value {
+    *value.pointer_mut(pointer).unwrap() = change;
+    value
+}
+
+const WEIGHTS: &str = "/config_groups/group_0/weights";
+
+#[test]
+fn compressed_tensors_say_which_modules() {
+    let published = read(kimi()).unwrap().unwrap();
+    assert_eq!(published.method, "compressed-tensors int4");
+    let scheme = Scheme::Packed { bits: 4, group: Some(32), zeros: false };
+    let of = |part, module: &str| published.scheme(part, module).copied();
+    for prefix in ["", "language_model."] {
+        let layer = format!("{prefix}model.layers.3.");
+        assert_eq!(of(Part::Linear, &format!("{layer}mlp.experts.7.gate_proj")), Some(scheme));
+        for module in ["self_attn.q_proj", "mlp.shared_experts.up_proj", "mlp.down_proj"] {
+            assert_eq!(of(Part::Linear, &format!("{layer}{module}")), None, "{module}");
+        }
+        assert_eq!(of(Part::Head, &format!("{prefix}lm_head")), None);
+        assert_eq!(of(Part::Router, &format!("{layer}mlp.gate")), None);
+    }
+    assert_eq!(scheme.kept_as(), Some(WeightType::Int4));
+}
+
+#[test]
+fn schemes_of_other_settings() {
+    let compressed = |changes: &[(&str, Value)]| {
+        let all = changes
+            .iter()
+            .fold(kimi(), |value, (key, change)| with(value, &format!("{WEIGHTS}/{key}"), change.clone()));
+        let published = read(all).unwrap().unwrap();
+        *published.scheme(Part::Linear, "model.layers.0.mlp.experts.0.up_proj").unwrap()
+    };
+    let channel = compressed(&[("num_bits", json!(8)), ("strategy", json!("channel"))]);
+    assert_eq!(channel, Scheme::Packed { bits: 8, group: None, zeros: false });
+    assert_eq!(channel.kept_as(), Some(WeightType::Int8));
+    let zeros = compressed(&[("symmetric", json!(false)), ("group_size", json!(128))]);
+    assert_eq!(zeros, Scheme::Packed { bits: 4, group: Some(128), zeros: true });
+    assert_eq!(zeros.kept_as(), Some(WeightType::Int4Zero));
+    let of = |config: Value| {
+        let published = read(config).unwrap().unwrap();
+        let scheme = published.scheme(Part::Linear, "model.layers.0.mlp.up_proj").copied();
+        (published.method, scheme, published.scheme(Part::Head, "lm_head").is_some())
+    };
+    let awq =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": true});
+    assert_eq!(of(awq), ("awq int4", Some(Scheme::Awq { group: 128 }), false));
+    let skipped =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 64, "modules_to_not_convert": ["mlp.up"]});
+    assert_eq!(of(skipped), ("awq int4", None, false));
+    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": true});
+    let scheme = Scheme::Gptq { bits: 4, group: Some(128), zeros: false, less_one: true };
+    assert_eq!((of(gptq), scheme.kept_as()), (("gptq int4", Some(scheme), false), Some(WeightType::Int4)));
+    let v2 = json!({
+        "quant_method": "gptq", "bits": 4, "group_size": -1, "sym": false, "checkpoint_format": "gptq_v2", "dynamic": {}
+    });
+    let scheme = Scheme::Gptq { bits: 4, group: None, zeros: true, less_one: false };
+    assert_eq!((of(v2), scheme.kept_as()), (("gptq int4", Some(scheme), false), Some(WeightType::Int4Zero)));
+    let fp8 = json!({
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]
+    });
+    let scheme = Scheme::Fp8 { block: [128, 128] };
+    assert_eq!((of(fp8), scheme.kept_as()), (("fp8", Some(scheme), false), None));
+}
+
+#[test]
+fn what_is_not_understood_is_named() {
+    let weights = |key: &str| format!("{WEIGHTS}/{key}");
+    let cases = [
+        (json!({"quant_method": "bitsandbytes"}), "quant_method"),
+        (json!({}), "quant_method"),
+        (with(kimi(), "/format", json!("marlin-24")), "format"),
+        (with(kimi(), "/kv_cache_scheme", json!({"num_bits": 8})), "kv_cache_scheme"),
+        (with(kimi(), "/config_groups", json!({})), "config_groups"),
+        (with(kimi(), "/ignore", json!(["re:(?<!x)y"])), "ignore"),
+        (with(kimi(), "/ignore", json!([7])), "ignore"),
+        (with(kimi(), "/config_groups/group_0/targets", json!([])), "config_groups.group_0.targets"),
+        (with(kimi(), &weights("num_bits"), json!(3)), "config_groups.group_0.weights.num_bits"),
+        (with(kimi(), &weights("type"), json!("float")), "config_groups.group_0.weights.type"),
+        (with(kimi(), &weights("strategy"), json!("tensor")), "config_groups.group_0.weights.strategy"),
+        (with(kimi(), &weights("group_size"), json!(48)), "config_groups.group_0.weights.group_size"),
+        (with(kimi(), &weights("actorder"), json!("group")), "config_groups.group_0.weights.actorder"),
+        (json!({"quant_method": "awq", "bits": 8, "group_size": 128}), "bits"),
+        (json!({"quant_method": "awq", "bits": 4, "group_size": 16}), "group_size"),
+        (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}), "version"),
+        (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": false}), "zero_point"),
+        (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true}), "desc_act"),
+        (json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), "bits"),
+        (json!({"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": false}), "sym"),
+        (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:x": {}}}), "dynamic"),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"}),
+            "checkpoint_format",
+        ),
+        (json!({"quant_method": "fp8", "fmt": "e4m3"}), "weight_block_size"),
+        (json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}), "fmt"),
+        (json!({"quant_method": "fp8", "weight_block_size": [128, 0]}), "weight_block_size"),
+    ];
+    for (config, key) in cases {
+        let message = read(config.clone()).unwrap_err().to_string();
+        assert!(
+            message.starts_with(&format!("config.json: quantization_config.{key}: ")),
+            "{config}: {message}"
+        );
+    }
+}

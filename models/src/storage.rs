@@ -1,0 +1,135 @@
+//! Which type each weight is kept in: a function of the options, of what the checkpoint says of itself, and of the weight's name, so
+//! that the plan and the loader cannot differ.
+//!
+//! | part | float | int8 | int4 | why |
+//! |---|---|---|---|---|
+//! | linear layers and experts of the decoder | dtype | int8 | int4 | nearly all weights: what a step reads |
+//! | up-projections of latent attention | dtype | int8 | int8 | small, and they reach every score and value |
+//! | head | dtype | dtype | int8 | its rounding goes straight into the logits; at int4 it would be half of what a step reads |
+//! | router | float32 | float32 | float32 | a choice of experts must not hang on a rounding |
+//! | embedding, norms, biases | as ever | as ever | as ever | a step reads a few rows of them |
+//! | vision tower, projector | dtype | dtype | dtype | small beside the decoder, and limited by arithmetic |
+//!
+//! What a checkpoint holds quantised stays as it is, whatever the options ask for.
+
+use crate::LoadError;
+use crate::published::{Published, Scheme};
+use kernels::{DType, WeightType};
+
+/// What weights that a checkpoint holds as floats are quantised to when they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantization {
+    #[default]
+    None,
+    Int8,
+    Int4,
+}
+
+impl Quantization {
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Int8 => Some("int8"),
+            Self::Int4 => Some("int4"),
+        }
+    }
+}
+
+/// What a matrix is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A linear layer of the decoder, or an expert.
+    Linear,
+    /// The halves of `kv_b_proj` in latent attention, which are not kept as the file has them.
+    Absorbed,
+    Head,
+    Router,
+    Vision,
+}
+
+#[derive(Debug, Clone)]
+pub struct Storage {
+    /// Of everything that is not quantised: matrices, embedding, KV cache.
+    pub float: DType,
+    pub quantization: Quantization,
+    /// How the checkpoint's own quantised weights are to be read.
+    pub(crate) published: Option<Published>,
+}
+
+impl Storage {
+    /// All in one type of floats.
+    pub fn floats(float: DType) -> Self {
+        Self { float, quantization: Quantization::None, published: None }
+    }
+
+    /// The form in which the checkpoint holds a module's weight, if it is not floats.
+    pub fn scheme(&self, part: Part, module: &str) -> Option<&Scheme> {
+        self.published.as_ref().and_then(|published| published.scheme(part, module))
+    }
+
+    pub fn of(&self, part: Part, module: &str) -> WeightType {
+        let held = self.scheme(part, module).and_then(Scheme::kept_as);
+        match (part, held, self.quantization) {
+            (Part::Router, ..) => WeightType::F32,
+            (Part::Linear | Part::Head | Part::Vision, Some(held), _) => held,
+            (Part::Vision, None, _) | (_, _, Quantization::None) | (Part::Head, _, Quantization::Int8) => {
+                self.float.into()
+            }
+            (Part::Linear, None, Quantization::Int4) => WeightType::Int4,
+            (Part::Linear | Part::Absorbed | Part::Head, ..) => WeightType::Int8,
+        }
+    }
+
+    /// The one type of matrices that are kept as one.
+    pub fn of_all<'m>(
+        &self,
+        part: Part,
+        modules: impl Iterator<Item = &'m str>,
+    ) -> Result<WeightType, LoadError> {
+        let mut first: Option<(&str, WeightType)> = None;
+        for module in modules {
+            let stored_as = self.of(part, module);
+            match first {
+                None => first = Some((module, stored_as)),
+                Some((other, kept)) if kept != stored_as => {
+                    let file = self.published.as_ref().map_or("", |published| &published.file);
+                    let message = format!(
+                        "{other} would be {kept} and {module} {stored_as}, but they are one matrix here"
+                    );
+                    return Err(LoadError::config(file, "quantization_config", message));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(first.expect("there are matrices").1)
+    }
+
+    /// What weights are quantised to, for people; `None`: nothing is.
+    pub fn describe(&self) -> Option<&'static str> {
+        match &self.published {
+            Some(published) => Some(published.method),
+            None => self.quantization.name(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_keep_their_precision() {
+        let of = |quantization, part| {
+            Storage { quantization, ..Storage::floats(DType::BF16) }.of(part, "model.layers.0.x")
+        };
+        use WeightType::{BF16, F32, Int4, Int8};
+        let parts = [Part::Linear, Part::Absorbed, Part::Head, Part::Router, Part::Vision];
+        for (quantization, expected) in [
+            (Quantization::None, [BF16, BF16, BF16, F32, BF16]),
+            (Quantization::Int8, [Int8, Int8, BF16, F32, BF16]),
+            (Quantization::Int4, [Int4, Int8, Int8, F32, BF16]),
+        ] {
+            assert_eq!(parts.map(|part| of(quantization, part)), expected, "{quantization:?}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Takes the tensors of a quantised matrix from the files and checks them: names, types, shapes, and what a form promises.
+
+use super::fp8::Fp8;
+use super::grouped::{Grouped, Levels, Words, Zeros};
+use super::{Checkpoint, WeightTensor};
+use crate::LoadError;
+use crate::published::Scheme;
+use kernels::WeightType;
+
+/// A module's matrix while its tensors are taken.
+struct Module<'c, 'm> {
+    checkpoint: &'c Checkpoint,
+    name: &'m str,
+    shape: [usize; 2],
+}
+
+impl Checkpoint {
+    /// The matrix `[n, k]` of a module, in the form that its scheme says; without one, `MODULE.weight` in floats.
+    pub fn weight(
+        &self,
+        module: &str,
+        scheme: Option<&Scheme>,
+        shape: [usize; 2],
+    ) -> Result<WeightTensor<'_>, LoadError> {
+        let Some(scheme) = scheme else {
+            return Ok(WeightTensor::Floats(self.take(&format!("{module}.weight"), &shape)?));
+        };
+        let from = Module { checkpoint: self, name: module, shape };
+        let kept_as = scheme.kept_as();
+        match *scheme {
+            Scheme::Packed { bits, group, zeros } => {
+                from.packed(bits, group, zeros, kept_as.expect("compressed-tensors are kept as they are"))
+            }
+            Scheme::Bytes { group } => from.bytes(group),
+            Scheme::Awq { group } => from.awq(group),
+            Scheme::Gptq { bits, group, zeros, less_one } => from.gptq(bits, group, zeros, less_one),
+            Scheme::Fp8 { block } => from.fp8(block),
+        }
+    }
+}
+
+impl<'c> Module<'c, '_> {
+    fn tensor(&self, part: &str) -> String {
+        format!("{}.{part}", self.name)
+    }
+
+    fn words(&self, part: &str, shape: [usize; 2]) -> Result<Words<'c>, LoadError> {
+        Ok(Words(self.checkpoint.take_as(&self.tensor(part), "I32", &shape)?))
+    }
+
+    /// Of a group that is a whole row if there is no other.
+    fn group(&self, group: Option<usize>) -> usize {
+        group.unwrap_or(self.shape[1])
+    }
+
+    fn fail(&self, part: &str, message: String) -> LoadError {
+        self.checkpoint.fail(&self.tensor(part), message)
+    }
+
+    fn packed(
+        &self,
+        bits: u32,
+        group: Option<usize>,
+        zeros: bool,
+        kept_as: WeightType,
+    ) -> Result<WeightTensor<'c>, LoadError> {
+        let [n, k] = self.shape;
+        let (group, per_word) = (self.group(group), 32 / bits as usize);
+        let words_per_row = k.div_ceil(per_word);
+        let words = self.words("weight_packed", [n, words_per_row])?;
+        let said = self.checkpoint.take_as(&self.tensor("weight_shape"), "I64", &[2])?;
+        let said: Vec<u64> = said.as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect();
+        if said != [n as u64, k as u64] {
+            return Err(self.fail("weight_shape", format!("says {said:?}, expected {:?}", self.shape)));
+        }
+        let num_groups = k.div_ceil(group);
+        let scales = self.checkpoint.take(&self.tensor("weight_scale"), &[n, num_groups])?;
+        let zeros = match zeros {
+            false => Zeros::Middle,
+            true => Zeros::Rows(self.words("weight_zero_point", [n.div_ceil(per_word), num_groups])?),
+        };
+        let levels = Levels::Rows { words, words_per_row };
+        Ok(WeightTensor::Grouped(Grouped {
+            shape: self.shape,
+            bits,
+            group,
+            levels,
+            scales,
+            scales_by_group: false,
+            zeros,
+            kept_as,
+        }))
+    }
+
+    fn bytes(&self, group: Option<usize>) -> Result<WeightTensor<'c>, LoadError> {
+        let [n, k] = self.shape;
+        let group = self.group(group);
+        let levels = self.checkpoint.take_as(&self.tensor("weight"), "I8", &[n, k])?;
+        let scales = self.checkpoint.take(&self.tensor("weight_scale"), &[n, k.div_ceil(group)])?;
+        Ok(WeightTensor::Grouped(Grouped {
+            shape: self.shape,
+            bits: 8,
+            group,
+            levels: Levels::Bytes(levels),
+            scales,
+            scales_by_group: false,
+            zeros: Zeros::Middle,
+            kept_as: WeightType::Int8,
+        }))
+    }
+
+    fn awq(&self, group: usize) -> Result<WeightTensor<'c>, LoadError> {
+        let [n, k] = self.shape;
+        self.check_words(n, 8)?;
+        let num_groups = k.div_ceil(group);
+        let levels = Levels::Awq { words: self.words("qweight", [k, n / 8])? };
+        let zeros = Zeros::Awq(self.words("qzeros", [num_groups, n / 8])?);
+        let scales = self.checkpoint.take(&self.tensor("scales"), &[num_groups, n])?;
+        Ok(WeightTensor::Grouped(Grouped {
+            shape: self.shape,
+            bits: 4,
+            group,
+            levels,
+            scales,
+            scales_by_group: true,
+            zeros,
+            kept_as: WeightType::Int4Zero,
+        }))
+    }
+
+    fn gptq(
+        &self,
+        bits: u32,
+        group: Option<usize>,
+        has_zeros: bool,
+        less_one: bool,
+    ) -> Result<WeightTensor<'c>, LoadError> {
+        let [n, k] = self.shape;
+        let (group, per_word) = (self.group(group), 32 / bits as usize);
+        self.check_words(n, per_word)?;
+        self.check_words(k, per_word)?;
+        let num_groups = k.div_ceil(group);
+        let levels = Levels::Columns { words: self.words("qweight", [k / per_word, n])? };
+        let words = self.words("qzeros", [num_groups, n / per_word])?;
+        let scales = self.checkpoint.take(&self.tensor("scales"), &[num_groups, n])?;
+        if self.checkpoint.has(&self.tensor("g_idx")) {
+            let groups = Words(self.checkpoint.take_as(&self.tensor("g_idx"), "I32", &[k])?);
+            if let Some(i) = (0..k).find(|&i| groups.get(i) as usize != i / group) {
+                let message =
+                    format!("column {i} is of group {}: groups of scattered columns", groups.get(i));
+                return Err(self.fail("g_idx", format!("{message} are not supported")));
+            }
+        }
+        let add = u32::from(less_one);
+        if !has_zeros {
+            let middle =
+                (0..per_word).fold(0u32, |word, i| word | ((1 << (bits - 1)) - add) << (bits as usize * i));
+            if (0..num_groups * n / per_word).any(|i| words.get(i) != middle) {
+                return Err(self.fail("qzeros", "has zeros of its own, though sym is true".into()));
+            }
+        }
+        let (zeros, kept_as) = match (has_zeros, bits) {
+            (true, _) => (Zeros::Columns { words, add }, WeightType::Int4Zero),
+            (false, 4) => (Zeros::Middle, WeightType::Int4),
+            (false, _) => (Zeros::Middle, WeightType::Int8),
+        };
+        Ok(WeightTensor::Grouped(Grouped {
+            shape: self.shape,
+            bits,
+            group,
+            levels,
+            scales,
+            scales_by_group: true,
+            zeros,
+            kept_as,
+        }))
+    }
+
+    fn fp8(&self, block: [usize; 2]) -> Result<WeightTensor<'c>, LoadError> {
+        let [n, k] = self.shape;
+        let values = self.checkpoint.take_as(&self.tensor("weight"), "F8_E4M3", &[n, k])?;
+        let blocks = [n.div_ceil(block[0]), k.div_ceil(block[1])];
+        let scales = self.checkpoint.take(&self.tensor("weight_scale_inv"), &blocks)?;
+        Ok(WeightTensor::Fp8(Fp8 { shape: self.shape, values, scales, block }))
+    }
+
+    fn check_words(&self, len: usize, per_word: usize) -> Result<(), LoadError> {
+        match len.is_multiple_of(per_word) {
+            true => Ok(()),
+            false => Err(self.fail("qweight", format!("{len} is not a multiple of {per_word}"))),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! A matrix of a checkpoint in whatever form it is stored: what panels are packed from.
+
+use super::HostWeights;
+use super::fp8::Fp8;
+use super::grouped::Grouped;
+use kernels::{GroupedRow, WeightRows, WeightType};
+
+/// `[N, K]`, borrowed from the files.
+pub enum WeightTensor<'a> {
+    Floats(HostWeights<'a>),
+    /// Whole numbers in groups that have a scale.
+    Grouped(Grouped<'a>),
+    /// Small floats in blocks that have a scale.
+    Fp8(Fp8<'a>),
+}
+
+impl WeightTensor<'_> {
+    /// All values, row by row.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let [n, k] = self.shape();
+        let mut values = vec![0.0; n * k];
+        for (row, out) in values.chunks_exact_mut(k).enumerate() {
+            self.read_f32(row, out);
+        }
+        values
+    }
+}
+
+impl WeightRows for WeightTensor<'_> {
+    fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Floats(weights) => weights.view().shape(),
+            Self::Grouped(weights) => weights.shape(),
+            Self::Fp8(weights) => weights.shape(),
+        }
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Floats(weights) => WeightRows::read_f32(&weights.view(), row, out),
+            Self::Grouped(weights) => weights.read_f32(row, out),
+            Self::Fp8(weights) => weights.read_f32(row, out),
+        }
+    }
+
+    fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        match self {
+            Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
+            Self::Floats(_) | Self::Fp8(_) => false,
+        }
+    }
+}
