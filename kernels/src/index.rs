@@ -44,6 +44,11 @@ impl Indices {
     pub fn as_slice(&self) -> &[u32] {
         &self.host
     }
+
+    /// Their fixed address on a GPU.
+    pub(crate) fn pointer(&self) -> DevicePtr {
+        self.device.as_ref().expect("indices on a device that is not the host").pointer()
+    }
 }
 
 /// Indices for one call.

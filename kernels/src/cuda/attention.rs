@@ -1,71 +1,64 @@
-//! The three forms of attention on a GPU: where their queries, keys and values lie, and which kernel serves them.
+//! The three forms of attention on a GPU: where their queries, keys and values lie, and which kernel serves them: the one on tensor
+//! cores where it has an instance of these widths, or else the one that takes any.
 
 use super::Cuda;
+use super::attention_plan::Items;
 use super::attention_rows::{self, Pages, Problem, Strided};
+use super::attention_tiles::{self, Memory};
 use crate::ops::{AttentionScratch, Ragged};
 use crate::{DType, Index, Tensor};
 
-pub(crate) fn gqa(
-    cuda: &Cuda,
-    q: &Tensor,
-    [keys, values]: [&Tensor; 2],
-    ragged: &Ragged,
-    scale: f32,
-    scratch: &mut AttentionScratch,
-    out: &mut Tensor,
-) {
+/// A call over pages.
+pub(crate) struct Paged<'a> {
+    pub q: &'a Tensor,
+    pub keys: &'a Tensor,
+    /// `None`: the first columns of the keys, which all heads share.
+    pub values: Option<&'a Tensor>,
+    pub ragged: &'a Ragged<'a>,
+    pub scale: f32,
+}
+
+pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, out: &mut Tensor) {
+    let Paged { q, keys, values, ragged, scale } = *call;
     let strided = |tensor: &Tensor| Strided {
         start: tensor.pointer(),
         slot: tensor.row_len(),
         head: tensor.row_len() / scratch.sizes.kv_heads,
     };
-    paged(cuda, q, [strided(keys), strided(values)], keys.dtype(), ragged, scale, scratch, out);
-}
-
-pub(crate) fn mla(
-    cuda: &Cuda,
-    q: &Tensor,
-    cache: &Tensor,
-    ragged: &Ragged,
-    scale: f32,
-    scratch: &mut AttentionScratch,
-    out: &mut Tensor,
-) {
-    let latent = Strided { start: cache.pointer(), slot: cache.row_len(), head: 0 };
-    paged(cuda, q, [latent; 2], cache.dtype(), ragged, scale, scratch, out);
-}
-
-#[allow(clippy::too_many_arguments, reason = "what two callers have in common; named once, in `Problem`")]
-fn paged(
-    cuda: &Cuda,
-    q: &Tensor,
-    [keys, values]: [Strided; 2],
-    dtype: DType,
-    ragged: &Ragged,
-    scale: f32,
-    scratch: &mut AttentionScratch,
-    out: &mut Tensor,
-) {
-    let device = out.device().clone();
     let problem = Problem {
         q: q.pointer(),
         q_stride: q.row_len(),
-        keys,
-        values,
-        dtype,
+        keys: strided(keys),
+        values: strided(values.unwrap_or(keys)),
+        is_latent: values.is_none(),
+        dtype: keys.dtype(),
         sizes: &scratch.sizes,
         num_tokens: q.rows(),
         num_items: ragged.num_items(),
         scale,
         out: out.pointer(),
     };
+    assert_eq!([q.dtype(), out.dtype()], [DType::F32; 2], "attention: types");
+    let device = out.device();
     let pages = Pages {
-        context_lens: ragged.context_lens.on_device(&device),
-        block_tables: ragged.block_tables.on_device(&device),
-        cu_blocks: ragged.cu_blocks.on_device(&device),
+        context_lens: ragged.context_lens.on_device(device),
+        block_tables: ragged.block_tables.on_device(device),
+        cu_blocks: ragged.cu_blocks.on_device(device),
         block_size: ragged.block_size,
     };
-    attention_rows::run(cuda, &problem, &ragged.cu_seqlens.on_device(&device), Some(&pages));
+    let memory =
+        Memory { buffer: &scratch.buffer, plan: scratch.plan.as_mut().expect("made on this device") };
+    if !attention_tiles::run(cuda, &problem, &items_of(ragged), Some(&pages), DType::F32, memory) {
+        attention_rows::run(cuda, &problem, &ragged.cu_seqlens.on_device(device), Some(&pages));
+    }
+}
+
+pub(crate) fn items_of<'a>(ragged: &Ragged<'a>) -> Items<'a> {
+    Items {
+        cu_seqlens: ragged.cu_seqlens.as_slice(),
+        context_lens: Some(ragged.context_lens.as_slice()),
+        tables: ragged.cu_blocks.as_slice(),
+    }
 }
 
 pub(crate) fn packed(
@@ -88,6 +81,7 @@ pub(crate) fn packed(
         q_stride: 3 * width,
         keys: part(1),
         values: part(2),
+        is_latent: false,
         dtype: qkv.dtype(),
         sizes,
         num_tokens: qkv.rows(),
@@ -95,5 +89,12 @@ pub(crate) fn packed(
         scale,
         out: out.pointer(),
     };
-    attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);
+    assert_eq!([qkv.dtype(), out.dtype()], [DType::F32; 2], "packed_attention: types");
+    let offsets = cu_seqlens.as_slice();
+    let items = Items { cu_seqlens: offsets, context_lens: None, tables: offsets };
+    let memory =
+        Memory { buffer: &scratch.buffer, plan: scratch.plan.as_mut().expect("made on this device") };
+    if !attention_tiles::run(cuda, &problem, &items, None, scratch.multiply_as, memory) {
+        attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);
+    }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Problem<'a> {
     pub q_stride: usize,
     pub keys: Strided,
     pub values: Strided,
+    /// Values are the first columns of keys.
+    pub is_latent: bool,
     /// Of keys and values.
     pub dtype: DType,
     pub sizes: &'a AttentionSizes,
@@ -77,7 +79,7 @@ struct RowsShape {
 unsafe impl Param for RowsShape {}
 
 pub(crate) fn run(cuda: &Cuda, problem: &Problem, cu_seqlens: &OnDevice, pages: Option<&Pages>) {
-    let Problem { q, q_stride, keys, values, dtype, sizes, num_tokens, num_items, scale, out } = *problem;
+    let Problem { q, q_stride, keys, values, dtype, sizes, num_tokens, num_items, scale, out, .. } = *problem;
     assert!(sizes.value_dim <= MAX_VALUES, "attention: values of {} exceed {MAX_VALUES}", sizes.value_dim);
     if num_tokens == 0 {
         return;

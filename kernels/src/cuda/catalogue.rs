@@ -1,10 +1,13 @@
 //! Every kernel that there is: what is compiled ahead of time and what a test holds to its budget.
 
 use super::launch::Kernel;
-use super::{attention_rows, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows};
+use super::{
+    attention_rows, attention_tiles, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows,
+};
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &attention_rows::KERNEL,
+    &attention_tiles::KERNEL,
     &elementwise::KERNEL,
     &interpolate::KERNEL,
     &linear::KERNEL,

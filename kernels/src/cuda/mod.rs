@@ -6,7 +6,9 @@
 pub mod ahead;
 mod arena;
 pub(crate) mod attention;
+pub(crate) mod attention_plan;
 pub(crate) mod attention_rows;
+pub(crate) mod attention_tiles;
 mod catalogue;
 pub mod compile;
 pub mod driver;
@@ -176,8 +178,13 @@ impl Cuda {
         }
     }
 
+    /// Whether launches are written down instead of made.
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.capturing.load(Ordering::Relaxed)
+    }
+
     fn assert_not_capturing(&self, what: &str) {
-        assert!(!self.capturing.load(Ordering::Relaxed), "{what} cannot be part of a captured graph");
+        assert!(!self.is_capturing(), "{what} cannot be part of a captured graph");
     }
 
     /// A region of the arena, not written yet. The plan made the arena large enough: running out is our own mistake.

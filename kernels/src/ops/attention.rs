@@ -10,7 +10,9 @@
 //! 2·(D + Dv) FLOP per row, head and key.
 
 use crate::cpu::attention;
-use crate::cuda::attention as cuda_attention;
+use crate::cuda::attention::{self as cuda_attention, Paged};
+use crate::cuda::attention_plan::Plan;
+use crate::cuda::attention_tiles;
 use crate::{DType, Device, Index, Tensor};
 
 /// Which tokens belong to which sequence, and where its keys are.
@@ -46,22 +48,55 @@ pub struct AttentionSizes {
     pub max_tokens: usize,
 }
 
-/// Tiles of each thread, and partial results of long contexts.
+/// Tiles of each thread, and partial results of long contexts. On a GPU: partial results, and lists of who computes what.
 #[derive(Debug)]
 pub struct AttentionScratch {
     pub(crate) buffer: Tensor,
     pub(crate) sizes: AttentionSizes,
+    /// Where the device is a GPU.
+    pub(crate) plan: Option<Plan>,
+    pub(crate) multiply_as: DType,
 }
 
 impl AttentionScratch {
     pub fn new(device: &Device, sizes: AttentionSizes) -> Self {
-        let shape = [attention::scratch_len(&sizes, device.num_threads())];
-        Self { buffer: Tensor::zeros(device, DType::F32, &shape), sizes }
+        let plan = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(_) => Some(attention_tiles::new_plan(device, &sizes)),
+        };
+        let buffer = Tensor::zeros(device, DType::F32, &[Self::buffer_len(device, &sizes)]);
+        Self { buffer, sizes, plan, multiply_as: DType::F32 }
     }
 
     /// What `new` will allocate.
     pub fn bytes(device: &Device, sizes: AttentionSizes) -> u64 {
-        Tensor::bytes_of(DType::F32, &[attention::scratch_len(&sizes, device.num_threads())])
+        let buffer = Tensor::bytes_of(DType::F32, &[Self::buffer_len(device, &sizes)]);
+        match device {
+            Device::Cpu(_) => buffer,
+            Device::Cuda(_) => buffer + attention_tiles::plan_bytes(device, &sizes),
+        }
+    }
+
+    /// On a GPU, packed segments in f32 are rounded to this type and go through tensor cores, where their heads are at most 80 wide
+    /// and the type is one of 16 bits. Elsewhere it changes nothing.
+    pub fn multiplying_as(self, dtype: DType) -> Self {
+        assert!(dtype.is_float(), "attention: to multiply as {dtype}");
+        Self { multiply_as: dtype, ..self }
+    }
+
+    /// Tells a graph that uses this scratch what its next replay attends to: the arrays that lie in the device's memory by then. An
+    /// op that is called does so itself. Nothing to do on the CPU.
+    pub fn plan(&mut self, ragged: &Ragged) {
+        if let Some(plan) = &mut self.plan {
+            plan.renew(&cuda_attention::items_of(ragged));
+        }
+    }
+
+    fn buffer_len(device: &Device, sizes: &AttentionSizes) -> usize {
+        match device {
+            Device::Cpu(_) => attention::scratch_len(sizes, device.num_threads()),
+            Device::Cuda(cuda) => attention_tiles::scratch_len(cuda.info().num_sms, sizes),
+        }
     }
 }
 
@@ -91,7 +126,8 @@ pub fn gqa_attention(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            cuda_attention::gqa(cuda, q, [k_cache, v_cache], ragged, scale, scratch, out);
+            let call = Paged { q, keys: k_cache, values: Some(v_cache), ragged, scale };
+            cuda_attention::paged(cuda, &call, scratch, out);
         }
     }
 }
@@ -113,7 +149,10 @@ pub fn mla_attention(
     ragged.check(t, cache.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
-        Device::Cuda(cuda) => cuda_attention::mla(cuda, q, cache, ragged, scale, scratch, out),
+        Device::Cuda(cuda) => {
+            let call = Paged { q, keys: cache, values: None, ragged, scale };
+            cuda_attention::paged(cuda, &call, scratch, out);
+        }
     }
 }
 

@@ -217,6 +217,7 @@ struct Packed {
     heads: usize,
     d: usize,
     cu_seqlens: Vec<u32>,
+    multiply_as: DType,
 }
 
 impl Packed {
@@ -241,7 +242,7 @@ impl Packed {
             max_context: 0,
             max_tokens: t,
         };
-        let mut scratch = AttentionScratch::new(device, sizes);
+        let mut scratch = AttentionScratch::new(device, sizes).multiplying_as(self.multiply_as);
         let mut out = Tensor::unwritten(device, DType::F32, &[t, self.heads, self.d]);
         let from_zero: Vec<u32> = cu_seqlens.iter().map(|at| at - start).collect();
         packed_attention(&qkv, &from_zero, SCALE, &mut scratch, &mut out);
@@ -250,6 +251,8 @@ impl Packed {
 
     fn twin(&self, qkv: &Host) -> Vec<f64> {
         let Self { heads, d, .. } = *self;
+        let values: Vec<f32> = qkv.values.iter().map(|&v| v as f32).collect();
+        let qkv = Host::new(self.multiply_as, &qkv.shape, &values);
         let at = |token: usize, part: usize, head: usize| {
             &qkv.values[((token * 3 + part) * heads + head) * d..][..d]
         };
@@ -279,8 +282,197 @@ impl Packed {
 #[test]
 fn packed_segments_in_f32() {
     let device = emulated(SEEDS[0]);
-    Packed { heads: 3, d: 9, cu_seqlens: vec![0, 1, 1, 66, 99] }.check(&device, 3e-6);
-    Packed { heads: 2, d: 72, cu_seqlens: vec![0, 37] }.check(&device, 3e-6);
+    Packed { heads: 3, d: 9, cu_seqlens: vec![0, 1, 1, 66, 99], multiply_as: DType::F32 }
+        .check(&device, 3e-6);
+    Packed { heads: 2, d: 72, cu_seqlens: vec![0, 37], multiply_as: DType::F32 }.check(&device, 3e-6);
+}
+
+/// Grouped queries on tensor cores: blocks of 16 rows and of 64, whole and cut into ranges.
+#[test]
+fn grouped_queries_on_tensor_cores() {
+    let device = emulated(SEEDS[0]);
+    let case = |dtype, sizes: [usize; 3], items: &[[usize; 2]]| {
+        let [heads, kv_heads, d] = sizes;
+        Case { dtype, heads, kv_heads, d, dv: d, items: items.to_vec(), tolerance: 4e-3 }
+    };
+    // One token each, of which the third has three ranges; then chunks.
+    let items = [[0, 1], [63, 1], [1100, 1], [64, 1]];
+    case(DType::BF16, [6, 2, 64], &items).check(&device, &[(0, 0..1), (2, 0..1), (3, 0..1)]);
+    let items = [[3, 40], [0, 1], [501, 29], [62, 5]];
+    let parts = [(0, 0..13), (0, 13..40), (0, 39..40), (2, 0..11), (2, 11..12), (2, 10..29), (3, 1..4)];
+    case(DType::F16, [4, 1, 128], &items).check(&device, &parts);
+    // Heads that do not fit into a block side by side, and more than a block.
+    case(DType::BF16, [21, 3, 64], &[[5, 11], [130, 2]]).check(&device, &[(0, 3..4), (0, 4..11), (1, 1..2)]);
+    case(DType::F16, [70, 1, 64], &[[5, 2], [80, 1]]).check(&device, &[(0, 0..1), (1, 0..1)]);
+}
+
+/// One latent for 16 heads, and for as many as no block holds.
+#[test]
+fn latents_on_tensor_cores() {
+    let device = emulated(SEEDS[0]);
+    let case = |dtype, heads, items: &[[usize; 2]]| Case {
+        dtype,
+        heads,
+        kv_heads: 1,
+        d: 576,
+        dv: 512,
+        items: items.to_vec(),
+        tolerance: 4e-3,
+    };
+    case(DType::BF16, 16, &[[530, 1], [0, 1], [70, 7]]).check(&device, &[(0, 0..1), (2, 0..1), (2, 2..7)]);
+    case(DType::F16, 3, &[[510, 6]]).check(&device, &[(0, 0..1), (0, 2..3), (0, 1..6)]);
+}
+
+#[test]
+fn packed_segments_on_tensor_cores() {
+    let device = emulated(SEEDS[0]);
+    let cu_seqlens = vec![0, 1, 1, 66, 196];
+    Packed { heads: 2, d: 72, cu_seqlens, multiply_as: DType::BF16 }.check(&device, 4e-3);
+    Packed { heads: 1, d: 10, cu_seqlens: vec![0, 70], multiply_as: DType::F16 }.check(&device, 1e-3);
+}
+
+/// Lists are made again for each replay; arrays lie where they lay.
+#[test]
+fn replays_follow_their_arrays() {
+    let device = emulated(SEEDS[0]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let case = |items: &[[usize; 2]]| Case {
+        dtype: DType::BF16,
+        heads: 4,
+        kv_heads: 2,
+        d: 64,
+        dv: 64,
+        items: items.to_vec(),
+        tolerance: 4e-3,
+    };
+    // As many items and tokens, ranges that are cut and others that are not.
+    let steps = [[[600, 1], [3, 1]], [[5, 1], [0, 1]], [[80, 1], [1200, 1]]].map(|items| case(&items));
+    let capacity = 600;
+    let [mut cu_seqlens, mut context_lens, mut block_tables, mut cu_blocks] =
+        [3, 2, capacity, 3].map(|len| Indices::new(&device, len));
+    let data = steps.each_ref().map(Case::data);
+    let slots = data.iter().map(|data| data.pages.num_slots).max().expect("steps");
+    let zeros = |dtype, shape: &[usize]| Tensor::zeros(&device, dtype, shape);
+    let [mut keys, mut values] = [0; 2].map(|_| zeros(DType::BF16, &[slots, 2, 64]));
+    let [mut q, mut out] = [0; 2].map(|_| zeros(DType::F32, &[2, 4, 64]));
+    let mut scratch = AttentionScratch::new(&device, steps[0].sizes(1500));
+    let mut graph = None;
+    for (case, data) in steps.iter().zip(&data) {
+        let narrow = |host: &Host| host.values.iter().map(|&v| v as f32).collect::<Vec<_>>();
+        q.write_f32(0, &narrow(&data.q));
+        keys.write_f32(0, &narrow(&data.keys));
+        values.write_f32(0, &narrow(data.values.as_ref().expect("not latent")));
+        cu_seqlens.set(&data.pages.cu_seqlens);
+        context_lens.set(&data.pages.context_lens);
+        block_tables.set(&data.pages.block_tables);
+        cu_blocks.set(&data.pages.cu_blocks);
+        let ragged = Ragged {
+            cu_seqlens: (&cu_seqlens).into(),
+            context_lens: (&context_lens).into(),
+            block_tables: (&block_tables).into(),
+            cu_blocks: (&cu_blocks).into(),
+            block_size: BLOCK,
+        };
+        let graph = *graph.get_or_insert_with(|| {
+            gqa_attention(&q, &keys, &values, &ragged, SCALE, &mut scratch, &mut out);
+            let step = || gqa_attention(&q, &keys, &values, &ragged, SCALE, &mut scratch, &mut out);
+            cuda.capture(step).expect("a graph")
+        });
+        scratch.plan(&ragged);
+        cuda.replay(graph);
+        let eager = case.run(&device, data, None).expect("a result");
+        assert!(out.read().expect("a result") == eager, "{:?}", case.items);
+    }
+}
+
+/// Work that is cut and work that is not, by the size of the device: the same bits.
+#[test]
+fn how_work_is_cut_changes_nothing() {
+    let case = Case {
+        dtype: DType::BF16,
+        heads: 2,
+        kv_heads: 1,
+        d: 64,
+        dv: 64,
+        items: vec![[1500, 1], [700, 30], [513, 1]],
+        tolerance: 4e-3,
+    };
+    let data = case.data();
+    let of = |num_sms| case.run(&crate::device::sized(1, num_sms), &data, None).expect("a result");
+    let whole = of(1);
+    assert!(of(64) == whole);
+    assert!(of(2) == whole);
+}
+
+#[test]
+fn bugs_in_tiles_are_noticed() {
+    let case = |items: &[[usize; 2]]| Case {
+        dtype: DType::BF16,
+        heads: 6,
+        kv_heads: 2,
+        d: 64,
+        dv: 64,
+        items: items.to_vec(),
+        tolerance: 4e-3,
+    };
+    let (one, chunk) = (case(&[[0, 1], [600, 1], [63, 1]]), case(&[[530, 30]]));
+    let (one_data, chunk_data) = (one.data(), chunk.data());
+    let few = |device: &Device| one.run(device, &one_data, None);
+    let many = |device: &Device| chunk.run(device, &chunk_data, None);
+    // More units than blocks; few units, whose ranges are cut.
+    let several_units = case(&[[600, 130]]);
+    let several_data = several_units.data();
+    let several = |device: &Device| several_units.run(device, &several_data, None);
+    let cut = case(&[[530, 7]]);
+    let cut_data = cut.data();
+    let chunk_cut = |device: &Device| cut.run(device, &cut_data, None);
+    let segments = Packed { heads: 2, d: 10, cu_seqlens: vec![0, 1, 67], multiply_as: DType::BF16 };
+    let qkv = segments.qkv();
+    let packed = |device: &Device| segments.run(device, &qkv, 0..2);
+    let cases: [(&'static str, &'static str, Run); 16] = [
+        // Barriers and waits.
+        ("        __syncthreads();\n        int num_tiles", "        int num_tiles", &several),
+        (
+            "cp_async_wait<STAGES - 2>();\n                __syncthreads();",
+            "cp_async_wait<STAGES - 2>();",
+            &many,
+        ),
+        ("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", &many),
+        (
+            "                __syncthreads();\n#pragma unroll\n                for (int other",
+            "#pragma unroll\n                for (int other",
+            &few,
+        ),
+        ("            parity ^= 1;\n            __syncthreads();", "            parity ^= 1;", &many),
+        ("maxima[row + 8] = sums[2];\n            __syncthreads();", "maxima[row + 8] = sums[2];", &many),
+        (
+            "            __syncthreads();\n            if (thread < M) row_max[parity",
+            "            if (thread < M) row_max[parity",
+            &several,
+        ),
+        // Who sees what.
+        ("pair + j % 2 >= seen[j / 2];", "pair + j % 2 > seen[j / 2];", &many),
+        ("bool there = position < end_key;", "bool there = position <= end_key;", &few),
+        (
+            "int key_head = index % groups / s.head_blocks",
+            "int key_head = index % groups % s.head_blocks",
+            &few,
+        ),
+        // Softmax.
+        ("shrink[row + half * 8] = fast_exp2(before - after);", "shrink[row + half * 8] = 1.0f;", &many),
+        ("if (thread < M) row_max[thread] = LOWEST;", "if (thread < M - 1) row_max[thread] = LOWEST;", &few),
+        // Places.
+        ("key * Tile<D>::STRIDE;", "(key ^ 8) * Tile<D>::STRIDE;", &few),
+        ("columns >= PAIRS) break;", "columns > PAIRS) break;", &packed),
+        // Ranges.
+        (
+            "if (tile + 1 < num_tiles && end % unit.range_len) continue;",
+            "if (tile + 1 < num_tiles) continue;",
+            &several,
+        ),
+        ("split.z + range * split.w", "split.z + range", &chunk_cut),
+    ];
+    assert_noticed(&cases);
 }
 
 #[test]
@@ -288,7 +480,7 @@ fn bugs_in_rows_are_noticed() {
     let case = rows_case(DType::BF16, [6, 2, 40, 40]);
     let data = case.data();
     let paged = |device: &Device| case.run(device, &data, None);
-    let segments = Packed { heads: 3, d: 9, cu_seqlens: vec![0, 1, 40, 66] };
+    let segments = Packed { heads: 3, d: 9, cu_seqlens: vec![0, 1, 40, 66], multiply_as: DType::F32 };
     let qkv = segments.qkv();
     let packed = |device: &Device| segments.run(device, &qkv, 0..3);
     let cases: [(&'static str, &'static str, Run); 7] = [

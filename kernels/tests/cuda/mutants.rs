@@ -30,9 +30,12 @@ fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Res
 
 /// Each bug by itself: what it replaces, by what, and who must notice.
 pub fn assert_noticed(cases: &[(&'static str, &'static str, Run)]) {
-    for (from, to, run) in cases {
-        assert!(is_noticed(from, to, run), "{from:?} became {to:?}, and nobody noticed");
-    }
+    let unnoticed: Vec<String> = cases
+        .iter()
+        .filter(|(from, to, run)| !is_noticed(from, to, run))
+        .map(|(from, to, _)| format!("{from:?} became {to:?}, and nobody noticed"))
+        .collect();
+    assert!(unnoticed.is_empty(), "{}", unnoticed.join("\n"));
 }
 
 fn linear_of(t: usize, dtype: DType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {

@@ -1,0 +1,290 @@
+//! Launches of attention.cu: which instance serves which widths, and what it needs.
+
+use super::Cuda;
+use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, Shape};
+use super::attention_rows::{Pages, Problem};
+use super::compile::Source;
+use super::driver::{Args, DevicePtr, Grid, Param};
+use super::launch::{Instance, Kernel, grid};
+use crate::ops::AttentionSizes;
+use crate::{DType, Device, Tensor};
+
+pub(super) const KERNEL: Kernel = Kernel {
+    source: Source { name: "attention.cu", text: include_str!("attention.cu") },
+    instances: &[
+        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 2, true>", 248, 0),
+        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 1, true>", 248, 0),
+        Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 2, true>", 255, 0),
+        Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 1, true>", 255, 0),
+        Instance::new("attend<bf16, bf16, 128, 128, 16, 4, 2, false>", 184, 0),
+        Instance::new("attend<bf16, bf16, 128, 128, 64, 4, 2, false>", 240, 0),
+        Instance::new("attend<bf16, bf16, 64, 64, 16, 4, 2, false>", 144, 0),
+        Instance::new("attend<bf16, bf16, 64, 64, 64, 4, 2, false>", 216, 0),
+        Instance::new("attend<bf16, float, 80, 80, 64, 4, 1, false>", 224, 0),
+        Instance::new("attend<f16, f16, 576, 512, 16, 8, 2, true>", 248, 0),
+        Instance::new("attend<f16, f16, 576, 512, 16, 8, 1, true>", 248, 0),
+        Instance::new("attend<f16, f16, 576, 512, 64, 8, 2, true>", 255, 0),
+        Instance::new("attend<f16, f16, 576, 512, 64, 8, 1, true>", 255, 0),
+        Instance::new("attend<f16, f16, 128, 128, 16, 4, 2, false>", 184, 0),
+        Instance::new("attend<f16, f16, 128, 128, 64, 4, 2, false>", 240, 0),
+        Instance::new("attend<f16, f16, 64, 64, 16, 4, 2, false>", 144, 0),
+        Instance::new("attend<f16, f16, 64, 64, 64, 4, 2, false>", 216, 0),
+        Instance::new("attend<f16, float, 80, 80, 64, 4, 1, false>", 224, 0),
+        Instance::new("attention_combine", 64, 0),
+    ],
+};
+
+/// Keys of a tile.
+const KEYS: usize = 64;
+
+/// The template arguments of one form of attention.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// What is multiplied, and what keys and values are stored as.
+    types: [DType; 2],
+    /// Columns, with those that are filled up.
+    d: usize,
+    dv: usize,
+    warps: usize,
+    is_latent: bool,
+    max_stages: usize,
+    has_few: bool,
+}
+
+/// One kernel of a form.
+#[derive(Clone, Debug)]
+struct Variant {
+    expression: String,
+    shared: usize,
+    rows: usize,
+    threads: u32,
+}
+
+impl Form {
+    /// The form that serves these widths, if there is one. `multiply_as`: the type of tensor cores for packed segments in f32.
+    fn of(problem: &Problem, is_packed: bool, multiply_as: DType) -> Option<Self> {
+        let AttentionSizes { key_dim, value_dim, .. } = *problem.sizes;
+        let is_latent = problem.is_latent;
+        let form = |types, d, dv, warps, max_stages, has_few| {
+            Some(Self { types, d, dv, warps, is_latent, max_stages, has_few })
+        };
+        let halves = [problem.dtype; 2];
+        match (problem.dtype, is_packed, is_latent, key_dim, value_dim) {
+            (DType::F32, true, ..)
+                if multiply_as != DType::F32 && key_dim <= 80 && key_dim.is_multiple_of(2) =>
+            {
+                form([multiply_as, DType::F32], 80, 80, 4, 1, false)
+            }
+            (DType::F32, ..) | (_, true, ..) => None,
+            (_, _, true, 576, 512) => form(halves, 576, 512, 8, 2, true),
+            (_, _, false, 128, 128) | (_, _, false, 64, 64) => form(halves, key_dim, value_dim, 4, 2, true),
+            _ => None,
+        }
+    }
+
+    /// The kernel for blocks of so many rows with the most stages that fit, if any does.
+    fn variant(&self, rows: usize, shared_per_block: usize) -> Option<Variant> {
+        if rows == FEW_ROWS && !self.has_few {
+            return None;
+        }
+        let stages =
+            (1..=self.max_stages).rev().find(|&stages| self.shared(rows, stages) <= shared_per_block)?;
+        let Self { types: [w, s], d, dv, warps, is_latent, .. } = *self;
+        let (w, s) = (w.cpp(), s.cpp());
+        Some(Variant {
+            expression: format!("attend<{w}, {s}, {d}, {dv}, {rows}, {warps}, {stages}, {is_latent}>"),
+            shared: self.shared(rows, stages),
+            rows,
+            threads: warps as u32 * 32,
+        })
+    }
+
+    /// As `Layout` in attention.cu has it, in bytes.
+    fn shared(&self, rows: usize, stages: usize) -> usize {
+        let stride = |d: usize| if d.is_multiple_of(64) || (d / 8) % 2 == 1 { d } else { d + 8 };
+        let queries = match rows {
+            FEW_ROWS if self.d > 512 => rows * 256,
+            FEW_ROWS => 0,
+            _ => rows * stride(self.d),
+        };
+        let values = if self.is_latent { 0 } else { KEYS * stride(self.dv) };
+        let halves = queries + stages * (KEYS * stride(self.d) + values) + rows * 72;
+        let key_groups = self.warps / (rows / 16);
+        2 * halves + (key_groups + 3) * rows * 4
+    }
+}
+
+/// As in attention.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AttendShape {
+    q_stride: i32,
+    d: i32,
+    dv: i32,
+    heads: i32,
+    rep: i32,
+    block_heads: i32,
+    head_blocks: i32,
+    key_stride: i32,
+    value_stride: i32,
+    key_head: i32,
+    value_head: i32,
+    block_size: i32,
+    list: i32,
+    partials: i32,
+    maxima: i32,
+    scale: f32,
+}
+// SAFETY: fifteen i32 and a float, as in attention.cu.
+unsafe impl Param for AttendShape {}
+
+/// Blocks that a device holds at once.
+fn num_blocks(num_sms: u32, value_dim: usize) -> usize {
+    num_sms as usize * if value_dim > 128 { 1 } else { 2 }
+}
+
+/// f32 numbers of the scratch: sums of earlier ranges, each block its own; partial results; their maxima and sums of weights.
+fn scratch_parts(num_sms: u32, sizes: &AttentionSizes) -> [usize; 3] {
+    let AttentionSizes { heads, value_dim, max_context, .. } = *sizes;
+    if max_context == 0 {
+        return [0; 3];
+    }
+    let warps = if value_dim > 128 { 8 } else { 4 };
+    let of_a_thread = MANY_ROWS / 16 * (4 + value_dim.div_ceil(16 * warps) * 8);
+    let slots = attention_plan::num_slots(heads, max_context) * heads;
+    [num_blocks(num_sms, value_dim) * warps * 32 * of_a_thread, slots * value_dim, slots * 2]
+}
+
+pub(crate) fn scratch_len(num_sms: u32, sizes: &AttentionSizes) -> usize {
+    scratch_parts(num_sms, sizes).iter().sum()
+}
+
+pub(crate) fn new_plan(device: &Device, sizes: &AttentionSizes) -> Plan {
+    Plan::new(device, sizes.max_tokens, attention_plan::num_slots(sizes.heads, sizes.max_context))
+}
+
+pub(crate) fn plan_bytes(device: &Device, sizes: &AttentionSizes) -> u64 {
+    Plan::bytes(device, sizes.max_tokens, attention_plan::num_slots(sizes.heads, sizes.max_context))
+}
+
+/// What the lists of units are made for.
+fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, has_few: bool, has_many: bool) -> Shape {
+    Shape {
+        kv_heads: sizes.kv_heads,
+        rep: sizes.heads / sizes.kv_heads,
+        has_few,
+        has_many,
+        blocks: num_blocks(cuda.info().num_sms, sizes.value_dim),
+        num_slots: attention_plan::num_slots(sizes.heads, sizes.max_context),
+    }
+}
+
+/// Memory of a call beside its tensors.
+pub(crate) struct Memory<'a> {
+    pub buffer: &'a Tensor,
+    pub plan: &'a mut Plan,
+}
+
+/// False if no instance serves this problem; nothing was done then.
+pub(crate) fn run(
+    cuda: &Cuda,
+    problem: &Problem,
+    items: &Items,
+    pages: Option<&Pages>,
+    multiply_as: DType,
+    memory: Memory,
+) -> bool {
+    let Some(form) = Form::of(problem, pages.is_none(), multiply_as) else { return false };
+    let limit = cuda.info().shared_per_block as usize;
+    let [few, many] = [FEW_ROWS, MANY_ROWS].map(|rows| form.variant(rows, limit));
+    if few.is_none() && many.is_none() {
+        return false;
+    }
+    let shape = shape_of(cuda, problem.sizes, few.is_some(), many.is_some());
+    let counts = memory.plan.update(&shape, items);
+    let launch = Launch { cuda, problem, pages, shape, buffer: memory.buffer.pointer(), plan: memory.plan };
+    launch.run([few, many], &counts);
+    true
+}
+
+struct Launch<'a> {
+    cuda: &'a Cuda,
+    problem: &'a Problem<'a>,
+    pages: Option<&'a Pages>,
+    shape: Shape,
+    buffer: DevicePtr,
+    plan: &'a Plan,
+}
+
+impl Launch<'_> {
+    fn run(&self, [few, many]: [Option<Variant>; 2], counts: &Counts) {
+        for (list, variant, count) in [(0, few, counts.few), (1, many, counts.many)] {
+            if let Some(variant) = variant
+                && count > 0
+            {
+                self.attend(list, &variant, count);
+            }
+        }
+        // What a graph replays may be cut where this batch is not.
+        if counts.splits > 0 || (self.cuda.is_capturing() && self.shape.num_slots > 0) {
+            self.combine();
+        }
+    }
+
+    fn attend(&self, list: usize, variant: &Variant, count: usize) {
+        let Problem { q, keys, values, out, .. } = *self.problem;
+        let shape = self.attend_shape(list, variant.rows);
+        let tables = self.pages.map_or(DevicePtr::NULL, |pages| pages.block_tables.pointer);
+        let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(tables);
+        let args = args.pointer(self.plan.pointer()).value(shape).pointer(self.buffer).pointer(out);
+        let units = count * self.shape.kv_heads * shape.head_blocks as usize;
+        // The number of units of a graph's batch may change from replay to replay.
+        let blocks = if self.cuda.is_capturing() { self.shape.blocks } else { self.shape.blocks.min(units) };
+        let grid = Grid {
+            blocks: [blocks as u32, 1, 1],
+            threads: [variant.threads, 1, 1],
+            shared: variant.shared as u32,
+        };
+        // SAFETY: `ops` checked q, keys, values and out against the sizes and that every position has a slot; the lists were made
+        // from the same arrays, for this scratch; the shared memory is what the instance lays out.
+        unsafe { self.cuda.launch(&KERNEL, &variant.expression, grid, args) };
+    }
+
+    fn combine(&self) {
+        let args = Args::new()
+            .pointer(self.plan.pointer())
+            .pointer(self.buffer)
+            .value(self.attend_shape(0, FEW_ROWS));
+        let blocks = 4 * self.cuda.info().num_sms as usize;
+        // SAFETY: the lists name slots of this scratch, which the launches before have written, and tokens of out.
+        unsafe {
+            self.cuda.launch(&KERNEL, "attention_combine", grid(blocks, 128), args.pointer(self.problem.out))
+        };
+    }
+
+    fn attend_shape(&self, list: usize, rows: usize) -> AttendShape {
+        let Problem { q_stride, keys, values, sizes, scale, .. } = *self.problem;
+        let rep = self.shape.rep;
+        let [block_heads, head_blocks] = attention_plan::head_blocks(rep, rows);
+        let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes);
+        let int = |n: usize| i32::try_from(n).expect("sizes of attention fit 31 bits");
+        AttendShape {
+            q_stride: int(q_stride),
+            d: int(sizes.key_dim),
+            dv: int(sizes.value_dim),
+            heads: int(sizes.heads),
+            rep: int(rep),
+            block_heads: int(block_heads),
+            head_blocks: int(head_blocks),
+            key_stride: int(keys.slot),
+            value_stride: int(values.slot),
+            key_head: int(keys.head),
+            value_head: int(values.head),
+            block_size: self.pages.map_or(0, |pages| int(pages.block_size)),
+            list: int(list),
+            partials: int(totals),
+            maxima: int(totals + partials),
+            scale: scale * std::f32::consts::LOG2_E,
+        }
+    }
+}
