@@ -44,8 +44,8 @@ pub(crate) fn open(options: &LoadOptions) -> Result<Device, LoadError> {
         DeviceChoice::Cuda(ordinal) => nvidia(ordinal, options),
         DeviceChoice::CudaEmulated => emulated(options),
         DeviceChoice::Auto if !nvidia::is_present() => Ok(Device::cpu(options.threads)),
-        // A driver without a GPU is as good as none. A GPU that cannot be used is an error: the processor would be a
-        // hundred times slower, and nobody would know why.
+        // A driver without a GPU is as good as none. A GPU that cannot be used is an error: the processor would be
+        // far slower, and nobody would know why.
         DeviceChoice::Auto => match nvidia(0, options) {
             Err(LoadError::Device(Error::Cuda(error))) if is_absent(&error) => {
                 Ok(Device::cpu(options.threads))

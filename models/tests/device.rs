@@ -43,6 +43,7 @@ struct World {
     engine: Engine<DeviceRunner>,
     vocab_size: usize,
     picture: Option<(u32, Arc<ImageInput>)>,
+    cached_tokens: usize,
 }
 
 impl World {
@@ -56,7 +57,12 @@ impl World {
             let input = processor.process(&picture, width, height).unwrap();
             (info.image_token_id.unwrap(), Arc::new(input))
         });
-        Self { engine: Engine::new(scheduler_config, runner), vocab_size: info.vocab_size, picture }
+        Self {
+            engine: Engine::new(scheduler_config, runner),
+            vocab_size: info.vocab_size,
+            picture,
+            cached_tokens: 0,
+        }
     }
 
     fn add(&mut self, id: u64, request: &Request) {
@@ -76,7 +82,9 @@ impl World {
         let mut answers: BTreeMap<u64, Answer> = BTreeMap::new();
         while !self.engine.is_idle() {
             for event in self.engine.step().unwrap().events {
-                if let Event::Token { id, token } = event {
+                if let Event::Started { cached_tokens, .. } = event {
+                    self.cached_tokens += cached_tokens;
+                } else if let Event::Token { id, token } = event {
                     let answer = answers.entry(id.0).or_default();
                     answer.tokens.push(token.token);
                     answer.logprobs.extend(token.logprob);
@@ -139,6 +147,10 @@ fn equal_to_itself(family: &str) {
     // Two sequences in each decode step after the first: the second such step is captured, the rest are replayed.
     let mut world = World::new(family, &options, |_| {});
     check("together, from graphs", &together(&mut world));
+    // What the first time left in memory is found by the second.
+    assert_eq!(world.cached_tokens, 0);
+    check("again, on a prefix hit", &together(&mut world));
+    assert!(world.cached_tokens > 0, "{family}: nothing was found");
     assert!(world.engine.runner().num_replays() > 0, "{family}: no graph was replayed");
     // Five tokens in a step: prompts in pieces, beside a sequence that decodes.
     let mut world = World::new(family, &options, |config| {

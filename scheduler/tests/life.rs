@@ -27,6 +27,27 @@ fn an_idle_step_asks_nothing_of_the_model() {
 }
 
 #[test]
+fn a_step_is_begun_once_and_others_come_and_go_before_it_ends() {
+    let mut engine = engine(config());
+    let Ok(nothing) = engine.finish();
+    assert_eq!(nothing.stats, StepStats::default());
+    engine.add(sequence(1, vec![100, 101], 2)).unwrap();
+    engine.add(sequence(2, vec![200, 201], 2)).unwrap();
+    engine.begin();
+    engine.begin();
+    engine.add(sequence(3, vec![300], 1)).unwrap();
+    assert!(engine.abort(SequenceId(2)));
+    let Ok(step) = engine.finish();
+    engine.scheduler().check();
+    // Who came later was not in the step, who left has no events.
+    assert_eq!(engine.runner().steps, [[(1, 0, 2), (2, 0, 2)]]);
+    assert!(step.events.iter().all(|event| event.id() == SequenceId(1)), "{:?}", step.events);
+    let events = run(&mut engine);
+    assert_eq!(engine.runner().steps[1], [(1, 2, 3), (3, 0, 1)]);
+    assert_eq!(finished(&events).len(), 2);
+}
+
+#[test]
 fn the_last_token_is_computed_even_on_a_full_hit() {
     let mut engine = engine(config());
     for (id, len) in [(1, 8), (2, 8), (3, 9), (4, 7)] {

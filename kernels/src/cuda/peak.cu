@@ -23,8 +23,9 @@ __global__ void __launch_bounds__(THREADS) peak_mma(int rounds, Out<float> out) 
     unsigned b = 0x3c003c00u + threadIdx.x % 2;
     float d[CHAINS][4] = {};
     for (int round = 0; round < rounds; round++)
+        // Each with an operand of its own: equal chains would be computed once.
 #pragma unroll
-        for (int chain = 0; chain < CHAINS; chain++) Float<bf16>::mma(d[chain], a, b, b);
+        for (int chain = 0; chain < CHAINS; chain++) Float<bf16>::mma(d[chain], a, b + chain, b);
     float sum = 0;
     for (int chain = 0; chain < CHAINS; chain++)
         for (int i = 0; i < 4; i++) sum += d[chain][i];
