@@ -9,22 +9,9 @@ use perilune::constrain::{
     AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
     GrammarFault, GrammarSource, MaskPool, Pattern, Setting,
 };
-use random::{Answer, END, Ended, NUM_ROWS, Random, vocabulary};
+use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, vocabulary};
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-const FORMATS: [ToolFormat; 10] = [
-    ToolFormat::KimiK2,
-    ToolFormat::Hermes,
-    ToolFormat::Qwen3Coder,
-    ToolFormat::SeedOss,
-    ToolFormat::Llama3Json,
-    ToolFormat::Pythonic,
-    ToolFormat::DeepSeekV3,
-    ToolFormat::DeepSeekV31,
-    ToolFormat::MistralList,
-    ToolFormat::Mistral,
-];
 
 #[derive(Default)]
 struct Said {
