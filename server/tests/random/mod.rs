@@ -8,6 +8,7 @@ use models::sampler::{Workspace, sample};
 use perilune::chat::parse::ToolFormat;
 use perilune::constrain::{Vocabulary, Words};
 use scheduler::{Accepted, Constraint, Sample, Sampled, SamplingParams, TokenId};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Tokens of several bytes, those that JSON is full of among them, and one that ends a string and goes on.
@@ -144,4 +145,15 @@ impl Random {
         }
         answer(&bytes, Ended::Length)
     }
+}
+
+/// JSON allows numbers that no float holds, and the parser does not: their exponents are cut.
+pub fn parse_json(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).or_else(|error| {
+        let exponent = regex::Regex::new(r"([0-9][eE][+-]?)[0-9]{3,}").expect("an expression");
+        match error.to_string().contains("number out of range") {
+            true => serde_json::from_str(&exponent.replace_all(text, "${1}1")),
+            false => Err(error),
+        }
+    })
 }
