@@ -5,7 +5,7 @@ mod random;
 use perilune::chat::parse::ToolFormat;
 use perilune::chat::parse::grammar::{CallRule, forced, triggered};
 use perilune::constrain::{
-    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
+    AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
     GrammarSource, MaskPool, Setting, Whitespace,
 };
 use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, vocabulary};
@@ -133,7 +133,7 @@ fn calls_of_every_format_leave_a_bounded_room() {
             unreachable!("a grammar is compiled")
         };
         let triggers = vec![calls.trigger.to_owned()];
-        let spec = world.spec(BodyPart::Triggered { triggers, grammar, after: AfterCall::End });
+        let spec = world.spec(BodyPart::Triggered(CallsPart { triggers, grammar, after: AfterCall::End }));
         if format == ToolFormat::MistralList {
             // Whether another call follows is the weights' choice, and these like what stands between two.
             continue;

@@ -94,6 +94,19 @@ impl TestServer {
         Self::serve(Setup::default().options, files, Arc::default(), load)
     }
 
+    /// Any model.
+    pub fn custom<R, E>(
+        files: ModelFiles,
+        load: impl FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+    ) -> Self
+    where
+        R: ModelRunner,
+        R::Error: std::fmt::Display,
+        E: std::fmt::Display + Send + 'static,
+    {
+        Self::serve(Setup::default().options, files, Arc::default(), load)
+    }
+
     fn serve<R, E>(
         options: ServeOptions,
         files: ModelFiles,
