@@ -4,8 +4,7 @@
 mod harness;
 mod random;
 
-use harness::TestServer;
-use models::{DTypeChoice, LoadFormat, LoadOptions, MemoryLimit};
+use harness::{TestServer, small_load};
 use random::parse_json;
 use random::schemas::generated;
 use serde_json::{Value, json};
@@ -16,20 +15,6 @@ const NUM_GENERATED: u64 = 160;
 /// Schemas that must have got a whole answer, of the 97 realistic and the generated ones.
 const NUM_WANTED: usize = 200;
 const NUM_CLIENTS: usize = 16;
-
-fn options() -> LoadOptions {
-    LoadOptions {
-        load_format: LoadFormat::Auto,
-        dtype: DTypeChoice::Auto,
-        max_model_len: Some(512),
-        max_num_seqs: NUM_CLIENTS,
-        max_num_batched_tokens: 512,
-        block_size: 16,
-        memory: MemoryLimit::Bytes(200 << 20),
-        threads: Some(2),
-        seed: 0,
-    }
-}
 
 fn schemas() -> Vec<(String, Value)> {
     let listed: Vec<Value> =
@@ -72,7 +57,7 @@ fn every_whole_answer_of_the_embedded_model_validates() {
     if perilune::source::embedded::FILES.is_empty() {
         return;
     }
-    let server = TestServer::embedded(options());
+    let server = TestServer::embedded(small_load());
     let schemas = schemas();
     for temperature in [0.0, 1.0] {
         let (next, whole) = (AtomicUsize::new(0), AtomicUsize::new(0));

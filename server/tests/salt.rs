@@ -3,7 +3,7 @@
 mod harness;
 
 use base64::Engine;
-use harness::TestServer;
+use harness::{TestServer, small_load};
 use serde_json::{Value, json};
 use std::io::Cursor;
 
@@ -95,18 +95,7 @@ fn the_same_is_seen_with_every_salt() {
     if perilune::source::embedded::FILES.is_empty() {
         return;
     }
-    let options = models::LoadOptions {
-        load_format: models::LoadFormat::Auto,
-        dtype: models::DTypeChoice::Auto,
-        max_model_len: Some(256),
-        max_num_seqs: 4,
-        max_num_batched_tokens: 256,
-        block_size: 16,
-        memory: models::MemoryLimit::Bytes(200 << 20),
-        threads: Some(2),
-        seed: 0,
-    };
-    let server = TestServer::embedded(options);
+    let server = TestServer::embedded(small_load());
     let url = picture();
     let answers: Vec<Value> = [None, Some("a"), Some("b"), Some("a")]
         .map(|salt| {

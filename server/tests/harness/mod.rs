@@ -10,7 +10,10 @@ pub mod scripted;
 
 use client::{Connection, Response};
 use fake::{Control, Fault};
-use models::{LoadOptions, ModelFiles};
+use models::{
+    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit, ModelFiles,
+    QuantizationChoice,
+};
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
 use perilune::config::{DefaultsFrom, Scheduling};
@@ -48,6 +51,25 @@ impl Default for Setup {
             store: None,
         };
         Self { options, config: fake::config(2000), generation: Default::default() }
+    }
+}
+
+/// Enough for the embedded model and a few short requests.
+pub fn small_load() -> LoadOptions {
+    LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
+        graphs: true,
+        load_format: LoadFormat::Auto,
+        dtype: DTypeChoice::Auto,
+        quantization: QuantizationChoice::Auto,
+        max_model_len: Some(512),
+        max_num_seqs: 16,
+        max_num_batched_tokens: 512,
+        block_size: 16,
+        memory: MemoryLimit::Bytes(200 << 20),
+        threads: Some(2),
+        seed: 0,
     }
 }
 
