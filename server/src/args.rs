@@ -330,6 +330,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_MEDIA_ADDRESSES")]
     pub allowed_media_addresses: Vec<String>,
 
+    /// A file of certificates in PEM: hosts with https must be vouched for by one of them, and by no public authority
+    #[arg(long, value_name = "FILE", env = "PERILUNE_MEDIA_CA_FILE")]
+    pub media_ca_file: Option<PathBuf>,
+
     /// Seconds that a remote picture may take to arrive
     #[arg(
         long,

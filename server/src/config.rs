@@ -1,5 +1,7 @@
 //! What was typed, resolved: every value checked and present, nothing left to ask the environment for.
 
+mod media;
+
 use crate::app::AppLimits;
 use crate::args::{
     DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg, ResponsesArgs,
@@ -8,7 +10,7 @@ use crate::args::{
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
 use crate::chat::image::ImageLimits;
-use crate::chat::image::remote::{Hosts, RemotePolicy};
+use crate::chat::image::remote::RemotePolicy;
 use crate::chat::parse::{Choice, Parsers, ReasoningFormat, ToolFormat};
 use crate::disk::files::FileLimits;
 use crate::http::HttpLimits;
@@ -129,6 +131,7 @@ impl TryFrom<ServeArgs> for Config {
             allow_remote_images,
             allowed_media_domains,
             allowed_media_addresses,
+            media_ca_file,
             image_fetch_timeout,
             max_n,
             no_page,
@@ -179,9 +182,10 @@ impl TryFrom<ServeArgs> for Config {
                 ..ImageLimits::default()
             },
             remote: RemotePolicy {
-                hosts: lower_hosts(allow_remote_images, &allowed_media_domains)?,
+                hosts: media::hosts(allow_remote_images, &allowed_media_domains)?,
                 addresses: parse_all("allowed-media-addresses", &allowed_media_addresses)?,
-                timeout: lower_fetch_timeout(image_fetch_timeout)?,
+                timeout: media::fetch_timeout(image_fetch_timeout)?,
+                authorities: media::authorities(media_ca_file.as_deref())?,
                 ..RemotePolicy::default()
             },
             cache_bytes: lower_gib("mm-processor-cache-gb", mm_processor_cache_gb)?,
@@ -313,8 +317,9 @@ impl Config {
             "max_images": pictures.max_pictures,
             "max_video_frames": pictures.limits.max_frames,
             "mm_processor_cache_bytes": pictures.cache_bytes,
-            "remote_images": hosts_json(&pictures.remote.hosts),
+            "remote_images": media::hosts_json(&pictures.remote.hosts),
             "allowed_media_addresses": strings(&pictures.remote.addresses),
+            "media_authorities": media::authorities_json(&pictures.remote.authorities),
             "image_fetch_timeout": pictures.remote.timeout.as_secs_f64(),
             "seed": seed,
             "log_format": format!("{log_format:?}"),
@@ -394,37 +399,12 @@ fn lower_device(text: &str) -> Result<DeviceChoice, ConfigError> {
     }
 }
 
-/// A list of hosts says that these are allowed; with or without the other flag, no other is.
-fn lower_hosts(any: bool, listed: &[String]) -> Result<Hosts, ConfigError> {
-    Ok(match (listed, any) {
-        ([], false) => Hosts::None,
-        ([], true) => Hosts::Any,
-        (listed, _) => Hosts::Listed(parse_all("allowed-media-domains", listed)?),
-    })
-}
-
 fn parse_all<T: FromStr<Err = String>>(flag: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
     texts.iter().map(|text| text.trim().parse().map_err(fail(flag))).collect()
 }
 
 fn strings(rules: &[impl ToString]) -> Vec<String> {
     rules.iter().map(ToString::to_string).collect()
-}
-
-fn hosts_json(hosts: &Hosts) -> Value {
-    match hosts {
-        Hosts::None => json!(false),
-        Hosts::Any => json!(true),
-        Hosts::Listed(rules) => json!(strings(rules)),
-    }
-}
-
-fn lower_fetch_timeout(value: f64) -> Result<Duration, ConfigError> {
-    let timeout = seconds("image-fetch-timeout", value)?;
-    if timeout.is_zero() {
-        return Err(fail("image-fetch-timeout")("must be above 0".into()));
-    }
-    Ok(timeout)
 }
 
 fn lower_gib(flag: &'static str, value: f64) -> Result<usize, ConfigError> {

@@ -2,18 +2,19 @@
 
 use crate::blocking::Lane;
 use crate::chat::Tokenizer;
-use crate::chat::parse::grammar::TriggeredCalls;
+use crate::chat::parse::grammar::{TriggeredCalls, unmarked_text};
 use crate::chat::parse::{ReasoningMarkers, ToolFormat};
 use crate::constrain::{
-    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
-    GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter, TokenizerEncoder,
-    Vocabulary, Words,
+    AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, Grammar,
+    GrammarCompiler, GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter,
+    TokenizerEncoder, Vocabulary, Words,
 };
 use crate::error::ApiError;
 use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
 use crate::openai::tools::ToolUse;
 use models::ModelInfo;
 use scheduler::TokenId;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Of one model.
@@ -34,6 +35,18 @@ pub struct HeldTools {
     pub tools: Arc<ToolUse>,
     /// `None`: nobody knows how the model writes calls.
     pub format: Option<ToolFormat>,
+}
+
+/// Schemas of one request that are relaxed; each costs a compilation.
+const RELAXED_MAX: usize = 8;
+
+impl HeldTools {
+    fn format(&self) -> Result<ToolFormat, ApiError> {
+        self.format.ok_or_else(|| {
+            let message = "how the model writes calls is not known, so that none can be held to a grammar";
+            ApiError::unsupported("tools", message)
+        })
+    }
 }
 
 impl Constraining {
@@ -101,44 +114,96 @@ impl Constraining {
                 "nothing marks thinking in this model's answers",
             ));
         }
+        let tools = tools.as_ref();
         let body = match (tools, grammar) {
-            (Some(tools), grammar) => self.tool_body(&tools, grammar)?,
+            (Some(tools), grammar) => self.tool_body(tools, grammar)?,
             (None, None) => BodyPart::Free,
             (None, Some(GrammarRequest { source, param })) => BodyPart::Grammar(
                 self.grammars.compile(&source).map_err(|error| grammar_error(error, &param))?,
             ),
         };
         let budget = thinking_budget.map(|budget| budget.tokens);
-        let thinking = thinking.map(|markers| ThinkingPart { markers, budget });
+        let thinking = match thinking {
+            None => None,
+            Some(markers) => {
+                Some(ThinkingPart { markers, budget, calls: self.calls_in_thinking(tools, &body)? })
+            }
+        };
         self.assemble(ConstraintParts { thinking, body }, stops)
     }
 
     /// Where a call is forced there is no text, and so nothing for the text's grammar to hold.
     fn tool_body(&self, held: &HeldTools, text: Option<GrammarRequest>) -> Result<BodyPart, ApiError> {
-        let HeldTools { tools, format } = held;
-        let format = format.ok_or_else(|| {
-            let message = "how the model writes calls is not known, so that none can be held to a grammar";
-            ApiError::unsupported("tools", message)
-        })?;
-        let compile = |pattern: Pattern| {
-            let source = GrammarSource::Pattern(pattern);
-            self.grammars.compile(&source).map_err(|error| grammar_error(error, "tools"))
-        };
+        let HeldTools { tools, .. } = held;
+        let format = held.format()?;
         if tools.is_forced() {
-            return Ok(BodyPart::Grammar(compile(tools.forced_grammar(format)?)?));
+            let calls = |tools: &ToolUse| tools.forced_grammar(format);
+            return Ok(BodyPart::Grammar(self.compile_calls(tools, calls)?));
         }
-        if let Some(GrammarRequest { source, param }) = text {
-            let Some(text) = source.into_pattern(&param) else {
+        let text = match text {
+            Some(GrammarRequest { source, param }) => Some(source.into_pattern(&param).ok_or_else(|| {
                 let message =
                     "a grammar in Lark cannot be combined with tools that the model may call or not";
-                return Err(ApiError::unsupported(param, message));
-            };
-            let either = Pattern::Any(vec![text, tools.forced_grammar(format)?]);
-            return Ok(BodyPart::Grammar(compile(either)?));
+                ApiError::unsupported(param, message)
+            })?),
+            None => unmarked_text(format),
+        };
+        match text {
+            Some(text) => {
+                let either =
+                    |tools: &ToolUse| Ok(Pattern::Any(vec![text.clone(), tools.forced_grammar(format)?]));
+                Ok(BodyPart::Grammar(self.compile_calls(tools, either)?))
+            }
+            None => {
+                let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
+                let calls = self.calls_in_text(held, after)?;
+                Ok(calls.map_or(BodyPart::Free, BodyPart::Triggered))
+            }
         }
-        let TriggeredCalls { trigger, call } = tools.call_grammar(format)?;
-        let after = if tools.parallel { AfterCall::Watch } else { AfterCall::End };
-        Ok(BodyPart::Triggered { triggers: vec![trigger.to_owned()], grammar: compile(call)?, after })
+    }
+
+    /// An answer that is held as a whole may still call before the thinking has ended: then that call is the answer.
+    fn calls_in_thinking(
+        &self,
+        held: Option<&HeldTools>,
+        body: &BodyPart,
+    ) -> Result<Option<CallsPart>, ApiError> {
+        match (held, body) {
+            (Some(held), BodyPart::Grammar(_)) => self.calls_in_text(held, AfterCall::End),
+            _ => Ok(None),
+        }
+    }
+
+    /// `None` for formats in which nothing marks a call within text, so that there is none.
+    fn calls_in_text(&self, held: &HeldTools, after: AfterCall) -> Result<Option<CallsPart>, ApiError> {
+        let format = held.format()?;
+        let Some(TriggeredCalls { trigger, .. }) = held.tools.call_grammar(format)? else { return Ok(None) };
+        let none = || Pattern::Any(Vec::new());
+        let calls = |tools: &ToolUse| Ok(tools.call_grammar(format)?.map_or_else(none, |calls| calls.call));
+        let grammar = self.compile_calls(&held.tools, calls)?;
+        Ok(Some(CallsPart { triggers: vec![trigger.to_owned()], grammar, after }))
+    }
+
+    /// Where a tool is not strict, what of its schema only the compiler finds cannot be enforced is left out.
+    fn compile_calls(
+        &self,
+        tools: &ToolUse,
+        pattern: impl Fn(&ToolUse) -> Result<Pattern, ApiError>,
+    ) -> Result<Grammar, ApiError> {
+        let mut tools = Cow::Borrowed(tools);
+        let mut num_relaxed = 0;
+        loop {
+            let error = match self.grammars.compile(&GrammarSource::Pattern(pattern(&tools)?)) {
+                Ok(grammar) => return Ok(grammar),
+                Err(error) => error,
+            };
+            let relaxed = error.part.as_deref().and_then(|part| tools.relaxed(part));
+            num_relaxed += 1;
+            match relaxed.filter(|_| num_relaxed <= RELAXED_MAX) {
+                Some(relaxed) => tools = Cow::Owned(relaxed),
+                None => return Err(grammar_error(error, "tools")),
+            }
+        }
     }
 
     /// A constraint of any parts, as calls of tools need. Not for an async thread.

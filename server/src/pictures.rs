@@ -8,7 +8,7 @@
 //! ```
 
 use crate::blocking::{Blocking, Lane};
-use crate::chat::image::cache::{Found, Frames, ProcessedImages, key};
+use crate::chat::image::cache::{Found, Frames, ProcessedImages, key, salted};
 use crate::chat::image::remote::{ByteBudget, RemoteFetcher, RemotePolicy};
 use crate::chat::image::{ImageInputError, ImageLimits, Media, decode, is_remote, read_data_url};
 use crate::chat::{Message, Part};
@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::service::{RawMessage, RawPart};
 use futures::StreamExt;
 use models::ImageProcessor;
+use scheduler::{Digest, ImageInput};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -184,10 +185,12 @@ impl Pictures {
         }
     }
 
-    /// The messages with their pictures in the model's form, and how long it took to get there.
+    /// The messages with their pictures in the model's form, and how long it took to get there. What was processed for another `salt` is
+    /// not known here, nor are its embeddings: neither a time nor a count tells whose pictures were here before.
     pub async fn see(
         self: &Arc<Self>,
         messages: Vec<RawMessage>,
+        salt: Digest,
     ) -> Result<(Vec<Message>, Duration), ApiError> {
         let start = Instant::now();
         if named(&messages).is_empty() {
@@ -196,7 +199,7 @@ impl Pictures {
         let fetches = self.plan_fetches(&named(&messages))?;
         let fetched = fetches.run().await?;
         let pictures = self.clone();
-        let process = move |blocking: &Blocking| pictures.process_all(blocking, messages, &fetched);
+        let process = move |blocking: &Blocking| pictures.process_all(blocking, messages, &fetched, salt);
         let messages = self.processing.run(process).await??;
         Ok((messages, start.elapsed()))
     }
@@ -206,7 +209,7 @@ impl Pictures {
         if let Some(first) = named.first()
             && self.processor.is_none()
         {
-            return Err(first.place.invalid("the model takes text only"));
+            return Err(first.place.invalid(ImageInputError::NoEyes));
         }
         if let Some(surplus) = named.get(self.max_pictures) {
             return Err(surplus.place.invalid(self.too_many()));
@@ -232,14 +235,18 @@ impl Pictures {
         blocking: &Blocking,
         messages: Vec<RawMessage>,
         fetched: &Fetched,
+        salt: Digest,
     ) -> Result<Vec<Message>, ApiError> {
         let mut num_pictures = 0;
         let mut built = Vec::with_capacity(messages.len());
         for (m, RawMessage { mut message, parts }) in messages.into_iter().enumerate() {
             for (p, part) in parts.into_iter().enumerate() {
                 if let Some(named) = part.picture(m, p) {
-                    let frames = self.frames(blocking, named, fetched, num_pictures)?;
+                    let frames = self.frames(blocking, named, fetched, salt)?;
                     num_pictures += frames.len();
+                    if num_pictures > self.max_pictures {
+                        return Err(named.place.invalid(self.too_many()));
+                    }
                     message.content.extend(frames.iter().cloned().map(Part::Image));
                 } else if let RawPart::Text(text) = part {
                     message.content.push(Part::Text(text));
@@ -250,42 +257,33 @@ impl Pictures {
         Ok(built)
     }
 
-    /// The frames of one picture, before which there are `num_before` in the request.
+    /// The frames of one picture.
     fn frames(
         &self,
         blocking: &Blocking,
         named: Named<'_>,
         fetched: &Fetched,
-        num_before: usize,
+        salt: Digest,
     ) -> Result<Frames, ApiError> {
         let invalid = |error: ImageInputError| named.place.invalid(error);
-        let processor =
-            self.processor.as_ref().ok_or_else(|| named.place.invalid("the model takes text only"))?;
         let frames = match fetched.0.get(named.url) {
-            Some(bytes) => self.process(blocking, bytes, &**processor),
+            Some(bytes) => self.process(blocking, bytes, salt),
             None => {
                 let bytes = read_data_url(blocking, named.url, named.media, &self.limits).map_err(invalid)?;
-                self.process(blocking, &bytes, &**processor)
+                self.process(blocking, &bytes, salt)
             }
         };
-        let frames = frames.map_err(invalid)?;
-        if num_before + frames.len() > self.max_pictures {
-            return Err(named.place.invalid(self.too_many()));
-        }
-        Ok(frames)
+        frames.map_err(invalid)
     }
 
-    fn process(
-        &self,
-        blocking: &Blocking,
-        bytes: &[u8],
-        processor: &dyn ImageProcessor,
-    ) -> Result<Frames, ImageInputError> {
-        let (outcome, found) = self.processed.get(key(bytes), || {
+    fn process(&self, blocking: &Blocking, bytes: &[u8], salt: Digest) -> Result<Frames, ImageInputError> {
+        let (outcome, found) = self.processed.get(key(&salt, bytes), || {
+            let processor = self.processor.as_ref().ok_or(ImageInputError::NoEyes)?;
             let mut frames = Vec::new();
             decode(blocking, bytes, &self.limits, &mut |picture| {
                 let image = processor.process(&picture.rgb, picture.width, picture.height);
-                frames.push(Arc::new(image.map_err(|error| ImageInputError::Unsuitable(error.to_string()))?));
+                let image = image.map_err(|error| ImageInputError::Unsuitable(error.to_string()))?;
+                frames.push(Arc::new(ImageInput { digest: salted(&salt, image.digest), ..image }));
                 Ok(())
             })?;
             Ok(frames.into())

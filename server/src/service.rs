@@ -18,7 +18,7 @@ use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
 use crate::pictures::{PictureOptions, Pictures};
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
+use scheduler::{Digest, SamplingParams, Sequence, SequenceId, TokenId};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -78,6 +78,8 @@ pub struct ChatPrompt {
     pub effort: Option<Effort>,
     pub kwargs: Map<String, Value>,
     pub ending: Ending,
+    /// Cached pictures are shared with requests of the same salt only.
+    pub salt: Digest,
 }
 
 /// A completion's prompt.
@@ -204,14 +206,14 @@ impl Service {
         chat: ChatPrompt,
         build: fn(&PromptBuilder, &PromptRequest) -> Result<T, PromptError>,
     ) -> Result<(T, Duration), ApiError> {
-        let ChatPrompt { messages, tools, effort, mut kwargs, ending } = chat;
+        let ChatPrompt { messages, tools, effort, mut kwargs, ending, salt } = chat;
         if tools.is_some() {
             self.check_tools()?;
         }
         if let (Some(effort), Some(template)) = (effort, self.parts.prompts.template()) {
             effort.apply(template, &mut kwargs);
         }
-        let (messages, vision) = self.pictures.see(messages).await?;
+        let (messages, vision) = self.pictures.see(messages, salt).await?;
         let built = self.prepare(move |service| {
             let request =
                 PromptRequest { messages: &messages, tools: tools.as_ref(), kwargs: &kwargs, ending };

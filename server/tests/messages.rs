@@ -168,6 +168,20 @@ fn a_stream_is_the_answer_in_pieces() {
             json!(null),
         ),
         (
+            format!("I look.{calls}Done.{}", calls.replace(":1", ":3").replace(":0", ":2")),
+            json!({}),
+            json!([
+                text("I look."),
+                both[0],
+                both[1],
+                text("Done."),
+                json!({"type": "tool_use", "id": "functions.now:2", "name": "now", "input": {"zone": "Köln"}}),
+                json!({"type": "tool_use", "id": "functions.now:3", "name": "now", "input": {}}),
+            ]),
+            "tool_use",
+            json!(null),
+        ),
+        (
             format!("◁think▷I call.◁/think▷{calls}"),
             json!({"tool_choice": {"type": "auto", "disable_parallel_tool_use": true}}),
             json!([thinking("I call."), both[0]]),

@@ -102,6 +102,9 @@ fn flags_mean_what_they_say() {
         assert_eq!(config["remote_images"], json!(["example.org", "*.example.net"]));
         assert_eq!(config["allowed_media_addresses"], json!(["10.0.0.0/8", "[::1]:80"]));
     }
+    let authority = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls/authority.pem");
+    assert_eq!(closed["media_authorities"], "public");
+    assert_eq!(print_config(&["--media-ca-file", authority])["media_authorities"], 1);
     let pictures =
         print_config(&["--max-video-frames", "3", "--max-images=9", "--mm-processor-cache-gb", "1.5"]);
     assert_eq!((&pictures["max_video_frames"], &pictures["max_images"]), (&json!(3), &json!(9)));

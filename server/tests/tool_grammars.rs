@@ -3,28 +3,15 @@
 
 mod random;
 
-use perilune::chat::parse::grammar::{CallRule, forced, triggered};
+use perilune::chat::parse::grammar::{CallRule, forced, triggered, unmarked_text};
 use perilune::chat::parse::{End, Events, ParseOptions, Parser, ToolFormat, ToolSignature};
 use perilune::constrain::{
-    AfterCall, BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
+    AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
     GrammarFault, GrammarSource, MaskPool, Pattern, Setting,
 };
-use random::{Answer, END, Ended, NUM_ROWS, Random, vocabulary};
+use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, vocabulary};
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-const FORMATS: [ToolFormat; 10] = [
-    ToolFormat::KimiK2,
-    ToolFormat::Hermes,
-    ToolFormat::Qwen3Coder,
-    ToolFormat::SeedOss,
-    ToolFormat::Llama3Json,
-    ToolFormat::Pythonic,
-    ToolFormat::DeepSeekV3,
-    ToolFormat::DeepSeekV31,
-    ToolFormat::MistralList,
-    ToolFormat::Mistral,
-];
 
 #[derive(Default)]
 struct Said {
@@ -154,12 +141,13 @@ fn every_call_that_begins_fits() {
     let (world, rules) = (World::new(), rules());
     for format in FORMATS {
         let Some(calls) = triggered(format, &rules).expect("a grammar") else {
-            assert!(matches!(format, ToolFormat::Llama3Json | ToolFormat::Pythonic));
+            assert!(unmarked_text(format).is_some());
             continue;
         };
+        assert_eq!(unmarked_text(format), None);
         let grammar = world.compiler.compile(&GrammarSource::Pattern(calls.call)).expect("compiles");
         let triggers = vec![calls.trigger.to_owned()];
-        let spec = world.spec(BodyPart::Triggered { triggers, grammar, after: AfterCall::End });
+        let spec = world.spec(BodyPart::Triggered(CallsPart { triggers, grammar, after: AfterCall::End }));
         let mut complete = 0;
         for seed in 0..25 {
             let mut constraint = spec.begin();
@@ -178,6 +166,49 @@ fn every_call_that_begins_fits() {
             }
         }
         assert!(complete >= 5, "{format:?}: {complete}");
+    }
+}
+
+/// Where nothing marks a call, an answer that begins as one has to end as one, and any other is text.
+#[test]
+fn an_answer_without_marks_is_calls_or_text() {
+    let (world, rules) = (World::new(), rules());
+    for (format, begins, text_begins) in [
+        (ToolFormat::Llama3Json, "{", ["Yes, {", " \n[", "<b>", "a <"]),
+        (ToolFormat::Pythonic, "[", ["Yes, [", " \n{", "<b>", "a <"]),
+    ] {
+        let text = unmarked_text(format).expect("it has no marks");
+        let spec = world.forced(Pattern::Any(vec![text, forced(format, &rules, true).expect("a grammar")]));
+        let answer = |begun: &str, seed: u64| {
+            let mut constraint = spec.begin();
+            for byte in begun.bytes() {
+                let mask = constraint.next_mask().expect("a mask");
+                let words = mask.allowed().expect("a mask").to_vec();
+                assert!(words[byte as usize / 32] >> (byte % 32) & 1 == 1, "{format:?}: {byte} of {begun:?}");
+                constraint.accept(byte.into());
+            }
+            let Answer { text, ended } = Random::new(seed).answer(constraint, 700);
+            assert_ne!(ended, Ended::Failed, "{format:?}, seed {seed}: {text}");
+            (ended == Ended::Stop).then(|| format!("{begun}{text}"))
+        };
+        let calls: Vec<String> = (0..25).filter_map(|seed| answer(begins, seed)).collect();
+        assert!(calls.len() >= 5, "{format:?}: {calls:?}");
+        for text in calls {
+            let (said, end) = read(format, &rules, &text);
+            assert!(
+                said.text.is_empty() && !said.calls.is_empty() && end == End::Whole,
+                "{format:?}: {text}"
+            );
+            check_calls(&rules, &said, &text);
+        }
+        for begun in text_begins {
+            for text in (0..6).filter_map(|seed| answer(begun, seed)) {
+                let (said, _) = read(format, &rules, &text);
+                assert!(said.calls.is_empty() && said.text == text, "{format:?}: {text:?}");
+            }
+        }
+        // It may also say nothing.
+        assert!((0..60).filter_map(|seed| answer("", seed)).any(|text| text.is_empty()), "{format:?}");
     }
 }
 

@@ -465,7 +465,8 @@ fn random_weights_call_tools_that_fit() {
             }
             assert_eq!(
                 (&answer["finish_reason"], &answer["message"]["content"]),
-                (&json!("tool_calls"), &Value::Null)
+                (&json!("tool_calls"), &Value::Null),
+                "seed {seed}: {answer}"
             );
             let calls = answer["message"]["tool_calls"].as_array().expect("calls");
             assert!(calls.len() == 1 || seed % 2 == 0, "{calls:?}");
@@ -505,6 +506,18 @@ fn constraints_beside_tools() {
         "{reasoning}"
     );
     case.refused(&ask(json!({"tool_choice": "required", "allowed_token_ids": [1]})), "allowed_token_ids");
+    // What only the compiler finds is told where it is, or left out where it need not be enforced.
+    let mut never = weather();
+    never["function"]["parameters"]["properties"]["city"] =
+        json!({"type": "string", "minLength": 3, "maxLength": 2});
+    let lenient = ask(
+        json!({"tools": [now(), never], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}}),
+    );
+    let said = kimi_calls(&[("functions.get_weather:0", "{\"city\": \"any\"}")]);
+    assert_eq!(case.answer(&said, &lenient)["finish_reason"], "tool_calls");
+    never["function"]["strict"] = true.into();
+    let message = case.refused(&ask(json!({"tools": [now(), never]})), "tools[1].function.parameters");
+    assert!(message.contains("#/properties/city/maxLength"), "{message}");
     let mut odd = weather();
     odd["function"]["strict"] = true.into();
     odd["function"]["parameters"]["properties"]["city"]["not"] = json!({"const": "x"});

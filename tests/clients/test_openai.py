@@ -2,6 +2,7 @@
 import asyncio
 import json
 import time
+import urllib.request
 from typing import Literal
 
 import openai
@@ -221,13 +222,31 @@ def test_with_streaming_response(client):
         assert raw.status_code == 200 and raw.parse().choices
 
 
-def test_a_client_that_hangs_up_leaves_the_server_well(client):
+def metric(name, label=""):
+    """The sum of the series of a name that have a label."""
+    with urllib.request.urlopen(f"{URL}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and label in line)
+
+
+def unfinished():
+    """Answers that ended because their client left, and those that run."""
+    return metric("vllm:request_success_total{", 'finished_reason="abort"'), metric("vllm:num_requests_running{")
+
+
+def test_a_client_that_hangs_up_is_forgotten(client):
+    before, _ = unfinished()
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=0.05), max_tokens=1500, extra_body={"ignore_eos": True})
     stream = ask(client, stream=True, max_tokens=400, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
     assert ask(client, max_tokens=1).choices
+    # Both answers have ended before they were complete, and hold no memory.
+    until = time.monotonic() + 30
+    while unfinished() != (before + 2, 0) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert unfinished() == (before + 2, 0)
 
 
 def test_async():

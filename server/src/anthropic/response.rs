@@ -1,6 +1,6 @@
 //! A message in one piece.
 
-use crate::openai::answer::{Answers, CallDelta, Delta, Finish, StopCause, Usage};
+use crate::openai::answer::{Answers, CallDelta, Delta, Finish, Said, StopCause, Usage};
 use crate::openai::chat::response::ResponseHead;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub struct Message<'a> {
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "AnthropicBlock")]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Block<'a> {
+pub(super) enum Block<'a> {
     /// Nothing is signed here: the signature is always empty.
     Thinking {
         thinking: &'a str,
@@ -84,15 +84,17 @@ fn input(call: &CallDelta) -> Value {
     }
 }
 
-fn blocks(delta: &Delta) -> Vec<Block<'_>> {
+pub(super) fn blocks(delta: &Delta) -> Vec<Block<'_>> {
     let thinking = (!delta.reasoning.is_empty())
         .then_some(Block::Thinking { thinking: &delta.reasoning, signature: "" });
-    let text = (!delta.text.is_empty()).then_some(Block::Text { text: &delta.text });
-    let calls = delta.calls.iter().map(|call| {
-        let start = call.start.as_ref().expect("a whole call has its beginning");
-        Block::ToolUse { id: &start.id, name: &start.name, input: input(call) }
+    let said = delta.said().map(|said| match said {
+        Said::Text(text) => Block::Text { text },
+        Said::Call(call) => {
+            let start = call.start.as_ref().expect("a whole call has its beginning");
+            Block::ToolUse { id: &start.id, name: &start.name, input: input(call) }
+        }
     });
-    thinking.into_iter().chain(text).chain(calls).collect()
+    thinking.into_iter().chain(said).collect()
 }
 
 impl<'a> Message<'a> {

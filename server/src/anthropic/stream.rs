@@ -1,12 +1,12 @@
 //! A message as events: each block is begun, continued and ended before the next begins.
 //!
-//! The thinking comes first; a call that goes on comes before text that follows it, so that no block is left and taken up again. Text
-//! after a call is a block of its own.
+//! The thinking comes first; then text and calls as they were said, so that no block is left and taken up again. Text after a call is a
+//! block of its own, as it is in a message in one piece.
 
 use super::errors;
 use super::response::{UsageJson, stop_reason};
 use crate::error::ApiError;
-use crate::openai::answer::{CallDelta, Delta, Finish, Usage};
+use crate::openai::answer::{CallDelta, Delta, Finish, Said, Usage};
 use crate::openai::chat::response::ResponseHead;
 use crate::openai::json;
 use crate::openai::stream::Dialect;
@@ -108,21 +108,16 @@ impl Dialect for MessageEvents {
             }
             self.piece(out, "thinking_delta", "thinking", &delta.reasoning);
         }
-        let mut calls = &delta.calls[..];
-        if let [call, rest @ ..] = calls
-            && call.start.is_none()
-        {
-            self.call(out, call);
-            calls = rest;
-        }
-        if !delta.text.is_empty() {
-            if self.open != Some(Open::Text) {
-                self.start(out, Open::Text, json!({ "type": "text", "text": "" }));
+        for said in delta.said() {
+            match said {
+                Said::Text(text) => {
+                    if self.open != Some(Open::Text) {
+                        self.start(out, Open::Text, json!({ "type": "text", "text": "" }));
+                    }
+                    self.piece(out, "text_delta", "text", text);
+                }
+                Said::Call(call) => self.call(out, call),
             }
-            self.piece(out, "text_delta", "text", &delta.text);
-        }
-        for call in calls {
-            self.call(out, call);
         }
     }
 
@@ -150,5 +145,104 @@ impl Dialect for MessageEvents {
 
     fn keep_alive(&mut self, out: &mut BytesMut) {
         event(out, "ping", &json!({ "type": "ping" }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::response::blocks;
+    use super::*;
+    use crate::chat::parse::Events;
+
+    fn say(delta: &mut Delta, step: usize) {
+        let begin = |delta: &mut Delta, index: usize| {
+            delta.call_start(index, format!("id{index}"), "f".to_owned());
+        };
+        match step {
+            0 => delta.reasoning("Hm."),
+            1 => delta.text("one "),
+            2 => delta.text("two"),
+            3 => begin(delta, 0),
+            4 => delta.call_arguments(0, "{\"a\":"),
+            5 => delta.call_arguments(0, "1}"),
+            6 => delta.call_end(0),
+            7 => delta.text("between"),
+            8 => begin(delta, 1),
+            9 => delta.call_arguments(1, "{}"),
+            10 => delta.call_end(1),
+            11 => delta.text("after"),
+            _ => delta.text("wards"),
+        }
+    }
+
+    const NUM_STEPS: usize = 13;
+
+    /// What a client makes of the events.
+    fn joined(text: &str) -> Vec<Value> {
+        let mut blocks: Vec<Value> = Vec::new();
+        let mut json_text = String::new();
+        for event in text.split("\n\n").filter_map(|event| event.split_once("\ndata: ")) {
+            let event: Value = serde_json::from_str(event.1).expect("JSON");
+            let delta = &event["delta"];
+            match event["type"].as_str() {
+                Some("content_block_start") => {
+                    blocks.push(event["content_block"].clone());
+                    json_text.clear();
+                }
+                Some("content_block_stop")
+                    if blocks.last().is_some_and(|block| block["type"] == "tool_use") =>
+                {
+                    blocks.last_mut().expect("a block")["input"] =
+                        serde_json::from_str(&json_text).expect("JSON");
+                }
+                Some("content_block_delta") => {
+                    let block = blocks.last_mut().expect("a block");
+                    for field in ["text", "thinking"] {
+                        if let Some(more) = delta[field].as_str() {
+                            block[field] = format!("{}{more}", block[field].as_str().expect("text")).into();
+                        }
+                    }
+                    json_text.push_str(delta["partial_json"].as_str().unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        blocks
+    }
+
+    /// However the answer is cut into deltas, whole calls and what follows them in one of them included.
+    #[test]
+    fn blocks_are_the_same_in_any_pieces() {
+        let mut whole = Delta::default();
+        (0..NUM_STEPS).for_each(|step| say(&mut whole, step));
+        let expected = serde_json::to_value(blocks(&whole)).expect("JSON");
+        let kinds: Vec<_> = expected.as_array().expect("blocks").iter().map(|block| &block["type"]).collect();
+        assert_eq!(kinds, ["thinking", "text", "tool_use", "text", "tool_use", "text"]);
+        for cuts in 0..1u32 << (NUM_STEPS - 1) {
+            let head = ResponseHead {
+                id: "a".into(),
+                created: 0,
+                model: "m".into(),
+                system_fingerprint: "f".into(),
+            };
+            let (mut events, mut out) = (MessageEvents::new(head), BytesMut::new());
+            let mut delta = Delta::default();
+            for step in 0..NUM_STEPS {
+                say(&mut delta, step);
+                if cuts >> step & 1 == 1 || step + 1 == NUM_STEPS {
+                    let usage = Usage {
+                        prompt_tokens: 1,
+                        completion_tokens: 1,
+                        reasoning_tokens: 0,
+                        cached_tokens: 0,
+                    };
+                    events.delta(&mut out, 0, &delta, usage);
+                    delta.clear();
+                }
+            }
+            events.stop(&mut out);
+            let text = std::str::from_utf8(&out).expect("UTF-8");
+            assert_eq!(Value::from(joined(text)), expected, "cut at {cuts:b}:\n{text}");
+        }
     }
 }

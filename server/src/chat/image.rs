@@ -54,6 +54,8 @@ pub struct RgbPicture {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageInputError {
+    #[error("the model takes text only")]
+    NoEyes,
     #[error("remote images are not enabled; send the picture as a data URL")]
     Remote,
     #[error("its address is not a valid http or https URL of up to 8192 characters")]

@@ -7,11 +7,12 @@ use super::vocabulary::Vocabulary;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use scheduler::TokenId;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use toktrie::TokEnv;
 
 #[derive(Debug, Clone, Copy)]
@@ -129,44 +130,72 @@ impl GrammarCompiler {
         }
         let engine = self.engine()?;
         let lowered = source.lower(&engine.vocabulary)?;
-        let grammar = self.compile_within_limits(engine.factory.clone(), lowered)?;
+        let factory = engine.factory.clone();
+        let time = self.limits.compile_time;
+        let grammar = match self.within_limits(time, move || compile(&factory, lowered))? {
+            Ok(grammar) => grammar,
+            Err(error) => return Err(self.located(source, error, engine)),
+        };
         self.cache().put(key, grammar.clone());
         Ok(grammar)
     }
 
-    fn compile_within_limits(
+    /// The engine's error with its place in a schema, if that can be found soon.
+    fn located(&self, source: &GrammarSource, error: GrammarError, engine: &Engine) -> GrammarError {
+        if !matches!(error.fault, GrammarFault::Invalid | GrammarFault::TooComplex) {
+            return error;
+        }
+        let (source, factory, vocabulary) =
+            (source.clone(), engine.factory.clone(), engine.vocabulary.clone());
+        let fault = error.clone();
+        let time = self.limits.compile_time.min(LOCATE_TIME);
+        let until = Instant::now() + time;
+        let work = move || {
+            let mut is_refused = |schema: &Value, whitespace| {
+                let source = GrammarSource::Schema { schema: schema.clone(), whitespace };
+                source.lower(&vocabulary).is_ok_and(|lowered| compile(&factory, lowered).is_err())
+            };
+            source.locate(fault, &mut is_refused, &|| Instant::now() < until)
+        };
+        self.within_limits(time, work).unwrap_or(error)
+    }
+
+    /// Runs `work` on a thread with room for deep recursion. After `time` it is not waited for any more.
+    fn within_limits<T: Send + 'static>(
         &self,
-        factory: Arc<ParserFactory>,
-        lowered: TopLevelGrammar,
-    ) -> Result<Grammar, GrammarError> {
+        time: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, GrammarError> {
         let permit = Permit::take(&self.num_compiling, self.limits.num_compiling)?;
         let (done, result) = sync_channel(1);
         let work = move || {
-            let grammar = compile(&factory, lowered);
+            let made = work();
             drop(permit);
-            let _ = done.send(grammar);
+            let _ = done.send(made);
         };
         std::thread::Builder::new()
             .name("grammar".into())
             .stack_size(STACK_LEN)
             .spawn(work)
             .map_err(|error| GrammarError::new(GrammarFault::Internal, error.to_string()))?;
-        match result.recv_timeout(self.limits.compile_time) {
-            Ok(grammar) => grammar,
-            Err(RecvTimeoutError::Timeout) => Err(GrammarError::new(
+        result.recv_timeout(time).map_err(|error| match error {
+            RecvTimeoutError::Timeout => GrammarError::new(
                 GrammarFault::TooComplex,
-                format!("it takes longer to compile than {} s", self.limits.compile_time.as_secs_f64()),
-            )),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(GrammarError::new(GrammarFault::Internal, "the compiler panicked"))
+                format!("it takes longer to compile than {} s", time.as_secs_f64()),
+            ),
+            RecvTimeoutError::Disconnected => {
+                GrammarError::new(GrammarFault::Internal, "the compiler panicked")
             }
-        }
+        })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
         lock(&self.cache)
     }
 }
+
+/// How long the place of an error is looked for.
+const LOCATE_TIME: Duration = Duration::from_secs(2);
 
 /// Deep schemas are compiled recursively. Only what is used of it is ever backed by memory.
 const STACK_LEN: usize = 256 << 20;

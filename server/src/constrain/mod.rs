@@ -11,6 +11,7 @@ mod compiler;
 mod error;
 mod filter;
 mod grammar_state;
+mod locate;
 mod marker;
 mod masks;
 mod pool;
@@ -26,7 +27,7 @@ pub use filter::TokenFilter;
 pub use grammar_state::{Ends, Setting};
 pub use pool::MaskPool;
 pub use source::{GrammarSource, Pattern, Whitespace};
-pub use spec::{AfterCall, BodyPart, ConstraintParts, ConstraintSpec, SequenceSpec, ThinkingPart};
+pub use spec::{AfterCall, BodyPart, CallsPart, ConstraintParts, ConstraintSpec, SequenceSpec, ThinkingPart};
 #[cfg(test)]
 mod tests;
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!            ┌─ a start marker ──▶ Thinking ──end marker──▶ ┐
-//! Opening ───┤                       └─ budget used up ─▶ Closing: the end marker's tokens, one by one ─▶ ┐
+//! Opening ───┤                       ├─ budget used up ─▶ Closing: the end marker's tokens, one by one ─▶ ┐
+//!            │                       └─ trigger ─▶ Call                                                   │
 //!            └─ anything else ─────────────────────────────────────────────────────────────────────▶ Body
 //!
 //! Body:  Free  |  Grammar  |  Watching ──trigger──▶ Call ──complete──▶ Watching, or the end
@@ -11,7 +12,7 @@
 use super::grammar_state::{GrammarState, only};
 use super::marker::Tail;
 use super::masks::shared;
-use super::spec::{AfterCall, Body, Spec, Thinking};
+use super::spec::{AfterCall, Body, Spec, Thinking, Triggered};
 use scheduler::{Accepted, Constraint, TokenId, TokenMask};
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ enum Phase {
     },
     Thinking {
         tail: Tail,
+        /// The same for what begins a call.
+        call_tail: Tail,
         num_tokens: usize,
         last: Vec<TokenId>,
     },
@@ -44,7 +47,10 @@ enum Phase {
     Watching {
         tail: Tail,
     },
-    Call(GrammarState),
+    Call {
+        call: GrammarState,
+        after: AfterCall,
+    },
 }
 
 impl std::fmt::Debug for SequenceConstraint {
@@ -63,7 +69,7 @@ impl Phase {
             Phase::Free => "free",
             Phase::Grammar(_) => "grammar",
             Phase::Watching { .. } => "watching",
-            Phase::Call(_) => "call",
+            Phase::Call { .. } => "call",
         }
     }
 }
@@ -138,10 +144,18 @@ impl SequenceConstraint {
         let spec = self.spec.clone();
         let thinking =
             spec.thinking.as_ref().expect("phases of thinking are entered only where there is any");
-        let Phase::Thinking { tail, num_tokens, last } = &mut self.phase else {
+        let Phase::Thinking { tail, call_tail, num_tokens, last } = &mut self.phase else {
             unreachable!("called while thinking")
         };
-        if let Some(end) = thinking.end_markers.push(tail, bytes) {
+        let end = thinking.end_markers.push(tail, bytes);
+        let call =
+            thinking.calls.as_ref().and_then(|calls| Some((calls, calls.markers.push(call_tail, bytes)?)));
+        if let Some((calls, at)) = call
+            && end.is_none_or(|end| at < end)
+        {
+            return self.begin_call(calls, &bytes[at..]);
+        }
+        if let Some(end) = end {
             self.phase = body(&spec);
             return self.accept_text(&bytes[end..]);
         }
@@ -149,11 +163,12 @@ impl SequenceConstraint {
         if last.len() >= thinking.end_tokens.len() {
             last.remove(0);
         }
-        let (tail, num_tokens, last) = (std::mem::take(tail), *num_tokens + 1, std::mem::take(last));
+        let (tail, call_tail) = (std::mem::take(tail), std::mem::take(call_tail));
+        let (num_tokens, last) = (*num_tokens + 1, std::mem::take(last));
         if thinking.budget.is_some_and(|budget| num_tokens >= budget) {
             return (close(thinking, &last), Accepted::Open);
         }
-        (Phase::Thinking { tail, num_tokens, last }, Accepted::Open)
+        (Phase::Thinking { tail, call_tail, num_tokens, last }, Accepted::Open)
     }
 
     /// Takes in text that the body begins or goes on with.
@@ -169,26 +184,28 @@ impl SequenceConstraint {
                 let Some(end) = triggered.markers.push(&mut tail, bytes) else {
                     return (Phase::Watching { tail }, Accepted::Open);
                 };
-                let mut call = triggered.grammar.state(&spec.setting);
-                let accepted = call.accept_bytes(&bytes[end..]);
-                self.after_call(call, accepted)
+                self.begin_call(triggered, &bytes[end..])
             }
-            Phase::Call(mut call) => {
+            Phase::Call { mut call, after } => {
                 let accepted = call.accept_bytes(bytes);
-                self.after_call(call, accepted)
+                after_call(call, after, accepted)
             }
             other => (other, Accepted::Open),
         }
     }
 
-    fn after_call(&self, call: GrammarState, accepted: Accepted) -> (Phase, Accepted) {
-        let Body::Triggered(triggered) = &self.spec.body else { unreachable!("calls follow triggers") };
-        match (accepted, triggered.after) {
-            (Accepted::Complete, AfterCall::Watch) => {
-                (Phase::Watching { tail: Tail::default() }, Accepted::Open)
-            }
-            (accepted, _) => (Phase::Call(call), accepted),
-        }
+    /// `bytes` follow what begins a call.
+    fn begin_call(&self, triggered: &Triggered, bytes: &[u8]) -> (Phase, Accepted) {
+        let mut call = triggered.grammar.state(&self.spec.setting);
+        let accepted = call.accept_bytes(bytes);
+        after_call(call, triggered.after, accepted)
+    }
+}
+
+fn after_call(call: GrammarState, after: AfterCall, accepted: Accepted) -> (Phase, Accepted) {
+    match (accepted, after) {
+        (Accepted::Complete, AfterCall::Watch) => (Phase::Watching { tail: Tail::default() }, Accepted::Open),
+        (accepted, _) => (Phase::Call { call, after }, accepted),
     }
 }
 
@@ -203,7 +220,12 @@ fn body(spec: &Spec) -> Phase {
 fn begin_thinking(thinking: &Thinking) -> Phase {
     match thinking.budget {
         Some(0) => Phase::Closing { next: 0 },
-        _ => Phase::Thinking { tail: Tail::default(), num_tokens: 0, last: Vec::new() },
+        _ => Phase::Thinking {
+            tail: Tail::default(),
+            call_tail: Tail::default(),
+            num_tokens: 0,
+            last: Vec::new(),
+        },
     }
 }
 
@@ -227,14 +249,9 @@ impl Constraint for SequenceConstraint {
             }
             Phase::Start { next } => Some(only(thinking?.start_tokens[*next])),
             Phase::Closing { next } => Some(only(thinking?.end_tokens[*next])),
-            Phase::Thinking { tail, .. } => {
+            Phase::Thinking { tail, call_tail, .. } => {
                 let thinking = thinking?;
-                let bad: Vec<TokenId> = thinking
-                    .end_markers
-                    .overhangs(tail)
-                    .filter(|overhang| !thinking.fits(overhang))
-                    .map(|overhang| overhang.token)
-                    .collect();
+                let bad: Vec<TokenId> = thinking.misfits(tail, call_tail).collect();
                 match (&thinking.mask, bad.is_empty()) {
                     (None, true) => None,
                     (Some(mask), true) => Some(mask.clone()),
@@ -244,15 +261,10 @@ impl Constraint for SequenceConstraint {
             }
             Phase::Watching { tail } => {
                 let Body::Triggered(triggered) = &spec.body else { unreachable!("watches for a trigger") };
-                let bad: Vec<TokenId> = triggered
-                    .markers
-                    .overhangs(tail)
-                    .filter(|overhang| !triggered.fits(overhang))
-                    .map(|overhang| overhang.token)
-                    .collect();
+                let bad: Vec<TokenId> = triggered.misfits(tail).collect();
                 (!bad.is_empty()).then(|| shared(spec.everything.without(bad)))
             }
-            Phase::Grammar(grammar) | Phase::Call(grammar) => Some(grammar.next_mask(None)),
+            Phase::Grammar(grammar) | Phase::Call { call: grammar, .. } => Some(grammar.next_mask(None)),
         }
     }
 
@@ -269,12 +281,12 @@ impl Constraint for SequenceConstraint {
             }
             Phase::Thinking { .. } => self.accept_thinking(token, bytes),
             Phase::Watching { .. } => self.accept_text(bytes),
-            Phase::Call(_) => {
-                let Phase::Call(mut call) = std::mem::replace(&mut self.phase, Phase::Free) else {
+            Phase::Call { .. } => {
+                let Phase::Call { mut call, after } = std::mem::replace(&mut self.phase, Phase::Free) else {
                     unreachable!("was matched")
                 };
                 let accepted = call.accept(token);
-                self.after_call(call, accepted)
+                after_call(call, after, accepted)
             }
         };
         self.phase = phase;
@@ -287,14 +299,17 @@ impl Constraint for SequenceConstraint {
                 Phase::Opening { seen: seen.clone(), grammar: grammar.as_ref().map(GrammarState::fork) }
             }
             Phase::Start { next } => Phase::Start { next: *next },
-            Phase::Thinking { tail, num_tokens, last } => {
-                Phase::Thinking { tail: tail.clone(), num_tokens: *num_tokens, last: last.clone() }
-            }
+            Phase::Thinking { tail, call_tail, num_tokens, last } => Phase::Thinking {
+                tail: tail.clone(),
+                call_tail: call_tail.clone(),
+                num_tokens: *num_tokens,
+                last: last.clone(),
+            },
             Phase::Closing { next } => Phase::Closing { next: *next },
             Phase::Free => Phase::Free,
             Phase::Grammar(grammar) => Phase::Grammar(grammar.fork()),
             Phase::Watching { tail } => Phase::Watching { tail: tail.clone() },
-            Phase::Call(call) => Phase::Call(call.fork()),
+            Phase::Call { call, after } => Phase::Call { call: call.fork(), after: *after },
         };
         Box::new(Self { spec: self.spec.clone(), phase })
     }

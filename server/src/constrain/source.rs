@@ -1,6 +1,7 @@
 //! What can be asked for, and the text in which the grammar engine is told.
 
 use super::error::{GrammarError, GrammarFault};
+use super::locate::locate;
 use super::schema::{self, SchemaLimits};
 use super::vocabulary::Vocabulary;
 use llguidance::api::TopLevelGrammar;
@@ -80,6 +81,32 @@ impl GrammarSource {
         }
     }
 
+    /// Adds to an error of the engine in which schema it lies and where. `is_refused` asks the engine about one schema, `may_go_on`
+    /// says whether there is time.
+    pub fn locate(
+        &self,
+        error: GrammarError,
+        is_refused: &mut dyn FnMut(&Value, Whitespace) -> bool,
+        may_go_on: &dyn Fn() -> bool,
+    ) -> GrammarError {
+        match self {
+            GrammarSource::Schema { schema, whitespace } => {
+                error.at(locate(schema, &mut |schema| is_refused(schema, *whitespace), may_go_on))
+            }
+            GrammarSource::Pattern(pattern) => {
+                let mut parts = Vec::new();
+                pattern.schemas(&mut parts);
+                let mut is_refused = |schema: &Value| is_refused(schema, Whitespace::Some);
+                let guilty = parts.into_iter().find(|(schema, _)| may_go_on() && is_refused(schema));
+                let Some((schema, part)) = guilty else { return error };
+                let message = of_schema(&error.message).to_owned();
+                let error = GrammarError { message, ..error };
+                error.at(locate(schema, &mut is_refused, may_go_on)).in_part(part)
+            }
+            GrammarSource::Regex(_) | GrammarSource::Choice(_) | GrammarSource::Lark(_) => error,
+        }
+    }
+
     /// What makes two sources the same.
     pub fn key(&self) -> [u8; 32] {
         *blake3::hash(format!("{self:?}").as_bytes()).as_bytes()
@@ -124,6 +151,18 @@ impl GrammarSource {
 }
 
 impl Pattern {
+    /// All schemas in it, with their names.
+    fn schemas<'a>(&'a self, found: &mut Vec<(&'a Value, &'a str)>) {
+        match self {
+            Pattern::Json { schema, part } => found.push((schema, part)),
+            Pattern::Any(patterns) | Pattern::Sequence(patterns) => {
+                patterns.iter().for_each(|pattern| pattern.schemas(found));
+            }
+            Pattern::Repeat { pattern, .. } => pattern.schemas(found),
+            Pattern::Text(_) | Pattern::Regex(_) => {}
+        }
+    }
+
     fn write(&self, vocabulary: &Vocabulary, out: &mut String) -> Result<(), GrammarError> {
         match self {
             Pattern::Text(text) => write_text(text, vocabulary, out),
@@ -169,6 +208,12 @@ fn write_list(
     }
     out.push(')');
     Ok(())
+}
+
+/// What the engine says of a schema within a grammar, without the grammar, which is not the client's.
+fn of_schema(message: &str) -> &str {
+    let first = message.lines().next().unwrap_or_default();
+    first.split_once("JSON schema: ").map_or(first, |(_, said)| said)
 }
 
 /// Letters as a string, control tokens by their number: the engine's own syntax for them cannot name all.

@@ -3,7 +3,7 @@
 use super::compiler::Grammar;
 use super::filter::TokenFilter;
 use super::grammar_state::Setting;
-use super::marker::{Markers, Overhang};
+use super::marker::{Markers, Overhang, Tail};
 use super::masks::TokenSet;
 use super::sequence::SequenceConstraint;
 use crate::chat::parse::ReasoningMarkers;
@@ -63,6 +63,17 @@ pub struct ThinkingPart {
     pub markers: ReasoningMarkers,
     /// Most tokens of thinking before its end is forced.
     pub budget: Option<usize>,
+    /// Calls that may begin within it, which ends it: many a model forgets to say that it has thought enough. Where the body is calls
+    /// within text these are the same and need not be given.
+    pub calls: Option<CallsPart>,
+}
+
+/// Calls within other text: after any of `triggers`, `grammar` follows.
+#[derive(Clone)]
+pub struct CallsPart {
+    pub triggers: Vec<String>,
+    pub grammar: Grammar,
+    pub after: AfterCall,
 }
 
 #[derive(Clone)]
@@ -70,12 +81,8 @@ pub enum BodyPart {
     Free,
     /// The answer is this and nothing else.
     Grammar(Grammar),
-    /// Free text in which, after any of `triggers`, `grammar` follows.
-    Triggered {
-        triggers: Vec<String>,
-        grammar: Grammar,
-        after: AfterCall,
-    },
+    /// Free text with calls in it.
+    Triggered(CallsPart),
 }
 
 /// What follows a grammar that a trigger began.
@@ -100,6 +107,8 @@ pub(super) struct Thinking {
     pub start_tokens: Vec<TokenId>,
     pub end_tokens: Vec<TokenId>,
     pub end_markers: Markers,
+    /// What begins a call, which ends the thinking too.
+    pub calls: Option<Arc<Triggered>>,
     /// The prompt has begun it.
     pub is_open: bool,
     pub budget: Option<usize>,
@@ -112,7 +121,7 @@ pub(super) struct Thinking {
 pub(super) enum Body {
     Free,
     Grammar(Grammar),
-    Triggered(Triggered),
+    Triggered(Arc<Triggered>),
 }
 
 pub(super) struct Triggered {
@@ -133,14 +142,29 @@ impl Body {
 }
 
 impl Thinking {
-    pub fn fits(&self, overhang: &Overhang) -> bool {
-        !self.misfits.contains(&(overhang.token, overhang.rest))
+    /// The tokens that may not come now: they would end the thinking, or begin a call, and go on with what cannot follow.
+    pub fn misfits<'a>(&'a self, end: &'a Tail, call: &'a Tail) -> impl Iterator<Item = TokenId> + 'a {
+        let of_end = self.end_markers.overhangs(end);
+        let of_end = of_end.filter(|overhang| self.misfits.contains(&(overhang.token, overhang.rest)));
+        let of_calls = self.calls.iter().flat_map(|calls| calls.misfits(call));
+        of_end.map(|overhang| overhang.token).chain(of_calls)
     }
 }
 
 impl Triggered {
-    pub fn fits(&self, overhang: &Overhang) -> bool {
-        !self.misfits.contains(&(overhang.token, overhang.rest))
+    fn new(part: CallsPart, setting: &Setting) -> Self {
+        let CallsPart { triggers, grammar, after } = part;
+        let triggers: Vec<&str> = triggers.iter().map(String::as_str).collect();
+        let markers = Markers::new(&triggers, &setting.vocabulary);
+        let misfits = misfits(&markers, setting, &grammar);
+        Self { markers, grammar, after, misfits }
+    }
+
+    /// The tokens that may not come now: they would begin a call and go on with what is none.
+    pub fn misfits<'a>(&'a self, tail: &'a Tail) -> impl Iterator<Item = TokenId> + 'a {
+        let overhangs = self.markers.overhangs(tail);
+        let misfits = overhangs.filter(|overhang| self.misfits.contains(&(overhang.token, overhang.rest)));
+        misfits.map(|overhang| overhang.token)
     }
 }
 
@@ -156,17 +180,12 @@ impl ConstraintSpec {
             return None;
         }
         let everything = TokenSet::all(num_rows);
-        let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         let body = match body {
             BodyPart::Free => Body::Free,
             BodyPart::Grammar(grammar) => Body::Grammar(grammar),
-            BodyPart::Triggered { triggers, grammar, after } => {
-                let triggers: Vec<&str> = triggers.iter().map(String::as_str).collect();
-                let markers = Markers::new(&triggers, &setting.vocabulary);
-                let misfits = misfits(&markers, &setting, &grammar);
-                Body::Triggered(Triggered { markers, grammar, after, misfits })
-            }
+            BodyPart::Triggered(part) => Body::Triggered(Arc::new(Triggered::new(part, &setting))),
         };
+        let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         Some(Self(Arc::new(Spec { setting, thinking, body, everything })))
     }
 
@@ -179,24 +198,29 @@ impl ConstraintSpec {
 /// `None` for markers that this vocabulary cannot say: then nobody thinks between them.
 fn make_thinking(
     part: ThinkingPart,
-    body: &BodyPart,
+    body: &Body,
     setting: &Setting,
     everything: &TokenSet,
 ) -> Option<Thinking> {
-    let ThinkingPart { markers: ReasoningMarkers { start, end, open_in_prompt }, budget } = part;
+    let ThinkingPart { markers: ReasoningMarkers { start, end, open_in_prompt }, budget, calls } = part;
     let vocabulary = &setting.vocabulary;
     let end_markers = Markers::new(&[&end], vocabulary);
     let (mask, misfits) = match body {
-        BodyPart::Grammar(grammar) => {
+        Body::Grammar(grammar) => {
             (Some(Arc::new(everything.without(setting.ends.all()))), misfits(&end_markers, setting, grammar))
         }
-        BodyPart::Free | BodyPart::Triggered { .. } => (None, HashSet::new()),
+        Body::Free | Body::Triggered(_) => (None, HashSet::new()),
+    };
+    let calls = match body {
+        Body::Triggered(triggered) => Some(triggered.clone()),
+        Body::Free | Body::Grammar(_) => calls.map(|part| Arc::new(Triggered::new(part, setting))),
     };
     Some(Thinking {
         start_tokens: vocabulary.encode_marker(&start)?,
         end_tokens: vocabulary.encode_marker(&end)?,
         start,
         end_markers,
+        calls,
         is_open: open_in_prompt,
         budget,
         mask,

@@ -90,7 +90,7 @@ fn number_object(world: &World) -> Grammar {
 fn thinking(is_open: bool, budget: Option<usize>) -> ThinkingPart {
     let markers =
         ReasoningMarkers { start: "<think>".to_owned(), end: "</think>".to_owned(), open_in_prompt: is_open };
-    ThinkingPart { markers, budget }
+    ThinkingPart { markers, budget, calls: None }
 }
 
 const BRACE: TokenId = b'{' as TokenId;
@@ -235,11 +235,12 @@ fn thinking_may_begin_in_the_answer_or_not_at_all() {
 #[test]
 fn a_trigger_begins_a_grammar_each_time() {
     let world = World::new();
-    let body = |after| BodyPart::Triggered {
+    let calls = |after| CallsPart {
         triggers: vec!["<call>".to_owned(), "[[".to_owned()],
         grammar: number_object(&world),
         after,
     };
+    let body = |after| BodyPart::Triggered(calls(after));
     let mut constraint = world.begin(None, body(AfterCall::Watch));
     world.say(&mut *constraint, &bytes("free <call text {x}"));
     assert_eq!(world.allowed(&mut *constraint), None);
@@ -252,10 +253,38 @@ fn a_trigger_begins_a_grammar_each_time() {
     let mut constraint = world.begin(None, body(AfterCall::End));
     world.say(&mut *constraint, &[CALL]);
     assert_eq!(world.say(&mut *constraint, &bytes("{\"a\":1}")).last(), Some(&Accepted::Complete));
-    // Thinking about a call is no call.
-    let mut constraint = world.begin(Some(thinking(true, None)), body(AfterCall::End));
-    world.say(&mut *constraint, &bytes("[[ or <call>?</think>ok[["));
-    assert_eq!(world.allowed(&mut *constraint), Some(vec![BRACE, BRACE_QUOTE]));
+}
+
+/// What reads the answer takes a call for one although the thinking has not ended, so it is held there too.
+#[test]
+fn a_call_ends_the_thinking_and_is_held() {
+    let world = World::new();
+    let calls =
+        |after| CallsPart { triggers: vec!["<call>".to_owned()], grammar: number_object(&world), after };
+    let in_thinking = |part: CallsPart| ThinkingPart { calls: Some(part), ..thinking(true, Some(40)) };
+    let strings = || BodyPart::Grammar(world.grammar(GrammarSource::Regex("[a-c]+".into())));
+    for (thinking, body, after) in [
+        (thinking(true, Some(40)), BodyPart::Triggered(calls(AfterCall::Watch)), Accepted::Open),
+        (thinking(true, Some(40)), BodyPart::Triggered(calls(AfterCall::End)), Accepted::Complete),
+        (in_thinking(calls(AfterCall::End)), strings(), Accepted::Complete),
+    ] {
+        let mut constraint = world.begin(Some(thinking.clone()), body.clone());
+        world.say(&mut *constraint, &bytes("hm <call"));
+        let fork = constraint.boxed_clone();
+        for (mut constraint, rest) in [(constraint, bytes(">")), (fork, vec![])] {
+            if rest.is_empty() {
+                // It may go on thinking.
+                world.say(&mut *constraint, &bytes("? no</think>"));
+                continue;
+            }
+            world.say(&mut *constraint, &rest);
+            assert_eq!(world.allowed(&mut *constraint), Some(vec![BRACE, BRACE_QUOTE]));
+            assert_eq!(world.say(&mut *constraint, &bytes("{\"a\":1}")).last(), Some(&after));
+        }
+        // The marker comes first: what follows it is no longer thinking.
+        let mut constraint = world.begin(Some(thinking), body);
+        world.say(&mut *constraint, &bytes("hm</think>a"));
+    }
 }
 
 #[test]

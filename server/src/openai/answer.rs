@@ -30,7 +30,8 @@ pub struct Delta {
     pub text: String,
     /// The bytes of the output that `text` is, in order; what lies between them is thinking, markers and calls.
     pub text_at: Vec<Range<usize>>,
-    /// Calls that began or went on, in the order of their indices, each at most once. A call ends before the next begins.
+    /// Calls that began or went on, in the order of their indices, each at most once. A call ends before the next begins. What of the text
+    /// stands before which of them tells [`Delta::said`].
     pub calls: Vec<CallDelta>,
     /// Only where the request asks for them.
     pub tokens: Vec<TokenId>,
@@ -38,6 +39,13 @@ pub struct Delta {
     /// Of the prompt's tokens after the first, where they are wanted of this choice.
     pub prompt_logprobs: Vec<PromptLogprob>,
     pub finish: Option<Finish>,
+}
+
+/// A part of what was said besides thinking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said<'a> {
+    Text(&'a str),
+    Call(&'a CallDelta),
 }
 
 /// What is new of one call. Put together, the pieces of `arguments` are one JSON text, unless the answer ended within it or the model
@@ -92,6 +100,18 @@ impl Delta {
     /// Whether there is something to show. Tokens and log-probabilities alone belong to text that is not certain yet.
     pub fn has_news(&self) -> bool {
         !(self.reasoning.is_empty() && self.text.is_empty() && self.calls.is_empty())
+    }
+
+    /// Text and calls in the order in which they were said; no text is empty.
+    pub fn said(&self) -> impl Iterator<Item = Said<'_>> {
+        let starts = std::iter::once(0).chain(self.calls.iter().map(|call| call.text_before));
+        let ends = self.calls.iter().map(|call| call.text_before).chain([self.text.len()]);
+        let texts = starts.zip(ends).map(|(start, end)| &self.text[start..end]);
+        let calls = self.calls.iter().map(Some).chain([None]);
+        texts.zip(calls).flat_map(|(text, call)| {
+            let text = (!text.is_empty()).then_some(Said::Text(text));
+            text.into_iter().chain(call.map(Said::Call))
+        })
     }
 
     /// Forgets thinking, text and calls, and keeps tokens and log-probabilities.
@@ -289,8 +309,7 @@ impl Choice {
             return;
         }
         let stop = if self.controls.binary_search(&token).is_ok() {
-            self.push_control(token, delta);
-            None
+            self.push_control(token, delta)
         } else {
             self.push_text(token, delta)
         };
@@ -320,14 +339,23 @@ impl Choice {
         stop
     }
 
-    /// A marker has no text of its own, and no stop string reaches over it.
-    fn push_control(&mut self, token: TokenId, delta: &mut Delta) {
+    /// A marker has no text of its own, and no stop string reaches over it. Half a character before it cannot become whole any more.
+    fn push_control(&mut self, token: TokenId, delta: &mut Delta) -> Option<usize> {
+        self.decoded.clear();
+        self.decoder.finish(&mut self.decoded);
+        if self.params.logprobs.is_some() {
+            self.num_chars += self.decoded.chars().count();
+        }
         self.shown.clear();
-        self.stops.finish(&mut self.shown);
+        let stop = self.stops.push(&self.decoded, &mut self.shown);
+        if stop.is_none() {
+            self.stops.finish(&mut self.shown);
+        }
         self.parser.push(&self.shown, delta);
-        if let Some(text) = self.decoder.tokenizer().token_text(token) {
+        if let Some(text) = self.decoder.tokenizer().token_text(token).filter(|_| stop.is_none()) {
             self.parser.push_control(&text, delta);
         }
+        stop
     }
 
     /// The answer ends here; the engine learns it before its next step.

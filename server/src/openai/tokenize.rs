@@ -11,7 +11,7 @@ use crate::request::ApiRequest;
 use crate::service::{ChatPrompt, RawPrompt};
 use axum::extract::State;
 use axum::response::Response;
-use scheduler::TokenId;
+use scheduler::{Digest, TokenId};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -82,6 +82,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
                 effort: None,
                 kwargs: chat_template_kwargs.unwrap_or_default(),
                 ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
+                salt: Digest::default(),
             };
             service.chat_prompt(chat).await?.tokens
         }

@@ -92,18 +92,23 @@ impl ToolUse {
         grammar::forced(format, &self.rules(), self.parallel).map_err(|error| self.error(error))
     }
 
-    /// The grammar of a call within an answer that may hold some.
-    pub fn call_grammar(&self, format: ToolFormat) -> Result<TriggeredCalls, ApiError> {
-        let calls = grammar::triggered(format, &self.rules()).map_err(|error| self.error(error))?;
-        calls.ok_or_else(|| {
-            let message = "nothing marks the beginning of a call in this model's format, so that only \
-                           `tool_choice` required, or naming a tool, can hold calls to a schema";
-            let strict = self.functions.iter().find(|function| function.strict);
-            ApiError::unsupported(
-                format!("{}.strict", strict.map_or("tools", |function| &function.path)),
-                message,
-            )
-        })
+    /// The grammar of a call within an answer that may hold some. `None`: nothing marks one there.
+    pub fn call_grammar(&self, format: ToolFormat) -> Result<Option<TriggeredCalls>, ApiError> {
+        grammar::triggered(format, &self.rules()).map_err(|error| self.error(error))
+    }
+
+    /// The same with less asked of the arguments whose schema, by its name in the request, cannot be enforced. `None` where it has to be.
+    pub fn relaxed(&self, part: &str) -> Option<Self> {
+        let mut relaxed = self.clone();
+        let (function, rest) = relaxed.functions.iter_mut().find_map(|function| {
+            let rest = part.strip_prefix(&*function.path)?.strip_prefix(".parameters")?;
+            (!function.strict).then_some((function, rest))
+        })?;
+        match rest.strip_prefix(".properties.") {
+            Some(name) => *function.parameters.get_mut("properties")?.get_mut(name)? = json!({}),
+            None => function.parameters = json!({ "type": "object" }),
+        }
+        Some(relaxed)
     }
 
     fn rules(&self) -> Vec<CallRule> {

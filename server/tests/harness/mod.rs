@@ -10,7 +10,10 @@ pub mod scripted;
 
 use client::{Connection, Response};
 use fake::{Control, Fault};
-use models::{LoadOptions, ModelFiles};
+use models::{
+    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit, ModelFiles,
+    QuantizationChoice,
+};
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
 use perilune::config::{DefaultsFrom, Scheduling};
@@ -48,6 +51,25 @@ impl Default for Setup {
             store: None,
         };
         Self { options, config: fake::config(2000), generation: Default::default() }
+    }
+}
+
+/// Enough for the embedded model and a few short requests.
+pub fn small_load() -> LoadOptions {
+    LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
+        graphs: true,
+        load_format: LoadFormat::Auto,
+        dtype: DTypeChoice::Auto,
+        quantization: QuantizationChoice::Auto,
+        max_model_len: Some(512),
+        max_num_seqs: 16,
+        max_num_batched_tokens: 512,
+        block_size: 16,
+        memory: MemoryLimit::Bytes(200 << 20),
+        threads: Some(2),
+        seed: 0,
     }
 }
 
@@ -91,6 +113,19 @@ impl TestServer {
         let files = ModelFiles::Embedded(perilune::source::embedded::FILES);
         let model_files = files.clone();
         let load = move || perilune::load::load(&model_files, &load);
+        Self::serve(Setup::default().options, files, Arc::default(), load)
+    }
+
+    /// Any model.
+    pub fn custom<R, E>(
+        files: ModelFiles,
+        load: impl FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
+    ) -> Self
+    where
+        R: ModelRunner,
+        R::Error: std::fmt::Display,
+        E: std::fmt::Display + Send + 'static,
+    {
         Self::serve(Setup::default().options, files, Arc::default(), load)
     }
 

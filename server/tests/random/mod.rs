@@ -5,8 +5,10 @@
 pub mod schemas;
 
 use models::sampler::{Workspace, sample};
+use perilune::chat::parse::ToolFormat;
 use perilune::constrain::{Vocabulary, Words};
 use scheduler::{Accepted, Constraint, Sample, Sampled, SamplingParams, TokenId};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Tokens of several bytes, those that JSON is full of among them, and one that ends a string and goes on.
@@ -39,6 +41,20 @@ const WORDS: [&str; 24] = [
 pub const END: TokenId = 256 + WORDS.len() as TokenId;
 /// Rows of the embedding: more than there are tokens.
 pub const NUM_ROWS: usize = END as usize + 9;
+
+/// Every format of calls.
+pub const FORMATS: [ToolFormat; 10] = [
+    ToolFormat::KimiK2,
+    ToolFormat::Hermes,
+    ToolFormat::Qwen3Coder,
+    ToolFormat::SeedOss,
+    ToolFormat::Llama3Json,
+    ToolFormat::Pythonic,
+    ToolFormat::DeepSeekV3,
+    ToolFormat::DeepSeekV31,
+    ToolFormat::MistralList,
+    ToolFormat::Mistral,
+];
 
 pub fn vocabulary() -> Vocabulary {
     let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
@@ -84,7 +100,17 @@ impl Random {
     }
 
     /// One answer under a constraint. The end, quotes and brackets are likelier than the rest, or few answers would end.
-    pub fn answer(&mut self, mut constraint: Box<dyn Constraint>, max_tokens: usize) -> Answer {
+    pub fn answer(&mut self, constraint: Box<dyn Constraint>, max_tokens: usize) -> Answer {
+        self.answer_liking(&[], constraint, max_tokens)
+    }
+
+    /// The same from weights that say any of `liked` wherever they may.
+    pub fn answer_liking(
+        &mut self,
+        liked: &[TokenId],
+        mut constraint: Box<dyn Constraint>,
+        max_tokens: usize,
+    ) -> Answer {
         let vocabulary = vocabulary();
         let params = Arc::new(SamplingParams { seed: self.next(), ..SamplingParams::default() });
         let mut work = Workspace::default();
@@ -97,6 +123,9 @@ impl Random {
                 [(END, 4.0), (u32::from(b'"'), 4.0), (u32::from(b'}'), 2.0), (u32::from(b']'), 2.0)]
             {
                 logits[token as usize] += more;
+            }
+            for &token in liked {
+                logits[token as usize] += 50.0;
             }
             let mask = constraint.next_mask();
             let request =
@@ -116,4 +145,15 @@ impl Random {
         }
         answer(&bytes, Ended::Length)
     }
+}
+
+/// JSON allows numbers that no float holds, and the parser does not: their exponents are cut.
+pub fn parse_json(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).or_else(|error| {
+        let exponent = regex::Regex::new(r"([0-9][eE][+-]?)[0-9]{3,}").expect("an expression");
+        match error.to_string().contains("number out of range") {
+            true => serde_json::from_str(&exponent.replace_all(text, "${1}1")),
+            false => Err(error),
+        }
+    })
 }

@@ -2,7 +2,7 @@
 //! is neither decoded nor resized again. One that comes several times at once is processed once; the others wait for it.
 
 use super::ImageInputError;
-use scheduler::ImageInput;
+use scheduler::{Digest, ImageInput};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,11 +11,20 @@ pub type Frames = Arc<[Arc<ImageInput>]>;
 
 type Outcome = Result<Frames, ImageInputError>;
 
-/// Of the bytes that were sent. What they become depends on nothing else: a cache belongs to one processor and one set of limits.
+/// Of the bytes that were sent, and of the salt of whoever sent them. What they become depends on the bytes alone: a cache belongs to one
+/// processor and one set of limits.
 pub type Key = [u8; 32];
 
-pub fn key(bytes: &[u8]) -> Key {
-    *blake3::hash(bytes).as_bytes()
+pub fn key(salt: &Digest, bytes: &[u8]) -> Key {
+    *blake3::keyed_hash(&salt.0, bytes).as_bytes()
+}
+
+/// A picture's name among those of its salt: embeddings are found by it. Without a salt it is the picture's own.
+pub fn salted(salt: &Digest, digest: Digest) -> Digest {
+    match *salt == Digest::default() {
+        true => digest,
+        false => Digest(key(salt, &digest.0)),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +158,6 @@ fn bytes_of(image: &ImageInput) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scheduler::Digest;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use ureq::http::{StatusCode, Uri, header};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Error, Timeout};
@@ -26,6 +27,44 @@ pub struct RemotePolicy {
     pub max_redirects: u32,
     /// Of all remote pictures of one request.
     pub max_request_bytes: usize,
+    /// Who vouches for hosts with https.
+    pub authorities: Authorities,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Authorities {
+    /// Those that browsers trust, as they were when the server was built.
+    Public,
+    /// Certificates in DER; no others.
+    Listed(Vec<Vec<u8>>),
+}
+
+impl Authorities {
+    /// From a file of certificates in PEM, in which nothing else is looked at.
+    pub fn from_pem(text: &[u8]) -> Result<Self, String> {
+        let mut certificates = Vec::new();
+        for item in parse_pem(text) {
+            match item {
+                Ok(PemItem::Certificate(certificate)) => certificates.push(certificate.der().to_vec()),
+                Ok(_) => {}
+                Err(_) => return Err("is not a file of certificates in PEM".into()),
+            }
+        }
+        match certificates.is_empty() {
+            true => Err("has no certificate in PEM".into()),
+            false => Ok(Self::Listed(certificates)),
+        }
+    }
+
+    fn roots(&self) -> RootCerts {
+        match self {
+            Self::Public => RootCerts::WebPki,
+            Self::Listed(certificates) => {
+                let owned = |der: &Vec<u8>| Certificate::from_der(der).to_owned();
+                RootCerts::Specific(Arc::new(certificates.iter().map(owned).collect()))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +84,7 @@ impl Default for RemotePolicy {
             timeout: Duration::from_secs(5),
             max_redirects: 3,
             max_request_bytes: 64 << 20,
+            authorities: Authorities::Public,
         }
     }
 }
@@ -126,6 +166,7 @@ impl RemoteFetcher {
             .max_idle_connections(0)
             .user_agent(concat!("perilune/", env!("CARGO_PKG_VERSION")))
             .accept("image/*")
+            .tls_config(TlsConfig::builder().root_certs(policy.authorities.roots()).build())
             .build();
         let guard = Guard { inner: resolver, policy: policy.clone() };
         Self { agent: Agent::with_parts(config, DefaultConnector::default(), guard), policy, max_bytes }

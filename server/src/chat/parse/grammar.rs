@@ -71,6 +71,18 @@ pub fn triggered(format: ToolFormat, rules: &[CallRule]) -> Result<Option<Trigge
     Ok(Some(TriggeredCalls { trigger: opener(format), call }))
 }
 
+/// For formats without such a mark, in which an answer is calls or is text: text that is none. It does not begin as a call does, and has
+/// none of the control tokens in it that would mark one.
+pub fn unmarked_text(format: ToolFormat) -> Option<Pattern> {
+    let opener = match format {
+        ToolFormat::Llama3Json => "{",
+        ToolFormat::Pythonic => r"\[",
+        _ => return None,
+    };
+    let first = format!(r"([^{opener}<\s]|<[^|])");
+    Some(Pattern::Regex(format!(r"\s*({first}([^<]|<[^|])*<?)?")))
+}
+
 fn section(format: ToolFormat) -> (&'static str, &'static str) {
     match format {
         ToolFormat::KimiK2 => ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),

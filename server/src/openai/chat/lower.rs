@@ -59,14 +59,15 @@ impl ChatFields {
         let fields = ToolFields { tools, tool_choice, parallel_tool_calls, functions, function_call };
         let (tools, is_legacy) = tools::lower(fields)?;
         let effort = reasoning_effort.map(|word| lower_effort(&word)).transpose()?;
+        let mut generation = generation.lower(dialect, defaults, limits)?;
         let prompt = ChatPrompt {
             messages: messages::lower(messages)?,
             tools: tools.as_ref().map(|tools| tools.shown()),
             effort,
             kwargs: chat_template_kwargs.unwrap_or_default(),
             ending: lower_ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
+            salt: generation.salt,
         };
-        let mut generation = generation.lower(dialect, defaults, limits)?;
         generation.output = OutputOptions {
             splits_reasoning: true,
             hides_reasoning: include_reasoning == Some(false),

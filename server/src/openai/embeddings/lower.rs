@@ -81,6 +81,7 @@ impl EmbeddingFields {
             cache_salt,
             request_id,
         } = self;
+        let salt = lower_salt(cache_salt)?;
         let (input, param) = match (input, messages) {
             (Some(input), None) => {
                 let prompts = lower_inputs(input, limits.num_inputs_max)?;
@@ -97,6 +98,7 @@ impl EmbeddingFields {
                     messages: messages::lower(messages)?,
                     kwargs: chat_template_kwargs.unwrap_or_default(),
                     ending: ending(add_generation_prompt, continue_final_message.unwrap_or(false))?,
+                    salt,
                 };
                 (Input::Chat(chat), "messages")
             }
@@ -111,7 +113,7 @@ impl EmbeddingFields {
             normalise: normalize.unwrap_or(true),
         };
         let pooling = lower_pooling(pooling_type.as_deref())?;
-        let options = ReadOptions { param, priority: priority.unwrap_or(0), salt: lower_salt(cache_salt)? };
+        let options = ReadOptions { param, priority: priority.unwrap_or(0), salt };
         Ok(Lowered { model, request_id, input, form, pooling, options })
     }
 }

@@ -1,0 +1,273 @@
+//! Whether streams that a grammar holds and free ones slow each other: the time between the tokens of a stream as its client sees it,
+//! beside others of its kind and of the other kind. The model is made up: a vocabulary of Kimi's size, and steps in which the host's
+//! processors are free, as while a GPU computes.
+//!
+//! `cargo bench -p perilune --bench company`; without `--bench`, as in a test run, a small vocabulary and a moment of each.
+
+#[path = "../tests/harness/mod.rs"]
+mod harness;
+mod made_up;
+#[path = "../tests/random/mod.rs"]
+mod random;
+
+use harness::TestServer;
+use harness::client::Connection;
+use harness::fake::{self, byte_char};
+use made_up::{NUM_CONTROLS, sources, words};
+use models::{ModelFiles, ModelInfo};
+use perilune::constrain::GrammarSource;
+use perilune::serve::LoadedModel;
+use random::Random;
+use scheduler::{Batch, ModelRunner, Sample, Sampled, SampledToken, SchedulerConfig, StepOutput, TokenId};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Free,
+    Held,
+}
+
+/// Streams that are measured, beside others.
+struct Company {
+    measured: (Kind, usize),
+    beside: (Kind, usize),
+}
+
+fn main() {
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (num_tokens, num_streams) = if is_bench { (163_840, 16) } else { (3000, 2) };
+    let words = Arc::new(words(num_tokens));
+    let watch = Arc::new(Watch::default());
+    let server = {
+        let (words, watch) = (words.clone(), watch.clone());
+        let files = files(&words);
+        TestServer::custom(files, move || Ok::<_, String>(model(words, watch)))
+    };
+    let held = held_requests();
+    // The vocabulary and each grammar are made once.
+    held.iter().for_each(|request| drop(server.ask(PATH, request)));
+    println!(
+        "| step | measured | beside | p50 | p99 | max | gaps | masks p50 | p99 | max | between steps p50 | p99 | max |"
+    );
+    println!("|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    let (steps, observed): (&[u64], _) = match is_bench {
+        true => (&[20_000, 5000], Duration::from_secs(12)),
+        false => (&[1000], Duration::from_millis(50)),
+    };
+    for &step in steps {
+        watch.step_us.store(step, Relaxed);
+        for (measured, other) in [(Kind::Free, Kind::Held), (Kind::Held, Kind::Free)] {
+            let several = [(other, 0), (measured, num_streams), (other, num_streams)];
+            for beside in several {
+                let company = Company { measured: (measured, num_streams), beside };
+                company.report(&server, &held, &watch, observed);
+            }
+        }
+    }
+}
+
+const PATH: &str = "/v1/completions";
+
+impl Company {
+    fn report(&self, server: &TestServer, held: &[Value], watch: &Watch, observed: Duration) {
+        watch.take();
+        let is_over = AtomicBool::new(false);
+        let mut gaps: Vec<Duration> = std::thread::scope(|scope| {
+            let start = |(kind, num): (Kind, usize)| {
+                let is_over = &is_over;
+                let stream = move |i: usize| scope.spawn(move || stream(server, kind, held, i, is_over));
+                (0..num).map(stream).collect::<Vec<_>>()
+            };
+            let (measured, beside) = (start(self.measured), start(self.beside));
+            std::thread::sleep(observed);
+            is_over.store(true, Relaxed);
+            beside.into_iter().for_each(|stream| drop(stream.join().expect("no panic")));
+            measured.into_iter().flat_map(|stream| stream.join().expect("no panic")).collect()
+        });
+        let name = |(kind, num): (Kind, usize)| match (kind, num) {
+            (_, 0) => "nothing".to_owned(),
+            (Kind::Free, num) => format!("{num} free"),
+            (Kind::Held, num) => format!("{num} structured"),
+        };
+        let (mut masks, mut between) = watch.take();
+        println!(
+            "| {} ms | {} | {} | {} | {} | {} | {} |",
+            watch.step_us.load(Relaxed) as f64 / 1e3,
+            name(self.measured),
+            name(self.beside),
+            quantiles(&mut gaps),
+            gaps.len(),
+            quantiles(&mut masks),
+            quantiles(&mut between),
+        );
+    }
+}
+
+/// p50, p99 and the longest.
+fn quantiles(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    let at = |share: f64| times.get((times.len().saturating_sub(1) as f64 * share) as usize);
+    let show = |share| format!("{:.2} ms", at(share).map_or(0.0, |time| time.as_secs_f64() * 1e3));
+    [0.5, 0.99, 1.0].map(show).join(" | ")
+}
+
+/// What the model sees of the steps.
+#[derive(Default)]
+struct Watch {
+    step_us: AtomicU64,
+    /// For each step, how long its masks were waited for, and how long the engine was busy before it.
+    seen: Mutex<(Vec<Duration>, Vec<Duration>)>,
+}
+
+impl Watch {
+    fn take(&self) -> (Vec<Duration>, Vec<Duration>) {
+        std::mem::take(&mut *self.seen.lock().expect("no panic under the lock"))
+    }
+}
+
+/// Requests one after the other until it is over; the times between two pieces of text.
+fn stream(server: &TestServer, kind: Kind, held: &[Value], i: usize, is_over: &AtomicBool) -> Vec<Duration> {
+    let mut gaps = Vec::new();
+    for round in 0.. {
+        let mut request = match kind {
+            Kind::Free => json!({"prompt": format!("stream {i}"), "max_tokens": 600, "ignore_eos": true}),
+            Kind::Held => held[(i + round) % held.len()].clone(),
+        };
+        request["stream"] = true.into();
+        request["seed"] = (1000 * round + i).into();
+        let mut connection: Connection = server.connect();
+        connection.send_json(PATH, &request);
+        assert_eq!(connection.head().status, 200);
+        let mut last = None;
+        loop {
+            let chunk = connection.chunk();
+            if is_over.load(Relaxed) {
+                return gaps;
+            }
+            if chunk.is_empty() {
+                break;
+            }
+            let now = Instant::now();
+            gaps.extend(last.map(|last| now - last));
+            last = Some(now);
+        }
+        // The last piece is the end and not a token.
+        gaps.pop();
+    }
+    gaps
+}
+
+fn held_requests() -> Vec<Value> {
+    let request = |(_, source): (_, GrammarSource)| {
+        let held = match source {
+            GrammarSource::Schema { schema, .. } => json!({"json": schema}),
+            GrammarSource::Regex(regex) => json!({"regex": regex}),
+            other => panic!("not asked for: {other:?}"),
+        };
+        json!({"prompt": "held", "max_tokens": 200, "structured_outputs": held})
+    };
+    sources().into_iter().map(request).collect()
+}
+
+fn files(words: &[Vec<u8>]) -> ModelFiles {
+    let num_plain = words.len() - NUM_CONTROLS;
+    let text = |word: &[u8]| word.iter().map(|&byte| byte_char(byte)).collect::<String>();
+    let vocab: serde_json::Map<String, Value> =
+        words[..num_plain].iter().enumerate().map(|(id, word)| (text(word), id.into())).collect();
+    let control = |(i, word): (usize, &Vec<u8>)| {
+        json!({"id": num_plain + i, "content": String::from_utf8_lossy(word), "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": words[num_plain..].iter().enumerate().map(control).collect::<Vec<_>>(),
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab, "merges": []},
+    });
+    let leak = |text: String| -> &'static [u8] { text.leak().as_bytes() };
+    let files =
+        vec![("tokenizer.json", leak(tokenizer.to_string())), ("tokenizer_config.json", leak("{}".into()))];
+    ModelFiles::Embedded(files.leak())
+}
+
+fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
+    let config = SchedulerConfig { max_model_len: 2000, ..fake::config(20_000) };
+    let info = ModelInfo {
+        vocab_size: words.len(),
+        max_model_len: config.max_model_len,
+        eos_token_ids: vec![words.len() as TokenId - 1],
+        image_token_id: None,
+        ..fake::info()
+    };
+    LoadedModel {
+        device_bytes: 0,
+        runner: Paced { words, watch, random: Random::new(1), ended: None },
+        info,
+        image_processor: None,
+        scheduler_config: config,
+        generation: Default::default(),
+    }
+}
+
+/// Every step takes its time, and then draws.
+struct Paced {
+    words: Arc<Vec<Vec<u8>>>,
+    watch: Arc<Watch>,
+    random: Random,
+    /// When the last step was over.
+    ended: Option<Instant>,
+}
+
+impl ModelRunner for Paced {
+    type Error = Infallible;
+
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
+        let between = self.ended.map(|ended| ended.elapsed());
+        std::thread::sleep(Duration::from_micros(self.watch.step_us.load(Relaxed)));
+        let samples = || batch.items.iter().filter_map(|item| item.sample.as_ref());
+        let start = Instant::now();
+        samples().filter_map(|sample| sample.mask.as_ref()).for_each(|mask| {
+            let _ = mask.allowed();
+        });
+        {
+            let mut seen = self.watch.seen.lock().expect("no panic under the lock");
+            seen.0.push(start.elapsed());
+            // Where all sequences were new the engine was idle before.
+            let goes_on = batch.items.iter().any(|item| item.context_len > 16);
+            seen.1.extend(between.filter(|_| goes_on));
+        }
+        let token = |sample: &Sample| {
+            Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() })
+        };
+        let sampled = samples().map(token).collect();
+        self.ended = Some(Instant::now());
+        Ok(StepOutput { sampled, ..StepOutput::default() })
+    }
+}
+
+impl Paced {
+    /// One of the longer of some that are allowed, as a model would say, and text by itself, so that each token shows in its stream.
+    fn draw(&mut self, sample: &Sample) -> TokenId {
+        let allowed = sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
+        let num_words = self.words.len().div_ceil(32);
+        let first = self.random.below(num_words);
+        let in_word = |word: usize| {
+            let bits = allowed.map_or(u32::MAX, |words| words.get(word).copied().unwrap_or(0));
+            (0..32).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| (word * 32 + bit) as TokenId)
+        };
+        let some: Vec<TokenId> =
+            (0..num_words).flat_map(|i| in_word((first + i) % num_words)).take(8).collect();
+        let len = |token: TokenId| match self.words.get(token as usize) {
+            Some(word) if !word.starts_with(b"<|control") && std::str::from_utf8(word).is_ok() => {
+                word.len().min(6)
+            }
+            _ => 0,
+        };
+        *some.iter().max_by_key(|&&token| len(token)).expect("a token is allowed")
+    }
+}
