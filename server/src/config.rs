@@ -2,7 +2,8 @@
 
 use crate::app::AppLimits;
 use crate::args::{
-    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ResponsesArgs, ServeArgs, default_kernel_cache,
+    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, ResponsesArgs, ServeArgs,
+    default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
