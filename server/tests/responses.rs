@@ -31,11 +31,9 @@ fn brief(item: &Value) -> Value {
 #[test]
 fn a_stream_is_the_answer_in_pieces() {
     let (server, script) = TestServer::scripted(&KIMI, Setup::default().options);
-    let calls = format!(
-        "<|tool_calls_section_begin|>{}{}<|tool_calls_section_end|>",
-        kimi_call("functions.now:0", "{\"zone\": \"Köln\"}"),
-        kimi_call("functions.now:1", "{}")
-    );
+    let calls =
+        calls_of(&[kimi_call("functions.now:0", "{\"zone\": \"Köln\"}"), kimi_call("functions.now:1", "{}")]);
+    let again = calls_of(&[kimi_call("functions.now:2", "{}")]);
     let said = |text: &str| json!(["completed", "message", text]);
     let thought = |text: &str| json!(["completed", "reasoning", text]);
     let called = |id: &str, arguments: &str| json!(["completed", "now", id, arguments]);
@@ -71,9 +69,9 @@ fn a_stream_is_the_answer_in_pieces() {
         (calls.clone(), json!({}), json!(both), "completed"),
         (format!("I look.{calls}"), json!({}), json!([said("I look."), both[0], both[1]]), "completed"),
         (
-            format!("I look.{calls}And{calls}"),
+            format!("I look.{calls}And{again}"),
             json!({}),
-            json!([said("I look."), both[0], both[1], said("And"), both[0], both[1]]),
+            json!([said("I look."), both[0], both[1], said("And"), called("functions.now:2", "{}")]),
             "completed",
         ),
         (
@@ -107,6 +105,10 @@ fn a_stream_is_the_answer_in_pieces() {
         let thinks = usage["output_tokens_details"]["reasoning_tokens"].as_u64() > Some(0);
         assert_eq!(thinks, says.contains("think▷"), "{says}");
     }
+}
+
+fn calls_of(calls: &[String]) -> String {
+    format!("<|tool_calls_section_begin|>{}<|tool_calls_section_end|>", calls.concat())
 }
 
 /// Control tokens are hidden from clients.
