@@ -206,6 +206,7 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
     };
     LoadedModel {
         device_bytes: 0,
+        device: "paced".into(),
         runner: Paced { words, watch, random: Random::new(1), ended: None },
         info,
         image_processor: None,

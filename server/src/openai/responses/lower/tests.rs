@@ -138,7 +138,7 @@ fn fields_become_those_of_a_chat() {
         (chat.tools, chat.max_tokens, chat.parallel_tool_calls),
         (Some(vec![chat_tool]), Some(7), Some(false))
     );
-    assert_eq!(lowered.echo.tools, [tool.clone()]);
+    assert_eq!(lowered.echo.tools, std::slice::from_ref(&tool));
     for (choice, expected) in [
         (json!("required"), json!("required")),
         (
