@@ -23,7 +23,6 @@ pub fn emulated(seed: u64) -> Device {
     open(EmulatorOptions { seed, ..options() })
 }
 
-<<<<<<< HEAD
 fn is_real() -> bool {
     std::env::var_os("PERILUNE_TEST_DEVICE").is_some_and(|device| device == "cuda")
 }
@@ -35,11 +34,14 @@ fn real() -> Device {
     let options = NvidiaOptions { ordinal: 0, cache: Cache::new(cache), nvrtc: folder("PERILUNE_NVRTC_DIR") };
     let driver = Nvidia::new(options).unwrap_or_else(|error| panic!("{error}"));
     Device::cuda(Box::new(driver), 64 << 20, CpuOptions { threads: Some(2), isa: None }).expect("memory")
-=======
-/// As `emulated`, with another number of multiprocessors.
+}
+
+/// As `emulated`, with another number of multiprocessors, where it can be chosen.
 pub fn sized(seed: u64, num_sms: u32) -> Device {
+    if is_real() {
+        return real();
+    }
     open(EmulatorOptions { seed, num_sms, ..options() })
->>>>>>> 0247fad (CUDA: attention on tensor cores, for latents, grouped queries and packed segments)
 }
 
 /// The same with a bug in it.
