@@ -362,6 +362,6 @@ fn bugs_are_noticed() {
         case("floor(uniform(r) * (double)all) + 1", "floor((1 - uniform(r)) * (double)all) + 1"),
         case("x > 0 ? x / r.repetition : x * r.repetition", "x / r.repetition"),
         case("if (!(weight >= r.min_p)) weight = 0;", "if (!(weight > r.min_p)) weight = 0;"),
-        case("if (i / 32 < r.mask_words)", "if (i / 32 <= r.mask_words)"),
+        case("!(word >> (i % 32) & 1)", "!(word >> (i % 31) & 1)"),
     ]);
 }
