@@ -36,8 +36,11 @@ fn real() -> Device {
     Device::cuda(Box::new(driver), 64 << 20, CpuOptions { threads: Some(2), isa: None }).expect("memory")
 }
 
-/// As `emulated`, with another number of multiprocessors.
+/// As `emulated`, with another number of multiprocessors, where it can be chosen.
 pub fn sized(seed: u64, num_sms: u32) -> Device {
+    if is_real() {
+        return real();
+    }
     open(EmulatorOptions { seed, num_sms, ..options() })
 }
 
