@@ -231,6 +231,7 @@ impl Request<'_> {
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
+        check_weights(self.device, self.storage.describe())?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -271,6 +272,17 @@ impl Request<'_> {
 
 pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
     images.num_blocks * images.rows_per_block
+}
+
+/// No kernel of a GPU reads quantised weights yet.
+fn check_weights(device: &Device, quantization: Option<&str>) -> Result<(), LoadError> {
+    match (device, quantization) {
+        (Device::Cuda(_), Some(kind)) => Err(LoadError::Option {
+            option: "device",
+            message: format!("weights in {kind} are computed with on the processor only: use --device cpu"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What pictures take after they were encoded, and the places that they go to.

@@ -125,6 +125,9 @@ impl DeviceRunner {
         }
         self.on_device.set(&self.input);
         let Self { decoder, on_device, eyes, cache, scratch, .. } = self;
+        if rows.is_some() {
+            decoder.plan(on_device, cache, scratch);
+        }
         let mut run = || {
             let images = eyes.as_ref().map(|eyes| &eyes.cache);
             decoder.forward(on_device, images, cache, scratch);
