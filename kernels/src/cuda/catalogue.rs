@@ -3,6 +3,7 @@
 use super::launch::Kernel;
 use super::{
     attention_rows, attention_tiles, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows,
+    sample,
 };
 
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -17,4 +18,5 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &rope::KERNEL,
     &route::KERNEL,
     &rows::KERNEL,
+    &sample::KERNEL,
 ];

@@ -27,6 +27,7 @@ pub mod peak;
 pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;
+pub(crate) mod sample;
 mod staging;
 
 use crate::device::Cpu;

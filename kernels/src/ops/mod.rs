@@ -30,8 +30,3 @@ pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
 };
-
-/// For ops that have no kernel yet.
-fn not_on_cuda(op: &str) -> ! {
-    panic!("{op} has no CUDA kernel")
-}

@@ -19,8 +19,8 @@
 //! scratch.read()                                             one small copy back, waits
 //! ```
 
-use super::not_on_cuda;
-use crate::{DType, Device, Error, Tensor};
+use crate::cuda::sample::{self as cuda_sample, Buffers, RESULT};
+use crate::{Device, Error, Tensor};
 
 /// Most alternatives that are reported.
 pub const MAX_TOP: usize = 20;
@@ -62,7 +62,7 @@ pub struct Draw<'a> {
     /// These count `history` from `prompt_len` on.
     pub frequency_penalty: f32,
     pub presence_penalty: f32,
-    /// Tokens so far; may be empty where no penalty is set.
+    /// Tokens so far; may be empty where no penalty is set, and then `prompt_len` is 0.
     pub history: &'a [u32],
     pub prompt_len: usize,
     /// Added to logits, each token once.
@@ -111,35 +111,68 @@ pub enum RowOutcome {
     Nothing,
 }
 
-/// Buffers of `sample`, for the largest call.
-#[derive(Debug)]
-pub struct SampleScratch {
-    sizes: SampleSizes,
-    /// `[rows, V]` f32: logits after all adjustments, then weights.
-    pub(crate) weights: Tensor,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleSizes {
+    /// Most rows of a call.
     pub max_rows: usize,
     pub vocab: usize,
 }
 
+/// Buffers of `sample`, for the largest call, and what was asked in the last one.
+#[derive(Debug)]
+pub struct SampleScratch {
+    sizes: SampleSizes,
+    buffers: Buffers,
+    asked: Vec<Asked>,
+}
+
+/// How a result is to be read.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    is_score: bool,
+    top: Option<usize>,
+}
+
 impl SampleScratch {
+    /// For a GPU; see above.
     pub fn new(device: &Device, sizes: SampleSizes) -> Self {
+        assert!(matches!(device, Device::Cuda(_)), "sample: the processor's logits are for models::sampler");
         assert!(sizes.vocab <= MAX_VOCAB, "sample: a vocabulary of {} exceeds {MAX_VOCAB}", sizes.vocab);
-        let weights = Tensor::unwritten(device, DType::F32, &[sizes.max_rows, sizes.vocab]);
-        Self { sizes, weights }
+        Self { sizes, buffers: Buffers::new(device, sizes), asked: Vec::with_capacity(sizes.max_rows) }
     }
 
-    /// What `new` will allocate.
+    /// What `new` will allocate on the device.
     pub fn bytes(sizes: SampleSizes) -> u64 {
-        Tensor::bytes_of(DType::F32, &[sizes.max_rows, sizes.vocab])
+        Buffers::bytes(sizes)
+    }
+
+    /// One row of words for each request: the second is the token, for work that follows on the device.
+    pub fn results(&self) -> &Tensor {
+        &self.buffers.results
     }
 
     /// The outcomes of the last call, after waiting for the device.
     pub fn read(&self) -> Result<Vec<RowOutcome>, Error> {
-        not_on_cuda("sample")
+        let bytes = self.buffers.results.read()?;
+        let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+        let rows = words.chunks_exact(RESULT).zip(&self.asked);
+        Ok(rows.map(|(words, asked)| asked.outcome(words, self.sizes.vocab)).collect())
+    }
+}
+
+impl Asked {
+    fn outcome(self, words: &[u32], vocab: usize) -> RowOutcome {
+        let (header, rest) = words.split_at(4);
+        let (ids, logprobs) = rest.split_at(MAX_TOP);
+        let top = self.top.unwrap_or(0).min(vocab);
+        let top = ids[..top].iter().copied().zip(logprobs.iter().map(|&bits| f32::from_bits(bits))).collect();
+        let logprob = f32::from_bits(header[2]);
+        match header[0] {
+            0 if self.is_score => RowOutcome::Score { logprob, rank: header[3] as usize, top },
+            0 => RowOutcome::Token { token: header[1], logprob: self.top.map(|_| logprob), top },
+            1 => RowOutcome::NonFinite,
+            _ => RowOutcome::Nothing,
+        }
     }
 }
 
@@ -149,5 +182,29 @@ pub fn sample(logits: &Tensor, requests: &[RowRequest], scratch: &mut SampleScra
     assert_eq!(rows, requests.len(), "sample: a request for each row");
     assert_eq!(vocab, scratch.sizes.vocab, "sample: vocabulary of the scratch");
     assert!(rows <= scratch.sizes.max_rows, "sample: {rows} rows exceed the scratch");
-    not_on_cuda("sample")
+    requests.iter().for_each(|request| request.check(vocab));
+    let asked = |r: &RowRequest| Asked { is_score: matches!(r.want, Want::Score(_)), top: r.top };
+    scratch.asked.clear();
+    scratch.asked.extend(requests.iter().map(asked));
+    scratch.buffers.results.set_rows(rows);
+    match logits.device() {
+        Device::Cpu(_) => unreachable!("a scratch is made on a GPU, and logits are where it is"),
+        Device::Cuda(cuda) => cuda_sample::run(cuda, logits, requests, &mut scratch.buffers),
+    }
+}
+
+impl RowRequest<'_> {
+    fn check(&self, vocab: usize) {
+        assert!(self.top.is_none_or(|top| top <= MAX_TOP), "sample: more than {MAX_TOP} alternatives");
+        let is_token = |token: &u32| (*token as usize) < vocab;
+        match &self.want {
+            Want::Score(target) => assert!(is_token(target), "sample: target {target} of {vocab}"),
+            Want::Draw(draw) => {
+                assert!(draw.history.iter().all(is_token), "sample: history");
+                assert!(draw.prompt_len <= draw.history.len(), "sample: length of the prompt");
+                assert!(draw.excluded.iter().all(is_token), "sample: excluded tokens");
+                assert!(draw.logit_bias.iter().all(|(token, _)| is_token(token)), "sample: bias");
+            }
+        }
+    }
 }

@@ -23,4 +23,5 @@ mod prepare;
 mod ptx;
 mod queues;
 mod route;
+mod sample;
 mod small;
