@@ -10,6 +10,7 @@ use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
+use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
 use crate::{LoadError, LoadOptions, MemoryLimit};
@@ -161,7 +162,8 @@ impl Request<'_> {
             position_tables: Decoder::rope_bytes(decoder, max_model_len),
             activations: Scratch::activation_bytes(self.device, decoder, &limits)
                 + StepInput::bytes(self.device, &self.input_limits(max_model_len)),
-            logits: Scratch::logits_bytes(decoder, &limits),
+            logits: Scratch::logits_bytes(decoder, &limits)
+                + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
             vision_buffers: vision.buffer_bytes,
             image_cache: images,
             kv_cache: 0,
