@@ -147,13 +147,7 @@ impl Decoder {
             let images = images.expect("only models with pictures get their rows");
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
-        let ragged = Ragged {
-            cu_seqlens: (&input.cu_seqlens).into(),
-            context_lens: (&input.context_lens).into(),
-            block_tables: (&input.block_tables).into(),
-            cu_blocks: (&input.cu_blocks).into(),
-            block_size: cache.block_size,
-        };
+        let ragged = ragged(input, cache.block_size);
         let step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout };
         ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
@@ -161,6 +155,11 @@ impl Decoder {
             layer.run(&step, cache, self.eps, scratch);
             add_and_norm(next_norm, self.eps, scratch);
         }
+    }
+
+    /// Tells a graph of `forward` what its next replay attends to.
+    pub fn plan(&self, input: &StepInput, cache: &KvCache, scratch: &mut Scratch) {
+        scratch.attention.plan(&ragged(input, cache.block_size));
     }
 
     /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`.
@@ -171,6 +170,16 @@ impl Decoder {
         logits.set_rows(num_rows);
         ops::gather_rows(normed, rows, sampled);
         ops::linear(sampled, &self.head, None, Activation::None, logits);
+    }
+}
+
+fn ragged(input: &StepInput, block_size: usize) -> Ragged<'_> {
+    Ragged {
+        cu_seqlens: (&input.cu_seqlens).into(),
+        context_lens: (&input.context_lens).into(),
+        block_tables: (&input.block_tables).into(),
+        cu_blocks: (&input.cu_blocks).into(),
+        block_size,
     }
 }
 

@@ -109,14 +109,14 @@ pub fn load(
     let input = StepInput::new(&device, &request.input_limits(plan.max_model_len));
     // Weights were copied while the next were packed: wait for the last, and for what failed.
     device.synchronize()?;
-    let planned = plan.memory.total - plan.memory.padding;
-    debug_assert_eq!(device.allocated_bytes(), planned, "planned bytes are allocated bytes");
     let info = info(config, &plan);
     let scheduler_config = plan.scheduler_config();
     let generation_defaults = config.generation;
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
     let parts = Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows };
     let runner = DeviceRunner::new(parts)?;
+    let planned = plan.memory.total - plan.memory.padding;
+    debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
     Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })

@@ -10,6 +10,7 @@ use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
+use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
 use crate::{LoadError, LoadOptions, MemoryLimit};
@@ -161,7 +162,8 @@ impl Request<'_> {
             position_tables: Decoder::rope_bytes(decoder, max_model_len),
             activations: Scratch::activation_bytes(self.device, decoder, &limits)
                 + StepInput::bytes(self.device, &self.input_limits(max_model_len)),
-            logits: Scratch::logits_bytes(decoder, &limits),
+            logits: Scratch::logits_bytes(decoder, &limits)
+                + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
             vision_buffers: vision.buffer_bytes,
             image_cache: images,
             kv_cache: 0,
@@ -231,6 +233,7 @@ impl Request<'_> {
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
+        check_weights(self.device, self.storage.describe())?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -271,6 +274,17 @@ impl Request<'_> {
 
 pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
     images.num_blocks * images.rows_per_block
+}
+
+/// No kernel of a GPU reads quantised weights yet.
+fn check_weights(device: &Device, quantization: Option<&str>) -> Result<(), LoadError> {
+    match (device, quantization) {
+        (Device::Cuda(_), Some(kind)) => Err(LoadError::Option {
+            option: "device",
+            message: format!("weights in {kind} are computed with on the processor only: use --device cpu"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What pictures take after they were encoded, and the places that they go to.

@@ -58,7 +58,7 @@ impl DeviceRunner {
         let Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows };
-        let sampler = Sampler::new(&device, scratch.logits.row_len());
+        let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len());
         let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
         Ok(Self {
             encoding: Stopwatch::new(&device)?,
@@ -125,6 +125,9 @@ impl DeviceRunner {
         }
         self.on_device.set(&self.input);
         let Self { decoder, on_device, eyes, cache, scratch, .. } = self;
+        if rows.is_some() {
+            decoder.plan(on_device, cache, scratch);
+        }
         let mut run = || {
             let images = eyes.as_ref().map(|eyes| &eyes.cache);
             decoder.forward(on_device, images, cache, scratch);

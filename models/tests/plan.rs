@@ -49,13 +49,36 @@ fn the_arena_of_a_gpu_is_as_planned() {
             assert_eq!(device.held_bytes(), memory.total, "{family}");
             assert_eq!(device.allocated_bytes(), memory.total - memory.padding, "{family}");
             assert!(memory.total <= memory.limit && memory.padding > 0, "{family}");
-            // On paper, from the same formulas.
-            let paper = LoadOptions { device: DeviceChoice::Cuda(0), ..options };
-            if !kernels::cuda::nvidia::is_present() {
-                assert_eq!(models::plan(&files(family), &paper).unwrap(), planned, "{family}");
-            }
         }
     }
+}
+
+/// From the same formulas, for a GPU that is not there: with more multiprocessors than the emulated one, so with larger buffers.
+#[test]
+fn a_plan_needs_no_gpu() {
+    if models::has_nvidia_driver() {
+        return;
+    }
+    for &family in FAMILIES {
+        let [paper, emulated] = [DeviceChoice::Cuda(0), DeviceChoice::CudaEmulated].map(|device| {
+            let options = LoadOptions { device, memory: MemoryLimit::Bytes(1 << 30), ..emulated() };
+            models::plan(&files(family), &options).unwrap().memory
+        });
+        assert_eq!((paper.weights, paper.padding), (emulated.weights, emulated.padding), "{family}");
+        assert!(paper.activations >= emulated.activations, "{family}");
+    }
+    let share =
+        LoadOptions { device: DeviceChoice::Cuda(0), memory: MemoryLimit::Fraction(0.5), ..emulated() };
+    let message = models::plan(&files("llama"), &share).unwrap_err().to_string();
+    assert!(message.starts_with("memory: it is not known"), "{message}");
+}
+
+#[test]
+fn quantised_weights_are_refused_on_a_gpu() {
+    let quantised = LoadOptions { quantization: QuantizationChoice::Int8, ..emulated() };
+    let message =
+        models::load(&files("llama"), &quantised, &mut |_| {}).err().expect("no kernel").to_string();
+    assert!(message.starts_with("device: weights in int8"), "{message}");
 }
 
 /// Moonlight with so many layers: weights are made up or not needed, so config.json is all.

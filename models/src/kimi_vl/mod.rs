@@ -71,7 +71,7 @@ impl Vision {
         Ok(Self {
             tower: Tower::load(&loader(vit::PREFIX), config)?,
             projector: Projector::load(&loader(projector::PREFIX), config)?,
-            scratch: Scratch::new(device, config, max_patches),
+            scratch: Scratch::new(device, config, storage.float, max_patches),
             config: config.clone(),
             max_patches,
         })

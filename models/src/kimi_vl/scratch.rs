@@ -47,7 +47,8 @@ impl Scratch {
     /// At most.
     pub const NUM_TENSORS: u64 = 16;
 
-    pub fn new(device: &Device, config: &VisionConfig, max_patches: usize) -> Self {
+    /// Where attention multiplies in 16 bits, it does so in `float`, the type of the weights.
+    pub fn new(device: &Device, config: &VisionConfig, float: DType, max_patches: usize) -> Self {
         let [patches, x, normed, mixed, qkv, hidden] =
             widths(config).map(|width| Tensor::zeros(device, DType::F32, &[max_patches, width]));
         Self {
@@ -60,7 +61,8 @@ impl Scratch {
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
             raster: Indices::new(device, max_patches),
             segments: Indices::new(device, 2),
-            attention: AttentionScratch::new(device, attention_sizes(config, max_patches)),
+            attention: AttentionScratch::new(device, attention_sizes(config, max_patches))
+                .multiplying_as(float),
             squares: Indices::new(device, max_patches),
             order: Vec::with_capacity(max_patches),
         }

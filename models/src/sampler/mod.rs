@@ -7,9 +7,11 @@
 //! ```
 //! The order is vLLM's. The draw inverts the cumulative distribution with one random number, a function of seed and position.
 
+mod on_device;
 mod philox;
 mod score;
 
+pub(crate) use on_device::DeviceSampler;
 pub use philox::{philox, uniform};
 pub use score::score;
 
@@ -42,15 +44,17 @@ pub struct Workspace {
 }
 
 /// The workspaces of all threads that sample.
-#[derive(Debug)]
 pub struct Sampler {
     workspaces: Vec<Mutex<Workspace>>,
-    /// Logits of a device that is not the processor.
+    /// Where the logits are on a GPU.
+    on_device: Option<DeviceSampler>,
+    /// Logits of a GPU, for what it does not sample itself.
     logits: Vec<f32>,
 }
 
 impl Sampler {
-    pub fn new(device: &Device, vocab_size: usize) -> Self {
+    /// For up to `max_rows` rows at a time.
+    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Self {
         let workspace = |_| {
             Mutex::new(Workspace {
                 tokens: Vec::new(),
@@ -58,10 +62,14 @@ impl Sampler {
                 logprobs: Vec::with_capacity(vocab_size),
             })
         };
-        Self { workspaces: (0..device.num_threads()).map(workspace).collect(), logits: Vec::new() }
+        Self {
+            workspaces: (0..device.num_threads()).map(workspace).collect(),
+            on_device: DeviceSampler::new(device, max_rows, vocab_size),
+            logits: Vec::new(),
+        }
     }
 
-    /// One row of `logits` [R, V] for each task. Rows are shared out between threads; none knows of another.
+    /// One row of `logits` [R, V] for each task. Rows are shared out between threads, or blocks of a GPU; none knows of another.
     pub fn run(
         &mut self,
         device: &Device,
@@ -70,6 +78,9 @@ impl Sampler {
     ) -> Result<Vec<RowResult>, Error> {
         let &[num_rows, vocab_size] = logits.shape() else { panic!("logits {:?}", logits.shape()) };
         assert_eq!(num_rows, tasks.len(), "a row for each task");
+        if let Some(on_device) = self.on_device.as_mut().filter(|_| DeviceSampler::can_run(tasks)) {
+            return on_device.run(logits, tasks);
+        }
         let workspaces = &self.workspaces;
         let rows = logits.on_host_mut(&mut self.logits)?.chunks_mut(vocab_size).zip(tasks);
         let rows: Vec<_> = rows.map(|(logits, task)| Mutex::new((logits, *task, None))).collect();

@@ -238,7 +238,7 @@ fn rows_are_shared_out_between_threads() {
             _ => RowTask::Score { target: row as u32 % 53, top: 4 },
         };
         let tasks: Vec<RowTask> = (0..).zip(&requests).map(task).collect();
-        let results = Sampler::new(&device, 53).run(&device, &mut logits, &tasks).unwrap();
+        let results = Sampler::new(&device, 64, 53).run(&device, &mut logits, &tasks).unwrap();
         for (seed, (result, alone)) in (0..).zip(results.into_iter().zip(&alone)) {
             match result {
                 RowResult::Sampled(sampled) => assert_eq!(sampled, *alone),

@@ -1,0 +1,117 @@
+//! Sampling where the logits are: what is wanted of each row goes to the device, and a few numbers come back. The steps are those of
+//! [`super::sample`]; `kernels::ops::sample` says how near the results are.
+
+use super::{RowResult, RowTask};
+use kernels::ops::{
+    Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
+};
+use kernels::{Device, Error, Tensor};
+use scheduler::{Failure, PromptLogprob, Sample, Sampled, SampledToken};
+
+pub(crate) struct DeviceSampler {
+    scratch: SampleScratch,
+}
+
+impl DeviceSampler {
+    /// `None` where the processor samples: it is the device, or the vocabulary is beyond what the op takes.
+    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Option<Self> {
+        let sizes = SampleSizes { max_rows, vocab: vocab_size };
+        Self::fits(device, vocab_size).then(|| Self { scratch: SampleScratch::new(device, sizes) })
+    }
+
+    /// What `new` allocates.
+    pub fn bytes(device: &Device, max_rows: usize, vocab_size: usize) -> u64 {
+        if Self::fits(device, vocab_size) {
+            SampleScratch::bytes(SampleSizes { max_rows, vocab: vocab_size })
+        } else {
+            0
+        }
+    }
+
+    fn fits(device: &Device, vocab_size: usize) -> bool {
+        matches!(device, Device::Cuda(_)) && vocab_size <= MAX_VOCAB
+    }
+
+    /// Whether all of this can be done on the device.
+    pub fn can_run(tasks: &[RowTask]) -> bool {
+        tasks.iter().all(|task| num_top(task) <= MAX_TOP)
+    }
+
+    /// One row of `logits` for each task. Waits for masks first, then for the device.
+    pub fn run(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Result<Vec<RowResult>, Error> {
+        let requests: Vec<Option<RowRequest>> = tasks.iter().map(request).collect();
+        // A row whose mask could not be had is told so; something has to be asked of it all the same.
+        let idle = RowRequest { top: None, want: Want::Draw(Draw::GREEDY) };
+        let asked: Vec<RowRequest> = requests.iter().map(|request| request.unwrap_or(idle)).collect();
+        sample(logits, &asked, &mut self.scratch);
+        let outcomes = self.scratch.read()?;
+        let rows = tasks.iter().zip(&requests).zip(outcomes);
+        Ok(rows.map(|((task, request), outcome)| result(task, request.is_some(), outcome)).collect())
+    }
+}
+
+fn num_top(task: &RowTask) -> usize {
+    match task {
+        RowTask::Sample(sample) => sample.params.logprobs.unwrap_or(0),
+        RowTask::Score { top, .. } => *top,
+    }
+}
+
+/// `None`: there is no mask where there should be one.
+fn request<'a>(task: &RowTask<'a>) -> Option<RowRequest<'a>> {
+    match *task {
+        RowTask::Score { target, top } => Some(RowRequest { top: Some(top), want: Want::Score(target) }),
+        RowTask::Sample(sample) => {
+            let draw = draw(sample)?;
+            Some(RowRequest { top: sample.params.logprobs, want: Want::Draw(draw) })
+        }
+    }
+}
+
+fn draw(sample: &Sample) -> Option<Draw<'_>> {
+    let Sample { params, position, num_generated, history, mask } = sample;
+    let allowed = match mask {
+        None => None,
+        Some(mask) => Some(mask.allowed()?),
+    };
+    let (history, prompt_len) = match history {
+        Some(history) => (&history.tokens[..], history.prompt_len),
+        None => (&[][..], 0),
+    };
+    Some(Draw {
+        temperature: params.temperature,
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        seed: params.seed,
+        position: *position as u64,
+        repetition_penalty: params.repetition_penalty,
+        frequency_penalty: params.frequency_penalty,
+        presence_penalty: params.presence_penalty,
+        history,
+        prompt_len,
+        logit_bias: &params.logit_bias,
+        excluded: if *num_generated < params.min_tokens { &params.stop_token_ids } else { &[] },
+        allowed,
+    })
+}
+
+fn result(task: &RowTask, has_mask: bool, outcome: RowOutcome) -> RowResult {
+    match (task, outcome) {
+        (RowTask::Sample(_), RowOutcome::NonFinite) => {
+            RowResult::Sampled(Sampled::Failed(Failure::NonFiniteLogits))
+        }
+        (RowTask::Sample(_), _) if !has_mask => RowResult::Sampled(Sampled::Failed(Failure::Constraint)),
+        (RowTask::Sample(_), RowOutcome::Nothing) => {
+            RowResult::Sampled(Sampled::Failed(Failure::NothingToSample))
+        }
+        (RowTask::Sample(_), RowOutcome::Token { token, logprob, top }) => {
+            RowResult::Sampled(Sampled::Token(SampledToken { token, logprob, top }))
+        }
+        (RowTask::Score { .. }, RowOutcome::NonFinite) => RowResult::Scored(Err(Failure::NonFiniteLogits)),
+        (RowTask::Score { target, .. }, RowOutcome::Score { logprob, rank, top }) => {
+            RowResult::Scored(Ok(PromptLogprob { token: *target, logprob, rank, top }))
+        }
+        (task, outcome) => unreachable!("{outcome:?} of {task:?}"),
+    }
+}
