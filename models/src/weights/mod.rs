@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
+use std::path::Path;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -52,7 +53,8 @@ struct WeightFiles {
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
-enum Content {
+/// The bytes of a file.
+pub(crate) enum Content {
     Mapped(Mmap),
     Embedded(&'static [u8]),
 }
@@ -339,9 +341,13 @@ fn map(files: &ModelFiles, name: &str) -> Result<Option<Content>, LoadError> {
             return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Content::Embedded(bytes)));
         }
     };
-    let path = directory.join(name);
+    map_file(&directory.join(name))
+}
+
+/// The content of a file, or `None` where there is none.
+pub(crate) fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
     let failed = |source| crate::FileError { path: path.display().to_string(), source };
-    let file = match std::fs::File::open(&path) {
+    let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error).into()),
