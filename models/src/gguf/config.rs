@@ -41,7 +41,14 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
         deepseek_experts(&keys, &mut set)?;
     } else {
         set("num_key_value_heads", keys.int("attention.head_count_kv")?);
-        set("head_dim", keys.opt_int("attention.key_length")?.map_or(Value::Null, |n| json!(n)));
+        set("head_dim", json!(gguf.head_dim()));
+        let rotated = keys.opt_int("rope.dimension_count")?;
+        if let (Some(rotated), Some(dim)) = (rotated, gguf.head_dim())
+            && rotated != dim as u64
+        {
+            let message = format!("{rotated} of a head's {dim} values: rotating a part is not supported");
+            return Err(keys.fail("rope.dimension_count", message));
+        }
         if let Some(window) = keys.opt_int("attention.sliding_window")? {
             set("sliding_window", json!(window));
             set("use_sliding_window", json!(window > 0));

@@ -8,11 +8,13 @@
 
 mod blocks;
 mod config;
+mod groups;
 mod metadata;
 mod places;
 
 pub use blocks::BlockType;
 pub use metadata::Value as GgufValue;
+pub(crate) use places::{Place, RowOrder, place};
 
 use crate::LoadError;
 use crate::weights::{Content, map_file};
@@ -91,14 +93,55 @@ impl Gguf {
         self.tensors.get(name).map(|(_, info)| &info.shape[..])
     }
 
+    /// As `general.architecture` says it.
+    pub(crate) fn architecture(&self) -> &str {
+        match self.metadata("general.architecture") {
+            Some(GgufValue::Text(architecture)) => architecture,
+            _ => "",
+        }
+    }
+
+    /// Values of a query or key head, where the metadata says it.
+    pub(crate) fn head_dim(&self) -> Option<usize> {
+        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
+            Some(GgufValue::Int(n)) => usize::try_from(*n).ok().filter(|&n| n > 0),
+            _ => None,
+        };
+        let share = || int("embedding_length").zip(int("attention.head_count")).map(|(width, heads)| width / heads);
+        int("attention.key_length").or_else(|| int("rope.dimension_count")).or_else(share)
+    }
+
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|(_, info)| info.range.len() as u64).sum()
+    }
+
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor is of a layer after the last one.
+    pub(crate) fn is_speculating(&self, name: &str) -> bool {
+        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
+            Some(GgufValue::Int(n)) => *n,
+            _ => 0,
+        };
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        layer.is_some_and(|layer: i128| layer >= int("block_count") - int("nextn_predict_layers"))
+    }
+
+    /// Of a tensor with three dimensions.
+    pub(crate) fn shape3(&self, name: &str) -> Option<[usize; 3]> {
+        self.tensor_shape(name)?.try_into().ok()
+    }
+
     /// The blocks of a tensor.
-    fn blocks(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+    pub(crate) fn blocks(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
         let (part, info) = self.tensors.get(name)?;
         Some((info, &self.parts[*part][info.range.clone()]))
     }
 
     /// All values of a small tensor; none where it is not there.
-    fn vector(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+    pub(crate) fn vector(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let missing = || LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() };
         let (info, blocks) = self.blocks(name).ok_or_else(missing)?;
         let mut values = vec![0.0; info.shape.iter().product()];

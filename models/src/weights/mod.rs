@@ -340,6 +340,7 @@ fn map(files: &ModelFiles, name: &str) -> Result<Option<Content>, LoadError> {
         ModelFiles::Embedded(files) => {
             return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Content::Embedded(bytes)));
         }
+        ModelFiles::Gguf(_) => return Ok(None),
     };
     map_file(&directory.join(name))
 }
