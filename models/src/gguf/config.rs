@@ -13,7 +13,8 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
     let keys = Keys::new(gguf)?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| {
-        if !value.is_null() {
+        // A key that is not there has a default, but this one, whose null says something.
+        if !value.is_null() || key == "q_lora_rank" {
             config.insert(key.into(), value);
         }
     };
@@ -148,10 +149,8 @@ fn latent_attention(keys: &Keys, gguf: &Gguf, set: &mut dyn FnMut(&str, Value)) 
     // Null means one step, and a file writes nothing or zero then. The tensors are sure.
     let two_steps = gguf.has_tensor("blk.0.attn_q_a.weight");
     let rank = if two_steps { keys.int("attention.q_lora_rank")? } else { Value::Null };
+    set("q_lora_rank", rank);
     set("rope_interleave", json!(true));
-    if two_steps {
-        set("q_lora_rank", rank);
-    }
     Ok(())
 }
 

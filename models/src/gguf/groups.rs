@@ -104,3 +104,58 @@ fn constant_or(d: f32, m: f32, group: usize, out: &mut GroupedRow) {
     out.levels[group * GROUP..][..GROUP].fill(1);
     (out.scales[group], out.zeros[group]) = (f16::from_f32(m), f16::ZERO);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Gguf;
+    use std::path::Path;
+
+    /// What groups lose of random blocks, against the range of a group.
+    #[test]
+    fn groups_stand_for_what_their_blocks_do() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gguf"));
+        let gguf = Gguf::open(&folder.join("blocks.gguf")).unwrap();
+        let kept = [
+            ("Q8_0", WeightType::Int8, 0.0),
+            ("Q5_0", WeightType::Int8, 0.0),
+            ("Q4_0", WeightType::Int4, 0.0),
+            ("Q4_0", WeightType::Int4Zero, 0.0),
+            ("Q4_0", WeightType::Int8, 0.0),
+            ("Q4_1", WeightType::Int4Zero, 1e-3),
+            ("Q4_K", WeightType::Int4Zero, 1e-3),
+        ];
+        for (name, stored_as, tolerance) in kept {
+            let (info, blocks) = gguf.blocks(name).unwrap();
+            let [rows, k] = info.shape[..] else { panic!("{name} is a matrix") };
+            for blocks in blocks.chunks_exact(blocks.len() / rows) {
+                let (mut groups, mut expected, mut found) = (GroupedRow::new(k), vec![0.0; k], vec![0.0; k]);
+                assert!(info.block_type.read_groups(blocks, stored_as, &mut groups), "{name} as {stored_as}");
+                info.block_type.dequantize(blocks, &mut expected);
+                groups.dequantize(&mut found);
+                for (found, expected) in found.chunks(GROUP).zip(expected.chunks(GROUP)) {
+                    let range = expected.iter().fold(0.0, |max: f32, value| max.max(value.abs()));
+                    for (found, expected) in found.iter().zip(expected) {
+                        let error = (found - expected).abs();
+                        assert!(error <= tolerance * range, "{name} as {stored_as}: {found}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_would_be_rounded_is_left_to_the_quantiser() {
+        let mut groups = GroupedRow::new(256);
+        for (block_type, stored_as) in [
+            (BlockType::Q6K, WeightType::Int8),
+            (BlockType::Q5K, WeightType::Int8),
+            (BlockType::Q8_0, WeightType::Int4),
+            (BlockType::Q4K, WeightType::Int8),
+            (BlockType::BF16, WeightType::Int8),
+        ] {
+            let blocks = vec![0; block_type.row_bytes(256).unwrap()];
+            assert!(!block_type.read_groups(&blocks, stored_as, &mut groups), "{block_type} as {stored_as}");
+        }
+    }
+}

@@ -107,7 +107,8 @@ impl Gguf {
             Some(GgufValue::Int(n)) => usize::try_from(*n).ok().filter(|&n| n > 0),
             _ => None,
         };
-        let share = || int("embedding_length").zip(int("attention.head_count")).map(|(width, heads)| width / heads);
+        let share =
+            || int("embedding_length").zip(int("attention.head_count")).map(|(width, heads)| width / heads);
         int("attention.key_length").or_else(|| int("rope.dimension_count")).or_else(share)
     }
 
@@ -117,6 +118,10 @@ impl Gguf {
 
     pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    pub(crate) fn block_types(&self) -> impl Iterator<Item = (&str, BlockType)> {
+        self.tensors.iter().map(|(name, (_, info))| (name.as_str(), info.block_type))
     }
 
     /// Whether a tensor is of a layer after the last one.

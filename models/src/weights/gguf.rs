@@ -81,7 +81,8 @@ impl GgufWeights {
 
     fn find(&self, name: &str, asked: &[usize], [n, k]: [usize; 2]) -> Result<GgufRows<'_>, LoadError> {
         let gguf = self.gguf();
-        let missing = |tensor: &str| LoadError::MissingTensor { file: gguf.described().into(), tensor: tensor.into() };
+        let missing =
+            |tensor: &str| LoadError::MissingTensor { file: gguf.described().into(), tensor: tensor.into() };
         let Place { tensor, rows, expert } = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
         let (info, blocks) = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
         self.used.borrow_mut().insert(tensor.clone());
@@ -106,7 +107,8 @@ impl GgufWeights {
         let Some(layer) = name.strip_suffix(".self_attn.kv_b_proj.weight") else { return Ok(None) };
         let layer = layer.rsplit('.').next().unwrap_or_default();
         let [key, value] = ["k", "v"].map(|half| format!("blk.{layer}.attn_{half}_b.weight"));
-        let (Some([heads, rank, nope]), Some([_, width, _])) = (gguf.shape3(&key), gguf.shape3(&value)) else {
+        let (Some([heads, rank, nope]), Some([_, width, _])) = (gguf.shape3(&key), gguf.shape3(&value))
+        else {
             return Ok(None);
         };
         if shape != [heads * (nope + width), rank] || gguf.shape3(&value) != Some([heads, width, rank]) {
@@ -130,6 +132,10 @@ fn owned(shape: &[usize], values: &[f32]) -> HostWeights<'static> {
 }
 
 impl GgufRows<'_> {
+    pub fn bytes(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
     fn row(&self, row: usize) -> &[u8] {
         let bytes = self.blocks.len() / self.shape[0];
         &self.blocks[self.rows.row(row, self.head_dim) * bytes..][..bytes]

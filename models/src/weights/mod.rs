@@ -4,6 +4,7 @@
 mod dummy;
 mod export;
 mod fp8;
+mod gguf;
 mod grouped;
 mod header;
 mod quantised;
@@ -15,6 +16,7 @@ pub use tensor::WeightTensor;
 
 use crate::storage::{Part, Storage};
 use crate::{LoadError, ModelFiles};
+use gguf::{GgufRows, GgufWeights};
 use header::TensorInfo;
 use kernels::{DType, Device, HostTensor, Matrix, Tensor};
 use memmap2::Mmap;
@@ -39,6 +41,7 @@ pub struct Checkpoint {
 
 enum Source {
     Files(WeightFiles),
+    Gguf(GgufWeights),
     /// Seeded random numbers; no file is opened.
     Dummy {
         seed: u64,
@@ -103,7 +106,10 @@ impl HostWeights<'_> {
 impl Checkpoint {
     /// Maps the files and checks their headers. No tensor is read.
     pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
-        Ok(Self::new(Source::Files(WeightFiles::open(files)?)))
+        Ok(Self::new(match files {
+            ModelFiles::Gguf(files) => Source::Gguf(GgufWeights::new(files.clone())),
+            files => Source::Files(WeightFiles::open(files)?),
+        }))
     }
 
     /// Random weights: every tensor exists, in the shape that is asked for.
@@ -122,7 +128,7 @@ impl Checkpoint {
                 self.bytes_taken.set(self.bytes_taken.get() + bytes);
                 Some(dummy::seed(name, *seed))
             }
-            Source::Files(_) => None,
+            Source::Files(_) | Source::Gguf(_) => None,
         }
     }
 
@@ -130,6 +136,7 @@ impl Checkpoint {
     pub fn total_bytes(&self) -> Option<u64> {
         match &self.source {
             Source::Files(files) => Some(files.tensors.values().map(|(_, t)| t.range.len() as u64).sum()),
+            Source::Gguf(weights) => Some(weights.total_bytes()),
             Source::Dummy { .. } => None,
         }
     }
@@ -143,6 +150,7 @@ impl Checkpoint {
         assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
         let weights = match &self.source {
             Source::Files(files) => files.find(name, shape)?,
+            Source::Gguf(weights) => weights.floats(name, shape)?,
             Source::Dummy { seed } => dummy::weights(name, shape, *seed),
         };
         self.bytes_taken.set(self.bytes_taken.get() + weights.data.len() as u64);
@@ -163,7 +171,7 @@ impl Checkpoint {
     ) -> Result<Cow<'_, [u8]>, LoadError> {
         assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
         let Source::Files(files) = &self.source else {
-            unreachable!("random weights are of the type they are kept in")
+            unreachable!("neither random weights nor GGUF files have parts of such a type")
         };
         let (_, info, data) = files.get(name, shape)?;
         if info.type_name != type_name {
@@ -171,6 +179,15 @@ impl Checkpoint {
         }
         self.bytes_taken.set(self.bytes_taken.get() + data.len() as u64);
         Ok(Cow::Borrowed(data))
+    }
+
+    /// A matrix in the blocks of a GGUF file.
+    fn take_blocks(&self, name: &str, shape: [usize; 2]) -> Result<GgufRows<'_>, LoadError> {
+        assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
+        let Source::Gguf(weights) = &self.source else { unreachable!("only GGUF files have blocks") };
+        let rows = weights.rows(name, shape)?;
+        self.bytes_taken.set(self.bytes_taken.get() + rows.bytes());
+        Ok(rows)
     }
 
     /// Whether the files have a tensor.
@@ -184,7 +201,7 @@ impl Checkpoint {
             Source::Files(files) => {
                 files.tensors.get(tensor).map_or(&files.described, |(number, _)| &files.files[*number].0)
             }
-            Source::Dummy { .. } => "",
+            Source::Gguf(_) | Source::Dummy { .. } => "",
         };
         LoadError::Quantised { file: file.into(), tensor: tensor.into(), message }
     }
@@ -210,14 +227,15 @@ impl Checkpoint {
 
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
-        let Source::Files(files) = &self.source else { return Ok(()) };
         let taken = self.taken.borrow();
-        let left: Vec<&str> = files
-            .tensors
-            .keys()
-            .map(String::as_str)
-            .filter(|name| !taken.contains(*name) && !may_be_ignored(name))
-            .collect();
+        let left: Vec<&str> = match &self.source {
+            Source::Files(files) => {
+                let names = files.tensors.keys().map(String::as_str);
+                names.filter(|name| !taken.contains(*name) && !may_be_ignored(name)).collect()
+            }
+            Source::Gguf(weights) => weights.left(),
+            Source::Dummy { .. } => Vec::new(),
+        };
         if left.is_empty() {
             return Ok(());
         }
