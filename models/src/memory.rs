@@ -231,6 +231,11 @@ impl Request<'_> {
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
+        if matches!(self.device, Device::Cuda(_)) && self.storage.quantises() {
+            let message =
+                "no kernel reads int8 or int4 weights on a GPU yet: such models run with --device cpu";
+            return Err(LoadError::Option { option: "quantization", message: message.into() });
+        }
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =

@@ -104,6 +104,11 @@ impl Storage {
         Ok(first.expect("there are matrices").1)
     }
 
+    /// Whether any weight is kept quantised.
+    pub fn quantises(&self) -> bool {
+        self.quantization != Quantization::None || self.published.as_ref().is_some_and(Published::is_kept)
+    }
+
     /// What weights are quantised to, for people; `None`: nothing is.
     pub fn describe(&self) -> Option<&'static str> {
         match &self.published {

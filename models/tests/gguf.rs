@@ -9,7 +9,7 @@ use models::{Loaded, ModelFiles};
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use std::sync::Arc;
 
-const MODELS: [&str; 5] = ["llama31", "mixtral", "qwen2", "deepseek_v2_lite", "deepseek_v3"];
+const MODELS: [&str; 2] = ["llama31", "deepseek_v3"];
 
 fn open(name: &str) -> ModelFiles {
     let gguf = Gguf::open(&fixture("gguf").join(format!("{name}.gguf"))).expect("opens");

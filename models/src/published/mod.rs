@@ -122,6 +122,15 @@ impl Published {
         }
     }
 
+    /// Whether such weights are kept as they are, not read as floats.
+    pub fn is_kept(&self) -> bool {
+        match &self.rules {
+            Rules::Targets { groups, .. } => groups.iter().any(|target| target.scheme.kept_as().is_some()),
+            Rules::Layers { scheme, .. } => scheme.kept_as().is_some(),
+            Rules::Tensors { schemes, .. } => schemes.values().any(|scheme| scheme.kept_as().is_some()),
+        }
+    }
+
     /// `None`: the module's weight is floats. A router is never quantised: the files that name all linear layers do not mean it.
     pub fn scheme(&self, part: Part, module: &str) -> Option<&Scheme> {
         if part == Part::Router {

@@ -1,0 +1,160 @@
+//! What quantised weights cost: the distance of their distributions from those of float32, on the embedded model and on a random one of
+//! Moonlight's widths. `cargo test -p models --test quality -- --nocapture` prints the tables of docs/quantization.md.
+
+mod common;
+
+use common::options;
+use models::{DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice};
+use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+
+const KEPT: [(&str, DTypeChoice, QuantizationChoice); 3] = [
+    ("bfloat16", DTypeChoice::BF16, QuantizationChoice::Auto),
+    ("int8", DTypeChoice::BF16, QuantizationChoice::Int8),
+    ("int4", DTypeChoice::BF16, QuantizationChoice::Int4),
+];
+
+/// One sequence, token by token.
+struct Reader {
+    loaded: Loaded,
+    num_tokens: usize,
+}
+
+impl Reader {
+    fn new(files: &ModelFiles, options: &LoadOptions) -> Self {
+        Self { loaded: models::load(files, options, &mut |_| {}).unwrap(), num_tokens: 0 }
+    }
+
+    /// Log-probabilities of the next token after this one.
+    fn next(&mut self, token: u32) -> Vec<f32> {
+        let blocks = (self.num_tokens + 1).div_ceil(self.loaded.plan.block_size) as u32;
+        let sample = Sample {
+            params: Arc::new(SamplingParams::default()),
+            position: self.num_tokens + 1,
+            num_generated: 0,
+            history: None,
+            mask: None,
+        };
+        let item = BatchItem {
+            id: SequenceId(1),
+            tokens: vec![token],
+            context_len: self.num_tokens,
+            blocks: (0..blocks).map(BlockId).collect(),
+            images: Vec::new(),
+            prompt: None,
+            sample: Some(sample),
+        };
+        self.num_tokens += 1;
+        let batch = Batch { items: vec![item], ..Default::default() };
+        self.loaded.runner.distributions(&batch).pop().expect("one distribution")
+    }
+}
+
+/// Sequences that the model itself continues, drawn at temperature 1, with the distribution at each position.
+fn written(reader: &mut Reader, first: &[u32], len: usize) -> Vec<(Vec<u32>, Vec<Vec<f32>>)> {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let mut sequences = Vec::new();
+    for &token in first {
+        reader.num_tokens = 0;
+        let (mut tokens, mut distributions) = (vec![token], Vec::new());
+        for position in 0..len {
+            let distribution = reader.next(tokens[position]);
+            let mut left = uniform();
+            let drawn = distribution.iter().position(|logprob| {
+                left -= logprob.exp();
+                left < 0.0
+            });
+            tokens.push(drawn.unwrap_or(0) as u32);
+            distributions.push(distribution);
+        }
+        sequences.push((tokens, distributions));
+    }
+    sequences
+}
+
+/// Of the distributions of quantised weights from those of float32.
+#[derive(Debug, Default, Clone, Copy)]
+struct Distance {
+    mean_kl: f64,
+    max_kl: f64,
+    /// Share of positions with the same likeliest token.
+    same_top: f64,
+}
+
+fn distance(reader: &mut Reader, sequences: &[(Vec<u32>, Vec<Vec<f32>>)]) -> Distance {
+    let top = |values: &[f32]| (0..values.len()).max_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let (mut distance, mut count) = (Distance::default(), 0.0);
+    for (tokens, distributions) in sequences {
+        reader.num_tokens = 0;
+        for (&token, expected) in tokens.iter().zip(distributions) {
+            let found = reader.next(token);
+            let pairs = expected.iter().zip(&found);
+            let kl: f64 = pairs.map(|(&p, &q)| f64::from(p).exp() * (f64::from(p) - f64::from(q))).sum();
+            distance.mean_kl += kl;
+            distance.max_kl = distance.max_kl.max(kl);
+            distance.same_top += f64::from(top(expected) == top(&found));
+            count += 1.0;
+        }
+    }
+    distance.mean_kl /= count;
+    distance.same_top /= count;
+    distance
+}
+
+fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32]) -> [Distance; 3] {
+    let float = LoadOptions { dtype: DTypeChoice::F32, ..options.clone() };
+    let sequences = written(&mut Reader::new(files, &float), first, 48);
+    println!("{what}, {} positions", 48 * first.len());
+    KEPT.map(|(name, dtype, quantization)| {
+        let mut reader = Reader::new(files, &LoadOptions { dtype, quantization, ..options.clone() });
+        let found = distance(&mut reader, &sequences);
+        let mib = reader.loaded.plan.memory.weights as f64 / f64::from(1 << 20);
+        println!(
+            "  {name:<9} mean KL {:.2e}, largest {:.2e}, same first choice {:.1} %, {mib:.1} MiB of weights",
+            found.mean_kl,
+            found.max_kl,
+            100.0 * found.same_top
+        );
+        found
+    })
+}
+
+#[test]
+fn distance_from_float32() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo");
+    let first: Vec<u32> = (0..8).map(|i| 100 + 97 * i).collect();
+    let embedded = distances("embedded model", &ModelFiles::Directory(demo), &options(), &first);
+    let config = json!({
+        "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 2048,
+        "moe_intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "kv_lora_rank": 512, "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1,
+        "topk_group": 1, "norm_topk_prob": true, "routed_scaling_factor": 2.446, "rms_norm_eps": 1e-5,
+        "rope_theta": 50000.0, "max_position_embeddings": 1024, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0
+    });
+    let content: &'static [u8] = config.to_string().leak().as_bytes();
+    let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
+    let dummy = LoadOptions {
+        load_format: LoadFormat::Dummy,
+        memory: MemoryLimit::Bytes(2 << 30),
+        max_num_seqs: 1,
+        max_num_batched_tokens: 16,
+        ..options()
+    };
+    let random = distances("random weights", &files, &dummy, &first[..3]);
+    // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
+    for ([bf16, int8, int4], [kl8, kl4]) in [(embedded, [0.02, 0.4]), (random, [0.02, 0.3])] {
+        assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
+        assert!(int8.mean_kl < kl8 && int4.mean_kl < kl4, "{int8:?} {int4:?}");
+    }
+    let [_, int8, int4] = embedded;
+    assert!(int8.same_top > 0.97 && int4.same_top > 0.8, "{int8:?} {int4:?}");
+}

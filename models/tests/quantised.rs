@@ -1,0 +1,212 @@
+//! Weights that are quantised: published forms against the weights that they stand for, and what `quantize` writes against
+//! quantising while loading.
+
+mod common;
+
+use common::{files, options};
+use models::{
+    DTypeChoice, Exported, LoadError, LoadOptions, Loaded, ModelFiles, Quantization, QuantizationChoice,
+};
+use safetensors::SafeTensors;
+use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Sums in another order differ by about 1e-5; the scales of these files are numbers of f16.
+const TOLERANCE: f32 = 1e-3;
+
+const FORMS: [&str; 10] = [
+    "compressed_int4",
+    "compressed_int4_zeros",
+    "compressed_int8",
+    "compressed_bytes",
+    "awq",
+    "gptq",
+    "gptq_int8",
+    "gptq_zeros",
+    "gptq_v2_zeros",
+    "fp8",
+];
+
+fn form(name: &str) -> PathBuf {
+    common::fixture("quantised").join(name)
+}
+
+fn load(directory: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    models::load(&ModelFiles::Directory(directory.into()), options, &mut |_| {})
+}
+
+/// Log-probabilities after each token, in steps of `chunk` tokens: only those after a step.
+fn log_probs(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    let blocks = (0..tokens.len().div_ceil(loaded.plan.block_size) as u32).map(BlockId);
+    let blocks: Vec<BlockId> = blocks.collect();
+    let mut step = |from: usize, to: usize| {
+        let item = BatchItem {
+            id: SequenceId(1),
+            tokens: tokens[from..to].to_vec(),
+            context_len: from,
+            blocks: blocks.clone(),
+            images: Vec::new(),
+            prompt: None,
+            sample: Some(Sample {
+                params: Arc::new(SamplingParams::default()),
+                position: to,
+                num_generated: 0,
+                history: None,
+                mask: None,
+            }),
+        };
+        let batch = Batch { items: vec![item], ..Default::default() };
+        loaded.runner.distributions(&batch).pop().expect("one distribution")
+    };
+    (0..tokens.len()).step_by(chunk).map(|from| step(from, tokens.len().min(from + chunk))).collect()
+}
+
+fn golden(name: &str) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(form(name).join("golden.json")).unwrap()).unwrap();
+    let prompt = json["prompt_token_ids"].as_array().unwrap().iter();
+    let prompt: Vec<u32> = prompt.map(|id| id.as_u64().unwrap() as u32).collect();
+    let bytes = std::fs::read(form(name).join("golden.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let values = tensors.tensor("log_probs").unwrap();
+    let values: Vec<f32> =
+        values.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    (prompt.clone(), values.chunks(values.len() / prompt.len()).map(<[f32]>::to_vec).collect())
+}
+
+#[test]
+fn published_forms_agree_with_the_weights_they_stand_for() {
+    for name in FORMS {
+        let (prompt, expected) = golden(name);
+        let planned = models::plan(&ModelFiles::Directory(form(name)), &options()).unwrap();
+        let mut loaded = load(&form(name), &options()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(loaded.plan, planned, "{name}");
+        assert_eq!(loaded.runner.device().allocated_bytes(), planned.memory.total, "{name}");
+        let method = name.split('_').next().unwrap();
+        assert!(planned.quantization.unwrap().starts_with(method), "{name}: {:?}", planned.quantization);
+        let found = log_probs(&mut loaded, &prompt, 1);
+        assert_eq!(found.len(), expected.len());
+        let pairs = found.iter().zip(&expected).flat_map(|(a, b)| a.iter().zip(b));
+        let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest < TOLERANCE, "{name}: log-probabilities differ by {largest:.1e}");
+        // In one piece: other code paths, the same bits as the last of the steps.
+        let whole = log_probs(&mut load(&form(name), &options()).unwrap(), &prompt, prompt.len());
+        assert_eq!(whole.last(), found.last(), "{name}");
+    }
+}
+
+/// A form that is read as floats is quantised like floats when that is asked for.
+#[test]
+fn fp8_can_be_quantised_again() {
+    let (prompt, expected) = golden("fp8");
+    let options = LoadOptions { quantization: QuantizationChoice::Int8, ..options() };
+    let mut loaded = load(&form("fp8"), &options).unwrap();
+    assert_eq!(loaded.runner.device().allocated_bytes(), loaded.plan.memory.total);
+    let found = log_probs(&mut loaded, &prompt, 1);
+    let pairs = found.iter().zip(&expected).flat_map(|(a, b)| a.iter().zip(b));
+    let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!((TOLERANCE..1.0).contains(&largest), "rounded once more, but not beyond recognition: {largest}");
+}
+
+/// A copy of a fixture's folder with one file changed.
+fn changed(name: &str, what: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let directory = scratch(&format!("changed_{name}_{what}"));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::copy(form(name).join("model.safetensors"), directory.join("model.safetensors")).unwrap();
+    let mut config = serde_json::from_slice(&std::fs::read(form(name).join("config.json")).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    directory
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("quantised").join(name);
+    let _ = std::fs::remove_dir_all(&directory);
+    directory
+}
+
+#[test]
+fn files_that_are_not_what_the_configuration_says_are_refused() {
+    let check = |name: &str, what: &str, change: fn(&mut Value), expected: &str| {
+        let directory = changed(name, what, change);
+        let message = load(&directory, &options()).err().expect("an error").to_string();
+        assert!(message.contains(expected), "{name} {what}: {message}");
+    };
+    check(
+        "gptq_zeros",
+        "sym",
+        |config| config["quantization_config"]["sym"] = json!(true),
+        "has zeros of its own, though sym is true",
+    );
+    check(
+        "gptq",
+        "group",
+        |config| config["quantization_config"]["group_size"] = json!(128),
+        "qzeros: expected shape [1, 8], found [2, 8]",
+    );
+    check(
+        "compressed_int4",
+        "all",
+        |config| config["quantization_config"]["ignore"] = json!([]),
+        "self_attn.q_proj.weight_packed is missing",
+    );
+    check(
+        "compressed_int4",
+        "none",
+        |config| _ = config.as_object_mut().unwrap().remove("quantization_config"),
+        "experts.0.w1.weight is missing",
+    );
+    check(
+        "awq",
+        "method",
+        |config| config["quantization_config"]["quant_method"] = json!("gptq"),
+        "expected shape [16, 64], found [128, 8]",
+    );
+}
+
+fn quantize(family: &str, quantization: Quantization) -> (PathBuf, Exported) {
+    let directory = scratch(&format!("{family}_{quantization:?}"));
+    let mut reported = Vec::new();
+    let mut report = |read, total| reported.push((read, total));
+    let exported = models::quantize(&files(family), quantization, &directory, Some(2), &mut report).unwrap();
+    assert!(reported.is_sorted());
+    assert!(reported.last().is_some_and(|(read, total)| read == total), "{family}");
+    (directory, exported)
+}
+
+#[test]
+fn what_is_written_loads_as_the_same_weights() {
+    let tokens: Vec<u32> = (0..23).map(|i| (i * 37 + 5) % 110).collect();
+    for family in ["llama31", "qwen2", "qwen3_moe", "mixtral", "moonlight", "deepseek_v3", "kimi_vl"] {
+        for (quantization, choice) in
+            [(Quantization::Int8, QuantizationChoice::Int8), (Quantization::Int4, QuantizationChoice::Int4)]
+        {
+            let what = format!("{family} {quantization:?}");
+            let (directory, exported) = quantize(family, quantization);
+            assert!(exported.quantised > 0 && exported.copied > 0, "{what}: {exported:?}");
+            let auto = LoadOptions { dtype: DTypeChoice::Auto, ..options() };
+            let mut written = load(&directory, &auto).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let at_load = LoadOptions { quantization: choice, ..auto.clone() };
+            let mut loaded = models::load(&files(family), &at_load, &mut |_| {}).unwrap();
+            assert_eq!(written.plan.memory, loaded.plan.memory, "{what}");
+            for chunk in [1, tokens.len()] {
+                let [a, b] = [&mut written, &mut loaded].map(|model| log_probs(model, &tokens, chunk));
+                assert!(a.concat().iter().all(|x| x.is_finite()), "{what}");
+                assert_eq!(a, b, "{what} in chunks of {chunk}");
+            }
+            let float = log_probs(&mut models::load(&files(family), &auto, &mut |_| {}).unwrap(), &tokens, 1);
+            assert_ne!(float, log_probs(&mut written, &tokens, 1), "{what}: nothing was rounded");
+            // A copy of a copy is refused, and so is a folder that is in use.
+            let source = ModelFiles::Directory(directory.clone());
+            let again = models::quantize(&source, quantization, &scratch("again"), None, &mut |_, _| {});
+            assert!(
+                again.unwrap_err().to_string().ends_with("the checkpoint is quantised already"),
+                "{what}"
+            );
+            let used = models::quantize(&files(family), quantization, &directory, None, &mut |_, _| {});
+            assert!(used.unwrap_err().to_string().ends_with("the folder is not empty"), "{what}");
+        }
+    }
+}
