@@ -1,6 +1,12 @@
-//! The files of a model, wherever they are: a directory in the Hugging Face format, or the ones built into the binary.
+//! The files of a model, wherever they are: a directory in the Hugging Face format, the ones built into the binary, or what a GGUF file
+//! says in their place.
 
+use crate::LoadError;
+use crate::config::CONFIG_FILE;
+use crate::gguf::Gguf;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A model's files by name. Never written to.
 #[derive(Debug, Clone)]
@@ -8,6 +14,19 @@ pub enum ModelFiles {
     Directory(PathBuf),
     /// Name and content of each file.
     Embedded(&'static [(&'static str, &'static [u8])]),
+    Gguf(Arc<GgufFiles>),
+}
+
+/// A GGUF file and the files of the Hugging Face format that were made from its metadata.
+pub struct GgufFiles {
+    pub gguf: Gguf,
+    made: Vec<(String, Vec<u8>)>,
+}
+
+impl fmt::Debug for GgufFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.gguf.described())
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +37,13 @@ pub struct FileError {
 }
 
 impl ModelFiles {
+    /// `made`: name and content of files that are not this crate's to read, such as tokenizer.json.
+    pub fn gguf(gguf: Gguf, mut made: Vec<(String, Vec<u8>)>) -> Result<Self, LoadError> {
+        let config = serde_json::Value::Object(gguf.config_json()?);
+        made.push((CONFIG_FILE.to_string(), config.to_string().into_bytes()));
+        Ok(ModelFiles::Gguf(Arc::new(GgufFiles { gguf, made })))
+    }
+
     /// The content of a file, or `None` where the model has no such file.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
         match self {
@@ -32,6 +58,9 @@ impl ModelFiles {
             ModelFiles::Embedded(files) => {
                 Ok(files.iter().find(|(n, _)| *n == name).map(|(_, content)| content.to_vec()))
             }
+            ModelFiles::Gguf(files) => {
+                Ok(files.made.iter().find(|(n, _)| n == name).map(|(_, content)| content.clone()))
+            }
         }
     }
 
@@ -40,6 +69,7 @@ impl ModelFiles {
         match self {
             ModelFiles::Directory(directory) => directory.join(name).display().to_string(),
             ModelFiles::Embedded(_) => format!("embedded {name}"),
+            ModelFiles::Gguf(files) => format!("{} (as {name})", files.gguf.described()),
         }
     }
 }

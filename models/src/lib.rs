@@ -7,6 +7,7 @@ mod decoder;
 mod device;
 mod error;
 mod files;
+pub mod gguf;
 mod head;
 mod info;
 mod input;

@@ -68,7 +68,7 @@ pub enum QuantizedArg {
 
 #[derive(Debug, ClapArgs)]
 pub struct QuantizeArgs {
-    /// A directory in the Hugging Face format, or a name on the hub; without one, the small model built into the binary
+    /// A directory in the Hugging Face format, a GGUF file, or a name on the hub; without one, the small model built into the binary
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
 
@@ -147,7 +147,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 #[derive(Debug, ClapArgs)]
 pub struct ServeArgs {
-    /// A directory in the Hugging Face format, or a name on the hub; without one, the small model built into the binary
+    /// A directory in the Hugging Face format, a GGUF file, or a name on the hub; without one, the small model built into the binary
     #[arg(value_name = "MODEL", env = "PERILUNE_MODEL")]
     pub model: Option<String>,
 

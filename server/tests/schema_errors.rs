@@ -82,7 +82,9 @@ fn the_schema_of_a_tool_is_named() {
     for format in random::FORMATS {
         let rules = [rule(0, json!({"type": "object", "properties": {"n": {}}})), rule(1, bad.clone())];
         let pattern = forced(format, &rules, true).expect("a grammar");
-        let error = compiler.compile(&GrammarSource::Pattern(pattern)).err().expect("refused");
+        let Err(error) = compiler.compile(&GrammarSource::Pattern(pattern)) else {
+            panic!("{format:?} is not refused")
+        };
         // Where arguments are written one by one, each has a grammar of its own.
         let place = (error.part.as_deref(), error.pointer.as_deref());
         let expected = match format {

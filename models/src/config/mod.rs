@@ -164,6 +164,9 @@ impl ModelConfig {
         let object = json::read_object(files, CONFIG_FILE)?
             .ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
         let mut config = Self::parse(&file, &object)?;
+        if let ModelFiles::Gguf(files) = files {
+            config.published = Some(Published::gguf(&files.gguf));
+        }
         generation::read(files, &mut config)?;
         Ok(config)
     }

@@ -9,9 +9,11 @@ mod pattern;
 
 use crate::LoadError;
 use crate::config::json::Fields;
+use crate::gguf::{Gguf, place};
 use crate::storage::Part;
 use kernels::{GROUP, WeightType};
 use pattern::Pattern;
+use std::collections::BTreeMap;
 
 /// How a module's quantised weight lies in the files. Groups are of neighbours along K; `None`: one group is a whole row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub enum Scheme {
     Gptq { bits: u32, group: Option<usize>, zeros: bool, less_one: bool },
     /// `weight` in e4m3, `weight_scale_inv` in f32 for each block of rows and columns.
     Fp8 { block: [usize; 2] },
+    /// The blocks of a GGUF file; `None`: as floats.
+    Blocks { kept_as: Option<WeightType> },
 }
 
 impl Scheme {
@@ -41,6 +45,7 @@ impl Scheme {
             Scheme::Packed { zeros: false, .. } | Scheme::Gptq { zeros: false, .. } => Some(WeightType::Int4),
             Scheme::Packed { .. } | Scheme::Gptq { .. } | Scheme::Awq { .. } => Some(WeightType::Int4Zero),
             Scheme::Fp8 { .. } => None,
+            Scheme::Blocks { kept_as } => *kept_as,
         }
     }
 }
@@ -61,6 +66,8 @@ enum Rules {
     Targets { groups: Vec<Target>, ignore: Vec<Pattern> },
     /// All linear layers within the decoder's layers, unless a part of the name is listed.
     Layers { scheme: Scheme, not_converted: Vec<String> },
+    /// What each tensor of a GGUF file has.
+    Tensors { architecture: String, schemes: BTreeMap<String, Scheme> },
 }
 
 #[derive(Debug, Clone)]
@@ -94,11 +101,33 @@ impl Published {
         Ok(Some(Self { file: file.into(), method, rules }))
     }
 
+    /// What the tensors of a GGUF file are kept as. Such a file has for each tensor the type that suited it; where several are one
+    /// matrix here, they get the type that holds the most of them.
+    pub fn gguf(gguf: &Gguf) -> Self {
+        let mut widest: BTreeMap<String, Option<WeightType>> = BTreeMap::new();
+        for (name, block_type) in gguf.block_types() {
+            let kept_as = widest.entry(one_matrix(name)).or_insert(block_type.kept_as());
+            if width(block_type.kept_as()) > width(*kept_as) {
+                *kept_as = block_type.kept_as();
+            }
+        }
+        let scheme = |name: &str| Scheme::Blocks { kept_as: widest[&one_matrix(name)] };
+        Self {
+            file: gguf.described().into(),
+            method: "GGUF",
+            rules: Rules::Tensors {
+                architecture: gguf.architecture().into(),
+                schemes: gguf.block_types().map(|(name, _)| (name.to_string(), scheme(name))).collect(),
+            },
+        }
+    }
+
     /// Whether such weights are kept as they are, not read as floats.
     pub fn is_kept(&self) -> bool {
         match &self.rules {
             Rules::Targets { groups, .. } => groups.iter().any(|target| target.scheme.kept_as().is_some()),
             Rules::Layers { scheme, .. } => scheme.kept_as().is_some(),
+            Rules::Tensors { schemes, .. } => schemes.values().any(|scheme| scheme.kept_as().is_some()),
         }
     }
 
@@ -120,7 +149,25 @@ impl Published {
                 let listed = || not_converted.iter().any(|name| module.contains(name.as_str()));
                 (in_layers && !listed()).then_some(scheme)
             }
+            Rules::Tensors { architecture, schemes } => {
+                schemes.get(&place(architecture, &format!("{module}.weight"))?.tensor)
+            }
         }
+    }
+}
+
+/// One name for the tensors that are one matrix here: gate and up of a layer, and all that its experts have.
+fn one_matrix(name: &str) -> String {
+    let name = name.replace(".ffn_up", ".ffn_gate");
+    if name.contains("_exps.") { name.replace(".ffn_down_exps", ".ffn_gate_exps") } else { name }
+}
+
+fn width(kept_as: Option<WeightType>) -> u8 {
+    match kept_as {
+        Some(WeightType::Int4) => 0,
+        Some(WeightType::Int4Zero) => 1,
+        Some(WeightType::Int8) => 2,
+        Some(WeightType::F32 | WeightType::BF16 | WeightType::F16) | None => 3,
     }
 }
 

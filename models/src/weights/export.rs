@@ -119,6 +119,7 @@ fn copy_others(files: &ModelFiles, output: &Path) -> Result<(), LoadError> {
                 }
             }
         }
+        ModelFiles::Gguf(_) => unreachable!("refused before anything was written"),
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod dummy;
 mod export;
 mod fp8;
+mod gguf;
 mod grouped;
 mod header;
 mod quantised;
@@ -15,6 +16,7 @@ pub use tensor::WeightTensor;
 
 use crate::storage::{Part, Storage};
 use crate::{LoadError, ModelFiles};
+use gguf::{GgufRows, GgufWeights};
 use header::TensorInfo;
 use kernels::{DType, Device, HostTensor, Matrix, Tensor};
 use memmap2::Mmap;
@@ -23,6 +25,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
+use std::path::Path;
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -38,6 +41,7 @@ pub struct Checkpoint {
 
 enum Source {
     Files(WeightFiles),
+    Gguf(GgufWeights),
     /// Seeded random numbers; no file is opened.
     Dummy {
         seed: u64,
@@ -52,7 +56,8 @@ struct WeightFiles {
     tensors: BTreeMap<String, (usize, TensorInfo)>,
 }
 
-enum Content {
+/// The bytes of a file.
+pub(crate) enum Content {
     Mapped(Mmap),
     Embedded(&'static [u8]),
 }
@@ -101,7 +106,10 @@ impl HostWeights<'_> {
 impl Checkpoint {
     /// Maps the files and checks their headers. No tensor is read.
     pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
-        Ok(Self::new(Source::Files(WeightFiles::open(files)?)))
+        Ok(Self::new(match files {
+            ModelFiles::Gguf(files) => Source::Gguf(GgufWeights::new(files.clone())),
+            files => Source::Files(WeightFiles::open(files)?),
+        }))
     }
 
     /// Random weights: every tensor exists, in the shape that is asked for.
@@ -120,7 +128,7 @@ impl Checkpoint {
                 self.bytes_taken.set(self.bytes_taken.get() + bytes);
                 Some(dummy::seed(name, *seed))
             }
-            Source::Files(_) => None,
+            Source::Files(_) | Source::Gguf(_) => None,
         }
     }
 
@@ -128,6 +136,7 @@ impl Checkpoint {
     pub fn total_bytes(&self) -> Option<u64> {
         match &self.source {
             Source::Files(files) => Some(files.tensors.values().map(|(_, t)| t.range.len() as u64).sum()),
+            Source::Gguf(weights) => Some(weights.total_bytes()),
             Source::Dummy { .. } => None,
         }
     }
@@ -141,6 +150,7 @@ impl Checkpoint {
         assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
         let weights = match &self.source {
             Source::Files(files) => files.find(name, shape)?,
+            Source::Gguf(weights) => weights.floats(name, shape)?,
             Source::Dummy { seed } => dummy::weights(name, shape, *seed),
         };
         self.bytes_taken.set(self.bytes_taken.get() + weights.data.len() as u64);
@@ -161,7 +171,7 @@ impl Checkpoint {
     ) -> Result<Cow<'_, [u8]>, LoadError> {
         assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
         let Source::Files(files) = &self.source else {
-            unreachable!("random weights are of the type they are kept in")
+            unreachable!("neither random weights nor GGUF files have parts of such a type")
         };
         let (_, info, data) = files.get(name, shape)?;
         if info.type_name != type_name {
@@ -169,6 +179,15 @@ impl Checkpoint {
         }
         self.bytes_taken.set(self.bytes_taken.get() + data.len() as u64);
         Ok(Cow::Borrowed(data))
+    }
+
+    /// A matrix in the blocks of a GGUF file.
+    fn take_blocks(&self, name: &str, shape: [usize; 2]) -> Result<GgufRows<'_>, LoadError> {
+        assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
+        let Source::Gguf(weights) = &self.source else { unreachable!("only GGUF files have blocks") };
+        let rows = weights.rows(name, shape)?;
+        self.bytes_taken.set(self.bytes_taken.get() + rows.bytes());
+        Ok(rows)
     }
 
     /// Whether the files have a tensor.
@@ -182,7 +201,7 @@ impl Checkpoint {
             Source::Files(files) => {
                 files.tensors.get(tensor).map_or(&files.described, |(number, _)| &files.files[*number].0)
             }
-            Source::Dummy { .. } => "",
+            Source::Gguf(_) | Source::Dummy { .. } => "",
         };
         LoadError::Quantised { file: file.into(), tensor: tensor.into(), message }
     }
@@ -208,14 +227,15 @@ impl Checkpoint {
 
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
-        let Source::Files(files) = &self.source else { return Ok(()) };
         let taken = self.taken.borrow();
-        let left: Vec<&str> = files
-            .tensors
-            .keys()
-            .map(String::as_str)
-            .filter(|name| !taken.contains(*name) && !may_be_ignored(name))
-            .collect();
+        let left: Vec<&str> = match &self.source {
+            Source::Files(files) => {
+                let names = files.tensors.keys().map(String::as_str);
+                names.filter(|name| !taken.contains(*name) && !may_be_ignored(name)).collect()
+            }
+            Source::Gguf(weights) => weights.left(),
+            Source::Dummy { .. } => Vec::new(),
+        };
         if left.is_empty() {
             return Ok(());
         }
@@ -338,10 +358,15 @@ fn map(files: &ModelFiles, name: &str) -> Result<Option<Content>, LoadError> {
         ModelFiles::Embedded(files) => {
             return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Content::Embedded(bytes)));
         }
+        ModelFiles::Gguf(_) => return Ok(None),
     };
-    let path = directory.join(name);
+    map_file(&directory.join(name))
+}
+
+/// The content of a file, or `None` where there is none.
+pub(crate) fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
     let failed = |source| crate::FileError { path: path.display().to_string(), source };
-    let file = match std::fs::File::open(&path) {
+    let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error).into()),

@@ -25,6 +25,9 @@ impl Checkpoint {
         let Some(scheme) = scheme else {
             return Ok(WeightTensor::Floats(self.take(&format!("{module}.weight"), &shape)?));
         };
+        if let Scheme::Blocks { .. } = scheme {
+            return Ok(WeightTensor::Blocks(self.take_blocks(&format!("{module}.weight"), shape)?));
+        }
         let from = Module { checkpoint: self, name: module, shape };
         let kept_as = scheme.kept_as();
         match *scheme {
@@ -35,6 +38,7 @@ impl Checkpoint {
             Scheme::Awq { group } => from.awq(group),
             Scheme::Gptq { bits, group, zeros, less_one } => from.gptq(bits, group, zeros, less_one),
             Scheme::Fp8 { block } => from.fp8(block),
+            Scheme::Blocks { .. } => unreachable!("taken above"),
         }
     }
 }

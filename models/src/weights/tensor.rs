@@ -2,6 +2,7 @@
 
 use super::HostWeights;
 use super::fp8::Fp8;
+use super::gguf::GgufRows;
 use super::grouped::Grouped;
 use kernels::{GroupedRow, WeightRows, WeightType};
 
@@ -12,6 +13,8 @@ pub enum WeightTensor<'a> {
     Grouped(Grouped<'a>),
     /// Small floats in blocks that have a scale.
     Fp8(Fp8<'a>),
+    /// Blocks of a GGUF file.
+    Blocks(GgufRows<'a>),
 }
 
 impl WeightTensor<'_> {
@@ -32,6 +35,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Floats(weights) => weights.view().shape(),
             Self::Grouped(weights) => weights.shape(),
             Self::Fp8(weights) => weights.shape(),
+            Self::Blocks(weights) => weights.shape(),
         }
     }
 
@@ -40,12 +44,14 @@ impl WeightRows for WeightTensor<'_> {
             Self::Floats(weights) => WeightRows::read_f32(&weights.view(), row, out),
             Self::Grouped(weights) => weights.read_f32(row, out),
             Self::Fp8(weights) => weights.read_f32(row, out),
+            Self::Blocks(weights) => weights.read_f32(row, out),
         }
     }
 
     fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         match self {
             Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
+            Self::Blocks(weights) => weights.read_groups(row, stored_as, out),
             Self::Floats(_) | Self::Fp8(_) => false,
         }
     }

@@ -205,7 +205,7 @@ impl Engine {
     /// A picture without a pattern, at the beginning of the image cache.
     fn picture(&self, side: usize) -> Result<ImageEncode, String> {
         let processor = self.image_processor.as_ref().ok_or("the model sees no pictures")?;
-        let pixels: Vec<u8> = (0..3 * side * side).map(|i| (i * 2_654_435_761 >> 13) as u8).collect();
+        let pixels: Vec<u8> = (0..3 * side * side).map(|i| ((i * 2_654_435_761) >> 13) as u8).collect();
         let image = processor.process(&pixels, side, side).map_err(|error| error.to_string())?;
         let num_blocks = image.num_tokens.div_ceil(self.config.image_rows_per_block);
         let rows = (0..num_blocks as u32).map(BlockId).collect();

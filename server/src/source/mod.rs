@@ -1,9 +1,10 @@
-//! Finding a model: the embedded one, a directory, a snapshot in the Hugging Face cache, or a repository of the hub, which is fetched into
+//! Finding a model: the embedded one, a directory, a GGUF file, a snapshot in the Hugging Face cache, or a repository of the hub, which is fetched into
 //! that cache.
 
 mod cache;
 mod download;
 pub mod embedded;
+mod gguf;
 mod hub;
 mod name;
 mod progress;
@@ -14,7 +15,8 @@ pub use settings::HubSettings;
 
 use cache::RepositoryCache;
 use hub::{Hub, HubError};
-use models::ModelFiles;
+use models::gguf::Gguf;
+use models::{LoadError, ModelFiles};
 use std::path::{Path, PathBuf};
 
 /// Which files of a repository are needed.
@@ -38,7 +40,7 @@ pub struct FoundModel {
 pub enum SourceError {
     #[error("this build has no embedded model; name one")]
     NoEmbedded,
-    #[error("{path} is a file; give the model's directory")]
+    #[error("{path} is a file and not a .gguf; give the model's directory")]
     NotADirectory { path: String },
     #[error("{path} has no config.json, so it is not a model directory")]
     NoConfig { path: String },
@@ -54,6 +56,10 @@ pub enum SourceError {
     UnsafeName { name: String, file: String },
     #[error("{name}: failed to parse model.safetensors.index.json: {message}")]
     Index { name: String, message: String },
+    #[error("failed to read the tokenizer of {path}: {message}")]
+    GgufTokenizer { path: String, message: String },
+    #[error(transparent)]
+    Gguf(#[from] LoadError),
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error("failed to {what} {path}: {source}")]
@@ -74,12 +80,22 @@ pub fn find(model: Option<&str>, needed: Needed, settings: &HubSettings) -> Resu
     if path.is_dir() {
         return find_directory(path, model);
     }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && path.exists() {
+        return find_gguf(path, model);
+    }
     if path.exists() {
         return Err(SourceError::NotADirectory { path: model.to_string() });
     }
     let name = HubName::parse(model).ok_or_else(|| SourceError::NotAName { model: model.to_string() })?;
     let (directory, commit) = find_repository(&name, needed, settings)?;
     Ok(FoundModel { files: ModelFiles::Directory(directory), name: name.repository, commit: Some(commit) })
+}
+
+fn find_gguf(path: &Path, typed: &str) -> Result<FoundModel, SourceError> {
+    let gguf = Gguf::open(path)?;
+    let made = gguf::tokenizer_files(&gguf)
+        .map_err(|message| SourceError::GgufTokenizer { path: typed.to_string(), message })?;
+    Ok(FoundModel { files: ModelFiles::gguf(gguf, made)?, name: typed.to_string(), commit: None })
 }
 
 fn find_embedded() -> Result<FoundModel, SourceError> {

@@ -1,0 +1,205 @@
+//! GGUF files: what a file says of its model becomes the files of the Hugging Face format, and its tensors answer to the published
+//! names. So everything above reads one format, with one set of checks.
+//!
+//! ```text
+//! metadata ─▶ config ─▶ config.json            metadata ─▶ (server) ─▶ tokenizer.json, tokenizer_config.json
+//! tensors  ─▶ places (names, order of rows) ─▶ blocks ─▶ rows of weights
+//! ```
+
+mod blocks;
+mod config;
+mod groups;
+mod metadata;
+mod places;
+
+pub use blocks::BlockType;
+pub use metadata::Value as GgufValue;
+pub(crate) use places::{Place, RowOrder, place};
+
+use crate::LoadError;
+use crate::weights::{Content, map_file};
+use metadata::{Head, TensorInfo};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A file, or all the parts of one that was split, mapped.
+pub struct Gguf {
+    described: String,
+    parts: Vec<Content>,
+    /// Of the first part.
+    metadata: BTreeMap<String, GgufValue>,
+    /// With the part that each is in.
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+impl Gguf {
+    /// Maps `path` and, where it is the first of several parts, the others beside it.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let mut gguf = Self {
+            described: path.display().to_string(),
+            parts: vec![],
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+        };
+        for (number, path) in part_paths(path).into_iter().enumerate() {
+            let file = path.display().to_string();
+            let content = map_file(&path)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+            let Head { metadata, tensors } = metadata::parse(&content)
+                .map_err(|message| LoadError::Corrupt { file: file.clone(), message })?;
+            if number == 0 {
+                gguf.metadata = metadata;
+            }
+            for (name, info) in tensors {
+                if gguf.tensors.insert(name.clone(), (number, info)).is_some() {
+                    let other = gguf.described.clone();
+                    return Err(LoadError::Duplicate { file, tensor: name, other });
+                }
+            }
+            gguf.parts.push(content);
+        }
+        let expected = gguf.metadata.get("split.count");
+        match expected {
+            Some(GgufValue::Int(count)) if *count > 1 && *count != gguf.parts.len() as i128 => Err(gguf
+                .fail("split.count", format!("{count} parts, of which only one was named: give the first"))),
+            _ => Ok(gguf),
+        }
+    }
+
+    /// The file, for messages.
+    pub fn described(&self) -> &str {
+        &self.described
+    }
+
+    pub fn metadata(&self, key: &str) -> Option<&GgufValue> {
+        self.metadata.get(key)
+    }
+
+    /// An error about a key.
+    pub fn fail(&self, key: &str, message: impl Into<String>) -> LoadError {
+        LoadError::config(&self.described, key, message)
+    }
+
+    /// What config.json would say.
+    pub fn config_json(&self) -> Result<Map<String, Value>, LoadError> {
+        config::config_json(self)
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn tensor_shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(_, info)| &info.shape[..])
+    }
+
+    /// As `general.architecture` says it.
+    pub(crate) fn architecture(&self) -> &str {
+        match self.metadata("general.architecture") {
+            Some(GgufValue::Text(architecture)) => architecture,
+            _ => "",
+        }
+    }
+
+    /// Values of a query or key head, where the metadata says it.
+    pub(crate) fn head_dim(&self) -> Option<usize> {
+        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
+            Some(GgufValue::Int(n)) => usize::try_from(*n).ok().filter(|&n| n > 0),
+            _ => None,
+        };
+        let share =
+            || int("embedding_length").zip(int("attention.head_count")).map(|(width, heads)| width / heads);
+        int("attention.key_length").or_else(|| int("rope.dimension_count")).or_else(share)
+    }
+
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|(_, info)| info.range.len() as u64).sum()
+    }
+
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(crate) fn block_types(&self) -> impl Iterator<Item = (&str, BlockType)> {
+        self.tensors.iter().map(|(name, (_, info))| (name.as_str(), info.block_type))
+    }
+
+    /// Whether a tensor is of a layer after the last one.
+    pub(crate) fn is_speculating(&self, name: &str) -> bool {
+        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
+            Some(GgufValue::Int(n)) => *n,
+            _ => 0,
+        };
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        layer.is_some_and(|layer: i128| layer >= int("block_count") - int("nextn_predict_layers"))
+    }
+
+    /// Of a tensor with three dimensions.
+    pub(crate) fn shape3(&self, name: &str) -> Option<[usize; 3]> {
+        self.tensor_shape(name)?.try_into().ok()
+    }
+
+    /// The blocks of a tensor.
+    pub(crate) fn blocks(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+        let (part, info) = self.tensors.get(name)?;
+        Some((info, &self.parts[*part][info.range.clone()]))
+    }
+
+    /// All values of a small tensor; none where it is not there.
+    pub(crate) fn vector(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let missing = || LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() };
+        let (info, blocks) = self.blocks(name).ok_or_else(missing)?;
+        let mut values = vec![0.0; info.shape.iter().product()];
+        info.block_type.dequantize(blocks, &mut values);
+        Ok(values)
+    }
+
+    /// The type that most weights have.
+    pub fn main_type(&self) -> BlockType {
+        let mut bytes: Vec<(BlockType, usize)> = Vec::new();
+        for (_, info) in self.tensors.values() {
+            match bytes.iter_mut().find(|(block_type, _)| *block_type == info.block_type) {
+                Some((_, sum)) => *sum += info.range.len(),
+                None => bytes.push((info.block_type, info.range.len())),
+            }
+        }
+        bytes.into_iter().max_by_key(|(_, sum)| *sum).map_or(BlockType::F32, |(block_type, _)| block_type)
+    }
+
+    /// As config.json names the type of floats: what is not quantised is kept so, the KV cache among it.
+    fn main_float(&self) -> &'static str {
+        match self.main_type() {
+            BlockType::F32 => "float32",
+            BlockType::F16 => "float16",
+            _ => "bfloat16",
+        }
+    }
+}
+
+/// `name-00001-of-00003.gguf` stands for its three parts; any other name for itself.
+fn part_paths(path: &Path) -> Vec<PathBuf> {
+    let parts = (|| {
+        let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let name = rest.strip_suffix("-00001")?;
+        let number: u32 = count.parse().ok().filter(|n| (1..100_000).contains(n) && count.len() == 5)?;
+        Some((1..=number).map(|i| path.with_file_name(format!("{name}-{i:05}-of-{count}.gguf"))).collect())
+    })();
+    parts.unwrap_or_else(|| vec![path.to_path_buf()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_part_stands_for_all() {
+        let names = |name: &str| -> Vec<String> {
+            part_paths(Path::new(name)).iter().map(|path| path.display().to_string()).collect()
+        };
+        assert_eq!(names("a/m-00001-of-00002.gguf"), ["a/m-00001-of-00002.gguf", "a/m-00002-of-00002.gguf"]);
+        for single in ["a/m.gguf", "m-00002-of-00002.gguf", "m-00001-of-2.gguf", "m-00001-of-00000.gguf"] {
+            assert_eq!(names(single), [single]);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The tensors of a GGUF file under the names of the published checkpoint: rows in their published order, as floats or in the groups
+//! that the file has.
+
+use super::HostWeights;
+use crate::LoadError;
+use crate::files::GgufFiles;
+use crate::gguf::{BlockType, Gguf, Place, RowOrder, place};
+use kernels::{DType, GROUP, GroupedRow, WeightRows, WeightType};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub(super) struct GgufWeights {
+    files: Arc<GgufFiles>,
+    /// Tensors of which something was taken.
+    used: RefCell<BTreeSet<String>>,
+}
+
+/// A matrix `[N, K]` or, with one row, a vector.
+pub struct GgufRows<'a> {
+    shape: [usize; 2],
+    block_type: BlockType,
+    blocks: &'a [u8],
+    rows: RowOrder,
+    head_dim: usize,
+}
+
+impl GgufWeights {
+    pub fn new(files: Arc<GgufFiles>) -> Self {
+        Self { files, used: RefCell::default() }
+    }
+
+    fn gguf(&self) -> &Gguf {
+        &self.files.gguf
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        self.gguf().total_bytes()
+    }
+
+    /// Names of tensors of which nothing was taken.
+    pub fn left(&self) -> Vec<&str> {
+        let used = self.used.borrow();
+        // A table that became a setting, and layers that only speculate.
+        let is_known = |name: &str| name == "rope_freqs.weight" || self.gguf().is_speculating(name);
+        self.gguf().tensor_names().filter(|name| !used.contains(*name) && !is_known(name)).collect()
+    }
+
+    /// A tensor of floats or, where it is quantised in the file, of what its blocks stand for.
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
+        if let Some(values) = self.latent_halves(name, shape)? {
+            return Ok(owned(shape, &values));
+        }
+        let (n, k) = match *shape {
+            [k] => (1, k),
+            [n, k] => (n, k),
+            _ => unreachable!("the models served have vectors and matrices"),
+        };
+        let rows = self.find(name, shape, [n, k])?;
+        let dtype = match rows.block_type {
+            BlockType::F32 => Some(DType::F32),
+            BlockType::F16 => Some(DType::F16),
+            BlockType::BF16 => Some(DType::BF16),
+            _ => None,
+        };
+        if let (Some(dtype), RowOrder::Same) = (dtype, rows.rows) {
+            return Ok(HostWeights { dtype, shape: shape.to_vec(), data: Cow::Borrowed(rows.blocks) });
+        }
+        let mut values = vec![0.0; n * k];
+        for (row, out) in values.chunks_exact_mut(k).enumerate() {
+            rows.read_f32(row, out);
+        }
+        Ok(owned(shape, &values))
+    }
+
+    /// A matrix in the file's own blocks.
+    pub fn rows(&self, name: &str, shape: [usize; 2]) -> Result<GgufRows<'_>, LoadError> {
+        self.find(name, &shape, shape)
+    }
+
+    fn find(&self, name: &str, asked: &[usize], [n, k]: [usize; 2]) -> Result<GgufRows<'_>, LoadError> {
+        let gguf = self.gguf();
+        let missing =
+            |tensor: &str| LoadError::MissingTensor { file: gguf.described().into(), tensor: tensor.into() };
+        let Place { tensor, rows, expert } = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
+        let (info, blocks) = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
+        self.used.borrow_mut().insert(tensor.clone());
+        let (own, of_all) = match expert {
+            None => (asked.to_vec(), None),
+            Some(expert) => ([&[info.shape[0]], asked].concat(), Some(expert)),
+        };
+        if info.shape != own || of_all.is_some_and(|expert| expert >= info.shape[0]) {
+            let (expected, found) = (asked.to_vec(), info.shape.clone());
+            return Err(LoadError::Shape { file: gguf.described().into(), tensor, expected, found });
+        }
+        // The configuration was read before: heads have an even number of rows that share out the matrix.
+        let head_dim = gguf.head_dim().unwrap_or(n);
+        let bytes = n * info.block_type.row_bytes(k).expect("the head was checked");
+        let blocks = &blocks[of_all.unwrap_or(0) * bytes..][..bytes];
+        Ok(GgufRows { shape: [n, k], block_type: info.block_type, blocks, rows, head_dim })
+    }
+
+    /// Newer files have the two halves of `kv_b_proj` apart, the keys' turned round.
+    fn latent_halves(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
+        let gguf = self.gguf();
+        let Some(layer) = name.strip_suffix(".self_attn.kv_b_proj.weight") else { return Ok(None) };
+        let layer = layer.rsplit('.').next().unwrap_or_default();
+        let [key, value] = ["k", "v"].map(|half| format!("blk.{layer}.attn_{half}_b.weight"));
+        let (Some([heads, rank, nope]), Some([_, width, _])) = (gguf.shape3(&key), gguf.shape3(&value))
+        else {
+            return Ok(None);
+        };
+        if shape != [heads * (nope + width), rank] || gguf.shape3(&value) != Some([heads, width, rank]) {
+            let (expected, found) = (shape.to_vec(), vec![heads, rank, nope]);
+            return Err(LoadError::Shape { file: gguf.described().into(), tensor: key, expected, found });
+        }
+        let [keys, values] = [gguf.vector(&key)?, gguf.vector(&value)?];
+        let mut both = Vec::with_capacity(keys.len() + values.len());
+        for (keys, values) in keys.chunks_exact(rank * nope).zip(values.chunks_exact(width * rank)) {
+            both.extend((0..nope).flat_map(|row| (0..rank).map(move |column| keys[column * nope + row])));
+            both.extend(values);
+        }
+        self.used.borrow_mut().extend([key, value]);
+        Ok(Some(both))
+    }
+}
+
+fn owned(shape: &[usize], values: &[f32]) -> HostWeights<'static> {
+    let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    HostWeights { dtype: DType::F32, shape: shape.to_vec(), data: Cow::Owned(data) }
+}
+
+impl GgufRows<'_> {
+    pub fn bytes(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    fn row(&self, row: usize) -> &[u8] {
+        let bytes = self.blocks.len() / self.shape[0];
+        &self.blocks[self.rows.row(row, self.head_dim) * bytes..][..bytes]
+    }
+}
+
+impl WeightRows for GgufRows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        self.block_type.dequantize(self.row(row), out);
+    }
+
+    fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
+        const { assert!(GROUP == 32, "groups are ggml's blocks") };
+        self.block_type.read_groups(self.row(row), stored_as, out)
+    }
+}
