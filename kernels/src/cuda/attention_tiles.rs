@@ -12,8 +12,8 @@ use crate::{DType, Device, Tensor};
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "attention.cu", text: include_str!("attention.cu") },
     instances: &[
-        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 2, true>", 248, 0),
-        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 1, true>", 248, 0),
+        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 2, true>", 252, 0),
+        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 1, true>", 252, 0),
         Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 2, true>", 255, 0),
         Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 1, true>", 255, 0),
         Instance::new("attend<bf16, bf16, 128, 128, 16, 4, 2, false>", 184, 0),
@@ -21,8 +21,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("attend<bf16, bf16, 64, 64, 16, 4, 2, false>", 144, 0),
         Instance::new("attend<bf16, bf16, 64, 64, 64, 4, 2, false>", 216, 0),
         Instance::new("attend<bf16, float, 80, 80, 64, 4, 1, false>", 224, 0),
-        Instance::new("attend<f16, f16, 576, 512, 16, 8, 2, true>", 248, 0),
-        Instance::new("attend<f16, f16, 576, 512, 16, 8, 1, true>", 248, 0),
+        Instance::new("attend<f16, f16, 576, 512, 16, 8, 2, true>", 252, 0),
+        Instance::new("attend<f16, f16, 576, 512, 16, 8, 1, true>", 252, 0),
         Instance::new("attend<f16, f16, 576, 512, 64, 8, 2, true>", 255, 0),
         Instance::new("attend<f16, f16, 576, 512, 64, 8, 1, true>", 255, 0),
         Instance::new("attend<f16, f16, 128, 128, 16, 4, 2, false>", 184, 0),

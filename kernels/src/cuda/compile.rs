@@ -14,7 +14,8 @@ pub struct Source {
 }
 
 /// The headers that every source may include.
-pub(crate) const HEADERS: [Source; 4] = [
+pub(crate) const HEADERS: [Source; 5] = [
+    Source { name: "attention.cuh", text: include_str!("attention.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
     Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },

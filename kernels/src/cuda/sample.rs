@@ -131,8 +131,8 @@ impl Draft {
             let is_same = next.0 == kept.0;
             if is_same {
                 // Occurrences are counted, marks are set.
-                kept.1 = ((kept.1 / OCCURRENCE + next.1 / OCCURRENCE) * OCCURRENCE)
-                    | ((kept.1 | next.1) % OCCURRENCE);
+                let count = kept.1 / OCCURRENCE + next.1 / OCCURRENCE;
+                kept.1 = count * OCCURRENCE + (kept.1 | next.1) % OCCURRENCE;
                 kept.2 += next.2;
             }
             is_same

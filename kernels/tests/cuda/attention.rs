@@ -1,9 +1,10 @@
-//! Attention over pages and packed segments: against the f64 twin, in chunks, in company, in graphs, with bugs planted.
+//! Attention over pages: against the f64 twin, in chunks, in company, in graphs, with bugs planted.
 
 use crate::common::*;
 use crate::device::{SEEDS, emulated};
 use crate::mutants::{Run, assert_noticed};
 use crate::naive;
+use crate::packed::Packed;
 use crate::pages::Pages;
 use kernels::ops::*;
 use kernels::*;
@@ -35,7 +36,7 @@ struct Data {
     values: Option<Host>,
 }
 
-const SCALE: f32 = 0.3;
+pub const SCALE: f32 = 0.3;
 
 impl Case {
     fn is_latent(&self) -> bool {
@@ -186,7 +187,7 @@ impl Case {
     }
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
@@ -210,81 +211,6 @@ fn rows_of_any_width() {
     ] {
         rows_case(dtype, sizes).check(&device, &parts);
     }
-}
-
-/// Rows and segments of `[T, 3, H, D]`.
-struct Packed {
-    heads: usize,
-    d: usize,
-    cu_seqlens: Vec<u32>,
-    multiply_as: DType,
-}
-
-impl Packed {
-    fn qkv(&self) -> Host {
-        let t = *self.cu_seqlens.last().expect("offsets") as usize;
-        Host::random(DType::F32, &[t, 3, self.heads, self.d], 1)
-    }
-
-    fn run(&self, device: &Device, qkv: &Host, segments: Range<usize>) -> Result<Vec<u8>, Error> {
-        let cu_seqlens = &self.cu_seqlens[segments.start..=segments.end];
-        let (start, end) = (cu_seqlens[0], cu_seqlens[cu_seqlens.len() - 1]);
-        let t = (end - start) as usize;
-        let row = 3 * self.heads * self.d;
-        let values: Vec<f32> =
-            qkv.values[start as usize * row..end as usize * row].iter().map(|&v| v as f32).collect();
-        let qkv = Tensor::from_f32(device, &[t, 3, self.heads, self.d], &values);
-        let sizes = AttentionSizes {
-            heads: self.heads,
-            kv_heads: self.heads,
-            key_dim: self.d,
-            value_dim: self.d,
-            max_context: 0,
-            max_tokens: t,
-        };
-        let mut scratch = AttentionScratch::new(device, sizes).multiplying_as(self.multiply_as);
-        let mut out = Tensor::unwritten(device, DType::F32, &[t, self.heads, self.d]);
-        let from_zero: Vec<u32> = cu_seqlens.iter().map(|at| at - start).collect();
-        packed_attention(&qkv, &from_zero, SCALE, &mut scratch, &mut out);
-        out.read()
-    }
-
-    fn twin(&self, qkv: &Host) -> Vec<f64> {
-        let Self { heads, d, .. } = *self;
-        let values: Vec<f32> = qkv.values.iter().map(|&v| v as f32).collect();
-        let qkv = Host::new(self.multiply_as, &qkv.shape, &values);
-        let at = |token: usize, part: usize, head: usize| {
-            &qkv.values[((token * 3 + part) * heads + head) * d..][..d]
-        };
-        let mut out = Vec::new();
-        for segment in self.cu_seqlens.windows(2) {
-            let tokens = segment[0] as usize..segment[1] as usize;
-            for (token, head) in tokens.clone().flat_map(|t| (0..heads).map(move |h| (t, h))) {
-                let part = |part| -> Vec<&[f64]> { tokens.clone().map(|p| at(p, part, head)).collect() };
-                out.extend(naive::attend(at(token, 0, head), &part(1), &part(2), f64::from(SCALE)));
-            }
-        }
-        out
-    }
-
-    fn check(&self, device: &Device, tolerance: f64) {
-        let qkv = self.qkv();
-        let found = self.run(device, &qkv, 0..self.cu_seqlens.len() - 1).expect("a result");
-        assert_close(&floats(&found), &self.twin(&qkv), tolerance, "packed segments");
-        let (row, other) = (self.heads * self.d * 4, emulated(SEEDS[1]));
-        for (i, segment) in self.cu_seqlens.windows(2).enumerate().filter(|(_, s)| s[0] < s[1]) {
-            let alone = self.run(&other, &qkv, i..i + 1).expect("a result");
-            assert!(alone == found[segment[0] as usize * row..segment[1] as usize * row], "segment {i}");
-        }
-    }
-}
-
-#[test]
-fn packed_segments_in_f32() {
-    let device = emulated(SEEDS[0]);
-    Packed { heads: 3, d: 9, cu_seqlens: vec![0, 1, 1, 66, 99], multiply_as: DType::F32 }
-        .check(&device, 3e-6);
-    Packed { heads: 2, d: 72, cu_seqlens: vec![0, 37], multiply_as: DType::F32 }.check(&device, 3e-6);
 }
 
 /// Grouped queries on tensor cores: blocks of 16 rows and of 64, whole and cut into ranges.
@@ -321,14 +247,6 @@ fn latents_on_tensor_cores() {
     };
     case(DType::BF16, 16, &[[530, 1], [0, 1], [70, 7]]).check(&device, &[(0, 0..1), (2, 0..1), (2, 2..7)]);
     case(DType::F16, 3, &[[510, 6]]).check(&device, &[(0, 0..1), (0, 2..3), (0, 1..6)]);
-}
-
-#[test]
-fn packed_segments_on_tensor_cores() {
-    let device = emulated(SEEDS[0]);
-    let cu_seqlens = vec![0, 1, 1, 66, 196];
-    Packed { heads: 2, d: 72, cu_seqlens, multiply_as: DType::BF16 }.check(&device, 4e-3);
-    Packed { heads: 1, d: 10, cu_seqlens: vec![0, 70], multiply_as: DType::F16 }.check(&device, 1e-3);
 }
 
 /// Lists are made again for each replay; arrays lie where they lay.
@@ -431,7 +349,11 @@ fn bugs_in_tiles_are_noticed() {
     let packed = |device: &Device| segments.run(device, &qkv, 0..2);
     let cases: [(&'static str, &'static str, Run); 16] = [
         // Barriers and waits.
-        ("        __syncthreads();\n        int num_tiles", "        int num_tiles", &several),
+        (
+            "        __syncthreads();\n#pragma unroll\n        for (int i = 0; i < STAGES - 1",
+            "#pragma unroll\n        for (int i = 0; i < STAGES - 1",
+            &several,
+        ),
         (
             "cp_async_wait<STAGES - 2>();\n                __syncthreads();",
             "cp_async_wait<STAGES - 2>();",
@@ -439,34 +361,34 @@ fn bugs_in_tiles_are_noticed() {
         ),
         ("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", &many),
         (
-            "                __syncthreads();\n#pragma unroll\n                for (int other",
-            "#pragma unroll\n                for (int other",
+            "            __syncthreads();\n#pragma unroll\n            for (int other",
+            "#pragma unroll\n            for (int other",
             &few,
         ),
-        ("            parity ^= 1;\n            __syncthreads();", "            parity ^= 1;", &many),
-        ("maxima[row + 8] = sums[2];\n            __syncthreads();", "maxima[row + 8] = sums[2];", &many),
         (
-            "            __syncthreads();\n            if (thread < M) row_max[parity",
-            "            if (thread < M) row_max[parity",
+            "block.soften(first, s, scores);\n            __syncthreads();",
+            "block.soften(first, s, scores);",
+            &many,
+        ),
+        ("maxima[row + 8] = sums[2];\n        __syncthreads();", "maxima[row + 8] = sums[2];", &many),
+        (
+            "        __syncthreads();\n        if (thread < M) row_max[parity",
+            "        if (thread < M) row_max[parity",
             &several,
         ),
         // Who sees what.
         ("pair + j % 2 >= seen[j / 2];", "pair + j % 2 > seen[j / 2];", &many),
         ("bool there = position < end_key;", "bool there = position <= end_key;", &few),
-        (
-            "int key_head = index % groups / s.head_blocks",
-            "int key_head = index % groups % s.head_blocks",
-            &few,
-        ),
+        ("key_head = place / s.head_blocks;", "key_head = place % s.head_blocks;", &few),
         // Softmax.
         ("shrink[row + half * 8] = fast_exp2(before - after);", "shrink[row + half * 8] = 1.0f;", &many),
         ("if (thread < M) row_max[thread] = LOWEST;", "if (thread < M - 1) row_max[thread] = LOWEST;", &few),
         // Places.
-        ("key * Tile<D>::STRIDE;", "(key ^ 8) * Tile<D>::STRIDE;", &few),
-        ("columns >= PAIRS) break;", "columns > PAIRS) break;", &packed),
+        ("key_group * OWN_KEYS * Tile<D>::STRIDE;", "(key_group * OWN_KEYS ^ 8) * Tile<D>::STRIDE;", &few),
+        ("warp + i * WARPS >= PAIRS) break;", "warp + i * WARPS > PAIRS) break;", &packed),
         // Ranges.
         (
-            "if (tile + 1 < num_tiles && end % unit.range_len) continue;",
+            "if (tile + 1 < num_tiles && (first + KEYS) % range_len) continue;",
             "if (tile + 1 < num_tiles) continue;",
             &several,
         ),

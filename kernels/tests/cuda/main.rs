@@ -16,6 +16,7 @@ mod mutants;
 #[path = "../agree/naive.rs"]
 mod naive;
 mod norm;
+mod packed;
 #[path = "../agree/pages.rs"]
 mod pages;
 mod peak;

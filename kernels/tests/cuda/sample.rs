@@ -124,7 +124,8 @@ mod twin {
 /// Logits of some rows; every other row has few values, so that many are equal.
 fn logits(rows: usize, vocab: usize) -> Vec<f32> {
     let numbers = values(7, rows * vocab);
-    let value = |(i, v): (usize, f32)| if i / vocab % 2 == 0 { 6.0 * v } else { (4.0 * v).round() };
+    let value =
+        |(i, v): (usize, f32)| if (i / vocab).is_multiple_of(2) { 6.0 * v } else { (4.0 * v).round() };
     numbers.into_iter().enumerate().map(value).collect()
 }
 
