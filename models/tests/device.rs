@@ -216,7 +216,7 @@ mod equal_to_itself {
 }
 
 mod sampling {
-    use super::common::{load, on_gpu};
+    use super::common::bare_gpu;
     use kernels::{Device, Tensor};
     use models::sampler::{RowResult, RowTask, Sampler};
     use scheduler::{History, Sample, Sampled, SamplingParams, TokenMask};
@@ -295,11 +295,8 @@ mod sampling {
 
     #[test]
     fn a_gpu_samples_what_the_processor_samples() {
-        // A model's device has room beside the model: what lies between tensors is planned generously.
-        let loaded = load("llama", &on_gpu());
         let samples = samples();
-        let [on_gpu, on_cpu] =
-            [loaded.runner.device(), &Device::cpu(Some(2))].map(|device| run(device, &samples));
+        let [on_gpu, on_cpu] = [bare_gpu(), Device::cpu(Some(2))].map(|device| run(&device, &samples));
         for (row, results) in on_gpu.iter().zip(&on_cpu).enumerate() {
             match results {
                 (RowResult::Sampled(Sampled::Token(gpu)), RowResult::Sampled(Sampled::Token(cpu))) => {

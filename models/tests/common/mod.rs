@@ -1,6 +1,11 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
 #![allow(dead_code)]
 
+use kernels::cuda::compile::Cache;
+use kernels::cuda::driver::Driver;
+use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
+use kernels::{CpuOptions, Device};
 use models::{
     DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
     QuantizationChoice,
@@ -84,6 +89,17 @@ pub fn on_gpu() -> LoadOptions {
             ..emulated()
         },
     }
+}
+
+/// The device of `on_gpu`, with some memory and no model.
+pub fn bare_gpu() -> Device {
+    let LoadOptions { device, kernels: KernelOptions { cache, nvrtc }, .. } = on_gpu();
+    let cache = Cache::new(cache.expect("a folder for kernels"));
+    let driver: Box<dyn Driver> = match device {
+        DeviceChoice::CudaEmulated => Box::new(Emulator::new(EmulatorOptions::new("c++", cache)).unwrap()),
+        _ => Box::new(Nvidia::new(NvidiaOptions { ordinal: 0, cache, nvrtc }).unwrap()),
+    };
+    Device::cuda(driver, 8 << 20, CpuOptions { threads: Some(2), isa: None }).unwrap()
 }
 
 pub fn load(name: &str, options: &LoadOptions) -> Loaded {
