@@ -158,6 +158,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--allowed-media-domains", "http://example.org/"], 2, "--allowed-media-domains"),
         (&["serve", "--allowed-media-addresses", "10.0.0.0/33"], 2, "--allowed-media-addresses"),
         (&["serve", "--image-fetch-timeout", "0"], 2, "--image-fetch-timeout"),
+        (&["serve", "--media-ca-file", "/nonexistent/file"], 2, "--media-ca-file"),
         (&["serve", "--mm-processor-cache-gb", "-1"], 2, "--mm-processor-cache-gb"),
         (&["serve", "--max-video-frames", "0"], 2, "--max-video-frames"),
         (&["serve", "--device", "tpu"], 2, "--device"),
