@@ -162,7 +162,7 @@ fn files_that_are_not_what_the_configuration_says_are_refused() {
         "awq",
         "method",
         |config| config["quantization_config"]["quant_method"] = json!("gptq"),
-        "expected shape [16, 64], found [128, 8]",
+        "expected shape [8, 64], found [64, 8]",
     );
 }
 

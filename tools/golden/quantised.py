@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from common import MODEL_FIXTURES, Rng, write_json
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 64, 128, 2, 1, 32
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 64, 64, 2, 1, 32
 EPS, THETA, LAYERS, EXPERTS, TOP_K = 1e-5, 10000.0, 1, 3, 2
 PROMPT = [3, 17, 42, 5, 5, 60, 1, 33, 20, 9, 51]
 

@@ -250,15 +250,29 @@ unsafe fn tile_of<S: Simd, Q: Grouped>(s: S, num_rows: usize, tile: &Tile, k: us
 #[inline(always)]
 unsafe fn all_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(s: S, tile: &Tile, k: usize) {
     let mut group = 0;
+    // Side by side meanwhile: rows of the result may be a power of two apart, and then fight for the same few cache lines.
+    let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise; groups end before k.
     unsafe {
+        if !tile.sums.fresh {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.load(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2));
+                }
+            }
+        }
         while G > 1 && (group + G) * GROUP <= k {
-            some_groups::<S, Q, M, G>(s, tile, group, GROUP);
+            some_groups::<S, Q, M, G>(s, tile, group, GROUP, &mut sums);
             group += G;
         }
         while group * GROUP < k {
-            some_groups::<S, Q, M, 1>(s, tile, group, GROUP.min(k - group * GROUP));
+            some_groups::<S, Q, M, 1>(s, tile, group, GROUP.min(k - group * GROUP), &mut sums);
             group += 1;
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                s.store(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2), *sum);
+            }
         }
     }
 }
@@ -273,6 +287,7 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
     tile: &Tile,
     group: usize,
     terms: usize,
+    sums: &mut [[S::V; 2]; M],
 ) {
     let (line_bytes, group_bytes) = (Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
     let start = tile.panel.wrapping_add(group * group_bytes);
@@ -306,7 +321,7 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
         }
         for (j, part) in parts.iter().enumerate() {
             let header = start.wrapping_add(j * group_bytes);
-            add_group::<S, Q, M>(s, tile, header, group + j, part);
+            add_group::<S, Q, M>(s, tile, (header, group + j), part, sums);
         }
     }
 }
@@ -319,11 +334,10 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
 unsafe fn add_group<S: Simd, Q: Grouped, const M: usize>(
     s: S,
     tile: &Tile,
-    header: *const u8,
-    group: usize,
+    (header, group): (*const u8, usize),
     parts: &[[S::V; 2]; M],
+    sums: &mut [[S::V; 2]; M],
 ) {
-    let fresh = tile.sums.fresh && group == 0;
     let numbers = header.cast::<u16>().wrapping_add(tile.first);
     for v in 0..2 {
         // SAFETY: the caller's promise.
@@ -336,9 +350,7 @@ unsafe fn add_group<S: Simd, Q: Grouped, const M: usize>(
                     let x_sum = s.splat(-*tile.x_sums.add(r * tile.groups + group));
                     part = s.fma(x_sum, zero, part);
                 }
-                let to = tile.sums.start.add(r * tile.sums.row + v * PANEL / 2);
-                let sum = if fresh { s.zero() } else { s.load(to) };
-                s.store(to, s.fma(scale, part, sum));
+                sums[r][v] = s.fma(scale, part, sums[r][v]);
             }
         }
     }
