@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from common import MODEL_FIXTURES, Rng, write_json
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 64, 64, 2, 1, 32
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 64, 64, 4, 1, 16
 EPS, THETA, LAYERS, EXPERTS, TOP_K = 1e-5, 10000.0, 1, 3, 2
 PROMPT = [3, 17, 42, 5, 5, 60, 1, 33, 20, 9, 51]
 
@@ -246,10 +246,10 @@ FIXTURES = {
     "compressed_bytes": (bytes_of_rows(), True, 40),
     "awq": (awq(64), False, 128),
     "gptq": (gptq(4, 64), False, 128),
-    "gptq_int8": (gptq(8, 32), False, 96),
+    "gptq_int8": (gptq(8, 32), False, 64),
     "gptq_zeros": (gptq(4, 32, zeros=True), False, 96),
     "gptq_v2_zeros": (gptq(4, 32, zeros=True, v2=True), False, 96),
-    "fp8": (fp8(128), False, 200),
+    "fp8": (fp8(128), False, 136),
 }
 
 
