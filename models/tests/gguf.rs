@@ -1,15 +1,13 @@
-//! GGUF files that llama.cpp's converter wrote of the fixtures, against the fixtures themselves: the same numbers under other names, so
-//! the same bits come out.
+//! GGUF files that llama.cpp's converter wrote, against the log-probabilities that transformers computed of what they were made from.
 
 mod common;
 
-use common::{fixture, load, options};
+use common::{fixture, options};
 use models::gguf::Gguf;
 use models::{Loaded, ModelFiles};
+use safetensors::SafeTensors;
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use std::sync::Arc;
-
-const MODELS: [&str; 2] = ["llama31", "deepseek_v3"];
 
 fn open(name: &str) -> ModelFiles {
     let gguf = Gguf::open(&fixture("gguf").join(format!("{name}.gguf"))).expect("opens");
@@ -39,16 +37,24 @@ fn distribution(loaded: &mut Loaded, tokens: &[u32]) -> Vec<f32> {
 }
 
 #[test]
-fn converted_models_compute_the_same_bits() {
-    let tokens: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 128).collect();
-    for name in MODELS {
-        let found = models::load(&open(name), &options(), &mut |_| {});
-        let mut found = found.unwrap_or_else(|error| panic!("{name}: {error}"));
-        let mut expected = load(name, &options());
-        assert_eq!(found.info.architecture, expected.info.architecture, "{name}");
-        assert_eq!(found.info.num_parameters, expected.info.num_parameters, "{name}");
-        assert_eq!(found.plan.memory.total, found.runner.allocated_bytes(), "{name}");
-        let [found, expected] = [&mut found, &mut expected].map(|loaded| distribution(loaded, &tokens));
-        assert_eq!(found, expected, "{name}");
+fn converted_models_compute_what_transformers_does() {
+    let file = std::fs::read(fixture("gguf").join("log_probs.safetensors")).expect("the fixture");
+    let expected = SafeTensors::deserialize(&file).expect("a safetensors file");
+    for (name, architecture) in [("llama31", "LlamaForCausalLM"), ("deepseek_v3", "DeepseekV3ForCausalLM")] {
+        let loaded = models::load(&open(name), &options(), &mut |_| {});
+        let mut loaded = loaded.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(loaded.info.architecture, architecture);
+        assert_eq!(loaded.plan.memory.total, loaded.runner.allocated_bytes(), "{name}");
+        for length in [1, 7, 50] {
+            let tokens: Vec<u32> = (0..length).map(|i| (i * 37 + 11) % 64).collect();
+            let found = distribution(&mut loaded, &tokens);
+            let place = format!("{name}.{length}");
+            let expected = expected.tensor(&place).expect("an array").data().as_chunks::<4>().0;
+            assert_eq!(found.len(), expected.len(), "{place}");
+            for (token, (found, &expected)) in found.iter().zip(expected).enumerate() {
+                let expected = f32::from_le_bytes(expected);
+                assert!((found - expected).abs() < 1e-3, "{place}, token {token}: {found}, not {expected}");
+            }
+        }
     }
 }

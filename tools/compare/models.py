@@ -13,6 +13,8 @@ import numpy as np
 
 from shapes import CONFIGS, weights
 
+BF16, Q8_0 = gguf.GGMLQuantizationType.BF16.value, gguf.GGMLQuantizationType.Q8_0.value
+
 # The k-quants keep some matrices at more bits; `pure` does not, so that the sizes are those of the name.
 QUANTS = {
     "int8": ("Q8_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0),
@@ -167,9 +169,10 @@ def to_adjacent(matrix, num_heads):
 def quantise(source, target, ftype):
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.pure, params.nthread = ftype, True, 2
-    # Head and embedding as everything else, in both engines or in none: here they keep the file's type.
-    params.output_tensor_type = llama_cpp.GGML_TYPE_BF16
-    params.token_embedding_type = llama_cpp.GGML_TYPE_BF16
+    # The head as Perilune keeps it: bfloat16 beside int8, and int8 beside int4.
+    is_int8 = ftype == llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    params.output_tensor_type = BF16 if is_int8 else Q8_0
+    params.token_embedding_type = BF16
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) != 0:
         raise RuntimeError(f"llama.cpp did not quantise {source}")
 

@@ -47,7 +47,6 @@ class Writer:
             for text in (word, " " + word, word.capitalize()):
                 if len(ids := words.text(text)) == 1:
                     self.content[ids[0]] = 1.0
-        self.guides_parameters = True  # Whether the names of parameters are copied under guidance too.
         self.keys = {words.text(key)[0] for key in structured.KEYS}
 
     # ------------------------------------------------------------------------------------------------- parts of turns
@@ -259,8 +258,7 @@ class Writer:
             self.write(row, "<|tool_call_argument_begin|>")
             value = arguments[tool.parameter]
             self.write_copy(row, to_json(arguments), value.split(" ") if tool.kind == "calculate" else [value], source)
-            if self.guides_parameters:
-                self.guide_parameter(row, tool.parameter, prefix, at)
+            self.guide_parameter(row, tool.parameter, prefix, at)
             self.write(row, "<|tool_call_end|>")
             results.append(draw_result(rng, tool.kind))
             number += 1

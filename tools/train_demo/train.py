@@ -30,12 +30,10 @@ from words import Words, train_tokenizer
 SEED = 2026
 VOCAB = 1280
 TOWER = dict(steps=3000, batch=32, lr=8e-3, fewest=3)
-# The learning rate is flat, then falls linearly; the tower's is `eyes` times that. Each of `falls` is (first step, step at which the
-# rate is zero, steps over which it falls). The second raises the rate once more, where the names of parameters come under guidance: the
-# run that made the shipped files showed at step 2000 that they were guessed, and all else was right.
+# The learning rate is flat, then falls linearly to zero over the last `fall` steps; the tower's is `eyes` times that.
 # Behind each of the `pictures` stand `rows` plain conversations and `more_rows` in other manners (thought, JSON, JSON whose keys are
 # given); then come prefixes of plain text and prefixes that declare tools, with their rows.
-JOINT = dict(steps=3200, falls=((0, 3000, 1900), (2400, 3200, 1333)), parameters_from=2400, lr=1.5e-3, eyes=0.5,
+JOINT = dict(steps=2400, fall=1400, lr=1.5e-3, eyes=0.5,
              pictures=12, rows=8, more_rows=2, manners=(0.5, 0.3, 0.2), text_prefixes=3, text_rows=8, tool_prefixes=2, tool_rows=6,
              probe=0.5, hint=0.3, facts=0.2, balance=1e-3, average=0.99)
 SAVE_EVERY, MEASURE_EVERY = 100, 1000
@@ -50,9 +48,8 @@ def warm_then_cosine(step, steps, warmup=50):
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def warm_flat_fall(step, falls, warmup=100):
-    zero, over = next((zero, over) for first, zero, over in reversed(falls) if step >= first)
-    return min(1.0, (step + 1) / warmup, (zero - step) / over)
+def warm_flat_fall(step, steps, fall, warmup=100):
+    return min(1.0, (step + 1) / warmup, (steps - step) / fall)
 
 
 class Log:
@@ -106,9 +103,8 @@ def train_joint(path, model, word_probe, packer):
     first = resume(path, modules, optimiser) if path.exists() else 0
     log = Log(every=50)
     for step in range(first, JOINT["steps"]):
-        packer.writer.guides_parameters = step >= JOINT["parameters_from"]
         logged = joint_step(model, probes, packer, grounding, np.random.default_rng([SEED, 2, step]), JOINT)
-        share = warm_flat_fall(step, JOINT["falls"])
+        share = warm_flat_fall(step, JOINT["steps"], JOINT["fall"])
         optimiser.step(share)
         average(mean, model, min(JOINT["average"], (step + 1) / (step + 20)))
         log.add(step, **logged, busiest=balance(model, JOINT["balance"] * share))

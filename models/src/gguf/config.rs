@@ -228,12 +228,22 @@ fn llama3(keys: &Keys, gguf: &Gguf) -> Result<Value, LoadError> {
     let factor = table.iter().copied().fold(1.0, f64::max);
     let theta = keys.opt_float("rope.freq_base")?.unwrap_or(1e4);
     let wavelength = |pair: usize| std::f64::consts::TAU * theta.powf(pair as f64 / table.len() as f64);
-    // A pair between both ends says where it is between them.
-    let between = table.iter().position(|&divisor| divisor > 1.001 && divisor < 0.999 * factor);
-    let original = between.map_or(8192.0, |pair| {
-        let smooth = (1.0 / table[pair] - 1.0 / factor) / (1.0 - 1.0 / factor);
-        (wavelength(pair) * (LOW + smooth * (HIGH - LOW))).round()
-    });
+    let pairs = || table.iter().copied().enumerate();
+    let is_whole = |divisor: f64| divisor < 1.001;
+    let is_divided = |divisor: f64| divisor > 0.999 * factor;
+    // A pair between both ends says where it is between them. Without one, all lengths between the ends give this table.
+    let between = pairs().find(|&(_, divisor)| !is_whole(divisor) && !is_divided(divisor));
+    let original = match between {
+        Some((pair, divisor)) => {
+            let smooth = (1.0 / divisor - 1.0 / factor) / (1.0 - 1.0 / factor);
+            (wavelength(pair) * (LOW + smooth * (HIGH - LOW))).round()
+        }
+        None => {
+            let least = pairs().filter(|&(_, d)| is_whole(d)).map(|(pair, _)| HIGH * wavelength(pair));
+            let most = pairs().filter(|&(_, d)| !is_whole(d)).map(|(pair, _)| LOW * wavelength(pair));
+            8192f64.min(most.fold(f64::MAX, f64::min)).max(least.fold(1.0, f64::max))
+        }
+    };
     for (pair, &divisor) in table.iter().enumerate() {
         let smooth = ((original / wavelength(pair) - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
         let expected = 1.0 / ((1.0 - smooth) / factor + smooth);
