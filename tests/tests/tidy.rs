@@ -159,5 +159,5 @@ fn the_fixtures_stay_small() {
             if meta.is_dir() { folders.push(entry.path()) } else { bytes += meta.len() }
         }
     }
-    assert!(bytes < 4 << 20, "fixtures take {bytes} bytes");
+    assert!(bytes < 4_000_000, "fixtures take {bytes} bytes");
 }
