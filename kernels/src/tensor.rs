@@ -202,12 +202,6 @@ impl Tensor {
         self.buffer.pointer()
     }
 
-    /// The address of the first element of a row on a GPU.
-    #[allow(dead_code)]
-    pub(crate) fn row_pointer(&self, row: usize) -> DevicePtr {
-        self.buffer.pointer().offset((row * self.row_len() * self.dtype.size()) as u64)
-    }
-
     /// What a tensor of this shape takes, as `Device::allocated_bytes` counts it.
     pub fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
         shape.iter().map(|&d| d as u64).product::<u64>() * dtype.size() as u64

@@ -89,7 +89,10 @@ impl<T> SharedMut<T> {
 
     /// # Safety
     /// The slice borrowed by `new` is still borrowed, and no other live part overlaps this one.
-    #[allow(clippy::mut_from_ref)]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "parts of one slice go to several threads; the caller promises that they do not overlap"
+    )]
     pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part of {} + {len} of {}", start, self.len);
         // SAFETY: in bounds; the caller's promise.

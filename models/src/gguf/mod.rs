@@ -101,15 +101,20 @@ impl Gguf {
         }
     }
 
+    /// A whole number under the architecture's prefix; of a list, the number that all layers have.
+    fn int(&self, key: &str) -> Option<i128> {
+        match self.metadata(&format!("{}.{key}", self.architecture()))? {
+            GgufValue::Int(n) => Some(*n),
+            GgufValue::Ints(list) if list.iter().all(|n| *n == list[0]) => list.first().map(|&n| n.into()),
+            _ => None,
+        }
+    }
+
     /// Values of a query or key head, where the metadata says it.
     pub(crate) fn head_dim(&self) -> Option<usize> {
-        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
-            Some(GgufValue::Int(n)) => usize::try_from(*n).ok().filter(|&n| n > 0),
-            _ => None,
-        };
-        let share =
-            || int("embedding_length").zip(int("attention.head_count")).map(|(width, heads)| width / heads);
-        int("attention.key_length").or_else(|| int("rope.dimension_count")).or_else(share)
+        let size = |key: &str| self.int(key).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+        let share = || size("embedding_length").zip(size("attention.head_count")).map(|(w, heads)| w / heads);
+        size("attention.key_length").or_else(|| size("rope.dimension_count")).or_else(share)
     }
 
     pub(crate) fn total_bytes(&self) -> u64 {
@@ -126,10 +131,7 @@ impl Gguf {
 
     /// Whether a tensor is of a layer after the last one.
     pub(crate) fn is_speculating(&self, name: &str) -> bool {
-        let int = |key: &str| match self.metadata(&format!("{}.{key}", self.architecture())) {
-            Some(GgufValue::Int(n)) => *n,
-            _ => 0,
-        };
+        let int = |key: &str| self.int(key).unwrap_or(0);
         let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
         layer.is_some_and(|layer: i128| layer >= int("block_count") - int("nextn_predict_layers"))
     }
@@ -191,6 +193,26 @@ fn part_paths(path: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Some files have a number for each layer where others have one.
+    #[test]
+    fn numbers_of_all_layers_are_one_number() {
+        let with = |heads: GgufValue| {
+            let text = |text: &str| GgufValue::Text(text.into());
+            let metadata = [
+                ("general.architecture", text("llama")),
+                ("llama.embedding_length", GgufValue::Int(48)),
+                ("llama.attention.head_count", heads),
+            ];
+            let metadata = metadata.map(|(key, value)| (key.to_string(), value)).into();
+            Gguf { described: String::new(), parts: Vec::new(), metadata, tensors: BTreeMap::new() }
+        };
+        assert_eq!(with(GgufValue::Int(6)).head_dim(), Some(8));
+        assert_eq!(with(GgufValue::Ints(vec![6, 6])).head_dim(), Some(8));
+        for unknown in [vec![6, 4], vec![], vec![0]] {
+            assert_eq!(with(GgufValue::Ints(unknown)).head_dim(), None);
+        }
+    }
 
     #[test]
     fn the_first_part_stands_for_all() {

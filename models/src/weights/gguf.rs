@@ -86,18 +86,16 @@ impl GgufWeights {
         let Place { tensor, rows, expert } = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
         let (info, blocks) = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
         self.used.borrow_mut().insert(tensor.clone());
-        let (own, of_all) = match expert {
-            None => (asked.to_vec(), None),
-            Some(expert) => ([&[info.shape[0]], asked].concat(), Some(expert)),
-        };
-        if info.shape != own || of_all.is_some_and(|expert| expert >= info.shape[0]) {
+        let experts = expert.and(info.shape.first().copied());
+        let own: Vec<usize> = experts.into_iter().chain(asked.iter().copied()).collect();
+        if info.shape != own || expert.is_some_and(|expert| experts.is_none_or(|count| expert >= count)) {
             let (expected, found) = (asked.to_vec(), info.shape.clone());
             return Err(LoadError::Shape { file: gguf.described().into(), tensor, expected, found });
         }
         // The configuration was read before: heads have an even number of rows that share out the matrix.
         let head_dim = gguf.head_dim().unwrap_or(n);
         let bytes = n * info.block_type.row_bytes(k).expect("the head was checked");
-        let blocks = &blocks[of_all.unwrap_or(0) * bytes..][..bytes];
+        let blocks = &blocks[expert.unwrap_or(0) * bytes..][..bytes];
         Ok(GgufRows { shape: [n, k], block_type: info.block_type, blocks, rows, head_dim })
     }
 
@@ -111,7 +109,10 @@ impl GgufWeights {
         else {
             return Ok(None);
         };
-        if shape != [heads * (nope + width), rank] || gguf.shape3(&value) != Some([heads, width, rank]) {
+        if [rank, nope, width].contains(&0)
+            || shape != [heads * (nope + width), rank]
+            || gguf.shape3(&value) != Some([heads, width, rank])
+        {
             let (expected, found) = (shape.to_vec(), vec![heads, rank, nope]);
             return Err(LoadError::Shape { file: gguf.described().into(), tensor: key, expected, found });
         }

@@ -1,5 +1,5 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "every test file uses its part")]
 
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;

@@ -151,18 +151,18 @@ pub(crate) const MAX_LANES: usize = 16;
 macro_rules! simd_entry {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
+        #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
         $vis fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-            #[allow(clippy::too_many_arguments)]
+            #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
             fn avx512($($arg: $ty),*) {
                 // SAFETY: this function has the features.
                 $body(unsafe { $crate::cpu::simd::Avx512::new() }, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            #[allow(clippy::too_many_arguments)]
+            #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
             fn avx2($($arg: $ty),*) {
                 // SAFETY: this function has the features.
                 $body(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
