@@ -5,7 +5,7 @@ mod media;
 use crate::app::AppLimits;
 use crate::args::{
     DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg, ResponsesArgs,
-    ServeArgs, default_kernel_cache,
+    ServeArgs, default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -18,7 +18,9 @@ use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
-use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice};
+use models::{
+    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice, WeightsCache,
+};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -100,6 +102,8 @@ impl TryFrom<ServeArgs> for Config {
             served_model_name,
             device,
             kernel_cache,
+            weights_cache,
+            weights_cache_size,
             enforce_eager,
             nvrtc_dir,
             dtype,
@@ -225,6 +229,7 @@ impl TryFrom<ServeArgs> for Config {
                 memory: parse_memory(&memory).map_err(fail("memory"))?,
                 threads,
                 seed: seed.unwrap_or(0),
+                weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
             },
             scheduling: Scheduling { max_waiting, enable_prefix_caching: !no_enable_prefix_caching },
             keys,
@@ -337,6 +342,9 @@ impl Config {
         // More would be too many for one macro.
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
+        let weights_cache = load.weights_cache.as_ref();
+        object["weights_cache"] = json!(weights_cache.map(|cache| &cache.folder));
+        object["weights_cache_size"] = json!(weights_cache.map(|cache| cache.max_bytes));
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
@@ -346,6 +354,22 @@ impl Config {
         object["max_background_responses"] = num_background_max.into();
         object
     }
+}
+
+/// Smaller models are packed in no time.
+const WORTH_CACHING: u64 = 64 << 20;
+
+fn lower_weights_cache(folder: Option<PathBuf>, size: &str) -> Result<Option<WeightsCache>, ConfigError> {
+    let max_bytes = parse_bytes(size).map_err(fail("weights-cache-size"))?;
+    let (folder, min_bytes) = match folder {
+        Some(folder) if folder.as_os_str().is_empty() => {
+            return Err(fail("weights-cache")("is empty: give a folder, or off".into()));
+        }
+        Some(folder) if folder.as_os_str() == "off" => (None, 0),
+        Some(folder) => (Some(folder), 0),
+        None => (default_weights_cache(), WORTH_CACHING),
+    };
+    Ok(folder.map(|folder| WeightsCache { folder, max_bytes, min_bytes }))
 }
 
 fn lower_responses(args: ResponsesArgs) -> Result<StoreLimits, ConfigError> {

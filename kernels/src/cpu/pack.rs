@@ -10,7 +10,7 @@
 //! ```
 //! The bf16 order makes one 32-bit word of columns c and c + 16: a shift gives one vector of f32, a mask the other. Nibbles are
 //! levels in two's complement. Scales and zeros are f16, one for each row. K is filled up with zeros: to a multiple of 16 for
-//! floats, to whole groups for the others, whose last group has scales like any other.
+//! floats, to whole groups for the others, whose last group has scales like any other. A panel is zeros before it is packed.
 
 use crate::matrix::PANEL;
 use crate::quantize::GroupedRow;
@@ -37,23 +37,27 @@ pub(crate) fn pack_row(panel: &mut [u8], dtype: DType, column: usize, values: &[
     }
 }
 
-/// Writes the levels, scales and zeros of one output into its column of a panel.
-pub(crate) fn pack_groups(panel: &mut [u8], stored_as: WeightType, column: usize, row: &GroupedRow) {
-    let groups = panel.chunks_exact_mut(stored_as.group_bytes()).zip(row.levels.chunks(GROUP));
-    for (index, (group, levels)) in groups.enumerate() {
-        let (header, lines) = group.split_at_mut(stored_as.header_bytes());
-        let place = 2 * column..2 * column + 2;
-        header[place.clone()].copy_from_slice(&row.scales[index].to_ne_bytes());
-        if stored_as == WeightType::Int4Zero {
-            header[2 * PANEL..][place].copy_from_slice(&row.zeros[index].to_ne_bytes());
+/// Writes the levels, scale and zero of one output's group `index` into its column of that group of a panel.
+pub(crate) fn pack_group(
+    group: &mut [u8],
+    stored_as: WeightType,
+    column: usize,
+    row: &GroupedRow,
+    index: usize,
+) {
+    let levels = &row.levels[index * GROUP..row.levels.len().min((index + 1) * GROUP)];
+    let (header, lines) = group.split_at_mut(stored_as.header_bytes());
+    let place = 2 * column..2 * column + 2;
+    header[place.clone()].copy_from_slice(&row.scales[index].to_ne_bytes());
+    if stored_as == WeightType::Int4Zero {
+        header[2 * PANEL..][place].copy_from_slice(&row.zeros[index].to_ne_bytes());
+    }
+    let lines = lines.chunks_exact_mut(stored_as.line_bytes()).zip(levels);
+    match stored_as {
+        WeightType::Int8 => lines.for_each(|(line, &level)| line[column] = level.cast_unsigned()),
+        _ if column < PANEL / 2 => {
+            lines.for_each(|(line, &level)| line[column] |= level.cast_unsigned() & 0xf);
         }
-        for (line, &level) in lines.chunks_exact_mut(stored_as.line_bytes()).zip(levels) {
-            let level = level.cast_unsigned();
-            match stored_as {
-                WeightType::Int8 => line[column] = level,
-                _ if column < PANEL / 2 => line[column] = line[column] & 0xf0 | level & 0xf,
-                _ => line[column - PANEL / 2] = line[column - PANEL / 2] & 0xf | level << 4,
-            }
-        }
+        _ => lines.for_each(|(line, &level)| line[column - PANEL / 2] |= level.cast_unsigned() << 4),
     }
 }
