@@ -126,7 +126,9 @@ impl Packed for Experts {
 }
 
 /// Gate and up, and down.
-fn batches(&(stored_as, [experts, hidden, inner]): &(WeightType, [usize; 3])) -> [(WeightType, [usize; 3]); 2] {
+fn batches(
+    &(stored_as, [experts, hidden, inner]): &(WeightType, [usize; 3]),
+) -> [(WeightType, [usize; 3]); 2] {
     [(stored_as, [experts, gate_up_rows(inner), hidden]), (stored_as, [experts, hidden, inner])]
 }
 

@@ -40,6 +40,14 @@ impl FileMap {
         }
     }
 
+    /// All of it is read again and again: the system may map it by huge pages, where it keeps files in such. A refusal only costs speed.
+    pub fn prefer_huge_pages(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.map {
+            let _ = map.advise(Advice::HugePage);
+        }
+    }
+
     /// These bytes are read soon: the system may fetch them ahead. A refusal only costs speed.
     pub fn will_need(&self, bytes: &[u8]) {
         #[cfg(unix)]

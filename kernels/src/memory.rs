@@ -182,7 +182,9 @@ struct HostMemory {
 enum Owner {
     Heap(Layout),
     /// Held until the memory is dropped.
-    Pages { _map: MmapMut },
+    Pages {
+        _map: MmapMut,
+    },
 }
 
 // SAFETY: it owns its bytes, like a Vec; shared access only reads.

@@ -7,9 +7,7 @@ use models::gguf::Gguf;
 use models::{
     CacheUse, DTypeChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice, WeightsCache, Written,
 };
-use scheduler::{
-    Batch, BatchItem, BlockId, ImageEncode, ImageRows, Sample, SamplingParams, SequenceId,
-};
+use scheduler::{Batch, BatchItem, BlockId, ImageEncode, ImageRows, Sample, SamplingParams, SequenceId};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,7 +134,7 @@ fn a_file_that_is_not_what_was_written_is_packed_anew() {
         bytes[at] ^= 0x10;
         bytes
     };
-    let data_start = good.len() / (64 << 10) * (64 << 10);
+    let data_start = good.len() / (2 << 20) * (2 << 20);
     let other = {
         let mut other = load(&common::files("mixtral"), &options);
         fs::read(pack(&mut other).1.path).unwrap()
@@ -212,7 +210,12 @@ fn other_sources_and_other_options_are_other_files() {
     fs::write(&weights, &bytes).unwrap();
     File::options().write(true).open(&weights).unwrap().set_modified(time).unwrap();
     is_new(&options, "other values");
-    File::options().write(true).open(&weights).unwrap().set_modified(time - std::time::Duration::from_secs(9)).unwrap();
+    File::options()
+        .write(true)
+        .open(&weights)
+        .unwrap()
+        .set_modified(time - std::time::Duration::from_secs(9))
+        .unwrap();
     is_new(&options, "another time");
     let config = copy.join("config.json");
     let text = fs::read_to_string(&config).unwrap();
@@ -246,7 +249,8 @@ fn models_that_are_not_worth_it_are_not_kept() {
     let planned = models::plan(&files, &options).unwrap();
     let bytes = planned.weights_cache_bytes;
     assert_eq!(bytes, planned.memory.weights);
-    assert!(planned.to_string().contains(&format!("on disk: weights{:>33} bytes\n", bytes)) || planned.to_string().contains("on disk: weights"), "{planned}");
+    let line = planned.to_string().lines().find(|line| line.contains("on disk: weights")).map(str::to_owned);
+    assert!(line.as_ref().is_some_and(|line| line.contains(&format!(" {bytes} bytes"))), "{line:?}");
     let of = |min_bytes, max_bytes| {
         let cache = WeightsCache { folder: folder.clone(), min_bytes, max_bytes };
         LoadOptions { weights_cache: Some(cache), ..options.clone() }

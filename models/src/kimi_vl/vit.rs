@@ -34,10 +34,11 @@ impl Tower {
         let patch_embed = Linear::load_convolution(loader, "patch_embed.proj", d, window)?;
         let shape = [config.table[0], config.table[1], d];
         let table = loader.name("patch_embed.pos_emb.weight");
-        let positions = loader.checkpoint.kept(loader.device, &table, (DType::F32, shape.to_vec()), || {
-            let positions = loader.checkpoint.take(&table, &shape)?;
-            Ok(Tensor::from_host_as(loader.device, positions.view(), DType::F32))
-        })?;
+        let positions =
+            loader.checkpoint.kept(loader.device, &table, (DType::F32, shape.to_vec()), || {
+                let positions = loader.checkpoint.take(&table, &shape)?;
+                Ok(Tensor::from_host_as(loader.device, positions.view(), DType::F32))
+            })?;
         let blocks = (0..config.num_layers).map(|layer| Block::load(loader, config, layer));
         Ok(Self {
             patch_embed,

@@ -76,7 +76,12 @@ impl GgufWeights {
             _ => None,
         };
         if let (Some(dtype), RowOrder::Same) = (dtype, rows.rows) {
-            return Ok(HostWeights { dtype, shape: shape.to_vec(), data: Cow::Borrowed(rows.blocks), map: rows.map });
+            return Ok(HostWeights {
+                dtype,
+                shape: shape.to_vec(),
+                data: Cow::Borrowed(rows.blocks),
+                map: rows.map,
+            });
         }
         let mut values = vec![0.0; n * k];
         for (row, out) in values.chunks_exact_mut(k).enumerate() {

@@ -216,7 +216,8 @@ impl Checkpoint {
         if let Some(map) = map {
             map.will_need(data);
             let start = data.as_ptr() as usize - map.as_ptr() as usize;
-            let number = self.maps().position(|other| std::ptr::eq(other, map)).expect("a map of this source");
+            let number =
+                self.maps().position(|other| std::ptr::eq(other, map)).expect("a map of this source");
             self.touched.borrow_mut().push((number, start..start + data.len()));
         }
     }

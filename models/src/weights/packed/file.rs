@@ -25,9 +25,9 @@ pub(super) const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"PERIPACK";
 const HASH: usize = 32;
 const HEADER_START: usize = MAGIC.len() + 8 + HASH;
-/// The data begins at a multiple of it: pages of every size in use.
-const DATA_ALIGN: usize = 64 << 10;
-/// Bytes of data that have a hash.
+/// The data begins at a multiple of it, and is written by whole blocks: so the system can keep it in huge pages, and map it by them.
+const DATA_ALIGN: usize = 2 << 20;
+/// Bytes of data that have a hash: some huge pages.
 const BLOCK: usize = 4 << 20;
 /// Hexadecimal digits of a block's hash.
 const BLOCK_HASH: usize = 32;
@@ -80,6 +80,7 @@ impl PackedFile {
         // Files that were not used for long go first; where times cannot be set, the oldest do.
         let _ = file.set_modified(SystemTime::now());
         let map = FileMap::new(file).map_err(|error| error.to_string())?;
+        map.prefer_huge_pages();
         let header = read_header(&map)?;
         if header.fingerprint != fingerprint {
             return Err("it was made of other weights".into());
@@ -185,14 +186,15 @@ pub(super) fn write(target: &Target, entries: &[Entry]) -> io::Result<Written> {
     let removed = folder::make_room(&target.path, bytes, target.max_bytes)?;
     folder::replace(&target.path, |file| {
         file.seek(SeekFrom::Start(header.data_start as u64))?;
-        let mut out = Blocks { file, hasher: blake3::Hasher::new(), in_block: 0, hashes: String::new(), at: 0 };
+        let block = Vec::with_capacity(BLOCK);
+        let mut out = Blocks { file, block, hashes: String::new(), at: 0 };
         let parts = entries.iter().flat_map(|entry| &entry.parts);
         let places: Vec<[usize; 2]> = header.entries.iter().flat_map(|place| place.parts.clone()).collect();
         for (part, [start, _]) in parts.zip(places) {
             out.write(&vec![0; start - out.at])?;
             out.write(part.as_slice())?;
         }
-        header.block_hashes = out.finish();
+        header.block_hashes = out.finish()?;
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&start_of(&serde_json::to_vec(&header)?))
     })?;
@@ -203,7 +205,8 @@ pub(super) fn write(target: &Target, entries: &[Entry]) -> io::Result<Written> {
 fn lay_out(entries: &[Entry]) -> (Vec<Place>, usize) {
     let mut at = 0usize;
     let mut lay = |part: &SharedBytes| {
-        let range: Range<usize> = at.next_multiple_of(CACHE_LINE)..at.next_multiple_of(CACHE_LINE) + part.len();
+        let range: Range<usize> =
+            at.next_multiple_of(CACHE_LINE)..at.next_multiple_of(CACHE_LINE) + part.len();
         at = range.end;
         [range.start, part.len()]
     };
@@ -226,11 +229,11 @@ fn start_of(header: &[u8]) -> Vec<u8> {
     [&MAGIC[..], &len, blake3::hash(header).as_bytes(), header].concat()
 }
 
-/// Data on its way into a file, hashed block by block.
+/// Data on its way into a file, hashed and written block by block.
 struct Blocks<'a> {
     file: &'a mut File,
-    hasher: blake3::Hasher,
-    in_block: usize,
+    /// Of the block that is being filled.
+    block: Vec<u8>,
     hashes: String,
     at: usize,
 }
@@ -239,28 +242,27 @@ impl Blocks<'_> {
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         self.at += bytes.len();
         while !bytes.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - self.in_block));
-            self.hasher.update(now);
-            self.file.write_all(now)?;
-            self.in_block += now.len();
+            let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - self.block.len()));
+            self.block.extend_from_slice(now);
             bytes = rest;
-            if self.in_block == BLOCK {
-                self.end_block();
+            if self.block.len() == BLOCK {
+                self.end_block()?;
             }
         }
         Ok(())
     }
 
-    fn end_block(&mut self) {
-        self.hashes.push_str(&self.hasher.finalize().to_hex()[..BLOCK_HASH]);
-        self.hasher.reset();
-        self.in_block = 0;
+    fn end_block(&mut self) -> io::Result<()> {
+        self.hashes.push_str(&block_hash(&self.block));
+        self.file.write_all(&self.block)?;
+        self.block.clear();
+        Ok(())
     }
 
-    fn finish(mut self) -> String {
-        if self.in_block > 0 {
-            self.end_block();
+    fn finish(mut self) -> io::Result<String> {
+        if !self.block.is_empty() {
+            self.end_block()?;
         }
-        self.hashes
+        Ok(self.hashes)
     }
 }

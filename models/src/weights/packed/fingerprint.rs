@@ -74,11 +74,7 @@ impl Hash {
 }
 
 /// In 32 hexadecimal digits.
-pub(super) fn of(
-    files: &ModelFiles,
-    sources: &[SourceFile],
-    storage: &Storage,
-) -> Result<String, LoadError> {
+pub(super) fn of(files: &ModelFiles, sources: &[SourceFile], storage: &Storage) -> Result<String, LoadError> {
     let mut hash = Hash(blake3::Hasher::new());
     // Bytes are kept as the machine has them, and another release may round or name anew.
     let endian = if cfg!(target_endian = "little") { "little" } else { "big" };
