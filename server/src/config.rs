@@ -308,7 +308,6 @@ impl Config {
             "load_format": format!("{:?}", load.load_format),
             "dtype": format!("{:?}", load.dtype),
             "quantization": format!("{:?}", load.quantization),
-            "activations": format!("{:?}", load.activations),
             "max_model_len": load.max_model_len,
             "max_num_seqs": load.max_num_seqs,
             "max_num_batched_tokens": load.max_num_batched_tokens,
@@ -345,6 +344,7 @@ impl Config {
             "warnings": warnings,
         });
         // More would be too many for one macro.
+        object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
         object["graphs"] = json!(load.graphs);

@@ -177,11 +177,9 @@ unsafe fn round_group<D: Dot>(d: D, x: &[f32], out: *mut u8) -> (f32, i32) {
     // As many as the narrowest vectors need.
     let mut values: [Floats<D>; GROUP / 8] = [s.zero(); GROUP / 8];
     let mut largest = d.splat(0);
-    for i in 0..GROUP / lanes {
-        if i * lanes < x.len() {
-            values[i] = s.load_slice(&x[i * lanes..]);
-        }
-        largest = d.max(largest, d.magnitude_bits(values[i]));
+    for (value, x) in values.iter_mut().zip(x.chunks(lanes)) {
+        *value = s.load_slice(x);
+        largest = d.max(largest, d.magnitude_bits(*value));
     }
     let largest = f32::from_bits(d.largest(largest).cast_unsigned());
     let (scale, by) = match largest {
@@ -190,9 +188,9 @@ unsafe fn round_group<D: Dot>(d: D, x: &[f32], out: *mut u8) -> (f32, i32) {
         _ => (largest * (1.0 / 127.0), 127.0 / largest),
     };
     let mut sum = d.splat(0);
-    for i in 0..GROUP / lanes {
+    for (i, &value) in values[..GROUP / lanes].iter().enumerate() {
         // What is not finite becomes any byte, and the scale says so.
-        let level = d.round(s.mul(values[i], s.splat(by)));
+        let level = d.round(s.mul(value, s.splat(by)));
         sum = d.add(sum, level);
         // SAFETY: the caller's promise.
         unsafe { d.store_bytes(out.add(i * lanes), level) };

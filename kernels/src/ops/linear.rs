@@ -1,6 +1,7 @@
 //! linear:       out[t, n] = act(Σ_k x[t, k] · w[n, k] + bias[n])
 //! heads_linear: out[t, h, n] = Σ_k x[t, h, k] · w[h, n, k]
-//! x [T, K] or heads that make up K, f32 · w f32 | bf16 | f16 packed · bias [N] f32 · out f32 · sums in f32, one term after the other in the order of k
+//! x [T, K] or heads that make up K, f32, rounded as `Device::activation_type` says · w of any `WeightType`, packed · bias [N] f32 · out f32
+//! sums in f32, in the order of k: one term after the other, or what one instruction sums (two of bf16), or group after group
 //! 2·T·N·K FLOP; moves size·N·K bytes of weights
 
 use super::rows::as_heads;

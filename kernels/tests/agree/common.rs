@@ -1,10 +1,7 @@
 //! What the tests of ops share: devices to try, numbers to fill in, comparisons.
 
 use half::{bf16, f16};
-use kernels::{
-    ActivationChoice, CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor,
-    WeightType,
-};
+use kernels::{ActivationChoice, CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor, WeightType};
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
