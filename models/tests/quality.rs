@@ -163,12 +163,12 @@ fn distance_from_float32() {
     };
     let random = distances("random weights", &files, &dummy, &first[..3]);
     // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
-    for (found, [kl8, kl4]) in [(embedded, [0.02, 0.4]), (random, [0.02, 0.3])] {
+    for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.01, 0.02, 0.3])] {
         let [[bf16, int8, int4], rounded] = found;
         assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
         for [bf16, int8, int4] in [[bf16, int8, int4], rounded] {
             let kl = [bf16, int8, int4].map(|distance| distance.mean_kl);
-            assert!(kl[0] < 0.01 && kl[1] < kl8 && kl[2] < kl4, "{bf16:?} {int8:?} {int4:?}");
+            assert!(kl[0] < kl16 && kl[1] < kl8 && kl[2] < kl4, "{bf16:?} {int8:?} {int4:?}");
         }
     }
     for [_, int8, int4] in embedded {
