@@ -364,10 +364,9 @@ fn with_late_masks(subject: Subject) {
     let free = targets_alone(subject).1;
     assert_ne!(expected[0].tokens, free[0].tokens, "masks that change nothing prove nothing");
     let blocks = |size: usize| targets.iter().map(|target| target.prompt.len() / size + 1).sum::<usize>();
-    let changes: [&dyn Fn(&mut SchedulerConfig); 2] = [
-        &|config| (config.max_batched_tokens, config.max_running) = (29, 8),
-        &|config| config.num_blocks = blocks(config.block_size) + 7,
-    ];
+    let in_chunks = |config: &mut SchedulerConfig| (config.max_batched_tokens, config.max_running) = (29, 8);
+    let with_little_memory = |config: &mut SchedulerConfig| config.num_blocks = blocks(config.block_size) + 7;
+    let changes: [&dyn Fn(&mut SchedulerConfig); 2] = [&in_chunks, &with_little_memory];
     for (change, has_preemptions) in changes.into_iter().zip([false, true]) {
         let mut world = World::new(subject, change);
         for (id, target) in (0..).zip(&targets) {

@@ -245,7 +245,9 @@ impl ModelRunner for Paced {
         }
         let token = |(sample, deferred)| match deferred {
             true => Sampled::Deferred,
-            false => Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() }),
+            false => {
+                Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() })
+            }
         };
         let sampled = batch.samples().zip(deferred).map(token).collect();
         self.ended = Some(Instant::now());

@@ -26,7 +26,10 @@ pub enum RowTask<'a> {
     Sample(&'a Sample),
     /// Its mask is late: nothing, but to see whether the logits are finite.
     Defer,
-    Score { target: TokenId, top: usize },
+    Score {
+        target: TokenId,
+        top: usize,
+    },
 }
 
 #[derive(Debug, PartialEq)]
