@@ -2,7 +2,7 @@
 //!
 //! A matrix `[N, K]` is cut into panels of 32 rows; N is filled up with zeros to whole panels. What a panel holds for the processor
 //! is in `cpu/pack.rs`, what it holds for a GPU in `cuda/pack.rs`. The size is the same. A change to what is packed for the processor
-//! raises [`crate::LAYOUT_VERSION`].
+//! raises [`crate::CPU_LAYOUT_VERSION`].
 
 use crate::cpu::pack as cpu_pack;
 use crate::cuda::driver::DevicePtr;

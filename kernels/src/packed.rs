@@ -3,11 +3,6 @@
 use crate::{Device, SharedBytes};
 use std::fmt::Debug;
 
-/// Raised with every change to what the bytes of packed weights mean or to how floats are rounded into them: the order within a panel
-/// (`cpu/pack.rs`), its size (`weight_type.rs`), what quantising chooses (`quantize.rs`), the places of experts (`experts.rs`). What was
-/// packed under another version is packed again.
-pub const LAYOUT_VERSION: u32 = 1;
-
 /// A tensor or matrix that can be taken apart into bytes and put together again. Processor only: see [`crate::Device::Cpu`].
 pub trait Packed: Sized {
     /// Types and shape: all that the number of bytes depends on.

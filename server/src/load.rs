@@ -36,6 +36,7 @@ pub fn load(
         architecture = info.architecture,
         dtype = info.dtype,
         quantization = info.quantization,
+        activations = info.activations,
         parameters = info.num_parameters,
         weights_gib = gib(plan.memory.weights + plan.memory.vision_weights),
         total_gib = gib(plan.memory.total),
@@ -54,7 +55,7 @@ pub fn load(
     keep(cache_use, write);
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
-        device: format!("{:?}", runner.device()),
+        device: format!("{:?}, activations in {}", runner.device(), info.activations),
         device_bytes,
         runner,
         info,

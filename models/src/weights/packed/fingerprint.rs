@@ -9,7 +9,7 @@ use crate::config::CONFIG_FILE;
 use crate::storage::Storage;
 use crate::weights::packed::file::FORMAT_VERSION;
 use crate::{FileError, LoadError, ModelFiles};
-use kernels::{FileMap, LAYOUT_VERSION};
+use kernels::{CPU_LAYOUT_VERSION, FileMap};
 use std::io;
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -82,7 +82,7 @@ pub(super) fn of(files: &ModelFiles, sources: &[SourceFile], storage: &Storage) 
         hash.part(text.as_bytes());
     }
     hash.number(FORMAT_VERSION.into());
-    hash.number(LAYOUT_VERSION.into());
+    hash.number(CPU_LAYOUT_VERSION.into());
     hash.part(format!("{:?} {:?}", storage.float, storage.quantization).as_bytes());
     // The forms of published weights, and how matrices are taken apart.
     hash.part(&files.read(CONFIG_FILE)?.unwrap_or_default());
