@@ -37,9 +37,14 @@ impl GgufWeights {
         &self.files.gguf
     }
 
-    /// The file's name, and where tensors are in each of its parts.
-    pub fn parts(&self) -> (&str, Vec<(&Content, Vec<Range<usize>>)>) {
-        (self.gguf().described(), self.gguf().ranges())
+    /// The file, for messages.
+    pub fn described(&self) -> &str {
+        self.gguf().described()
+    }
+
+    /// Where tensors are in each of its parts.
+    pub fn parts(&self) -> Vec<(&Content, Vec<Range<usize>>)> {
+        self.gguf().ranges()
     }
 
     pub fn maps(&self) -> impl Iterator<Item = &FileMap> {

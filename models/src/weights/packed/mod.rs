@@ -139,9 +139,10 @@ impl Checkpoint {
                 sources.collect()
             }
             Source::Gguf(weights) => {
-                let (name, parts) = weights.parts();
-                let sources = parts.into_iter();
-                sources.map(|(content, ranges)| fingerprint::SourceFile::new(name, content, ranges)).collect()
+                let parts = weights.parts().into_iter();
+                parts
+                    .map(|(part, ranges)| fingerprint::SourceFile::new(weights.described(), part, ranges))
+                    .collect()
             }
             Source::Dummy { .. } => None,
         }
