@@ -9,8 +9,8 @@ mod peak;
 
 use kernels::Device;
 use models::{
-    DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit,
-    ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
+    Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
@@ -88,6 +88,7 @@ fn load(threads: usize) -> Loaded {
         load_format: LoadFormat::Dummy,
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
+        activations: ActivationsChoice::Auto,
         max_model_len: Some(MAX_LEN),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,

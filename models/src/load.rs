@@ -153,5 +153,6 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         num_parameters: plan.num_parameters,
         dtype: plan.dtype,
         quantization: plan.quantization,
+        activations: plan.activations,
     }
 }

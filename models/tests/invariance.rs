@@ -5,7 +5,7 @@ mod common;
 
 use common::late::Late;
 use common::{files, fixture, load, options};
-use models::{DTypeChoice, DeviceRunner, Loaded, QuantizationChoice};
+use models::{ActivationsChoice, DTypeChoice, DeviceRunner, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, FinishReason, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -16,12 +16,13 @@ use std::sync::Arc;
 const VOCAB: usize = 110;
 const MAX_TOKENS: usize = 21;
 
-/// A model, whether its prompts hold pictures, and what its weights are quantised to.
+/// A model, whether its prompts hold pictures, what its weights are quantised to, and how far activations are rounded.
 #[derive(Clone, Copy)]
 struct Subject {
     family: &'static str,
     pictures: bool,
     quantization: QuantizationChoice,
+    activations: ActivationsChoice,
 }
 
 /// Tokens with their log-probabilities, as bits.
@@ -74,7 +75,8 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 
 impl Subject {
     fn options(&self) -> models::LoadOptions {
-        models::LoadOptions { dtype: DTypeChoice::Auto, quantization: self.quantization, ..options() }
+        let Self { quantization, activations, .. } = *self;
+        models::LoadOptions { dtype: DTypeChoice::Auto, quantization, activations, ..options() }
     }
 }
 
@@ -399,7 +401,7 @@ fn on_other_threads(subject: Subject) {
 }
 
 macro_rules! subjects {
-    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident;)*) => {
+    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident, $activations:ident;)*) => {
         $(mod $module {
             use super::*;
 
@@ -407,6 +409,7 @@ macro_rules! subjects {
                 family: $family,
                 pictures: $pictures,
                 quantization: QuantizationChoice::$quantization,
+                activations: ActivationsChoice::$activations,
             };
 
             #[test]
@@ -472,14 +475,19 @@ macro_rules! subjects {
     };
 }
 
+// `Auto` is what the machine has instructions for, `Int8` is there on every machine.
 subjects! {
-    kimi_vl_text: "kimi_vl", false, Auto;
-    kimi_vl_pictures: "kimi_vl", true, Auto;
-    grouped_queries: "llama31", false, Auto;
-    experts: "qwen3_moe", false, Auto;
-    kimi_vl_text_int8: "kimi_vl", false, Int8;
-    kimi_vl_pictures_int4: "kimi_vl", true, Int4;
-    grouped_queries_int4: "llama31", false, Int4;
-    experts_int8: "qwen3_moe", false, Int8;
-    experts_int4: "qwen3_moe", false, Int4;
+    kimi_vl_text: "kimi_vl", false, Auto, F32;
+    kimi_vl_text_rounded: "kimi_vl", false, Auto, Auto;
+    kimi_vl_pictures: "kimi_vl", true, Auto, Auto;
+    grouped_queries: "llama31", false, Auto, F32;
+    grouped_queries_rounded: "llama31", false, Auto, Auto;
+    experts: "qwen3_moe", false, Auto, F32;
+    experts_rounded: "qwen3_moe", false, Auto, Auto;
+    kimi_vl_text_int8: "kimi_vl", false, Int8, F32;
+    kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8;
+    grouped_queries_int4: "llama31", false, Int4, F32;
+    experts_int8: "qwen3_moe", false, Int8, Int8;
+    experts_int4: "qwen3_moe", false, Int4, F32;
+    experts_int4_rounded: "qwen3_moe", false, Int4, Int8;
 }

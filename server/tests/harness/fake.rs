@@ -187,6 +187,7 @@ pub fn info() -> ModelInfo {
         num_parameters: 0,
         dtype: "float32",
         quantization: None,
+        activations: "float32",
     }
 }
 
