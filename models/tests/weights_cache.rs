@@ -58,6 +58,7 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
             num_generated: 0,
             history: None,
             mask: None,
+            may_be_deferred: false,
         }),
         tokens,
     });
