@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn what_is_released_comes_back() {
-        let path = std::env::temp_dir().join(format!("perilune-file-map-{}", std::process::id()));
+        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tmp"));
+        std::fs::create_dir_all(folder).unwrap();
+        let path = folder.join(format!("file-map-{}", std::process::id()));
         let content: Vec<u8> = (0..300_000u32).map(|i| (i * 7 % 251) as u8).collect();
         std::fs::write(&path, &content).unwrap();
         let map = FileMap::new(File::open(&path).unwrap()).unwrap();

@@ -87,7 +87,8 @@ mod tests {
     use super::*;
 
     fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("perilune-packed-{name}-{}", std::process::id()));
+        let target = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tmp"));
+        let folder = target.join(format!("packed-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         folder
     }
