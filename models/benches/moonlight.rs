@@ -96,6 +96,7 @@ fn load(threads: usize) -> Loaded {
         memory: MemoryLimit::Bytes(8 << 30),
         threads: Some(threads),
         seed: 1,
+        weights_cache: None,
     };
     let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
     models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))

@@ -71,6 +71,7 @@ pub fn small_load() -> LoadOptions {
         memory: MemoryLimit::Bytes(200 << 20),
         threads: Some(2),
         seed: 0,
+        weights_cache: None,
     }
 }
 
