@@ -17,6 +17,7 @@ use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
+use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice,
@@ -65,6 +66,7 @@ pub struct DataConfig {
 pub struct Scheduling {
     pub max_waiting: usize,
     pub enable_prefix_caching: bool,
+    pub speculation: Speculation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +127,7 @@ impl TryFrom<ServeArgs> for Config {
             shutdown_timeout,
             sse_keep_alive_interval,
             threads,
+            speculative_config,
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
@@ -235,7 +238,11 @@ impl TryFrom<ServeArgs> for Config {
                 threads,
                 seed: seed.unwrap_or(0),
             },
-            scheduling: Scheduling { max_waiting, enable_prefix_caching: !no_enable_prefix_caching },
+            scheduling: Scheduling {
+                max_waiting,
+                enable_prefix_caching: !no_enable_prefix_caching,
+                speculation: lower_speculation(speculative_config.as_deref())?,
+            },
             keys,
             limits: AppLimits {
                 request,
@@ -347,6 +354,7 @@ impl Config {
         object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
+        object["speculative_config"] = scheduling.speculation.to_json();
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
@@ -391,6 +399,12 @@ fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigE
             ..FileLimits::default()
         },
         batches: BatchLimits { concurrency, num_lines_max: max_batch_lines, ..BatchLimits::default() },
+    })
+}
+
+fn lower_speculation(text: Option<&str>) -> Result<Speculation, ConfigError> {
+    text.map_or(Ok(Speculation::default()), |text| {
+        Speculation::parse(text).map_err(fail("speculative-config"))
     })
 }
 
