@@ -108,6 +108,7 @@ fn batch(from: usize, to: usize) -> Batch {
         params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
         position: to,
         num_generated: 0,
+        num_drafts: 0,
         history: None,
         mask: None,
         may_be_deferred: false,

@@ -39,6 +39,7 @@ impl Reader {
             params: Arc::new(SamplingParams::default()),
             position: self.num_tokens + 1,
             num_generated: 0,
+            num_drafts: 0,
             history: None,
             mask: None,
             may_be_deferred: false,

@@ -315,6 +315,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", env = "PERILUNE_THREADS")]
     pub threads: Option<usize>,
 
+    /// Guess the next tokens from earlier text and verify several in one step, for requests that do not say otherwise; JSON such as
+    /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    #[arg(long, value_name = "JSON", env = "PERILUNE_SPECULATIVE_CONFIG")]
+    pub speculative_config: Option<String>,
+
     /// Find prompts' beginnings in the KV cache (the default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,

@@ -17,6 +17,7 @@ use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
+use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice,
@@ -66,6 +67,7 @@ pub struct DataConfig {
 pub struct Scheduling {
     pub max_waiting: usize,
     pub enable_prefix_caching: bool,
+    pub speculation: Speculation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +130,7 @@ impl TryFrom<ServeArgs> for Config {
             shutdown_timeout,
             sse_keep_alive_interval,
             threads,
+            speculative_config,
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
@@ -239,7 +242,11 @@ impl TryFrom<ServeArgs> for Config {
                 seed: seed.unwrap_or(0),
                 weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
             },
-            scheduling: Scheduling { max_waiting, enable_prefix_caching: !no_enable_prefix_caching },
+            scheduling: Scheduling {
+                max_waiting,
+                enable_prefix_caching: !no_enable_prefix_caching,
+                speculation: lower_speculation(speculative_config.as_deref())?,
+            },
             keys,
             limits: AppLimits {
                 request,
@@ -354,6 +361,7 @@ impl Config {
         let weights_cache = load.weights_cache.as_ref();
         object["weights_cache"] = json!(weights_cache.map(|cache| &cache.folder));
         object["weights_cache_size"] = json!(weights_cache.map(|cache| cache.max_bytes));
+        object["speculative_config"] = scheduling.speculation.to_json();
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
@@ -414,6 +422,12 @@ fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigE
             ..FileLimits::default()
         },
         batches: BatchLimits { concurrency, num_lines_max: max_batch_lines, ..BatchLimits::default() },
+    })
+}
+
+fn lower_speculation(text: Option<&str>) -> Result<Speculation, ConfigError> {
+    text.map_or(Ok(Speculation::default()), |text| {
+        Speculation::parse(text).map_err(fail("speculative-config"))
     })
 }
 

@@ -39,7 +39,11 @@ impl Default for Setup {
         let options = ServeOptions {
             names: vec![MODEL.into(), "alias".into()],
             root: "somewhere".into(),
-            scheduling: Scheduling { max_waiting: 1024, enable_prefix_caching: true },
+            scheduling: Scheduling {
+                max_waiting: 1024,
+                enable_prefix_caching: true,
+                speculation: Default::default(),
+            },
             keys: ApiKeys::default(),
             limits: AppLimits::default(),
             http: HttpLimits::default(),
