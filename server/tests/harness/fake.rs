@@ -170,6 +170,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         image_rows_per_block: IMAGE_ROWS,
         num_image_blocks: 40,
         max_encode_patches: 64,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     }
@@ -292,7 +293,7 @@ impl FakeRunner {
                 sampled.push(sample_token(hash, sample));
             }
         }
-        Ok(StepOutput { prompts, sampled })
+        Ok(StepOutput { prompts, sampled, ..StepOutput::default() })
     }
 
     /// What is wanted of rows that were just run.
