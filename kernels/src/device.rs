@@ -1,13 +1,14 @@
 //! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. Each op has one `match` over it.
 
+use crate::activation_type::Rounds;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
 use crate::cuda::Cuda;
 use crate::cuda::driver::Driver;
-use crate::{DType, Error};
+use crate::{ActivationChoice, ActivationType, DType, Error, WeightType};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone)]
 pub enum Device {
@@ -28,25 +29,50 @@ impl fmt::Debug for Device {
 pub struct Cpu {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    pub(crate) rounds: Rounds,
+    /// Rounded activations of the op that runs; empty where none are.
+    scratch: Mutex<Vec<u32>>,
     allocated: AtomicU64,
 }
+
+/// Words of rounded activations at a time: some hundreds of rows.
+const SCRATCH_WORDS: usize = 1 << 20;
 
 /// `None` means: what the machine has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
     pub threads: Option<usize>,
     pub isa: Option<Isa>,
+    /// Of products on this processor; a GPU's are its own affair.
+    pub activations: ActivationChoice,
 }
 
 impl Device {
     /// All processors of the machine and the best instruction set, unless told otherwise.
     pub fn cpu(threads: Option<usize>) -> Self {
-        Self::cpu_with(CpuOptions { threads, isa: None })
+        Self::cpu_with(CpuOptions { threads, ..CpuOptions::default() })
             .expect("the best instruction set that was found is there")
     }
 
     pub fn cpu_with(options: CpuOptions) -> Result<Self, Error> {
         Ok(Self::Cpu(Arc::new(Cpu::new(options)?)))
+    }
+
+    /// What activations are rounded to before a product with weights of this type. On a GPU: not by us, its instructions take them
+    /// in the type of the weights.
+    pub fn activation_type(&self, weights: WeightType) -> ActivationType {
+        match self {
+            Self::Cpu(cpu) => cpu.rounds.beside(weights),
+            Self::Cuda(_) => ActivationType::F32,
+        }
+    }
+
+    /// What the device holds for its own ops, as `allocated_bytes` counts it.
+    pub fn scratch_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(cpu) => 4 * cpu.scratch().len() as u64,
+            Self::Cuda(_) => 0,
+        }
     }
 
     /// A GPU behind this driver, with an arena of `arena_bytes`; `host` is the processor beside it.
@@ -58,6 +84,7 @@ impl Device {
 
     /// A GPU whose memory is taken later, when it is known how much is needed: sizes may depend on the device.
     pub fn cuda_without_memory(driver: Box<dyn Driver>, host: CpuOptions) -> Result<Self, Error> {
+        let host = CpuOptions { activations: ActivationChoice::F32, ..host };
         Ok(Self::Cuda(Arc::new(Cuda::new(driver, Arc::new(Cpu::new(host)?))?)))
     }
 
@@ -143,14 +170,22 @@ impl Device {
 
 impl Cpu {
     fn new(options: CpuOptions) -> Result<Self, Error> {
-        let CpuOptions { threads, isa } = options;
+        let CpuOptions { threads, isa, activations } = options;
         let isa = isa.unwrap_or_else(Isa::best);
         if !isa.is_available() {
             return Err(Error::NoSuchIsa(isa));
         }
         let threads =
             threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
-        Ok(Self { pool: Pool::new(threads), isa, allocated: AtomicU64::new(0) })
+        let rounds = Rounds::new(activations, isa)?;
+        let scratch = vec![0; if rounds.any() { SCRATCH_WORDS } else { 0 }];
+        let allocated = AtomicU64::new(4 * scratch.len() as u64);
+        Ok(Self { pool: Pool::new(threads), isa, rounds, scratch: Mutex::new(scratch), allocated })
+    }
+
+    /// For rounded activations, one op at a time.
+    pub(crate) fn scratch(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn count_allocated(&self, bytes: usize) {

@@ -2,7 +2,7 @@
 //! mistake and panics; a failure of a device is kept there, and reported by whoever waits for it.
 
 use crate::cuda::driver::CudaError;
-use crate::{DType, Isa};
+use crate::{ActivationType, DType, Isa};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -10,6 +10,8 @@ pub enum Error {
     WrongLength { dtype: DType, shape: Vec<usize>, expected: u64, found: u64 },
     #[error("this processor has no {0}")]
     NoSuchIsa(Isa),
+    #[error("there are no products of {0} for this processor ({1})")]
+    NoProducts(ActivationType, Isa),
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }

@@ -3,6 +3,7 @@
 //! Ops write into tensors that the caller made beforehand, so a step allocates nothing. The order of every reduction is fixed
 //! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
+mod activation_type;
 mod beside;
 mod cpu;
 pub mod cuda;
@@ -19,7 +20,9 @@ mod stopwatch;
 mod tensor;
 mod weight_type;
 
+pub use activation_type::{ActivationChoice, ActivationType};
 pub use beside::{Beside, Ticket};
+pub use cpu::pack::LAYOUT_VERSION as CPU_LAYOUT_VERSION;
 pub use cpu::simd::Isa;
 pub use device::{Cpu, CpuOptions, Device};
 pub use error::Error;

@@ -275,6 +275,12 @@ impl Tensor {
         &mut self.buffer.as_mut_slice()[..n]
     }
 
+    /// The whole capacity of a tensor of elements of four bytes, as words.
+    pub(crate) fn as_words_mut(&mut self) -> &mut [u32] {
+        assert_eq!(self.dtype.size(), 4, "as_words_mut");
+        self.buffer.as_mut_slice()
+    }
+
     pub fn as_i32(&self) -> &[i32] {
         assert_eq!(self.dtype, DType::I32, "as_i32");
         &self.buffer.as_slice()[..self.len()]

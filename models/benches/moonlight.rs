@@ -9,8 +9,8 @@ mod peak;
 
 use kernels::Device;
 use models::{
-    DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit,
-    ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
+    Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
@@ -88,6 +88,7 @@ fn load(threads: usize) -> Loaded {
         load_format: LoadFormat::Dummy,
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
+        activations: ActivationsChoice::Auto,
         max_model_len: Some(MAX_LEN),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,
@@ -108,6 +109,7 @@ fn batch(from: usize, to: usize) -> Batch {
         num_generated: 0,
         history: None,
         mask: None,
+        may_be_deferred: false,
     };
     let item = BatchItem {
         id: SequenceId(1),

@@ -1,6 +1,6 @@
 //! Where a model runs: from what was asked for to a device, without its memory, which is taken when the plan is known.
 
-use crate::{LoadError, LoadOptions, MemoryLimit};
+use crate::{ActivationsChoice, LoadError, LoadOptions, MemoryLimit};
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::{CudaError, DeviceInfo, Driver};
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
@@ -40,16 +40,14 @@ const EMULATED_MEMORY: u64 = 1 << 30;
 /// Opens the device, or says in one line why not.
 pub(crate) fn open(options: &LoadOptions) -> Result<Device, LoadError> {
     match options.device {
-        DeviceChoice::Cpu => Ok(Device::cpu(options.threads)),
+        DeviceChoice::Cpu => cpu(options),
         DeviceChoice::Cuda(ordinal) => nvidia(ordinal, options),
         DeviceChoice::CudaEmulated => emulated(options),
-        DeviceChoice::Auto if !nvidia::is_present() => Ok(Device::cpu(options.threads)),
+        DeviceChoice::Auto if !nvidia::is_present() => cpu(options),
         // A driver without a GPU is as good as none. A GPU that cannot be used is an error: the processor would be
         // far slower, and nobody would know why.
         DeviceChoice::Auto => match nvidia(0, options) {
-            Err(LoadError::Device(Error::Cuda(error))) if is_absent(&error) => {
-                Ok(Device::cpu(options.threads))
-            }
+            Err(LoadError::Device(Error::Cuda(error))) if is_absent(&error) => cpu(options),
             other => other,
         },
     }
@@ -89,8 +87,20 @@ fn emulated(options: &LoadOptions) -> Result<Device, LoadError> {
     with_driver(Box::new(Emulator::new(emulator).map_err(Error::from)?), options)
 }
 
+fn cpu(options: &LoadOptions) -> Result<Device, LoadError> {
+    let LoadOptions { threads, activations, .. } = *options;
+    Device::cpu_with(CpuOptions { threads, isa: None, activations }).map_err(|error| match error {
+        Error::NoProducts(..) => LoadError::Option { option: "activations", message: error.to_string() },
+        error => error.into(),
+    })
+}
+
 fn with_driver(driver: Box<dyn Driver>, options: &LoadOptions) -> Result<Device, LoadError> {
-    let host = CpuOptions { threads: options.threads, isa: None };
+    if options.activations != ActivationsChoice::Auto {
+        let message = "a GPU takes activations in the type of the weights".into();
+        return Err(LoadError::Option { option: "activations", message });
+    }
+    let host = CpuOptions { threads: options.threads, ..CpuOptions::default() };
     Ok(Device::cuda_without_memory(driver, host)?)
 }
 

@@ -11,7 +11,7 @@ pub enum LoadFormat {
     Dummy,
 }
 
-/// The type of weights that are not quantised and of the KV cache. Sums and activations on the CPU are f32 whatever it is.
+/// The type of weights that are not quantised and of the KV cache. Sums on the CPU are f32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DTypeChoice {
     /// As the checkpoint says.
@@ -30,6 +30,9 @@ pub enum QuantizationChoice {
     Int4,
 }
 
+/// How far activations are rounded before products on a processor; see [`kernels::ActivationChoice`].
+pub use kernels::ActivationChoice as ActivationsChoice;
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MemoryLimit {
     Bytes(u64),
@@ -47,6 +50,8 @@ pub struct LoadOptions {
     pub load_format: LoadFormat,
     pub dtype: DTypeChoice,
     pub quantization: QuantizationChoice,
+    /// Of products on a processor; a GPU takes `Auto` alone.
+    pub activations: ActivationsChoice,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
@@ -83,6 +88,8 @@ pub struct ModelInfo {
     pub dtype: &'static str,
     /// Such as `int4`.
     pub quantization: Option<&'static str>,
+    /// What activations are rounded to before most products, such as `bfloat16`.
+    pub activations: &'static str,
 }
 
 /// Turns a decoded picture into what the model's vision tower takes. Pure: no device, no files.

@@ -154,5 +154,6 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         num_parameters: plan.num_parameters,
         dtype: plan.dtype,
         quantization: plan.quantization,
+        activations: plan.activations,
     }
 }

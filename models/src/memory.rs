@@ -32,6 +32,8 @@ pub struct Plan {
     pub dtype: &'static str,
     /// What most weights are quantised to, such as `int4`.
     pub quantization: Option<&'static str>,
+    /// What activations are rounded to before products with most weights, such as `int8`.
+    pub activations: &'static str,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
     pub kv_bytes_per_token: u64,
@@ -161,7 +163,8 @@ impl Request<'_> {
             vision_weights: vision.weight_bytes,
             position_tables: Decoder::rope_bytes(decoder, max_model_len),
             activations: Scratch::activation_bytes(self.device, decoder, &limits)
-                + StepInput::bytes(self.device, &self.input_limits(max_model_len)),
+                + StepInput::bytes(self.device, &self.input_limits(max_model_len))
+                + self.device.scratch_bytes(),
             logits: Scratch::logits_bytes(decoder, &limits)
                 + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
             vision_buffers: vision.buffer_bytes,
@@ -246,6 +249,7 @@ impl Request<'_> {
             architecture: config.architecture.clone(),
             dtype: published_name(self.stored_as()),
             quantization: self.storage.describe(),
+            activations: self.storage.activations(self.device),
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
@@ -372,10 +376,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters = self.num_parameters as f64 / 1e9;
         write!(f, "{}, {parameters:.3} B parameters, {}", self.architecture, self.dtype)?;
-        match self.quantization {
-            Some(quantization) => writeln!(f, ", {quantization}")?,
-            None => writeln!(f)?,
+        if let Some(quantization) = self.quantization {
+            write!(f, ", {quantization}")?;
         }
+        writeln!(f, ", activations in {}", self.activations)?;
         let m = &self.memory;
         let rows = [
             ("weights", m.weights),

@@ -13,8 +13,9 @@
 //! What a checkpoint holds quantised stays as it is, whatever the options ask for.
 
 use crate::LoadError;
+use crate::memory::published_name;
 use crate::published::{Published, Scheme};
-use kernels::{DType, WeightType};
+use kernels::{DType, Device, WeightType};
 
 /// What weights that a checkpoint holds as floats are quantised to when they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,6 +108,16 @@ impl Storage {
     /// Whether any weight is kept quantised.
     pub fn quantises(&self) -> bool {
         self.quantization != Quantization::None || self.published.as_ref().is_some_and(Published::is_kept)
+    }
+
+    /// What activations are rounded to before products with most weights.
+    pub fn activations(&self, device: &Device) -> &'static str {
+        match device {
+            Device::Cpu(_) if self.quantises() => device.activation_type(WeightType::Int8).name(),
+            Device::Cpu(_) => device.activation_type(self.float.into()).name(),
+            // Its instructions take both sides in one type of floats.
+            Device::Cuda(_) => published_name(self.float),
+        }
     }
 
     /// What weights are quantised to, for people; `None`: nothing is.

@@ -5,8 +5,8 @@ mod common;
 
 use common::{FAMILIES, emulated, files, fixture, load, options};
 use models::{
-    DTypeChoice, DeviceChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, Plan,
-    QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit,
+    ModelFiles, Plan, QuantizationChoice,
 };
 use serde_json::{Value, json};
 
@@ -20,14 +20,18 @@ fn check_bytes(what: &str, loaded: &Loaded) {
 #[test]
 fn planned_bytes_are_allocated_bytes_in_every_family() {
     for &family in FAMILIES {
-        for (dtype, quantization) in [
-            (DTypeChoice::Auto, QuantizationChoice::Auto),
-            (DTypeChoice::F32, QuantizationChoice::Auto),
-            (DTypeChoice::F16, QuantizationChoice::Auto),
-            (DTypeChoice::Auto, QuantizationChoice::Int8),
-            (DTypeChoice::F16, QuantizationChoice::Int4),
+        use ActivationsChoice as A;
+        for (dtype, quantization, activations) in [
+            (DTypeChoice::Auto, QuantizationChoice::Auto, A::F32),
+            (DTypeChoice::Auto, QuantizationChoice::Auto, A::Auto),
+            (DTypeChoice::F32, QuantizationChoice::Auto, A::Auto),
+            (DTypeChoice::F16, QuantizationChoice::Auto, A::F32),
+            (DTypeChoice::Auto, QuantizationChoice::Int8, A::Int8),
+            (DTypeChoice::F16, QuantizationChoice::Int4, A::Int8),
         ] {
-            let options = LoadOptions { dtype, quantization, max_num_batched_tokens: 47, ..options() };
+            let max_num_batched_tokens = 47;
+            let options =
+                LoadOptions { dtype, quantization, activations, max_num_batched_tokens, ..options() };
             let planned = models::plan(&files(family), &options).unwrap();
             let loaded = load(family, &options);
             assert_eq!(loaded.plan, planned, "{family}");
@@ -149,7 +153,10 @@ fn plan_of_the_whole_moonlight() {
     // Enough for all sequences at their longest: no more is taken.
     assert_eq!(fitting.num_blocks, 16 * 8192 / 16);
     let text = fitting.to_string();
-    assert!(text.starts_with("DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16\n"), "{text}");
+    assert!(
+        text.starts_with("DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16, activations in float32\n"),
+        "{text}"
+    );
     let json = serde_json::to_value(&fitting).unwrap();
     assert_eq!(json["memory"]["total"], fitting.memory.total);
     // A little more than the weights: the context shrinks to what fits, and the limit is used up to less than a block.
@@ -182,7 +189,11 @@ fn plan_of_the_whole_moonlight_quantised() {
         [float.quantization, int8.quantization, int4.quantization],
         [None, Some("int8"), Some("int4")]
     );
-    assert!(int4.to_string().starts_with("DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16, int4\n"));
+    assert!(
+        int4.to_string().starts_with(
+            "DeepseekV3ForCausalLM, 15.960 B parameters, bfloat16, int4, activations in float32\n"
+        )
+    );
     // Embedding and head, vectors, and the router of each of 26 layers.
     let table = 163_840 * 2048;
     let absorbed = 27 * 16 * 256 * 512;

@@ -4,17 +4,23 @@
 mod common;
 
 use common::options;
-use models::{DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice};
+use models::{
+    ActivationsChoice, DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
+    QuantizationChoice,
+};
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 
-const KEPT: [(&str, DTypeChoice, QuantizationChoice); 3] = [
-    ("bfloat16", DTypeChoice::BF16, QuantizationChoice::Auto),
-    ("int8", DTypeChoice::BF16, QuantizationChoice::Int8),
-    ("int4", DTypeChoice::BF16, QuantizationChoice::Int4),
+const KEPT: [(&str, QuantizationChoice); 3] = [
+    ("bfloat16", QuantizationChoice::Auto),
+    ("int8", QuantizationChoice::Int8),
+    ("int4", QuantizationChoice::Int4),
 ];
+
+/// Activations as they are, and rounded as far as the machine has instructions for.
+const ACTIVATIONS: [ActivationsChoice; 2] = [ActivationsChoice::F32, ActivationsChoice::Auto];
 
 /// One sequence, token by token.
 struct Reader {
@@ -36,6 +42,7 @@ impl Reader {
             num_generated: 0,
             history: None,
             mask: None,
+            may_be_deferred: false,
         };
         let item = BatchItem {
             id: SequenceId(1),
@@ -109,21 +116,27 @@ fn distance(reader: &mut Reader, sequences: &[(Vec<u32>, Vec<Vec<f32>>)]) -> Dis
     distance
 }
 
-fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32]) -> [Distance; 3] {
+fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32]) -> [[Distance; 3]; 2] {
     let float = LoadOptions { dtype: DTypeChoice::F32, ..options.clone() };
     let sequences = written(&mut Reader::new(files, &float), first, 48);
     println!("{what}, {} positions", 48 * first.len());
-    KEPT.map(|(name, dtype, quantization)| {
-        let mut reader = Reader::new(files, &LoadOptions { dtype, quantization, ..options.clone() });
-        let found = distance(&mut reader, &sequences);
-        let mib = reader.loaded.plan.memory.weights as f64 / f64::from(1 << 20);
-        println!(
-            "  {name:<9} mean KL {:.2e}, largest {:.2e}, same first choice {:.1} %, {mib:.1} MiB of weights",
-            found.mean_kl,
-            found.max_kl,
-            100.0 * found.same_top
-        );
-        found
+    ACTIVATIONS.map(|activations| {
+        KEPT.map(|(name, quantization)| {
+            let options =
+                LoadOptions { dtype: DTypeChoice::BF16, quantization, activations, ..options.clone() };
+            let mut reader = Reader::new(files, &options);
+            let found = distance(&mut reader, &sequences);
+            let plan = &reader.loaded.plan;
+            println!(
+                "  {name:<9} activations in {:<9} mean KL {:.2e}, largest {:.2e}, same first choice {:.1} %, {:.1} MiB of weights",
+                plan.activations,
+                found.mean_kl,
+                found.max_kl,
+                100.0 * found.same_top,
+                plan.memory.weights as f64 / f64::from(1 << 20)
+            );
+            found
+        })
     })
 }
 
@@ -151,10 +164,15 @@ fn distance_from_float32() {
     };
     let random = distances("random weights", &files, &dummy, &first[..3]);
     // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
-    for ([bf16, int8, int4], [kl8, kl4]) in [(embedded, [0.02, 0.4]), (random, [0.02, 0.3])] {
+    for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.01, 0.02, 0.3])] {
+        let [[bf16, int8, int4], rounded] = found;
         assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
-        assert!(int8.mean_kl < kl8 && int4.mean_kl < kl4, "{int8:?} {int4:?}");
+        for [bf16, int8, int4] in [[bf16, int8, int4], rounded] {
+            let kl = [bf16, int8, int4].map(|distance| distance.mean_kl);
+            assert!(kl[0] < kl16 && kl[1] < kl8 && kl[2] < kl4, "{bf16:?} {int8:?} {int4:?}");
+        }
     }
-    let [_, int8, int4] = embedded;
-    assert!(int8.same_top > 0.97 && int4.same_top > 0.8, "{int8:?} {int4:?}");
+    for [_, int8, int4] in embedded {
+        assert!(int8.same_top > 0.97 && int4.same_top > 0.8, "{int8:?} {int4:?}");
+    }
 }

@@ -59,6 +59,19 @@ pub enum QuantizationArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationsArg {
+    Auto,
+    /// Not rounded
+    #[value(alias = "float", alias = "f32")]
+    Float32,
+    /// bfloat16 beside bfloat16 weights
+    #[value(alias = "bf16")]
+    Bfloat16,
+    /// int8 in groups of 32 beside quantised weights; bfloat16 beside bfloat16 ones if there are instructions for it
+    Int8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QuantizedArg {
     /// 8 bits in groups of 32: 8.5 bits a weight
     Int8,
@@ -187,6 +200,11 @@ pub struct ServeArgs {
     /// What weights of the decoder that the checkpoint holds as floats are quantised to
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_QUANTIZATION")]
     pub quantization: QuantizationArg,
+
+    /// What activations are rounded to before products on a processor. auto: bfloat16 beside bfloat16 weights and int8 beside quantised
+    /// ones, where the processor has instructions for such products
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_ACTIVATIONS")]
+    pub activations: ActivationsArg,
 
     /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
     #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN", allow_negative_numbers = true)]

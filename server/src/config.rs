@@ -4,8 +4,8 @@ mod media;
 
 use crate::app::AppLimits;
 use crate::args::{
-    DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg, ResponsesArgs,
-    ServeArgs, default_kernel_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg,
+    ResponsesArgs, ServeArgs, default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -18,7 +18,9 @@ use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
-use models::{DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice};
+use models::{
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice,
+};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -104,6 +106,7 @@ impl TryFrom<ServeArgs> for Config {
             nvrtc_dir,
             dtype,
             quantization,
+            activations,
             max_model_len,
             max_num_seqs,
             max_num_batched_tokens,
@@ -217,6 +220,12 @@ impl TryFrom<ServeArgs> for Config {
                     QuantizationArg::Auto => QuantizationChoice::Auto,
                     QuantizationArg::Int8 => QuantizationChoice::Int8,
                     QuantizationArg::Int4 => QuantizationChoice::Int4,
+                },
+                activations: match activations {
+                    ActivationsArg::Auto => ActivationsChoice::Auto,
+                    ActivationsArg::Float32 => ActivationsChoice::F32,
+                    ActivationsArg::Bfloat16 => ActivationsChoice::BF16,
+                    ActivationsArg::Int8 => ActivationsChoice::Int8,
                 },
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
@@ -335,6 +344,7 @@ impl Config {
             "warnings": warnings,
         });
         // More would be too many for one macro.
+        object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
         object["graphs"] = json!(load.graphs);

@@ -22,6 +22,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
         architecture = info.architecture,
         dtype = info.dtype,
         quantization = info.quantization,
+        activations = info.activations,
         parameters = info.num_parameters,
         weights_gib = gib(plan.memory.weights + plan.memory.vision_weights),
         total_gib = gib(plan.memory.total),
@@ -39,7 +40,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
     );
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
-        device: format!("{:?}", runner.device()),
+        device: format!("{:?}, activations in {}", runner.device(), info.activations),
         device_bytes,
         runner,
         info,

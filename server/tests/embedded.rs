@@ -6,7 +6,8 @@ mod harness;
 use base64::Engine;
 use harness::TestServer;
 use models::{
-    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit,
+    QuantizationChoice,
 };
 use serde_json::{Value, json};
 
@@ -20,6 +21,7 @@ fn options(max_num_batched_tokens: usize) -> LoadOptions {
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
+        activations: ActivationsChoice::Auto,
         max_model_len: Some(512),
         max_num_seqs: 40,
         max_num_batched_tokens,

@@ -5,12 +5,13 @@
 
 use super::SharedMut;
 use super::grouped::GroupSums;
+use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Simd, math, simd_entry};
 use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
-use crate::MatrixBatch;
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::Activation;
+use crate::{ActivationType, MatrixBatch};
 use std::ops::Range;
 
 /// Weights of one task, where there are enough.
@@ -18,16 +19,118 @@ const TASK_BYTES: usize = 96 << 10;
 
 /// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights.
 pub(crate) struct Gemm<'a> {
-    pub x: &'a [f32],
-    pub x_stride: usize,
+    pub x: Input<'a>,
     pub rows: usize,
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a [f32]>,
     pub act: Activation,
     pub out: SharedMut<f32>,
     pub out_stride: usize,
-    /// From one member to the next in x and out.
-    pub head_stride: [usize; 2],
+    /// From one member to the next in out.
+    pub out_member: usize,
+}
+
+/// Rows of activations.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'a> {
+    Floats {
+        x: &'a [f32],
+        /// From one row to the next.
+        row: usize,
+        /// From one member to the next.
+        member: usize,
+    },
+    /// As `rounded` made them: the rows of one member, then those of the next.
+    Rounded { words: &'a [u32], rounding: Rounding, member: usize },
+}
+
+impl Input<'_> {
+    pub fn rounded_to(&self) -> ActivationType {
+        match self {
+            Self::Floats { .. } => ActivationType::F32,
+            Self::Rounded { rounding, .. } => rounding.rounded_to,
+        }
+    }
+}
+
+/// Some rows of one member.
+#[derive(Clone, Copy)]
+pub(crate) enum InputRows<'a> {
+    Floats { x: &'a [f32], row: usize },
+    Rounded { words: &'a [u32], rounding: Rounding },
+}
+
+impl<'a> InputRows<'a> {
+    pub fn of(input: &Input<'a>, member: usize, first: usize) -> Self {
+        match *input {
+            Input::Floats { x, row, member: stride } => {
+                Self::Floats { x: &x[member * stride + first * row..], row }
+            }
+            Input::Rounded { words, rounding, member: stride } => {
+                Self::Rounded { words: &words[member * stride + first * rounding.row()..], rounding }
+            }
+        }
+    }
+
+    /// That all terms of so many rows can be read.
+    pub fn check(&self, num_rows: usize, k: usize) {
+        match *self {
+            Self::Floats { x, row } => {
+                assert!(num_rows == 0 || (num_rows - 1) * row + k <= x.len(), "rows of x");
+            }
+            Self::Rounded { words, rounding } => {
+                assert!(num_rows * rounding.row() <= words.len() && rounding.k() == k, "rounded rows of x");
+            }
+        }
+    }
+}
+
+/// What a task makes of rows of floats.
+pub(crate) struct Room {
+    packed: PackedRows,
+    x_sums: GroupSums,
+}
+
+impl Room {
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { packed: PackedRows::new(), x_sums: GroupSums::new() }
+    }
+
+    /// Terms `k_start ..` of rows as a panel of W wants them, and what goes with them: `x_sums` of `PanelFormat::panel`.
+    ///
+    /// # Safety
+    /// `x` was checked for `num_rows`, at most `MAX_ROWS`, and `k_len` is at most `tile::k_block_of::<W>(num_rows)`.
+    #[inline(always)]
+    pub unsafe fn block<S: Simd, W: PanelFormat>(
+        &mut self,
+        s: S,
+        x: InputRows<'_>,
+        num_rows: usize,
+        [k_start, k_len]: [usize; 2],
+    ) -> (Rows, *const f32) {
+        match x {
+            InputRows::Floats { x, row } => {
+                let x = Rows { start: x[k_start..].as_ptr(), row, step: 1 };
+                // SAFETY: the caller's promise.
+                let x = unsafe { self.packed.pack(x, num_rows, k_len) };
+                let x_sums = match W::GROUP_SUMS {
+                    // SAFETY: as above.
+                    true => unsafe { self.x_sums.fill(s, x, num_rows, k_len) },
+                    false => std::ptr::null(),
+                };
+                (x, x_sums)
+            }
+            InputRows::Rounded { words, rounding } => {
+                let start = words.as_ptr().cast::<f32>();
+                let first = start.wrapping_add(rounding.word_of(k_start));
+                (
+                    Rows { start: first, row: rounding.row(), step: 1 },
+                    start.wrapping_add(rounding.header_of(k_start)),
+                )
+            }
+        }
+    }
 }
 
 /// What one task computes: panels (counted over all members) of one member, and rows.
@@ -37,7 +140,62 @@ pub(crate) struct Part {
     pub rows: Range<usize>,
 }
 
+/// Rows are rounded where the device does that beside such weights, as many at a time as its scratch holds.
 pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
+    let (weights, rounded_to) = (job.weights, cpu.rounds.beside(job.weights.stored_as()));
+    let Input::Floats { x, row, member } = job.x else { unreachable!("callers have floats") };
+    if rounded_to == ActivationType::F32 || job.rows == 0 {
+        return run_rows(cpu, job);
+    }
+    let rounding = Rounding::new(rounded_to, weights.stored_as(), weights.k());
+    let mut words = cpu.scratch();
+    let words = &mut words[..];
+    let per_row = weights.count() * rounding.row();
+    let at_once = words.len() / per_row;
+    assert!(at_once > 0, "a row of {} terms exceeds the scratch", weights.k());
+    let blocks = tile::Blocks::new(job.rows, at_once);
+    let mut first = 0;
+    for block in 0..blocks.count {
+        let rows = blocks.len(block);
+        let to = &mut words[..rows * per_row];
+        let from = Floats { x: &x[first * row..], row, member };
+        round(cpu, &rounding, &from, [weights.count(), rows], to);
+        let part = Gemm {
+            x: Input::Rounded { words: to, rounding, member: rows * rounding.row() },
+            rows,
+            out: job.out.from(first * job.out_stride),
+            ..*job
+        };
+        run_rows(cpu, &part);
+        first += rows;
+    }
+}
+
+struct Floats<'a> {
+    x: &'a [f32],
+    row: usize,
+    member: usize,
+}
+
+/// Rounds every row of every member.
+fn round(cpu: &Cpu, rounding: &Rounding, from: &Floats, [members, rows]: [usize; 2], to: &mut [u32]) {
+    let k = rounding.k();
+    assert!((members - 1) * from.member + (rows - 1) * from.row + k <= from.x.len(), "rows of x");
+    let words = rounding.row();
+    assert_eq!(to.len(), members * rows * words, "rounded rows");
+    let to = SharedMut::new(to);
+    cpu.for_each(members * rows, k, |index| {
+        let (member, row) = (index / rows, index % rows);
+        let x = from.x[member * from.member + row * from.row..].as_ptr();
+        let out = to.at(index * words);
+        // SAFETY: a whole row of x, checked above, and a rounded row that no other call has.
+        unsafe {
+            round_rows(cpu.isa, rounding, &RoundRows { x, x_row: 0, num_rows: 1, first: 0, terms: k, out })
+        };
+    });
+}
+
+fn run_rows(cpu: &Cpu, job: &Gemm) {
     let panels = job.weights.panels_per_member();
     let row_blocks = tile::Blocks::new(job.rows, MAX_ROWS);
     if row_blocks.count == 0 {
@@ -79,31 +237,23 @@ simd_entry! {
 
 #[inline(always)]
 fn run_part_body<S: Simd>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
-    by_weight_type!(job.weights.stored_as(), run_part_of::<S>(s, job, member, part));
+    by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of::<S>(s, job, member, part));
 }
 
 #[inline(always)]
 fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
     let k = job.weights.k();
     let num_rows = part.rows.len();
-    let x_start = member * job.head_stride[0] + part.rows.start * job.x_stride;
-    let x = &job.x[x_start..];
-    assert!(num_rows == 0 || (num_rows - 1) * job.x_stride + k <= x.len(), "rows of x");
+    let x = InputRows::of(&job.x, member, part.rows.start);
+    x.check(num_rows, k);
     let panels = job.weights.as_bytes();
     assert!(part.panels.end * job.weights.panel_bytes() <= panels.len(), "panels");
-    let (mut packed, mut edge, mut x_sums) = (PackedRows::new(), PanelSums::new(), GroupSums::new());
-    let k_block = tile::k_block(num_rows);
+    let (mut room, mut edge) = (Room::new(), PanelSums::new());
+    let k_block = tile::k_block_of::<W>(num_rows);
     for k_start in (0..k).step_by(k_block) {
         let k_len = k_block.min(k - k_start);
-        let x = Rows { start: x[k_start..].as_ptr(), row: job.x_stride, step: 1 };
-        // SAFETY: rows of x were checked above.
-        let x = unsafe { packed.pack(x, num_rows, k_len) };
-        let x_sums = if W::GROUP_SUMS {
-            // SAFETY: as above.
-            unsafe { x_sums.fill(s, x, num_rows, k_len) }
-        } else {
-            std::ptr::null()
-        };
+        // SAFETY: checked above.
+        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
         for panel in part.panels.clone() {
             let to = Destination::of(job, member, panel, part);
             let (start, row) =
@@ -144,7 +294,7 @@ impl Destination {
     fn of(job: &Gemm, member: usize, panel: usize, part: &Part) -> Self {
         let first_column = panel % job.weights.panels_per_member() * PANEL;
         let columns = (job.weights.n() - first_column).min(PANEL);
-        let offset = member * job.head_stride[1] + part.rows.start * job.out_stride + first_column;
+        let offset = member * job.out_member + part.rows.start * job.out_stride + first_column;
         assert!((part.rows.len() - 1) * job.out_stride + columns <= job.out.len() - offset, "rows of out");
         Self { offset, start: job.out.at(offset), first_column, columns }
     }

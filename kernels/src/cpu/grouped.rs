@@ -10,20 +10,20 @@
 
 use super::simd::{Isa, Simd, simd_entry};
 use super::tile::{Blocks, K_BLOCK, LONG_K_BLOCK, MAX_ROWS, PanelFormat, Rows, Sums, UNPACKED_ROWS, k_block};
-use crate::WeightType;
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
+use crate::{ActivationType, WeightType};
 use std::mem::MaybeUninit;
 
 /// How the levels of a group lie in memory, and the panel of such groups.
 pub(crate) trait Grouped {
     const STORED_AS: WeightType;
 
-    /// The levels of columns `c ..` and `c + 16 ..`, given the address of the line's byte `c`.
+    /// The levels of columns `c ..` and `c + 16 ..` for term `TERM` of a line of four, given the address of its column `c`.
     ///
     /// # Safety
     /// The line can be read.
-    unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> (S::V, S::V);
+    unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V);
 
     /// What `PanelFormat::panel` does. A function for each format, not one that is inlined where it is called: tiles of every
     /// height are long code, and their callers need not have a copy each.
@@ -60,9 +60,9 @@ fn int4_zero_body<S: Simd>(s: S, job: &Job) {
 impl Grouped for Int8 {
     const STORED_AS: WeightType = WeightType::Int8;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+    unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
-        unsafe { (s.load_i8(from), s.load_i8(from.add(PANEL / 2))) }
+        unsafe { (s.load_byte::<TERM>(from), s.load_byte::<TERM>(from.add(TERMS * PANEL / 2))) }
     }
     fn panel(isa: Isa, job: &Job) {
         int8_panel(isa, job);
@@ -72,9 +72,9 @@ impl Grouped for Int8 {
 impl Grouped for Int4 {
     const STORED_AS: WeightType = WeightType::Int4;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+    unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
-        unsafe { s.load_i4_pairs(from) }
+        unsafe { s.load_nibbles::<TERM>(from) }
     }
     fn panel(isa: Isa, job: &Job) {
         int4_panel(isa, job);
@@ -84,9 +84,9 @@ impl Grouped for Int4 {
 impl Grouped for Int4Zero {
     const STORED_AS: WeightType = WeightType::Int4Zero;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> (S::V, S::V) {
+    unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
-        unsafe { s.load_i4_pairs(from) }
+        unsafe { s.load_nibbles::<TERM>(from) }
     }
     fn panel(isa: Isa, job: &Job) {
         int4_zero_panel(isa, job);
@@ -94,7 +94,9 @@ impl Grouped for Int4Zero {
 }
 
 impl<Q: Grouped> PanelFormat for Q {
+    const ROUNDED_TO: ActivationType = ActivationType::F32;
     const GROUP_SUMS: bool = has_zeros::<Q>();
+    const K_BLOCK: usize = K_BLOCK;
 
     fn offset(k: usize) -> usize {
         k / GROUP * Q::STORED_AS.group_bytes()
@@ -116,26 +118,27 @@ impl<Q: Grouped> PanelFormat for Q {
     }
 }
 
-const fn has_zeros<Q: Grouped>() -> bool {
+pub(crate) const fn has_zeros<Q: Grouped>() -> bool {
     matches!(Q::STORED_AS, WeightType::Int4Zero)
 }
 
 /// The arguments of `PanelFormat::panel`. Whoever has one holds its promise.
 pub(crate) struct Job {
-    num_rows: usize,
-    panel: *const u8,
-    x: Rows,
-    /// As `GroupSums` has them.
-    x_sums: *const f32,
-    k: usize,
-    sums: Sums,
+    pub num_rows: usize,
+    pub panel: *const u8,
+    pub x: Rows,
+    pub x_sums: *const f32,
+    pub k: usize,
+    pub sums: Sums,
+    /// Made by `new` alone.
+    _promise: (),
 }
 
 impl Job {
     /// # Safety
     /// As for `PanelFormat::panel`, as long as the job is used.
     #[inline(always)]
-    unsafe fn new(
+    pub unsafe fn new(
         num_rows: usize,
         panel: *const u8,
         x: Rows,
@@ -143,7 +146,7 @@ impl Job {
         k: usize,
         sums: Sums,
     ) -> Self {
-        Self { num_rows, panel, x, x_sums, k, sums }
+        Self { num_rows, panel, x, x_sums, k, sums, _promise: () }
     }
 }
 
@@ -213,6 +216,8 @@ impl GroupSums {
 }
 
 const CACHE_LINE: usize = 64;
+/// Terms that lie side by side in each column of a line.
+const TERMS: usize = 4;
 
 /// What a tile works on.
 struct Tile {
@@ -289,39 +294,68 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
     terms: usize,
     sums: &mut [[S::V; 2]; M],
 ) {
-    let (line_bytes, group_bytes) = (Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
+    let (line_bytes, group_bytes) = (TERMS * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
     let start = tile.panel.wrapping_add(group * group_bytes);
     let mut parts = [[[s.zero(); 2]; M]; G];
-    let mut line = start.wrapping_add(Q::STORED_AS.header_bytes() + tile.first);
+    let mut line = start.wrapping_add(Q::STORED_AS.header_bytes() + TERMS * tile.first);
     let mut column = tile.x.start.wrapping_add(group * GROUP);
-    // What comes next in memory is asked for meanwhile, some with each term: with few rows the loop waits for it.
-    let step = G * group_bytes / GROUP;
+    // What comes next in memory is asked for meanwhile, some with each line: with few rows the loop waits for it.
+    let step = G * group_bytes / (GROUP / TERMS);
     let mut ahead = start.wrapping_add(G * group_bytes);
     // SAFETY: the caller's promise.
     unsafe {
-        for _ in 0..terms {
+        for _ in 0..terms / TERMS {
             if M <= UNPACKED_ROWS {
-                s.prefetch(ahead);
-                if step >= 2 * CACHE_LINE {
-                    s.prefetch(ahead.wrapping_add(CACHE_LINE));
+                for first in (0..step).step_by(CACHE_LINE) {
+                    s.prefetch(ahead.wrapping_add(first));
                 }
                 ahead = ahead.wrapping_add(step);
             }
-            for (j, part) in parts.iter_mut().enumerate() {
-                let line = line.wrapping_add(j * group_bytes);
-                let (lo, hi) = Q::load_two(s, line);
-                for (r, part) in part.iter_mut().enumerate() {
-                    let x = s.splat(*column.add(r * tile.x.row + j * GROUP));
-                    part[0] = s.fma(x, lo, part[0]);
-                    part[1] = s.fma(x, hi, part[1]);
-                }
-            }
+            term::<S, Q, M, G, 0>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 1>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 2>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 3>(s, line, column, tile.x.row, &mut parts);
             line = line.wrapping_add(line_bytes);
-            column = column.wrapping_add(1);
+            column = column.wrapping_add(TERMS);
+        }
+        let left = terms % TERMS;
+        if left > 0 {
+            term::<S, Q, M, G, 0>(s, line, column, tile.x.row, &mut parts);
+        }
+        if left > 1 {
+            term::<S, Q, M, G, 1>(s, line, column, tile.x.row, &mut parts);
+        }
+        if left > 2 {
+            term::<S, Q, M, G, 2>(s, line, column, tile.x.row, &mut parts);
         }
         for (j, part) in parts.iter().enumerate() {
             let header = start.wrapping_add(j * group_bytes);
             add_group::<S, Q, M>(s, tile, (header, group + j), part, sums);
+        }
+    }
+}
+
+/// Term `TERM` of a line, of every sum.
+///
+/// # Safety
+/// As for `tile_of`.
+#[inline(always)]
+unsafe fn term<S: Simd, Q: Grouped, const M: usize, const G: usize, const TERM: usize>(
+    s: S,
+    line: *const u8,
+    column: *const f32,
+    row: usize,
+    parts: &mut [[[S::V; 2]; M]; G],
+) {
+    for (j, part) in parts.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (lo, hi) = Q::load_two::<S, TERM>(s, line.add(j * Q::STORED_AS.group_bytes()));
+            for (r, part) in part.iter_mut().enumerate() {
+                let x = s.splat(*column.add(r * row + j * GROUP + TERM));
+                part[0] = s.fma(x, lo, part[0]);
+                part[1] = s.fma(x, hi, part[1]);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 mod attention_block;
+mod dot;
 pub(crate) mod gemm;
 mod grouped;
 pub(crate) mod interpolate;
@@ -10,6 +11,7 @@ pub(crate) mod norm;
 pub(crate) mod pack;
 pub(crate) mod pool;
 pub(crate) mod rope;
+pub(crate) mod rounded;
 pub(crate) mod route;
 pub(crate) mod rows;
 pub(crate) mod simd;
@@ -85,6 +87,11 @@ impl<T> SharedMut<T> {
 
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// What is left from an element on.
+    pub fn from(&self, start: usize) -> Self {
+        Self { start: self.at(start), len: self.len - start }
     }
 
     /// # Safety

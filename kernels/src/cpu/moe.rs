@@ -9,14 +9,14 @@
 //! ```
 
 use super::SharedMut;
-use super::gemm::{self, Gemm, Part};
-use super::grouped::GroupSums;
+use super::gemm::{self, Gemm, Input, InputRows, Part, Room};
+use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use super::tile::{self, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::{Activation, MoeScratch};
-use crate::{Experts, MatrixBatch, Tensor};
+use crate::{ActivationType, Experts, MatrixBatch, Tensor};
 use std::ops::Range;
 
 pub(crate) fn run(
@@ -34,26 +34,69 @@ pub(crate) fn run(
         return;
     }
     let MoeScratch { rows, inner, places, starts, .. } = scratch;
-    let (rows, inner) = (&mut rows.as_f32_mut()[..num_pairs * h], &mut inner.as_f32_mut()[..num_pairs * i]);
     let (places, starts) = (&mut places.as_i32_mut()[..num_pairs], starts.as_i32_mut());
     sort_by_expert(ids.as_i32(), places, starts);
-    let x = x.as_f32();
-    let sorted = SharedMut::new(rows);
-    cpu.for_each(num_pairs, h, |pair| {
-        // SAFETY: every pair has a place of its own.
-        let row = unsafe { sorted.slice(places[pair] as usize * h, h) };
-        row.copy_from_slice(&x[pair / k * h..][..h]);
-    });
-
-    let up = UpStage { weights: &experts.gate_up, x: rows, out: SharedMut::new(inner), inner: i, starts };
-    up.run(cpu);
-    down(cpu, &experts.down, inner, SharedMut::new(rows), starts);
-
-    let (rows, weights) = (&*rows, weights.as_f32());
+    let (places, starts) = (&*places, &*starts);
+    let stored_as = experts.stored_as();
+    match cpu.rounds.beside(stored_as) {
+        ActivationType::F32 => {
+            let inner = &mut inner.as_f32_mut()[..num_pairs * i];
+            let sorted = &mut rows.as_f32_mut()[..num_pairs * h];
+            sort_floats(cpu, x, places, sorted);
+            let x = Input::Floats { x: sorted, row: h, member: 0 };
+            let out = InnerRows::Floats(SharedMut::new(inner));
+            UpStage { weights: &experts.gate_up, x, out, inner: i, starts }.run(cpu);
+            let inner = Input::Floats { x: inner, row: i, member: 0 };
+            down(cpu, &experts.down, inner, SharedMut::new(sorted), starts);
+        }
+        rounded_to => {
+            let [of_x, of_inner] = [h, i].map(|k| Rounding::new(rounded_to, stored_as, k));
+            let inner = &mut inner.as_words_mut()[..num_pairs * of_inner.row()];
+            let sorted = &mut rows.as_words_mut()[..num_pairs * of_x.row()];
+            sort_rounded(cpu, x, places, &of_x, sorted);
+            let x = Input::Rounded { words: sorted, rounding: of_x, member: 0 };
+            let out = InnerRows::Rounded(SharedMut::new(inner), of_inner);
+            UpStage { weights: &experts.gate_up, x, out, inner: i, starts }.run(cpu);
+            let inner = Input::Rounded { words: inner, rounding: of_inner, member: 0 };
+            down(cpu, &experts.down, inner, SharedMut::new(rows.as_f32_mut()), starts);
+        }
+    }
+    let (rows, weights) = (&rows.as_f32()[..num_pairs * h], weights.as_f32());
     cpu.for_rows(out.as_f32_mut(), h, |first, block| {
         for (token, out) in block.chunks_exact_mut(h).enumerate() {
             let pairs = (first + token) * k..(first + token + 1) * k;
             weighted_sum(cpu.isa, rows, &places[pairs.clone()], &weights[pairs], out);
+        }
+    });
+}
+
+/// A row of x for each pair, at its place.
+fn sort_floats(cpu: &Cpu, x: &Tensor, places: &[i32], sorted: &mut [f32]) {
+    let (h, k) = (x.row_len(), places.len() / x.rows());
+    let (x, sorted) = (x.as_f32(), SharedMut::new(sorted));
+    cpu.for_each(places.len(), h, |pair| {
+        // SAFETY: every pair has a place of its own.
+        let row = unsafe { sorted.slice(places[pair] as usize * h, h) };
+        row.copy_from_slice(&x[pair / k * h..][..h]);
+    });
+}
+
+/// As `sort_floats`; a token is rounded once.
+fn sort_rounded(cpu: &Cpu, x: &Tensor, places: &[i32], rounding: &Rounding, sorted: &mut [u32]) {
+    let (h, k, words) = (x.row_len(), places.len() / x.rows(), rounding.row());
+    let (x, sorted) = (x.as_f32(), SharedMut::new(sorted));
+    cpu.for_each(places.len() / k, h, |token| {
+        let row = &x[token * h..(token + 1) * h];
+        let place = |choice: usize| places[token * k + choice] as usize * words;
+        // SAFETY: every pair has a place of its own; a whole row of x.
+        unsafe {
+            let first = sorted.slice(place(0), words);
+            let out = first.as_mut_ptr();
+            let job = RoundRows { x: row.as_ptr(), x_row: 0, num_rows: 1, first: 0, terms: h, out };
+            round_rows(cpu.isa, rounding, &job);
+            for choice in 1..k {
+                sorted.slice(place(choice), words).copy_from_slice(first);
+            }
         }
     });
 }
@@ -106,18 +149,17 @@ fn usual_rows(starts: &[i32]) -> usize {
 }
 
 /// `rows[r] = inner[r] · down of the row's expert`
-fn down(cpu: &Cpu, weights: &MatrixBatch, inner: &[f32], rows: SharedMut<f32>, starts: &[i32]) {
+fn down(cpu: &Cpu, weights: &MatrixBatch, inner: Input, rows: SharedMut<f32>, starts: &[i32]) {
     let panels = weights.panels_per_member();
     let job = Gemm {
         x: inner,
-        x_stride: weights.k(),
         rows: 0,
         weights,
         bias: None,
         act: Activation::None,
         out: rows,
         out_stride: weights.n(),
-        head_stride: [0, 0],
+        out_member: 0,
     };
     let per_task = gemm::panels_worth_a_task(weights, usual_rows(starts)).min(panels);
     for_units(cpu, starts, panels, per_task, |expert, units| {
@@ -132,11 +174,17 @@ fn down(cpu: &Cpu, weights: &MatrixBatch, inner: &[f32], rows: SharedMut<f32>, s
 struct UpStage<'a> {
     weights: &'a MatrixBatch,
     /// Sorted rows `[T·k, H]`.
-    x: &'a [f32],
+    x: Input<'a>,
     /// Sorted rows `[T·k, I]`.
-    out: SharedMut<f32>,
+    out: InnerRows,
     inner: usize,
     starts: &'a [i32],
+}
+
+/// What down reads.
+enum InnerRows {
+    Floats(SharedMut<f32>),
+    Rounded(SharedMut<u32>, Rounding),
 }
 
 /// Units, each a panel of gate and one of up, that share packed rows.
@@ -156,12 +204,16 @@ simd_entry! {
 
 #[inline(always)]
 fn up_part_body<S: Simd>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    by_weight_type!(stage.weights.stored_as(), up_part_of::<S>(s, stage, expert, units));
+    by_weight_type!(
+        stage.weights.stored_as(),
+        stage.x.rounded_to(),
+        up_part_of::<S>(s, stage, expert, units)
+    );
 }
 
 #[inline(always)]
 fn up_part_of<S: Simd, W: PanelFormat>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    let mut room = Room { packed: PackedRows::new(), x_sums: GroupSums::new() };
+    let mut room = Room::new();
     let mut sums = [const { PanelSums::new() }; 2 * UNITS];
     for rows in row_blocks(stage.starts, expert) {
         for first in units.clone().step_by(UNITS) {
@@ -174,17 +226,11 @@ fn up_part_of<S: Simd, W: PanelFormat>(s: S, stage: &UpStage<'_>, expert: usize,
                 &mut sums[..2 * units.len()],
                 &mut room,
             );
-            for (unit, sums) in units.zip(sums.as_chunks::<2>().0) {
+            for (unit, sums) in units.zip(sums.as_chunks_mut::<2>().0) {
                 gate(s, stage, unit, rows.clone(), sums);
             }
         }
     }
-}
-
-/// What is made of the rows of x, a block of K at a time.
-struct Room {
-    packed: PackedRows,
-    x_sums: GroupSums,
 }
 
 /// Sorted rows times panels of an expert, from panel `first` on, one for each of `sums`.
@@ -201,19 +247,13 @@ fn products<S: Simd, W: PanelFormat>(
     let panel_bytes = stage.weights.panel_bytes();
     let index = expert * stage.weights.panels_per_member() + first;
     let panels = &stage.weights.as_bytes()[index * panel_bytes..(index + sums.len()) * panel_bytes];
-    let x = &stage.x[rows.start * k..rows.end * k];
-    let k_block = tile::k_block(rows.len());
+    let x = InputRows::of(&stage.x, 0, rows.start);
+    x.check(rows.len(), k);
+    let k_block = tile::k_block_of::<W>(rows.len());
     for k_start in (0..k).step_by(k_block) {
         let k_len = k_block.min(k - k_start);
-        let x = Rows { start: x[k_start..].as_ptr(), row: k, step: 1 };
-        // SAFETY: whole rows of x, at most MAX_ROWS of them.
-        let x = unsafe { room.packed.pack(x, rows.len(), k_len) };
-        let x_sums = if W::GROUP_SUMS {
-            // SAFETY: as above.
-            unsafe { room.x_sums.fill(s, x, rows.len(), k_len) }
-        } else {
-            std::ptr::null()
-        };
+        // SAFETY: checked above, and at most MAX_ROWS.
+        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, rows.len(), [k_start, k_len]) };
         for (panel, sums) in sums.iter_mut().enumerate() {
             let lines = panels[panel * panel_bytes + W::offset(k_start)..].as_ptr();
             let sums = Sums { start: sums.as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
@@ -224,17 +264,28 @@ fn products<S: Simd, W: PanelFormat>(
 }
 
 #[inline(always)]
-fn gate<S: Simd>(s: S, stage: &UpStage<'_>, unit: usize, rows: Range<usize>, sums: &[PanelSums; 2]) {
+fn gate<S: Simd>(s: S, stage: &UpStage<'_>, unit: usize, rows: Range<usize>, sums: &mut [PanelSums; 2]) {
     let columns = (stage.inner - unit * PANEL).min(PANEL);
-    for (i, row) in rows.enumerate() {
-        // SAFETY: this task's own rows and columns; `products` wrote this row of sums.
-        let (out, sums) = unsafe {
-            (stage.out.slice(row * stage.inner + unit * PANEL, columns), [sums[0].row(i), sums[1].row(i)])
-        };
-        for c in (0..columns).step_by(S::LANES) {
-            let gate = math::silu(s, s.load_slice(&sums[0][c..]));
-            s.store_slice(&mut out[c..], s.mul(gate, s.load_slice(&sums[1][c..])));
+    let num_rows = rows.len();
+    for i in 0..num_rows {
+        let [gate, up] = &mut *sums;
+        // SAFETY: `products` wrote this row of sums.
+        let (gate, up) = unsafe { (gate.row_mut(i), up.row(i)) };
+        for c in (0..PANEL).step_by(S::LANES) {
+            let product = s.mul(math::silu(s, s.load_slice(&gate[c..])), s.load_slice(&up[c..]));
+            s.store_slice(&mut gate[c..], product);
         }
+        if let InnerRows::Floats(out) = &stage.out {
+            // SAFETY: this task's own rows and columns.
+            let out = unsafe { out.slice((rows.start + i) * stage.inner + unit * PANEL, columns) };
+            out.copy_from_slice(&gate[..columns]);
+        }
+    }
+    if let InnerRows::Rounded(out, rounding) = &stage.out {
+        let (x, out) = (sums[0].as_mut_ptr(), out.at(rows.start * rounding.row()));
+        let job = RoundRows { x, x_row: PANEL, num_rows, first: unit * PANEL, terms: columns, out };
+        // SAFETY: rows that were written above; this task's own rows and columns.
+        unsafe { round_rows(S::ISA, rounding, &job) };
     }
 }
 

@@ -1,16 +1,17 @@
 //! The order of weights in a panel of 32 rows of a matrix, for the processor: whatever kernels read next lies next in memory.
 //!
 //! ```text
-//! k = 0: w[0][0] w[1][0] … w[31][0]           k = 1: w[0][1] …        f32, f16
-//! k = 0: w[0][0] w[16][0] w[1][0] w[17][0] …                          bf16
+//! k = 0: w[0][0] w[1][0] … w[31][0]                   k = 1: w[0][1] …              f32, f16
+//! k = 0, 1: w[0][0] w[0][1] w[1][0] w[1][1] …         k = 2, 3: w[0][2] w[0][3] …   bf16
 //!
-//! group of 32 k: 32 scales, (32 zeros,) then for each k:              quantised
-//!   w[0] w[1] … w[31], a byte each                                    int8
-//!   w[0] | w[16] << 4, w[1] | w[17] << 4, …                           int4
+//! group of 32 k: 32 scales, (32 zeros,) then for each four k:                       quantised
+//!   w[0][k .. k + 4] w[1][k .. k + 4] … w[31][k .. k + 4], a byte each              int8
+//!   (w[0][k] | w[16][k] << 4) …, four bytes of columns 0 and 16, then of 1 and 17   int4
 //! ```
-//! The bf16 order makes one 32-bit word of columns c and c + 16: a shift gives one vector of f32, a mask the other. Nibbles are
-//! levels in two's complement. Scales and zeros are f16, one for each row. K is filled up with zeros: to a multiple of 16 for
-//! floats, to whole groups for the others, whose last group has scales like any other.
+//! A word of 32 bits holds the terms of one column that an instruction multiplies and sums at once: two of bf16, four of eight bits.
+//! Without such instructions a shift or a mask of a word gives a vector of one term. Bytes of int8 are signed; nibbles are levels + 8,
+//! without a sign. Scales and zeros are f16, one for each row. K is filled up with zeros: to a multiple of 16 for floats, to whole
+//! groups for the others, whose last group has scales like any other.
 
 use crate::matrix::PANEL;
 use crate::quantize::GroupedRow;
@@ -18,21 +19,26 @@ use crate::weight_type::GROUP;
 use crate::{DType, WeightType};
 use half::{bf16, f16};
 
+/// The number of this order. Who keeps packed panels, such as a file, must not use them with another: it changes with every change
+/// to what `pack_row` and `pack_groups` write.
+pub const LAYOUT_VERSION: u32 = 2;
+
+/// What nibbles are above their levels.
+pub(crate) const NIBBLE_OFFSET: i32 = 8;
+
 /// Writes the weights of one output into its column of a panel.
 pub(crate) fn pack_row(panel: &mut [u8], dtype: DType, column: usize, values: &[f32]) {
     let size = dtype.size();
-    let place = match dtype {
-        DType::BF16 if column < PANEL / 2 => 2 * column,
-        DType::BF16 => 2 * (column - PANEL / 2) + 1,
-        _ => column,
-    };
-    let cells = panel.chunks_exact_mut(PANEL * size).map(|line| &mut line[place * size..(place + 1) * size]);
-    for (cell, &value) in cells.zip(values) {
-        match dtype {
-            DType::F32 => cell.copy_from_slice(&value.to_ne_bytes()),
-            DType::BF16 => cell.copy_from_slice(&bf16::from_f32(value).to_bits().to_ne_bytes()),
-            DType::F16 => cell.copy_from_slice(&f16::from_f32_const(value).to_bits().to_ne_bytes()),
-            DType::I32 | DType::U8 => unreachable!("weights are floats"),
+    let terms = if dtype == DType::BF16 { 2 } else { 1 };
+    for (line, values) in panel.chunks_exact_mut(terms * PANEL * size).zip(values.chunks(terms)) {
+        let cells = line[terms * column * size..].chunks_exact_mut(size);
+        for (cell, &value) in cells.zip(values) {
+            match dtype {
+                DType::F32 => cell.copy_from_slice(&value.to_ne_bytes()),
+                DType::BF16 => cell.copy_from_slice(&bf16::from_f32(value).to_bits().to_ne_bytes()),
+                DType::F16 => cell.copy_from_slice(&f16::from_f32_const(value).to_bits().to_ne_bytes()),
+                DType::I32 | DType::U8 => unreachable!("weights are floats"),
+            }
         }
     }
 }
@@ -47,12 +53,18 @@ pub(crate) fn pack_groups(panel: &mut [u8], stored_as: WeightType, column: usize
         if stored_as == WeightType::Int4Zero {
             header[2 * PANEL..][place].copy_from_slice(&row.zeros[index].to_ne_bytes());
         }
-        for (line, &level) in lines.chunks_exact_mut(stored_as.line_bytes()).zip(levels) {
-            let level = level.cast_unsigned();
-            match stored_as {
-                WeightType::Int8 => line[column] = level,
-                _ if column < PANEL / 2 => line[column] = line[column] & 0xf0 | level & 0xf,
-                _ => line[column - PANEL / 2] = line[column - PANEL / 2] & 0xf | level << 4,
+        let nibble = |level: i8| level.wrapping_add(NIBBLE_OFFSET as i8).cast_unsigned() & 0xf;
+        for (line, levels) in lines.chunks_exact_mut(4 * stored_as.line_bytes()).zip(levels.chunks(4)) {
+            let cells = match stored_as {
+                WeightType::Int8 => &mut line[4 * column..],
+                _ => &mut line[4 * (column % (PANEL / 2))..],
+            };
+            for (cell, &level) in cells.iter_mut().zip(levels) {
+                match stored_as {
+                    WeightType::Int8 => *cell = level.cast_unsigned(),
+                    _ if column < PANEL / 2 => *cell = *cell & 0xf0 | nibble(level),
+                    _ => *cell = *cell & 0xf | nibble(level) << 4,
+                }
             }
         }
     }

@@ -11,6 +11,7 @@
 //! falls: partial sums go to memory and come back unchanged. That is what makes a row's bits independent of its company.
 
 use super::simd::Simd;
+use crate::ActivationType;
 use crate::matrix::PANEL;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -18,80 +19,52 @@ use std::mem::MaybeUninit;
 /// How floats lie in memory.
 pub(crate) trait Format {
     type Element: Copy;
-    /// The vectors of columns `lo ..` and `lo + hi ..`, given the address of `lo` as `pass_offset` has it.
+    /// Terms that lie side by side in each column.
+    const STEP: usize;
+    /// The vector of term `TERM` of a line, given the address of its first column.
     ///
     /// # Safety
-    /// Both vectors can be read.
-    unsafe fn load_two<S: Simd>(s: S, from: *const Self::Element, hi: usize) -> (S::V, S::V);
-    /// As `load_two`, the first only.
-    ///
-    /// # Safety
-    /// The vector can be read.
-    unsafe fn load_one<S: Simd>(s: S, from: *const Self::Element) -> S::V;
-    /// Where in a line of a panel the columns `first ..` and `first + 16 ..` begin.
-    fn pass_offset(first: usize) -> usize;
+    /// `STEP` vectors can be read.
+    unsafe fn load<S: Simd, const TERM: usize>(s: S, from: *const Self::Element) -> S::V;
 }
 
 pub(crate) struct F32;
 pub(crate) struct F16;
+/// Two terms in a word of 32 bits.
 pub(crate) struct Bf16;
 
 impl Format for F32 {
     type Element = f32;
+    const STEP: usize = 1;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const f32, hi: usize) -> (S::V, S::V) {
-        // SAFETY: the caller's promise.
-        unsafe { (s.load(from), s.load(from.add(hi))) }
-    }
-    #[inline(always)]
-    unsafe fn load_one<S: Simd>(s: S, from: *const f32) -> S::V {
+    unsafe fn load<S: Simd, const TERM: usize>(s: S, from: *const f32) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load(from) }
-    }
-    #[inline(always)]
-    fn pass_offset(first: usize) -> usize {
-        first
     }
 }
 
 impl Format for F16 {
     type Element = u16;
+    const STEP: usize = 1;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const u16, hi: usize) -> (S::V, S::V) {
-        // SAFETY: the caller's promise.
-        unsafe { (s.load_f16(from), s.load_f16(from.add(hi))) }
-    }
-    #[inline(always)]
-    unsafe fn load_one<S: Simd>(s: S, from: *const u16) -> S::V {
+    unsafe fn load<S: Simd, const TERM: usize>(s: S, from: *const u16) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_f16(from) }
     }
-    #[inline(always)]
-    fn pass_offset(first: usize) -> usize {
-        first
-    }
 }
 
-/// Columns c and c + 16 are neighbours, so `hi` is always 16.
 impl Format for Bf16 {
     type Element = u16;
+    const STEP: usize = 2;
     #[inline(always)]
-    unsafe fn load_two<S: Simd>(s: S, from: *const u16, _: usize) -> (S::V, S::V) {
+    unsafe fn load<S: Simd, const TERM: usize>(s: S, from: *const u16) -> S::V {
         // SAFETY: the caller's promise.
-        unsafe { s.load_bf16_pairs(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_one<S: Simd>(s: S, from: *const u16) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_bf16_pairs(from).0 }
-    }
-    #[inline(always)]
-    fn pass_offset(first: usize) -> usize {
-        2 * first
+        let (even, odd) = unsafe { s.load_bf16_pairs(from) };
+        if TERM == 0 { even } else { odd }
     }
 }
 
-/// The weights of a tile: `w[k]` is at `start + k * stride`, its second vector `hi` columns further.
+/// The weights of a tile: line l, of `STEP` terms, is at `start + l * stride`, its second vector `hi` further.
 pub(crate) struct Columns<W: Format> {
     pub start: *const W::Element,
     pub stride: usize,
@@ -145,29 +118,53 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
             }
         }
         let (mut line, mut column) = (w.start, x.start);
-        for _ in 0..k {
+        for _ in 0..k / W::STEP {
             if M <= 4 {
                 s.prefetch(line.cast::<u8>().wrapping_add(PREFETCH));
+                if W::STEP > 1 {
+                    s.prefetch(line.cast::<u8>().wrapping_add(PREFETCH + 64));
+                }
             }
-            if V == 2 {
-                let (lo, hi) = W::load_two(s, line, w.hi);
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = s.splat(*column.add(r * x.row));
-                    acc[0] = s.fma(x, lo, acc[0]);
-                    acc[1] = s.fma(x, hi, acc[1]);
-                }
-            } else {
-                let lo = W::load_one(s, line);
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    acc[0] = s.fma(s.splat(*column.add(r * x.row)), lo, acc[0]);
-                }
+            term::<S, W, M, V, 0>(s, line, w.hi, column, x.row, &mut acc);
+            if W::STEP > 1 {
+                term::<S, W, M, V, 1>(s, line, w.hi, column.wrapping_add(x.step), x.row, &mut acc);
             }
             line = line.wrapping_add(w.stride);
-            column = column.wrapping_add(x.step);
+            column = column.wrapping_add(W::STEP * x.step);
+        }
+        if W::STEP > 1 && !k.is_multiple_of(W::STEP) {
+            term::<S, W, M, V, 0>(s, line, w.hi, column, x.row, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
                 s.store(sums.start.add(r * sums.row + v * sums.hi), *acc);
+            }
+        }
+    }
+}
+
+/// One term of every sum.
+///
+/// # Safety
+/// As for `tile`.
+#[inline(always)]
+unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: usize>(
+    s: S,
+    line: *const W::Element,
+    hi: usize,
+    column: *const f32,
+    row: usize,
+    acc: &mut [[S::V; V]; M],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lo = W::load::<S, TERM>(s, line);
+        let hi = if V == 2 { W::load::<S, TERM>(s, line.add(hi)) } else { lo };
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let x = s.splat(*column.add(r * row));
+            acc[0] = s.fma(x, lo, acc[0]);
+            if V == 2 {
+                acc[1] = s.fma(x, hi, acc[1]);
             }
         }
     }
@@ -201,18 +198,22 @@ pub(crate) unsafe fn tile_of<S: Simd, W: Format, const V: usize>(
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-/// How the panels of a matrix are walked, floats or groups.
+/// How the panels of a matrix are walked: floats or groups, and activations as they are or rounded.
 pub(crate) trait PanelFormat {
+    /// What rows of x are: floats, or what `rounded` made of them.
+    const ROUNDED_TO: ActivationType;
     /// Whether `panel` reads sums over groups of x.
     const GROUP_SUMS: bool;
+    /// Terms between two visits of memory where there are many rows; a multiple of the group's size. It changes no bit of a sum.
+    const K_BLOCK: usize;
 
-    /// Where in a panel the terms from `k` on begin, in bytes; `k` is a multiple of `K_BLOCK`.
+    /// Where in a panel the terms from `k` on begin, in bytes; `k` is a multiple of `K_BLOCK` or of `LONG_K_BLOCK`.
     fn offset(k: usize) -> usize;
 
     /// Up to any number of rows times one panel's columns: `sums[r][c] (+)= Σ x[r][k] w[k][c]` for 32 columns.
     ///
     /// # Safety
-    /// As for `tile`; `x_sums` is what `GroupSums` made of x where the format asks for it.
+    /// As for `tile`; `x_sums` is what `GroupSums` made of x where the format asks for it, or the headers of rounded rows.
     unsafe fn panel<S: Simd>(
         s: S,
         num_rows: usize,
@@ -228,7 +229,9 @@ pub(crate) trait PanelFormat {
 pub(crate) struct Floats<W>(PhantomData<W>);
 
 impl<W: Format> PanelFormat for Floats<W> {
+    const ROUNDED_TO: ActivationType = ActivationType::F32;
     const GROUP_SUMS: bool = false;
+    const K_BLOCK: usize = K_BLOCK;
 
     fn offset(k: usize) -> usize {
         k * PANEL * size_of::<W::Element>()
@@ -247,8 +250,8 @@ impl<W: Format> PanelFormat for Floats<W> {
         let panel = panel.cast::<W::Element>();
         let blocks = Blocks::new(num_rows, S::TILE_ROWS);
         for first in (0..PANEL / 2).step_by(S::LANES) {
-            let start = panel.wrapping_add(W::pass_offset(first));
-            let w = Columns::<W> { start, stride: PANEL, hi: PANEL / 2 };
+            let start = panel.wrapping_add(W::STEP * first);
+            let w = Columns::<W> { start, stride: W::STEP * PANEL, hi: W::STEP * PANEL / 2 };
             let mut row = 0;
             for block in 0..blocks.count {
                 let rows = blocks.len(block);
@@ -262,18 +265,24 @@ impl<W: Format> PanelFormat for Floats<W> {
     }
 }
 
-/// Calls `$f::<S, format>($args)` for the type of weights.
+/// Calls `$f::<S, format>($args)` for the type of weights and what activations beside them are.
 macro_rules! by_weight_type {
-    ($stored_as:expr, $f:ident::<$s:ident>($($arg:expr),*)) => {
-        match $stored_as {
-            $crate::WeightType::F32 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::F32>>($($arg),*),
-            $crate::WeightType::BF16 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::Bf16>>($($arg),*),
-            $crate::WeightType::F16 => $f::<$s, $crate::cpu::tile::Floats<$crate::cpu::tile::F16>>($($arg),*),
-            $crate::WeightType::Int8 => $f::<$s, $crate::cpu::grouped::Int8>($($arg),*),
-            $crate::WeightType::Int4 => $f::<$s, $crate::cpu::grouped::Int4>($($arg),*),
-            $crate::WeightType::Int4Zero => $f::<$s, $crate::cpu::grouped::Int4Zero>($($arg),*),
+    ($stored_as:expr, $rounded_to:expr, $f:ident::<$s:ident>($($arg:expr),*)) => {{
+        use $crate::cpu::{dot, grouped, tile};
+        match ($stored_as, $rounded_to) {
+            ($crate::WeightType::BF16, $crate::ActivationType::BF16) => $f::<$s, dot::Bf16Pairs>($($arg),*),
+            ($crate::WeightType::Int8, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int8>>($($arg),*),
+            ($crate::WeightType::Int4, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int4>>($($arg),*),
+            ($crate::WeightType::Int4Zero, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int4Zero>>($($arg),*),
+            ($crate::WeightType::F32, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::F32>>($($arg),*),
+            ($crate::WeightType::BF16, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::Bf16>>($($arg),*),
+            ($crate::WeightType::F16, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::F16>>($($arg),*),
+            ($crate::WeightType::Int8, $crate::ActivationType::F32) => $f::<$s, grouped::Int8>($($arg),*),
+            ($crate::WeightType::Int4, $crate::ActivationType::F32) => $f::<$s, grouped::Int4>($($arg),*),
+            ($crate::WeightType::Int4Zero, $crate::ActivationType::F32) => $f::<$s, grouped::Int4Zero>($($arg),*),
+            (weights, activations) => unreachable!("activations of {activations} beside weights of {weights}"),
         }
-    };
+    }};
 }
 pub(crate) use by_weight_type;
 
@@ -282,10 +291,22 @@ pub(crate) const K_BLOCK: usize = 256;
 /// The same where there are few rows: their panels are read once, in one go, and nothing need stay in the first cache.
 pub(crate) const LONG_K_BLOCK: usize = 4096;
 
-/// Terms between two visits of memory for so many rows. It changes no bit of a sum.
+/// Terms between two visits of memory for so many rows of floats. It changes no bit of a sum.
 pub(crate) const fn k_block(num_rows: usize) -> usize {
     if num_rows <= UNPACKED_ROWS { LONG_K_BLOCK } else { K_BLOCK }
 }
+
+/// As `k_block`, for rows as the format wants them.
+pub(crate) fn k_block_of<W: PanelFormat>(num_rows: usize) -> usize {
+    match W::ROUNDED_TO {
+        ActivationType::F32 => k_block(num_rows),
+        _ if num_rows <= ONE_TILE => LONG_K_BLOCK,
+        _ => W::K_BLOCK,
+    }
+}
+
+/// Rounded rows that pass by a panel together.
+const ONE_TILE: usize = 12;
 
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;
@@ -343,6 +364,17 @@ impl PanelSums {
         let row = &self.0[row * PANEL..(row + 1) * PANEL];
         // SAFETY: as many elements, initialised by the caller's promise.
         unsafe { &*row.as_ptr().cast() }
+    }
+}
+
+impl PanelSums {
+    /// # Safety
+    /// The row was written.
+    #[inline(always)]
+    pub unsafe fn row_mut(&mut self, row: usize) -> &mut [f32; PANEL] {
+        let row = &mut self.0[row * PANEL..(row + 1) * PANEL];
+        // SAFETY: as many elements, initialised by the caller's promise.
+        unsafe { &mut *row.as_mut_ptr().cast() }
     }
 }
 

@@ -1,11 +1,12 @@
 //! linear:       out[t, n] = act(Σ_k x[t, k] · w[n, k] + bias[n])
 //! heads_linear: out[t, h, n] = Σ_k x[t, h, k] · w[h, n, k]
-//! x [T, K] or heads that make up K, f32 · w f32 | bf16 | f16 packed · bias [N] f32 · out f32 · sums in f32, one term after the other in the order of k
+//! x [T, K] or heads that make up K, f32, rounded as `Device::activation_type` says · w of any `WeightType`, packed · bias [N] f32 · out f32
+//! sums in f32, in the order of k: one term after the other, or what one instruction sums (two of bf16), or group after group
 //! 2·T·N·K FLOP; moves size·N·K bytes of weights
 
 use super::rows::as_heads;
 use crate::cpu::SharedMut;
-use crate::cpu::gemm::{self, Gemm};
+use crate::cpu::gemm::{self, Gemm, Input};
 use crate::cuda::linear::{self as cuda_linear, Strides};
 use crate::{Device, Matrix, MatrixBatch, Tensor};
 
@@ -31,15 +32,14 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
     match &out.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
-                x: x.as_f32(),
-                x_stride: k,
+                x: Input::Floats { x: x.as_f32(), row: k, member: 0 },
                 rows: t,
                 weights: w.as_batch(),
                 bias: bias.map(Tensor::as_f32),
                 act,
                 out: SharedMut::new(out.as_f32_mut()),
                 out_stride: n,
-                head_stride: [0, 0],
+                out_member: 0,
             };
             gemm::run(cpu, &job);
         }
@@ -101,15 +101,14 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
     match &out.tensor.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
-                x: &x.tensor.as_f32()[x.offset..],
-                x_stride: h * x_len,
+                x: Input::Floats { x: &x.tensor.as_f32()[x.offset..], row: h * x_len, member: x_len },
                 rows: t,
                 weights: w,
                 bias: None,
                 act: Activation::None,
                 out: SharedMut::new(&mut out.tensor.as_f32_mut()[out.offset..]),
                 out_stride: h * out_len,
-                head_stride: [x_len, out_len],
+                out_member: out_len,
             };
             gemm::run(cpu, &job);
         }

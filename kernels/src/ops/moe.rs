@@ -2,15 +2,16 @@
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
 use crate::cpu::moe;
+use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
 use crate::{DType, Device, Experts, Tensor};
 
 /// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
 #[derive(Debug)]
 pub struct MoeScratch {
-    /// `[T·k, H]`: the input of each pair, later its output.
+    /// `[T·k, H]`, or as long as rounded rows are: the input of each pair, later its output.
     pub(crate) rows: Tensor,
-    /// `[T·k, I]`: silu(gate) * up.
+    /// `[T·k, I]`, or as long as rounded rows are: silu(gate) * up.
     pub(crate) inner: Tensor,
     /// `[T·k]`: where the sorted row of each pair is.
     pub(crate) places: Tensor,
@@ -45,7 +46,8 @@ impl MoeScratch {
 
 fn shapes(max_tokens: usize, [experts, hidden, inner]: [usize; 3], top_k: usize) -> [[usize; 2]; 4] {
     let pairs = max_tokens * top_k;
-    [[pairs, hidden], [pairs, inner], [pairs, 1], [experts + 1, 1]]
+    let width = |k: usize| k.max(Rounding::most_words(k));
+    [[pairs, width(hidden)], [pairs, width(inner)], [pairs, 1], [experts + 1, 1]]
 }
 
 pub fn moe(

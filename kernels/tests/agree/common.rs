@@ -1,7 +1,7 @@
 //! What the tests of ops share: devices to try, numbers to fill in, comparisons.
 
 use half::{bf16, f16};
-use kernels::{CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor, WeightType};
+use kernels::{ActivationChoice, CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor, WeightType};
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -11,9 +11,20 @@ pub fn devices() -> Vec<Device> {
     isas.flat_map(|isa| [1, 3].map(|threads| device(isa, threads))).collect()
 }
 
+/// Activations stay f32.
 pub fn device(isa: Isa, threads: usize) -> Device {
-    Device::cpu_with(CpuOptions { threads: Some(threads), isa: Some(isa) })
-        .expect("an available instruction set")
+    let options = CpuOptions { threads: Some(threads), isa: Some(isa), activations: ActivationChoice::F32 };
+    Device::cpu_with(options).expect("an available instruction set")
+}
+
+/// Every instruction set of this machine that rounds activations, with one thread and with more: to bf16, or to int8, or to both.
+pub fn rounding_devices() -> Vec<Device> {
+    let isas = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    let of = |isa, activations| {
+        [1, 3].map(|threads| CpuOptions { threads: Some(threads), isa: Some(isa), activations })
+    };
+    let options = isas().flat_map(|isa| [of(isa, ActivationChoice::BF16), of(isa, ActivationChoice::Int8)]);
+    options.flatten().filter_map(|options| Device::cpu_with(options).ok()).collect()
 }
 
 /// Numbers in ±1 that look random, the same for the same seed.

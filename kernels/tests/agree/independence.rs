@@ -12,6 +12,20 @@ fn families() -> Vec<Vec<Device>> {
     isas.map(|isa| [1, 2, 3].map(|threads| device(isa, threads)).to_vec()).collect()
 }
 
+/// As `families`, with activations as they are, and rounded in every way that the machine can.
+fn families_of_products() -> Vec<Vec<Device>> {
+    let isas = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    let with = |isa, activations| {
+        let options = |threads| CpuOptions { threads: Some(threads), isa: Some(isa), activations };
+        let devices: Result<Vec<Device>, _> =
+            [1, 2, 3].map(|n| Device::cpu_with(options(n))).into_iter().collect();
+        devices.ok()
+    };
+    let rounding =
+        isas().flat_map(|isa| [with(isa, ActivationChoice::BF16), with(isa, ActivationChoice::Int8)]);
+    families().into_iter().chain(rounding.flatten()).collect()
+}
+
 /// `run(device, rows)` gives the output of some of the rows; all must equal what they are together, on the first device.
 fn check(
     what: &str,
@@ -19,7 +33,17 @@ fn check(
     subsets: &[std::ops::Range<usize>],
     run: impl Fn(&Device, std::ops::Range<usize>) -> Vec<f32>,
 ) {
-    for family in families() {
+    check_on(families(), what, num_rows, subsets, run);
+}
+
+fn check_on(
+    families: Vec<Vec<Device>>,
+    what: &str,
+    num_rows: usize,
+    subsets: &[std::ops::Range<usize>],
+    run: impl Fn(&Device, std::ops::Range<usize>) -> Vec<f32>,
+) {
+    for family in families {
         let together = bits(&run(&family[0], 0..num_rows));
         let row_len = together.len() / num_rows;
         for device in &family {
@@ -60,12 +84,18 @@ fn rows_of_linear_layers() {
     let bias = Host::random(DType::F32, &[n], 2);
     for dtype in WeightType::ALL {
         let w = Host::random(DType::F32, &[n, k], 3);
-        check("linear", t, &[0..1, 7..8, 3..5, 150..162, 5..149, 210..211], |device, rows| {
-            let w = Matrix::pack(device, dtype, &[w.view()]);
-            let x = tensor(device, part(&x, rows.clone()));
-            let bias = bias.tensor(device);
-            guarded(device, rows.len(), n, |out| linear(&x, &w, Some(&bias), Activation::GeluTanh, out))
-        });
+        check_on(
+            families_of_products(),
+            "linear",
+            t,
+            &[0..1, 7..8, 3..5, 150..162, 5..149, 210..211],
+            |device, rows| {
+                let w = Matrix::pack(device, dtype, &[w.view()]);
+                let x = tensor(device, part(&x, rows.clone()));
+                let bias = bias.tensor(device);
+                guarded(device, rows.len(), n, |out| linear(&x, &w, Some(&bias), Activation::GeluTanh, out))
+            },
+        );
     }
 }
 
@@ -75,7 +105,7 @@ fn rows_of_heads() {
     let x = Host::random(DType::F32, &[t, h, k], 1);
     let w = Host::random(DType::BF16, &[h * n, k], 2);
     for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4Zero] {
-        check("heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
+        check_on(families_of_products(), "heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
             let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
             let w = MatrixBatch::pack_f32(device, stored_as, [h, n, k], &value);
             let x = tensor(device, part(&x, rows.clone()));
@@ -95,7 +125,7 @@ fn rows_of_experts() {
     let ids: Vec<f32> = (0..t * k).map(|pair| ((pair * 7 + pair / 11) % e) as f32).collect();
     let ids = Host::new(DType::F32, &[t, k], &ids);
     for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
-        check("moe", t, &[0..1, 162..163, 9..12, 1..150], |device, rows| {
+        check_on(families_of_products(), "moe", t, &[0..1, 162..163, 9..12, 1..150], |device, rows| {
             let experts = Experts::random(device, stored_as, [e, h, i], 0.2, 4);
             let mut chosen = Tensor::zeros(device, DType::I32, &[rows.len(), k]);
             for (id, value) in chosen.as_i32_mut().iter_mut().zip(part(&ids, rows.clone()).1) {

@@ -7,4 +7,5 @@ mod independence;
 mod matrices;
 mod naive;
 mod pages;
+mod rounded;
 mod small;

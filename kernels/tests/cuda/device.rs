@@ -33,7 +33,8 @@ fn real() -> Device {
         folder("PERILUNE_KERNEL_CACHE").unwrap_or_else(|| std::env::temp_dir().join("perilune-kernels"));
     let options = NvidiaOptions { ordinal: 0, cache: Cache::new(cache), nvrtc: folder("PERILUNE_NVRTC_DIR") };
     let driver = Nvidia::new(options).unwrap_or_else(|error| panic!("{error}"));
-    Device::cuda(Box::new(driver), 64 << 20, CpuOptions { threads: Some(2), isa: None }).expect("memory")
+    Device::cuda(Box::new(driver), 64 << 20, CpuOptions { threads: Some(2), ..CpuOptions::default() })
+        .expect("memory")
 }
 
 /// As `emulated`, with another number of multiprocessors, where it can be chosen.
@@ -51,6 +52,6 @@ pub fn edited(seed: u64, from: &'static str, to: &'static str) -> Device {
 
 fn open(options: EmulatorOptions) -> Device {
     let emulator = Emulator::new(options).expect("a C++ compiler");
-    Device::cuda(Box::new(emulator), 64 << 20, CpuOptions { threads: Some(2), isa: None })
+    Device::cuda(Box::new(emulator), 64 << 20, CpuOptions { threads: Some(2), ..CpuOptions::default() })
         .expect("an emulated device")
 }

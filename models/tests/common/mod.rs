@@ -1,14 +1,16 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+pub mod late;
+
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 use models::{
-    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
-    QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded,
+    MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -50,6 +52,7 @@ pub fn options() -> LoadOptions {
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::F32,
         quantization: QuantizationChoice::Auto,
+        activations: ActivationsChoice::F32,
         max_model_len: Some(300),
         max_num_seqs: 40,
         max_num_batched_tokens: 331,
@@ -66,6 +69,7 @@ pub fn emulated() -> LoadOptions {
     LoadOptions {
         device: DeviceChoice::CudaEmulated,
         kernels: KernelOptions { cache: Some(cache.into()), nvrtc: None },
+        activations: ActivationsChoice::Auto,
         max_model_len: Some(100),
         max_num_seqs: 12,
         max_num_batched_tokens: 64,
@@ -99,7 +103,7 @@ pub fn bare_gpu() -> Device {
         DeviceChoice::CudaEmulated => Box::new(Emulator::new(EmulatorOptions::new("c++", cache)).unwrap()),
         _ => Box::new(Nvidia::new(NvidiaOptions { ordinal: 0, cache, nvrtc }).unwrap()),
     };
-    Device::cuda(driver, 8 << 20, CpuOptions { threads: Some(2), isa: None }).unwrap()
+    Device::cuda(driver, 8 << 20, CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()
 }
 
 pub fn load(name: &str, options: &LoadOptions) -> Loaded {

@@ -11,8 +11,8 @@ pub mod scripted;
 use client::{Connection, Response};
 use fake::{Control, Fault};
 use models::{
-    DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit, ModelFiles,
-    QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit,
+    ModelFiles, QuantizationChoice,
 };
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
@@ -63,6 +63,7 @@ pub fn small_load() -> LoadOptions {
         load_format: LoadFormat::Auto,
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
+        activations: ActivationsChoice::Auto,
         max_model_len: Some(512),
         max_num_seqs: 16,
         max_num_batched_tokens: 512,

@@ -4,14 +4,19 @@
 //! each inside a function that has the features, and picks one by [`Isa`]. The vector types are tokens: holding an `Avx512`
 //! proves that the processor has it, so arithmetic is safe to call and only raw loads and stores are not.
 
+pub(crate) mod dot;
 pub(crate) mod math;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_dot;
 
 pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_dot::{Bf16Dot, Vnni};
 
 use std::fmt;
 
@@ -28,6 +33,25 @@ impl Isa {
 
     pub fn best() -> Self {
         Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether there is a kernel for it that multiplies bf16 by bf16.
+    pub fn has_bf16_dots(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512 && Bf16Dot::is_available();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
+    /// Whether there is a kernel for it that multiplies bytes by bytes.
+    pub fn has_int8_dots(self) -> bool {
+        match self {
+            Self::Portable | Self::Avx2 => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Vnni::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 => false,
+        }
     }
 
     pub fn is_available(self) -> bool {
@@ -102,14 +126,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `2 * LANES` elements can be read.
     unsafe fn load_bf16_pairs(self, from: *const u16) -> (Self::V, Self::V);
-    /// Signed bytes.
+    /// Byte `BYTE` of each 32-bit word, signed.
     /// # Safety
-    /// `LANES` bytes can be read.
-    unsafe fn load_i8(self, from: *const u8) -> Self::V;
-    /// The low and the high half of each byte, numbers of four bits in two's complement.
+    /// `LANES` words can be read.
+    unsafe fn load_byte<const BYTE: usize>(self, from: *const u8) -> Self::V;
+    /// Byte `BYTE` of each 32-bit word: its low and its high half, each less 8.
     /// # Safety
-    /// `LANES` bytes can be read.
-    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V);
+    /// `LANES` words can be read.
+    unsafe fn load_nibbles<const BYTE: usize>(self, from: *const u8) -> (Self::V, Self::V);
     /// Asks for a cache line. Any address will do.
     fn prefetch(self, address: *const u8);
 
@@ -180,3 +204,34 @@ macro_rules! simd_entry {
     };
 }
 pub(crate) use simd_entry;
+
+/// As `simd_entry!`, for bodies that are generic over [`dot::Dot`].
+macro_rules! dot_entry {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vnni,avx2,fma,f16c")]
+            fn vnni($($arg: $ty),*) {
+                // SAFETY: this function has the features.
+                $body(unsafe { $crate::cpu::simd::Vnni::new() }, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $ty),*) {
+                // SAFETY: this function has the features.
+                $body(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
+            }
+            match isa {
+                // SAFETY: a device rounds to int8 only where `Isa::has_int8_dots`.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Isa::Avx512 => unsafe { vnni($($arg),*) },
+                // SAFETY: a device has only an Isa that was found on this processor.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => $body($crate::cpu::simd::Portable, $($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use dot_entry;

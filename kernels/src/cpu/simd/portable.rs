@@ -95,16 +95,17 @@ impl Simd for Portable {
         (pairs.map(|p| widen(p[0])), pairs.map(|p| widen(p[1])))
     }
     #[inline(always)]
-    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+    unsafe fn load_byte<const BYTE: usize>(self, from: *const u8) -> Self::V {
         // SAFETY: the caller's promise.
-        let bytes = unsafe { from.cast::<[i8; N]>().read_unaligned() };
-        bytes.map(f32::from)
+        let words = unsafe { from.cast::<[[i8; 4]; N]>().read_unaligned() };
+        words.map(|bytes| f32::from(bytes[BYTE]))
     }
     #[inline(always)]
-    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+    unsafe fn load_nibbles<const BYTE: usize>(self, from: *const u8) -> (Self::V, Self::V) {
         // SAFETY: the caller's promise.
-        let bytes = unsafe { from.cast::<[i8; N]>().read_unaligned() };
-        (bytes.map(|b| f32::from(b << 4 >> 4)), bytes.map(|b| f32::from(b >> 4)))
+        let words = unsafe { from.cast::<[[u8; 4]; N]>().read_unaligned() };
+        let level = |nibble: u8| f32::from(nibble.cast_signed() - 8);
+        (words.map(|bytes| level(bytes[BYTE] & 15)), words.map(|bytes| level(bytes[BYTE] >> 4)))
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}

@@ -100,17 +100,27 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(self, from: *const u8) -> Self::V {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+    unsafe fn load_byte<const BYTE: usize>(self, from: *const u8) -> Self::V {
         // SAFETY: the caller's promise.
         unsafe {
-            let pairs = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
-            let low = _mm256_srai_epi32(_mm256_slli_epi32(pairs, 28), 28);
-            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 4)))
+            let words = _mm256_loadu_si256(from.cast());
+            let top = _mm256_sllv_epi32(words, _mm256_set1_epi32(24 - 8 * BYTE as i32));
+            _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles<const BYTE: usize>(self, from: *const u8) -> (Self::V, Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = _mm256_loadu_si256(from.cast());
+            let nibble = |shift: usize| {
+                let bits = _mm256_and_si256(
+                    _mm256_srlv_epi32(words, _mm256_set1_epi32(shift as i32)),
+                    _mm256_set1_epi32(15),
+                );
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(bits, _mm256_set1_epi32(8)))
+            };
+            (nibble(8 * BYTE), nibble(8 * BYTE + 4))
         }
     }
     #[inline(always)]
@@ -183,21 +193,26 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+    unsafe fn load_byte<const BYTE: usize>(self, from: *const u8) -> Self::V {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+        unsafe {
+            let words = _mm512_loadu_si512(from.cast());
+            let top = _mm512_sllv_epi32(words, _mm512_set1_epi32(24 - 8 * BYTE as i32));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24))
+        }
     }
-    // Sixteen numbers are one register: a permutation by the low four bits of each lane looks them up. The high half is converted
-    // instead, in units that permutations do not need.
+    // Sixteen numbers are one register: a permutation by the low four bits of each lane looks them up.
     #[inline(always)]
-    unsafe fn load_i4_pairs(self, from: *const u8) -> (Self::V, Self::V) {
+    unsafe fn load_nibbles<const BYTE: usize>(self, from: *const u8) -> (Self::V, Self::V) {
         // SAFETY: the caller's promise.
         unsafe {
             let levels = _mm512_setr_ps(
-                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0,
+                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
             );
-            let pairs = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()));
-            (_mm512_permutexvar_ps(pairs, levels), _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 4)))
+            let words = _mm512_loadu_si512(from.cast());
+            let nibble = |shift: usize| _mm512_srlv_epi32(words, _mm512_set1_epi32(shift as i32));
+            let (low, high) = (nibble(8 * BYTE), nibble(8 * BYTE + 4));
+            (_mm512_permutexvar_ps(low, levels), _mm512_permutexvar_ps(high, levels))
         }
     }
     #[inline(always)]

@@ -1,0 +1,209 @@
+//! Products of bytes with AVX2 and with AVX512-VNNI, and of pairs of bf16 with AVX512-BF16.
+
+use super::dot::Dot;
+use super::{Avx2, Avx512, Simd};
+use std::arch::x86_64::*;
+
+/// Proof that the processor has AVX512-VNNI and what `Avx512` needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni(Avx512);
+
+/// Proof that the processor has AVX512-BF16 and what `Avx512` needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Dot(Avx512);
+
+impl Vnni {
+    pub fn is_available() -> bool {
+        is_x86_feature_detected!("avx512vnni")
+    }
+
+    /// # Safety
+    /// The processor has AVX512-VNNI and what `Avx512` needs.
+    #[inline(always)]
+    pub unsafe fn new() -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { Avx512::new() })
+    }
+}
+
+/// Methods that are one expression of intrinsics over values.
+macro_rules! values {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $e:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: the token proves that the processor has the instructions.
+            unsafe { $e }
+        }
+    )*};
+}
+
+impl Dot for Avx2 {
+    type S = Self;
+    type W = __m256i;
+    const BYTE_OFFSET: i32 = 0;
+    const TILE_ROWS: usize = 2;
+
+    values! {
+        splat(x: i32) -> __m256i = _mm256_set1_epi32(x);
+        // A pair of products is at most 2 · 128 · 127 and fits 16 bits: magnitudes on one side, signs on the other. The magnitude
+        // of -128 is a byte without a sign.
+        dot_bytes(acc: __m256i, w: __m256i, x: __m256i) -> __m256i = {
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        };
+        dot_nibbles(acc: __m256i, w: __m256i, x: __m256i) -> __m256i = {
+            let pairs = _mm256_maddubs_epi16(w, x);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        };
+        low_nibbles(w: __m256i) -> __m256i = _mm256_and_si256(w, _mm256_set1_epi8(15));
+        high_nibbles(w: __m256i) -> __m256i = _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15));
+        add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        max(a: __m256i, b: __m256i) -> __m256i = _mm256_max_epi32(a, b);
+        to_floats(w: __m256i) -> __m256 = _mm256_cvtepi32_ps(w);
+        round(x: __m256) -> __m256i = _mm256_cvtps_epi32(x);
+        magnitude_bits(x: __m256) -> __m256i = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
+        sum(w: __m256i) -> i32 = sum4(_mm_add_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+        largest(w: __m256i) -> i32 = largest4(_mm_max_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+    }
+    #[inline(always)]
+    fn simd(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const u8) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, w: __m256i) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_and_si256(w, _mm256_set1_epi32(255));
+            let words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum4(w: __m128i) -> i32 {
+    let w = _mm_add_epi32(w, _mm_shuffle_epi32(w, 0b1110));
+    _mm_cvtsi128_si32(_mm_add_epi32(w, _mm_shuffle_epi32(w, 1)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn largest4(w: __m128i) -> i32 {
+    let w = _mm_max_epi32(w, _mm_shuffle_epi32(w, 0b1110));
+    _mm_cvtsi128_si32(_mm_max_epi32(w, _mm_shuffle_epi32(w, 1)))
+}
+
+impl Dot for Vnni {
+    type S = Avx512;
+    type W = __m512i;
+    // The instruction takes bytes without a sign on one side.
+    const BYTE_OFFSET: i32 = 128;
+    const TILE_ROWS: usize = 6;
+
+    values! {
+        splat(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        dot_bytes(acc: __m512i, w: __m512i, x: __m512i) -> __m512i =
+            _mm512_dpbusd_epi32(acc, _mm512_xor_si512(w, _mm512_set1_epi32(0x8080_8080_u32.cast_signed())), x);
+        dot_nibbles(acc: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, w, x);
+        low_nibbles(w: __m512i) -> __m512i = _mm512_and_si512(w, _mm512_set1_epi32(0x0f0f_0f0f));
+        high_nibbles(w: __m512i) -> __m512i =
+            _mm512_and_si512(_mm512_srli_epi32(w, 4), _mm512_set1_epi32(0x0f0f_0f0f));
+        add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        max(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+        to_floats(w: __m512i) -> __m512 = _mm512_cvtepi32_ps(w);
+        round(x: __m512) -> __m512i = _mm512_cvtps_epi32(x);
+        magnitude_bits(x: __m512) -> __m512i =
+            _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+        sum(w: __m512i) -> i32 = {
+            let half = _mm256_add_epi32(_mm512_castsi512_si256(w), _mm512_extracti64x4_epi64(w, 1));
+            sum4(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)))
+        };
+        largest(w: __m512i) -> i32 = {
+            let half = _mm256_max_epi32(_mm512_castsi512_si256(w), _mm512_extracti64x4_epi64(w, 1));
+            largest4(_mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)))
+        };
+    }
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const u8) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, w: __m512i) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(w)) }
+    }
+}
+
+impl Bf16Dot {
+    /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
+    pub const TILE_ROWS: usize = 12;
+
+    pub fn is_available() -> bool {
+        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
+    }
+
+    /// # Safety
+    /// The processor has AVX512-BF16, AVX512-BW and what `Avx512` needs.
+    #[inline(always)]
+    pub unsafe fn new() -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { Avx512::new() })
+    }
+
+    #[inline(always)]
+    pub fn simd(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub fn splat(self, pair: u32) -> __m512i {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+
+    /// In each lane `acc` and the sum of two products.
+    #[inline(always)]
+    pub fn dot_pairs(self, acc: __m512, w: __m512i, x: __m512i) -> __m512 {
+        // SAFETY: the token proves that the processor has the instruction.
+        unsafe { _mm512_dpbf16_ps(acc, bf16(w), bf16(x)) }
+    }
+
+    /// # Safety
+    /// 64 bytes can be read.
+    #[inline(always)]
+    pub unsafe fn load(self, from: *const u8) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    /// Sixteen floats, rounded to nearest even; numbers below the normal ones become zero.
+    ///
+    /// # Safety
+    /// 32 bytes can be written.
+    #[inline(always)]
+    pub unsafe fn store_rounded(self, to: *mut u8, x: <Avx512 as Simd>::V) {
+        // SAFETY: the caller's promise, and the token's.
+        unsafe {
+            let pairs = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            _mm256_storeu_si256(to.cast(), pairs);
+        }
+    }
+}
+
+/// The same bits as pairs of bf16.
+#[inline(always)]
+fn bf16(words: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of which any bits are a value.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(words) }
+}

@@ -1,0 +1,229 @@
+//! Products over rounded activations: against f64 over what they were rounded to, and experts against the linear layers they consist
+//! of, bit for bit.
+
+use crate::common::*;
+use crate::naive;
+use kernels::ops::*;
+use kernels::*;
+
+/// What a row counts as beside weights of this type.
+fn rounded(device: &Device, weights: WeightType, row: &[f64]) -> Vec<f64> {
+    match device.activation_type(weights) {
+        ActivationType::F32 => row.to_vec(),
+        ActivationType::BF16 => row.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect(),
+        ActivationType::Int8 => row.chunks(GROUP).flat_map(rounded_group).collect(),
+    }
+}
+
+fn rounded_group(group: &[f64]) -> Vec<f64> {
+    let largest = group.iter().fold(0.0f32, |max, &x| max.max((x as f32).abs()));
+    let (scale, by) = if largest == 0.0 { (0.0, 0.0) } else { (largest * (1.0 / 127.0), 127.0 / largest) };
+    group.iter().map(|&x| f64::from(scale) * f64::from((x as f32 * by).round_ties_even())).collect()
+}
+
+#[test]
+fn devices_round_as_they_were_told() {
+    let devices = rounding_devices();
+    assert!(!devices.is_empty(), "bytes are multiplied everywhere");
+    let with =
+        |isa, activations| Device::cpu_with(CpuOptions { threads: Some(1), isa: Some(isa), activations });
+    let quantised = [WeightType::Int8, WeightType::Int4, WeightType::Int4Zero];
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for weights in WeightType::ALL {
+            let device = with(isa, ActivationChoice::F32).unwrap();
+            assert_eq!(device.activation_type(weights), ActivationType::F32);
+            let auto = with(isa, ActivationChoice::Auto).unwrap().activation_type(weights);
+            if matches!(weights, WeightType::F32 | WeightType::F16) || isa == Isa::Portable {
+                assert_eq!(auto, ActivationType::F32, "{isa} {weights}");
+            }
+            match with(isa, ActivationChoice::BF16) {
+                Ok(device) => {
+                    assert!(isa.has_bf16_dots());
+                    let to_bf16 = device.activation_type(weights) == ActivationType::BF16;
+                    assert_eq!(to_bf16, weights == WeightType::BF16, "{isa} {weights}");
+                }
+                Err(error) => {
+                    assert!(!isa.has_bf16_dots());
+                    assert!(error.to_string().contains("bfloat16"), "{error}");
+                }
+            }
+            if let Ok(device) = with(isa, ActivationChoice::Int8) {
+                let to_int8 = device.activation_type(weights) == ActivationType::Int8;
+                assert_eq!(to_int8, quantised.contains(&weights), "{isa} {weights}");
+            }
+        }
+    }
+}
+
+/// At most 3e-6 of the largest value apart.
+#[test]
+fn linear_layers_over_rounded_rows() {
+    let sizes =
+        [(1, 1, 1), (1, 33, 257), (2, 31, 3), (5, 67, 300), (13, 32, 256), (29, 97, 1313), (151, 65, 270)];
+    for device in rounding_devices() {
+        for (t, n, k) in sizes {
+            for dtype in WeightType::ALL {
+                let what = format!("{device:?} {dtype} T {t} N {n} K {k}");
+                let x = Host::random(DType::F32, &[t, k], 1);
+                let w = Host::random(DType::F32, &[n, k], 3);
+                let packed = Matrix::pack(&device, dtype, &[w.view()]);
+                let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
+                linear(&x.tensor(&device), &packed, None, Activation::QuickGelu, &mut out);
+                let x: Vec<_> = x.rows().iter().map(|row| rounded(&device, dtype, row)).collect();
+                let expected = naive::linear(&x, &kept(dtype, &w.values, k), None, Activation::QuickGelu);
+                assert_close(out.as_f32(), &expected.concat(), 3e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_over_rounded_rows() {
+    let (t, h, k, n) = (5, 3, 71, 37);
+    for device in rounding_devices() {
+        for dtype in [WeightType::BF16, WeightType::Int8, WeightType::Int4Zero] {
+            let x = Host::random(DType::F32, &[t, h, 75], 1);
+            let w = Host::random(DType::F32, &[h * n, k], 2);
+            let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
+            let packed = MatrixBatch::pack_f32(&device, dtype, [h, n, k], &value);
+            let mut out = Tensor::from_f32(&device, &[t, h, 40], &vec![9.0; t * h * 40]);
+            let from = x.tensor(&device);
+            let x_slice = HeadSlice { tensor: &from, offset: 3, len: k };
+            heads_linear(x_slice, &packed, HeadSliceMut { tensor: &mut out, offset: 2, len: n });
+            for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
+                let weights = kept(dtype, &w.values[i % h * n * k..][..n * k], k);
+                let x = rounded(&device, dtype, &x[3..3 + k]);
+                let expected = naive::linear(&vec![x], &weights, None, Activation::None);
+                assert_close(&out[2..39], &expected[0], 3e-6, &format!("{device:?} {dtype} row {i}"));
+                assert_eq!([out[0], out[1], out[39]], [9.0; 3], "outside the slice");
+            }
+        }
+    }
+}
+
+/// `silu(x · gate) * (x · up)`, rounded again, times down, for every pair; and the weighted sums.
+fn composed(device: &Device, parts: &[[Matrix; 3]], x: &[f32], ids: &[i32], weights: &[f32]) -> Vec<f32> {
+    let (h, i, k) = (parts[0][0].k(), parts[0][0].n(), ids.len() * parts[0][0].k() / x.len());
+    let mut sums = vec![0.0; x.len()];
+    for (pair, &id) in ids.iter().enumerate() {
+        let [gate, up, down] = &parts[id as usize];
+        let x = Tensor::from_f32(device, &[1, h], &x[pair / k * h..][..h]);
+        let mut both = vec![0.0; 2 * i];
+        for (matrix, half) in [gate, up].into_iter().zip(both.chunks_mut(i)) {
+            let mut out = Tensor::zeros(device, DType::F32, &[1, i]);
+            linear(&x, matrix, None, Activation::None, &mut out);
+            half.copy_from_slice(out.as_f32());
+        }
+        let mut inner = Tensor::zeros(device, DType::F32, &[1, i]);
+        silu_mul(&Tensor::from_f32(device, &[1, 2 * i], &both), &mut inner);
+        let mut out = Tensor::zeros(device, DType::F32, &[1, h]);
+        linear(&inner, down, None, Activation::None, &mut out);
+        for (sum, &y) in sums[pair / k * h..][..h].iter_mut().zip(out.as_f32()) {
+            *sum = match device.isa() {
+                Isa::Portable => weights[pair] * y + *sum,
+                _ => weights[pair].mul_add(y, *sum),
+            };
+        }
+    }
+    sums
+}
+
+#[test]
+fn experts_are_the_layers_they_consist_of() {
+    for device in devices().into_iter().chain(rounding_devices()) {
+        for (dtype, t, h, i, e, k) in [
+            (WeightType::F32, 3, 40, 33, 3, 2),
+            (WeightType::BF16, 7, 67, 33, 5, 2),
+            (WeightType::BF16, 1, 5, 3, 2, 1),
+            (WeightType::BF16, 301, 33, 65, 3, 2),
+            (WeightType::Int8, 7, 67, 33, 5, 2),
+            (WeightType::Int8, 61, 270, 97, 4, 3),
+            (WeightType::Int4, 1, 5, 3, 2, 1),
+            (WeightType::Int4, 150, 33, 65, 1, 1),
+            (WeightType::Int4Zero, 19, 290, 64, 5, 2),
+        ] {
+            let what = format!("{device:?} {dtype} T {t} H {h} I {i} E {e} k {k}");
+            let hosts: Vec<[Host; 3]> = (0..e as u64)
+                .map(|e| {
+                    [(0, [i, h]), (1, [i, h]), (2, [h, i])]
+                        .map(|(p, shape)| Host::random(DType::BF16, &shape, 3 * e + p))
+                })
+                .collect();
+            let sources: Vec<ExpertSource> = hosts
+                .iter()
+                .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
+                .collect();
+            let experts = Experts::pack(&device, dtype, &sources);
+            let parts: Vec<[Matrix; 3]> = hosts
+                .iter()
+                .map(|parts| parts.each_ref().map(|part| Matrix::pack(&device, dtype, &[part.view()])))
+                .collect();
+            let (x, weights) = (values(90, t * h), values(91, t * k));
+            let ids: Vec<i32> =
+                (0..t * k).map(|pair| ((pair * 7 + pair / 5) % (e - 1).max(1)) as i32).collect();
+            let mut id_tensor = Tensor::zeros(&device, DType::I32, &[t, k]);
+            id_tensor.as_i32_mut().copy_from_slice(&ids);
+            let mut scratch = MoeScratch::new(&device, t + 2, [e, h, i], k);
+            let mut out = Tensor::from_f32(&device, &[t, h], &vec![7.0; t * h]);
+            let [x_tensor, weight_tensor] =
+                [(&x, [t, h]), (&weights, [t, k])].map(|(v, shape)| Tensor::from_f32(&device, &shape, v));
+            moe(&x_tensor, &experts, &id_tensor, &weight_tensor, &mut scratch, &mut out);
+            let expected = composed(&device, &parts, &x, &ids, &weights);
+            assert!(bits(out.as_f32()) == bits(&expected), "{what}");
+        }
+    }
+}
+
+/// What is not finite stays visible, tiny values count as zero, and neither touches other rows.
+#[test]
+fn values_that_have_no_scale() {
+    let (n, k) = (35, 70);
+    for device in rounding_devices() {
+        for dtype in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
+            let w = Host::random(DType::F32, &[n, k], 3);
+            let packed = Matrix::pack(&device, dtype, &[w.view()]);
+            let run = |x: &[f32]| {
+                let mut out = Tensor::zeros(&device, DType::F32, &[x.len() / k, n]);
+                let x = Tensor::from_f32(&device, &[x.len() / k, k], x);
+                linear(&x, &packed, None, Activation::None, &mut out);
+                out.to_f32_vec()
+            };
+            let good = values(5, k);
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = [&good[..], &good[..]].concat();
+                x[3] = bad;
+                let out = run(&x);
+                assert!(out[..n].iter().all(|y| !y.is_finite()), "{device:?} {dtype} {bad}");
+                assert!(bits(&out[n..]) == bits(&run(&good)), "{device:?} {dtype} {bad}: the next row");
+            }
+            let tiny: Vec<f32> = good.iter().map(|x| x * 1e-39).collect();
+            assert!(run(&tiny).iter().all(|y| y.abs() < 1e-30), "{device:?} {dtype}");
+        }
+    }
+}
+
+/// More rows than the device rounds at once.
+#[test]
+fn more_rows_than_the_scratch_holds() {
+    let (t, n, k) = (260, 33, 12_000);
+    for activations in [ActivationChoice::BF16, ActivationChoice::Int8] {
+        let options = CpuOptions { threads: Some(2), isa: None, activations };
+        let Ok(device) = Device::cpu_with(options) else { continue };
+        assert!(device.scratch_bytes() > 0);
+        for dtype in [WeightType::BF16, WeightType::Int8] {
+            if device.activation_type(dtype) == ActivationType::F32 {
+                continue;
+            }
+            let w = Matrix::random(&device, dtype, n, k, 0.1, 7);
+            let x = Tensor::random(&device, &[t, k], 1.0, 8);
+            let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
+            linear(&x, &w, None, Activation::None, &mut out);
+            for row in [0, 87, 175, 259] {
+                let one = Tensor::from_f32(&device, &[1, k], &x.as_f32()[row * k..][..k]);
+                let mut expected = Tensor::zeros(&device, DType::F32, &[1, n]);
+                linear(&one, &w, None, Activation::None, &mut expected);
+                assert!(bits(&out.as_f32()[row * n..][..n]) == bits(expected.as_f32()), "{dtype} row {row}");
+            }
+        }
+    }
+}
