@@ -4,6 +4,7 @@
 //! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
 mod activation_type;
+mod beside;
 mod cpu;
 pub mod cuda;
 mod device;
@@ -23,6 +24,7 @@ mod tensor;
 mod weight_type;
 
 pub use activation_type::{ActivationChoice, ActivationType};
+pub use beside::{Beside, Ticket};
 pub use cpu::pack::LAYOUT_VERSION as CPU_LAYOUT_VERSION;
 pub use cpu::simd::Isa;
 pub use device::{Cpu, CpuOptions, Device};

@@ -120,7 +120,8 @@ pub fn load(
     // Weights were copied while the next were packed: wait for the last, and for what failed.
     device.synchronize()?;
     let info = info(config, &plan);
-    let scheduler_config = plan.scheduler_config();
+    let encode_ahead = matches!(device, Device::Cuda(_));
+    let scheduler_config = SchedulerConfig { encode_ahead, ..plan.scheduler_config() };
     let generation_defaults = config.generation;
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
     let parts = Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows };

@@ -379,6 +379,8 @@ impl Plan {
             image_rows_per_block: IMAGE_ROWS_PER_BLOCK,
             num_image_blocks: images.map_or(0, |images| images.num_blocks),
             max_encode_patches: images.map_or(0, |images| images.max_patches),
+            // For a device that works by itself to turn on.
+            encode_ahead: false,
             enable_prefix_caching: true,
             // One form of attention for every row: a generated block equals a prompt's.
             share_decoded_blocks: true,

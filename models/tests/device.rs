@@ -167,6 +167,12 @@ fn equal_to_itself(family: &str) {
         config.max_running = 2;
     });
     check("in chunks", &together(&mut world));
+    // Pictures wait for nobody, unless they are told to.
+    let mut world = World::new(family, &options, |config| {
+        assert!(config.encode_ahead);
+        config.encode_ahead = false;
+    });
+    check("with pictures in the steps that need them", &together(&mut world));
     // A graph of more rows than there are sequences.
     let mut world = World::new(family, &options, |_| {});
     for id in 2..11 {
@@ -230,6 +236,29 @@ families!(
     deepseek_v2,
     kimi_vl,
 );
+
+/// One sequence goes on in every step while the other one's picture is being encoded.
+#[test]
+fn a_picture_is_encoded_beside_the_steps() {
+    let mut world = World::new("kimi_vl", &on_gpu(), |_| {});
+    let params = SamplingParams { max_tokens: 12, ..requests()[0].params.clone() };
+    world.add(0, &Request { len: 4, picture_at: None, params });
+    world.engine.step().unwrap();
+    world.add(1, &requests()[0]);
+    let mut steps = Vec::new();
+    while !world.engine.is_idle() {
+        let step = world.engine.step().unwrap();
+        let tokens =
+            |id| step.stats.shares.iter().find(|share| share.id.0 == id).map(|share| share.num_tokens);
+        steps.push((tokens(0), tokens(1), step.stats.encoded_images));
+    }
+    let whole = requests()[0].len + world.picture.as_ref().unwrap().1.num_tokens;
+    // The text before the picture; steps without it; the rest.
+    assert_eq!(steps[0], (Some(1), Some(5), 1));
+    assert_eq!(steps[1], (Some(1), None, 0));
+    let rest = steps.iter().position(|step| step.1 == Some(whole - 5)).expect("the picture lands");
+    assert!(steps[..rest].iter().all(|step| step.0 == Some(1)), "{steps:?}");
+}
 
 mod equal_to_itself {
     #[test]

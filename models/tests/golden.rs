@@ -55,8 +55,11 @@ impl Feed {
             Picture { start, rows: rows.collect(), input }
         };
         let pictures: Vec<Picture> = pictures.into_iter().map(&mut place).collect();
-        let encode =
-            |picture: &Picture| ImageEncode { image: picture.input.clone(), rows: picture.rows.clone() };
+        let encode = |picture: &Picture| ImageEncode {
+            image: picture.input.clone(),
+            rows: picture.rows.clone(),
+            ahead: false,
+        };
         let batch = Batch { encodes: pictures.iter().map(encode).collect(), items: Vec::new() };
         assert!(self.runner.distributions(&batch).is_empty());
         // Pictures are charged to those who brought them, so a runner has to tell what they took.

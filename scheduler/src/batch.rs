@@ -1,14 +1,14 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
 use crate::block_pool::BlockId;
-use crate::{ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
+use crate::{Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// One step of work, in the order in which its tokens are laid out in memory.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Pictures to encode before the tokens run.
+    /// Pictures to encode before the tokens run, or to begin with.
     pub encodes: Vec<ImageEncode>,
     pub items: Vec<BatchItem>,
 }
@@ -18,6 +18,8 @@ pub struct ImageEncode {
     pub image: Arc<ImageInput>,
     /// Where the embedding's rows go: row `i` of the picture to row `rows[i / R] * R + i % R` of the image cache, with `R` rows a block.
     pub rows: Vec<BlockId>,
+    /// The step need not wait for it: nobody reads these rows until [`StepOutput::encoded`] has named the picture.
+    pub ahead: bool,
 }
 
 /// Tokens of one sequence that are computed in this step: a chunk of a prompt, or the one token sampled last, and then perhaps a draft.
@@ -223,9 +225,11 @@ impl Batch {
     }
 }
 
-/// Both in the order of the items.
+/// Results in the order of the items.
 #[derive(Debug, Default)]
 pub struct StepOutput {
+    /// Pictures of this step or an earlier one that were encoded ahead and whose rows are there now. A step without items waits for one.
+    pub encoded: Vec<Digest>,
     /// One for each item with `prompt`.
     pub prompts: Vec<PromptResult>,
     /// One for each row of each item's `sample`. What follows a row that did not draw the draft behind it is not looked at.

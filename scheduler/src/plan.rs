@@ -271,17 +271,26 @@ impl Scheduler {
     fn advance(&mut self, rank: Rank, limit: usize) -> usize {
         let running = self.running.get_mut(&rank).expect("only running sequences advance");
         let mut target = running.len().min(running.planned + limit);
+        let horizon = target;
+        let under_way = running.pinned().iter().find(|span| !self.images.is_ready(&span.image.digest));
+        target = under_way.map_or(target, |span| target.min(span.start.max(running.planned)));
         while let Some(span) = running.job.sequence.images.get(running.images_entered)
-            && span.start < target
+            && span.start < horizon
         {
             let acquired = if self.image_queue.is_empty() { self.images.acquire(&span.image) } else { None };
             let Some(acquired) = acquired else {
-                target = span.start.max(running.planned);
-                if !self.image_queue.contains(&rank) {
-                    self.image_queue.push_back(rank);
+                // Who waits for a picture under way anyway does not queue for the next one, whose room it would hold for nothing.
+                if target == horizon {
+                    target = span.start.max(running.planned);
+                    if !self.image_queue.contains(&rank) {
+                        self.image_queue.push_back(rank);
+                    }
                 }
                 break;
             };
+            if !self.images.is_ready(&span.image.digest) {
+                target = target.min(span.start.max(running.planned));
+            }
             running.enter_image(acquired);
             self.stats.count_image(acquired);
         }
@@ -312,7 +321,8 @@ impl Scheduler {
             }
         }
         let batch = Batch { encodes, items };
-        assert!(!batch.items.is_empty() || self.is_idle(), "a step without progress");
+        let is_waiting = self.images.is_encoding();
+        assert!(!batch.items.is_empty() || is_waiting || self.is_idle(), "a step without progress");
         assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
         batch
     }

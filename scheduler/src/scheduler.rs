@@ -46,11 +46,7 @@ impl Scheduler {
         }
         Self {
             pool: BlockPool::new(config.num_blocks, config.block_size),
-            images: ImageCache::new(
-                config.num_image_blocks,
-                config.image_rows_per_block,
-                config.max_encode_patches,
-            ),
+            images: ImageCache::new(&config),
             config,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -119,6 +115,9 @@ impl Scheduler {
     /// Takes in the results of a step. Items of sequences that were aborted meanwhile are passed over.
     pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
         let mut events = std::mem::take(&mut self.started);
+        for digest in &output.encoded {
+            self.images.landed(digest);
+        }
         let (mut prompts, mut sampled) = (output.prompts.into_iter(), output.sampled.into_iter());
         for item in batch.items {
             let prompt = item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt"));

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 
 use scheduler::*;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -23,6 +24,10 @@ pub struct Counter {
     pub prompt_rows: Vec<(u64, Range<usize>)>,
     /// Whose prompt fails at this position.
     pub fail_prompt: Option<(u64, usize)>,
+    /// How many steps after its own a picture that is encoded ahead is there.
+    pub encode_steps: usize,
+    /// Pictures under way, and when each is there.
+    under_way: VecDeque<(Digest, usize)>,
 }
 
 impl Counter {
@@ -38,6 +43,21 @@ impl Counter {
 }
 
 impl Counter {
+    /// Pictures that this step brings: those whose time has come, and one in any case where there is nothing else to do.
+    fn land(&mut self, batch: &Batch) -> Vec<Digest> {
+        let now = self.steps.len();
+        let begun = batch.encodes.iter().filter(|encode| encode.ahead);
+        self.under_way.extend(begun.map(|encode| (encode.image.digest, now + self.encode_steps)));
+        let mut landed = Vec::new();
+        while let Some(&(digest, at)) = self.under_way.front()
+            && (at <= now || (batch.items.is_empty() && landed.is_empty()))
+        {
+            self.under_way.pop_front();
+            landed.push(digest);
+        }
+        landed
+    }
+
     /// A token is as probable as its position is small, and of a sum not only the values but their order shows.
     fn prompt(&mut self, item: &BatchItem, work: &PromptWork) -> PromptResult {
         let positions = item.context_len + work.rows.start..item.context_len + work.rows.end;
@@ -95,7 +115,8 @@ impl ModelRunner for Counter {
             }));
         }
         let prompts = batch.items.iter().filter_map(|item| Some(self.prompt(item, item.prompt.as_ref()?)));
-        Ok(StepOutput { prompts: prompts.collect(), sampled })
+        let prompts = prompts.collect();
+        Ok(StepOutput { encoded: self.land(batch), prompts, sampled })
     }
 }
 
@@ -110,6 +131,7 @@ pub fn config() -> SchedulerConfig {
         image_rows_per_block: 2,
         num_image_blocks: 4,
         max_encode_patches: 12,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     }

@@ -110,6 +110,7 @@ fn ten_thousand_requests_with_aborts_leak_nothing() {
         max_waiting: 200,
         image_rows_per_block: 4,
         num_image_blocks: 7,
+        encode_ahead: false,
         max_encode_patches: 40,
         enable_prefix_caching: true,
         share_decoded_blocks: true,

@@ -6,11 +6,11 @@
 use crate::rng::chain;
 use crate::truth::{Truth, short};
 use scheduler::{
-    Batch, BatchItem, DraftShare, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult,
+    Batch, BatchItem, Digest, DraftShare, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult,
     PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Slot {
@@ -34,11 +34,24 @@ pub struct Shadow {
     poisoners: BTreeMap<SequenceId, BTreeSet<SequenceId>>,
     /// The pictures encoded last; a picture is not encoded again before another one was.
     last_encoded: Option<u64>,
+    /// Pictures that are encoded ahead, in order; each is there some steps after its own.
+    under_way: VecDeque<Flight>,
+    patches_under_way: usize,
     /// Steps of the cost model: virtual time.
     pub now_us: u64,
     /// The batch executed last, for the trace.
     pub last_batch: String,
     pub last_counts: Counts,
+}
+
+/// A picture that is encoded beside the steps: until it lands its rows show nothing.
+#[derive(Debug)]
+struct Flight {
+    digest: Digest,
+    /// Of the image cache, for each of the picture's rows.
+    rows: Vec<usize>,
+    patches: usize,
+    steps_left: u64,
 }
 
 /// What the batch held, counted without the scheduler's help.
@@ -71,6 +84,8 @@ impl Shadow {
             deferrals: BTreeMap::new(),
             poisoners: BTreeMap::new(),
             last_encoded: None,
+            under_way: VecDeque::new(),
+            patches_under_way: 0,
             now_us: 0,
             last_batch: String::new(),
             last_counts: Counts::default(),
@@ -100,14 +115,47 @@ impl Shadow {
             assert_eq!(encode.rows.len(), image.num_tokens.div_ceil(size), "image blocks for the rows");
             assert_ne!(self.last_encoded, Some(short(&image.digest)), "a picture was encoded twice");
             self.last_encoded = Some(short(&image.digest));
+            assert_eq!(encode.ahead, self.config.encode_ahead, "who waits for a picture");
             patches += image.num_patches();
-            for row in 0..image.num_tokens {
-                let index = encode.rows[row / size].0 as usize * size + row % size;
+            let rows: Vec<_> = (0..image.num_tokens)
+                .map(|row| encode.rows[row / size].0 as usize * size + row % size)
+                .collect();
+            for (row, &index) in rows.iter().enumerate() {
                 assert!(written.insert(index), "two pictures in one row in one step");
-                self.image_rows[index] = Some((short(&image.digest), row));
+                self.image_rows[index] = (!encode.ahead).then_some((short(&image.digest), row));
+            }
+            if encode.ahead {
+                let steps_left = chain(short(&image.digest), self.now_us) % 4;
+                self.patches_under_way += image.num_patches();
+                self.under_way.push_back(Flight {
+                    digest: image.digest,
+                    patches: image.num_patches(),
+                    rows,
+                    steps_left,
+                });
             }
         }
-        assert!(patches <= self.config.max_encode_patches, "more patches than a step may encode");
+        let patches = if self.config.encode_ahead { self.patches_under_way } else { patches };
+        assert!(patches <= self.config.max_encode_patches, "more patches than may be encoded at a time");
+    }
+
+    /// The pictures that are there after this step, in the order in which they were begun; one at least where nothing else was done.
+    fn land(&mut self, is_waiting: bool) -> Vec<Digest> {
+        let mut landed = Vec::new();
+        while let Some(flight) = self.under_way.front()
+            && (flight.steps_left == 0 || (is_waiting && landed.is_empty()))
+        {
+            let Flight { digest, rows, patches, .. } = self.under_way.pop_front().expect("looked at");
+            for (row, index) in rows.into_iter().enumerate() {
+                assert_eq!(self.image_rows[index], None, "rows of a picture under way were given away");
+                self.image_rows[index] = Some((short(&digest), row));
+            }
+            self.patches_under_way -= patches;
+            landed.push(digest);
+        }
+        self.under_way.iter_mut().for_each(|flight| flight.steps_left = flight.steps_left.saturating_sub(1));
+        assert!(!is_waiting || !landed.is_empty(), "a step without progress");
+        landed
     }
 
     /// The tokens of an item's sequence with the guesses behind them, as if they were right.
@@ -366,6 +414,7 @@ impl ModelRunner for Shadow {
             output.sampled.extend(sampled);
         }
         spoilt.into_iter().for_each(|(item, num_good)| self.spoil(item, num_good));
+        output.encoded = self.land(batch.items.is_empty());
         Ok(output)
     }
 }

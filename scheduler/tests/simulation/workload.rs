@@ -150,6 +150,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
         image_rows_per_block: rng.range(1, 4),
         num_image_blocks: if rng.one_in(8) { rng.range(0, 3) } else { rng.range(4, 20) },
         max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
+        encode_ahead: rng.one_in(2),
         enable_prefix_caching: !rng.one_in(5),
         share_decoded_blocks: rng.one_in(2),
     }

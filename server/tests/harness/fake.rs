@@ -170,6 +170,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         image_rows_per_block: IMAGE_ROWS,
         num_image_blocks: 40,
         max_encode_patches: 64,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     }
@@ -296,7 +297,7 @@ impl FakeRunner {
         for ((hash, row), deferred) in hashes.into_iter().zip(batch.choose_deferred()) {
             sampled.push(if deferred { Sampled::Deferred } else { sample_token(hash, row) });
         }
-        Ok(StepOutput { prompts, sampled })
+        Ok(StepOutput { prompts, sampled, ..StepOutput::default() })
     }
 
     /// What is wanted of rows that were just run.
