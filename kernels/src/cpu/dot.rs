@@ -108,7 +108,7 @@ fn bf16_panel(job: &Job) {
                     }
                 };
             }
-            by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+            by_rows!(1 2 3 4 5 6 7 8);
             row += rows;
         }
     }
