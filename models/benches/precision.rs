@@ -62,6 +62,7 @@ fn batch(sequences: usize, from: usize, to: usize) -> Batch {
             num_generated: 0,
             history: None,
             mask: None,
+            may_be_deferred: false,
         }),
     };
     Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
