@@ -277,6 +277,7 @@ mod sampling {
             params: Arc::new(params),
             position: 8,
             num_generated: 3,
+            num_drafts: 0,
             history: Some(History { tokens, prompt_len: 5 }),
             mask: mask.map(|mask| Arc::new(mask) as Arc<dyn TokenMask>),
             may_be_deferred: false,
@@ -311,7 +312,7 @@ mod sampling {
     }
 
     fn run(device: &Device, samples: &[Sample]) -> Vec<RowResult> {
-        let mut tasks: Vec<RowTask> = samples.iter().map(RowTask::Sample).collect();
+        let mut tasks: Vec<RowTask> = samples.iter().map(|sample| RowTask::Sample(sample.row(0))).collect();
         tasks.extend([RowTask::Score { target: 44, top: 3 }, RowTask::Score { target: 0, top: 0 }]);
         tasks.extend([RowTask::Defer, RowTask::Defer]);
         let mut values: Vec<f32> = (0..tasks.len() as u32).flat_map(|row| logits(row * 7919)).collect();

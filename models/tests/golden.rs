@@ -80,6 +80,7 @@ impl Feed {
                 params: Arc::new(SamplingParams::default()),
                 position: to,
                 num_generated: 0,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,

@@ -15,6 +15,8 @@
 //!    has the next place, not a place that is taken.
 //! 4. **Long prompts**, round-robin by turn: the one whose last turn is longest ago gets all that is left, and what it cannot
 //!    use goes to the next.
+//! 5. **Drafts**, by rank: what is left goes to the guesses of sequences that decode. They take blocks that nobody has, for this
+//!    step, and nobody waits for them.
 //!
 //! Pictures: a chunk ends before a picture whose embedding is neither in the cache nor fits this step's encode budget and the
 //! room that is not pinned. Its sequence then queues, the queue is served first in each step, and while it is not empty nobody
@@ -85,6 +87,7 @@ impl Scheduler {
             self.admit(&mut budget);
         }
         self.plan_long(&mut budget);
+        self.plan_drafts(&mut budget);
         self.assemble()
     }
 
@@ -172,6 +175,22 @@ impl Scheduler {
                 self.running.get_mut(&rank).expect("listed above").last_turn = self.num_turns;
                 budget.left -= num_tokens;
             }
+        }
+    }
+
+    /// Guesses cost others nothing but time: all that others can use in this step is given away by now.
+    fn plan_drafts(&mut self, budget: &mut Budget) {
+        for running in self.running.values_mut() {
+            let mut drafts = running.guess(budget.left);
+            if drafts.is_empty() {
+                continue;
+            }
+            let len = running.len();
+            if !self.pool.grow(&mut running.table, len + drafts.len()) {
+                drafts.truncate(running.table.num_blocks() * self.config.block_size - len);
+            }
+            budget.left -= drafts.len();
+            running.drafts = drafts;
         }
     }
 
@@ -285,6 +304,8 @@ impl Scheduler {
             } else {
                 stats.prefill_tokens += num_tokens;
             }
+            stats.draft_tokens += running.drafts.len();
+            let num_tokens = num_tokens + running.drafts.len();
             let share = ItemShare { id: rank.id, num_tokens, encoded_patches: running.encoded_patches };
             if share.num_tokens + share.encoded_patches > 0 {
                 stats.shares.push(share);

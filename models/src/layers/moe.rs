@@ -103,12 +103,14 @@ fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Resu
     if let Some(seed) = checkpoint.dummy_seed(&names.name(module(config)), bytes) {
         return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
     }
-    let mut taken = Vec::with_capacity(e);
-    for [gate, up, down] in &modules {
-        let take = |module: &String, n, k| {
-            checkpoint.weight(module, names.storage.scheme(names.part, module), [n, k])
-        };
-        taken.push([take(gate, i, h)?, take(up, i, h)?, take(down, h, i)?]);
-    }
-    Ok(Experts::pack_rows(device, stored_as, &taken))
+    checkpoint.kept(device, &modules[0][0], (stored_as, [e, h, i]), || {
+        let mut taken = Vec::with_capacity(e);
+        for [gate, up, down] in &modules {
+            let take = |module: &String, n, k| {
+                checkpoint.weight(module, names.storage.scheme(names.part, module), [n, k])
+            };
+            taken.push([take(gate, i, h)?, take(up, i, h)?, take(down, h, i)?]);
+        }
+        Ok(Experts::pack_rows(device, stored_as, &taken))
+    })
 }

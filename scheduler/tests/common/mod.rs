@@ -2,14 +2,12 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 
 use scheduler::*;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Says 1, 2, 3, … for every sequence, and keeps what it was asked to do.
 #[derive(Default)]
 pub struct Counter {
-    said: BTreeMap<SequenceId, TokenId>,
     /// Who fails, and how, instead of saying so many tokens and one more.
     pub fail: Option<(u64, TokenId, Failure)>,
     /// Sequence, first and end position of each item, for each step.
@@ -18,6 +16,8 @@ pub struct Counter {
     pub encodes: Vec<Vec<u8>>,
     /// The pictures' rows of each item, for each step.
     pub images: Vec<Vec<ImageRows>>,
+    /// The guesses of each item that samples.
+    pub drafts: Vec<Vec<TokenId>>,
     pub histories: Vec<Option<Vec<TokenId>>>,
     /// Sequence and positions of the rows of prompts that were asked for.
     pub prompt_rows: Vec<(u64, Range<usize>)>,
@@ -76,22 +76,23 @@ impl ModelRunner for Counter {
         let mut deferred = batch.choose_deferred().into_iter();
         for item in &batch.items {
             let Some(sample) = &item.sample else { continue };
-            if deferred.next().expect("one for each") {
+            let flags = deferred.by_ref().take(sample.num_rows());
+            if flags.filter(|is_deferred| *is_deferred).count() > 0 {
                 sampled.push(Sampled::Deferred);
                 continue;
             }
             if let Some(mask) = &sample.mask {
                 mask.allowed();
             }
-            self.histories.push(sample.history.as_ref().map(|history| history.tokens.clone()));
-            let said = self.said.entry(item.id).or_insert(0);
-            sampled.push(match self.fail {
-                Some((id, after, failure)) if id == item.id.0 && after == *said => Sampled::Failed(failure),
-                _ => {
-                    *said += 1;
-                    Sampled::Token(SampledToken { token: *said, logprob: None, top: Vec::new() })
+            let histories = sample.rows().map(|row| row.history().map(|(tokens, _)| tokens.to_vec()));
+            self.histories.extend(histories);
+            self.drafts.push(item.tokens[item.tokens.len() - sample.num_drafts..].to_vec());
+            sampled.extend(sample.rows().map(|row| match (self.fail, row.num_generated() as TokenId) {
+                (Some((id, after, failure)), said) if id == item.id.0 && after == said => {
+                    Sampled::Failed(failure)
                 }
-            });
+                (_, said) => Sampled::Token(SampledToken { token: said + 1, logprob: None, top: Vec::new() }),
+            }));
         }
         let prompts = batch.items.iter().filter_map(|item| Some(self.prompt(item, item.prompt.as_ref()?)));
         Ok(StepOutput { prompts: prompts.collect(), sampled })

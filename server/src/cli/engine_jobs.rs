@@ -291,6 +291,7 @@ impl Growing {
                 params: Arc::new(params),
                 position: to,
                 num_generated: to - self.context_len,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,
