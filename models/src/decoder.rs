@@ -12,7 +12,7 @@ use crate::input::StepInput;
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::layers::gqa::Gqa;
 use crate::layers::mla::Mla;
-use crate::layers::mlp::{Mlp, MlpShape, Out};
+use crate::layers::mlp::{Mlp, MlpShape};
 use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, WeightSize, rope};
 use crate::scratch::Scratch;
@@ -267,7 +267,7 @@ impl Layer {
         }
         add_and_norm(&self.mlp_norm, eps, scratch);
         match &self.mlp {
-            LayerMlp::Dense(mlp) => mlp.run(scratch, Out::Main),
+            LayerMlp::Dense(mlp) => mlp.run(scratch),
             LayerMlp::Moe(moe) => moe.run(scratch),
         }
     }
