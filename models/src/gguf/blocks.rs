@@ -198,7 +198,7 @@ mod tests {
         for (block_type, _, name) in BlockType::ALL {
             let found = gguf.vector(name).unwrap();
             let expected = checkpoint.take(name, &[1, 256]).unwrap().to_f32();
-            assert_eq!(gguf.blocks(name).unwrap().0.block_type, block_type);
+            assert_eq!(gguf.blocks(name).unwrap().info.block_type, block_type);
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 // ggml subtracts before it multiplies in some types, and so rounds elsewhere.
                 assert!(

@@ -107,6 +107,7 @@ fn constant_or(d: f32, m: f32, group: usize, out: &mut GroupedRow) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Blocks;
     use super::*;
     use crate::gguf::Gguf;
     use std::path::Path;
@@ -126,9 +127,9 @@ mod tests {
             ("Q4_K", WeightType::Int4Zero, 1e-3),
         ];
         for (name, stored_as, tolerance) in kept {
-            let (info, blocks) = gguf.blocks(name).unwrap();
+            let Blocks { info, bytes, .. } = gguf.blocks(name).unwrap();
             let [rows, k] = info.shape[..] else { panic!("{name} is a matrix") };
-            for blocks in blocks.chunks_exact(blocks.len() / rows) {
+            for blocks in bytes.chunks_exact(bytes.len() / rows) {
                 let (mut groups, mut expected, mut found) = (GroupedRow::new(k), vec![0.0; k], vec![0.0; k]);
                 assert!(info.block_type.read_groups(blocks, stored_as, &mut groups), "{name} as {stored_as}");
                 info.block_type.dequantize(blocks, &mut expected);

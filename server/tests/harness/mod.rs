@@ -118,7 +118,7 @@ impl TestServer {
     pub fn embedded(load: LoadOptions) -> Self {
         let files = ModelFiles::Embedded(perilune::source::embedded::FILES);
         let model_files = files.clone();
-        let load = move || perilune::load::load(&model_files, &load);
+        let load = move || perilune::load::load(&model_files, &load, perilune::load::WriteCache::Now);
         Self::serve(Setup::default().options, files, Arc::default(), load)
     }
 
