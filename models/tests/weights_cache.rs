@@ -43,7 +43,7 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
         let placeholder = loaded.info.image_token_id.expect("the model sees pictures");
         tokens.splice(3..3, vec![placeholder; image.num_tokens]);
         images.push(ImageRows { first_token: 3, first_row: 0, len: image.num_tokens, rows: rows.clone() });
-        batch.encodes.push(ImageEncode { image, rows });
+        batch.encodes.push(ImageEncode { image, rows, ahead: false });
     }
     let blocks = tokens.len().div_ceil(loaded.plan.block_size) as u32;
     batch.items.push(BatchItem {
@@ -58,6 +58,7 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
             num_generated: 0,
             history: None,
             mask: None,
+            num_drafts: 0,
             may_be_deferred: false,
         }),
         tokens,
