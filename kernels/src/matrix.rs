@@ -9,6 +9,7 @@ use crate::cuda::pack::pack_row as pack_row_for_gpu;
 use crate::memory::Buffer;
 use crate::quantize::GroupedRow;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
+use crate::weight_type::{GROUP, K_GRAIN};
 use crate::{DType, Device, Tensor, WeightType};
 use std::fmt;
 
@@ -182,6 +183,14 @@ impl MatrixBatch {
     /// K of float weights with its zeros.
     pub(crate) fn k_padded(&self) -> usize {
         WeightType::k_padded(self.k)
+    }
+
+    /// What a GPU multiplies in one go, along K (cuda/gemm.cuh).
+    pub(crate) fn units(&self) -> usize {
+        match self.stored_as.is_quantised() {
+            true => self.k.div_ceil(GROUP),
+            false => self.k_padded() / K_GRAIN,
+        }
     }
 
     /// The first panel, on a GPU.

@@ -8,7 +8,7 @@ use std::fmt;
 pub const GROUP: usize = 32;
 
 /// K of float weights is filled up to a multiple of this.
-const K_GRAIN: usize = 16;
+pub(crate) const K_GRAIN: usize = 16;
 
 /// How the weights of a linear layer are stored. Sums are f32 whatever it is; what activations are is [`crate::ActivationType`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -73,7 +73,7 @@ struct LinearShape {
     n: i32,
     k: i32,
     panels: i32,
-    tiles: i32,
+    units: i32,
     x_stride: i32,
     out_stride: i32,
     x_head: i32,
@@ -91,13 +91,13 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
     }
     assert_eq!(out.dtype, DType::F32, "linear: type of out");
     assert!(bias.is_none_or(|bias| bias.dtype() == DType::F32), "linear: type of the bias");
-    let (panels, tiles) = (weights.panels_per_member(), weights.k_padded() / 16);
+    let (panels, units) = (weights.panels_per_member(), weights.units());
     let shape = LinearShape {
         rows: *rows as i32,
         n: weights.n() as i32,
         k: weights.k() as i32,
         panels: panels as i32,
-        tiles: tiles as i32,
+        units: units as i32,
         x_stride: strides.x as i32,
         out_stride: strides.out as i32,
         x_head: strides.x_head as i32,
@@ -128,6 +128,6 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
     let blocks = [(panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
     let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
     // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
-    // of 32 rows and `tiles` tiles of 16 for each head; the bias, if any, N elements.
+    // of 32 rows and `units` units along K for each head; the bias, if any, N elements.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
 }

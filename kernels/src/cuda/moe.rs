@@ -44,7 +44,7 @@ struct MoeShape {
     n: i32,
     k: i32,
     panels: i32,
-    tiles: i32,
+    units: i32,
     pairs: i32,
 }
 // SAFETY: seven i32, as in moe.cu.
@@ -79,7 +79,7 @@ pub(crate) fn run(
         n,
         k: weights.k(),
         panels: weights.panels_per_member(),
-        tiles: weights.k_padded() / 16,
+        units: weights.units(),
         dtype: weights.dtype(),
         pointers: [x, weights.pointer(), starts.pointer(), order, out],
         experts: experts.len(),
@@ -108,7 +108,7 @@ struct Layer {
     n: usize,
     k: usize,
     panels: usize,
-    tiles: usize,
+    units: usize,
     dtype: DType,
     /// x, weights, starts, order, out
     pointers: [DevicePtr; 5],
@@ -119,14 +119,14 @@ struct Layer {
 
 impl Layer {
     fn launch(&self, cuda: &Cuda) {
-        let Self { side, n, k, panels, tiles, dtype, pointers, experts, top_k, num_pairs } = *self;
+        let Self { side, n, k, panels, units, dtype, pointers, experts, top_k, num_pairs } = *self;
         let shape = MoeShape {
             experts: experts as i32,
             top_k: top_k as i32,
             n: n as i32,
             k: k as i32,
             panels: panels as i32,
-            tiles: tiles as i32,
+            units: units as i32,
             pairs: i32::from(k.is_multiple_of(2)),
         };
         let up = side == Side::Up;
@@ -146,7 +146,7 @@ impl Layer {
         let args = args.value(shape).pointer(out);
         let grid =
             Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared: 0 };
-        // SAFETY: `moe_place` wrote `starts` and `order` before; the weights have `panels` panels of `tiles` tiles for each
+        // SAFETY: `moe_place` wrote `starts` and `order` before; the weights have `panels` panels of `units` units for each
         // expert, x rows of K and out T·k rows of N elements.
         unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
     }

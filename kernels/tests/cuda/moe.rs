@@ -202,7 +202,7 @@ fn bugs_are_noticed() {
         ("index -= __shfl_sync(~0u, sum, 31);", "index -= __shfl_sync(~0u, sum, 30);", &wide),
         ("return pair / top_k;", "return pair;", &few),
         // Panels.
-        ("int panel = UP ? warp_m / 2 * 2 + i : warp_m,", "int panel = UP ? warp_m / 2 + i : warp_m,", &many),
+        ("int p = TURNS ? warp_m / 2 * 2 + i : warp_m,", "int p = TURNS ? warp_m / 2 + i : warp_m,", &many),
         ("column / 32 * SIDES) * 32", "column / 32) * 32", &f32),
         // Waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),

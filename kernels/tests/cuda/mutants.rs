@@ -76,18 +76,18 @@ fn in_linear_layers() {
             &few,
         ),
         ("} else if (k + 1 < end) {", "} else if (k < end) {", &few),
-        ("token < s.rows ? load_pair<X, W>", "token <= s.rows ? load_pair<X, W>", &many),
-        ("first_panel + panel < s.panels && tile < s.tiles", "first_panel + panel <= s.panels", &many),
+        ("loaded < s.rows, s.k", "loaded <= s.rows, s.k", &many),
+        ("p < panels && step * UNITS + at / Format::LEN < units", "p <= panels", &many),
         ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
         // Lanes and places.
-        ("lane / 16 * 8 + lane % 8;", "lane % 16;", &many),
+        ("lane / 16 * 8 + lane % 8,", "lane % 16,", &many),
         (
             "int row = first_row + i % 16, token = first_token + i / 16;",
             "int row = first_row + i % 16, token = first_token + i / 16 + 1;",
             &few,
         ),
         // The order of a sum.
-        ("(tile + 1) % per == 0 || tile + 1 == s.tiles", "(tile + 1) % per == 0", &many),
+        ("(unit + 1) % per == 0 || unit + 1 == units", "(unit + 1) % per == 0", &many),
     ];
     assert_noticed(&cases);
 }
