@@ -5,7 +5,7 @@
 
 use crate::cpu::pack as cpu_pack;
 use crate::cuda::driver::DevicePtr;
-use crate::cuda::pack::pack_row as pack_row_for_gpu;
+use crate::cuda::pack as gpu_pack;
 use crate::memory::Buffer;
 use crate::quantize::GroupedRow;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
@@ -157,7 +157,7 @@ impl MatrixBatch {
         self.stored_as
     }
 
-    /// Of float weights, which are the only ones on a GPU. Panics for quantised ones.
+    /// Of float weights. Panics for quantised ones.
     pub fn dtype(&self) -> DType {
         self.stored_as.float().expect("float weights")
     }
@@ -204,8 +204,6 @@ impl MatrixBatch {
 
     pub(crate) fn unwritten(device: &Device, stored_as: WeightType, [count, n, k]: [usize; 3]) -> Self {
         assert!(count > 0 && n > 0 && k > 0, "weights [{count}, {n}, {k}] are empty");
-        let on_gpu = matches!(device, Device::Cuda(_));
-        assert!(!(on_gpu && stored_as.is_quantised()), "no kernel reads weights of {stored_as} on a GPU");
         let bytes = usize::try_from(Self::packed_bytes(stored_as, [count, n, k]))
             .expect("weights fit the address space");
         let name = format!("weights {stored_as} [{count}, {n}, {k}]");
@@ -222,12 +220,11 @@ impl MatrixBatch {
         match &device {
             Device::Cpu(cpu) => {
                 cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, |index, panel| {
-                    rows.pack(index / panels, index % panels * PANEL, panel);
+                    rows.pack(index / panels, index % panels * PANEL, panel, &FOR_CPU);
                 });
             }
             Device::Cuda(cuda) => {
                 // Some panels at a time: the next are packed while these are copied.
-                let dtype = self.dtype();
                 let at_once = (UPLOAD_BYTES / panel_bytes).clamp(1, total);
                 let mut block = vec![0; at_once * panel_bytes];
                 for first in (0..total).step_by(at_once) {
@@ -235,9 +232,7 @@ impl MatrixBatch {
                     block.fill(0);
                     cuda.host.for_blocks(block, panel_bytes, |i, panel| {
                         let (member, first) = ((first + i) / panels, (first + i) % panels * PANEL);
-                        rows.for_each(member, first, &mut |row, values| {
-                            pack_row_for_gpu(panel, dtype, row, values);
-                        });
+                        rows.pack(member, first, panel, &FOR_GPU);
                     });
                     self.buffer.write(first * panel_bytes, block);
                 }
@@ -254,29 +249,30 @@ struct PanelRows<'a> {
     k: usize,
 }
 
-impl PanelRows<'_> {
-    /// The panel of a member that begins at row `first`, for the processor.
-    fn pack(&self, member: usize, first: usize, panel: &mut [u8]) {
-        let Some(dtype) = self.stored_as.float() else {
-            let (mut values, mut groups) = (vec![0.0; self.k], GroupedRow::new(self.k));
-            for row in first..self.n.min(first + PANEL) {
-                if !self.source.read_groups(member, row, self.stored_as, &mut groups) {
-                    self.source.read_f32(member, row, &mut values);
-                    groups.quantize(self.stored_as, &values);
-                }
-                cpu_pack::pack_groups(panel, self.stored_as, row - first, &groups);
-            }
-            return;
-        };
-        self.for_each(member, first, &mut |row, values| cpu_pack::pack_row(panel, dtype, row, values));
-    }
+/// How one row is written into its panel, of floats and of groups.
+struct Packing {
+    row: fn(&mut [u8], DType, usize, &[f32]),
+    groups: fn(&mut [u8], WeightType, usize, &GroupedRow),
+}
 
-    /// Calls `pack` with each row of the panel, as floats.
-    fn for_each(&self, member: usize, first: usize, pack: &mut dyn FnMut(usize, &[f32])) {
-        let mut values = vec![0.0; self.k];
+const FOR_CPU: Packing = Packing { row: cpu_pack::pack_row, groups: cpu_pack::pack_groups };
+const FOR_GPU: Packing = Packing { row: gpu_pack::pack_row, groups: gpu_pack::pack_groups };
+
+impl PanelRows<'_> {
+    /// The panel of a member that begins at row `first`. It was zeroed where a GPU's is packed.
+    fn pack(&self, member: usize, first: usize, panel: &mut [u8], packing: &Packing) {
+        let (mut values, mut groups) = (vec![0.0; self.k], GroupedRow::new(self.k));
         for row in first..self.n.min(first + PANEL) {
-            self.source.read_f32(member, row, &mut values);
-            pack(row - first, &values);
+            if let Some(dtype) = self.stored_as.float() {
+                self.source.read_f32(member, row, &mut values);
+                (packing.row)(panel, dtype, row - first, &values);
+                continue;
+            }
+            if !self.source.read_groups(member, row, self.stored_as, &mut groups) {
+                self.source.read_f32(member, row, &mut values);
+                groups.quantize(self.stored_as, &values);
+            }
+            (packing.groups)(panel, self.stored_as, row - first, &groups);
         }
     }
 }

@@ -53,6 +53,18 @@ impl WeightType {
         }
     }
 
+    /// As CUDA kernels name it (cuda/gemm.cuh).
+    pub(crate) const fn cpp(self) -> &'static str {
+        match self {
+            Self::F32 => DType::F32.cpp(),
+            Self::BF16 => DType::BF16.cpp(),
+            Self::F16 => DType::F16.cpp(),
+            Self::Int8 => "q8",
+            Self::Int4 => "q4",
+            Self::Int4Zero => "q4z",
+        }
+    }
+
     /// Bytes that the 32 weights of one k in a panel take.
     pub(crate) const fn line_bytes(self) -> usize {
         match self {

@@ -16,7 +16,7 @@ const ARCHS: [(&str, u32); 3] = [("sm_80", 80), ("sm_90a", 90), ("sm_100", 100)]
 
 /// The kernels that show each named instruction: those that no other kernel uses must assemble as well.
 const TEST_KERNELS: Source = Source { name: "ptx.cu", text: include_str!("cuda/ptx.cu") };
-const TEST_INSTANCES: [Instance; 14] = [
+const TEST_INSTANCES: [Instance; 15] = [
     Instance::new("mma<bf16>", 64, 0),
     Instance::new("mma<f16>", 64, 0),
     Instance::new("load_matrices<1, false>", 64, 512),
@@ -27,6 +27,7 @@ const TEST_INSTANCES: [Instance; 14] = [
     Instance::new("load_matrices<4, true>", 64, 512),
     Instance::new("copies", 64, 1024),
     Instance::new("conversions", 64, 0),
+    Instance::new("packed", 64, 0),
     Instance::new("exchanges", 64, 0),
     Instance::new("blocks", 64, 384),
     Instance::new("atomics", 64, 0),

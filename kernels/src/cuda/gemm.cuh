@@ -1,6 +1,7 @@
 // What products of weights and tokens have in common (linear.cu, moe.cu): the order of sums, and the loops that keep it. K is cut into
 // RANGES ranges of whole units by its length alone; inside a range one accumulator takes the products in the order of k; the ranges
-// are added from first to last. Nothing else may decide how a sum is made.
+// are added from first to last. Nothing else may decide how a sum is made. A unit is 16 of K, or a group of 32 of quantised weights,
+// whose products are summed from zero on, multiplied by the group's scale, and added: levels are exact in bf16, and scales in f32.
 //
 // Weights are the large side (M) of mma.m16n8k16 and tokens the small one (N), so that one order serves 1 token and 1,000.
 //   multiply_few    a warp has one range of 16 rows, for tokens that its lanes read themselves
@@ -14,15 +15,38 @@ __device__ __forceinline__ int units_per_range(int units) { return (units + RANG
 
 // ---- weights, in the order of pack.rs
 
+// Quantised weights, byte by byte.
+struct q8 {
+    unsigned char byte;
+};
+struct q4 {
+    unsigned char byte;
+};
+// With zeros.
+struct q4z {
+    unsigned char byte;
+};
+
 // A panel of 32 rows is a row of units along K: LEN elements each, for TILES tiles of 16. Tokens are rounded to Taken.
 template <class W> struct Weights {
     using Taken = W;
     static constexpr int TILES = 1, LEN = 512;
+    static constexpr bool SCALES = false, ZEROS = false;
 };
+// A unit is a group: HEADER bytes of scales and zeros, then its levels, LANE bytes for each lane and half.
+template <int HEADER_BYTES, int LANE_BYTES> struct Groups {
+    using Taken = bf16;
+    static constexpr int TILES = 2, HEADER = HEADER_BYTES, LANE = LANE_BYTES, LEN = HEADER + 64 * LANE;
+    static constexpr bool SCALES = true, ZEROS = HEADER > 64;
+};
+template <> struct Weights<q8> : Groups<64, 16> {};
+template <> struct Weights<q4> : Groups<64, 8> {};
+template <> struct Weights<q4z> : Groups<128, 8> {};
 
-// What a lane has of 16 rows and one unit: fragments of A.
+// What a lane has of 16 rows and one unit: fragments of A, scales and zeros of rows lane / 4 and lane / 4 + 8.
 template <class W> struct Rows {
     unsigned a[Weights<W>::TILES][4];
+    float scale[2], zero[2];
 };
 
 struct Global {
@@ -32,10 +56,45 @@ struct Shared {
     template <class V, class T> static __device__ __forceinline__ V load(Ptr<T> p) { return load_vec<V>(p); }
 };
 
+// Two of four bytes, two's complement, as bf16: -128 ..= 127 is 128 + (the low seven bits), less 128 or 256.
+__device__ __forceinline__ unsigned unpack_bytes(unsigned v, unsigned selector) {
+    unsigned bytes = __byte_perm(v, 0, selector);
+    return add_bf16x2((bytes & 0x007f007fu) | 0x43004300u, (bytes & 0x00800080u) | 0xc300c300u);
+}
+// Register r of eight nibbles, level + 8, as bf16: 128 + nibble, less 136.
+__device__ __forceinline__ unsigned unpack_nibbles(unsigned v, int r) {
+    return add_bf16x2((v >> 4 * r & 0x000f000fu) | 0x43004300u, 0xc308c308u);
+}
+
 // Half 0 or 1 of the 32 rows.
 template <class From, class W, class P> __device__ __forceinline__ void load_rows(Rows<W>& rows, P unit, int half, int lane) {
-    uint4 v = From::template load<uint4>(unit + (half * 256 + lane * 8));
-    rows.a[0][0] = v.x, rows.a[0][1] = v.y, rows.a[0][2] = v.z, rows.a[0][3] = v.w;
+    using Format = Weights<W>;
+    if constexpr (!Format::SCALES) {
+        uint4 v = From::template load<uint4>(unit + (half * 256 + lane * 8));
+        rows.a[0][0] = v.x, rows.a[0][1] = v.y, rows.a[0][2] = v.z, rows.a[0][3] = v.w;
+    } else {
+        auto levels = unit + (Format::HEADER + (half * 32 + lane) * Format::LANE);
+        if constexpr (Format::LANE == 16) {
+            uint4 v = From::template load<uint4>(levels);
+            unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 8; i++) rows.a[i / 4][i % 4] = unpack_bytes(words[i / 2], i % 2 ? 0x4342 : 0x4140);
+        } else {
+            uint2 v = From::template load<uint2>(levels);
+#pragma unroll
+            for (int r = 0; r < 4; r++) rows.a[0][r] = unpack_nibbles(v.x, r), rows.a[1][r] = unpack_nibbles(v.y, r);
+        }
+        auto scales = cast<const f16>(unit) + (half * 16 + lane / 4);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            f16 scale = scales[8 * i];
+            rows.scale[i] = to_float(scale);
+            if constexpr (Format::ZEROS) {
+                f16 zero = scales[32 + 8 * i];
+                rows.zero[i] = to_float(zero);
+            }
+        }
+    }
 }
 
 // ---- tokens
@@ -67,14 +126,37 @@ template <class X, class T> __device__ __forceinline__ unsigned load_pair(Ptr<co
     return Float<T>::pack(lo, hi);
 }
 
-// What a lane has of 8 tokens and one unit: fragments of B.
+// What a lane has of 8 tokens and one unit: fragments of B, and their sums where weights have zeros.
 template <class W> struct Tokens {
     unsigned b[Weights<W>::TILES][2];
+    float sum[2];
 };
+
+// Sums of the tokens that this lane has columns of, by a product with ones: they have the order of every other product.
+template <class W> __device__ __forceinline__ void add_up(Tokens<W>& tokens) {
+    if constexpr (Weights<W>::ZEROS) {
+        const unsigned ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+        float d[4] = {};
+        mma_m16n8k16_bf16(d, ones, tokens.b[0][0], tokens.b[0][1]);
+        mma_m16n8k16_bf16(d, ones, tokens.b[1][0], tokens.b[1][1]);
+        tokens.sum[0] = d[0], tokens.sum[1] = d[1];
+    }
+}
 
 // D += rows · tokens, for one unit of K
 template <class W> __device__ __forceinline__ void multiply(float (&d)[4], const Rows<W>& rows, const Tokens<W>& tokens) {
-    Float<W>::mma(d, rows.a[0], tokens.b[0][0], tokens.b[0][1]);
+    if constexpr (!Weights<W>::SCALES) {
+        Float<W>::mma(d, rows.a[0], tokens.b[0][0], tokens.b[0][1]);
+    } else {
+        float part[4] = {};
+        mma_m16n8k16_bf16(part, rows.a[0], tokens.b[0][0], tokens.b[0][1]);
+        mma_m16n8k16_bf16(part, rows.a[1], tokens.b[1][0], tokens.b[1][1]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if constexpr (Weights<W>::ZEROS) part[i] = fmaf(-rows.zero[i / 2], tokens.sum[i % 2], part[i]);
+            d[i] = fmaf(rows.scale[i / 2], part[i], d[i]);
+        }
+    }
 }
 
 // ---- few tokens
@@ -112,6 +194,7 @@ __device__ __forceinline__ void multiply_few(float (&acc)[SIDES][TILES][4], Ptr<
                     tokens.b[t][1] = load_pair<X, typename Format::Taken>(row, k + 8, from.k, from.pairs);
                 }
             }
+            add_up(tokens);
 #pragma unroll
             for (int side = 0; side < SIDES; side++) multiply(acc[side][i], rows[side], tokens);
         }
@@ -229,6 +312,8 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][4][4], Ptr<const
                     b[2 * i].b[t][0] = r[0], b[2 * i].b[t][1] = r[1];
                     b[2 * i + 1].b[t][0] = r[2], b[2 * i + 1].b[t][1] = r[3];
                 }
+#pragma unroll
+            for (int j = 0; j < 4; j++) add_up(b[j]);
 #pragma unroll
             for (int i = 0; i < 2; i++)
 #pragma unroll

@@ -28,7 +28,7 @@ __device__ __forceinline__ float activate(float v, int act) {
 
 // grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads
 template <class X, class W, int TILES>
-__global__ void __launch_bounds__(RANGES * 32, 4)
+__global__ void __launch_bounds__(RANGES * 32, Weights<W>::SCALES ? 3 : 4)
     linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
     int first_row = (int)blockIdx.x * 16, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(RANGES * 32, 4)
         source[i] = token < s.rows ? token : -1;
     }
     float acc[1][TILES][4] = {};
-    multiply_few<TILES == 4 ? 2 : 4>(acc, w + panel, 0, (int)blockIdx.x % 2, s.units, from, source);
+    multiply_few<(TILES == 4 ? 2 : 4) / Weights<W>::TILES>(acc, w + panel, 0, (int)blockIdx.x % 2, s.units, from, source);
     store_partial(partial, acc);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < 16 * 8 * TILES; i += RANGES * 32) {
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(RANGES * 32, 4)
 
 // grid: (panels / 4, tokens / 64, heads), 256 threads
 template <class X, class W>
-__global__ void __launch_bounds__(256) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+__global__ void __launch_bounds__(256, 1) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
     int first_panel = (int)blockIdx.x * MANY_PANELS, first_token = (int)blockIdx.y * MANY_TOKENS, head = (int)blockIdx.z;
     int loaded = first_token + (int)threadIdx.x / 4;

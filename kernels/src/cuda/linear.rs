@@ -5,7 +5,7 @@ use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
 use crate::ops::Activation;
-use crate::{DType, MatrixBatch, Tensor};
+use crate::{DType, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "linear.cu", text: include_str!("linear.cu") },
@@ -22,6 +22,18 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_many<float, bf16>", 168, 34816),
         Instance::new("linear_many<float, f16>", 168, 34816),
         Instance::new("linear_many<bf16, bf16>", 168, 34816),
+        Instance::new("linear_few<float, q8, 1>", 85, 4096),
+        Instance::new("linear_few<float, q8, 2>", 85, 8192),
+        Instance::new("linear_few<float, q8, 4>", 85, 16384),
+        Instance::new("linear_few<float, q4, 1>", 85, 4096),
+        Instance::new("linear_few<float, q4, 2>", 85, 8192),
+        Instance::new("linear_few<float, q4, 4>", 85, 16384),
+        Instance::new("linear_few<float, q4z, 1>", 85, 4096),
+        Instance::new("linear_few<float, q4z, 2>", 85, 8192),
+        Instance::new("linear_few<float, q4z, 4>", 85, 16384),
+        Instance::new("linear_many<float, q8>", 168, 23296),
+        Instance::new("linear_many<float, q4>", 168, 17152),
+        Instance::new("linear_many<float, q4z>", 168, 17920),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -117,9 +129,9 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
     let bias = bias.map_or(DevicePtr::NULL, Tensor::pointer);
     let args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(bias).value(shape);
     let args = args.pointer(out.start);
-    let (x, w) = (x.dtype.cpp(), weights.dtype().cpp());
-    let (expression, [rows_each, tokens_each], threads) = match (weights.dtype(), *rows) {
-        (DType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
+    let (x, w) = (x.dtype.cpp(), weights.stored_as().cpp());
+    let (expression, [rows_each, tokens_each], threads) = match (weights.stored_as(), *rows) {
+        (WeightType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
         (_, ..=8) => (format!("linear_few<{x}, {w}, 1>"), [16, 8], 256),
         (_, ..=16) => (format!("linear_few<{x}, {w}, 2>"), [16, 16], 256),
         (_, ..=FEW) => (format!("linear_few<{x}, {w}, 4>"), [16, 32], 256),

@@ -6,7 +6,7 @@ use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
 use crate::ops::MoeScratch;
-use crate::{DType, Experts, MatrixBatch, Tensor};
+use crate::{DType, Experts, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "moe.cu", text: include_str!("moe.cu") },
@@ -28,6 +28,30 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_many<bf16, false>", 168, 34816),
         Instance::new("moe_many<f16, true>", 168, 34816),
         Instance::new("moe_many<f16, false>", 168, 34816),
+        Instance::new("moe_few<q8, 1, true>", 128, 8192),
+        Instance::new("moe_few<q8, 2, true>", 128, 16384),
+        Instance::new("moe_few<q8, 4, true>", 128, 32768),
+        Instance::new("moe_few<q8, 1, false>", 85, 4096),
+        Instance::new("moe_few<q8, 2, false>", 85, 8192),
+        Instance::new("moe_few<q8, 4, false>", 85, 16384),
+        Instance::new("moe_few<q4, 1, true>", 128, 8192),
+        Instance::new("moe_few<q4, 2, true>", 128, 16384),
+        Instance::new("moe_few<q4, 4, true>", 128, 32768),
+        Instance::new("moe_few<q4, 1, false>", 85, 4096),
+        Instance::new("moe_few<q4, 2, false>", 85, 8192),
+        Instance::new("moe_few<q4, 4, false>", 85, 16384),
+        Instance::new("moe_few<q4z, 1, true>", 128, 8192),
+        Instance::new("moe_few<q4z, 2, true>", 128, 16384),
+        Instance::new("moe_few<q4z, 4, true>", 128, 32768),
+        Instance::new("moe_few<q4z, 1, false>", 85, 4096),
+        Instance::new("moe_few<q4z, 2, false>", 85, 8192),
+        Instance::new("moe_few<q4z, 4, false>", 85, 16384),
+        Instance::new("moe_many<q8, true>", 168, 23296),
+        Instance::new("moe_many<q8, false>", 168, 23296),
+        Instance::new("moe_many<q4, true>", 168, 17152),
+        Instance::new("moe_many<q4, false>", 168, 17152),
+        Instance::new("moe_many<q4z, true>", 168, 17920),
+        Instance::new("moe_many<q4z, false>", 168, 17920),
         Instance::new("moe_f32<true>", 80, 0),
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
@@ -80,7 +104,7 @@ pub(crate) fn run(
         k: weights.k(),
         panels: weights.panels_per_member(),
         units: weights.units(),
-        dtype: weights.dtype(),
+        stored_as: weights.stored_as(),
         pointers: [x, weights.pointer(), starts.pointer(), order, out],
         experts: experts.len(),
         top_k,
@@ -109,7 +133,7 @@ struct Layer {
     k: usize,
     panels: usize,
     units: usize,
-    dtype: DType,
+    stored_as: WeightType,
     /// x, weights, starts, order, out
     pointers: [DevicePtr; 5],
     experts: usize,
@@ -119,7 +143,7 @@ struct Layer {
 
 impl Layer {
     fn launch(&self, cuda: &Cuda) {
-        let Self { side, n, k, panels, units, dtype, pointers, experts, top_k, num_pairs } = *self;
+        let Self { side, n, k, panels, units, stored_as, pointers, experts, top_k, num_pairs } = *self;
         let shape = MoeShape {
             experts: experts as i32,
             top_k: top_k as i32,
@@ -131,13 +155,14 @@ impl Layer {
         };
         let up = side == Side::Up;
         let halves = if up { panels } else { 2 * panels };
-        let few = |tiles: usize| (format!("moe_few<{}, {tiles}, {up}>", dtype.cpp()), halves, 8 * tiles, 256);
-        let (expression, blocks, rows_each, threads) = match (dtype, num_pairs.div_ceil(experts)) {
-            (DType::F32, _) => (format!("moe_f32<{up}>"), n.div_ceil(4), 8, 128),
+        let few =
+            |tiles: usize| (format!("moe_few<{}, {tiles}, {up}>", stored_as.cpp()), halves, 8 * tiles, 256);
+        let (expression, blocks, rows_each, threads) = match (stored_as, num_pairs.div_ceil(experts)) {
+            (WeightType::F32, _) => (format!("moe_f32<{up}>"), n.div_ceil(4), 8, 128),
             (_, ..=4) => few(1),
             (_, ..=8) => few(2),
             (_, ..=16) => few(4),
-            (_, _) => (format!("moe_many<{}, {up}>", dtype.cpp()), panels.div_ceil(4), 64, 256),
+            (_, _) => (format!("moe_many<{}, {up}>", stored_as.cpp()), panels.div_ceil(4), 64, 256),
         };
         // Each expert that has rows has at most one block that is not full.
         let row_blocks = num_pairs / rows_each + experts.min(num_pairs);
