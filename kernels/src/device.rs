@@ -59,7 +59,7 @@ impl Device {
     }
 
     /// What activations are rounded to before a product with weights of this type. On a GPU: not by us, its instructions take them
-    /// in the type of the weights.
+    /// in the type of the weights, beside quantised ones in bf16.
     pub fn activation_type(&self, weights: WeightType) -> ActivationType {
         match self {
             Self::Cpu(cpu) => cpu.rounds.beside(weights),

@@ -32,7 +32,7 @@ pub fn build(
     let number = arch_number(arch).ok_or_else(|| CudaError::UnknownArch(arch.to_string()))?;
     let cache = Cache::new(folder);
     let nvrtc = Nvrtc::load(nvrtc, cache.clone())?;
-    let wanted = instances(|_, instance| instance.min_arch <= number);
+    let wanted = instances(|_, instance| instance.runs_on(number));
     let finished = AtomicUsize::new(0);
     in_parallel(&wanted, threads, |kernel, expression| {
         nvrtc.compile(&job(kernel, expression), arch)?;
@@ -110,7 +110,10 @@ impl Cuda {
         let arch = self.arch_number();
         self.prepare(&instances(|kernel, instance| {
             let uses = |name: &&str| launch::names_type(instance.expression, name);
-            instance.min_arch <= arch && !others.iter().any(uses) && !Self::is_for_measuring(kernel)
+            instance.runs_on(arch)
+                && (!instance.expression.contains("_wgmma") || self.uses_wgmma())
+                && !others.iter().any(uses)
+                && !Self::is_for_measuring(kernel)
         }))
     }
 }

@@ -14,12 +14,13 @@ pub struct Source {
 }
 
 /// The headers that sources may include.
-pub(crate) const HEADERS: [Source; 5] = [
+pub(crate) const HEADERS: [Source; 6] = [
     Source { name: "attention.cuh", text: include_str!("attention.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
     Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },
     Source { name: "ptx.cuh", text: include_str!("ptx.cuh") },
+    Source { name: "wgmma.cuh", text: include_str!("wgmma.cuh") },
 ];
 
 /// The headers that a source includes, itself or through another: a change of the others leaves its results as they are.

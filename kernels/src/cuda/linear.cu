@@ -5,8 +5,9 @@
 //
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers
 //   linear_many   a block has 128 rows of w and 64 tokens
+//   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 struct LinearShape {
     int rows, n, k;             // T, N, K
@@ -28,7 +29,7 @@ __device__ __forceinline__ float activate(float v, int act) {
 
 // grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads
 template <class X, class W, int TILES>
-__global__ void __launch_bounds__(RANGES * 32, Weights<W>::SCALES ? 3 : 4)
+__global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES == 4 ? 2 : 3)
     linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
     int first_row = (int)blockIdx.x * 16, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
@@ -77,6 +78,31 @@ __global__ void __launch_bounds__(256, 1) linear_many(In<X> x, In<W> w, In<float
                 out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(v, s.act);
             }
 }
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// grid: (panels / 4, tokens / 128, heads), 384 threads, a ring of stages
+template <class X, class W>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    using Tile = WgmmaTile<false>;
+    int first_panel = (int)blockIdx.x * Tile::PANELS, first_token = (int)blockIdx.y * Tile::TOKENS, head = (int)blockIdx.z;
+    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    Source<X> from{x + (long long)head * s.x_head, s.x_stride, s.k, s.pairs};
+    auto row_of = [&](int i) { return first_token + i < s.rows ? first_token + i : -1; };
+    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
+    if (!multiply_wgmma<false>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
+    int lane = lane_id(), first_row = (first_panel + wgmma_panel<false>()) * 32 + wgmma_half() * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < Tile::TOKENS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int row = first_row + e / 2 * 8, token = first_token + j * 8 + lane % 4 * 2 + e % 2;
+            if (row >= s.n || token >= s.rows) continue;
+            float v = total[0][j][e];
+            if (bias != nullptr) v += bias[row];
+            out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(v, s.act);
+        }
+}
+#endif
 
 constexpr int F32_WARPS = 4;
 constexpr int F32_TOKENS = 8;

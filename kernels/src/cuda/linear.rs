@@ -34,6 +34,9 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_many<float, q8>", 168, 23296),
         Instance::new("linear_many<float, q4>", 168, 17152),
         Instance::new("linear_many<float, q4z>", 168, 17920),
+        Instance::hopper("linear_wgmma<float, bf16>", 168, 1024),
+        Instance::hopper("linear_wgmma<float, f16>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, bf16>", 168, 1024),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -41,6 +44,10 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// Tokens up to which every weight goes straight into registers.
 const FEW: usize = 32;
+
+/// Dynamic shared memory of the kernels with wgmma: four stages of 4 panels and 128 tokens, or of 8 and 64, by 64 of K (wgmma.cuh).
+pub(super) const WGMMA_SHARED: u32 = 4 * (4 * 4096 + 128 * 128);
+pub(super) const WGMMA_TURNS_SHARED: u32 = 4 * (8 * 4096 + 64 * 128);
 
 /// From one token and from one head to the next, in elements.
 pub(crate) struct Strides {
@@ -135,10 +142,14 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
         (_, ..=8) => (format!("linear_few<{x}, {w}, 1>"), [16, 8], 256),
         (_, ..=16) => (format!("linear_few<{x}, {w}, 2>"), [16, 16], 256),
         (_, ..=FEW) => (format!("linear_few<{x}, {w}, 4>"), [16, 32], 256),
+        (stored_as, _) if cuda.uses_wgmma() && !stored_as.is_quantised() => {
+            (format!("linear_wgmma<{x}, {w}>"), [128, 128], 384)
+        }
         (_, _) => (format!("linear_many<{x}, {w}>"), [128, 64], 256),
     };
+    let shared = if threads == 384 { WGMMA_SHARED } else { 0 };
     let blocks = [(panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
-    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
+    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared };
     // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
     // of 32 rows and `units` units along K for each head; the bias, if any, N elements.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };

@@ -5,12 +5,13 @@
 //   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
 //   moe_many      as linear_many
+//   moe_wgmma     as linear_wgmma; UP: 64 rows of x
 //   moe_f32       as linear_f32
 //   moe_combine   a block has one token
 //
 // Nobody on the host knows how many rows an expert has. The grid has room for the worst case, each block finds the expert and the
 // rows that are its work from `starts`, and the blocks that are left over end. Sums are made as gemm.cuh says, whichever kernel.
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 struct MoeShape {
     int experts, top_k;
@@ -98,7 +99,7 @@ template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order
 
 // grid: (UP: panels, else 2 · panels; blocks of 8 · TILES rows), 256 threads
 template <class W, int TILES, bool UP>
-__global__ void __launch_bounds__(RANGES * 32, UP ? 2 : 3)
+__global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILES == 4) ? 2 : 3)
     moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
     constexpr int SIDES = UP ? 2 : 1, SIZE = 16 * 8 * TILES;
     SHARED(float, partial, SIDES * RANGES * SIZE);
@@ -152,6 +153,33 @@ __global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> st
                 out[(long long)row * s.n + column] = v;
             }
 }
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// grid: (UP: panels / 8, else panels / 4; blocks of 64 or 128 rows), 384 threads, a ring of stages
+template <class W, bool UP>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1)
+    moe_wgmma(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    using Tile = WgmmaTile<UP>;
+    Work work = find_work<Tile::TOKENS>(starts, s.experts, (int)blockIdx.y);
+    if (work.expert < 0) return;
+    int first_panel = (int)blockIdx.x * Tile::PANELS;
+    long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    Source<float> from{x, s.k, s.k, s.pairs};
+    auto row_of = [&](int i) { return work.first + i < work.end ? source_of<UP>(order, work.first + i, s.top_k) : -1; };
+    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
+    if (!multiply_wgmma<UP>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
+    int lane = lane_id(), block = (first_panel + wgmma_panel<UP>()) / Tile::PARTS;
+#pragma unroll
+    for (int j = 0; j < Tile::TOKENS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int column = block * 32 + wgmma_half() * 16 + lane / 4 + e / 2 * 8, row = work.first + j * 8 + lane % 4 * 2 + e % 2;
+            if (column >= s.n || row >= work.end) continue;
+            float v = UP ? silu(total[0][j][e]) * total[Tile::PARTS - 1][j][e] : total[0][j][e];
+            out[(long long)row * s.n + column] = v;
+        }
+}
+#endif
 
 constexpr int F32_WARPS = 4;
 constexpr int F32_TOKENS = 8;

@@ -5,6 +5,7 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
+use super::linear::{WGMMA_SHARED, WGMMA_TURNS_SHARED};
 use crate::ops::MoeScratch;
 use crate::{DType, Experts, MatrixBatch, Tensor, WeightType};
 
@@ -33,25 +34,29 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_few<q8, 4, true>", 128, 32768),
         Instance::new("moe_few<q8, 1, false>", 85, 4096),
         Instance::new("moe_few<q8, 2, false>", 85, 8192),
-        Instance::new("moe_few<q8, 4, false>", 85, 16384),
+        Instance::new("moe_few<q8, 4, false>", 128, 16384),
         Instance::new("moe_few<q4, 1, true>", 128, 8192),
         Instance::new("moe_few<q4, 2, true>", 128, 16384),
         Instance::new("moe_few<q4, 4, true>", 128, 32768),
         Instance::new("moe_few<q4, 1, false>", 85, 4096),
         Instance::new("moe_few<q4, 2, false>", 85, 8192),
-        Instance::new("moe_few<q4, 4, false>", 85, 16384),
+        Instance::new("moe_few<q4, 4, false>", 128, 16384),
         Instance::new("moe_few<q4z, 1, true>", 128, 8192),
         Instance::new("moe_few<q4z, 2, true>", 128, 16384),
         Instance::new("moe_few<q4z, 4, true>", 128, 32768),
         Instance::new("moe_few<q4z, 1, false>", 85, 4096),
         Instance::new("moe_few<q4z, 2, false>", 85, 8192),
-        Instance::new("moe_few<q4z, 4, false>", 85, 16384),
+        Instance::new("moe_few<q4z, 4, false>", 128, 16384),
         Instance::new("moe_many<q8, true>", 168, 23296),
         Instance::new("moe_many<q8, false>", 168, 23296),
         Instance::new("moe_many<q4, true>", 168, 17152),
         Instance::new("moe_many<q4, false>", 168, 17152),
         Instance::new("moe_many<q4z, true>", 168, 17920),
         Instance::new("moe_many<q4z, false>", 168, 17920),
+        Instance::hopper("moe_wgmma<bf16, true>", 168, 1024),
+        Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, true>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, false>", 168, 1024),
         Instance::new("moe_f32<true>", 80, 0),
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
@@ -162,15 +167,24 @@ impl Layer {
             (_, ..=4) => few(1),
             (_, ..=8) => few(2),
             (_, ..=16) => few(4),
+            (w, _) if cuda.uses_wgmma() && !w.is_quantised() => {
+                let [panels_each, rows_each] = if up { [8, 64] } else { [4, 128] };
+                let expression = format!("moe_wgmma<{}, {up}>", w.cpp());
+                (expression, panels.div_ceil(panels_each), rows_each, 384)
+            }
             (_, _) => (format!("moe_many<{}, {up}>", stored_as.cpp()), panels.div_ceil(4), 64, 256),
+        };
+        let shared = match (threads, side) {
+            (384, Side::Up) => WGMMA_TURNS_SHARED,
+            (384, Side::Down) => WGMMA_SHARED,
+            _ => 0,
         };
         // Each expert that has rows has at most one block that is not full.
         let row_blocks = num_pairs / rows_each + experts.min(num_pairs);
         let [x, weights, starts, order, out] = pointers;
         let args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(order);
         let args = args.value(shape).pointer(out);
-        let grid =
-            Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared: 0 };
+        let grid = Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared };
         // SAFETY: `moe_place` wrote `starts` and `order` before; the weights have `panels` panels of `units` units for each
         // expert, x rows of K and out T·k rows of N elements.
         unsafe { cuda.launch(&KERNEL, &expression, grid, args) };

@@ -1,7 +1,7 @@
 //! Linear layers at sizes that divide nothing; a token's bits do not depend on how many there are.
 
 use crate::common::*;
-use crate::device::{SEEDS, emulated};
+use crate::device::{SEEDS, emulated, with_wgmma};
 use crate::naive;
 use half::f16;
 use kernels::ops::*;
@@ -169,4 +169,40 @@ fn published_groups_are_exact() {
             assert_close(&out.to_f32_vec(), &expected.concat(), 3e-6, &what);
         }
     }
+}
+
+/// On a GPU this is what decides whether the number of tokens may choose between them.
+#[test]
+fn wgmma_rounds_as_mma() {
+    let Some(hopper) = with_wgmma(SEEDS[1]) else { return };
+    let device = emulated(SEEDS[0]);
+    for (i, (t, n, k)) in
+        [(33, 97, 48), (70, 130, 290), (150, 67, 1203), (260, 40, 33)].into_iter().enumerate()
+    {
+        for (x_dtype, dtype) in
+            [(DType::F32, DType::BF16), (DType::F32, DType::F16), (DType::BF16, DType::BF16)]
+        {
+            let x = Host::random(x_dtype, &[t, k], 1);
+            let (bias, w) = (Host::random(DType::F32, &[n], 2), Host::random(dtype, &[n, k], 3));
+            let run = |device: &Device| {
+                let packed = Matrix::pack(device, dtype, &[w.view()]);
+                let mut out = Tensor::unwritten(device, DType::F32, &[t, n]);
+                linear(&x.tensor(device), &packed, Some(&bias.tensor(device)), ACTIVATIONS[i], &mut out);
+                bits(&out.to_f32_vec())
+            };
+            assert!(run(&hopper) == run(&device), "{x_dtype} by {dtype}, T {t} N {n} K {k}");
+        }
+    }
+    let (t, h, n, k) = (140, 3, 70, 45);
+    let x = Host::random(DType::F32, &[t, h, k], 1);
+    let weights: Vec<Host> =
+        (0..h).map(|head| Host::random(DType::BF16, &[n, k], 10 + head as u64)).collect();
+    let views: Vec<HostTensor> = weights.iter().map(Host::view).collect();
+    let run = |device: &Device| {
+        let w = MatrixBatch::pack(device, DType::BF16, &views);
+        let mut out = Tensor::unwritten(device, DType::F32, &[t, h, n]);
+        heads_linear(&x.tensor(device), &w, &mut out);
+        bits(&out.to_f32_vec())
+    };
+    assert!(run(&hopper) == run(&device), "heads");
 }

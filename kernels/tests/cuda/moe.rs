@@ -1,7 +1,7 @@
 //! Experts at sizes that divide nothing, with every kernel that the number of tokens may choose.
 
 use crate::common::*;
-use crate::device::{SEEDS, emulated};
+use crate::device::{SEEDS, emulated, with_wgmma};
 use crate::linear::as_taken;
 use crate::mutants::{Run, assert_noticed};
 use crate::naive;
@@ -141,6 +141,23 @@ fn tokens_have_the_same_bits_alone() {
             let found = case.run(&device, tokens.clone()).expect("a result");
             assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{stored_as} {tokens:?}");
         }
+    }
+}
+
+/// As for linear layers: rows of an expert below, at and above what a block takes.
+#[test]
+fn wgmma_rounds_as_mma() {
+    let Some(hopper) = with_wgmma(SEEDS[1]) else { return };
+    let device = emulated(SEEDS[0]);
+    for (stored_as, sizes) in [
+        (WeightType::BF16, [163, 70, 35, 5, 3]),
+        (WeightType::F16, [67, 300, 130, 3, 2]),
+        (WeightType::BF16, [150, 34, 200, 2, 1]),
+    ] {
+        let case = Case { stored_as, sizes };
+        let [found, expected] =
+            [&hopper, &device].map(|device| case.run(device, 0..sizes[0]).expect("a result"));
+        assert!(found == expected, "{stored_as} {sizes:?}");
     }
 }
 

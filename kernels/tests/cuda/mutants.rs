@@ -122,6 +122,31 @@ fn in_quantised_layers() {
 }
 
 #[test]
+fn in_layers_with_wgmma() {
+    let run = linear_of(45, WeightType::BF16);
+    let wgmma = |device: &Device| {
+        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+        assert!(cuda.choose_matmul(kernels::cuda::Matmul::Wgmma), "compute capability 9.0");
+        run(device)
+    };
+    let cases: [(&'static str, &'static str, Run); 9] = [
+        // Barriers.
+        ("mbarrier_wait(empty + stage, (n / RING & 1) ^ 1);", "", &wgmma),
+        ("mbarrier_wait(full + stage, n / RING & 1);", "", &wgmma),
+        ("mbarrier_init(full + i, 129);", "mbarrier_init(full + i, 128);", &wgmma),
+        ("wgmma_wait<0>();", "wgmma_wait<1>();", &wgmma),
+        // Places.
+        ("piece ^ token % 8", "piece ^ token % 4", &wgmma),
+        ("((long long)p * units + first) * 512", "((long long)p * units + first + 1) * 512", &wgmma),
+        ("if (mine + part < panels)", "if (mine + part <= panels)", &wgmma),
+        ("first_token + i < s.rows ?", "first_token + i <= s.rows ?", &wgmma),
+        // The order of a sum.
+        ("if (chunk.ends) {", "if (chunk.first + chunk.count == units) {", &wgmma),
+    ];
+    assert_noticed(&cases);
+}
+
+#[test]
 fn in_norms_and_reductions() {
     let norm = |device: &Device| {
         let (t, d) = (3, 301);
