@@ -120,10 +120,12 @@ impl Storage {
 
     /// What activations are rounded to before products with most weights.
     pub fn activations(&self, device: &Device) -> &'static str {
+        let quantises = self.weight_types().iter().any(|kept| kept.is_quantised());
         match device {
-            Device::Cpu(_) if self.quantises() => device.activation_type(WeightType::Int8).name(),
+            Device::Cpu(_) if quantises => device.activation_type(WeightType::Int8).name(),
             Device::Cpu(_) => device.activation_type(self.float.into()).name(),
-            // Its instructions take both sides in one type of floats.
+            // Its instructions take both sides in one type of floats, which for levels is bf16.
+            Device::Cuda(_) if quantises => published_name(DType::BF16),
             Device::Cuda(_) => published_name(self.float),
         }
     }

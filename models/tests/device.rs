@@ -222,7 +222,8 @@ mod near_the_processor_quantised {
     #[test]
     fn at_load() {
         near("kimi_vl", Int4);
-        near("qwen3_moe", Int8);
+        // Not one whose router chooses among near-equals: another expert is another answer.
+        near("llama31", Int8);
     }
 
     /// Each form of weights that a GPU has a layout for, and one that becomes floats.

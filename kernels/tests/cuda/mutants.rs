@@ -126,7 +126,7 @@ fn in_layers_with_wgmma() {
     let run = linear_of(45, WeightType::BF16);
     let wgmma = |device: &Device| {
         let Device::Cuda(cuda) = device else { panic!("not a GPU") };
-        assert!(cuda.choose_matmul(kernels::cuda::Matmul::Wgmma), "compute capability 9.0");
+        assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
         run(device)
     };
     let cases: [(&'static str, &'static str, Run); 9] = [

@@ -172,7 +172,7 @@ fn packed_sums_and_bytes() {
     // As kernels use it, all sixteen nibbles, and numbers whose sum is rounded.
     let operands: Vec<[u32; 3]> = (0..32u32)
         .map(|lane| match lane {
-            ..16 => [0x4300_4300 | lane | (15 - lane) << 16, 0xc308_c308, lane << 12 | 0x0040 | lane % 8],
+            ..16 => [0x4300_4300 | lane | (15 - lane) << 16, 0xc308_c308, lane << 12 | 0x0040 | (lane % 8)],
             _ => [word(u64::from(lane)), word(100 + u64::from(lane)), 0x7531 ^ lane],
         })
         .collect();
