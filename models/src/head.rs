@@ -32,6 +32,14 @@ impl<'a> HeadRows<'a> {
         assert_eq!(head.rows.len(), head.tasks.len(), "a target for each row of a prompt");
         head
     }
+
+    /// Leaves out what the step does not wait for: one flag for each row that samples.
+    pub fn defer(&mut self, deferred: &[bool]) {
+        let sampling = self.tasks.iter_mut().filter(|task| matches!(task, RowTask::Sample(_)));
+        for (task, _) in sampling.zip(deferred).filter(|(_, deferred)| **deferred) {
+            *task = RowTask::Defer;
+        }
+    }
 }
 
 /// Gives the head's results, and the states that are pooled, to the items.

@@ -216,6 +216,7 @@ mod tests {
             num_generated: 1,
             history: None,
             mask: None,
+            may_be_deferred: false,
         };
         let chunk = BatchItem {
             id: SequenceId(1),

@@ -155,7 +155,12 @@ impl DeviceRunner {
 
     /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.
     fn collect(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
-        let head = HeadRows::of(batch, &self.input);
+        let mut head = HeadRows::of(batch, &self.input);
+        if batch.has_late_masks() {
+            // They have the time that the device needs, and no more.
+            self.device.synchronize()?;
+            head.defer(&batch.choose_deferred());
+        }
         let mut results = Vec::with_capacity(head.rows.len());
         let chunk = self.scratch.logit_rows;
         for (i, (rows, tasks)) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)).enumerate() {

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::late::Late;
 use common::{FAMILIES, fixture, load, on_gpu, options};
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
@@ -44,6 +45,7 @@ struct World {
     vocab_size: usize,
     picture: Option<(u32, Arc<ImageInput>)>,
     cached_tokens: usize,
+    num_deferred: usize,
 }
 
 impl World {
@@ -62,10 +64,16 @@ impl World {
             vocab_size: info.vocab_size,
             picture,
             cached_tokens: 0,
+            num_deferred: 0,
         }
     }
 
     fn add(&mut self, id: u64, request: &Request) {
+        let sequence = self.sequence(id, request);
+        self.engine.add(sequence).unwrap();
+    }
+
+    fn sequence(&self, id: u64, request: &Request) -> Sequence {
         let mut prompt: Vec<u32> = (0..request.len)
             .map(|i| ((i * 37 + 11 * request.len) % 90.min(self.vocab_size)) as u32)
             .collect();
@@ -75,14 +83,15 @@ impl World {
             spans.push(ImageSpan { start, image: image.clone() });
         }
         let params = Arc::new(request.params.clone());
-        let sequence = Sequence::new(SequenceId(id), prompt, spans, params, self.vocab_size).unwrap();
-        self.engine.add(sequence).unwrap();
+        Sequence::new(SequenceId(id), prompt, spans, params, self.vocab_size).unwrap()
     }
 
     fn finish(&mut self) -> BTreeMap<u64, Answer> {
         let mut answers: BTreeMap<u64, Answer> = BTreeMap::new();
         while !self.engine.is_idle() {
-            for event in self.engine.step().unwrap().events {
+            let step = self.engine.step().unwrap();
+            self.num_deferred += step.stats.deferred_tokens;
+            for event in step.events {
                 if let Event::Started { cached_tokens, .. } = event {
                     self.cached_tokens += cached_tokens;
                 } else if let Event::Token { id, token } = event {
@@ -181,6 +190,30 @@ fn equal_to_itself(family: &str, quantization: QuantizationChoice) {
         world.add(id, &Request { len: 3, picture_at: None, params: requests()[0].params.clone() });
     }
     check("among others", &together(&mut world));
+}
+
+/// Steps go on without masks that are late, also those that are replayed from graphs, and no bit changes.
+#[test]
+fn late_masks() {
+    let answers = |most: usize| {
+        let mut world = World::new("llama31", &LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() }, |_| {});
+        for (id, request) in requests().iter().enumerate() {
+            let mut sequence = world.sequence(id as u64, request);
+            sequence.constraint = Some(Box::new(Late::new(id as u64, most)));
+            world.engine.add(sequence).unwrap();
+            world.add(10 + id as u64, request);
+        }
+        let answers = world.finish();
+        (answers, world.num_deferred, world.engine.runner().num_replays())
+    };
+    let (expected, none, _) = answers(0);
+    let (late, num_deferred, num_replays) = answers(4);
+    for (id, answer) in &expected {
+        assert_eq!(answer.tokens.len(), MAX_TOKENS);
+        assert_eq!(late[id].bits(), answer.bits(), "sequence {id}");
+    }
+    assert_eq!(none, 0);
+    assert!(num_deferred > 3 && num_replays > 0, "{num_deferred} deferred, {num_replays} replays");
 }
 
 macro_rules! families {
@@ -301,6 +334,7 @@ mod sampling {
             num_generated: 3,
             history: Some(History { tokens, prompt_len: 5 }),
             mask: mask.map(|mask| Arc::new(mask) as Arc<dyn TokenMask>),
+            may_be_deferred: false,
         }
     }
 
@@ -334,8 +368,11 @@ mod sampling {
     fn run(device: &Device, samples: &[Sample]) -> Vec<RowResult> {
         let mut tasks: Vec<RowTask> = samples.iter().map(RowTask::Sample).collect();
         tasks.extend([RowTask::Score { target: 44, top: 3 }, RowTask::Score { target: 0, top: 0 }]);
+        tasks.extend([RowTask::Defer, RowTask::Defer]);
         let mut values: Vec<f32> = (0..tasks.len() as u32).flat_map(|row| logits(row * 7919)).collect();
-        values[(samples.len() - 1) * VOCAB + 5] = f32::NAN;
+        for row in [samples.len() - 1, tasks.len() - 1] {
+            values[row * VOCAB + 5] = f32::NAN;
+        }
         let mut logits = Tensor::from_f32(device, &[tasks.len(), VOCAB], &values);
         Sampler::new(device, tasks.len(), VOCAB).run(device, &mut logits, &tasks).unwrap()
     }
@@ -365,6 +402,7 @@ mod sampling {
                     assert_close(&[(0, gpu.logprob)], &[(0, cpu.logprob)]);
                     assert_close(&gpu.top, &cpu.top);
                 }
+                // Failures, and rows that were deferred.
                 (gpu, cpu) => assert_eq!(gpu, cpu, "row {row}"),
             }
         }

@@ -22,6 +22,7 @@ fn distribution(loaded: &mut Loaded, tokens: &[u32]) -> Vec<f32> {
         num_generated: 0,
         history: None,
         mask: None,
+        may_be_deferred: false,
     };
     let item = BatchItem {
         id: SequenceId(1),

@@ -82,6 +82,7 @@ impl Feed {
                 num_generated: 0,
                 history: None,
                 mask: None,
+                may_be_deferred: false,
             }),
         };
         let batch = Batch { items: vec![item], ..Default::default() };

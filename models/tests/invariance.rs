@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::late::Late;
 use common::{files, fixture, load, options};
 use models::{ActivationsChoice, DTypeChoice, DeviceRunner, Loaded, QuantizationChoice};
 use scheduler::{
@@ -51,6 +52,7 @@ struct World {
     pictures: Vec<Arc<ImageInput>>,
     image_token: u32,
     answers: BTreeMap<u64, Answer>,
+    num_deferred: usize,
 }
 
 #[derive(Clone)]
@@ -101,6 +103,7 @@ impl World {
             pictures,
             image_token: info.image_token_id.unwrap_or(0),
             answers: BTreeMap::new(),
+            num_deferred: 0,
         }
     }
 
@@ -144,16 +147,29 @@ impl World {
     }
 
     fn add(&mut self, id: u64, request: &Request) {
+        let sequence = self.sequence(id, request);
+        self.engine.add(sequence).unwrap();
+    }
+
+    /// Held by masks of its own, which come up to `most` times late.
+    fn add_held(&mut self, id: u64, request: &Request, most: usize) {
+        let mut sequence = self.sequence(id, request);
+        sequence.constraint = Some(Box::new(Late::new(request.params.seed, most)));
+        self.engine.add(sequence).unwrap();
+    }
+
+    fn sequence(&self, id: u64, request: &Request) -> Sequence {
         let spans = request.pictures.iter();
         let spans = spans.map(|&(start, number)| ImageSpan { start, image: self.pictures[number].clone() });
         let params = Arc::new(request.params.clone());
-        let sequence =
-            Sequence::new(SequenceId(id), request.prompt.clone(), spans.collect(), params, self.vocab_size);
-        self.engine.add(sequence.unwrap()).unwrap();
+        Sequence::new(SequenceId(id), request.prompt.clone(), spans.collect(), params, self.vocab_size)
+            .unwrap()
     }
 
     fn step(&mut self) {
-        for event in self.engine.step().unwrap().events {
+        let step = self.engine.step().unwrap();
+        self.num_deferred += step.stats.deferred_tokens;
+        for event in step.events {
             let answer = self.answers.entry(event.id().0).or_default();
             match event {
                 Event::Started { cached_tokens, .. } => answer.cached_tokens = cached_tokens,
@@ -334,6 +350,40 @@ fn several_answers_to_one_prompt(subject: Subject) {
     assert_ne!(expected[0].tokens, expected[1].tokens);
 }
 
+/// A step that goes on without somebody's mask changes no bit: beside free sequences, in chunks, and with too little memory.
+fn with_late_masks(subject: Subject) {
+    let targets = World::new(subject, |_| {}).targets();
+    let expected: Vec<Answer> = targets
+        .iter()
+        .map(|target| {
+            let mut world = World::new(subject, |_| {});
+            world.add_held(1, target, 0);
+            world.finish();
+            assert_eq!(world.num_deferred, 0);
+            world.answer(1).clone()
+        })
+        .collect();
+    let free = targets_alone(subject).1;
+    assert_ne!(expected[0].tokens, free[0].tokens, "masks that change nothing prove nothing");
+    let blocks = |size: usize| targets.iter().map(|target| target.prompt.len() / size + 1).sum::<usize>();
+    let in_chunks = |config: &mut SchedulerConfig| (config.max_batched_tokens, config.max_running) = (29, 8);
+    let with_little_memory = |config: &mut SchedulerConfig| config.num_blocks = blocks(config.block_size) + 7;
+    let changes: [&dyn Fn(&mut SchedulerConfig); 2] = [&in_chunks, &with_little_memory];
+    for (change, has_preemptions) in changes.into_iter().zip([false, true]) {
+        let mut world = World::new(subject, change);
+        for (id, target) in (0..).zip(&targets) {
+            world.add_held(id, target, 5);
+            world.add(10 + id, target);
+        }
+        world.finish();
+        world.compare(0..3, &expected);
+        world.compare(10..13, &free);
+        assert!(world.num_deferred > 20, "only {} were deferred", world.num_deferred);
+        let preemptions = world.answers.values().map(|answer| answer.preemptions).sum::<usize>();
+        assert!(preemptions > 0 || !has_preemptions, "nobody was preempted");
+    }
+}
+
 /// One thread or several: the same.
 fn on_other_threads(subject: Subject) {
     let (targets, expected) = targets_alone(subject);
@@ -410,6 +460,11 @@ macro_rules! subjects {
             #[test]
             fn several_answers_to_one_prompt() {
                 super::several_answers_to_one_prompt(SUBJECT);
+            }
+
+            #[test]
+            fn with_late_masks() {
+                super::with_late_masks(SUBJECT);
             }
 
             #[test]

@@ -42,6 +42,7 @@ impl Reader {
             num_generated: 0,
             history: None,
             mask: None,
+            may_be_deferred: false,
         };
         let item = BatchItem {
             id: SequenceId(1),

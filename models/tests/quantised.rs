@@ -55,6 +55,7 @@ fn log_probs(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>>
                 num_generated: 0,
                 history: None,
                 mask: None,
+                may_be_deferred: false,
             }),
         };
         let batch = Batch { items: vec![item], ..Default::default() };

@@ -114,6 +114,18 @@ pub struct Sample {
     pub history: Option<History>,
     /// The tokens that may be drawn; `None`: any.
     pub mask: Option<Arc<dyn TokenMask>>,
+    /// Where its mask is late this row may do without a token in this step. Not for ever: false after [`MAX_DEFERRALS`] times.
+    pub may_be_deferred: bool,
+}
+
+/// How often in a row a sequence runs its last token again because its mask was not there. Then the step waits for it.
+pub const MAX_DEFERRALS: usize = 8;
+
+impl Sample {
+    /// Whether the others of its step need not wait for its mask.
+    fn is_late(&self) -> bool {
+        self.may_be_deferred && self.mask.as_ref().is_some_and(|mask| !mask.is_ready())
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -128,7 +140,32 @@ impl Batch {
     }
 
     pub fn num_samples(&self) -> usize {
-        self.items.iter().filter(|item| item.sample.is_some()).count()
+        self.samples().count()
+    }
+
+    /// In the order of the items.
+    pub fn samples(&self) -> impl Iterator<Item = &Sample> {
+        self.items.iter().filter_map(|item| item.sample.as_ref())
+    }
+
+    /// Whether a mask is still being computed that the step need not wait for.
+    pub fn has_late_masks(&self) -> bool {
+        self.samples().any(Sample::is_late)
+    }
+
+    /// For each item that samples, whether it is to be [`Sampled::Deferred`]: its mask is not there, and somebody else of the step goes on.
+    /// To be asked when the logits are there and not before: until then masks have time. Waits for one mask where all are late.
+    pub fn choose_deferred(&self) -> Vec<bool> {
+        let mut deferred: Vec<bool> = self.samples().map(Sample::is_late).collect();
+        let num_deferred = deferred.iter().filter(|deferred| **deferred).count();
+        if num_deferred > 0 && num_deferred == self.items.len() {
+            // The first is also the first that was begun.
+            let first = self.samples().next().expect("some are late");
+            first.mask.as_ref().expect("it is late").allowed();
+            deferred = self.samples().map(Sample::is_late).collect();
+            deferred[0] = false;
+        }
+        deferred
     }
 }
 
@@ -144,6 +181,8 @@ pub struct StepOutput {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sampled {
     Token(SampledToken),
+    /// Its mask was not there in time. Its last token runs again in the next step, which computes the same.
+    Deferred,
     /// This row only; its blocks are never reused as a prefix.
     Failed(Failure),
 }

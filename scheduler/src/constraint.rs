@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has
-//! execute:  forward pass … sampler: TokenMask::allowed()    waits for it, if it must
-//! commit:   accept(token) ──▶ Open | Complete | Failed
+//! execute:  forward pass … Batch::choose_deferred(): which rows go on without theirs   … sampler: TokenMask::allowed()
+//! commit:   accept(token) ──▶ Open | Complete | Failed        or, of a row that was deferred, nothing: next_mask() comes again
 //! ```
 
 use crate::TokenId;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 /// The state of a constraint of one sequence. It is a function of the tokens accepted so far and of nothing else.
 pub trait Constraint: Debug + Send + Sync {
-    /// The tokens that may come next; `None` where any may. Asked once before each token, and must not wait: the work may go on
-    /// while the model runs.
+    /// The tokens that may come next; `None` where any may. Asked before each token, and again where no token came of it; what is being
+    /// computed then goes on. Must not wait: the work may go on while the model runs.
     fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>>;
 
     /// Takes in the token that was sampled under the last mask.
@@ -45,4 +45,9 @@ pub trait TokenMask: Debug + Send + Sync {
     /// Bit `i % 32` of word `i / 32` says whether token `i` may come next. Tokens beyond the last word may not. Waits until the mask
     /// is there; `None` where it could not be computed.
     fn allowed(&self) -> Option<&[u32]>;
+
+    /// Whether `allowed` answers without waiting. Once true it stays so.
+    fn is_ready(&self) -> bool {
+        true
+    }
 }

@@ -29,8 +29,8 @@ mod sequence;
 mod step;
 
 pub use batch::{
-    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, PooledSum, PromptLogprob, PromptResult,
-    PromptTask, PromptWork, RowSum, Sample, Sampled, SampledToken, StepOutput,
+    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, MAX_DEFERRALS, PooledSum, PromptLogprob,
+    PromptResult, PromptTask, PromptWork, RowSum, Sample, Sampled, SampledToken, StepOutput,
 };
 pub use block_pool::{BlockId, BlockPool, BlockTable};
 pub use config::{InvalidConfig, SchedulerConfig};

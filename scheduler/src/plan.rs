@@ -22,7 +22,7 @@
 //! who holds a pin needs nothing but tokens to give it back, and gets them right after the decodes while somebody queues: no
 //! deadlock, and no waiting for a worse priority's turn.
 //!
-//! Promised: within one priority, of two sequences without pictures that fit a step and were not preempted, the one that
+//! Promised: within one priority, of two sequences without pictures that fit a step and were neither preempted nor deferred, the one that
 //! arrived first and started first has its first token first; they start in the order of arrival except where step 3 passes
 //! one over.
 
@@ -280,8 +280,8 @@ impl Scheduler {
         stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();
         for (rank, running) in &self.running {
             let num_tokens = running.planned - running.computed;
-            if num_tokens == 1 && running.num_left() == 0 && running.job.sequence.num_generated() > 0 {
-                stats.decode_tokens += 1;
+            if running.num_left() == 0 {
+                stats.count_to_the_end(num_tokens, running.job.sequence.num_generated());
             } else {
                 stats.prefill_tokens += num_tokens;
             }

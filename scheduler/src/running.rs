@@ -5,8 +5,8 @@ use crate::content::{ContentChain, NO_ADAPTER};
 use crate::image_cache::{Acquired, ImageCache};
 use crate::prompt::PromptProgress;
 use crate::{
-    Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, PromptWork, Sample,
-    SchedulerConfig, Sequence, SequenceId,
+    Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, MAX_DEFERRALS, PromptWork,
+    Sample, SchedulerConfig, Sequence, SequenceId,
 };
 
 /// The one order of sequences: lower goes first, higher is preempted first. Ids grow with the time of arrival.
@@ -88,6 +88,8 @@ pub(crate) struct Running {
     pub last_turn: u64,
     /// Patches encoded for it in this step.
     pub encoded_patches: usize,
+    /// How often it has run its last token because the mask of the next one was not there.
+    pub deferrals: usize,
 }
 
 impl Running {
@@ -107,6 +109,7 @@ impl Running {
             is_long,
             last_turn: 0,
             encoded_patches: 0,
+            deferrals: 0,
         }
     }
 
@@ -178,6 +181,7 @@ impl Running {
     }
 
     fn sample(&mut self) -> Sample {
+        let may_be_deferred = self.deferrals < MAX_DEFERRALS;
         let Sequence { params, tokens, prompt_len, constraint, .. } = &mut self.job.sequence;
         let history = || History { tokens: tokens.clone(), prompt_len: *prompt_len };
         Sample {
@@ -186,6 +190,7 @@ impl Running {
             num_generated: tokens.len() - *prompt_len,
             history: params.needs_history().then(history),
             mask: constraint.as_mut().and_then(|constraint| constraint.next_mask()),
+            may_be_deferred,
         }
     }
 }

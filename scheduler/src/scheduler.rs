@@ -122,6 +122,9 @@ impl Scheduler {
                 prompt: item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt")),
                 sampled: item.sample.as_ref().map(|_| sampled.next().expect("one result per sampling item")),
             };
+            if let (Some(sample), Some(Sampled::Deferred)) = (&item.sample, &results.sampled) {
+                self.stats.count_deferred(item.tokens.len(), sample.num_generated);
+            }
             let Some(&priority) = self.priorities.get(&item.id) else { continue };
             self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
         }
@@ -134,7 +137,9 @@ impl Scheduler {
     fn commit_item(&mut self, rank: Rank, item: BatchItem, results: ItemResults, events: &mut Vec<Event>) {
         let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
         assert_eq!(running.computed, item.context_len, "committed twice");
-        running.computed = item.end();
+        let is_deferred = matches!(results.sampled, Some(Sampled::Deferred));
+        running.computed = item.end() - usize::from(is_deferred);
+        running.deferrals = if is_deferred { running.deferrals + 1 } else { 0 };
         let told = match (&item.prompt, results.prompt) {
             (Some(work), Some(result)) => {
                 let progress = running.job.prompt.as_mut().expect("it asked for something of its prompt");
@@ -153,6 +158,11 @@ impl Scheduler {
                 sequence.tokens.push(token.token);
                 events.push(Event::Token { id: rank.id, token });
                 finish_reason(sequence)
+            }
+            (Ok(told), Some(Sampled::Deferred)) => {
+                self.settle(rank);
+                events.extend(told);
+                None
             }
             (Ok(told), None) => {
                 self.settle(rank);

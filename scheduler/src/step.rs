@@ -57,6 +57,8 @@ pub struct StepStats {
     pub prefill_tokens: usize,
     /// Tokens of sequences that needed this one only, and had generated it.
     pub decode_tokens: usize,
+    /// Of the batch's tokens those that run again, because their sequences were deferred; they are not among the two above.
+    pub deferred_tokens: usize,
     /// In the order of the batch; what the device did for each sequence, to divide its time by.
     pub shares: Vec<ItemShare>,
     pub encoded_images: usize,
@@ -74,6 +76,22 @@ pub struct StepStats {
 }
 
 impl StepStats {
+    /// Of an item that computes its sequence to the end.
+    pub(crate) fn count_to_the_end(&mut self, num_tokens: usize, num_generated: usize) {
+        *self.counter_to_the_end(num_tokens, num_generated) += num_tokens;
+    }
+
+    /// The last token of an item that was to sample runs again, and counts then.
+    pub(crate) fn count_deferred(&mut self, num_tokens: usize, num_generated: usize) {
+        *self.counter_to_the_end(num_tokens, num_generated) -= 1;
+        self.deferred_tokens += 1;
+    }
+
+    fn counter_to_the_end(&mut self, num_tokens: usize, num_generated: usize) -> &mut usize {
+        let is_decode = num_tokens == 1 && num_generated > 0;
+        if is_decode { &mut self.decode_tokens } else { &mut self.prefill_tokens }
+    }
+
     pub(crate) fn count_image(&mut self, acquired: Acquired) {
         self.image_queries += 1;
         self.image_hits += usize::from(acquired == Acquired::Cached);

@@ -230,9 +230,10 @@ impl ModelRunner for Paced {
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
         let between = self.ended.map(|ended| ended.elapsed());
         std::thread::sleep(Duration::from_micros(self.watch.step_us.load(Relaxed)));
-        let samples = || batch.items.iter().filter_map(|item| item.sample.as_ref());
         let start = Instant::now();
-        samples().filter_map(|sample| sample.mask.as_ref()).for_each(|mask| {
+        let deferred = batch.choose_deferred();
+        let going_on = batch.samples().zip(&deferred).filter(|(_, deferred)| !**deferred);
+        going_on.filter_map(|(sample, _)| sample.mask.as_ref()).for_each(|mask| {
             let _ = mask.allowed();
         });
         {
@@ -242,10 +243,13 @@ impl ModelRunner for Paced {
             let goes_on = batch.items.iter().any(|item| item.context_len > 16);
             seen.1.extend(between.filter(|_| goes_on));
         }
-        let token = |sample: &Sample| {
-            Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() })
+        let token = |(sample, deferred)| match deferred {
+            true => Sampled::Deferred,
+            false => {
+                Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() })
+            }
         };
-        let sampled = samples().map(token).collect();
+        let sampled = batch.samples().zip(deferred).map(token).collect();
         self.ended = Some(Instant::now());
         Ok(StepOutput { sampled, ..StepOutput::default() })
     }
@@ -257,12 +261,18 @@ impl Paced {
         let allowed = sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
         let num_words = self.words.len().div_ceil(32);
         let first = self.random.below(num_words);
+        let bits = |word: usize| allowed.map_or(u32::MAX, |words| words.get(word).copied().unwrap_or(0));
         let in_word = |word: usize| {
-            let bits = allowed.map_or(u32::MAX, |words| words.get(word).copied().unwrap_or(0));
+            let bits = bits(word);
             (0..32).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| (word * 32 + bit) as TokenId)
         };
-        let some: Vec<TokenId> =
-            (0..num_words).flat_map(|i| in_word((first + i) % num_words)).take(8).collect();
+        // Most words of a mask are empty: to pass over them quickly is not to take a processor that a GPU would not need.
+        let some: Vec<TokenId> = (first..num_words)
+            .chain(0..first)
+            .filter(|&word| bits(word) != 0)
+            .flat_map(in_word)
+            .take(8)
+            .collect();
         let len = |token: TokenId| match self.words.get(token as usize) {
             Some(word) if !word.starts_with(b"<|control") && std::str::from_utf8(word).is_ok() => {
                 word.len().min(6)

@@ -8,6 +8,7 @@
 //! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
 
 use crate::device_share;
+use crate::mailbox::{Receiver, Sender, mailbox};
 use crate::metrics::{Metrics, SequenceRecord};
 use crate::throughput::Throughput;
 use scheduler::{
@@ -47,11 +48,18 @@ pub struct Progress {
     vision_us: AtomicU64,
     queue_us: AtomicU64,
     prefill_us: AtomicU64,
-    decode_us: AtomicU64,
-    device_us: AtomicU64,
     cached_tokens: AtomicUsize,
     /// The client has its whole answer although the engine could go on: a stop string was found.
     stopped: AtomicBool,
+    each_token: EachToken,
+}
+
+/// Written with every token and read at the end: in a cache line of its own, so that the others need not be fetched with every token.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct EachToken {
+    decode_us: AtomicU64,
+    device_us: AtomicU64,
 }
 
 /// Times of one sequence. Device time is each step's time shared out among those who were in it: `device_share` says how.
@@ -73,10 +81,15 @@ impl Progress {
             vision: duration(&self.vision_us),
             queue: duration(&self.queue_us),
             prefill: duration(&self.prefill_us),
-            decode: duration(&self.decode_us),
-            device: duration(&self.device_us),
+            decode: duration(&self.each_token.decode_us),
+            device: duration(&self.each_token.device_us),
             cached_tokens: self.cached_tokens.load(Relaxed),
         }
+    }
+
+    /// Of the prompt, found in memory.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens.load(Relaxed)
     }
 
     /// Known before the sequence is submitted.
@@ -88,14 +101,14 @@ impl Progress {
 /// What one client can still be sent. Dropping it cancels the sequence.
 #[derive(Debug)]
 pub struct EventStream {
-    events: mpsc::Receiver<SequenceEvent>,
+    events: Receiver<SequenceEvent>,
     progress: Arc<Progress>,
 }
 
 impl EventStream {
     /// `None` when the engine thread ended without a word to this sequence.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SequenceEvent>> {
-        self.events.poll_recv(context)
+        self.events.poll_next(context)
     }
 
     pub fn progress(&self) -> &Arc<Progress> {
@@ -110,7 +123,7 @@ impl EventStream {
 
 struct Submission {
     sequence: Sequence,
-    events: mpsc::Sender<SequenceEvent>,
+    events: Sender<SequenceEvent>,
     progress: Arc<Progress>,
     submitted: Instant,
 }
@@ -137,7 +150,7 @@ impl EngineHandle {
         let mut streams = Vec::with_capacity(sequences.len());
         let mut submissions = Vec::with_capacity(sequences.len());
         for sequence in sequences {
-            let (sender, events) = mpsc::channel(sequence.num_events_max());
+            let (sender, events) = mailbox(sequence.num_events_max());
             let progress = Arc::new(Progress::default());
             streams.push(EventStream { events, progress: progress.clone() });
             submissions.push(Submission { sequence, events: sender, progress, submitted });
@@ -262,7 +275,7 @@ where
 }
 
 struct Client {
-    events: mpsc::Sender<SequenceEvent>,
+    events: Sender<SequenceEvent>,
     progress: Arc<Progress>,
     submitted: Instant,
     scheduled: Option<Instant>,
@@ -345,7 +358,7 @@ where
             let id = SequenceId(self.next_id);
             self.next_id += 1;
             sequence.id = id;
-            let client = Client {
+            let mut client = Client {
                 events,
                 progress,
                 submitted,
@@ -367,13 +380,13 @@ where
                     self.metrics.rejected(&reject);
                     for id in admitted.drain(..) {
                         self.engine.abort(id);
-                        let sibling = self.clients.remove(&id).expect("was just admitted");
-                        let _ = sibling.events.try_send(SequenceEvent::Rejected(reject.clone()));
+                        let mut sibling = self.clients.remove(&id).expect("was just admitted");
+                        sibling.events.send(SequenceEvent::Rejected(reject.clone()));
                     }
-                    for sibling in submissions {
-                        let _ = sibling.events.try_send(SequenceEvent::Rejected(reject.clone()));
+                    for mut sibling in submissions {
+                        sibling.events.send(SequenceEvent::Rejected(reject.clone()));
                     }
-                    let _ = client.events.try_send(SequenceEvent::Rejected(reject));
+                    client.events.send(SequenceEvent::Rejected(reject));
                     return;
                 }
             }
@@ -427,7 +440,7 @@ where
         for (id, share) in device_share::of_step(runner.last, encoding, &stats.shares) {
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.device += share;
-            client.progress.device_us.store(micros(client.device), Relaxed);
+            client.progress.each_token.device_us.store(micros(client.device), Relaxed);
         }
     }
 
@@ -441,11 +454,13 @@ where
                 client.progress.queue_us.store(micros(queue), Relaxed);
                 client.progress.cached_tokens.store(cached_tokens, Relaxed);
             }
-            Event::PromptLogprobs { logprobs, .. } => client.send(SequenceEvent::PromptLogprobs(logprobs)),
-            Event::Pooled { pooled, .. } => client.send(SequenceEvent::Pooled(pooled)),
+            Event::PromptLogprobs { logprobs, .. } => {
+                client.events.send(SequenceEvent::PromptLogprobs(logprobs))
+            }
+            Event::Pooled { pooled, .. } => client.events.send(SequenceEvent::Pooled(pooled)),
             Event::Token { token, .. } => {
                 client.token(now, &self.metrics);
-                client.send(SequenceEvent::Token(token));
+                client.events.send(SequenceEvent::Token(token));
             }
             Event::Finished { id, reason, preemptions } => {
                 let Some(mut client) = self.clients.remove(&id) else { return };
@@ -453,7 +468,7 @@ where
                 if reason == FinishReason::Length && client.num_tokens == 0 {
                     client.prompt_read(now, &self.metrics);
                 }
-                client.send(SequenceEvent::Finished(reason));
+                client.events.send(SequenceEvent::Finished(reason));
                 let reason = match reason {
                     FinishReason::Stop | FinishReason::Complete => "stop",
                     FinishReason::Length => "length",
@@ -468,19 +483,14 @@ where
     }
 
     fn fail(&mut self, reason: StopReason) {
-        for client in std::mem::take(&mut self.clients).into_values() {
-            client.send(SequenceEvent::Failed(reason.clone()));
+        for mut client in std::mem::take(&mut self.clients).into_values() {
+            client.events.send(SequenceEvent::Failed(reason.clone()));
             self.metrics.sequence_ended(&client.record("error"));
         }
     }
 }
 
 impl Client {
-    fn send(&self, event: SequenceEvent) {
-        let full = matches!(self.events.try_send(event), Err(mpsc::error::TrySendError::Full(_)));
-        assert!(!full, "a sequence was sent more than it can be sent");
-    }
-
     /// It ends without an answer, which nobody wanted.
     fn prompt_read(&mut self, now: Instant, metrics: &Metrics) {
         self.first_token = Some(now);
@@ -498,7 +508,7 @@ impl Client {
                 metrics.first_token(now - self.submitted, self.prompt_tokens);
             }
             Some(first) => {
-                self.progress.decode_us.store(micros(now - first), Relaxed);
+                self.progress.each_token.decode_us.store(micros(now - first), Relaxed);
                 metrics.next_token(now - self.last_token);
             }
         }

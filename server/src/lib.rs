@@ -24,6 +24,7 @@ pub mod http;
 pub mod lifecycle;
 pub mod load;
 pub mod logging;
+mod mailbox;
 pub mod metrics;
 pub mod offline;
 pub mod openai;

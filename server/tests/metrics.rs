@@ -6,7 +6,7 @@ use harness::{TestServer, find_metric};
 use serde_json::json;
 
 /// The names that dashboards, routers and autoscalers made for vLLM read, and some that only this server has.
-const NAMES: [&str; 33] = [
+const NAMES: [&str; 34] = [
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -40,6 +40,7 @@ const NAMES: [&str; 33] = [
     "perilune:embedding_cache_hits_total",
     "perilune:media_fetches_total",
     "perilune:device_seconds_total",
+    "perilune:deferred_tokens_total",
 ];
 
 #[test]

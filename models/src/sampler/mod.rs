@@ -24,7 +24,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone, Copy)]
 pub enum RowTask<'a> {
     Sample(&'a Sample),
-    Score { target: TokenId, top: usize },
+    /// Its mask is late: nothing, but to see whether the logits are finite.
+    Defer,
+    Score {
+        target: TokenId,
+        top: usize,
+    },
 }
 
 #[derive(Debug, PartialEq)]
@@ -100,6 +105,8 @@ impl RowTask<'_> {
     fn run(self, logits: &mut [f32], work: &mut Workspace) -> RowResult {
         match self {
             RowTask::Sample(request) => RowResult::Sampled(sample(logits, request, work)),
+            RowTask::Defer if is_finite(logits) => RowResult::Sampled(Sampled::Deferred),
+            RowTask::Defer => RowResult::Sampled(Sampled::Failed(Failure::NonFiniteLogits)),
             RowTask::Score { target, top } => RowResult::Scored(score(logits, target, top, work)),
         }
     }
@@ -110,9 +117,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn is_finite(logits: &[f32]) -> bool {
+    logits.iter().all(|x| x.is_finite())
+}
+
 /// Samples one row. `logits` is used up: it holds weights of the draw afterwards.
 pub fn sample(logits: &mut [f32], sample: &Sample, work: &mut Workspace) -> Sampled {
-    if !logits.iter().all(|x| x.is_finite()) {
+    if !is_finite(logits) {
         return Sampled::Failed(Failure::NonFiniteLogits);
     }
     let params = &*sample.params;

@@ -41,8 +41,7 @@ impl DeviceSampler {
     pub fn run(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Result<Vec<RowResult>, Error> {
         let requests: Vec<Option<RowRequest>> = tasks.iter().map(request).collect();
         // A row whose mask could not be had is told so; something has to be asked of it all the same.
-        let idle = RowRequest { top: None, want: Want::Draw(Draw::GREEDY) };
-        let asked: Vec<RowRequest> = requests.iter().map(|request| request.unwrap_or(idle)).collect();
+        let asked: Vec<RowRequest> = requests.iter().map(|request| request.unwrap_or(IDLE)).collect();
         sample(logits, &asked, &mut self.scratch);
         let outcomes = self.scratch.read()?;
         let rows = tasks.iter().zip(&requests).zip(outcomes);
@@ -53,14 +52,18 @@ impl DeviceSampler {
 fn num_top(task: &RowTask) -> usize {
     match task {
         RowTask::Sample(sample) => sample.params.logprobs.unwrap_or(0),
+        RowTask::Defer => 0,
         RowTask::Score { top, .. } => *top,
     }
 }
+
+const IDLE: RowRequest = RowRequest { top: None, want: Want::Draw(Draw::GREEDY) };
 
 /// `None`: there is no mask where there should be one.
 fn request<'a>(task: &RowTask<'a>) -> Option<RowRequest<'a>> {
     match *task {
         RowTask::Score { target, top } => Some(RowRequest { top: Some(top), want: Want::Score(target) }),
+        RowTask::Defer => Some(IDLE),
         RowTask::Sample(sample) => {
             let draw = draw(sample)?;
             Some(RowRequest { top: sample.params.logprobs, want: Want::Draw(draw) })
@@ -69,7 +72,7 @@ fn request<'a>(task: &RowTask<'a>) -> Option<RowRequest<'a>> {
 }
 
 fn draw(sample: &Sample) -> Option<Draw<'_>> {
-    let Sample { params, position, num_generated, history, mask } = sample;
+    let Sample { params, position, num_generated, history, mask, may_be_deferred: _ } = sample;
     let allowed = match mask {
         None => None,
         Some(mask) => Some(mask.allowed()?),
@@ -98,9 +101,10 @@ fn draw(sample: &Sample) -> Option<Draw<'_>> {
 
 fn result(task: &RowTask, has_mask: bool, outcome: RowOutcome) -> RowResult {
     match (task, outcome) {
-        (RowTask::Sample(_), RowOutcome::NonFinite) => {
+        (RowTask::Sample(_) | RowTask::Defer, RowOutcome::NonFinite) => {
             RowResult::Sampled(Sampled::Failed(Failure::NonFiniteLogits))
         }
+        (RowTask::Defer, _) => RowResult::Sampled(Sampled::Deferred),
         (RowTask::Sample(_), _) if !has_mask => RowResult::Sampled(Sampled::Failed(Failure::Constraint)),
         (RowTask::Sample(_), RowOutcome::Nothing) => {
             RowResult::Sampled(Sampled::Failed(Failure::NothingToSample))

@@ -4,7 +4,14 @@ use super::*;
 use std::sync::Arc;
 
 fn request(params: SamplingParams) -> Sample {
-    Sample { params: Arc::new(params), position: 7, num_generated: 0, history: None, mask: None }
+    Sample {
+        params: Arc::new(params),
+        position: 7,
+        num_generated: 0,
+        history: None,
+        mask: None,
+        may_be_deferred: false,
+    }
 }
 
 fn with_history(params: SamplingParams, prompt: &[TokenId], output: &[TokenId]) -> Sample {
@@ -303,4 +310,13 @@ fn a_mask_leaves_only_its_tokens() {
     let failed = Sample { mask: Some(Arc::new(Mask(None))), ..request(SamplingParams::default()) };
     let sampled = sample(&mut logits.clone(), &failed, &mut Workspace::default());
     assert_eq!(sampled, Sampled::Failed(Failure::Constraint));
+}
+
+#[test]
+fn a_deferred_row_is_only_looked_at() {
+    let mut work = Workspace::default();
+    let result = RowTask::Defer.run(&mut [0.5, 1.0], &mut work);
+    assert_eq!(result, RowResult::Sampled(Sampled::Deferred));
+    let result = RowTask::Defer.run(&mut [0.5, f32::NAN], &mut work);
+    assert_eq!(result, RowResult::Sampled(Sampled::Failed(Failure::NonFiniteLogits)));
 }

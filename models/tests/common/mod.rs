@@ -1,6 +1,8 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+pub mod late;
+
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};

@@ -73,8 +73,16 @@ impl ModelRunner for Counter {
         self.encodes.push(batch.encodes.iter().map(|encode| encode.image.digest.0[0]).collect());
         self.images.push(batch.items.iter().flat_map(|item| item.images.clone()).collect());
         let mut sampled = Vec::new();
+        let mut deferred = batch.choose_deferred().into_iter();
         for item in &batch.items {
             let Some(sample) = &item.sample else { continue };
+            if deferred.next().expect("one for each") {
+                sampled.push(Sampled::Deferred);
+                continue;
+            }
+            if let Some(mask) = &sample.mask {
+                mask.allowed();
+            }
             self.histories.push(sample.history.as_ref().map(|history| history.tokens.clone()));
             let said = self.said.entry(item.id).or_insert(0);
             sampled.push(match self.fail {

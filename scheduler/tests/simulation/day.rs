@@ -21,6 +21,7 @@ pub struct Report {
     pub encodes: usize,
     /// Rows of prompts of which something was told.
     pub told: usize,
+    pub deferred: usize,
     pub finished: usize,
     pub failed: usize,
     pub aborted: usize,
@@ -41,6 +42,7 @@ impl std::ops::AddAssign<&Report> for Report {
         self.preemptions += day.preemptions;
         self.encodes += day.encodes;
         self.told += day.told;
+        self.deferred += day.deferred;
         self.finished += day.finished;
         self.failed += day.failed;
         self.aborted += day.aborted;
@@ -271,6 +273,7 @@ impl Day {
         let report = &mut self.report;
         report.steps += 1;
         report.tokens += step.stats.prefill_tokens + step.stats.decode_tokens;
+        report.deferred += step.stats.deferred_tokens;
         report.cached += step.stats.prefix_hits;
         report.preemptions += step.stats.preempted.len();
         report.encodes += step.stats.encoded_images;

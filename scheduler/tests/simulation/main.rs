@@ -71,7 +71,7 @@ fn thousands_of_random_days() {
     println!("{total:?}");
     // A day on which nothing happens proves nothing.
     assert!(total.preemptions > 0 && total.cached > 0 && total.encodes > 0 && total.failed > 0);
-    assert!(total.told > 0);
+    assert!(total.told > 0 && total.deferred > 0);
     assert!(total.aborted > 0 && total.rejected > 0 && total.finished > 5 * total.failed);
 }
 
@@ -79,10 +79,10 @@ fn thousands_of_random_days() {
 #[test]
 fn what_the_policy_costs() {
     let total = all_days(300);
-    let Report { steps, tokens, cached, preemptions, encodes, told, finished, .. } = total;
+    let Report { steps, tokens, cached, preemptions, encodes, told, deferred, finished, .. } = total;
     let first_token_us = total.first_token_us / total.first_tokens as u64;
     let line = format!(
-        "{steps} steps, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
+        "{steps} steps, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, {deferred} deferred, \
          {finished} finished, {first_token_us} us to the first token, {} ms",
         total.now_us / 1000
     );

@@ -3,7 +3,7 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    Event, FinishReason, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
+    Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
     SchedulerConfig, Sequence, SequenceId, Step, StepStats,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub struct Live {
     /// When it started, counted in starts.
     started: Option<usize>,
     preemptions: usize,
-    /// Promised to have its first token in order: no picture, fits a step, not preempted so far.
+    /// Promised to have its first token in order: no picture, fits a step, neither preempted nor deferred so far.
     is_promised: bool,
 }
 
@@ -106,6 +106,10 @@ impl Oracle {
 
     pub fn after_step(&mut self, step: &Step, running: &[SequenceId], shadow: &Shadow) {
         self.check_stats(step, shadow);
+        for id in &shadow.last_counts.deferred {
+            // Others may have their first tokens meanwhile.
+            self.live.entry(*id).and_modify(|live| live.is_promised = false);
+        }
         self.check_preempted(&step.stats);
         let mut running: BTreeSet<_> = running.iter().copied().collect();
         // Those who ended in this step had their place in it.
@@ -138,7 +142,9 @@ impl Oracle {
     /// The numbers for the metrics are those of the batch and the events.
     fn check_stats(&self, step: &Step, shadow: &Shadow) {
         let (stats, counts) = (&step.stats, &shadow.last_counts);
-        assert_eq!(stats.prefill_tokens + stats.decode_tokens, counts.num_tokens, "tokens of the step");
+        let num_tokens = stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens;
+        assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
+        assert_eq!(stats.deferred_tokens, counts.deferred.len(), "tokens that run again");
         assert_eq!(stats.decode_tokens, counts.decode_tokens, "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
         let shares = stats.shares.iter().filter(|share| share.num_tokens > 0);
@@ -293,7 +299,10 @@ impl Oracle {
     }
 
     fn patience(&self) -> usize {
-        let tokens = |live: &Live| live.truth.sequence.prompt_len() + live.answer.len();
+        let steps_for_a_token =
+            |live: &Live| if live.truth.machine.deferral_rate > 0 { 1 + MAX_DEFERRALS } else { 1 };
+        let tokens =
+            |live: &Live| live.truth.sequence.prompt_len() + live.answer.len() * steps_for_a_token(live);
         self.config.max_running + self.live.values().map(tokens).sum::<usize>()
     }
 }

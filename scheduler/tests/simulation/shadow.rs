@@ -3,10 +3,11 @@
 //! computed, everything that it would read is compared with the truth, so a block given to two writers, a stale prefix hit, a
 //! lost recompute or a picture that is not there shows up at once, without a model.
 
+use crate::rng::chain;
 use crate::truth::{Truth, short};
 use scheduler::{
-    Batch, BatchItem, Failure, ModelRunner, PromptOutput, PromptResult, PromptTask, Sampled, SchedulerConfig,
-    SequenceId, StepOutput,
+    Batch, BatchItem, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult, PromptTask, Sample,
+    Sampled, SchedulerConfig, SequenceId, StepOutput,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,8 @@ pub struct Shadow {
     ends: BTreeMap<SequenceId, usize>,
     /// The next row of its prompt that each sequence has to tell something of.
     next_rows: BTreeMap<SequenceId, usize>,
+    /// How often in a row each sequence was deferred.
+    deferrals: BTreeMap<SequenceId, usize>,
     /// What these computed is not to be trusted by anybody but those who may have had it before it was known.
     poisoners: BTreeMap<SequenceId, BTreeSet<SequenceId>>,
     /// The pictures encoded last; a picture is not encoded again before another one was.
@@ -46,6 +49,8 @@ pub struct Counts {
     pub patches: usize,
     /// Rows of which something was told.
     pub prompt_rows: usize,
+    /// Who runs its last token again in the next step.
+    pub deferred: Vec<SequenceId>,
     /// Sequence and tokens of each item.
     pub items: Vec<(SequenceId, usize)>,
 }
@@ -59,6 +64,7 @@ impl Shadow {
             truths: BTreeMap::new(),
             ends: BTreeMap::new(),
             next_rows: BTreeMap::new(),
+            deferrals: BTreeMap::new(),
             poisoners: BTreeMap::new(),
             last_encoded: None,
             now_us: 0,
@@ -70,6 +76,7 @@ impl Shadow {
     /// It will start over, or is gone.
     pub fn forget_progress(&mut self, id: SequenceId) {
         self.ends.remove(&id);
+        self.deferrals.remove(&id);
         self.poisoners.values_mut().for_each(|excused| {
             excused.remove(&id);
         });
@@ -164,6 +171,30 @@ impl Shadow {
         if let Some(history) = &sample.history {
             assert_eq!((&history.tokens, history.prompt_len), (&truth.tokens, prompt_len));
         }
+        let deferrals = self.deferrals.get(&item.id).copied().unwrap_or(0);
+        assert_eq!(sample.may_be_deferred, deferrals < MAX_DEFERRALS, "{:?} after {deferrals}", item.id);
+    }
+
+    /// As if its mask were late, or what the model says.
+    fn sample(&mut self, item: &BatchItem, sample: &Sample) -> Sampled {
+        let truth = &self.truths[&item.id];
+        let (sampled, rate) = (truth.sample(), truth.machine.deferral_rate);
+        // What is not finite needs no mask to be seen.
+        let has_failed = sampled == Sampled::Failed(Failure::NonFiniteLogits);
+        let drawn = chain(truth.hashes[item.end() - 1], self.now_us);
+        if !sample.may_be_deferred || has_failed || rate == 0 || !drawn.is_multiple_of(rate) {
+            self.deferrals.remove(&item.id);
+            return sampled;
+        }
+        *self.deferrals.entry(item.id).or_default() += 1;
+        // Nobody may read the last key before it is computed again.
+        let index = self.slot(item, item.end() - 1);
+        self.slots[index] = None;
+        self.ends.insert(item.id, item.end() - 1);
+        self.last_counts.deferred.push(item.id);
+        let is_decode = item.tokens.len() == 1 && sample.num_generated > 0;
+        self.last_counts.decode_tokens -= usize::from(is_decode);
+        Sampled::Deferred
     }
 
     /// Each wanted row is asked for once, in order, by the first chunk that computes it.
@@ -264,7 +295,7 @@ impl ModelRunner for Shadow {
             self.check_images(item);
             self.check_sample(item);
             let prompt = self.tell_prompt(item);
-            let sampled = item.sample.as_ref().map(|_| self.truths[&item.id].sample());
+            let sampled = item.sample.as_ref().map(|sample| self.sample(item, sample));
             let failed = matches!(prompt, Some(PromptResult::Failed(_)));
             if failed || matches!(sampled, Some(Sampled::Failed(_))) {
                 spoilt.push(item);

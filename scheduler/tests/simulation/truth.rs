@@ -18,6 +18,8 @@ pub struct Machine {
     pub has_two_forms: bool,
     /// One in so many samples fails; 0 is never.
     pub failure_rate: u64,
+    /// One in so many samples waits for the next step; 0 is never.
+    pub deferral_rate: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -121,6 +123,7 @@ impl Truth {
             let sampled = match truth.sample() {
                 Sampled::Token(sampled) => sampled,
                 Sampled::Failed(failure) => return (answer, FinishReason::Failed(failure)),
+                Sampled::Deferred => unreachable!("nobody waits for the truth"),
             };
             truth.push(sampled.token);
             let is_stop = truth.params().stop_token_ids.contains(&sampled.token);

@@ -56,7 +56,11 @@ impl Workload {
 
     pub fn on(config: SchedulerConfig, rng: &mut Rng) -> Self {
         let failure_rate = if rng.one_in(3) { rng.range(10, 100) as u64 } else { 0 };
-        let machine = Machine { has_two_forms: !config.share_decoded_blocks, failure_rate };
+        // Numbers of their own: whether masks are late changes nothing else of the day.
+        let mut late = Rng(!rng.0);
+        let deferral_rate = if late.one_in(3) { late.range(1, 12) as u64 } else { 0 };
+        let has_two_forms = !config.share_decoded_blocks;
+        let machine = Machine { has_two_forms, failure_rate, deferral_rate };
         let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
         let has_images = rng.one_in(2);
         let families = (0..3).map(|_| family(rng, config.token_capacity(), has_images, &images)).collect();

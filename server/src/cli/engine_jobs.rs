@@ -293,6 +293,7 @@ impl Growing {
                 num_generated: to - self.context_len,
                 history: None,
                 mask: None,
+                may_be_deferred: false,
             }),
         }
     }
@@ -318,6 +319,7 @@ fn cpu_seconds() -> f64 {
 fn sampled(output: &StepOutput) -> Result<Vec<TokenId>, String> {
     let token = |sampled: &Sampled| match sampled {
         Sampled::Token(token) => Ok(token.token),
+        Sampled::Deferred => Err("a token without a mask was deferred".to_owned()),
         Sampled::Failed(failure) => Err(format!("nothing could be sampled: {failure:?}")),
     };
     output.sampled.iter().map(token).collect()

@@ -125,6 +125,10 @@ impl TokenMask for GrammarMask {
     fn allowed(&self) -> Option<&[u32]> {
         self.wait().map(|computed| computed.allowed.as_slice())
     }
+
+    fn is_ready(&self) -> bool {
+        self.computed.get().is_some()
+    }
 }
 
 impl GrammarMask {

@@ -4,6 +4,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -17,8 +18,15 @@ const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
 
 #[derive(Default)]
 struct Watched {
-    sockets: BTreeMap<u64, (Arc<TcpStream>, Arc<Notify>)>,
+    sockets: BTreeMap<u64, (Arc<TcpStream>, Arc<Gone>)>,
     next: u64,
+}
+
+/// Whether the client is, and who waits for that.
+#[derive(Default)]
+struct Gone {
+    is_gone: AtomicBool,
+    notify: Notify,
 }
 
 #[derive(Clone)]
@@ -33,12 +41,12 @@ impl Hangups {
     }
 
     pub fn watch(&self, socket: Arc<TcpStream>) -> Hangup {
-        let notify = Arc::new(Notify::new());
+        let gone = Arc::new(Gone::default());
         let mut watched = lock(&self.0);
         let id = watched.next;
         watched.next += 1;
-        watched.sockets.insert(id, (socket, notify.clone()));
-        Hangup { watched: self.0.clone(), id, notify }
+        watched.sockets.insert(id, (socket, gone.clone()));
+        Hangup { watched: self.0.clone(), id, gone }
     }
 }
 
@@ -46,12 +54,17 @@ impl Hangups {
 pub struct Hangup {
     watched: Arc<Mutex<Watched>>,
     id: u64,
-    notify: Arc<Notify>,
+    gone: Arc<Gone>,
 }
 
 impl Hangup {
     pub async fn hung_up(&self) {
-        self.notify.notified().await;
+        self.gone.notify.notified().await;
+    }
+
+    /// True before whoever waits is woken.
+    pub fn has_hung_up(&self) -> bool {
+        self.gone.is_gone.load(Ordering::Acquire)
     }
 }
 
@@ -86,9 +99,10 @@ fn notify_gone(watched: &mut Watched) {
             return;
         }
     }
-    for (fd, (_, notify)) in polled.iter().zip(watched.sockets.values()) {
+    for (fd, (_, gone)) in polled.iter().zip(watched.sockets.values()) {
         if fd.revents().intersects(GONE) {
-            notify.notify_one();
+            gone.is_gone.store(true, Ordering::Release);
+            gone.notify.notify_one();
         }
     }
 }

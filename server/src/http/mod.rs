@@ -14,7 +14,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use stall::StallGuard;
+use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -128,29 +130,56 @@ impl Connection {
         let io = TokioIo::new(StallGuard::new(stream, limits.stall_timeout));
         // Who comes while the server drains is told so, once.
         let mut draining = *phase.borrow() != Phase::Serving;
+        let seen = phase.clone();
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(64 * 1024)
+            // A token's chunk is short: to copy it behind its length costs less than to tell the kernel of three pieces.
+            .writev(false)
             .keep_alive(!draining)
             .serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
         loop {
-            tokio::select! {
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
+            let is_serving = !draining;
+            let mut news = std::pin::pin!(async {
+                tokio::select! {
+                    () = hangup.hung_up() => News::HungUp,
+                    () = reach(&mut phase, Phase::Draining), if is_serving => News::Draining,
+                }
+            });
+            let mut is_registered = false;
+            let next = std::future::poll_fn(|context| {
+                // The task's waker stays where the first poll left it, and every token polls this: news are asked for when there are some.
+                let has_news = hangup.has_hung_up() || (is_serving && seen.has_changed().unwrap_or(true));
+                if has_news || !std::mem::replace(&mut is_registered, true) {
+                    if let Poll::Ready(news) = news.as_mut().poll(context) {
+                        return Poll::Ready(Err(news));
+                    }
+                }
+                connection.as_mut().poll(context).map(Ok)
+            });
+            match next.await {
+                Ok(ended) => {
+                    if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended");
                     }
                     return;
                 }
-                () = hangup.hung_up() => return,
-                () = reach(&mut phase, Phase::Draining), if !draining => {
+                Err(News::HungUp) => return,
+                Err(News::Draining) => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
             }
         }
     }
+}
+
+/// What a connection is told besides its requests.
+enum News {
+    HungUp,
+    Draining,
 }
 
 /// Counts an open connection and gives its permit back.

@@ -256,7 +256,7 @@ impl Choice {
     }
 
     pub fn cached_tokens(&self) -> usize {
-        self.progress.timings().cached_tokens
+        self.progress.cached_tokens()
     }
 
     /// Adds everything that is there to `delta`, and arranges to be woken for more. Says whether there was anything.

@@ -5,6 +5,7 @@
 //! comes after the last `finish_reason` (and the usage) or after an error event. Panics on the way become an error event as well.
 
 use crate::error::ApiError;
+use crate::mailbox::WakerId;
 use crate::openai::answer::{Answers, Delta, Finish, Usage};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
@@ -63,6 +64,8 @@ struct KeepAlive {
     period: Duration,
     last: Instant,
     sleep: Pin<Box<Sleep>>,
+    /// Whom the timer wakes.
+    registered: WakerId,
 }
 
 /// A response of events.
@@ -85,6 +88,7 @@ impl<D: Dialect> EventBody<D> {
             period,
             last: Instant::now(),
             sleep: Box::pin(sleep(period)),
+            registered: WakerId::default(),
         });
         Self {
             answers,
@@ -208,8 +212,13 @@ impl<D: Dialect> http_body::Body for EventBody<D> {
 }
 
 impl KeepAlive {
-    /// Whether the silence is long enough. The timer is set again only when it fires, not with every event.
+    /// Whether the silence is long enough. The timer is set again only when it fires, not with every event, and asked only then.
     fn is_due(&mut self, context: &mut Context<'_>) -> bool {
+        let current = WakerId::of(context);
+        if self.registered == current && !self.sleep.is_elapsed() {
+            return false;
+        }
+        self.registered = current;
         while self.sleep.as_mut().poll(context).is_ready() {
             let next = self.last + self.period;
             let now = Instant::now();

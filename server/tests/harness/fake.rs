@@ -286,12 +286,14 @@ impl FakeRunner {
             }
         }
         let (mut prompts, mut sampled) = (Vec::new(), Vec::with_capacity(batch.num_samples()));
+        let mut hashes = Vec::with_capacity(batch.num_samples());
         for item in &batch.items {
             let hash = self.run(item);
             prompts.extend(item.prompt.as_ref().map(|work| self.tell(item, work)));
-            if let Some(sample) = &item.sample {
-                sampled.push(sample_token(hash, sample));
-            }
+            hashes.extend(item.sample.as_ref().map(|sample| (hash, sample)));
+        }
+        for ((hash, sample), deferred) in hashes.into_iter().zip(batch.choose_deferred()) {
+            sampled.push(if deferred { Sampled::Deferred } else { sample_token(hash, sample) });
         }
         Ok(StepOutput { prompts, sampled })
     }

@@ -128,8 +128,14 @@ impl Random {
                 logits[token as usize] += 50.0;
             }
             let mask = constraint.next_mask();
-            let request =
-                Sample { params: params.clone(), position, num_generated: position, history: None, mask };
+            let request = Sample {
+                params: params.clone(),
+                position,
+                num_generated: position,
+                history: None,
+                mask,
+                may_be_deferred: false,
+            };
             let Sampled::Token(sampled) = sample(&mut logits, &request, &mut work) else {
                 return answer(&bytes, Ended::Failed);
             };
