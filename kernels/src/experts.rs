@@ -3,7 +3,8 @@
 use crate::matrix::{MatrixBatch, PANEL};
 use crate::quantize::GroupedRow;
 use crate::source::{MemberRows, WeightRows};
-use crate::{DType, Device, HostTensor, WeightType};
+use crate::{DType, Device, HostTensor, Packed, SharedBytes, WeightType};
+use std::ops::Range;
 
 /// `E` experts with SwiGLU: gate and up `[I, H]`, down `[H, I]`.
 #[derive(Debug)]
@@ -103,6 +104,34 @@ impl Experts {
     }
 }
 
+impl Packed for Experts {
+    /// What they are stored as, and `[E, H, I]`.
+    type Form = (WeightType, [usize; 3]);
+
+    fn part_bytes(form: &Self::Form) -> Vec<u64> {
+        batches(form).iter().flat_map(MatrixBatch::part_bytes).collect()
+    }
+
+    fn from_parts(device: &Device, form: &Self::Form, parts: Vec<SharedBytes>) -> Self {
+        let [gate_up, down] = parts.try_into().unwrap_or_else(|_| panic!("experts have two parts"));
+        let forms = batches(form);
+        let [gate_up, down] =
+            [(0, gate_up), (1, down)].map(|(i, part)| MatrixBatch::from_parts(device, &forms[i], vec![part]));
+        Self { gate_up, down, inner: form.1[2] }
+    }
+
+    fn share(&mut self) -> Vec<SharedBytes> {
+        [&mut self.gate_up, &mut self.down].into_iter().flat_map(MatrixBatch::share).collect()
+    }
+}
+
+/// Gate and up, and down.
+fn batches(
+    &(stored_as, [experts, hidden, inner]): &(WeightType, [usize; 3]),
+) -> [(WeightType, [usize; 3]); 2] {
+    [(stored_as, [experts, gate_up_rows(inner), hidden]), (stored_as, [experts, hidden, inner])]
+}
+
 fn gate_up_rows(inner: usize) -> usize {
     2 * inner.next_multiple_of(PANEL)
 }
@@ -131,5 +160,11 @@ impl<R: WeightRows> MemberRows for GateUp<'_, R> {
 
     fn read_groups(&self, expert: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         self.part(expert, row).is_some_and(|(part, row)| part.read_groups(row, stored_as, out))
+    }
+
+    fn done(&self, expert: usize, rows: Range<usize>) {
+        if let Some((part, first)) = self.part(expert, rows.start) {
+            part.done(first..self.inner.min(first + rows.len()));
+        }
     }
 }

@@ -4,29 +4,37 @@
 //! by the row itself, so a row's bits never depend on the other rows, on how many there are, or on the number of threads.
 
 mod activation_type;
+mod beside;
 mod cpu;
 pub mod cuda;
 mod device;
 mod error;
 mod experts;
+mod file_map;
 mod index;
 mod matrix;
 mod memory;
 pub mod ops;
+mod packed;
 mod quantize;
+mod random;
 mod source;
 mod stopwatch;
 mod tensor;
 mod weight_type;
 
 pub use activation_type::{ActivationChoice, ActivationType};
+pub use beside::{Beside, Ticket};
 pub use cpu::pack::LAYOUT_VERSION as CPU_LAYOUT_VERSION;
 pub use cpu::simd::Isa;
 pub use device::{Cpu, CpuOptions, Device};
 pub use error::Error;
 pub use experts::{ExpertSource, Experts};
+pub use file_map::FileMap;
 pub use index::{Index, Indices};
 pub use matrix::{Matrix, MatrixBatch};
+pub use memory::{CACHE_LINE, SharedBytes};
+pub use packed::Packed;
 pub use quantize::GroupedRow;
 pub use source::WeightRows;
 pub use stopwatch::Stopwatch;

@@ -1,16 +1,19 @@
 //! Weights of linear layers, packed for the device when they are loaded.
 //!
 //! A matrix `[N, K]` is cut into panels of 32 rows; N is filled up with zeros to whole panels. What a panel holds for the processor
-//! is in `cpu/pack.rs`, what it holds for a GPU in `cuda/pack.rs`. The size is the same.
+//! is in `cpu/pack.rs`, what it holds for a GPU in `cuda/pack.rs`. The size is the same. A change to what is packed for the processor
+//! raises [`crate::CPU_LAYOUT_VERSION`].
 
 use crate::cpu::pack as cpu_pack;
 use crate::cuda::driver::DevicePtr;
 use crate::cuda::pack as gpu_pack;
 use crate::memory::Buffer;
+use crate::packed::{Packed, one_part};
 use crate::quantize::GroupedRow;
+use crate::random::RandomRows;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
 use crate::weight_type::{GROUP, K_GRAIN};
-use crate::{DType, Device, Tensor, WeightType};
+use crate::{DType, Device, SharedBytes, WeightType};
 use std::fmt;
 
 /// Rows of one panel.
@@ -44,7 +47,7 @@ impl Matrix {
         Self { batch }
     }
 
-    /// Normally distributed to the eye (a sum of four uniforms), the same for the same seed.
+    /// Numbers of a seed: see [`MatrixBatch::random`].
     pub fn random(
         device: &Device,
         stored_as: impl Into<WeightType>,
@@ -119,6 +122,8 @@ impl MatrixBatch {
         batch
     }
 
+    /// With mean 0 and deviation `std`, the same for the same seed however many threads there are. Floats are normally distributed to
+    /// the eye (a sum of four uniforms); of quantised types every level is as frequent as any other, and nothing is rounded.
     pub fn random(
         device: &Device,
         stored_as: impl Into<WeightType>,
@@ -127,12 +132,7 @@ impl MatrixBatch {
         seed: u64,
     ) -> Self {
         let mut batch = Self::unwritten(device, stored_as.into(), [count, n, k]);
-        batch.fill(&Made(|member, row, values: &mut [f32]| {
-            let start = ((member * n + row) * k) as u64;
-            for (i, out) in values.iter_mut().enumerate() {
-                *out = std * standard_normal(seed, start + i as u64);
-            }
-        }));
+        batch.fill(&RandomRows { n, std, seed });
         batch
     }
 
@@ -220,7 +220,7 @@ impl MatrixBatch {
         match &device {
             Device::Cpu(cpu) => {
                 cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, |index, panel| {
-                    rows.pack(index / panels, index % panels * PANEL, panel, &FOR_CPU);
+                    rows.pack(index / panels, index % panels * PANEL, panel);
                 });
             }
             Device::Cuda(cuda) => {
@@ -232,7 +232,7 @@ impl MatrixBatch {
                     block.fill(0);
                     cuda.host.for_blocks(block, panel_bytes, |i, panel| {
                         let (member, first) = ((first + i) / panels, (first + i) % panels * PANEL);
-                        rows.pack(member, first, panel, &FOR_GPU);
+                        rows.pack_for_gpu(member, first, panel);
                     });
                     self.buffer.write(first * panel_bytes, block);
                 }
@@ -249,63 +249,104 @@ struct PanelRows<'a> {
     k: usize,
 }
 
-/// How one row is written into its panel, of floats and of groups.
-struct Packing {
-    row: fn(&mut [u8], DType, usize, &[f32]),
-    groups: fn(&mut [u8], WeightType, usize, &GroupedRow),
-}
-
-const FOR_CPU: Packing = Packing { row: cpu_pack::pack_row, groups: cpu_pack::pack_groups };
-const FOR_GPU: Packing = Packing { row: gpu_pack::pack_row, groups: gpu_pack::pack_groups };
-
 impl PanelRows<'_> {
-    /// The panel of a member that begins at row `first`. It was zeroed where a GPU's is packed.
-    fn pack(&self, member: usize, first: usize, panel: &mut [u8], packing: &Packing) {
+    /// The panel of a member that begins at row `first`, for the processor. All its rows are read before they are packed, some of K at
+    /// a time: their places in a panel are apart, and so the lines that are written stay in the first cache.
+    fn pack(&self, member: usize, first: usize, panel: &mut [u8]) {
+        let rows = first..self.n.min(first + PANEL);
+        let (k, stored_as) = (self.k, self.stored_as);
+        let Some(dtype) = stored_as.float() else {
+            let mut groups = vec![GroupedRow::new(k); rows.len()];
+            let mut values = vec![0.0; k];
+            for (row, groups) in rows.clone().zip(&mut groups) {
+                if !self.source.read_groups(member, row, stored_as, groups) {
+                    self.source.read_f32(member, row, &mut values);
+                    groups.quantize(stored_as, &values);
+                }
+            }
+            for (index, group) in panel.chunks_exact_mut(stored_as.group_bytes()).enumerate() {
+                for (column, row) in groups.iter().enumerate() {
+                    cpu_pack::pack_group(group, stored_as, column, row, index);
+                }
+            }
+            return self.source.done(member, rows);
+        };
+        let mut values = vec![0.0; rows.len() * k];
+        for (row, values) in rows.clone().zip(values.chunks_exact_mut(k)) {
+            self.source.read_f32(member, row, values);
+        }
+        for (start, block) in (0..k).step_by(PACK_K).zip(panel.chunks_mut(PACK_K * stored_as.line_bytes())) {
+            for (column, values) in values.chunks_exact(k).enumerate() {
+                cpu_pack::pack_row(block, dtype, column, &values[start..k.min(start + PACK_K)]);
+            }
+        }
+        self.source.done(member, rows);
+    }
+
+    /// The same for a GPU, into a panel that was zeroed.
+    fn pack_for_gpu(&self, member: usize, first: usize, panel: &mut [u8]) {
         let (mut values, mut groups) = (vec![0.0; self.k], GroupedRow::new(self.k));
-        for row in first..self.n.min(first + PANEL) {
+        let rows = first..self.n.min(first + PANEL);
+        for row in rows.clone() {
             if let Some(dtype) = self.stored_as.float() {
                 self.source.read_f32(member, row, &mut values);
-                (packing.row)(panel, dtype, row - first, &values);
+                gpu_pack::pack_row(panel, dtype, row - first, &values);
                 continue;
             }
             if !self.source.read_groups(member, row, self.stored_as, &mut groups) {
                 self.source.read_f32(member, row, &mut values);
                 groups.quantize(self.stored_as, &values);
             }
-            (packing.groups)(panel, self.stored_as, row - first, &groups);
+            gpu_pack::pack_groups(panel, self.stored_as, row - first, &groups);
         }
+        self.source.done(member, rows);
     }
 }
+
+/// K of floats that are packed at a time: 128 lines of a panel in bf16 are 8 KiB.
+const PACK_K: usize = 128;
 
 /// What is packed before it is copied to a GPU.
 const UPLOAD_BYTES: usize = 4 << 20;
 
-impl fmt::Debug for MatrixBatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{}, {}, {}]", self.stored_as, self.count, self.n, self.k)
+impl Packed for MatrixBatch {
+    /// What it is stored as, and `[count, N, K]`.
+    type Form = (WeightType, [usize; 3]);
+
+    fn part_bytes(&(stored_as, shape): &Self::Form) -> Vec<u64> {
+        vec![Self::packed_bytes(stored_as, shape)]
+    }
+
+    fn from_parts(device: &Device, form: &Self::Form, parts: Vec<SharedBytes>) -> Self {
+        let (stored_as, [count, n, k]) = *form;
+        let buffer = Buffer::shared(device, one_part::<Self>(form, parts));
+        Self { buffer, stored_as, count, n, k }
+    }
+
+    fn share(&mut self) -> Vec<SharedBytes> {
+        vec![self.buffer.share()]
     }
 }
 
-/// The sum of four uniform numbers, scaled to variance 1.
-fn standard_normal(seed: u64, index: u64) -> f32 {
-    let bits = mix(seed ^ mix(index.wrapping_add(0x9e37_79b9_7f4a_7c15)));
-    let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
-    // Each part has mean 32767.5 and variance (65536² - 1) / 12.
-    (sum as f32 - 131_070.0) * (1.0 / 37_837.23)
+impl Packed for Matrix {
+    /// What it is stored as, and `[N, K]`.
+    type Form = (WeightType, [usize; 2]);
+
+    fn part_bytes(&(stored_as, [n, k]): &Self::Form) -> Vec<u64> {
+        MatrixBatch::part_bytes(&(stored_as, [1, n, k]))
+    }
+
+    fn from_parts(device: &Device, &(stored_as, [n, k]): &Self::Form, parts: Vec<SharedBytes>) -> Self {
+        Self { batch: MatrixBatch::from_parts(device, &(stored_as, [1, n, k]), parts) }
+    }
+
+    fn share(&mut self) -> Vec<SharedBytes> {
+        self.batch.share()
+    }
 }
 
-/// The finaliser of SplitMix64.
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
-}
-
-impl Tensor {
-    /// Numbers as `Matrix::random` has them, f32.
-    pub fn random(device: &Device, shape: &[usize], std: f32, seed: u64) -> Self {
-        let len = shape.iter().product::<usize>() as u64;
-        let values: Vec<f32> = (0..len).map(|i| std * standard_normal(seed, i)).collect();
-        Self::from_f32(device, shape, &values)
+impl fmt::Debug for MatrixBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}, {}, {}]", self.stored_as, self.count, self.n, self.k)
     }
 }

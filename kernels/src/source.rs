@@ -2,6 +2,7 @@
 
 use crate::quantize::GroupedRow;
 use crate::{HostTensor, WeightType};
+use std::ops::Range;
 
 /// A matrix `[N, K]` in whatever form a file has it. Rows are read by many threads, in any order.
 pub trait WeightRows: Sync {
@@ -15,6 +16,11 @@ pub trait WeightRows: Sync {
     fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         let _ = (row, stored_as, out);
         false
+    }
+
+    /// These rows are not read again: memory that was only needed for them may go.
+    fn done(&self, rows: Range<usize>) {
+        let _ = rows;
     }
 }
 
@@ -41,6 +47,10 @@ impl<R: WeightRows + ?Sized> WeightRows for &R {
     fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         (**self).read_groups(row, stored_as, out)
     }
+
+    fn done(&self, rows: Range<usize>) {
+        (**self).done(rows);
+    }
 }
 
 /// Rows of the members of a batch, as they are packed.
@@ -51,6 +61,11 @@ pub(crate) trait MemberRows: Sync {
     fn read_groups(&self, member: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         let _ = (member, row, stored_as, out);
         false
+    }
+
+    /// As in [`WeightRows`].
+    fn done(&self, member: usize, rows: Range<usize>) {
+        let _ = (member, rows);
     }
 }
 
@@ -73,6 +88,10 @@ impl<R: WeightRows> MemberRows for Members<'_, R> {
 
     fn read_groups(&self, member: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         self.0[member].read_groups(row, stored_as, out)
+    }
+
+    fn done(&self, member: usize, rows: Range<usize>) {
+        self.0[member].done(rows);
     }
 }
 
@@ -102,5 +121,17 @@ impl<R: WeightRows> MemberRows for Stacked<'_, R> {
     fn read_groups(&self, _: usize, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         let (part, row) = self.part(row);
         part.read_groups(row, stored_as, out)
+    }
+
+    fn done(&self, _: usize, rows: Range<usize>) {
+        let mut first = 0;
+        for part in self.0 {
+            let next = first + part.shape()[0];
+            let own = rows.start.max(first)..rows.end.min(next);
+            if !own.is_empty() {
+                part.done(own.start - first..own.end - first);
+            }
+            first = next;
+        }
     }
 }

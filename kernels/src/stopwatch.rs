@@ -32,7 +32,7 @@ impl Stopwatch {
         match (&mut self.span, &self.device) {
             (Span::Host { start, .. }, _) => *start = Instant::now(),
             (Span::Device { start, .. }, Device::Cuda(cuda)) => {
-                cuda.note(cuda.driver.record(*start, cuda.stream));
+                cuda.note(cuda.driver.record(*start, cuda.stream()));
             }
             (Span::Device { .. }, Device::Cpu(_)) => unreachable!("made for another device"),
         }
@@ -44,7 +44,7 @@ impl Stopwatch {
                 *micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
             }
             (Span::Device { end, is_set, .. }, Device::Cuda(cuda)) => {
-                cuda.note(cuda.driver.record(*end, cuda.stream));
+                cuda.note(cuda.driver.record(*end, cuda.stream()));
                 *is_set = true;
             }
             (Span::Device { .. }, Device::Cpu(_)) => unreachable!("made for another device"),

@@ -3,7 +3,8 @@
 
 use crate::cuda::driver::DevicePtr;
 use crate::memory::{Buffer, bytes_of_slice, bytes_of_slice_mut};
-use crate::{Device, Error};
+use crate::packed::one_part;
+use crate::{Device, Error, Packed, SharedBytes, WeightRows};
 use half::{bf16, f16};
 use std::fmt;
 use std::ops::Range;
@@ -119,6 +120,8 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) 
 }
 
 const MAX_RANK: usize = 4;
+/// Elements that are written at a time.
+const FILL_BLOCK: usize = 64 << 10;
 
 pub struct Tensor {
     buffer: Buffer,
@@ -173,21 +176,50 @@ impl Tensor {
 
     /// From one float type to another, rounding to nearest even.
     pub fn from_host_as(device: &Device, host: HostTensor, dtype: DType) -> Self {
-        if host.dtype == dtype {
-            return Self::from_host(device, host);
-        }
         host.check();
         let mut tensor = Self::unwritten(device, dtype, host.shape);
-        let mut start = 0;
-        let total = tensor.len();
-        let mut values = vec![0.0; total.min(1 << 20)];
-        while start < total {
-            let n = values.len().min(total - start);
-            host.read_f32(start, &mut values[..n]);
-            tensor.write_f32(start, &values[..n]);
-            start += n;
-        }
+        tensor.fill(FILL_BLOCK, &|start, values| host.read_f32(start, values));
         tensor
+    }
+
+    /// A matrix as a plain tensor `[N, K]` of floats.
+    pub fn from_rows(device: &Device, dtype: DType, source: &impl WeightRows) -> Self {
+        let [n, k] = source.shape();
+        let mut tensor = Self::unwritten(device, dtype, &[n, k]);
+        let at_once = FILL_BLOCK.div_ceil(k.max(1));
+        tensor.fill(at_once * k, &|start, values| {
+            let first = start / k;
+            for (i, out) in values.chunks_exact_mut(k).enumerate() {
+                source.read_f32(first + i, out);
+            }
+            source.done(first..first + values.len() / k);
+        });
+        tensor
+    }
+
+    /// Writes every element of a tensor of floats, a block at a time: `values(start, out)` gives those from place `start` on. Blocks are
+    /// shared out to all threads.
+    pub(crate) fn fill(&mut self, block_len: usize, values: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let (device, total) = (self.device().clone(), self.len());
+        let Device::Cpu(cpu) = &device else {
+            let mut block = vec![0.0; total.min(block_len)];
+            for start in (0..total).step_by(block_len) {
+                let block = &mut block[..block_len.min(total - start)];
+                values(start, block);
+                self.write_f32(start, block);
+            }
+            return;
+        };
+        if self.dtype == DType::F32 {
+            let out = self.as_f32_mut();
+            return cpu.for_blocks(out, block_len, |index, out| values(index * block_len, out));
+        }
+        let round = self.round();
+        cpu.for_blocks(self.as_u16_mut(), block_len, |index, out| {
+            let mut block = vec![0.0; out.len()];
+            values(index * block_len, &mut block);
+            round_into(out, &block, round);
+        });
     }
 
     /// The bytes of the elements in sight, after all work that was enqueued on the device.
@@ -370,17 +402,22 @@ impl Tensor {
         if self.dtype == DType::F32 {
             return self.buffer.write(start * 4, bytes_of_slice(values));
         }
-        let round = match self.dtype {
-            DType::BF16 => bf16_bits,
-            DType::F16 => |v| f16::from_f32_const(v).to_bits(),
-            _ => panic!("floats into a tensor of {}", self.dtype),
-        };
+        let round = self.round();
         match self.device() {
             Device::Cpu(_) => round_into(&mut self.as_u16_mut()[start..start + values.len()], values, round),
             Device::Cuda(_) => {
                 let bits: Vec<u16> = values.iter().map(|&v| round(v)).collect();
                 self.buffer.write(start * 2, bytes_of_slice(&bits));
             }
+        }
+    }
+
+    /// To the bits of the tensor's type, which is of 16 bits.
+    fn round(&self) -> fn(f32) -> u16 {
+        match self.dtype {
+            DType::BF16 => bf16_bits,
+            DType::F16 => |v| f16::from_f32_const(v).to_bits(),
+            _ => panic!("floats into a tensor of {}", self.dtype),
         }
     }
 
@@ -405,6 +442,24 @@ impl Tensor {
         self.dims = [1; MAX_RANK];
         self.dims[..shape.len()].copy_from_slice(shape);
         self.rank = shape.len();
+    }
+}
+
+impl Packed for Tensor {
+    /// Type and shape.
+    type Form = (DType, Vec<usize>);
+
+    fn part_bytes((dtype, shape): &Self::Form) -> Vec<u64> {
+        vec![Self::bytes_of(*dtype, shape)]
+    }
+
+    fn from_parts(device: &Device, form: &Self::Form, parts: Vec<SharedBytes>) -> Self {
+        let bytes = one_part::<Self>(form, parts);
+        Self::with(form.0, &form.1, |_, _| Buffer::shared(device, bytes))
+    }
+
+    fn share(&mut self) -> Vec<SharedBytes> {
+        vec![self.buffer.share()]
     }
 }
 

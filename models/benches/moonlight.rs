@@ -96,6 +96,7 @@ fn load(threads: usize) -> Loaded {
         memory: MemoryLimit::Bytes(8 << 30),
         threads: Some(threads),
         seed: 1,
+        weights_cache: None,
     };
     let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
     models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
@@ -107,6 +108,7 @@ fn batch(from: usize, to: usize) -> Batch {
         params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
         position: to,
         num_generated: 0,
+        num_drafts: 0,
         history: None,
         mask: None,
         may_be_deferred: false,

@@ -12,14 +12,14 @@ use crate::input::StepInput;
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::layers::gqa::Gqa;
 use crate::layers::mla::Mla;
-use crate::layers::mlp::{Mlp, MlpShape, Out};
+use crate::layers::mlp::{Mlp, MlpShape};
 use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, WeightSize, rope};
 use crate::scratch::Scratch;
 use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
-use kernels::{Device, Indices, Matrix, Tensor};
+use kernels::{Device, Indices, Matrix, Tensor, WeightType};
 
 pub struct Decoder {
     embedding: Tensor,
@@ -63,6 +63,7 @@ impl Step<'_> {
 }
 
 /// How the weights are kept on the device.
+#[derive(Clone, Copy)]
 pub struct Placement<'a> {
     pub device: &'a Device,
     pub storage: &'a Storage,
@@ -87,14 +88,11 @@ impl Decoder {
             loaded();
         }
         let base = loader(config.prefix.to_string());
-        let table = base.name("model.embed_tokens.weight");
-        let shape = [vocab_size, hidden_size];
-        let weights = checkpoint.take(&table, &shape)?;
-        let embedding = Tensor::from_host_as(device, weights.view(), storage.float);
         let head = Loader { names: base.names.of_part(Part::Head), ..base };
-        let head = match config.tied_head {
-            true => Matrix::pack(device, head.names.stored_as(HEAD), &[weights.view()]),
-            false => head.matrix(HEAD, vocab_size, hidden_size)?,
+        let table = Table { name: base.name("model.embed_tokens.weight"), shape: [vocab_size, hidden_size] };
+        let (embedding, head) = match config.tied_head {
+            true => table.load_tied(checkpoint, *placement, head.names.stored_as(HEAD))?,
+            false => (table.load(checkpoint, *placement)?, head.matrix(HEAD, vocab_size, hidden_size)?),
         };
         let norm = base.vector("model.norm.weight", hidden_size)?;
         let rope = rope::table(device, &config.rope, max_model_len);
@@ -183,6 +181,51 @@ fn ragged(input: &StepInput, block_size: usize) -> Ragged<'_> {
     }
 }
 
+/// The token embedding.
+struct Table {
+    name: String,
+    /// Vocabulary, hidden size.
+    shape: [usize; 2],
+}
+
+impl Table {
+    fn load(&self, checkpoint: &Checkpoint, at: Placement) -> Result<Tensor, LoadError> {
+        let (device, dtype) = (at.device, at.storage.float);
+        if let Some((seed, std)) = self.dummy(checkpoint, dtype.size()) {
+            return Ok(Tensor::random_as(device, dtype, &self.shape, std, seed));
+        }
+        checkpoint.kept(device, &self.name, (dtype, self.shape.to_vec()), || {
+            Ok(Tensor::from_rows(device, dtype, &checkpoint.take(&self.name, &self.shape)?))
+        })
+    }
+
+    /// With the head that is the same matrix.
+    fn load_tied(
+        &self,
+        checkpoint: &Checkpoint,
+        at: Placement,
+        head: WeightType,
+    ) -> Result<(Tensor, Matrix), LoadError> {
+        let (device, dtype, [n, k]) = (at.device, at.storage.float, self.shape);
+        if let Some((seed, std)) = self.dummy(checkpoint, dtype.size()) {
+            let embedding = Tensor::random_as(device, dtype, &self.shape, std, seed);
+            return Ok((embedding, Matrix::random(device, head, n, k, std, seed)));
+        }
+        let form = ((dtype, self.shape.to_vec()), (head, self.shape));
+        checkpoint.kept(device, &self.name, form, || {
+            let weights = checkpoint.take(&self.name, &self.shape)?;
+            Ok((Tensor::from_rows(device, dtype, &weights), Matrix::pack(device, head, &[&weights])))
+        })
+    }
+
+    /// Seed and deviation of random numbers, if the checkpoint is of such.
+    fn dummy(&self, checkpoint: &Checkpoint, size: usize) -> Option<(u64, f32)> {
+        let bytes = self.shape.iter().product::<usize>() * size;
+        let seed = checkpoint.dummy_seed(&self.name, bytes as u64)?;
+        Some((seed, 1.0 / (self.shape[1] as f32).sqrt()))
+    }
+}
+
 impl Layer {
     fn load(loader: &Loader, config: &DecoderConfig, index: usize) -> Result<Self, LoadError> {
         let hidden_size = config.hidden_size;
@@ -224,7 +267,7 @@ impl Layer {
         }
         add_and_norm(&self.mlp_norm, eps, scratch);
         match &self.mlp {
-            LayerMlp::Dense(mlp) => mlp.run(scratch, Out::Main),
+            LayerMlp::Dense(mlp) => mlp.run(scratch),
             LayerMlp::Moe(moe) => moe.run(scratch),
         }
     }

@@ -5,10 +5,11 @@ use crate::input::ModelInput;
 use crate::sampler::{RowResult, RowTask};
 use kernels::{Error, Tensor};
 use scheduler::{
-    Batch, BatchItem, PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sampled, StepOutput,
+    Batch, BatchItem, PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, Sampled,
+    StepOutput,
 };
 
-/// In the order of the items; of one item the rows of its prompt before the one that samples.
+/// In the order of the items; of one item the rows of its prompt before those that sample.
 #[derive(Default)]
 pub struct HeadRows<'a> {
     /// Rows of `scratch.normed`.
@@ -25,8 +26,9 @@ impl<'a> HeadRows<'a> {
                 head.tasks.extend(targets.iter().map(|&target| RowTask::Score { target, top: *top }));
             }
             if let Some(sample) = &item.sample {
-                head.rows.push(first + item.tokens.len() as u32 - 1);
-                head.tasks.push(RowTask::Sample(sample));
+                let end = first + item.tokens.len() as u32;
+                head.rows.extend(end - sample.num_rows() as u32..end);
+                head.tasks.extend(sample.rows().map(RowTask::Sample));
             }
         }
         assert_eq!(head.rows.len(), head.tasks.len(), "a target for each row of a prompt");
@@ -62,7 +64,8 @@ pub fn output(
                 }
             });
         }
-        output.sampled.extend(item.sample.as_ref().map(|_| sampled(item, results.next())));
+        let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
+        output.sampled.extend((0..num_rows).map(|_| sampled(item, results.next())));
     }
     assert!(results.next().is_none(), "a result for each row");
     Ok(output)

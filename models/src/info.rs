@@ -2,6 +2,7 @@
 
 use crate::device::{DeviceChoice, KernelOptions};
 use scheduler::{ImageInput, TokenId};
+use std::path::PathBuf;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadFormat {
@@ -40,6 +41,16 @@ pub enum MemoryLimit {
     Fraction(f64),
 }
 
+/// Where packed weights are kept from one start to the next; on the processor only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightsCache {
+    pub folder: PathBuf,
+    /// Of all its files together: those that were not used for longest go.
+    pub max_bytes: u64,
+    /// Models with fewer bytes of packed weights are packed at every start.
+    pub min_bytes: u64,
+}
+
 /// Everything that decides how much memory is needed. The plan and the loader are computed from the same values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
@@ -64,6 +75,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Of dummy weights.
     pub seed: u64,
+    /// `None`: every start packs the model's weights.
+    pub weights_cache: Option<WeightsCache>,
 }
 
 /// What the layers above need to know of a loaded model.

@@ -106,8 +106,9 @@ impl ModelInput {
                 self.image_tokens.push((first + image.first_token + i) as u32);
             }
         }
-        if sample.is_some() {
-            self.sample_rows.push(self.tokens.len() as u32 - 1);
+        if let Some(sample) = sample {
+            let end = self.tokens.len() as u32;
+            self.sample_rows.extend(end - sample.num_rows() as u32..end);
         }
     }
 }
@@ -214,6 +215,7 @@ mod tests {
             params: Arc::new(SamplingParams::default()),
             position: 8,
             num_generated: 1,
+            num_drafts: 1,
             history: None,
             mask: None,
             may_be_deferred: false,
@@ -229,7 +231,7 @@ mod tests {
         };
         let decode = BatchItem {
             id: SequenceId(2),
-            tokens: vec![20],
+            tokens: vec![20, 21],
             context_len: 7,
             blocks: blocks(&[9, 1, 3]),
             images: Vec::new(),
@@ -241,14 +243,14 @@ mod tests {
         for _ in 0..2 {
             input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4 });
         }
-        assert_eq!(input.tokens, [10, 11, 12, 13, 20]);
-        assert_eq!(input.positions, [2, 3, 4, 5, 7]);
-        assert_eq!(input.slots, [14, 0, 1, 2, 10]);
-        assert_eq!(input.cu_seqlens, [0, 4, 5]);
+        assert_eq!(input.tokens, [10, 11, 12, 13, 20, 21]);
+        assert_eq!(input.positions, [2, 3, 4, 5, 7, 8]);
+        assert_eq!(input.slots, [14, 0, 1, 2, 10, 11]);
+        assert_eq!(input.cu_seqlens, [0, 4, 6]);
         assert_eq!(input.context_lens, [2, 7]);
         assert_eq!(input.block_tables, [4, 0, 9, 1, 3]);
         assert_eq!(input.cu_blocks, [0, 2, 5]);
-        assert_eq!(input.sample_rows, [4]);
+        assert_eq!(input.sample_rows, [4, 5]);
         assert_eq!(input.image_rows, [11, 24]);
         assert_eq!(input.image_tokens, [1, 2]);
     }

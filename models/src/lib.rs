@@ -29,7 +29,7 @@ pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
     ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit,
-    ModelInfo, QuantizationChoice,
+    ModelInfo, QuantizationChoice, WeightsCache,
 };
 pub use kernels::cuda::Matmul;
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
@@ -38,4 +38,4 @@ pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use runner::DeviceRunner;
 pub use storage::{Quantization, Storage};
-pub use weights::{Checkpoint, Exported, HostWeights, quantize};
+pub use weights::{CacheUse, Checkpoint, Exported, HostWeights, PendingWrite, Written, quantize};

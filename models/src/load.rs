@@ -10,7 +10,7 @@ use crate::memory::{self, Plan, Request, VisionShape};
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
-use crate::weights::Checkpoint;
+use crate::weights::{CacheUse, Checkpoint};
 use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
 use kernels::{DType, Device, Indices, Tensor};
 use scheduler::SchedulerConfig;
@@ -25,6 +25,8 @@ pub struct Loaded {
     pub scheduler_config: SchedulerConfig,
     pub plan: Plan,
     pub generation_defaults: GenerationDefaults,
+    /// What became of the packed weights on disk: the caller says when they are written.
+    pub cache_use: CacheUse,
 }
 
 /// How far loading is.
@@ -40,6 +42,7 @@ struct Description {
     config: ModelConfig,
     storage: Storage,
     vision: Option<(VisionShape, KimiVlImageProcessor)>,
+    is_embedded: bool,
 }
 
 impl Description {
@@ -58,13 +61,14 @@ impl Description {
                 Some((VisionShape { config: shape, max_patches, max_tokens }, processor))
             }
         };
-        Ok(Self { config, storage, vision })
+        Ok(Self { config, storage, vision, is_embedded: matches!(files, ModelFiles::Embedded(_)) })
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
         let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
-        Ok(Request { config: &self.config, vision, options, device, limit, storage: &self.storage })
+        let Self { config, storage, is_embedded, .. } = self;
+        Ok(Request { config, vision, options, device, limit, storage, is_embedded: *is_embedded })
     }
 }
 
@@ -86,10 +90,15 @@ pub fn load(
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;
     let (storage, stored_as) = (&description.storage, request.stored_as());
-    let checkpoint = match options.load_format {
+    let mut checkpoint = match options.load_format {
         LoadFormat::Auto => Checkpoint::open(files)?,
         LoadFormat::Dummy => Checkpoint::dummy(options.seed),
     };
+    if plan.weights_cache_bytes > 0
+        && let Some(cache) = &options.weights_cache
+    {
+        checkpoint.use_cache(cache, files, storage, &device)?;
+    }
     let config = &description.config;
     let bytes_total = checkpoint.total_bytes().unwrap_or(plan.memory.weights + plan.memory.vision_weights);
     let mut report =
@@ -103,6 +112,7 @@ pub fn load(
         None => None,
     };
     checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
+    let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, stored_as, plan.num_blocks, plan.block_size);
     let scratch = Scratch::new(&device, &config.decoder, &request.limits(plan.max_model_len));
@@ -110,7 +120,8 @@ pub fn load(
     // Weights were copied while the next were packed: wait for the last, and for what failed.
     device.synchronize()?;
     let info = info(config, &plan);
-    let scheduler_config = plan.scheduler_config();
+    let encode_ahead = matches!(device, Device::Cuda(_));
+    let scheduler_config = SchedulerConfig { encode_ahead, ..plan.scheduler_config() };
     let generation_defaults = config.generation;
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
     let parts = Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows };
@@ -119,7 +130,7 @@ pub fn load(
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
-    Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults })
+    Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults, cache_use })
 }
 
 fn load_eyes(

@@ -13,7 +13,7 @@ use crate::kv_cache::KvCache;
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
-use crate::{LoadError, LoadOptions, MemoryLimit};
+use crate::{LoadError, LoadFormat, LoadOptions, MemoryLimit};
 use kernels::{DType, Device, Indices};
 use scheduler::SchedulerConfig;
 use serde::Serialize;
@@ -36,6 +36,8 @@ pub struct Plan {
     pub activations: &'static str,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
+    /// Of packed weights that are kept on disk for the next start, beside a header; 0: none are.
+    pub weights_cache_bytes: u64,
     pub kv_bytes_per_token: u64,
     pub max_model_len: usize,
     pub max_num_seqs: usize,
@@ -128,6 +130,8 @@ pub(crate) struct Request<'a> {
     /// The memory limit in bytes.
     pub limit: u64,
     pub storage: &'a Storage,
+    /// The model's files are in this program.
+    pub is_embedded: bool,
 }
 
 impl Request<'_> {
@@ -252,6 +256,7 @@ impl Request<'_> {
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
+            weights_cache_bytes: self.weights_cache_bytes(fixed.weights + fixed.vision_weights),
             kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.stored_as()),
             max_model_len,
             max_num_seqs: options.max_num_seqs,
@@ -261,6 +266,17 @@ impl Request<'_> {
             images: self.images(),
             concurrency: self.concurrency(max_model_len, num_blocks),
         })
+    }
+
+    /// Of a model's packed weights, what is kept on disk: all or nothing.
+    fn weights_cache_bytes(&self, packed: u64) -> u64 {
+        let kept = match (&self.options.weights_cache, self.device, self.options.load_format) {
+            (Some(cache), Device::Cpu(_), LoadFormat::Auto) => {
+                !self.is_embedded && (cache.min_bytes..=cache.max_bytes).contains(&packed)
+            }
+            _ => false,
+        };
+        if kept { packed } else { 0 }
     }
 
     fn concurrency(&self, max_model_len: usize, num_blocks: usize) -> Vec<Concurrency> {
@@ -352,6 +368,8 @@ impl Plan {
             image_rows_per_block: IMAGE_ROWS_PER_BLOCK,
             num_image_blocks: images.map_or(0, |images| images.num_blocks),
             max_encode_patches: images.map_or(0, |images| images.max_patches),
+            // For a device that works by itself to turn on.
+            encode_ahead: false,
             enable_prefix_caching: true,
             // One form of attention for every row: a generated block equals a prompt's.
             share_decoded_blocks: true,
@@ -382,6 +400,11 @@ impl fmt::Display for Plan {
             ("limit", m.limit),
         ];
         for (name, bytes) in rows.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
+        }
+        if self.weights_cache_bytes > 0 {
+            let bytes = self.weights_cache_bytes;
+            let name = "on disk: weights";
             writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
         }
         writeln!(

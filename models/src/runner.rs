@@ -9,8 +9,9 @@ use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
 use crate::sampler::{self, Sampler};
 use crate::scratch::Scratch;
-use kernels::{Device, Error, Indices, Stopwatch, Tensor, ops};
-use scheduler::{Batch, ImageEncode, ModelRunner, StepOutput};
+use kernels::{Beside, Device, Error, Indices, Stopwatch, Tensor, Ticket, ops};
+use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
+use std::collections::VecDeque;
 
 pub struct DeviceRunner {
     device: Device,
@@ -25,6 +26,9 @@ pub struct DeviceRunner {
     sampler: Sampler,
     encoding: Stopwatch,
     encode_us: u64,
+    beside: Beside,
+    /// Pictures that are encoded beside the steps, in order.
+    under_way: VecDeque<(Digest, Ticket)>,
     /// The step's work was enqueued before its results were asked for.
     is_begun: bool,
 }
@@ -62,6 +66,8 @@ impl DeviceRunner {
         let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
         Ok(Self {
             encoding: Stopwatch::new(&device)?,
+            beside: Beside::new(&device)?,
+            under_way: VecDeque::new(),
             graphs: has_graphs.then(|| DecodeGraphs::new(max_graph_rows)),
             device,
             decoder,
@@ -111,9 +117,10 @@ impl DeviceRunner {
 
     /// Encodes the pictures and runs the tokens of a step.
     fn forward(&mut self, batch: &Batch) {
-        if !batch.encodes.is_empty() {
+        let mut encodes = batch.encodes.iter().filter(|encode| !encode.ahead).peekable();
+        if encodes.peek().is_some() {
             self.encoding.start();
-            for encode in &batch.encodes {
+            for encode in encodes {
                 self.eyes.as_mut().expect("only models with pictures get pictures").encode(encode);
             }
             self.encoding.stop();
@@ -139,13 +146,35 @@ impl DeviceRunner {
         }
     }
 
-    /// Enqueues a step up to the logits that come first.
+    /// Enqueues a step up to the logits that come first, and beside it the pictures that it need not wait for.
     fn launch(&mut self, batch: &Batch) {
+        self.beside.mark();
         self.forward(batch);
         let head = HeadRows::of(batch, &self.input);
         if let Some(rows) = head.rows.chunks(self.scratch.logit_rows).next() {
             self.logits(rows);
         }
+        for encode in batch.encodes.iter().filter(|encode| encode.ahead) {
+            let eyes = self.eyes.as_mut().expect("only models with pictures get pictures");
+            let ticket = self.beside.run(|| eyes.encode(encode));
+            self.under_way.push_back((encode.image.digest, ticket));
+        }
+    }
+
+    /// Pictures that are there now; where there was nothing else to do, one is waited for.
+    fn landed(&mut self, is_waiting: bool) -> Vec<Digest> {
+        let mut landed = Vec::new();
+        if is_waiting && let Some((digest, ticket)) = self.under_way.pop_front() {
+            self.beside.wait(ticket);
+            landed.push(digest);
+        }
+        while let Some((digest, ticket)) = self.under_way.front_mut()
+            && self.beside.is_done(ticket)
+        {
+            landed.push(*digest);
+            self.under_way.pop_front();
+        }
+        landed
     }
 
     fn logits(&mut self, rows: &[u32]) {
@@ -170,17 +199,18 @@ impl DeviceRunner {
             }
             results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }
+        let encoded = self.landed(batch.items.is_empty());
         if head.rows.is_empty() {
             // What fails in a step is told in it, and its time is not the next one's.
             self.device.synchronize()?;
         }
         let output = head::output(batch, &self.input, results, &self.scratch.normed)?;
         self.encode_us = self.encoding_time(batch)?;
-        Ok(output)
+        Ok(StepOutput { encoded, ..output })
     }
 
     fn encoding_time(&self, batch: &Batch) -> Result<u64, Error> {
-        if batch.encodes.is_empty() { Ok(0) } else { self.encoding.micros() }
+        if batch.encodes.iter().any(|encode| !encode.ahead) { self.encoding.micros() } else { Ok(0) }
     }
 }
 

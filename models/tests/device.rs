@@ -184,6 +184,12 @@ fn equal_to_itself(family: &str, quantization: QuantizationChoice) {
         config.max_running = 2;
     });
     check("in chunks", &together(&mut world));
+    // Pictures wait for nobody, unless they are told to.
+    let mut world = World::new(family, &options, |config| {
+        assert!(config.encode_ahead);
+        config.encode_ahead = false;
+    });
+    check("with pictures in the steps that need them", &together(&mut world));
     // A graph of more rows than there are sequences.
     let mut world = World::new(family, &options, |_| {});
     for id in 2..11 {
@@ -268,6 +274,29 @@ mod near_the_processor_quantised {
     }
 }
 
+/// One sequence goes on in every step while the other one's picture is being encoded.
+#[test]
+fn a_picture_is_encoded_beside_the_steps() {
+    let mut world = World::new("kimi_vl", &on_gpu(), |_| {});
+    let params = SamplingParams { max_tokens: 12, ..requests()[0].params.clone() };
+    world.add(0, &Request { len: 4, picture_at: None, params });
+    world.engine.step().unwrap();
+    world.add(1, &requests()[0]);
+    let mut steps = Vec::new();
+    while !world.engine.is_idle() {
+        let step = world.engine.step().unwrap();
+        let tokens =
+            |id| step.stats.shares.iter().find(|share| share.id.0 == id).map(|share| share.num_tokens);
+        steps.push((tokens(0), tokens(1), step.stats.encoded_images));
+    }
+    let whole = requests()[0].len + world.picture.as_ref().unwrap().1.num_tokens;
+    // The text before the picture; steps without it; the rest.
+    assert_eq!(steps[0], (Some(1), Some(5), 1));
+    assert_eq!(steps[1], (Some(1), None, 0));
+    let rest = steps.iter().position(|step| step.1 == Some(whole - 5)).expect("the picture lands");
+    assert!(steps[..rest].iter().all(|step| step.0 == Some(1)), "{steps:?}");
+}
+
 mod equal_to_itself {
     use super::equal_to_itself;
     use models::QuantizationChoice::{Auto, Int4, Int8};
@@ -332,6 +361,7 @@ mod sampling {
             params: Arc::new(params),
             position: 8,
             num_generated: 3,
+            num_drafts: 0,
             history: Some(History { tokens, prompt_len: 5 }),
             mask: mask.map(|mask| Arc::new(mask) as Arc<dyn TokenMask>),
             may_be_deferred: false,
@@ -366,7 +396,7 @@ mod sampling {
     }
 
     fn run(device: &Device, samples: &[Sample]) -> Vec<RowResult> {
-        let mut tasks: Vec<RowTask> = samples.iter().map(RowTask::Sample).collect();
+        let mut tasks: Vec<RowTask> = samples.iter().map(|sample| RowTask::Sample(sample.row(0))).collect();
         tasks.extend([RowTask::Score { target: 44, top: 3 }, RowTask::Score { target: 0, top: 0 }]);
         tasks.extend([RowTask::Defer, RowTask::Defer]);
         let mut values: Vec<f32> = (0..tasks.len() as u32).flat_map(|row| logits(row * 7919)).collect();

@@ -20,6 +20,7 @@ fn distribution(loaded: &mut Loaded, tokens: &[u32]) -> Vec<f32> {
         params: Arc::new(SamplingParams::default()),
         position: tokens.len(),
         num_generated: 0,
+        num_drafts: 0,
         history: None,
         mask: None,
         may_be_deferred: false,

@@ -55,8 +55,11 @@ impl Feed {
             Picture { start, rows: rows.collect(), input }
         };
         let pictures: Vec<Picture> = pictures.into_iter().map(&mut place).collect();
-        let encode =
-            |picture: &Picture| ImageEncode { image: picture.input.clone(), rows: picture.rows.clone() };
+        let encode = |picture: &Picture| ImageEncode {
+            image: picture.input.clone(),
+            rows: picture.rows.clone(),
+            ahead: false,
+        };
         let batch = Batch { encodes: pictures.iter().map(encode).collect(), items: Vec::new() };
         assert!(self.runner.distributions(&batch).is_empty());
         // Pictures are charged to those who brought them, so a runner has to tell what they took.
@@ -80,6 +83,7 @@ impl Feed {
                 params: Arc::new(SamplingParams::default()),
                 position: to,
                 num_generated: 0,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,

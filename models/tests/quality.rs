@@ -5,8 +5,7 @@ mod common;
 
 use common::options;
 use models::{
-    ActivationsChoice, DTypeChoice, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles,
-    QuantizationChoice,
+    ActivationsChoice, DTypeChoice, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::json;
@@ -40,6 +39,7 @@ impl Reader {
             params: Arc::new(SamplingParams::default()),
             position: self.num_tokens + 1,
             num_generated: 0,
+            num_drafts: 0,
             history: None,
             mask: None,
             may_be_deferred: false,
@@ -140,6 +140,67 @@ fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32
     })
 }
 
+/// Tensors of the configuration below, by name.
+fn tensors() -> Vec<(String, Vec<usize>)> {
+    const H: usize = 1024;
+    let mut all = vec![("model.embed_tokens.weight".to_string(), vec![2000, H])];
+    let mut add = |name: String, shape: &[usize]| all.push((name, shape.to_vec()));
+    for layer in 0..4 {
+        let at = format!("model.layers.{layer}");
+        add(format!("{at}.input_layernorm.weight"), &[H]);
+        add(format!("{at}.post_attention_layernorm.weight"), &[H]);
+        add(format!("{at}.self_attn.q_proj.weight"), &[4 * 192, H]);
+        add(format!("{at}.self_attn.kv_a_proj_with_mqa.weight"), &[512 + 64, H]);
+        add(format!("{at}.self_attn.kv_a_layernorm.weight"), &[512]);
+        add(format!("{at}.self_attn.kv_b_proj.weight"), &[4 * 256, 512]);
+        add(format!("{at}.self_attn.o_proj.weight"), &[H, 4 * 128]);
+        let mut mlp = |name: &str, inner: usize| {
+            add(format!("{at}.mlp.{name}gate_proj.weight"), &[inner, H]);
+            add(format!("{at}.mlp.{name}up_proj.weight"), &[inner, H]);
+            add(format!("{at}.mlp.{name}down_proj.weight"), &[H, inner]);
+        };
+        if layer == 0 {
+            mlp("", 2048);
+            continue;
+        }
+        (0..8).for_each(|expert| mlp(&format!("experts.{expert}."), 256));
+        mlp("shared_experts.", 256);
+        add(format!("{at}.mlp.gate.weight"), &[8, H]);
+        add(format!("{at}.mlp.gate.e_score_correction_bias"), &[8]);
+    }
+    add("model.norm.weight".to_string(), &[H]);
+    add("lm_head.weight".to_string(), &[2000, H]);
+    all
+}
+
+/// A safetensors file in bfloat16: norms are ones, biases zeros, and matrices normally distributed to the eye.
+fn random_checkpoint() -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    for (name, shape) in tensors() {
+        let start = data.len();
+        for _ in 0..shape.iter().product() {
+            let value = match shape.len() {
+                1 if name.ends_with("bias") => 0.0,
+                1 => 1.0,
+                // A sum of three uniform numbers has variance 1/4.
+                _ => 2.0 * (uniform() + uniform() + uniform() - 1.5) / (shape[1] as f32).sqrt(),
+            };
+            data.extend_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
+        }
+        let offsets = [start, data.len()];
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": offsets}));
+    }
+    let header = serde_json::Value::Object(header).to_string().into_bytes();
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
 #[test]
 fn distance_from_float32() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/demo");
@@ -154,15 +215,15 @@ fn distance_from_float32() {
         "rope_theta": 50000.0, "max_position_embeddings": 1024, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0
     });
     let content: &'static [u8] = config.to_string().leak().as_bytes();
-    let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
-    let dummy = LoadOptions {
-        load_format: LoadFormat::Dummy,
+    let weights: &'static [u8] = random_checkpoint().leak();
+    let files = ModelFiles::Embedded(vec![("config.json", content), ("model.safetensors", weights)].leak());
+    let options = LoadOptions {
         memory: MemoryLimit::Bytes(2 << 30),
         max_num_seqs: 1,
         max_num_batched_tokens: 16,
         ..options()
     };
-    let random = distances("random weights", &files, &dummy, &first[..3]);
+    let random = distances("random weights", &files, &options, &first[..3]);
     // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
     for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.01, 0.02, 0.3])] {
         let [[bf16, int8, int4], rounded] = found;

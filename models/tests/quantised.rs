@@ -53,6 +53,7 @@ fn log_probs(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>>
                 params: Arc::new(SamplingParams::default()),
                 position: to,
                 num_generated: 0,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,

@@ -16,7 +16,7 @@ impl ModelRunner for Instantly {
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
         let sampled = || Sampled::Token(SampledToken { token: 7, logprob: None, top: Vec::new() });
         let sampled = (0..batch.num_samples()).map(|_| sampled()).collect();
-        Ok(StepOutput { sampled, prompts: Vec::new() })
+        Ok(StepOutput { sampled, ..StepOutput::default() })
     }
 }
 
@@ -31,6 +31,7 @@ fn engine(max_running: usize) -> Engine<Instantly> {
         image_rows_per_block: 64,
         num_image_blocks: 0,
         max_encode_patches: 0,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     };

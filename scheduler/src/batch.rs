@@ -1,14 +1,14 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
 use crate::block_pool::BlockId;
-use crate::{ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
+use crate::{Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// One step of work, in the order in which its tokens are laid out in memory.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Pictures to encode before the tokens run.
+    /// Pictures to encode before the tokens run, or to begin with.
     pub encodes: Vec<ImageEncode>,
     pub items: Vec<BatchItem>,
 }
@@ -18,9 +18,11 @@ pub struct ImageEncode {
     pub image: Arc<ImageInput>,
     /// Where the embedding's rows go: row `i` of the picture to row `rows[i / R] * R + i % R` of the image cache, with `R` rows a block.
     pub rows: Vec<BlockId>,
+    /// The step need not wait for it: nobody reads these rows until [`StepOutput::encoded`] has named the picture.
+    pub ahead: bool,
 }
 
-/// Tokens of one sequence that are computed in this step: a chunk of a prompt, or the one token sampled last.
+/// Tokens of one sequence that are computed in this step: a chunk of a prompt, or the one token sampled last, and then perhaps a draft.
 #[derive(Debug)]
 pub struct BatchItem {
     pub id: SequenceId,
@@ -102,15 +104,22 @@ pub struct PooledSum {
     pub num_rows: usize,
 }
 
-/// What the last position of an item samples.
+/// What the last positions of an item sample: the last token that is known, and each token of the draft behind it.
+///
+/// ```text
+/// item.tokens   …  t   d0  d1       num_drafts = 2
+/// rows             0   1   2        row i draws the token at `position + i`, as if the drafts before it were right
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub params: Arc<SamplingParams>,
-    /// Position in the sequence of the token to be drawn: the counter of its random numbers.
+    /// Position in the sequence of the first token to be drawn: the counter of its random numbers.
     pub position: usize,
     /// Tokens generated before it.
     pub num_generated: usize,
-    /// All tokens so far, only where the parameters need them; the first `prompt_len` are the prompt.
+    /// The item's last so many tokens are guesses. 0 where there is a mask.
+    pub num_drafts: usize,
+    /// All tokens so far and the drafts, only where the parameters need them; the first `prompt_len` are the prompt.
     pub history: Option<History>,
     /// The tokens that may be drawn; `None`: any.
     pub mask: Option<Arc<dyn TokenMask>>,
@@ -134,13 +143,58 @@ pub struct History {
     pub prompt_len: usize,
 }
 
+/// One row of a sample: all that its draw may depend on beside the logits.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleRow<'a> {
+    pub sample: &'a Sample,
+    /// Drafts before it.
+    pub index: usize,
+}
+
+impl Sample {
+    pub fn num_rows(&self) -> usize {
+        1 + self.num_drafts
+    }
+
+    pub fn row(&self, index: usize) -> SampleRow<'_> {
+        assert!(index <= self.num_drafts, "row {index} of {}", self.num_rows());
+        SampleRow { sample: self, index }
+    }
+
+    pub fn rows(&self) -> impl Iterator<Item = SampleRow<'_>> {
+        (0..self.num_rows()).map(|index| self.row(index))
+    }
+}
+
+impl<'a> SampleRow<'a> {
+    pub fn params(self) -> &'a SamplingParams {
+        &self.sample.params
+    }
+
+    pub fn position(self) -> usize {
+        self.sample.position + self.index
+    }
+
+    pub fn num_generated(self) -> usize {
+        self.sample.num_generated + self.index
+    }
+
+    /// All tokens before it, and how many of them are the prompt; only where the parameters need them.
+    pub fn history(self) -> Option<(&'a [TokenId], usize)> {
+        let History { tokens, prompt_len } = self.sample.history.as_ref()?;
+        let num_behind = self.sample.num_drafts - self.index;
+        Some((&tokens[..tokens.len() - num_behind], *prompt_len))
+    }
+}
+
 impl Batch {
     pub fn num_tokens(&self) -> usize {
         self.items.iter().map(|item| item.tokens.len()).sum()
     }
 
+    /// Rows after which something is sampled.
     pub fn num_samples(&self) -> usize {
-        self.samples().count()
+        self.samples().map(Sample::num_rows).sum()
     }
 
     /// In the order of the items.
@@ -153,28 +207,32 @@ impl Batch {
         self.samples().any(Sample::is_late)
     }
 
-    /// For each item that samples, whether it is to be [`Sampled::Deferred`]: its mask is not there, and somebody else of the step goes on.
+    /// For each row that samples, whether it is to be [`Sampled::Deferred`]: its mask is not there, and somebody else of the step goes on.
     /// To be asked when the logits are there and not before: until then masks have time. Waits for one mask where all are late.
     pub fn choose_deferred(&self) -> Vec<bool> {
-        let mut deferred: Vec<bool> = self.samples().map(Sample::is_late).collect();
+        // A row that is late is the only one of its item: there is no guess under a mask.
+        let late = |sample: &Sample| std::iter::repeat_n(sample.is_late(), sample.num_rows());
+        let mut deferred: Vec<bool> = self.samples().flat_map(late).collect();
         let num_deferred = deferred.iter().filter(|deferred| **deferred).count();
         if num_deferred > 0 && num_deferred == self.items.len() {
             // The first is also the first that was begun.
             let first = self.samples().next().expect("some are late");
             first.mask.as_ref().expect("it is late").allowed();
-            deferred = self.samples().map(Sample::is_late).collect();
+            deferred = self.samples().flat_map(late).collect();
             deferred[0] = false;
         }
         deferred
     }
 }
 
-/// Both in the order of the items.
+/// Results in the order of the items.
 #[derive(Debug, Default)]
 pub struct StepOutput {
+    /// Pictures of this step or an earlier one that were encoded ahead and whose rows are there now. A step without items waits for one.
+    pub encoded: Vec<Digest>,
     /// One for each item with `prompt`.
     pub prompts: Vec<PromptResult>,
-    /// One for each item with a `sample`.
+    /// One for each row of each item's `sample`. What follows a row that did not draw the draft behind it is not looked at.
     pub sampled: Vec<Sampled>,
 }
 

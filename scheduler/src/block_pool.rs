@@ -141,6 +141,20 @@ impl BlockPool {
         }
     }
 
+    /// Gives back the blocks beyond `num_tokens` tokens, which nobody else has and which hold nothing that is worth finding: they are
+    /// the next ones handed out, so that no others lose what they hold.
+    pub fn shrink(&mut self, table: &mut BlockTable, num_tokens: usize) {
+        let num_blocks = num_tokens.div_ceil(self.block_size);
+        for id in table.blocks.drain(num_blocks.min(table.blocks.len())..).rev() {
+            let block = &mut self.blocks[id.0 as usize];
+            assert_eq!(block.references, 1, "only the owner's blocks are cut off");
+            assert!(block.digest.is_none(), "a block cut off is findable");
+            block.references = 0;
+            block.freed_at = 0;
+            self.free.insert((0, id));
+        }
+    }
+
     /// Gives a table's blocks back. The tail is freed first, so it is handed out first: the head of a prompt is what others may
     /// share.
     pub fn release(&mut self, mut table: BlockTable) {

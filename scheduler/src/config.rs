@@ -16,8 +16,11 @@ pub struct SchedulerConfig {
     pub image_rows_per_block: usize,
     /// 0 for a model without pictures.
     pub num_image_blocks: usize,
-    /// Most patches encoded in a step.
+    /// Most patches encoded in a step, or being encoded at a time.
     pub max_encode_patches: usize,
+    /// Whether pictures are encoded beside the steps: a chunk enters a picture once the runner has said that its rows are there
+    /// ([`StepOutput::encoded`](crate::StepOutput)), and nobody else waits for it. False: in the step that first needs them, before its tokens run.
+    pub encode_ahead: bool,
     pub enable_prefix_caching: bool,
     /// Whether a block with tokens that were generated may be found as a prefix. True only where a row's keys and values do not
     /// depend on whether its token was read in a prompt or generated, as on the CPU, which has one form of attention. Where

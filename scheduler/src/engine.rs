@@ -3,7 +3,7 @@
 
 use crate::{Batch, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput};
 
-/// Runs a batch on some device and samples one token for each item that asks for one. Defined here and implemented in `models`,
+/// Runs a batch on some device and samples one token for each row that asks for one. Defined here and implemented in `models`,
 /// so that scheduler, engine and simulation build with nothing else.
 pub trait ModelRunner {
     /// The device is not to be used again after one of these.

@@ -4,9 +4,11 @@
 //!   acquire ─▶ known: pin it │ unknown: room made by dropping the least recently used unpinned ones, patches taken from the
 //!              step's budget, encoded in this step, pinned        release ─▶ unpinned, stays until its room is needed
 //! ```
+//! Where pictures are encoded beside the steps, one that is under way is pinned by that alone, is not ready to be read, and goes on
+//! taking its patches from the budget, until it has landed.
 
 use crate::block_pool::BlockId;
-use crate::{Digest, ImageEncode, ImageInput};
+use crate::{Digest, ImageEncode, ImageInput, SchedulerConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ pub struct ImageCache {
     rows_per_block: usize,
     num_blocks: usize,
     max_encode_patches: usize,
+    encode_ahead: bool,
     free: BTreeSet<BlockId>,
     embeddings: BTreeMap<Digest, Embedding>,
     /// What nobody pins, least recently used first.
@@ -32,6 +35,8 @@ pub struct ImageCache {
     num_unpins: u64,
     patches_left: usize,
     encodes: Vec<ImageEncode>,
+    /// Pictures that are being encoded beside the steps, and their patches.
+    under_way: BTreeMap<Digest, usize>,
 }
 
 /// How a picture came to be on the device.
@@ -43,19 +48,21 @@ pub enum Acquired {
 }
 
 impl ImageCache {
-    pub fn new(num_blocks: usize, rows_per_block: usize, max_encode_patches: usize) -> Self {
-        assert!(rows_per_block > 0, "rows_per_block");
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let SchedulerConfig { num_image_blocks: num_blocks, max_encode_patches, encode_ahead, .. } = *config;
         let ids = 0..u32::try_from(num_blocks).expect("blocks are numbered with 32 bits");
         Self {
-            rows_per_block,
+            rows_per_block: config.image_rows_per_block,
             num_blocks,
             max_encode_patches,
+            encode_ahead,
             free: ids.map(BlockId).collect(),
             embeddings: BTreeMap::new(),
             unpinned: BTreeMap::new(),
             num_unpins: 0,
             patches_left: max_encode_patches,
             encodes: Vec::new(),
+            under_way: BTreeMap::new(),
         }
     }
 
@@ -66,7 +73,7 @@ impl ImageCache {
 
     /// Renews the budget. What was to be encoded must have been taken.
     pub fn begin_step(&mut self) {
-        self.patches_left = self.max_encode_patches;
+        self.patches_left = self.max_encode_patches - self.under_way.values().sum::<usize>();
         self.encodes.clear();
     }
 
@@ -91,10 +98,31 @@ impl ImageCache {
         }
         let rows = self.take_rows(image.num_tokens.div_ceil(self.rows_per_block))?;
         self.patches_left -= image.num_patches();
-        self.encodes.push(ImageEncode { image: image.clone(), rows: rows.clone() });
-        let embedding = Embedding { rows, num_tokens: image.num_tokens, num_pins: 1, unpinned_at: 0 };
+        let ahead = self.encode_ahead;
+        self.encodes.push(ImageEncode { image: image.clone(), rows: rows.clone(), ahead });
+        if ahead {
+            self.under_way.insert(image.digest, image.num_patches());
+        }
+        let num_pins = 1 + usize::from(ahead);
+        let embedding = Embedding { rows, num_tokens: image.num_tokens, num_pins, unpinned_at: 0 };
         self.embeddings.insert(image.digest, embedding);
         Some(Acquired::Encoded)
+    }
+
+    /// The rows of a picture that was encoded ahead are there.
+    pub fn landed(&mut self, digest: &Digest) {
+        assert!(self.under_way.remove(digest).is_some(), "a picture that is not being encoded has landed");
+        self.release(digest);
+    }
+
+    /// Whether a pinned picture's rows can be read in this step.
+    pub fn is_ready(&self, digest: &Digest) -> bool {
+        !self.under_way.contains_key(digest)
+    }
+
+    /// Whether there is something to wait for in a step without items.
+    pub fn is_encoding(&self) -> bool {
+        !self.under_way.is_empty()
     }
 
     /// Takes one pin off.
@@ -125,13 +153,14 @@ impl ImageCache {
     pub fn rows(&self, digest: &Digest) -> &[BlockId] {
         let embedding = &self.embeddings[digest];
         assert!(embedding.num_pins > 0, "rows of a picture that may go");
+        assert!(self.is_ready(digest), "rows of a picture that are not there yet");
         &embedding.rows
     }
 
-    /// Asserts that the pins are exactly `pinned`, and that every block is free or in one embedding.
-    pub fn check<'a>(&self, pinned: impl Iterator<Item = &'a Digest>) {
+    /// Asserts that the pins are exactly `pinned` and one for each picture under way, and that every block is free or in one embedding.
+    pub fn check<'a>(&'a self, pinned: impl Iterator<Item = &'a Digest>) {
         let mut pins = BTreeMap::new();
-        for digest in pinned {
+        for digest in pinned.chain(self.under_way.keys()) {
             *pins.entry(*digest).or_insert(0) += 1;
         }
         let mut owned = self.free.clone();

@@ -10,6 +10,9 @@
 //! be in memory and are then found again as a prefix. "Prefilling" and "decoding" are not states: both are
 //! `computed < tokens.len()`.
 //!
+//! A sequence may draft: tokens that are guessed (`ngram.rs`) run behind the last known one, each row samples as if the guesses
+//! before it were right, and `commit` takes rows in until one of them was not. So a step may bring several tokens, the same ones.
+//!
 //! One step is [`Engine::step`]: `schedule` (policy: `plan.rs`) makes a [`Batch`], the [`ModelRunner`] executes it, `commit`
 //! takes in what was sampled. Everything is a pure function of the calls made so far: same calls, same batches.
 
@@ -20,6 +23,7 @@ mod constraint;
 mod content;
 mod engine;
 mod image_cache;
+mod ngram;
 mod plan;
 mod prompt;
 mod running;
@@ -30,7 +34,7 @@ mod step;
 
 pub use batch::{
     Batch, BatchItem, Failure, History, ImageEncode, ImageRows, MAX_DEFERRALS, PooledSum, PromptLogprob,
-    PromptResult, PromptTask, PromptWork, RowSum, Sample, Sampled, SampledToken, StepOutput,
+    PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled, SampledToken, StepOutput,
 };
 pub use block_pool::{BlockId, BlockPool, BlockTable};
 pub use config::{InvalidConfig, SchedulerConfig};
@@ -38,8 +42,9 @@ pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;
 pub use engine::{Engine, ModelRunner};
 pub use image_cache::ImageCache;
+pub use ngram::{MAX_PROMPT_LOOKUP, MAX_SPECULATIVE_TOKENS, NgramConfig};
 pub use prompt::{Pooling, PromptOutput};
 pub use sampling::{InvalidParam, SamplingParams};
 pub use scheduler::Scheduler;
 pub use sequence::{Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId};
-pub use step::{Event, ItemShare, Occupancy, Step, StepStats};
+pub use step::{DraftShare, Event, ItemShare, Occupancy, Step, StepStats};

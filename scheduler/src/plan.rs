@@ -15,6 +15,8 @@
 //!    has the next place, not a place that is taken.
 //! 4. **Long prompts**, round-robin by turn: the one whose last turn is longest ago gets all that is left, and what it cannot
 //!    use goes to the next.
+//! 5. **Drafts**, by rank: what is left goes to the guesses of sequences that decode. They take blocks that nobody has, for this
+//!    step, and nobody waits for them.
 //!
 //! Pictures: a chunk ends before a picture whose embedding is neither in the cache nor fits this step's encode budget and the
 //! room that is not pinned. Its sequence then queues, the queue is served first in each step, and while it is not empty nobody
@@ -85,6 +87,7 @@ impl Scheduler {
             self.admit(&mut budget);
         }
         self.plan_long(&mut budget);
+        self.plan_drafts(&mut budget);
         self.assemble()
     }
 
@@ -175,6 +178,22 @@ impl Scheduler {
         }
     }
 
+    /// Guesses cost others nothing but time: all that others can use in this step is given away by now.
+    fn plan_drafts(&mut self, budget: &mut Budget) {
+        for running in self.running.values_mut() {
+            let mut drafts = running.guess(budget.left);
+            if drafts.is_empty() {
+                continue;
+            }
+            let len = running.len();
+            if !self.pool.grow(&mut running.table, len + drafts.len()) {
+                drafts.truncate(running.table.num_blocks() * self.config.block_size - len);
+            }
+            budget.left -= drafts.len();
+            running.drafts = drafts;
+        }
+    }
+
     fn admit(&mut self, budget: &mut Budget) {
         let mut after = Bound::Unbounded;
         while self.running.len() < self.config.max_running {
@@ -252,17 +271,26 @@ impl Scheduler {
     fn advance(&mut self, rank: Rank, limit: usize) -> usize {
         let running = self.running.get_mut(&rank).expect("only running sequences advance");
         let mut target = running.len().min(running.planned + limit);
+        let horizon = target;
+        let under_way = running.pinned().iter().find(|span| !self.images.is_ready(&span.image.digest));
+        target = under_way.map_or(target, |span| target.min(span.start.max(running.planned)));
         while let Some(span) = running.job.sequence.images.get(running.images_entered)
-            && span.start < target
+            && span.start < horizon
         {
             let acquired = if self.image_queue.is_empty() { self.images.acquire(&span.image) } else { None };
             let Some(acquired) = acquired else {
-                target = span.start.max(running.planned);
-                if !self.image_queue.contains(&rank) {
-                    self.image_queue.push_back(rank);
+                // Who waits for a picture under way anyway does not queue for the next one, whose room it would hold for nothing.
+                if target == horizon {
+                    target = span.start.max(running.planned);
+                    if !self.image_queue.contains(&rank) {
+                        self.image_queue.push_back(rank);
+                    }
                 }
                 break;
             };
+            if !self.images.is_ready(&span.image.digest) {
+                target = target.min(span.start.max(running.planned));
+            }
             running.enter_image(acquired);
             self.stats.count_image(acquired);
         }
@@ -285,13 +313,16 @@ impl Scheduler {
             } else {
                 stats.prefill_tokens += num_tokens;
             }
+            stats.draft_tokens += running.drafts.len();
+            let num_tokens = num_tokens + running.drafts.len();
             let share = ItemShare { id: rank.id, num_tokens, encoded_patches: running.encoded_patches };
             if share.num_tokens + share.encoded_patches > 0 {
                 stats.shares.push(share);
             }
         }
         let batch = Batch { encodes, items };
-        assert!(!batch.items.is_empty() || self.is_idle(), "a step without progress");
+        let is_waiting = self.images.is_encoding();
+        assert!(!batch.items.is_empty() || is_waiting || self.is_idle(), "a step without progress");
         assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
         batch
     }

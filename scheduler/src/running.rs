@@ -3,10 +3,11 @@
 use crate::block_pool::BlockTable;
 use crate::content::{ContentChain, NO_ADAPTER};
 use crate::image_cache::{Acquired, ImageCache};
+use crate::ngram::Drafter;
 use crate::prompt::PromptProgress;
 use crate::{
     Accepted, BatchItem, Failure, FinishReason, History, ImageRows, ImageSpan, MAX_DEFERRALS, PromptWork,
-    Sample, SchedulerConfig, Sequence, SequenceId,
+    Sample, SchedulerConfig, Sequence, SequenceId, TokenId,
 };
 
 /// The one order of sequences: lower goes first, higher is preempted first. Ids grow with the time of arrival.
@@ -23,6 +24,8 @@ pub(crate) struct Job {
     pub chain: ContentChain,
     /// What is still to be told of its prompt.
     pub prompt: Option<PromptProgress>,
+    /// Guesses what comes next, where that is wanted.
+    pub drafter: Option<Drafter>,
     pub preemptions: usize,
     /// It was running before, and that was told.
     pub started: bool,
@@ -32,7 +35,9 @@ impl Job {
     pub fn new(sequence: Sequence) -> Self {
         let chain = ContentChain::new(sequence.salt, NO_ADAPTER);
         let prompt = sequence.prompt_output.map(|output| PromptProgress::new(output, sequence.prompt_len));
-        Self { sequence, chain, prompt, preemptions: 0, started: false }
+        // A mask is of one position: what a constraint lets follow a guess would have to be asked of a copy of it.
+        let drafter = sequence.speculation.filter(|_| sequence.constraint.is_none()).map(Drafter::new);
+        Self { sequence, chain, prompt, drafter, preemptions: 0, started: false }
     }
 
     pub fn rank(&self) -> Rank {
@@ -50,6 +55,13 @@ impl Job {
     pub fn max_shared_blocks(&self, config: &SchedulerConfig) -> usize {
         let skippable = self.prompt.as_ref().map_or(usize::MAX, PromptProgress::num_skippable);
         self.sharable_len(config).min(self.sequence.tokens.len() - 1).min(skippable) / config.block_size
+    }
+
+    /// A long prompt is read as it is computed, not in the step that drafts first.
+    pub fn read_for_drafts(&mut self, len: usize) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.read(&self.sequence.tokens[..len], &self.sequence.images);
+        }
     }
 
     /// Brings the chain up to `len` tokens, as far as they are sharable.
@@ -76,6 +88,8 @@ pub(crate) struct Running {
     pub computed: usize,
     /// Tokens that will have after this step.
     pub planned: usize,
+    /// Guesses of what follows them, computed in this step too; none between steps.
+    pub drafts: Vec<TokenId>,
     /// Blocks of `table`, counted from the first, that are shared or were published.
     pub published: usize,
     /// Pictures, counted from the first, of which all positions are computed.
@@ -103,6 +117,7 @@ impl Running {
             table,
             computed,
             planned: computed,
+            drafts: Vec::new(),
             published: num_shared,
             images_left: first_image,
             images_entered: first_image,
@@ -120,6 +135,23 @@ impl Running {
     /// Tokens to compute before the next one can be sampled; never 0 between steps.
     pub fn num_left(&self) -> usize {
         self.len() - self.planned
+    }
+
+    /// What may follow its last token, up to `max_len` tokens: only of one that does nothing else in this step than to go on by a token.
+    /// The last token of an answer is never guessed, and nothing behind a token that ends it: these are sampled anyway.
+    pub fn guess(&mut self, max_len: usize) -> Vec<TokenId> {
+        let decodes = self.planned == self.computed + 1 && self.num_left() == 0;
+        let Job { sequence, drafter: Some(drafter), .. } = &mut self.job else { return Vec::new() };
+        let num_generated = sequence.tokens.len() - sequence.prompt_len;
+        let params = &sequence.params;
+        let room = params.max_tokens.saturating_sub(num_generated + 1).min(max_len);
+        if !decodes || num_generated == 0 || room == 0 {
+            return Vec::new();
+        }
+        let mut drafts = drafter.draft(&sequence.tokens, &sequence.images, room);
+        let ends = |token: &TokenId| params.stop_token_ids.binary_search(token).is_ok();
+        drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
+        drafts
     }
 
     /// Notes that its next picture is on the device, or will be when the step runs.
@@ -146,10 +178,10 @@ impl Running {
         if tokens.is_empty() {
             return None;
         }
-        let num_blocks = self.planned.div_ceil(block_size);
+        let num_blocks = (self.planned + self.drafts.len()).div_ceil(block_size);
         Some(BatchItem {
             id: sequence.id,
-            tokens: tokens.to_vec(),
+            tokens: [tokens, &self.drafts].concat(),
             context_len: self.computed,
             blocks: self.table.blocks()[..num_blocks].to_vec(),
             images: self.image_rows(images),
@@ -183,11 +215,12 @@ impl Running {
     fn sample(&mut self) -> Sample {
         let may_be_deferred = self.deferrals < MAX_DEFERRALS;
         let Sequence { params, tokens, prompt_len, constraint, .. } = &mut self.job.sequence;
-        let history = || History { tokens: tokens.clone(), prompt_len: *prompt_len };
+        let history = || History { tokens: [&tokens[..], &self.drafts].concat(), prompt_len: *prompt_len };
         Sample {
             params: params.clone(),
             position: tokens.len(),
             num_generated: tokens.len() - *prompt_len,
+            num_drafts: self.drafts.len(),
             history: params.needs_history().then(history),
             mask: constraint.as_mut().and_then(|constraint| constraint.next_mask()),
             may_be_deferred,

@@ -5,15 +5,18 @@ use crate::image_cache::ImageCache;
 use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running, finish_reason};
 use crate::{
-    Batch, BatchItem, Event, Failure, FinishReason, Occupancy, PromptResult, Reject, Sampled,
-    SchedulerConfig, Sequence, SequenceId, Step, StepOutput, StepStats,
+    Batch, BatchItem, DraftShare, Event, Failure, FinishReason, Occupancy, PromptResult, Reject, Sample,
+    Sampled, SchedulerConfig, Sequence, SequenceId, Step, StepOutput, StepStats, TokenId,
 };
 use std::collections::{BTreeMap, VecDeque};
 
 /// What became of an item.
-struct ItemResults {
+struct ItemResults<I> {
     prompt: Option<PromptResult>,
-    sampled: Option<Sampled>,
+    /// Its only row that samples has no token yet.
+    is_deferred: bool,
+    /// Of each row that sampled.
+    sampled: Option<I>,
 }
 
 #[derive(Debug)]
@@ -43,11 +46,7 @@ impl Scheduler {
         }
         Self {
             pool: BlockPool::new(config.num_blocks, config.block_size),
-            images: ImageCache::new(
-                config.num_image_blocks,
-                config.image_rows_per_block,
-                config.max_encode_patches,
-            ),
+            images: ImageCache::new(&config),
             config,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -116,17 +115,26 @@ impl Scheduler {
     /// Takes in the results of a step. Items of sequences that were aborted meanwhile are passed over.
     pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
         let mut events = std::mem::take(&mut self.started);
+        for digest in &output.encoded {
+            self.images.landed(digest);
+        }
         let (mut prompts, mut sampled) = (output.prompts.into_iter(), output.sampled.into_iter());
         for item in batch.items {
-            let results = ItemResults {
-                prompt: item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt")),
-                sampled: item.sample.as_ref().map(|_| sampled.next().expect("one result per sampling item")),
-            };
-            if let (Some(sample), Some(Sampled::Deferred)) = (&item.sample, &results.sampled) {
+            let prompt = item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt"));
+            let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
+            assert!(sampled.len() >= num_rows, "one result per row that samples");
+            let mut rows = sampled.by_ref().take(num_rows).peekable();
+            let is_deferred = matches!(rows.peek(), Some(Sampled::Deferred));
+            if let Some(sample) = item.sample.as_ref().filter(|_| is_deferred) {
                 self.stats.count_deferred(item.tokens.len(), sample.num_generated);
             }
-            let Some(&priority) = self.priorities.get(&item.id) else { continue };
-            self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
+            if let Some(&priority) = self.priorities.get(&item.id) {
+                let sampled = item.sample.is_some().then_some(&mut rows);
+                let results = ItemResults { prompt, is_deferred, sampled };
+                self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
+            }
+            // What follows a guess that was wrong.
+            rows.for_each(drop);
         }
         let left = prompts.len() + sampled.len();
         assert_eq!(left, 0, "results that nobody asked for");
@@ -134,36 +142,34 @@ impl Scheduler {
         Step { events, stats }
     }
 
-    fn commit_item(&mut self, rank: Rank, item: BatchItem, results: ItemResults, events: &mut Vec<Event>) {
+    fn commit_item(
+        &mut self,
+        rank: Rank,
+        item: BatchItem,
+        results: ItemResults<impl Iterator<Item = Sampled>>,
+        events: &mut Vec<Event>,
+    ) {
         let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
         assert_eq!(running.computed, item.context_len, "committed twice");
-        let is_deferred = matches!(results.sampled, Some(Sampled::Deferred));
-        running.computed = item.end() - usize::from(is_deferred);
+        let ItemResults { prompt, is_deferred, sampled } = results;
+        let drafts = std::mem::take(&mut running.drafts);
+        running.computed = item.end() - drafts.len() - usize::from(is_deferred);
         running.deferrals = if is_deferred { running.deferrals + 1 } else { 0 };
-        let told = match (&item.prompt, results.prompt) {
+        let told = match (&item.prompt, prompt) {
             (Some(work), Some(result)) => {
                 let progress = running.job.prompt.as_mut().expect("it asked for something of its prompt");
                 progress.take(rank.id, work, result)
             }
             _ => Ok(None),
         };
-        let reason = match (told, results.sampled) {
-            (Err(failure), _) | (Ok(_), Some(Sampled::Failed(failure))) => {
-                Some(FinishReason::Failed(failure))
-            }
-            (Ok(told), Some(Sampled::Token(token))) => {
-                self.settle(rank);
-                events.extend(told);
-                let sequence = &mut self.running.get_mut(&rank).expect("settled").job.sequence;
-                sequence.tokens.push(token.token);
-                events.push(Event::Token { id: rank.id, token });
-                finish_reason(sequence)
-            }
-            (Ok(told), Some(Sampled::Deferred)) => {
+        let reason = match (told, sampled) {
+            (Err(failure), _) => Some(FinishReason::Failed(failure)),
+            (Ok(told), Some(_)) if is_deferred => {
                 self.settle(rank);
                 events.extend(told);
                 None
             }
+            (Ok(told), Some(sampled)) => self.commit_rows(rank, &drafts, sampled, told, events),
             (Ok(told), None) => {
                 self.settle(rank);
                 events.extend(told);
@@ -176,6 +182,55 @@ impl Scheduler {
             let preemptions = self.finish(rank, reason);
             events.push(Event::Finished { id: rank.id, reason, preemptions });
         }
+    }
+
+    /// Takes rows in, from the first on, while each draws the draft of the next. Each is taken in as if it had been alone in its step, so
+    /// nothing of a guess that was wrong is ever published. `told` goes out before the first token.
+    fn commit_rows(
+        &mut self,
+        rank: Rank,
+        drafts: &[TokenId],
+        sampled: impl Iterator<Item = Sampled>,
+        told: Option<Event>,
+        events: &mut Vec<Event>,
+    ) -> Option<FinishReason> {
+        let (mut told, mut num_accepted, mut reason) = (told, 0, None);
+        for row in sampled {
+            let token = match row {
+                Sampled::Token(token) => token,
+                Sampled::Deferred => unreachable!("{rank:?}: only a row by itself is deferred"),
+                Sampled::Failed(failure) => {
+                    reason = Some(FinishReason::Failed(failure));
+                    break;
+                }
+            };
+            self.settle(rank);
+            events.extend(told.take());
+            let running = self.running.get_mut(&rank).expect("settled");
+            let is_guessed = drafts.get(num_accepted) == Some(&token.token);
+            running.job.sequence.tokens.push(token.token);
+            events.push(Event::Token { id: rank.id, token });
+            num_accepted += usize::from(is_guessed);
+            reason = finish_reason(&mut running.job.sequence);
+            if reason.is_some() || !is_guessed {
+                break;
+            }
+            running.computed += 1;
+        }
+        if !drafts.is_empty() {
+            self.judge(rank, DraftShare { id: rank.id, num_drafted: drafts.len(), num_accepted });
+        }
+        reason
+    }
+
+    /// Gives back what a draft held, as far as its tokens did not come.
+    fn judge(&mut self, rank: Rank, draft: DraftShare) {
+        let running = self.running.get_mut(&rank).expect("it is committed");
+        let len = running.len();
+        self.pool.shrink(&mut running.table, len);
+        let drafter = running.job.drafter.as_mut().expect("it drafted");
+        drafter.judge(draft.num_drafted, draft.num_accepted);
+        self.stats.drafts.push(draft);
     }
 
     /// Returns how often it was preempted.
@@ -204,6 +259,7 @@ impl Scheduler {
             self.images.release(&span.image.digest);
             running.images_left += 1;
         }
+        running.job.read_for_drafts(running.computed);
         if self.config.enable_prefix_caching {
             running.job.extend_chain(running.computed, &self.config);
             let num_full =
@@ -260,7 +316,7 @@ impl Scheduler {
             let covered = num_blocks * self.config.block_size;
             assert!(running.computed <= covered, "{rank:?} computed beyond its blocks");
             assert!(
-                num_blocks <= running.len().div_ceil(self.config.block_size),
+                num_blocks <= (running.len() + running.drafts.len()).div_ceil(self.config.block_size),
                 "{rank:?} has blocks too many"
             );
             let full = running.computed / self.config.block_size;

@@ -1,7 +1,7 @@
 //! A prompt, the tokens generated for it so far, and the pictures among them. "Request" is the API's word; `n` answers to one
 //! request are `n` sequences.
 
-use crate::{Constraint, InvalidParam, PromptOutput, SamplingParams};
+use crate::{Constraint, InvalidParam, NgramConfig, PromptOutput, SamplingParams};
 use std::sync::Arc;
 
 pub type TokenId = u32;
@@ -61,6 +61,7 @@ pub struct Sequence {
     pub(crate) prompt_len: usize,
     pub(crate) images: Vec<ImageSpan>,
     pub(crate) prompt_output: Option<PromptOutput>,
+    pub(crate) speculation: Option<NgramConfig>,
 }
 
 impl Sequence {
@@ -99,6 +100,7 @@ impl Sequence {
             prompt_len,
             images,
             prompt_output: None,
+            speculation: None,
         })
     }
 
@@ -106,6 +108,17 @@ impl Sequence {
     pub fn wanting(self, output: PromptOutput) -> Result<Self, InvalidParam> {
         output.check(self.prompt_len)?;
         Ok(Self { prompt_output: Some(output), ..self })
+    }
+
+    /// The same sequence, drafting. Its answer is the same too: drafts only bring several tokens of it in one step. With a constraint
+    /// it does not draft.
+    pub fn speculating(self, config: NgramConfig) -> Result<Self, InvalidParam> {
+        config.check()?;
+        Ok(Self { speculation: Some(config), ..self })
+    }
+
+    pub fn speculation(&self) -> Option<NgramConfig> {
+        self.speculation
     }
 
     pub fn prompt_output(&self) -> Option<PromptOutput> {

@@ -59,6 +59,10 @@ pub struct StepStats {
     pub decode_tokens: usize,
     /// Of the batch's tokens those that run again, because their sequences were deferred; they are not among the two above.
     pub deferred_tokens: usize,
+    /// Tokens that were guessed and computed behind those.
+    pub draft_tokens: usize,
+    /// What became of the guesses, in the order of the batch; those of sequences aborted meanwhile are left out.
+    pub drafts: Vec<DraftShare>,
     /// In the order of the batch; what the device did for each sequence, to divide its time by.
     pub shares: Vec<ItemShare>,
     pub encoded_images: usize,
@@ -92,15 +96,35 @@ impl StepStats {
         if is_decode { &mut self.decode_tokens } else { &mut self.prefill_tokens }
     }
 
+    /// Tokens that the step computed and that were not guessed wrong.
+    pub fn num_useful_tokens(&self) -> usize {
+        self.prefill_tokens + self.decode_tokens + self.num_accepted()
+    }
+
+    /// Drafts that were right.
+    pub fn num_accepted(&self) -> usize {
+        self.drafts.iter().map(|draft| draft.num_accepted).sum()
+    }
+
     pub(crate) fn count_image(&mut self, acquired: Acquired) {
         self.image_queries += 1;
         self.image_hits += usize::from(acquired == Acquired::Cached);
     }
 }
 
+/// One draft of one sequence, verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftShare {
+    pub id: SequenceId,
+    pub num_drafted: usize,
+    /// So many of them, from the first on, are what the model said.
+    pub num_accepted: usize,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ItemShare {
     pub id: SequenceId,
+    /// Drafts among them.
     pub num_tokens: usize,
     /// Patches encoded because this sequence came to the picture first.
     pub encoded_patches: usize,

@@ -22,7 +22,9 @@ struct Model {
     block_size: usize,
     /// Each block's references.
     references: Vec<usize>,
-    /// In the order in which they are handed out.
+    /// Never released, or cut off a table: handed out first, by id.
+    blank: Vec<BlockId>,
+    /// The others, in the order in which they are handed out.
     free: Vec<BlockId>,
     /// What can be found, and where.
     index: Vec<(Digest, BlockId)>,
@@ -30,8 +32,22 @@ struct Model {
 
 impl Model {
     fn new(num_blocks: usize, block_size: usize) -> Self {
-        let free = (0..num_blocks as u32).map(BlockId).collect();
-        Self { block_size, references: vec![0; num_blocks], free, index: Vec::new() }
+        let blank = (0..num_blocks as u32).map(BlockId).collect();
+        let references = vec![0; num_blocks];
+        Self { block_size, references, blank, free: Vec::new(), index: Vec::new() }
+    }
+
+    fn num_free(&self) -> usize {
+        self.blank.len() + self.free.len()
+    }
+
+    fn shrink(&mut self, table: &mut Vec<BlockId>, num_tokens: usize) {
+        while !table.is_empty() && (table.len() - 1) * self.block_size >= num_tokens {
+            let id = table.pop().unwrap();
+            self.references[id.0 as usize] = 0;
+            self.blank.push(id);
+        }
+        self.blank.sort();
     }
 
     fn grow(&mut self, table: &mut Vec<BlockId>, num_tokens: usize, num_spare: usize) -> bool {
@@ -39,11 +55,12 @@ impl Model {
         while (table.len() + needed) * self.block_size < num_tokens {
             needed += 1;
         }
-        if self.free.len() < needed + num_spare {
+        if self.num_free() < needed + num_spare {
             return false;
         }
         for _ in 0..needed {
-            let id = self.free.remove(0);
+            let source = if self.blank.is_empty() { &mut self.free } else { &mut self.blank };
+            let id = source.remove(0);
             self.references[id.0 as usize] = 1;
             self.index.retain(|entry| entry.1 != id);
             table.push(id);
@@ -107,7 +124,7 @@ fn day(seed: u64) {
     let mut model = Model::new(num_blocks, block_size);
     let mut held: Vec<Held> = Vec::new();
     for _ in 0..300 {
-        let choice = if held.is_empty() { 0 } else { rng.range(0, 5) };
+        let choice = if held.is_empty() { 0 } else { rng.range(0, 6) };
         let index = if held.is_empty() { 0 } else { rng.range(0, held.len() - 1) };
         match choice {
             0 => {
@@ -134,6 +151,16 @@ fn day(seed: u64) {
                 pool.withdraw(&held[index].table);
                 model.withdraw(&held[index].model);
             }
+            5 => {
+                // Blocks for a guess that was wrong, or right in its first token only.
+                let Held { table, model: blocks, .. } = &mut held[index];
+                let len = (blocks.len() * block_size).saturating_sub(rng.range(0, block_size - 1));
+                let guess = rng.range(1, 3 * block_size);
+                assert_eq!(pool.grow(table, len + guess), model.grow(blocks, len + guess, 0), "seed {seed}");
+                let kept = len + rng.range(0, 1);
+                pool.shrink(table, kept);
+                model.shrink(blocks, kept);
+            }
             _ => {
                 let Held { table, model: blocks, .. } = held.swap_remove(index);
                 pool.release(table);
@@ -143,8 +170,8 @@ fn day(seed: u64) {
         for Held { table, model, .. } in &held {
             assert_eq!(table.blocks(), model, "seed {seed}");
         }
-        assert_eq!(pool.num_free(), model.free.len(), "seed {seed}");
-        assert_eq!(pool.num_used(), num_blocks - model.free.len(), "seed {seed}");
+        assert_eq!(pool.num_free(), model.num_free(), "seed {seed}");
+        assert_eq!(pool.num_used(), num_blocks - model.num_free(), "seed {seed}");
         pool.check(held.iter().map(|held| &held.table));
     }
     held.into_iter().for_each(|held| pool.release(held.table));
@@ -169,6 +196,25 @@ fn free_blocks_are_reused_least_recently_freed_first_and_tails_before_heads() {
     let order: Vec<_> = c.blocks().iter().map(|id| id.0).collect();
     assert_eq!(order, [4, 3, 2, 1, 0]);
     pool.release(c);
+}
+
+#[test]
+fn blocks_that_are_cut_off_are_reused_before_any_that_hold_something() {
+    let mut pool = BlockPool::new(4, 2);
+    let (mut cached, mut guessing) = (BlockTable::default(), BlockTable::default());
+    assert!(pool.grow(&mut cached, 4));
+    pool.publish(cached.blocks(), &[digest(0, 0), digest(0, 1)]);
+    pool.release(cached);
+    assert!(pool.grow(&mut guessing, 1));
+    for _ in 0..9 {
+        assert!(pool.grow(&mut guessing, 3));
+        pool.shrink(&mut guessing, 1);
+        assert_eq!((guessing.num_blocks(), pool.num_free()), (1, 3));
+    }
+    let found = pool.share_prefix(&[digest(0, 0), digest(0, 1)]);
+    assert_eq!(found.num_blocks(), 2, "nine guesses cost the cache nothing");
+    pool.release(found);
+    pool.release(guessing);
 }
 
 #[test]

@@ -134,3 +134,54 @@ fn a_picture_behind_a_nan_is_encoded_again() {
     }
     assert_eq!(engine.runner().encodes.concat(), [1, 1]);
 }
+
+fn ahead() -> SchedulerConfig {
+    SchedulerConfig { encode_ahead: true, max_batched_tokens: 50, ..config() }
+}
+
+#[test]
+fn who_generates_does_not_wait_for_a_picture() {
+    let mut engine = engine(ahead());
+    engine.add(sequence(1, vec![1, 2], 8)).unwrap();
+    step(&mut engine);
+    engine.runner_mut().encode_steps = 3;
+    engine.add(album(2, 2, &[image(1, 3, 8)])).unwrap();
+    run(&mut engine);
+    let runner = engine.runner();
+    assert_eq!(runner.encodes[1], [1]);
+    // The text before the picture at once, the picture and what follows it when it is there; the other one in every step.
+    assert_eq!(runner.steps[1], [(1, 2, 3), (2, 0, 2)]);
+    assert_eq!(runner.steps_of(2)[..2], [1, 5]);
+    assert_eq!(runner.steps[5][1], (2, 2, 6));
+    assert_eq!(runner.steps_of(1), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn where_nothing_else_is_to_be_done_a_step_waits_for_a_picture() {
+    let mut engine = engine(ahead());
+    engine.runner_mut().encode_steps = 100;
+    engine.add(album(1, 0, &[image(1, 3, 6), image(2, 3, 6)])).unwrap();
+    run(&mut engine);
+    let runner = engine.runner();
+    // Both are begun at once: the budget has room for them.
+    assert_eq!(runner.encodes[0], [1, 2]);
+    assert_eq!(runner.steps[..4], [vec![], vec![(1, 0, 4)], vec![], vec![(1, 4, 8)]]);
+}
+
+#[test]
+fn what_is_under_way_is_in_the_budget_and_stays_when_its_client_goes() {
+    let mut engine = engine(ahead());
+    engine.runner_mut().encode_steps = 4;
+    engine.add(sequence(1, vec![1, 2], 20)).unwrap();
+    engine.add(album(2, 1, &[image(1, 3, 8)])).unwrap();
+    step(&mut engine);
+    assert!(engine.abort(SequenceId(2)));
+    engine.scheduler().check();
+    // Twelve patches at a time: the second picture has to wait, another one of the first has not.
+    engine.add(album(3, 1, &[image(2, 3, 8)])).unwrap();
+    engine.add(album(4, 1, &[image(1, 3, 8)])).unwrap();
+    run(&mut engine);
+    let runner = engine.runner();
+    assert_eq!(runner.encodes.concat(), [1, 2]);
+    assert_eq!(runner.encodes[5], [2], "as soon as the first is there");
+}

@@ -192,6 +192,15 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR", env = "PERILUNE_KERNEL_CACHE")]
     pub kernel_cache: Option<PathBuf>,
 
+    /// Where packed weights are kept, which the next start maps: a folder, or off. Processor only. Default: perilune/weights in the
+    /// user's cache folder, for models of 64 MiB and more
+    #[arg(long, value_name = "DIR|off", env = "PERILUNE_WEIGHTS_CACHE")]
+    pub weights_cache: Option<PathBuf>,
+
+    /// All packed weights together; the ones that were not used for longest go
+    #[arg(long, value_name = "SIZE", default_value = "100GiB", env = "PERILUNE_WEIGHTS_CACHE_SIZE")]
+    pub weights_cache_size: String,
+
     /// Do not capture a GPU's decode steps as graphs: slower, with the same answers
     #[arg(long)]
     pub enforce_eager: bool,
@@ -316,6 +325,11 @@ pub struct ServeArgs {
     /// Threads that compute; default: one for each core
     #[arg(long, value_name = "N", env = "PERILUNE_THREADS")]
     pub threads: Option<usize>,
+
+    /// Guess the next tokens from earlier text and verify several in one step, for requests that do not say otherwise; JSON such as
+    /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    #[arg(long, value_name = "JSON", env = "PERILUNE_SPECULATIVE_CONFIG")]
+    pub speculative_config: Option<String>,
 
     /// Find prompts' beginnings in the KV cache (the default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
@@ -466,9 +480,18 @@ pub struct HarmlessArgs {
 
 /// Where compiled kernels are kept unless a folder is given: `None` for a user without a home.
 pub fn default_kernel_cache() -> Option<PathBuf> {
+    own_cache().map(|cache| cache.join("kernels"))
+}
+
+/// Where packed weights are kept unless a folder is given: `None` for a user without a home.
+pub fn default_weights_cache() -> Option<PathBuf> {
+    own_cache().map(|cache| cache.join("weights"))
+}
+
+fn own_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
-    Some(cache.join("perilune").join("kernels"))
+    Some(cache.join("perilune"))
 }
 
 impl HarmlessArgs {

@@ -5,7 +5,7 @@ mod media;
 use crate::app::AppLimits;
 use crate::args::{
     ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache,
+    QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -17,10 +17,11 @@ use crate::http::HttpLimits;
 use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
+use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Matmul,
-    QuantizationChoice,
+    QuantizationChoice, WeightsCache,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -66,6 +67,7 @@ pub struct DataConfig {
 pub struct Scheduling {
     pub max_waiting: usize,
     pub enable_prefix_caching: bool,
+    pub speculation: Speculation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,8 @@ impl TryFrom<ServeArgs> for Config {
             served_model_name,
             device,
             kernel_cache,
+            weights_cache,
+            weights_cache_size,
             enforce_eager,
             nvrtc_dir,
             gpu_matmul,
@@ -127,6 +131,7 @@ impl TryFrom<ServeArgs> for Config {
             shutdown_timeout,
             sse_keep_alive_interval,
             threads,
+            speculative_config,
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
@@ -241,8 +246,13 @@ impl TryFrom<ServeArgs> for Config {
                 memory: parse_memory(&memory).map_err(fail("memory"))?,
                 threads,
                 seed: seed.unwrap_or(0),
+                weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
             },
-            scheduling: Scheduling { max_waiting, enable_prefix_caching: !no_enable_prefix_caching },
+            scheduling: Scheduling {
+                max_waiting,
+                enable_prefix_caching: !no_enable_prefix_caching,
+                speculation: lower_speculation(speculative_config.as_deref())?,
+            },
             keys,
             limits: AppLimits {
                 request,
@@ -354,6 +364,10 @@ impl Config {
         object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
+        let weights_cache = load.weights_cache.as_ref();
+        object["weights_cache"] = json!(weights_cache.map(|cache| &cache.folder));
+        object["weights_cache_size"] = json!(weights_cache.map(|cache| cache.max_bytes));
+        object["speculative_config"] = scheduling.speculation.to_json();
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         object["gpu_matmul"] = json!(format!("{:?}", load.kernels.matmul));
@@ -364,6 +378,22 @@ impl Config {
         object["max_background_responses"] = num_background_max.into();
         object
     }
+}
+
+/// Smaller models are packed in no time.
+const WORTH_CACHING: u64 = 64 << 20;
+
+fn lower_weights_cache(folder: Option<PathBuf>, size: &str) -> Result<Option<WeightsCache>, ConfigError> {
+    let max_bytes = parse_bytes(size).map_err(fail("weights-cache-size"))?;
+    let (folder, min_bytes) = match folder {
+        Some(folder) if folder.as_os_str().is_empty() => {
+            return Err(fail("weights-cache")("is empty: give a folder, or off".into()));
+        }
+        Some(folder) if folder.as_os_str() == "off" => (None, 0),
+        Some(folder) => (Some(folder), 0),
+        None => (default_weights_cache(), WORTH_CACHING),
+    };
+    Ok(folder.map(|folder| WeightsCache { folder, max_bytes, min_bytes }))
 }
 
 fn lower_responses(args: ResponsesArgs) -> Result<StoreLimits, ConfigError> {
@@ -399,6 +429,12 @@ fn lower_data(args: DataArgs, max_num_seqs: usize) -> Result<DataConfig, ConfigE
             ..FileLimits::default()
         },
         batches: BatchLimits { concurrency, num_lines_max: max_batch_lines, ..BatchLimits::default() },
+    })
+}
+
+fn lower_speculation(text: Option<&str>) -> Result<Speculation, ConfigError> {
+    text.map_or(Ok(Speculation::default()), |text| {
+        Speculation::parse(text).map_err(fail("speculative-config"))
     })
 }
 

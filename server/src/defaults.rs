@@ -1,5 +1,6 @@
 //! Sampling parameters of requests that leave them out: the model's own, from generation_config.json, or the API's.
 
+use crate::speculation::Speculation;
 use models::ModelInfo;
 use scheduler::TokenId;
 
@@ -14,6 +15,8 @@ pub struct GenerationDefaults {
     pub eos_token_ids: Vec<TokenId>,
     /// Every token id of a request must be below.
     pub vocab_size: usize,
+    /// Of requests that do not say whether they draft.
+    pub speculation: Speculation,
 }
 
 impl GenerationDefaults {
@@ -27,6 +30,7 @@ impl GenerationDefaults {
             repetition_penalty: 1.0,
             eos_token_ids: info.eos_token_ids.clone(),
             vocab_size: info.vocab_size,
+            speculation: Speculation::default(),
         }
     }
 

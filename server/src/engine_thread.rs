@@ -49,6 +49,8 @@ pub struct Progress {
     queue_us: AtomicU64,
     prefill_us: AtomicU64,
     cached_tokens: AtomicUsize,
+    draft_tokens: AtomicUsize,
+    accepted_tokens: AtomicUsize,
     /// The client has its whole answer although the engine could go on: a stop string was found.
     stopped: AtomicBool,
     each_token: EachToken,
@@ -72,6 +74,9 @@ pub struct Timings {
     pub decode: Duration,
     pub device: Duration,
     pub cached_tokens: usize,
+    /// Tokens that were guessed for it, and those of them that the model said.
+    pub draft_tokens: usize,
+    pub accepted_tokens: usize,
 }
 
 impl Progress {
@@ -84,6 +89,8 @@ impl Progress {
             decode: duration(&self.each_token.decode_us),
             device: duration(&self.each_token.device_us),
             cached_tokens: self.cached_tokens.load(Relaxed),
+            draft_tokens: self.draft_tokens.load(Relaxed),
+            accepted_tokens: self.accepted_tokens.load(Relaxed),
         }
     }
 
@@ -417,6 +424,7 @@ where
         let step = step.map_err(|error| error.to_string())?;
         let end = Instant::now();
         self.share_device_time(&step.stats);
+        self.count_drafts(&step.stats);
         self.metrics.step(&step.stats);
         self.throughput.add(&step.stats, end);
         self.untold = Some(Told { events: step.events, start, end });
@@ -441,6 +449,14 @@ where
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.device += share;
             client.progress.each_token.device_us.store(micros(client.device), Relaxed);
+        }
+    }
+
+    fn count_drafts(&mut self, stats: &StepStats) {
+        for draft in &stats.drafts {
+            let Some(client) = self.clients.get(&draft.id) else { continue };
+            client.progress.draft_tokens.fetch_add(draft.num_drafted, Relaxed);
+            client.progress.accepted_tokens.fetch_add(draft.num_accepted, Relaxed);
         }
     }
 
@@ -509,7 +525,9 @@ impl Client {
             }
             Some(first) => {
                 self.progress.each_token.decode_us.store(micros(now - first), Relaxed);
-                metrics.next_token(now - self.last_token);
+                // Tokens of one step come at once: the time between them is that between steps, told once, as in vLLM.
+                let since_last = now - self.last_token;
+                metrics.next_token((now > self.last_token).then_some(since_last));
             }
         }
         self.last_token = now;

@@ -37,5 +37,6 @@ pub mod run;
 pub mod serve;
 pub mod service;
 pub mod source;
+pub mod speculation;
 mod throughput;
 pub mod units;

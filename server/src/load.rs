@@ -2,10 +2,23 @@
 
 use crate::run::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
 use crate::serve::LoadedModel;
-use models::{DeviceRunner, LoadError, LoadOptions, Loaded, ModelFiles, Progress};
+use models::{CacheUse, DeviceRunner, LoadError, LoadOptions, Loaded, ModelFiles, PendingWrite, Progress};
 use std::time::Instant;
 
-pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<DeviceRunner>, LoadError> {
+/// When newly packed weights are written for the next start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteCache {
+    /// Before anything else: the process may be gone soon.
+    Now,
+    /// While the model is served.
+    Beside,
+}
+
+pub fn load(
+    files: &ModelFiles,
+    options: &LoadOptions,
+    write: WriteCache,
+) -> Result<LoadedModel<DeviceRunner>, LoadError> {
     let start = Instant::now();
     let mut tenths = 0;
     let mut report = |Progress { bytes_done, bytes_total }: Progress| {
@@ -15,8 +28,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
             tracing::info!(percent = now * 10, gib = gib(bytes_done), "loading weights");
         }
     };
-    let Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults } =
-        models::load(files, options, &mut report)?;
+    let loaded = models::load(files, options, &mut report)?;
+    let Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults, cache_use } =
+        loaded;
     tracing::info!(
         device = ?runner.device(),
         architecture = info.architecture,
@@ -38,6 +52,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
         full_length_sequences = format!("{:.1}", scheduler_config.num_blocks as f64 / full_len.max(1) as f64),
         "allocated the KV cache"
     );
+    keep(cache_use, write);
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
         device: format!("{:?}, activations in {}", runner.device(), info.activations),
@@ -48,6 +63,47 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel<Dev
         scheduler_config,
         generation: generation_defaults,
     })
+}
+
+/// Says what the cache of packed weights was good for, and has it written. A cache that cannot be written costs the next start time and
+/// nothing else: one warning.
+pub fn keep(cache_use: CacheUse, when: WriteCache) {
+    match cache_use {
+        CacheUse::None => {}
+        CacheUse::Mapped { path, bytes } => {
+            tracing::info!(path = ?path, gib = gib(bytes), "mapped packed weights");
+        }
+        CacheUse::Packed { write, rejected } => {
+            if let Some(reason) = rejected {
+                tracing::warn!(reason, "packed weights on disk were not used; they are written anew");
+            }
+            match when {
+                WriteCache::Now => write_cache(write),
+                WriteCache::Beside => {
+                    let thread = std::thread::Builder::new().name("weights-cache".into());
+                    if let Err(error) = thread.spawn(move || write_cache(write)) {
+                        tracing::warn!(%error, "failed to keep packed weights");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn write_cache(write: PendingWrite) {
+    let start = Instant::now();
+    match write.run() {
+        Ok(written) => tracing::info!(
+            path = ?written.path,
+            gib = gib(written.bytes),
+            removed = written.removed,
+            seconds = format!("{:.2}", start.elapsed().as_secs_f64()),
+            "kept packed weights for the next start"
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "failed to keep packed weights; the next start packs them again");
+        }
+    }
 }
 
 /// Smaller models are there before anyone could read the line.

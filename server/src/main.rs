@@ -73,7 +73,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     };
     let (files, options) = (found.files.clone(), config.load.clone());
     let root = config.model.clone().unwrap_or_else(|| found.name.clone());
-    let load = move || load::load(&files, &options);
+    let load = move || load::load(&files, &options, load::WriteCache::Beside);
     let source = ModelSource { files: found.files, name: found.name, root, load };
     perilune::run::run(config, source, load::exit_code)
 }

@@ -6,7 +6,7 @@ use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
 };
-use scheduler::{Occupancy, Reject, StepStats};
+use scheduler::{MAX_SPECULATIVE_TOKENS, Occupancy, Reject, StepStats};
 use std::time::Duration;
 
 /// What one sequence was, when it ended.
@@ -67,6 +67,11 @@ pub struct Metrics {
     params_max_tokens: Histogram,
     iteration_tokens: Histogram,
     request_preemptions: Histogram,
+    drafts: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_tokens: IntCounter,
+    /// By place in the draft.
+    accepted_per_pos: Vec<IntCounter>,
 }
 
 /// Counts that exist before a model is loaded and whatever the model is.
@@ -181,6 +186,14 @@ impl Metrics {
             &["reason"],
         ));
         rejections.with_label_values(&["max_num_queued_reqs"]);
+        let accepted_per_pos = make.register(IntCounterVec::new(
+            make.opts(
+                "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+                "guesses that were right, by place in the draft",
+            ),
+            &["position"],
+        ));
+        let accepted_at = |position: usize| accepted_per_pos.with_label_values(&[&position.to_string()]);
         #[rustfmt::skip]
         let metrics = Self {
             device_memory: make.gauge("perilune:device_memory_allocated_bytes", "weights, KV cache and workspaces, as planned"),
@@ -223,6 +236,10 @@ impl Metrics {
             params_max_tokens: make.histogram("vllm:request_params_max_tokens", "max_tokens asked for", &tokens),
             iteration_tokens: make.histogram("vllm:iteration_tokens_total", "tokens computed in a step", ITERATION),
             request_preemptions: make.histogram("vllm:request_num_preemptions", "how often a sequence lost its blocks", PREEMPTIONS),
+            drafts: make.counter("vllm:spec_decode_num_drafts_total", "drafts that were verified"),
+            draft_tokens: make.counter("vllm:spec_decode_num_draft_tokens_total", "tokens that were guessed"),
+            accepted_tokens: make.counter("vllm:spec_decode_num_accepted_tokens_total", "guesses that were right"),
+            accepted_per_pos: (0..MAX_SPECULATIVE_TOKENS).map(accepted_at).collect(),
             registry: registry.clone(),
         };
         metrics
@@ -262,9 +279,18 @@ impl Metrics {
         self.embedding_queries.inc_by(stats.image_queries as u64);
         self.embedding_hits.inc_by(stats.image_hits as u64);
         self.encoded_images.inc_by(stats.encoded_images as u64);
-        let num_tokens = stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens;
-        self.iteration_tokens.observe(num_tokens as f64);
+        self.iteration_tokens.observe((stats.num_useful_tokens() + stats.deferred_tokens) as f64);
+        self.step_drafts(stats);
         self.occupancy(&stats.occupancy);
+    }
+
+    fn step_drafts(&self, stats: &StepStats) {
+        self.drafts.inc_by(stats.drafts.len() as u64);
+        for draft in &stats.drafts {
+            self.draft_tokens.inc_by(draft.num_drafted as u64);
+            self.accepted_tokens.inc_by(draft.num_accepted as u64);
+            self.accepted_per_pos[..draft.num_accepted].iter().for_each(IntCounter::inc);
+        }
     }
 
     /// Cached blocks that no sequence holds count as free.
@@ -292,8 +318,11 @@ impl Metrics {
         self.generation_tokens.inc();
     }
 
-    pub fn next_token(&self, since_last: Duration) {
-        self.itl.observe(since_last.as_secs_f64());
+    /// `None` for a token of the same step as the last one.
+    pub fn next_token(&self, since_last: Option<Duration>) {
+        if let Some(since_last) = since_last {
+            self.itl.observe(since_last.as_secs_f64());
+        }
         self.generation_tokens.inc();
     }
 

@@ -194,6 +194,7 @@ where
         DefaultsFrom::Model => GenerationDefaults::of_model(&info, &generation),
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
     };
+    let defaults = GenerationDefaults { speculation: scheduling.speculation, ..defaults };
     let prompts = PromptBuilder::new(tokenizer.clone(), template, info.image_token_id);
     let output = prompts.output().overridden(&parsers);
     let prompts = prompts.with_output(output);

@@ -333,6 +333,9 @@ impl Service {
                 if let Some(output) = generation.prompt_output(index) {
                     sequence = sequence.wanting(output)?;
                 }
+                if let Some(config) = generation.speculation {
+                    sequence = sequence.speculating(config)?;
+                }
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
                 sequence.constraint = generation.constraint.as_ref().map(SequenceSpec::begin);

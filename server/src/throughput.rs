@@ -39,7 +39,7 @@ impl Throughput {
     }
 
     pub fn add(&mut self, stats: &StepStats, now: Instant) {
-        self.generation_tokens += stats.decode_tokens;
+        self.generation_tokens += stats.decode_tokens + stats.num_accepted();
         self.prompt_tokens += stats.prefill_tokens;
         self.prefix_query_tokens += stats.prefix_queries;
         self.prefix_hit_tokens += stats.prefix_hits;

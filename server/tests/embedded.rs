@@ -29,6 +29,7 @@ fn options(max_num_batched_tokens: usize) -> LoadOptions {
         memory: MemoryLimit::Bytes(200 << 20),
         threads: Some(2),
         seed: 0,
+        weights_cache: None,
     }
 }
 

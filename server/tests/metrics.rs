@@ -6,7 +6,7 @@ use harness::{TestServer, find_metric};
 use serde_json::json;
 
 /// The names that dashboards, routers and autoscalers made for vLLM read, and some that only this server has.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 38] = [
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -35,6 +35,10 @@ const NAMES: [&str; 34] = [
     "vllm:request_params_max_tokens_count",
     "vllm:iteration_tokens_total_count",
     "vllm:admission_rejections_total",
+    "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_per_pos_total",
     "perilune:image_cache_bytes",
     "perilune:embedding_cache_queries_total",
     "perilune:embedding_cache_hits_total",

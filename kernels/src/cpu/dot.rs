@@ -28,11 +28,12 @@ pub(crate) struct Bf16Pairs;
 /// Panels of levels times rows of int8.
 pub(crate) struct Levels<Q>(PhantomData<Q>);
 
-/// Bytes ahead of the weights in use; with few rows the loop waits for memory.
-const PREFETCH: usize = 2048;
 const CACHE_LINE: usize = 64;
-/// Rows up to which it does.
+/// Rows up to which the loop waits for memory.
 const FEW_ROWS: usize = 4;
+/// Bytes ahead of the weights in use that are asked for with few rows. Farther is slower: the processor itself follows a stream, and what
+/// is asked for too early only disturbs it.
+const BF16_AHEAD: usize = 256;
 
 impl PanelFormat for Bf16Pairs {
     const ROUNDED_TO: ActivationType = ActivationType::BF16;
@@ -108,7 +109,7 @@ fn bf16_panel(job: &Job) {
                     }
                 };
             }
-            by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+            by_rows!(1 2 3 4 5 6 7 8);
             row += rows;
         }
     }
@@ -135,8 +136,8 @@ unsafe fn bf16_tile<const M: usize>(d: Bf16Dot, panel: *const u8, x: Rows, k: us
         // The end of K is filled up with zeros on both sides.
         for _ in 0..k.div_ceil(2) {
             if M <= FEW_ROWS {
-                s.prefetch(line.wrapping_add(PREFETCH));
-                s.prefetch(line.wrapping_add(PREFETCH + CACHE_LINE));
+                s.prefetch(line.wrapping_add(BF16_AHEAD));
+                s.prefetch(line.wrapping_add(BF16_AHEAD + CACHE_LINE));
             }
             let (lo, hi) = (d.load(line), d.load(line.add(CACHE_LINE)));
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -158,6 +159,8 @@ unsafe fn bf16_tile<const M: usize>(d: Bf16Dot, panel: *const u8, x: Rows, k: us
 pub(crate) trait OfLevels: Grouped {
     /// Terms whose levels leave room in the first cache.
     const K_BLOCK: usize;
+    /// How many bytes ahead lines are asked for with 1, 2, 3 and 4 rows, as measured. 0 is not too late: a group's lines are asked for together.
+    const AHEAD: [Option<usize>; FEW_ROWS];
 
     /// The words of columns `c ..` and `c + 16 ..`, given the address of column c in a line of four k.
     ///
@@ -173,6 +176,7 @@ pub(crate) trait OfLevels: Grouped {
 
 impl OfLevels for Int8 {
     const K_BLOCK: usize = 512;
+    const AHEAD: [Option<usize>; FEW_ROWS] = [Some(0), Some(256), Some(512), Some(512)];
     #[inline(always)]
     unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W) {
         // SAFETY: the caller's promise.
@@ -188,9 +192,10 @@ impl OfLevels for Int8 {
 }
 
 macro_rules! of_nibbles {
-    ($type:ident, $panel:ident) => {
+    ($type:ident, $panel:ident, $ahead:expr) => {
         impl OfLevels for $type {
             const K_BLOCK: usize = 1024;
+            const AHEAD: [Option<usize>; FEW_ROWS] = [$ahead, Some(0), Some(0), Some(0)];
             #[inline(always)]
             unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W) {
                 // SAFETY: the caller's promise.
@@ -207,8 +212,8 @@ macro_rules! of_nibbles {
         }
     };
 }
-of_nibbles!(Int4, int4_panel);
-of_nibbles!(Int4Zero, int4_zero_panel);
+of_nibbles!(Int4, int4_panel, Some(256));
+of_nibbles!(Int4Zero, int4_zero_panel, None);
 
 dot_entry! {
     fn int8_panel(job: &Job) = int8_body
@@ -282,6 +287,7 @@ struct Tile {
 unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, tile: &Tile) {
     let s = d.simd();
     let (quad_bytes, group_bytes) = (4 * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
+    let ahead = if M <= FEW_ROWS { Q::AHEAD[M - 1] } else { None };
     let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
     unsafe {
@@ -294,17 +300,22 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, tile: &Tile) {
         }
         let (mut start, mut x, mut headers) = (tile.panel, tile.x.start.cast::<i32>(), tile.headers);
         for _ in 0..tile.groups {
-            if M <= FEW_ROWS {
-                for line in 0..group_bytes.div_ceil(CACHE_LINE) {
-                    s.prefetch(start.wrapping_add(PREFETCH + line * CACHE_LINE));
-                }
-            }
             let mut parts = [[d.splat(0); 2]; M];
             for (r, parts) in parts.iter_mut().enumerate() {
                 *parts = [d.splat(*headers.add(r * tile.x.row + START).cast::<i32>()); 2];
             }
             let quads = start.add(Q::STORED_AS.header_bytes() + 4 * tile.first);
             for quad in 0..GROUP / 4 {
+                if let Some(ahead) = ahead {
+                    for line in 0..quad_bytes / CACHE_LINE {
+                        s.prefetch(start.wrapping_add(ahead + quad * quad_bytes + line * CACHE_LINE));
+                    }
+                    // The rest of a group is as long as its header.
+                    if quad < Q::STORED_AS.header_bytes() / CACHE_LINE {
+                        let rest = GROUP / 4 * quad_bytes + quad * CACHE_LINE;
+                        s.prefetch(start.wrapping_add(ahead + rest));
+                    }
+                }
                 let (lo, hi) = Q::load_words(d, quads.add(quad * quad_bytes));
                 for (r, parts) in parts.iter_mut().enumerate() {
                     let x = d.splat(*x.add(r * tile.x.row + quad));

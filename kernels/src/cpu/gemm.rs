@@ -3,11 +3,11 @@
 //! A task is some panels times some rows. It goes through K in blocks, so that a block of a panel stays in the first cache
 //! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do.
 
-use super::SharedMut;
 use super::grouped::GroupSums;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Simd, math, simd_entry};
 use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use super::{Shared, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::Activation;
@@ -34,14 +34,14 @@ pub(crate) struct Gemm<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a> {
     Floats {
-        x: &'a [f32],
+        x: Shared<'a, f32>,
         /// From one row to the next.
         row: usize,
         /// From one member to the next.
         member: usize,
     },
     /// As `rounded` made them: the rows of one member, then those of the next.
-    Rounded { words: &'a [u32], rounding: Rounding, member: usize },
+    Rounded { words: Shared<'a, u32>, rounding: Rounding, member: usize },
 }
 
 impl Input<'_> {
@@ -64,10 +64,10 @@ impl<'a> InputRows<'a> {
     pub fn of(input: &Input<'a>, member: usize, first: usize) -> Self {
         match *input {
             Input::Floats { x, row, member: stride } => {
-                Self::Floats { x: &x[member * stride + first * row..], row }
+                Self::Floats { x: x.from(member * stride + first * row), row }
             }
             Input::Rounded { words, rounding, member: stride } => {
-                Self::Rounded { words: &words[member * stride + first * rounding.row()..], rounding }
+                Self::Rounded { words: words.from(member * stride + first * rounding.row()), rounding }
             }
         }
     }
@@ -142,12 +142,13 @@ pub(crate) struct Part {
 
 /// Rows are rounded where the device does that beside such weights, as many at a time as its scratch holds.
 pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
-    let (weights, rounded_to) = (job.weights, cpu.rounds.beside(job.weights.stored_as()));
-    let Input::Floats { x, row, member } = job.x else { unreachable!("callers have floats") };
-    if rounded_to == ActivationType::F32 || job.rows == 0 {
+    let weights = job.weights;
+    let (Input::Floats { x, row, member }, Some(rounding)) = (job.x, Rounding::beside(cpu, weights)) else {
         return run_rows(cpu, job);
+    };
+    if job.rows == 0 {
+        return;
     }
-    let rounding = Rounding::new(rounded_to, weights.stored_as(), weights.k());
     let mut words = cpu.scratch();
     let words = &mut words[..];
     let per_row = weights.count() * rounding.row();
@@ -158,10 +159,10 @@ pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
     for block in 0..blocks.count {
         let rows = blocks.len(block);
         let to = &mut words[..rows * per_row];
-        let from = Floats { x: &x[first * row..], row, member };
+        let from = Floats { x: x.from(first * row), row, member };
         round(cpu, &rounding, &from, [weights.count(), rows], to);
         let part = Gemm {
-            x: Input::Rounded { words: to, rounding, member: rows * rounding.row() },
+            x: Input::Rounded { words: (&*to).into(), rounding, member: rows * rounding.row() },
             rows,
             out: job.out.from(first * job.out_stride),
             ..*job

@@ -1,104 +1,158 @@
-//! Experts of each token, in three parallel regions: gate and up with SwiGLU, down, and the weighted sums.
+//! Experts of each token in one parallel region: rows are sorted, gate and up with SwiGLU, down, and the weighted sums.
 //!
 //! Pairs (token, choice) are sorted by expert, so that an expert's weights are read once for all its tokens. A task is one
-//! expert and some of its panels.
+//! expert, some of its panels and some of its rows. The expert that every token takes is a layer of its own beside the others: its
+//! rows are the tokens as they are, and its tasks are among those of the same phase.
 //!
 //! ```text
 //! starts: | expert 0 | expert 1   | …          rows: x of each pair, in sorted order
-//! places: pair ─▶ sorted row                   inner: silu(gate) * up ─▶ rows: down ─▶ out[t] = Σ weight · rows[place]
+//! places: pair ─▶ sorted row                   inner: silu(gate) * up ─▶ rows: down ─▶ out[t] = Σ weight · rows[place] + shared
 //! ```
 
-use super::SharedMut;
 use super::gemm::{self, Gemm, Input, InputRows, Part, Room};
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Simd, math, simd_entry};
 use super::tile::{self, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
+use super::{SERIAL_ELEMENTS, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
-use crate::ops::{Activation, MoeScratch};
-use crate::{ActivationType, Experts, MatrixBatch, Tensor};
+use crate::ops::{Activation, MoeScratch, SharedExpert};
+use crate::{Experts, MatrixBatch, Tensor};
 use std::ops::Range;
 
-pub(crate) fn run(
+/// Gives the shared expert back if it is left to do: where its rows find no room, or its panels are not those of gate and up.
+pub(crate) fn run<'s>(
     cpu: &Cpu,
     x: &Tensor,
     experts: &Experts,
-    ids: &Tensor,
-    weights: &Tensor,
+    [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
+    shared: Option<SharedExpert<'s>>,
     out: &mut Tensor,
-) {
-    let (h, i, k) = (experts.hidden(), experts.inner(), ids.row_len());
-    let num_pairs = ids.len();
+) -> Option<SharedExpert<'s>> {
+    let (h, k) = (experts.hidden(), ids.row_len());
+    let (num_tokens, num_pairs) = (x.rows(), ids.len());
     if num_pairs == 0 {
-        return;
+        return shared;
     }
     let MoeScratch { rows, inner, places, starts, .. } = scratch;
-    let (places, starts) = (&mut places.as_i32_mut()[..num_pairs], starts.as_i32_mut());
+    let places = &mut places.as_i32_mut()[..num_pairs];
+    let (starts, used) = starts.as_i32_mut().split_at_mut(experts.len() + 1);
     sort_by_expert(ids.as_i32(), places, starts);
-    let (places, starts) = (&*places, &*starts);
-    let stored_as = experts.stored_as();
-    match cpu.rounds.beside(stored_as) {
-        ActivationType::F32 => {
-            let inner = &mut inner.as_f32_mut()[..num_pairs * i];
-            let sorted = &mut rows.as_f32_mut()[..num_pairs * h];
-            sort_floats(cpu, x, places, sorted);
-            let x = Input::Floats { x: sorted, row: h, member: 0 };
-            let out = InnerRows::Floats(SharedMut::new(inner));
-            UpStage { weights: &experts.gate_up, x, out, inner: i, starts }.run(cpu);
-            let inner = Input::Floats { x: inner, row: i, member: 0 };
-            down(cpu, &experts.down, inner, SharedMut::new(sorted), starts);
+    let (places, starts, used) = (&*places, &*starts, used_experts(starts, used));
+    // Down writes when x has been read: the same memory.
+    let sorted = SharedMut::new(rows.as_words_mut());
+    let routed = Layer {
+        gate_up: &experts.gate_up,
+        down: &experts.down,
+        stacked: false,
+        starts,
+        used,
+        x: Source::Entered(Rows::new(cpu, &experts.gate_up, sorted, num_pairs)),
+        inner: Rows::new(cpu, &experts.down, SharedMut::new(inner.as_words_mut()), num_pairs),
+        out: sorted.floats().first(num_pairs * h),
+    };
+    let (mut shared, mut words, all_rows) = (shared, cpu.scratch(), [0, num_tokens as i32]);
+    let beside = shared.as_mut().and_then(|shared| Layer::of_shared(cpu, x, shared, &mut words, &all_rows));
+    let step = Step {
+        cpu,
+        x: x.as_f32(),
+        places,
+        weights: weights.as_f32(),
+        out: SharedMut::new(out.as_f32_mut()),
+        sizes: [h, k],
+        layers: [beside, Some(routed)],
+    };
+    step.run(num_tokens);
+    if step.layers[0].is_some() { None } else { shared }
+}
+
+/// All that tasks need.
+struct Step<'a> {
+    cpu: &'a Cpu,
+    x: &'a [f32],
+    places: &'a [i32],
+    weights: &'a [f32],
+    out: SharedMut<f32>,
+    /// H and k.
+    sizes: [usize; 2],
+    /// The shared expert, if there is one that fits in, and the others.
+    layers: [Option<Layer<'a>>; 2],
+}
+
+impl Step<'_> {
+    fn run(&self, num_tokens: usize) {
+        let [h, k] = self.sizes;
+        let [ups, downs] = [Side::Up, Side::Down].map(|side| self.tasks(side));
+        let count = |tasks: &[Tasks; 2]| tasks[0].count() + tasks[1].count();
+        let per_block = (SERIAL_ELEMENTS / 2).div_ceil(h * k);
+        let blocks = num_tokens.div_ceil(per_block);
+        let tokens = |block: usize| block * per_block..num_tokens.min((block + 1) * per_block);
+        // What is little is done before and after: there is nothing to wait for.
+        let small = blocks == 1;
+        if small {
+            tokens(0).for_each(|token| self.enter(token));
         }
-        rounded_to => {
-            let [of_x, of_inner] = [h, i].map(|k| Rounding::new(rounded_to, stored_as, k));
-            let inner = &mut inner.as_words_mut()[..num_pairs * of_inner.row()];
-            let sorted = &mut rows.as_words_mut()[..num_pairs * of_x.row()];
-            sort_rounded(cpu, x, places, &of_x, sorted);
-            let x = Input::Rounded { words: sorted, rounding: of_x, member: 0 };
-            let out = InnerRows::Rounded(SharedMut::new(inner), of_inner);
-            UpStage { weights: &experts.gate_up, x, out, inner: i, starts }.run(cpu);
-            let inner = Input::Rounded { words: inner, rounding: of_inner, member: 0 };
-            down(cpu, &experts.down, inner, SharedMut::new(rows.as_f32_mut()), starts);
+        let blocks = if small { 0 } else { blocks };
+        self.cpu.pool.run_phases(
+            &[blocks, count(&ups), count(&downs), blocks],
+            &|phase, index, _| match phase {
+                0 => tokens(index).for_each(|token| self.enter(token)),
+                1 => self.task(Side::Up, &ups, index),
+                2 => self.task(Side::Down, &downs, index),
+                _ => tokens(index).for_each(|token| self.sum(token)),
+            },
+        );
+        if small {
+            tokens(0).for_each(|token| self.sum(token));
         }
     }
-    let (rows, weights) = (&rows.as_f32()[..num_pairs * h], weights.as_f32());
-    cpu.for_rows(out.as_f32_mut(), h, |first, block| {
-        for (token, out) in block.chunks_exact_mut(h).enumerate() {
-            let pairs = (first + token) * k..(first + token + 1) * k;
-            weighted_sum(cpu.isa, rows, &places[pairs.clone()], &weights[pairs], out);
-        }
-    });
-}
 
-/// A row of x for each pair, at its place.
-fn sort_floats(cpu: &Cpu, x: &Tensor, places: &[i32], sorted: &mut [f32]) {
-    let (h, k) = (x.row_len(), places.len() / x.rows());
-    let (x, sorted) = (x.as_f32(), SharedMut::new(sorted));
-    cpu.for_each(places.len(), h, |pair| {
-        // SAFETY: every pair has a place of its own.
-        let row = unsafe { sorted.slice(places[pair] as usize * h, h) };
-        row.copy_from_slice(&x[pair / k * h..][..h]);
-    });
-}
+    fn tasks(&self, side: Side) -> [Tasks; 2] {
+        self.layers.each_ref().map(|layer| layer.as_ref().map_or(Tasks::NONE, |layer| layer.tasks(side)))
+    }
 
-/// As `sort_floats`; a token is rounded once.
-fn sort_rounded(cpu: &Cpu, x: &Tensor, places: &[i32], rounding: &Rounding, sorted: &mut [u32]) {
-    let (h, k, words) = (x.row_len(), places.len() / x.rows(), rounding.row());
-    let (x, sorted) = (x.as_f32(), SharedMut::new(sorted));
-    cpu.for_each(places.len() / k, h, |token| {
-        let row = &x[token * h..(token + 1) * h];
-        let place = |choice: usize| places[token * k + choice] as usize * words;
-        // SAFETY: every pair has a place of its own; a whole row of x.
-        unsafe {
-            let first = sorted.slice(place(0), words);
-            let out = first.as_mut_ptr();
-            let job = RoundRows { x: row.as_ptr(), x_row: 0, num_rows: 1, first: 0, terms: h, out };
-            round_rows(cpu.isa, rounding, &job);
-            for choice in 1..k {
-                sorted.slice(place(choice), words).copy_from_slice(first);
-            }
+    fn task(&self, side: Side, tasks: &[Tasks; 2], index: usize) {
+        let before = tasks[0].count();
+        let (which, index) = if index < before { (0, index) } else { (1, index - before) };
+        let layer = self.layers[which].as_ref().expect("a layer with tasks is there");
+        let Some(part) = tasks[which].part(layer, index) else { return };
+        match side {
+            Side::Up => up_part(self.cpu.isa, layer, &part),
+            Side::Down => layer.down_part(self.cpu, &part),
         }
-    });
+    }
+
+    /// Puts a token's row of x where the layers read it.
+    fn enter(&self, token: usize) {
+        let [h, k] = self.sizes;
+        let x = &self.x[token * h..(token + 1) * h];
+        let places = &self.places[token * k..(token + 1) * k];
+        if let Some(Layer { x: Source::Entered(rows), .. }) = &self.layers[0] {
+            rows.enter(self.cpu, x, &[token as i32]);
+        }
+        if let Some(Layer { x: Source::Entered(rows), .. }) = &self.layers[1] {
+            rows.enter(self.cpu, x, places);
+        }
+    }
+
+    /// Sums what became of a token.
+    fn sum(&self, token: usize) {
+        let [h, k] = self.sizes;
+        let pairs = token * k..(token + 1) * k;
+        // SAFETY: down is done, so that nobody writes its rows; a row of `out` is of one token.
+        let ([shared, routed], out) = unsafe {
+            let rows = self.layers.each_ref().map(|layer| layer.as_ref().map(|layer| layer.out.reader()));
+            (rows, self.out.slice(token * h, h))
+        };
+        let terms = Terms {
+            rows: routed.expect("there are experts").from(0),
+            places: &self.places[pairs.clone()],
+            weights: &self.weights[pairs],
+            shared: shared.map(|rows| &rows.from(token * h)[..h]),
+        };
+        weighted_sum(self.cpu.isa, &terms, out);
+    }
 }
 
 /// Counting sort: `places[pair]` is its row, `starts[e] .. starts[e + 1]` are the rows of expert e. Pairs of one expert stay
@@ -120,153 +174,283 @@ fn sort_by_expert(ids: &[i32], places: &mut [i32], starts: &mut [i32]) {
     starts[0] = 0;
 }
 
-/// Blocks of at most `MAX_ROWS` sorted rows of an expert.
-fn row_blocks(starts: &[i32], expert: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (start, end) = (starts[expert] as usize, starts[expert + 1] as usize);
-    (start..end).step_by(MAX_ROWS).map(move |first| first..end.min(first + MAX_ROWS))
-}
-
-/// Calls `part(expert, units)` for all units of 32 columns of every expert that has rows.
-fn for_units(
-    cpu: &Cpu,
-    starts: &[i32],
-    units: usize,
-    per_task: usize,
-    part: impl Fn(usize, Range<usize>) + Sync,
-) {
-    let tasks_per_expert = units.div_ceil(per_task);
-    cpu.pool.run((starts.len() - 1) * tasks_per_expert, &|task, _| {
-        let (expert, first) = (task / tasks_per_expert, task % tasks_per_expert * per_task);
-        if starts[expert] < starts[expert + 1] {
-            part(expert, first..units.min(first + per_task));
+/// The experts that have rows.
+fn used_experts<'a>(starts: &[i32], used: &'a mut [i32]) -> &'a [i32] {
+    let mut count = 0;
+    for (expert, rows) in starts.windows(2).enumerate() {
+        if rows[0] < rows[1] {
+            used[count] = expert as i32;
+            count += 1;
         }
-    });
-}
-
-/// Rows of an expert when all have the same number, for the size of tasks.
-fn usual_rows(starts: &[i32]) -> usize {
-    (starts[starts.len() - 1] as usize).div_ceil(starts.len() - 1)
-}
-
-/// `rows[r] = inner[r] · down of the row's expert`
-fn down(cpu: &Cpu, weights: &MatrixBatch, inner: Input, rows: SharedMut<f32>, starts: &[i32]) {
-    let panels = weights.panels_per_member();
-    let job = Gemm {
-        x: inner,
-        rows: 0,
-        weights,
-        bias: None,
-        act: Activation::None,
-        out: rows,
-        out_stride: weights.n(),
-        out_member: 0,
-    };
-    let per_task = gemm::panels_worth_a_task(weights, usual_rows(starts)).min(panels);
-    for_units(cpu, starts, panels, per_task, |expert, units| {
-        for rows in row_blocks(starts, expert) {
-            let panels = expert * panels + units.start..expert * panels + units.end;
-            gemm::run_part(cpu.isa, &job, expert, &Part { panels, rows });
-        }
-    });
-}
-
-/// `out[r] = silu(x[r] · gate) * (x[r] · up)`, gate and up of the row's expert.
-struct UpStage<'a> {
-    weights: &'a MatrixBatch,
-    /// Sorted rows `[T·k, H]`.
-    x: Input<'a>,
-    /// Sorted rows `[T·k, I]`.
-    out: InnerRows,
-    inner: usize,
-    starts: &'a [i32],
-}
-
-/// What down reads.
-enum InnerRows {
-    Floats(SharedMut<f32>),
-    Rounded(SharedMut<u32>, Rounding),
-}
-
-/// Units, each a panel of gate and one of up, that share packed rows.
-const UNITS: usize = 2;
-
-impl UpStage<'_> {
-    fn run(&self, cpu: &Cpu) {
-        let units = self.weights.panels_per_member() / 2;
-        let per_task = (gemm::panels_worth_a_task(self.weights, usual_rows(self.starts)) / 2).clamp(1, units);
-        for_units(cpu, self.starts, units, per_task, |expert, units| up_part(cpu.isa, self, expert, units));
     }
+    &used[..count]
 }
 
-simd_entry! {
-    fn up_part(stage: &UpStage<'_>, expert: usize, units: Range<usize>) = up_part_body
+/// Rows of activations as a product wants them, that tasks write and others read.
+#[derive(Clone, Copy)]
+struct Rows {
+    words: SharedMut<u32>,
+    /// None: floats.
+    rounding: Option<Rounding>,
+    k: usize,
 }
 
-#[inline(always)]
-fn up_part_body<S: Simd>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    by_weight_type!(
-        stage.weights.stored_as(),
-        stage.x.rounded_to(),
-        up_part_of::<S>(s, stage, expert, units)
-    );
-}
+impl Rows {
+    /// The first so many rows that `words` has room for.
+    fn new(cpu: &Cpu, weights: &MatrixBatch, words: SharedMut<u32>, count: usize) -> Self {
+        let mut rows = Self { words, rounding: Rounding::beside(cpu, weights), k: weights.k() };
+        rows.words = words.first(count * rows.row());
+        rows
+    }
 
-#[inline(always)]
-fn up_part_of<S: Simd, W: PanelFormat>(s: S, stage: &UpStage<'_>, expert: usize, units: Range<usize>) {
-    let mut room = Room::new();
-    let mut sums = [const { PanelSums::new() }; 2 * UNITS];
-    for rows in row_blocks(stage.starts, expert) {
-        for first in units.clone().step_by(UNITS) {
-            let units = first..units.end.min(first + UNITS);
-            products::<S, W>(
-                s,
-                stage,
-                [expert, 2 * first],
-                rows.clone(),
-                &mut sums[..2 * units.len()],
-                &mut room,
-            );
-            for (unit, sums) in units.zip(sums.as_chunks_mut::<2>().0) {
-                gate(s, stage, unit, rows.clone(), sums);
+    /// Words from one row to the next.
+    fn row(&self) -> usize {
+        self.rounding.map_or(self.k, |rounding| rounding.row())
+    }
+
+    /// Writes a row to some places.
+    fn enter(&self, cpu: &Cpu, x: &[f32], places: &[i32]) {
+        let (&first, others) = places.split_first().expect("a token has experts");
+        // SAFETY: a place is one pair's, and nobody reads it yet.
+        let place = |place: i32| unsafe { self.words.slice(place as usize * self.row(), self.row()) };
+        let row = place(first);
+        match &self.rounding {
+            None => {
+                for (to, x) in row.iter_mut().zip(x) {
+                    *to = x.to_bits();
+                }
+            }
+            Some(rounding) => {
+                let (x, out) = (x.as_ptr(), row.as_mut_ptr());
+                let job = RoundRows { x, x_row: 0, num_rows: 1, first: 0, terms: self.k, out };
+                // SAFETY: a whole row of x, and of what it becomes.
+                unsafe { round_rows(cpu.isa, rounding, &job) };
+            }
+        }
+        for &other in others {
+            place(other).copy_from_slice(row);
+        }
+    }
+
+    /// # Safety
+    /// The rows were written, and nobody writes them as long as the input is in use.
+    unsafe fn input<'a>(&self) -> Input<'a> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.rounding {
+                None => Input::Floats { x: self.words.floats().reader(), row: self.k, member: 0 },
+                Some(rounding) => Input::Rounded { words: self.words.reader(), rounding, member: 0 },
             }
         }
     }
 }
 
-/// Sorted rows times panels of an expert, from panel `first` on, one for each of `sums`.
+/// What a layer reads.
+enum Source<'a> {
+    Entered(Rows),
+    /// Rows of tokens.
+    AsIs(&'a [f32]),
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Up,
+    Down,
+}
+
+/// Experts of one size and their rows.
+struct Layer<'a> {
+    gate_up: &'a MatrixBatch,
+    down: &'a MatrixBatch,
+    /// Whether all panels of gate are before those of up; else they take turns.
+    stacked: bool,
+    starts: &'a [i32],
+    /// Experts that have rows.
+    used: &'a [i32],
+    x: Source<'a>,
+    /// silu(gate) * up.
+    inner: Rows,
+    out: SharedMut<f32>,
+}
+
+impl<'a> Layer<'a> {
+    /// None: gate ends within a panel, or rounded rows find no room.
+    fn of_shared<'s: 'a>(
+        cpu: &Cpu,
+        x: &'a Tensor,
+        shared: &mut SharedExpert<'s>,
+        words: &mut [u32],
+        all_rows: &'a [i32; 2],
+    ) -> Option<Self> {
+        let (gate_up, down, num_tokens) = (shared.gate_up.as_batch(), shared.down.as_batch(), x.rows());
+        let fits = |weights: &MatrixBatch, words: usize| {
+            Rounding::beside(cpu, weights).is_none_or(|rounding| num_tokens * rounding.row() <= words)
+        };
+        let inner = shared.inner.as_words_mut();
+        if !down.k().is_multiple_of(PANEL) || !fits(gate_up, words.len()) || !fits(down, inner.len()) {
+            return None;
+        }
+        Some(Self {
+            gate_up,
+            down,
+            stacked: true,
+            starts: all_rows,
+            used: &[0],
+            x: match Rounding::beside(cpu, gate_up) {
+                None => Source::AsIs(x.as_f32()),
+                Some(_) => Source::Entered(Rows::new(cpu, gate_up, SharedMut::new(words), num_tokens)),
+            },
+            inner: Rows::new(cpu, down, SharedMut::new(inner), num_tokens),
+            out: SharedMut::new(shared.out.as_f32_mut()),
+        })
+    }
+
+    fn tasks(&self, side: Side) -> Tasks {
+        let rows = |&expert: &i32| (self.starts[expert as usize + 1] - self.starts[expert as usize]) as usize;
+        let (most, total) = self.used.iter().map(rows).fold((0, 0), |(most, sum), n| (n.max(most), sum + n));
+        let (weights, panels) = match side {
+            Side::Up => (self.gate_up, 2),
+            Side::Down => (self.down, 1),
+        };
+        let units = weights.panels_per_member() / panels;
+        let per_task = gemm::panels_worth_a_task(weights, total.div_ceil(self.used.len())) / panels;
+        Tasks {
+            experts: self.used.len(),
+            units,
+            per_task: per_task.clamp(1, units),
+            chunks: most.div_ceil(MAX_ROWS),
+        }
+    }
+
+    /// The index of a panel among all of its batch.
+    fn panel(&self, expert: usize, unit: usize, side: usize) -> usize {
+        let panels = self.gate_up.panels_per_member();
+        expert * panels + if self.stacked { side * panels / 2 + unit } else { 2 * unit + side }
+    }
+
+    /// `out[r] = inner[r] · down of the row's expert`
+    fn down_part(&self, cpu: &Cpu, part: &Share) {
+        let weights = self.down;
+        let first = part.expert * weights.panels_per_member();
+        let job = Gemm {
+            // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
+            x: unsafe { self.inner.input() },
+            rows: 0,
+            weights,
+            bias: None,
+            act: Activation::None,
+            out: self.out,
+            out_stride: weights.n(),
+            out_member: 0,
+        };
+        let panels = first + part.units.start..first + part.units.end;
+        // One matrix to the job: rows are counted over all experts, and so are panels.
+        gemm::run_part(cpu.isa, &job, 0, &Part { panels, rows: part.rows.clone() });
+    }
+}
+
+/// How one side of a layer is cut: experts, units of 32 columns, chunks of rows. Chunks of one unit follow each other, because its
+/// weights are still in the shared cache.
+struct Tasks {
+    experts: usize,
+    units: usize,
+    per_task: usize,
+    chunks: usize,
+}
+
+/// What one task computes.
+struct Share {
+    expert: usize,
+    units: Range<usize>,
+    /// Sorted rows, at most `MAX_ROWS`.
+    rows: Range<usize>,
+}
+
+impl Tasks {
+    const NONE: Self = Self { experts: 0, units: 0, per_task: 1, chunks: 0 };
+
+    fn count(&self) -> usize {
+        self.experts * self.units.div_ceil(self.per_task) * self.chunks
+    }
+
+    /// None: the expert has fewer rows.
+    fn part(&self, layer: &Layer, index: usize) -> Option<Share> {
+        let (rest, chunk) = (index / self.chunks, index % self.chunks);
+        let groups = self.units.div_ceil(self.per_task);
+        let (expert, first) = (layer.used[rest / groups] as usize, rest % groups * self.per_task);
+        let [start, end] = [0, 1].map(|i| layer.starts[expert + i] as usize);
+        let blocks = tile::Blocks::new(end - start, MAX_ROWS);
+        let rows_each = (end - start).div_ceil(blocks.count);
+        let [from, to] = [chunk, chunk + 1].map(|chunk| end.min(start + chunk * rows_each));
+        let units = first..self.units.min(first + self.per_task);
+        (from < to).then_some(Share { expert, units, rows: from..to })
+    }
+}
+
+/// Units, each a panel of gate and one of up, that share packed rows.
+const UNITS: usize = 2;
+
+simd_entry! {
+    /// `inner[r] = silu(x[r] · gate) * (x[r] · up)`, gate and up of the row's expert.
+    fn up_part(layer: &Layer<'_>, part: &Share) = up_part_body
+}
+
+#[inline(always)]
+fn up_part_body<S: Simd>(s: S, layer: &Layer<'_>, part: &Share) {
+    let x = match &layer.x {
+        // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
+        Source::Entered(rows) => unsafe { rows.input() },
+        Source::AsIs(x) => Input::Floats { x: (*x).into(), row: layer.gate_up.k(), member: 0 },
+    };
+    by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of::<S>(s, layer, &x, part));
+}
+
+#[inline(always)]
+fn up_part_of<S: Simd, W: PanelFormat>(s: S, layer: &Layer<'_>, x: &Input<'_>, part: &Share) {
+    let mut room = Room::new();
+    let mut sums = [const { PanelSums::new() }; 2 * UNITS];
+    let rows = InputRows::of(x, 0, part.rows.start);
+    rows.check(part.rows.len(), layer.gate_up.k());
+    for first in part.units.clone().step_by(UNITS) {
+        let units = first..part.units.end.min(first + UNITS);
+        products::<S, W>(s, layer, part, (rows, units.clone()), &mut sums, &mut room);
+        for (unit, sums) in units.zip(sums.as_chunks_mut::<2>().0) {
+            gate(s, layer, unit, part.rows.clone(), sums);
+        }
+    }
+}
+
+/// Rows of the task times the panels of some units, one for each of `sums`.
 #[inline(always)]
 fn products<S: Simd, W: PanelFormat>(
     s: S,
-    stage: &UpStage<'_>,
-    [expert, first]: [usize; 2],
-    rows: Range<usize>,
-    sums: &mut [PanelSums],
+    layer: &Layer<'_>,
+    part: &Share,
+    (x, units): (InputRows<'_>, Range<usize>),
+    sums: &mut [PanelSums; 2 * UNITS],
     room: &mut Room,
 ) {
-    let k = stage.weights.k();
-    let panel_bytes = stage.weights.panel_bytes();
-    let index = expert * stage.weights.panels_per_member() + first;
-    let panels = &stage.weights.as_bytes()[index * panel_bytes..(index + sums.len()) * panel_bytes];
-    let x = InputRows::of(&stage.x, 0, rows.start);
-    x.check(rows.len(), k);
-    let k_block = tile::k_block_of::<W>(rows.len());
+    let (k, num_rows) = (layer.gate_up.k(), part.rows.len());
+    let (panel_bytes, panels) = (layer.gate_up.panel_bytes(), layer.gate_up.as_bytes());
+    let k_block = tile::k_block_of::<W>(num_rows);
     for k_start in (0..k).step_by(k_block) {
         let k_len = k_block.min(k - k_start);
-        // SAFETY: checked above, and at most MAX_ROWS.
-        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, rows.len(), [k_start, k_len]) };
-        for (panel, sums) in sums.iter_mut().enumerate() {
-            let lines = panels[panel * panel_bytes + W::offset(k_start)..].as_ptr();
-            let sums = Sums { start: sums.as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
+        // SAFETY: `up_part_of` checked the rows, and there are at most MAX_ROWS.
+        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
+        for index in 0..2 * units.len() {
+            let panel = layer.panel(part.expert, units.start + index / 2, index % 2);
+            let lines = &panels[panel * panel_bytes..(panel + 1) * panel_bytes][W::offset(k_start)..];
+            let sums = Sums { start: sums[index].as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
             // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
-            unsafe { W::panel(s, rows.len(), lines, x, x_sums, k_len, sums) };
+            unsafe { W::panel(s, num_rows, lines.as_ptr(), x, x_sums, k_len, sums) };
         }
     }
 }
 
 #[inline(always)]
-fn gate<S: Simd>(s: S, stage: &UpStage<'_>, unit: usize, rows: Range<usize>, sums: &mut [PanelSums; 2]) {
-    let columns = (stage.inner - unit * PANEL).min(PANEL);
-    let num_rows = rows.len();
+fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums: &mut [PanelSums; 2]) {
+    let (inner, num_rows) = (&layer.inner, rows.len());
+    let columns = (inner.k - unit * PANEL).min(PANEL);
     for i in 0..num_rows {
         let [gate, up] = &mut *sums;
         // SAFETY: `products` wrote this row of sums.
@@ -275,33 +459,45 @@ fn gate<S: Simd>(s: S, stage: &UpStage<'_>, unit: usize, rows: Range<usize>, sum
             let product = s.mul(math::silu(s, s.load_slice(&gate[c..])), s.load_slice(&up[c..]));
             s.store_slice(&mut gate[c..], product);
         }
-        if let InnerRows::Floats(out) = &stage.out {
+        if inner.rounding.is_none() {
             // SAFETY: this task's own rows and columns.
-            let out = unsafe { out.slice((rows.start + i) * stage.inner + unit * PANEL, columns) };
+            let out =
+                unsafe { inner.words.floats().slice((rows.start + i) * inner.k + unit * PANEL, columns) };
             out.copy_from_slice(&gate[..columns]);
         }
     }
-    if let InnerRows::Rounded(out, rounding) = &stage.out {
-        let (x, out) = (sums[0].as_mut_ptr(), out.at(rows.start * rounding.row()));
+    if let Some(rounding) = &inner.rounding {
+        let (x, out) = (sums[0].as_mut_ptr(), inner.words.at(rows.start * rounding.row()));
         let job = RoundRows { x, x_row: PANEL, num_rows, first: unit * PANEL, terms: columns, out };
         // SAFETY: rows that were written above; this task's own rows and columns.
         unsafe { round_rows(S::ISA, rounding, &job) };
     }
 }
 
+/// What a token's sum consists of.
+struct Terms<'a> {
+    rows: &'a [f32],
+    places: &'a [i32],
+    weights: &'a [f32],
+    shared: Option<&'a [f32]>,
+}
+
 simd_entry! {
-    /// `out = Σ_j weights[j] * rows[places[j]]`, in the order of j.
-    fn weighted_sum(rows: &[f32], places: &[i32], weights: &[f32], out: &mut [f32]) = weighted_sum_body
+    /// `out = Σ_j weights[j] * rows[places[j]] + shared`, in the order of j.
+    fn weighted_sum(terms: &Terms<'_>, out: &mut [f32]) = weighted_sum_body
 }
 
 #[inline(always)]
-fn weighted_sum_body<S: Simd>(s: S, rows: &[f32], places: &[i32], weights: &[f32], out: &mut [f32]) {
-    let h = out.len();
+fn weighted_sum_body<S: Simd>(s: S, terms: &Terms<'_>, out: &mut [f32]) {
+    let (h, Terms { rows, places, weights, shared }) = (out.len(), terms);
     for c in (0..h).step_by(S::LANES) {
         let mut sum = s.zero();
         for j in 0..places.len() {
             let row = places[j] as usize * h;
             sum = s.fma(s.splat(weights[j]), s.load_slice(&rows[row + c..row + h]), sum);
+        }
+        if let Some(shared) = shared {
+            sum = s.add(sum, s.load_slice(&shared[c..]));
         }
         s.store_slice(&mut out[c..], sum);
     }

@@ -11,7 +11,7 @@
 //! A word of 32 bits holds the terms of one column that an instruction multiplies and sums at once: two of bf16, four of eight bits.
 //! Without such instructions a shift or a mask of a word gives a vector of one term. Bytes of int8 are signed; nibbles are levels + 8,
 //! without a sign. Scales and zeros are f16, one for each row. K is filled up with zeros: to a multiple of 16 for floats, to whole
-//! groups for the others, whose last group has scales like any other.
+//! groups for the others, whose last group has scales like any other. A panel is zeros before it is packed.
 
 use crate::matrix::PANEL;
 use crate::quantize::GroupedRow;
@@ -20,7 +20,7 @@ use crate::{DType, WeightType};
 use half::{bf16, f16};
 
 /// The number of this order. Who keeps packed panels, such as a file, must not use them with another: it changes with every change
-/// to what `pack_row` and `pack_groups` write.
+/// to what `pack_row` and `pack_group` write, to how floats are rounded (`quantize.rs`), and to the places of experts (`experts.rs`).
 pub const LAYOUT_VERSION: u32 = 2;
 
 /// What nibbles are above their levels.
@@ -43,28 +43,32 @@ pub(crate) fn pack_row(panel: &mut [u8], dtype: DType, column: usize, values: &[
     }
 }
 
-/// Writes the levels, scales and zeros of one output into its column of a panel.
-pub(crate) fn pack_groups(panel: &mut [u8], stored_as: WeightType, column: usize, row: &GroupedRow) {
-    let groups = panel.chunks_exact_mut(stored_as.group_bytes()).zip(row.levels.chunks(GROUP));
-    for (index, (group, levels)) in groups.enumerate() {
-        let (header, lines) = group.split_at_mut(stored_as.header_bytes());
-        let place = 2 * column..2 * column + 2;
-        header[place.clone()].copy_from_slice(&row.scales[index].to_ne_bytes());
-        if stored_as == WeightType::Int4Zero {
-            header[2 * PANEL..][place].copy_from_slice(&row.zeros[index].to_ne_bytes());
-        }
-        let nibble = |level: i8| level.wrapping_add(NIBBLE_OFFSET as i8).cast_unsigned() & 0xf;
-        for (line, levels) in lines.chunks_exact_mut(4 * stored_as.line_bytes()).zip(levels.chunks(4)) {
-            let cells = match stored_as {
-                WeightType::Int8 => &mut line[4 * column..],
-                _ => &mut line[4 * (column % (PANEL / 2))..],
-            };
-            for (cell, &level) in cells.iter_mut().zip(levels) {
-                match stored_as {
-                    WeightType::Int8 => *cell = level.cast_unsigned(),
-                    _ if column < PANEL / 2 => *cell = *cell & 0xf0 | nibble(level),
-                    _ => *cell = *cell & 0xf | nibble(level) << 4,
-                }
+/// Writes the levels, scale and zero of one output's group `index` into its column of that group of a panel.
+pub(crate) fn pack_group(
+    group: &mut [u8],
+    stored_as: WeightType,
+    column: usize,
+    row: &GroupedRow,
+    index: usize,
+) {
+    let levels = &row.levels[index * GROUP..row.levels.len().min((index + 1) * GROUP)];
+    let (header, lines) = group.split_at_mut(stored_as.header_bytes());
+    let place = 2 * column..2 * column + 2;
+    header[place.clone()].copy_from_slice(&row.scales[index].to_ne_bytes());
+    if stored_as == WeightType::Int4Zero {
+        header[2 * PANEL..][place].copy_from_slice(&row.zeros[index].to_ne_bytes());
+    }
+    let nibble = |level: i8| level.wrapping_add(NIBBLE_OFFSET as i8).cast_unsigned() & 0xf;
+    for (line, levels) in lines.chunks_exact_mut(4 * stored_as.line_bytes()).zip(levels.chunks(4)) {
+        let cells = match stored_as {
+            WeightType::Int8 => &mut line[4 * column..],
+            _ => &mut line[4 * (column % (PANEL / 2))..],
+        };
+        for (cell, &level) in cells.iter_mut().zip(levels) {
+            match stored_as {
+                WeightType::Int8 => *cell = level.cast_unsigned(),
+                _ if column < PANEL / 2 => *cell |= nibble(level),
+                _ => *cell |= nibble(level) << 4,
             }
         }
     }

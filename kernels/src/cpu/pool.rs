@@ -106,6 +106,48 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// As `run`, for tasks of several phases in one region: `task(phase, index, worker)`. No task of a phase begins before every
+    /// task of the one before has ended; who comes to one too early waits for those who still have one.
+    pub fn run_phases(&self, phases: &[usize], task: &(dyn Fn(usize, usize, usize) + Sync)) {
+        let (done, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+        self.run(phases.iter().sum(), &|index, worker| {
+            let (mut phase, mut first) = (0, 0);
+            while index - first >= phases[phase] {
+                first += phases[phase];
+                phase += 1;
+            }
+            // Tasks are handed out in order: those that this one waits for are with workers that run.
+            let mut spins = 0u32;
+            while done.load(Ordering::Acquire) < first {
+                if panicked.load(Ordering::Relaxed) {
+                    return;
+                }
+                pause(&mut spins);
+            }
+            let on_panic = SetOnDrop(&panicked);
+            task(phase, index - first, worker);
+            std::mem::forget(on_panic);
+            done.fetch_add(1, Ordering::Release);
+        });
+    }
+}
+
+/// Tells those who wait that nothing will come.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// With more threads than processors, the one that is waited for may need this one's.
+fn pause(spins: &mut u32) {
+    *spins += 1;
+    if spins.is_multiple_of(256) { std::thread::yield_now() } else { std::hint::spin_loop() }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.quit.store(true, Ordering::SeqCst);
@@ -135,9 +177,7 @@ impl Shared {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while self.state.load(Ordering::Acquire) & ENTERED != 0 {
-            spins += 1;
-            // With more threads than processors, the one we wait for may need ours.
-            if spins.is_multiple_of(256) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            pause(&mut spins);
         }
     }
 
@@ -230,6 +270,37 @@ mod tests {
             });
         }
         assert_eq!(total.load(Ordering::Relaxed), 20_000 * 6);
+    }
+
+    #[test]
+    fn a_phase_begins_when_the_one_before_has_ended() {
+        for workers in [1, 2, 3, 7] {
+            let pool = Pool::new(workers);
+            for phases in [&[][..], &[3], &[0, 5, 0, 0, 7], &[40, 1, 30], &[1, 1, 1]] {
+                let ended: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
+                pool.run_phases(phases, &|phase, index, worker| {
+                    assert!(worker < workers);
+                    assert!(index < phases[phase]);
+                    for (before, &count) in ended.iter().zip(phases).take(phase) {
+                        assert_eq!(before.load(Ordering::SeqCst), count, "{phases:?}: too early");
+                    }
+                    ended[phase].fetch_add(1, Ordering::SeqCst);
+                });
+                let ended: Vec<usize> = ended.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+                assert_eq!(ended, phases);
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_phase_is_not_waited_for() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            let caught = catch_unwind(AssertUnwindSafe(|| {
+                pool.run_phases(&[8, 8], &|phase, index, _| assert!(phase == 1 || index != 5, "planted"));
+            }));
+            assert!(caught.is_err());
+        }
     }
 
     #[test]

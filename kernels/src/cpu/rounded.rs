@@ -12,8 +12,9 @@
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
 use super::simd::{Isa, Simd, dot_entry};
+use crate::device::Cpu;
 use crate::weight_type::GROUP;
-use crate::{ActivationType, WeightType};
+use crate::{ActivationType, MatrixBatch, WeightType};
 
 /// Where a group's numbers are in its header.
 pub(crate) const START: usize = 0;
@@ -38,6 +39,14 @@ impl Rounding {
     pub fn new(rounded_to: ActivationType, weights: WeightType, k: usize) -> Self {
         assert_ne!(rounded_to, ActivationType::F32, "f32 is not rounded");
         Self { rounded_to, weights, k }
+    }
+
+    /// What the device makes of rows beside these weights; None where they stay f32.
+    pub fn beside(cpu: &Cpu, weights: &MatrixBatch) -> Option<Self> {
+        match cpu.rounds.beside(weights.stored_as()) {
+            ActivationType::F32 => None,
+            rounded_to => Some(Self::new(rounded_to, weights.stored_as(), weights.k())),
+        }
     }
 
     pub fn k(&self) -> usize {

@@ -55,7 +55,7 @@ impl Cuda {
         }
         let launched = self.function(kernel, expression).and_then(|function| {
             // SAFETY: the caller's promise.
-            unsafe { self.driver.launch(self.stream, function, &grid, &args) }
+            unsafe { self.driver.launch(self.stream(), function, &grid, &args) }
         });
         self.note(launched);
     }

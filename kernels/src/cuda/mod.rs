@@ -56,7 +56,9 @@ pub struct Cuda {
     pub(crate) driver: Box<dyn Driver>,
     /// The processor beside it: packs weights, runs what is not an op.
     pub(crate) host: Arc<Cpu>,
-    pub(crate) stream: Stream,
+    stream: Stream,
+    /// Where ops go in place of `stream`, and whether they do.
+    other_stream: Mutex<Option<Stream>>,
     /// Empty until it is known how much is wanted.
     memory: OnceLock<Memory>,
     functions: Mutex<Functions>,
@@ -81,6 +83,7 @@ impl Cuda {
         Ok(Self {
             host,
             stream,
+            other_stream: Mutex::new(None),
             memory: OnceLock::new(),
             functions: Mutex::default(),
             failure: Mutex::default(),
@@ -103,6 +106,20 @@ impl Cuda {
 
     pub(crate) fn uses_wgmma(&self) -> bool {
         self.wgmma.load(Ordering::Relaxed)
+    }
+
+    /// The queue that ops go to.
+    pub(crate) fn stream(&self) -> Stream {
+        self.other_stream.lock().expect("no holder panics").unwrap_or(self.stream)
+    }
+
+    /// Has the ops that `work` calls enqueued in another queue. What `work` reads of results must come from there as well.
+    pub(crate) fn on(&self, stream: Stream, work: impl FnOnce()) {
+        self.assert_not_capturing("another queue");
+        let set = |stream| *self.other_stream.lock().expect("no holder panics") = stream;
+        set(Some(stream));
+        work();
+        set(None);
     }
 
     pub fn info(&self) -> &DeviceInfo {
@@ -141,7 +158,7 @@ impl Cuda {
     /// Waits for everything that was enqueued; the first failure since the last report, if there was one. A lost context is
     /// reported again and again.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        let done = self.driver.synchronize(self.stream);
+        let done = self.driver.synchronize(self.stream());
         self.note(done);
         let mut failure = self.failure.lock().expect("no holder panics");
         match failure.clone() {
@@ -192,11 +209,11 @@ impl Cuda {
     /// Writes down the launches that `work` makes, instead of making them. Everything that they use stays where it is: what changes
     /// from one replay to the next lies in device memory (`Indices`, tensors). Kernels should have been launched once before.
     pub fn capture(&self, work: impl FnOnce()) -> Result<Graph, CudaError> {
-        self.driver.begin_capture(self.stream)?;
+        self.driver.begin_capture(self.stream())?;
         self.capturing.store(true, Ordering::Relaxed);
         work();
         self.capturing.store(false, Ordering::Relaxed);
-        let graph = self.driver.end_capture(self.stream);
+        let graph = self.driver.end_capture(self.stream());
         // What could not be written down would be missing in every replay.
         self.failure().map_or(graph, Err)
     }
@@ -204,7 +221,7 @@ impl Cuda {
     /// Enqueues what was captured.
     pub fn replay(&self, graph: Graph) {
         if !self.has_failed() {
-            self.note(self.driver.launch_graph(self.stream, graph));
+            self.note(self.driver.launch_graph(self.stream(), graph));
         }
     }
 
@@ -240,7 +257,7 @@ impl Cuda {
     pub(crate) fn clear(&self, start: DevicePtr, bytes: u64) {
         if bytes > 0 && !self.has_failed() {
             // SAFETY: a region of the arena has so many bytes.
-            self.note(unsafe { self.driver.fill(self.stream, start, 0, bytes) });
+            self.note(unsafe { self.driver.fill(self.stream(), start, 0, bytes) });
         }
     }
 
@@ -249,7 +266,7 @@ impl Cuda {
         self.assert_not_capturing("a copy from the host");
         if !self.has_failed() {
             let mut staging = self.staging();
-            self.note(staging.upload(&*self.driver, self.stream, dst, bytes));
+            self.note(staging.upload(&*self.driver, self.stream(), dst, bytes));
         }
     }
 
@@ -257,7 +274,7 @@ impl Cuda {
     pub(crate) fn download(&self, src: DevicePtr, out: &mut [u8]) -> Result<(), CudaError> {
         self.synchronize()?;
         let mut staging = self.staging();
-        let read = staging.download(&*self.driver, self.stream, src, out);
+        let read = staging.download(&*self.driver, self.stream(), src, out);
         if let Err(error) = &read
             && error.is_sticky()
         {

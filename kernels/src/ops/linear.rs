@@ -32,7 +32,7 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
     match &out.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
-                x: Input::Floats { x: x.as_f32(), row: k, member: 0 },
+                x: Input::Floats { x: x.as_f32().into(), row: k, member: 0 },
                 rows: t,
                 weights: w.as_batch(),
                 bias: bias.map(Tensor::as_f32),
@@ -101,7 +101,7 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
     match &out.tensor.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
-                x: Input::Floats { x: &x.tensor.as_f32()[x.offset..], row: h * x_len, member: x_len },
+                x: Input::Floats { x: x.tensor.as_f32()[x.offset..].into(), row: h * x_len, member: x_len },
                 rows: t,
                 weights: w,
                 bias: None,

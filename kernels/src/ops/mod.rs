@@ -22,7 +22,7 @@ pub use elementwise::{add, silu_mul};
 pub use embedding::embedding;
 pub use interpolate::interpolate_positions;
 pub use linear::{Activation, HeadSlice, HeadSliceMut, heads_linear, linear};
-pub use moe::{MoeScratch, moe};
+pub use moe::{MoeScratch, SharedExpert, moe, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};

@@ -1,10 +1,12 @@
 //! moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) * up_e x[t]),  e = ids[t, j], summed in the order of j
+//!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
+use super::{Activation, add, linear, silu_mul};
 use crate::cpu::moe;
 use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
-use crate::{DType, Device, Experts, Tensor};
+use crate::{DType, Device, Experts, Matrix, Tensor};
 
 /// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
 #[derive(Debug)]
@@ -15,7 +17,7 @@ pub struct MoeScratch {
     pub(crate) inner: Tensor,
     /// `[T·k]`: where the sorted row of each pair is.
     pub(crate) places: Tensor,
-    /// `[E + 1]`: where the rows of each expert begin.
+    /// `[2 E + 1]`: where the rows of each expert begin; on the CPU then the experts that have rows.
     pub(crate) starts: Tensor,
     max_tokens: usize,
     sizes: [usize; 3],
@@ -47,7 +49,38 @@ impl MoeScratch {
 fn shapes(max_tokens: usize, [experts, hidden, inner]: [usize; 3], top_k: usize) -> [[usize; 2]; 4] {
     let pairs = max_tokens * top_k;
     let width = |k: usize| k.max(Rounding::most_words(k));
-    [[pairs, width(hidden)], [pairs, width(inner)], [pairs, 1], [experts + 1, 1]]
+    [[pairs, width(hidden)], [pairs, width(inner)], [pairs, 1], [2 * experts + 1, 1]]
+}
+
+/// The expert that every token takes, in one matrix for gate and up `[2 I, H]` and one for down `[H, I]`, and its buffers.
+#[derive(Debug)]
+pub struct SharedExpert<'a> {
+    pub gate_up: &'a Matrix,
+    pub down: &'a Matrix,
+    /// `[T, 2 I]`
+    pub both: &'a mut Tensor,
+    /// `[T, I]`
+    pub inner: &'a mut Tensor,
+    /// `[T, H]`
+    pub out: &'a mut Tensor,
+}
+
+impl SharedExpert<'_> {
+    fn check(&self, t: usize, h: usize) {
+        let i = self.down.k();
+        assert_eq!([self.gate_up.n(), self.gate_up.k(), self.down.n()], [2 * i, h, h], "moe: shared expert");
+        for (tensor, width) in [(&*self.both, 2 * i), (&*self.inner, i), (&*self.out, h)] {
+            assert_eq!(tensor.len(), t * width, "moe: buffer of the shared expert");
+        }
+    }
+
+    /// One op after the other.
+    fn add_to(self, x: &Tensor, out: &mut Tensor) {
+        linear(x, self.gate_up, None, Activation::None, self.both);
+        silu_mul(self.both, self.inner);
+        linear(self.inner, self.down, None, Activation::None, self.out);
+        add(out, self.out);
+    }
 }
 
 pub fn moe(
@@ -58,6 +91,18 @@ pub fn moe(
     scratch: &mut MoeScratch,
     out: &mut Tensor,
 ) {
+    moe_and_shared(x, experts, [ids, weights], scratch, None, out);
+}
+
+/// As `moe`, with the expert that every token takes: the same bits as its ops one after the other, and added last.
+pub fn moe_and_shared(
+    x: &Tensor,
+    experts: &Experts,
+    [ids, weights]: [&Tensor; 2],
+    scratch: &mut MoeScratch,
+    shared: Option<SharedExpert>,
+    out: &mut Tensor,
+) {
     let (t, h, k) = (x.rows(), experts.hidden(), ids.row_len());
     assert_eq!(x.row_len(), h, "moe: width of x");
     assert_eq!((out.rows(), out.row_len()), (t, h), "moe: out");
@@ -66,12 +111,21 @@ pub fn moe(
     assert!(t <= scratch.max_tokens, "moe: {t} tokens exceed the scratch");
     assert!(k <= scratch.top_k, "moe: top {k} exceeds the scratch");
     assert_eq!([experts.len(), h, experts.inner()], scratch.sizes, "moe: scratch");
-    match &out.device().clone() {
+    if let Some(shared) = &shared {
+        shared.check(t, h);
+    }
+    let left = match &out.device().clone() {
         Device::Cpu(cpu) => {
             let count = experts.len() as i32;
             assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
-            moe::run(cpu, x, experts, ids, weights, scratch, out);
+            moe::run(cpu, x, experts, [ids, weights], scratch, shared, out)
         }
-        Device::Cuda(cuda) => cuda_moe::run(cuda, x, experts, [ids, weights], scratch, out),
+        Device::Cuda(cuda) => {
+            cuda_moe::run(cuda, x, experts, [ids, weights], scratch, out);
+            shared
+        }
+    };
+    if let Some(shared) = left {
+        shared.add_to(x, out);
     }
 }

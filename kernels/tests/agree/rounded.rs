@@ -227,3 +227,47 @@ fn more_rows_than_the_scratch_holds() {
         }
     }
 }
+
+/// The expert that every token takes: in the same region, or after it where gate ends within a panel.
+#[test]
+fn a_shared_expert_is_its_ops_one_after_the_other() {
+    for device in devices().into_iter().chain(rounding_devices()) {
+        for (routed, stored_as, t, h, i) in [
+            (WeightType::BF16, WeightType::BF16, 7, 67, 64),
+            (WeightType::BF16, WeightType::BF16, 3, 40, 33),
+            (WeightType::Int4, WeightType::Int8, 1, 96, 32),
+            (WeightType::Int8, WeightType::BF16, 301, 33, 96),
+            (WeightType::F32, WeightType::Int4Zero, 150, 70, 32),
+        ] {
+            let what = format!("{device:?} {routed} {stored_as} T {t} H {h} I {i}");
+            let (e, k) = (3, 2);
+            let experts = Experts::random(&device, routed, [e, h, 35], 0.2, 4);
+            let gate_up = Matrix::random(&device, stored_as, 2 * i, h, 0.2, 5);
+            let down = Matrix::random(&device, stored_as, h, i, 0.2, 6);
+            let (x, weights) =
+                (Tensor::random(&device, &[t, h], 1.0, 7), Tensor::random(&device, &[t, k], 1.0, 8));
+            let mut ids = Tensor::zeros(&device, DType::I32, &[t, k]);
+            for (pair, id) in ids.as_i32_mut().iter_mut().enumerate() {
+                *id = (pair * 7 % e) as i32;
+            }
+            let mut scratch = MoeScratch::new(&device, t, [e, h, 35], k);
+            let mut buffer = |width| Tensor::zeros(&device, DType::F32, &[t, width]);
+            let [mut both, mut inner, mut of_shared] = [2 * i, i, h].map(&mut buffer);
+            let [mut out, mut expected] = [h, h].map(&mut buffer);
+            moe(&x, &experts, &ids, &weights, &mut scratch, &mut expected);
+            linear(&x, &gate_up, None, Activation::None, &mut both);
+            silu_mul(&both, &mut inner);
+            linear(&inner, &down, None, Activation::None, &mut of_shared);
+            add(&mut expected, &of_shared);
+            let shared = SharedExpert {
+                gate_up: &gate_up,
+                down: &down,
+                both: &mut both,
+                inner: &mut inner,
+                out: &mut of_shared,
+            };
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+            assert!(bits(out.as_f32()) == bits(expected.as_f32()), "{what}");
+        }
+    }
+}

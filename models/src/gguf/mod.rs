@@ -18,9 +18,11 @@ pub(crate) use places::{Place, RowOrder, place};
 
 use crate::LoadError;
 use crate::weights::{Content, map_file};
+use kernels::FileMap;
 use metadata::{Head, TensorInfo};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A file, or all the parts of one that was split, mapped.
@@ -31,6 +33,13 @@ pub struct Gguf {
     metadata: BTreeMap<String, GgufValue>,
     /// With the part that each is in.
     tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+/// The blocks of a tensor where they are.
+pub(crate) struct Blocks<'a> {
+    pub info: &'a TensorInfo,
+    pub bytes: &'a [u8],
+    pub map: Option<&'a FileMap>,
 }
 
 impl Gguf {
@@ -142,17 +151,33 @@ impl Gguf {
     }
 
     /// The blocks of a tensor.
-    pub(crate) fn blocks(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
+    pub(crate) fn blocks(&self, name: &str) -> Option<Blocks<'_>> {
         let (part, info) = self.tensors.get(name)?;
-        Some((info, &self.parts[*part][info.range.clone()]))
+        let content = &self.parts[*part];
+        Some(Blocks { info, bytes: &content[info.range.clone()], map: content.map() })
+    }
+
+    /// Where tensors are in each part, in their order there.
+    pub(crate) fn ranges(&self) -> Vec<(&Content, Vec<Range<usize>>)> {
+        let mut parts: Vec<_> = self.parts.iter().map(|content| (content, Vec::new())).collect();
+        for (part, info) in self.tensors.values() {
+            parts[*part].1.push(info.range.clone());
+        }
+        parts.iter_mut().for_each(|(_, ranges)| ranges.sort_by_key(|range| range.start));
+        parts
+    }
+
+    /// The parts that are mapped.
+    pub(crate) fn maps(&self) -> impl Iterator<Item = &FileMap> {
+        self.parts.iter().filter_map(Content::map)
     }
 
     /// All values of a small tensor; none where it is not there.
     pub(crate) fn vector(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let missing = || LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() };
-        let (info, blocks) = self.blocks(name).ok_or_else(missing)?;
+        let Blocks { info, bytes, .. } = self.blocks(name).ok_or_else(missing)?;
         let mut values = vec![0.0; info.shape.iter().product()];
-        info.block_type.dequantize(blocks, &mut values);
+        info.block_type.dequantize(bytes, &mut values);
         Ok(values)
     }
 

@@ -27,10 +27,12 @@ impl Linear {
         n: usize,
         [channels, size]: [usize; 2],
     ) -> Result<Self, LoadError> {
-        let weights =
-            loader.checkpoint.take(&loader.name(&format!("{name}.weight")), &[n, channels, size, size])?;
-        let flat = HostTensor { shape: &[n, channels * size * size], ..weights.view() };
-        let weight = Matrix::pack(loader.device, loader.names.storage.float, &[flat]);
+        let (tensor, dtype) = (loader.name(&format!("{name}.weight")), loader.names.storage.float);
+        let shape = [n, channels * size * size];
+        let weight = loader.checkpoint.kept(loader.device, &tensor, (dtype.into(), shape), || {
+            let weights = loader.checkpoint.take(&tensor, &[n, channels, size, size])?;
+            Ok(Matrix::pack(loader.device, dtype, &[HostTensor { shape: &shape, ..weights.view() }]))
+        })?;
         Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
     }
 

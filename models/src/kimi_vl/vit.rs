@@ -11,8 +11,8 @@ use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::Tensor;
 use kernels::ops::{self, Activation, RopeLayout};
+use kernels::{DType, Tensor};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "vision_tower.";
@@ -33,8 +33,12 @@ impl Tower {
         let window = [CHANNELS, config.patch_size];
         let patch_embed = Linear::load_convolution(loader, "patch_embed.proj", d, window)?;
         let shape = [config.table[0], config.table[1], d];
-        let positions = loader.checkpoint.take(&loader.name("patch_embed.pos_emb.weight"), &shape)?;
-        let positions = Tensor::from_f32(loader.device, &shape, &positions.to_f32());
+        let table = loader.name("patch_embed.pos_emb.weight");
+        let positions =
+            loader.checkpoint.kept(loader.device, &table, (DType::F32, shape.to_vec()), || {
+                let positions = loader.checkpoint.take(&table, &shape)?;
+                Ok(Tensor::from_host_as(loader.device, positions.view(), DType::F32))
+            })?;
         let blocks = (0..config.num_layers).map(|layer| Block::load(loader, config, layer));
         Ok(Self {
             patch_embed,

@@ -159,13 +159,14 @@ fn absorbed(loader: &Loader, config: &MlaConfig) -> Result<(MatrixBatch, MatrixB
     let rows = nope_dim + value_dim;
     let (names, module) = (loader.names.of_part(Part::Absorbed), loader.name(KV_UP));
     let scheme = names.storage.scheme(names.part, &module);
-    let weights = loader.checkpoint.weight(&module, scheme, [num_heads * rows, rank])?.to_f32();
-    let at = |head: usize, row: usize, column: usize| weights[(head * rows + row) * rank + column];
     let (device, stored_as) = (loader.device, names.stored_as(KV_UP));
-    let key_up =
-        MatrixBatch::pack_f32(device, stored_as, [num_heads, rank, nope_dim], &|head, n, k| at(head, k, n));
-    let value_up = MatrixBatch::pack_f32(device, stored_as, [num_heads, value_dim, rank], &|head, n, k| {
-        at(head, nope_dim + n, k)
-    });
-    Ok((key_up, value_up))
+    let (keys, values) = ([num_heads, rank, nope_dim], [num_heads, value_dim, rank]);
+    loader.checkpoint.kept(device, &module, ((stored_as, keys), (stored_as, values)), || {
+        let weights = loader.checkpoint.weight(&module, scheme, [num_heads * rows, rank])?.to_f32();
+        let at = |head: usize, row: usize, column: usize| weights[(head * rows + row) * rank + column];
+        let key_up = MatrixBatch::pack_f32(device, stored_as, keys, &|head, n, k| at(head, k, n));
+        let value_up =
+            MatrixBatch::pack_f32(device, stored_as, values, &|head, n, k| at(head, nope_dim + n, k));
+        Ok((key_up, value_up))
+    })
 }

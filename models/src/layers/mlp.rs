@@ -3,7 +3,8 @@
 use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::scratch::Scratch;
-use kernels::ops;
+use kernels::Tensor;
+use kernels::ops::{self, SharedExpert};
 
 pub struct Mlp {
     gate_up: Linear,
@@ -37,21 +38,27 @@ impl Mlp {
     }
 
     /// Reads `normed`, writes `out` [T, D].
-    pub fn run(&self, scratch: &mut Scratch, into: Out) {
-        let Scratch { normed, gate_up, activated, out, shared_out, .. } = scratch;
-        let num_tokens = normed.shape()[0];
-        gate_up.reshape(&[num_tokens, 2 * self.intermediate_size]);
-        activated.reshape(&[num_tokens, self.intermediate_size]);
+    pub fn run(&self, scratch: &mut Scratch) {
+        let Scratch { normed, gate_up, activated, out, .. } = scratch;
+        self.reshape(normed.shape()[0], gate_up, activated);
         self.gate_up.run(normed, gate_up);
         ops::silu_mul(gate_up, activated);
-        self.down.run(activated, if into == Out::Main { out } else { shared_out });
+        self.down.run(activated, out);
     }
-}
 
-/// Which buffer a layer's result goes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Out {
-    Main,
-    /// Beside the experts' result, to be added to it.
-    Shared,
+    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out. It has no biases.
+    pub fn as_shared_expert<'a>(
+        &'a self,
+        num_tokens: usize,
+        [both, inner, out]: [&'a mut Tensor; 3],
+    ) -> SharedExpert<'a> {
+        assert!(self.gate_up.bias.is_none() && self.down.bias.is_none(), "a shared expert with biases");
+        self.reshape(num_tokens, both, inner);
+        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out }
+    }
+
+    fn reshape(&self, num_tokens: usize, both: &mut Tensor, inner: &mut Tensor) {
+        both.reshape(&[num_tokens, 2 * self.intermediate_size]);
+        inner.reshape(&[num_tokens, self.intermediate_size]);
+    }
 }

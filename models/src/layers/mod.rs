@@ -10,7 +10,7 @@ pub mod rope;
 use crate::LoadError;
 use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
-use kernels::{Device, Matrix, Tensor, WeightType};
+use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// Where a layer's weights are by name, and what they are kept as. All that sizes depend on beside the configuration.
 #[derive(Clone)]
@@ -85,12 +85,15 @@ impl Loader<'_> {
         let bias = match bias {
             false => None,
             true => {
-                let mut values = Vec::new();
-                for (name, n) in parts {
-                    let name = self.name(&format!("{name}.bias"));
-                    values.extend(self.checkpoint.take(&name, &[*n])?.to_f32());
-                }
-                Some(Tensor::from_f32(self.device, &[values.len()], &values))
+                let name = |part: &str| self.name(&format!("{part}.bias"));
+                let form = (DType::F32, vec![parts.iter().map(|(_, n)| n).sum()]);
+                Some(self.checkpoint.kept(self.device, &name(parts[0].0), form, || {
+                    let mut values = Vec::new();
+                    for (part, n) in parts {
+                        values.extend(self.checkpoint.take(&name(part), &[*n])?.to_f32());
+                    }
+                    Ok(Tensor::from_f32(self.device, &[values.len()], &values))
+                })?)
             }
         };
         Ok(Linear { weight, bias })

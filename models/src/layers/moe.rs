@@ -1,7 +1,7 @@
 //! A layer of experts: a router chooses some for each token, their results are summed in the order of the choice, and the expert
 //! that every token takes is added last.
 
-use super::mlp::{Mlp, MlpShape, Out};
+use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
@@ -55,7 +55,7 @@ impl Moe {
     /// Reads `normed`, writes `out`.
     pub fn run(&self, scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
-        let Scratch { normed, out, moe, .. } = scratch;
+        let Scratch { normed, out, moe, gate_up, activated, shared_out, .. } = scratch;
         let MoeBuffers { logits, ids, weights, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);
@@ -63,11 +63,9 @@ impl Moe {
         weights.set_rows(num_tokens);
         ops::linear(normed, &self.router, None, Activation::None, logits);
         ops::route(logits, self.correction_bias.as_ref(), &self.config, ids, weights);
-        ops::moe(normed, &self.experts, ids, weights, experts, out);
-        if let Some(shared) = &self.shared {
-            shared.run(scratch, Out::Shared);
-            ops::add(&mut scratch.out, &scratch.shared_out);
-        }
+        let shared = self.shared.as_ref();
+        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, [gate_up, activated, shared_out]));
+        ops::moe_and_shared(normed, &self.experts, [ids, weights], experts, shared, out);
     }
 }
 
@@ -105,12 +103,14 @@ fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Resu
     if let Some(seed) = checkpoint.dummy_seed(&names.name(module(config)), bytes) {
         return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
     }
-    let mut taken = Vec::with_capacity(e);
-    for [gate, up, down] in &modules {
-        let take = |module: &String, n, k| {
-            checkpoint.weight(module, names.storage.scheme(names.part, module), [n, k])
-        };
-        taken.push([take(gate, i, h)?, take(up, i, h)?, take(down, h, i)?]);
-    }
-    Ok(Experts::pack_rows(device, stored_as, &taken))
+    checkpoint.kept(device, &modules[0][0], (stored_as, [e, h, i]), || {
+        let mut taken = Vec::with_capacity(e);
+        for [gate, up, down] in &modules {
+            let take = |module: &String, n, k| {
+                checkpoint.weight(module, names.storage.scheme(names.part, module), [n, k])
+            };
+            taken.push([take(gate, i, h)?, take(up, i, h)?, take(down, h, i)?]);
+        }
+        Ok(Experts::pack_rows(device, stored_as, &taken))
+    })
 }

@@ -16,14 +16,14 @@ pub use philox::{philox, uniform};
 pub use score::score;
 
 use kernels::{Device, Error, Tensor};
-use scheduler::{Failure, History, PromptLogprob, Sample, Sampled, SampledToken, SamplingParams, TokenId};
+use scheduler::{Failure, PromptLogprob, SampleRow, Sampled, SampledToken, SamplingParams, TokenId};
 use std::cmp::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is wanted of a row of logits.
 #[derive(Debug, Clone, Copy)]
 pub enum RowTask<'a> {
-    Sample(&'a Sample),
+    Sample(SampleRow<'a>),
     /// Its mask is late: nothing, but to see whether the logits are finite.
     Defer,
     Score {
@@ -104,7 +104,7 @@ impl RowTask<'_> {
     /// `logits` may be used up.
     fn run(self, logits: &mut [f32], work: &mut Workspace) -> RowResult {
         match self {
-            RowTask::Sample(request) => RowResult::Sampled(sample(logits, request, work)),
+            RowTask::Sample(row) => RowResult::Sampled(sample(logits, row, work)),
             RowTask::Defer if is_finite(logits) => RowResult::Sampled(Sampled::Deferred),
             RowTask::Defer => RowResult::Sampled(Sampled::Failed(Failure::NonFiniteLogits)),
             RowTask::Score { target, top } => RowResult::Scored(score(logits, target, top, work)),
@@ -122,20 +122,20 @@ fn is_finite(logits: &[f32]) -> bool {
 }
 
 /// Samples one row. `logits` is used up: it holds weights of the draw afterwards.
-pub fn sample(logits: &mut [f32], sample: &Sample, work: &mut Workspace) -> Sampled {
+pub fn sample(logits: &mut [f32], row: SampleRow, work: &mut Workspace) -> Sampled {
     if !is_finite(logits) {
         return Sampled::Failed(Failure::NonFiniteLogits);
     }
-    let params = &*sample.params;
+    let params = row.params();
     let top = params.logprobs.map(|k| report(logits, k, &mut work.logprobs));
-    adjust(logits, sample, work);
-    if let Some(mask) = &sample.mask {
+    adjust(logits, row, work);
+    if let Some(mask) = &row.sample.mask {
         let Some(allowed) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
         apply_mask(logits, allowed);
     }
     let drawn = match params.temperature == 0.0 {
         true => largest(logits).filter(|&token| logits[token as usize] > f32::NEG_INFINITY),
-        false => draw(logits, params, sample.position, work),
+        false => draw(logits, params, row.position(), work),
     };
     let Some(token) = drawn else { return Sampled::Failed(Failure::NothingToSample) };
     let logprob = top.is_some().then(|| work.logprobs[token as usize]);
@@ -186,9 +186,9 @@ fn largest(values: &[f32]) -> Option<TokenId> {
 }
 
 /// Masks of the parameters, bias and penalties, in vLLM's order.
-fn adjust(logits: &mut [f32], sample: &Sample, work: &mut Workspace) {
-    let params = &*sample.params;
-    if sample.num_generated < params.min_tokens {
+fn adjust(logits: &mut [f32], row: SampleRow, work: &mut Workspace) {
+    let params = row.params();
+    if row.num_generated() < params.min_tokens {
         for &token in &params.stop_token_ids {
             logits[token as usize] = f32::NEG_INFINITY;
         }
@@ -197,7 +197,7 @@ fn adjust(logits: &mut [f32], sample: &Sample, work: &mut Workspace) {
         logits[token as usize] += bias;
     }
     if params.needs_history() {
-        let history = sample.history.as_ref().expect("penalties come with a history");
+        let history = row.history().expect("penalties come with a history");
         penalise(logits, params, history, &mut work.tokens);
     }
     // Penalties near their limits can overflow; the largest number keeps the order and the arithmetic.
@@ -227,16 +227,22 @@ fn mask_word(logits: &mut [f32], word: u32) {
     }
 }
 
-fn penalise(logits: &mut [f32], params: &SamplingParams, history: &History, tokens: &mut Vec<TokenId>) {
+/// The history is all tokens so far, and how many of them are the prompt.
+fn penalise(
+    logits: &mut [f32],
+    params: &SamplingParams,
+    (history, prompt_len): (&[TokenId], usize),
+    tokens: &mut Vec<TokenId>,
+) {
     if params.repetition_penalty != 1.0 {
-        sorted_into(tokens, &history.tokens);
+        sorted_into(tokens, history);
         tokens.dedup();
         for &token in tokens.iter() {
             let x = &mut logits[token as usize];
             *x = if *x > 0.0 { *x / params.repetition_penalty } else { *x * params.repetition_penalty };
         }
     }
-    sorted_into(tokens, &history.tokens[history.prompt_len..]);
+    sorted_into(tokens, &history[prompt_len..]);
     for run in tokens.chunk_by(|a, b| a == b) {
         let count = run.len() as f32;
         logits[run[0] as usize] -= params.frequency_penalty * count + params.presence_penalty;

@@ -6,7 +6,7 @@ use kernels::ops::{
     Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
 };
 use kernels::{Device, Error, Tensor};
-use scheduler::{Failure, PromptLogprob, Sample, Sampled, SampledToken};
+use scheduler::{Failure, PromptLogprob, SampleRow, Sampled, SampledToken};
 
 pub(crate) struct DeviceSampler {
     scratch: SampleScratch,
@@ -51,7 +51,7 @@ impl DeviceSampler {
 
 fn num_top(task: &RowTask) -> usize {
     match task {
-        RowTask::Sample(sample) => sample.params.logprobs.unwrap_or(0),
+        RowTask::Sample(row) => row.params().logprobs.unwrap_or(0),
         RowTask::Defer => 0,
         RowTask::Score { top, .. } => *top,
     }
@@ -64,37 +64,34 @@ fn request<'a>(task: &RowTask<'a>) -> Option<RowRequest<'a>> {
     match *task {
         RowTask::Score { target, top } => Some(RowRequest { top: Some(top), want: Want::Score(target) }),
         RowTask::Defer => Some(IDLE),
-        RowTask::Sample(sample) => {
-            let draw = draw(sample)?;
-            Some(RowRequest { top: sample.params.logprobs, want: Want::Draw(draw) })
+        RowTask::Sample(row) => {
+            let draw = draw(row)?;
+            Some(RowRequest { top: row.params().logprobs, want: Want::Draw(draw) })
         }
     }
 }
 
-fn draw(sample: &Sample) -> Option<Draw<'_>> {
-    let Sample { params, position, num_generated, history, mask, may_be_deferred: _ } = sample;
-    let allowed = match mask {
+fn draw(row: SampleRow<'_>) -> Option<Draw<'_>> {
+    let params = row.params();
+    let allowed = match &row.sample.mask {
         None => None,
         Some(mask) => Some(mask.allowed()?),
     };
-    let (history, prompt_len) = match history {
-        Some(history) => (&history.tokens[..], history.prompt_len),
-        None => (&[][..], 0),
-    };
+    let (history, prompt_len) = row.history().unwrap_or_default();
     Some(Draw {
         temperature: params.temperature,
         top_k: params.top_k,
         top_p: params.top_p,
         min_p: params.min_p,
         seed: params.seed,
-        position: *position as u64,
+        position: row.position() as u64,
         repetition_penalty: params.repetition_penalty,
         frequency_penalty: params.frequency_penalty,
         presence_penalty: params.presence_penalty,
         history,
         prompt_len,
         logit_bias: &params.logit_bias,
-        excluded: if *num_generated < params.min_tokens { &params.stop_token_ids } else { &[] },
+        excluded: if row.num_generated() < params.min_tokens { &params.stop_token_ids } else { &[] },
         allowed,
     })
 }

@@ -70,11 +70,12 @@ mod tests {
                 params: Arc::new(params),
                 position: 3,
                 num_generated: 0,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,
             };
-            let drawn = sample(&mut logits(seed), &request, &mut work);
+            let drawn = sample(&mut logits(seed), request.row(0), &mut work);
             let Sampled::Token(drawn) = drawn else { panic!("{drawn:?}") };
             let read = score(&logits(seed), drawn.token, 5, &mut work).unwrap();
             assert_eq!((Some(read.logprob), read.top), (drawn.logprob, drawn.top));

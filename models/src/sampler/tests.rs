@@ -1,6 +1,7 @@
 //! Exact answers for small rows, and chi-square for the distribution of what is drawn.
 
 use super::*;
+use scheduler::{History, Sample};
 use std::sync::Arc;
 
 fn request(params: SamplingParams) -> Sample {
@@ -8,6 +9,7 @@ fn request(params: SamplingParams) -> Sample {
         params: Arc::new(params),
         position: 7,
         num_generated: 0,
+        num_drafts: 0,
         history: None,
         mask: None,
         may_be_deferred: false,
@@ -21,7 +23,7 @@ fn with_history(params: SamplingParams, prompt: &[TokenId], output: &[TokenId]) 
 }
 
 fn token(logits: &[f32], request: &Sample) -> TokenId {
-    match sample(&mut logits.to_vec(), request, &mut Workspace::default()) {
+    match sample(&mut logits.to_vec(), request.row(0), &mut Workspace::default()) {
         Sampled::Token(sampled) => sampled.token,
         failed => panic!("{failed:?}"),
     }
@@ -174,8 +176,9 @@ fn bias_and_the_mask_of_stop_tokens() {
 
 #[test]
 fn a_row_that_cannot_be_sampled_fails_alone() {
-    let run =
-        |logits: &[f32], params| sample(&mut logits.to_vec(), &request(params), &mut Workspace::default());
+    let run = |logits: &[f32], params| {
+        sample(&mut logits.to_vec(), request(params).row(0), &mut Workspace::default())
+    };
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for params in [greedy(), SamplingParams::default()] {
             assert_eq!(run(&[0.0, bad, 1.0], params), Sampled::Failed(Failure::NonFiniteLogits));
@@ -207,7 +210,8 @@ fn logprobs_are_of_the_models_own_distribution() {
         seed: 11,
         ..Default::default()
     };
-    let Sampled::Token(sampled) = sample(&mut LOGITS.to_vec(), &request(params), &mut Workspace::default())
+    let Sampled::Token(sampled) =
+        sample(&mut LOGITS.to_vec(), request(params).row(0), &mut Workspace::default())
     else {
         panic!("failed");
     };
@@ -233,18 +237,22 @@ fn rows_are_shared_out_between_threads() {
         .collect();
     let alone: Vec<Sampled> = (0..)
         .zip(&requests)
-        .map(|(seed, request)| sample(&mut row(seed).collect::<Vec<_>>(), request, &mut Workspace::default()))
+        .map(|(seed, request)| {
+            sample(&mut row(seed).collect::<Vec<_>>(), request.row(0), &mut Workspace::default())
+        })
         .collect();
     for threads in [1, 3] {
         let device = Device::cpu(Some(threads));
         let values: Vec<f32> = (0..37).flat_map(row).collect();
         let mut logits = Tensor::from_f32(&device, &[37, 53], &values);
         // Every other row is scored instead: neither way minds the other.
-        let task = |(row, request): (usize, _)| match row % 2 {
-            0 => RowTask::Sample(request),
-            _ => RowTask::Score { target: row as u32 % 53, top: 4 },
-        };
-        let tasks: Vec<RowTask> = (0..).zip(&requests).map(task).collect();
+        let tasks: Vec<RowTask> = (0..)
+            .zip(&requests)
+            .map(|(row, request)| match row % 2 {
+                0 => RowTask::Sample(request.row(0)),
+                _ => RowTask::Score { target: row % 53, top: 4 },
+            })
+            .collect();
         let results = Sampler::new(&device, 64, 53).run(&device, &mut logits, &tasks).unwrap();
         for (seed, (result, alone)) in (0..).zip(results.into_iter().zip(&alone)) {
             match result {
@@ -262,7 +270,7 @@ fn rows_are_shared_out_between_threads() {
 fn reported_alternatives_are_as_many_as_asked_for() {
     let run = |logprobs| {
         let params = SamplingParams { logprobs, ..greedy() };
-        match sample(&mut LOGITS.to_vec(), &request(params), &mut Workspace::default()) {
+        match sample(&mut LOGITS.to_vec(), request(params).row(0), &mut Workspace::default()) {
             Sampled::Token(token) => (token.logprob.is_some(), token.top.len()),
             failed => panic!("{failed:?}"),
         }
@@ -298,7 +306,7 @@ fn a_mask_leaves_only_its_tokens() {
         for temperature in [0.0, 1e-3] {
             let params = SamplingParams { temperature, ..Default::default() };
             let sample_request = Sample { mask: Some(Arc::new(Mask(Some(mask.clone())))), ..request(params) };
-            let sampled = sample(&mut logits.clone(), &sample_request, &mut Workspace::default());
+            let sampled = sample(&mut logits.clone(), sample_request.row(0), &mut Workspace::default());
             match expected {
                 Some(expected) => {
                     assert!(matches!(&sampled, Sampled::Token(t) if t.token == expected), "{sampled:?}")
@@ -308,7 +316,7 @@ fn a_mask_leaves_only_its_tokens() {
         }
     }
     let failed = Sample { mask: Some(Arc::new(Mask(None))), ..request(SamplingParams::default()) };
-    let sampled = sample(&mut logits.clone(), &failed, &mut Workspace::default());
+    let sampled = sample(&mut logits.clone(), failed.row(0), &mut Workspace::default());
     assert_eq!(sampled, Sampled::Failed(Failure::Constraint));
 }
 

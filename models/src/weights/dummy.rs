@@ -28,7 +28,7 @@ pub(super) fn weights(name: &str, shape: &[usize], base_seed: u64) -> HostWeight
         }
     };
     let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    HostWeights { dtype: DType::BF16, shape: shape.to_vec(), data: Cow::Owned(data) }
+    HostWeights { dtype: DType::BF16, shape: shape.to_vec(), data: Cow::Owned(data), map: None }
 }
 
 /// About normal: a sum of four uniform numbers, centred, with variance 1.

@@ -1,14 +1,15 @@
 //! The tensors of a GGUF file under the names of the published checkpoint: rows in their published order, as floats or in the groups
 //! that the file has.
 
-use super::HostWeights;
+use super::{Content, HostWeights, release_rows};
 use crate::LoadError;
 use crate::files::GgufFiles;
-use crate::gguf::{BlockType, Gguf, Place, RowOrder, place};
-use kernels::{DType, GROUP, GroupedRow, WeightRows, WeightType};
+use crate::gguf::{BlockType, Blocks, Gguf, Place, RowOrder, place};
+use kernels::{DType, FileMap, GROUP, GroupedRow, WeightRows, WeightType};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) struct GgufWeights {
@@ -24,6 +25,7 @@ pub struct GgufRows<'a> {
     blocks: &'a [u8],
     rows: RowOrder,
     head_dim: usize,
+    map: Option<&'a FileMap>,
 }
 
 impl GgufWeights {
@@ -33,6 +35,20 @@ impl GgufWeights {
 
     fn gguf(&self) -> &Gguf {
         &self.files.gguf
+    }
+
+    /// The file, for messages.
+    pub fn described(&self) -> &str {
+        self.gguf().described()
+    }
+
+    /// Where tensors are in each of its parts.
+    pub fn parts(&self) -> Vec<(&Content, Vec<Range<usize>>)> {
+        self.gguf().ranges()
+    }
+
+    pub fn maps(&self) -> impl Iterator<Item = &FileMap> {
+        self.gguf().maps()
     }
 
     pub fn total_bytes(&self) -> u64 {
@@ -65,7 +81,12 @@ impl GgufWeights {
             _ => None,
         };
         if let (Some(dtype), RowOrder::Same) = (dtype, rows.rows) {
-            return Ok(HostWeights { dtype, shape: shape.to_vec(), data: Cow::Borrowed(rows.blocks) });
+            return Ok(HostWeights {
+                dtype,
+                shape: shape.to_vec(),
+                data: Cow::Borrowed(rows.blocks),
+                map: rows.map,
+            });
         }
         let mut values = vec![0.0; n * k];
         for (row, out) in values.chunks_exact_mut(k).enumerate() {
@@ -84,7 +105,7 @@ impl GgufWeights {
         let missing =
             |tensor: &str| LoadError::MissingTensor { file: gguf.described().into(), tensor: tensor.into() };
         let Place { tensor, rows, expert } = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
-        let (info, blocks) = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
+        let Blocks { info, bytes: blocks, map } = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
         self.used.borrow_mut().insert(tensor.clone());
         let experts = expert.and(info.shape.first().copied());
         let own: Vec<usize> = experts.into_iter().chain(asked.iter().copied()).collect();
@@ -96,7 +117,7 @@ impl GgufWeights {
         let head_dim = gguf.head_dim().unwrap_or(n);
         let bytes = n * info.block_type.row_bytes(k).expect("the head was checked");
         let blocks = &blocks[expert.unwrap_or(0) * bytes..][..bytes];
-        Ok(GgufRows { shape: [n, k], block_type: info.block_type, blocks, rows, head_dim })
+        Ok(GgufRows { shape: [n, k], block_type: info.block_type, blocks, rows, head_dim, map })
     }
 
     /// Newer files have the two halves of `kv_b_proj` apart, the keys' turned round.
@@ -129,12 +150,16 @@ impl GgufWeights {
 
 fn owned(shape: &[usize], values: &[f32]) -> HostWeights<'static> {
     let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    HostWeights { dtype: DType::F32, shape: shape.to_vec(), data: Cow::Owned(data) }
+    HostWeights { dtype: DType::F32, shape: shape.to_vec(), data: Cow::Owned(data), map: None }
 }
 
-impl GgufRows<'_> {
-    pub fn bytes(&self) -> u64 {
-        self.blocks.len() as u64
+impl<'a> GgufRows<'a> {
+    pub fn blocks(&self) -> &'a [u8] {
+        self.blocks
+    }
+
+    pub fn map(&self) -> Option<&'a FileMap> {
+        self.map
     }
 
     fn row(&self, row: usize) -> &[u8] {
@@ -155,5 +180,11 @@ impl WeightRows for GgufRows<'_> {
     fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
         const { assert!(GROUP == 32, "groups are ggml's blocks") };
         self.block_type.read_groups(self.row(row), stored_as, out)
+    }
+
+    fn done(&self, rows: Range<usize>) {
+        if let RowOrder::Same = self.rows {
+            release_rows(self.map, self.blocks, self.shape[0], rows);
+        }
     }
 }

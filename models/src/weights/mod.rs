@@ -1,5 +1,6 @@
 //! A model's tensors by name: each is taken once with the shape that the model expects, and what is left over is an error.
-//! Files are mapped, not read: a tensor's bytes are touched when it is packed for the device.
+//! Files are mapped, not read: a tensor's bytes are touched when it is packed for the device, and let go then. Where packed weights are
+//! kept on disk they come from there: see `packed`.
 
 mod dummy;
 mod export;
@@ -7,24 +8,26 @@ mod fp8;
 mod gguf;
 mod grouped;
 mod header;
+mod packed;
 mod quantised;
 mod tensor;
 mod write;
 
 pub use export::{Exported, quantize};
+pub use packed::{CacheUse, PendingWrite, Written};
 pub use tensor::WeightTensor;
 
 use crate::storage::{Part, Storage};
 use crate::{LoadError, ModelFiles};
 use gguf::{GgufRows, GgufWeights};
 use header::TensorInfo;
-use kernels::{DType, Device, HostTensor, Matrix, Tensor};
-use memmap2::Mmap;
+use kernels::{DType, Device, FileMap, HostTensor, Matrix, Packed, Tensor, WeightRows};
+use packed::Store;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -37,6 +40,9 @@ pub struct Checkpoint {
     source: Source,
     taken: RefCell<BTreeSet<String>>,
     bytes_taken: Cell<u64>,
+    /// What was taken since the last matrix was packed: bytes of the file of this number.
+    touched: RefCell<Vec<(usize, Range<usize>)>>,
+    store: Store,
 }
 
 enum Source {
@@ -58,8 +64,18 @@ struct WeightFiles {
 
 /// The bytes of a file.
 pub(crate) enum Content {
-    Mapped(Mmap),
+    Mapped(FileMap),
     Embedded(&'static [u8]),
+}
+
+impl Content {
+    /// The map that these bytes are in, if the content is mapped.
+    pub(crate) fn map(&self) -> Option<&FileMap> {
+        match self {
+            Content::Mapped(map) => Some(map),
+            Content::Embedded(_) => None,
+        }
+    }
 }
 
 impl Deref for Content {
@@ -79,6 +95,8 @@ pub struct HostWeights<'a> {
     dtype: DType,
     shape: Vec<usize>,
     data: Cow<'a, [u8]>,
+    /// Where the data is, if that is a map.
+    map: Option<&'a FileMap>,
 }
 
 impl HostWeights<'_> {
@@ -103,6 +121,33 @@ impl HostWeights<'_> {
     }
 }
 
+/// A matrix, or a vector as a matrix of one row.
+impl WeightRows for HostWeights<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.view().shape()
+    }
+
+    fn read_f32(&self, row: usize, out: &mut [f32]) {
+        WeightRows::read_f32(&self.view(), row, out);
+    }
+
+    fn done(&self, rows: Range<usize>) {
+        release_rows(self.map, &self.data, self.shape[0], rows);
+    }
+}
+
+/// Bytes of a file that are let go by one call.
+const RELEASED: usize = 1 << 20;
+
+/// Lets rows of a matrix of `num_rows` go that are not read again, some at a time.
+fn release_rows(map: Option<&FileMap>, data: &[u8], num_rows: usize, rows: Range<usize>) {
+    let (Some(map), row) = (map, data.len() / num_rows) else { return };
+    let (start, end) = (rows.start * row, rows.end * row);
+    if end == data.len() || start / RELEASED != end / RELEASED {
+        map.release(&data[start / RELEASED * RELEASED..end]);
+    }
+}
+
 impl Checkpoint {
     /// Maps the files and checks their headers. No tensor is read.
     pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
@@ -118,7 +163,8 @@ impl Checkpoint {
     }
 
     fn new(source: Source) -> Self {
-        Self { source, taken: RefCell::default(), bytes_taken: Cell::new(0) }
+        let (taken, bytes_taken, touched) = Default::default();
+        Self { source, taken, bytes_taken, touched, store: Store::Off }
     }
 
     /// Where weights are random, the seed for a part that makes its own; `bytes` are counted as taken.
@@ -132,8 +178,15 @@ impl Checkpoint {
         }
     }
 
-    /// Bytes of all tensors in the files; unknown for random ones.
+    pub(crate) fn is_dummy(&self) -> bool {
+        matches!(self.source, Source::Dummy { .. })
+    }
+
+    /// Bytes of all that is to be taken; unknown for random weights.
     pub fn total_bytes(&self) -> Option<u64> {
+        if let Store::Read(file) = &self.store {
+            return Some(file.total_bytes());
+        }
         match &self.source {
             Source::Files(files) => Some(files.tensors.values().map(|(_, t)| t.range.len() as u64).sum()),
             Source::Gguf(weights) => Some(weights.total_bytes()),
@@ -153,13 +206,68 @@ impl Checkpoint {
             Source::Gguf(weights) => weights.floats(name, shape)?,
             Source::Dummy { seed } => dummy::weights(name, shape, *seed),
         };
-        self.bytes_taken.set(self.bytes_taken.get() + weights.data.len() as u64);
+        self.count(weights.map, &weights.data);
         Ok(weights)
+    }
+
+    /// Bytes that were taken: the system may fetch them while others are packed.
+    fn count(&self, map: Option<&FileMap>, data: &[u8]) {
+        self.bytes_taken.set(self.bytes_taken.get() + data.len() as u64);
+        if let Some(map) = map {
+            map.will_need(data);
+            let start = data.as_ptr() as usize - map.as_ptr() as usize;
+            let number =
+                self.maps().position(|other| std::ptr::eq(other, map)).expect("a map of this source");
+            self.touched.borrow_mut().push((number, start..start + data.len()));
+        }
+    }
+
+    /// The files that are mapped.
+    fn maps(&self) -> Box<dyn Iterator<Item = &FileMap> + '_> {
+        match &self.source {
+            Source::Files(files) => Box::new(files.files.iter().filter_map(|(_, content)| content.map())),
+            Source::Gguf(weights) => Box::new(weights.maps()),
+            Source::Dummy { .. } => Box::new(std::iter::empty()),
+        }
+    }
+
+    /// Lets go what was taken: it is packed.
+    fn release(&self) {
+        let touched = self.touched.take();
+        if touched.is_empty() {
+            return;
+        }
+        let maps: Vec<&FileMap> = self.maps().collect();
+        for (number, range) in touched {
+            maps[number].release(&maps[number][range]);
+        }
+    }
+
+    /// Something packed: from the cache, or of what `make` takes. `key` is the name of the first tensor that it is made of; `form` is
+    /// what it will be.
+    pub fn kept<P: Packed>(
+        &self,
+        device: &Device,
+        key: &str,
+        form: P::Form,
+        make: impl FnOnce() -> Result<P, LoadError>,
+    ) -> Result<P, LoadError> {
+        if let Some(parts) = self.store.find::<P>(key, &form) {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            self.bytes_taken.set(self.bytes_taken.get() + bytes as u64);
+            return Ok(P::from_parts(device, &form, parts));
+        }
+        let mut made = make()?;
+        self.release();
+        self.store.collect(key, &form, &mut made);
+        Ok(made)
     }
 
     /// A vector that is used in f32: a norm, a bias.
     pub fn vector(&self, device: &Device, name: &str, len: usize) -> Result<Tensor, LoadError> {
-        Ok(Tensor::from_f32(device, &[len], &self.take(name, &[len])?.to_f32()))
+        self.kept(device, name, (DType::F32, vec![len]), || {
+            Ok(Tensor::from_f32(device, &[len], &self.take(name, &[len])?.to_f32()))
+        })
     }
 
     /// A tensor of a type that is not floats, as safetensors names it, in this shape. Taken once like any other.
@@ -173,11 +281,11 @@ impl Checkpoint {
         let Source::Files(files) = &self.source else {
             unreachable!("neither random weights nor GGUF files have parts of such a type")
         };
-        let (_, info, data) = files.get(name, shape)?;
+        let Found { info, data, map, .. } = files.get(name, shape)?;
         if info.type_name != type_name {
             return Err(self.fail(name, format!("expected type {type_name}, found {}", info.type_name)));
         }
-        self.bytes_taken.set(self.bytes_taken.get() + data.len() as u64);
+        self.count(map, data);
         Ok(Cow::Borrowed(data))
     }
 
@@ -186,7 +294,7 @@ impl Checkpoint {
         assert!(self.taken.borrow_mut().insert(name.to_string()), "tensor {name} is taken twice");
         let Source::Gguf(weights) = &self.source else { unreachable!("only GGUF files have blocks") };
         let rows = weights.rows(name, shape)?;
-        self.bytes_taken.set(self.bytes_taken.get() + rows.bytes());
+        self.count(rows.map(), rows.blocks());
         Ok(rows)
     }
 
@@ -221,12 +329,18 @@ impl Checkpoint {
             return Ok(Matrix::random(device, stored_as, n, k, dummy::std(k), seed));
         }
         let weight = |(module, n): &(&str, usize)| self.weight(module, storage.scheme(part, module), [*n, k]);
-        let weights: Vec<WeightTensor> = modules.iter().map(weight).collect::<Result<_, _>>()?;
-        Ok(Matrix::pack(device, stored_as, &weights))
+        self.kept(device, modules[0].0, (stored_as, [n, k]), || {
+            let weights: Vec<WeightTensor> = modules.iter().map(weight).collect::<Result<_, _>>()?;
+            Ok(Matrix::pack(device, stored_as, &weights))
+        })
     }
 
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+        // What is in the cache was written after all of the same files had been taken.
+        if let Store::Read(_) = &self.store {
+            return Ok(());
+        }
         let taken = self.taken.borrow();
         let left: Vec<&str> = match &self.source {
             Source::Files(files) => {
@@ -245,6 +359,14 @@ impl Checkpoint {
         }
         Err(LoadError::Leftover { count: left.len(), names })
     }
+}
+
+/// A tensor where it is.
+struct Found<'a> {
+    file: &'a str,
+    info: &'a TensorInfo,
+    data: &'a [u8],
+    map: Option<&'a FileMap>,
 }
 
 impl WeightFiles {
@@ -300,8 +422,8 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// A tensor of this shape: its file, what the header says, and its bytes.
-    fn get(&self, name: &str, shape: &[usize]) -> Result<(&str, &TensorInfo, &[u8]), LoadError> {
+    /// A tensor of this shape.
+    fn get(&self, name: &str, shape: &[usize]) -> Result<Found<'_>, LoadError> {
         let Some((number, info)) = self.tensors.get(name) else {
             return Err(LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() });
         };
@@ -314,16 +436,16 @@ impl WeightFiles {
                 found: info.shape.clone(),
             });
         }
-        Ok((file, info, &content[info.range.clone()]))
+        Ok(Found { file, info, data: &content[info.range.clone()], map: content.map() })
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
-        let (file, info, data) = self.get(name, shape)?;
+        let Found { file, info, data, map } = self.get(name, shape)?;
         let Some(dtype) = info.dtype else {
             let found = info.type_name.clone();
             return Err(LoadError::DType { file: file.into(), tensor: name.into(), found });
         };
-        Ok(HostWeights { dtype, shape: info.shape.clone(), data: Cow::Borrowed(data) })
+        Ok(HostWeights { dtype, shape: info.shape.clone(), data: Cow::Borrowed(data), map })
     }
 }
 
@@ -371,15 +493,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error).into()),
     };
-    let metadata = file.metadata().map_err(failed)?;
-    // An empty map is an error of its own; the header check says it better.
-    if metadata.len() == 0 {
-        return Ok(Some(Content::Embedded(&[])));
-    }
-    // SAFETY: the map is only read, and as bytes, so any content is valid. A model's files are not written while they are
-    // loaded: a file that another process shortens meanwhile would stop this one with SIGBUS, as with every mapped file.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-    Ok(Some(Content::Mapped(map)))
+    Ok(Some(Content::Mapped(FileMap::new(file).map_err(failed)?)))
 }
 
 #[cfg(test)]

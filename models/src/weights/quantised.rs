@@ -22,7 +22,8 @@ impl Checkpoint {
         scheme: Option<&Scheme>,
         shape: [usize; 2],
     ) -> Result<WeightTensor<'_>, LoadError> {
-        let Some(scheme) = scheme else {
+        // Random weights have no form of their own.
+        let Some(scheme) = scheme.filter(|_| !self.is_dummy()) else {
             return Ok(WeightTensor::Floats(self.take(&format!("{module}.weight"), &shape)?));
         };
         if let Scheme::Blocks { .. } = scheme {

@@ -5,6 +5,7 @@ use super::fp8::Fp8;
 use super::gguf::GgufRows;
 use super::grouped::Grouped;
 use kernels::{GroupedRow, WeightRows, WeightType};
+use std::ops::Range;
 
 /// `[N, K]`, borrowed from the files.
 pub enum WeightTensor<'a> {
@@ -32,7 +33,7 @@ impl WeightTensor<'_> {
 impl WeightRows for WeightTensor<'_> {
     fn shape(&self) -> [usize; 2] {
         match self {
-            Self::Floats(weights) => weights.view().shape(),
+            Self::Floats(weights) => WeightRows::shape(weights),
             Self::Grouped(weights) => weights.shape(),
             Self::Fp8(weights) => weights.shape(),
             Self::Blocks(weights) => weights.shape(),
@@ -41,7 +42,7 @@ impl WeightRows for WeightTensor<'_> {
 
     fn read_f32(&self, row: usize, out: &mut [f32]) {
         match self {
-            Self::Floats(weights) => WeightRows::read_f32(&weights.view(), row, out),
+            Self::Floats(weights) => weights.read_f32(row, out),
             Self::Grouped(weights) => weights.read_f32(row, out),
             Self::Fp8(weights) => weights.read_f32(row, out),
             Self::Blocks(weights) => weights.read_f32(row, out),
@@ -53,6 +54,15 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
             Self::Blocks(weights) => weights.read_groups(row, stored_as, out),
             Self::Floats(_) | Self::Fp8(_) => false,
+        }
+    }
+
+    fn done(&self, rows: Range<usize>) {
+        match self {
+            Self::Floats(weights) => weights.done(rows),
+            Self::Blocks(weights) => weights.done(rows),
+            // Rows are not always apart in these: all go when all are packed.
+            Self::Grouped(_) | Self::Fp8(_) => {}
         }
     }
 }

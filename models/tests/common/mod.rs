@@ -60,6 +60,7 @@ pub fn options() -> LoadOptions {
         memory: MemoryLimit::Bytes(256 << 20),
         threads: Some(2),
         seed: 0,
+        weights_cache: None,
     }
 }
 

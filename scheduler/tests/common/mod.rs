@@ -2,14 +2,13 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 
 use scheduler::*;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Says 1, 2, 3, … for every sequence, and keeps what it was asked to do.
 #[derive(Default)]
 pub struct Counter {
-    said: BTreeMap<SequenceId, TokenId>,
     /// Who fails, and how, instead of saying so many tokens and one more.
     pub fail: Option<(u64, TokenId, Failure)>,
     /// Sequence, first and end position of each item, for each step.
@@ -18,11 +17,17 @@ pub struct Counter {
     pub encodes: Vec<Vec<u8>>,
     /// The pictures' rows of each item, for each step.
     pub images: Vec<Vec<ImageRows>>,
+    /// The guesses of each item that samples.
+    pub drafts: Vec<Vec<TokenId>>,
     pub histories: Vec<Option<Vec<TokenId>>>,
     /// Sequence and positions of the rows of prompts that were asked for.
     pub prompt_rows: Vec<(u64, Range<usize>)>,
     /// Whose prompt fails at this position.
     pub fail_prompt: Option<(u64, usize)>,
+    /// How many steps after its own a picture that is encoded ahead is there.
+    pub encode_steps: usize,
+    /// Pictures under way, and when each is there.
+    under_way: VecDeque<(Digest, usize)>,
 }
 
 impl Counter {
@@ -38,6 +43,21 @@ impl Counter {
 }
 
 impl Counter {
+    /// Pictures that this step brings: those whose time has come, and one in any case where there is nothing else to do.
+    fn land(&mut self, batch: &Batch) -> Vec<Digest> {
+        let now = self.steps.len();
+        let begun = batch.encodes.iter().filter(|encode| encode.ahead);
+        self.under_way.extend(begun.map(|encode| (encode.image.digest, now + self.encode_steps)));
+        let mut landed = Vec::new();
+        while let Some(&(digest, at)) = self.under_way.front()
+            && (at <= now || (batch.items.is_empty() && landed.is_empty()))
+        {
+            self.under_way.pop_front();
+            landed.push(digest);
+        }
+        landed
+    }
+
     /// A token is as probable as its position is small, and of a sum not only the values but their order shows.
     fn prompt(&mut self, item: &BatchItem, work: &PromptWork) -> PromptResult {
         let positions = item.context_len + work.rows.start..item.context_len + work.rows.end;
@@ -76,25 +96,27 @@ impl ModelRunner for Counter {
         let mut deferred = batch.choose_deferred().into_iter();
         for item in &batch.items {
             let Some(sample) = &item.sample else { continue };
-            if deferred.next().expect("one for each") {
+            let flags = deferred.by_ref().take(sample.num_rows());
+            if flags.filter(|is_deferred| *is_deferred).count() > 0 {
                 sampled.push(Sampled::Deferred);
                 continue;
             }
             if let Some(mask) = &sample.mask {
                 mask.allowed();
             }
-            self.histories.push(sample.history.as_ref().map(|history| history.tokens.clone()));
-            let said = self.said.entry(item.id).or_insert(0);
-            sampled.push(match self.fail {
-                Some((id, after, failure)) if id == item.id.0 && after == *said => Sampled::Failed(failure),
-                _ => {
-                    *said += 1;
-                    Sampled::Token(SampledToken { token: *said, logprob: None, top: Vec::new() })
+            let histories = sample.rows().map(|row| row.history().map(|(tokens, _)| tokens.to_vec()));
+            self.histories.extend(histories);
+            self.drafts.push(item.tokens[item.tokens.len() - sample.num_drafts..].to_vec());
+            sampled.extend(sample.rows().map(|row| match (self.fail, row.num_generated() as TokenId) {
+                (Some((id, after, failure)), said) if id == item.id.0 && after == said => {
+                    Sampled::Failed(failure)
                 }
-            });
+                (_, said) => Sampled::Token(SampledToken { token: said + 1, logprob: None, top: Vec::new() }),
+            }));
         }
         let prompts = batch.items.iter().filter_map(|item| Some(self.prompt(item, item.prompt.as_ref()?)));
-        Ok(StepOutput { prompts: prompts.collect(), sampled })
+        let prompts = prompts.collect();
+        Ok(StepOutput { encoded: self.land(batch), prompts, sampled })
     }
 }
 
@@ -109,6 +131,7 @@ pub fn config() -> SchedulerConfig {
         image_rows_per_block: 2,
         num_image_blocks: 4,
         max_encode_patches: 12,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     }

@@ -22,6 +22,9 @@ pub struct Report {
     /// Rows of prompts of which something was told.
     pub told: usize,
     pub deferred: usize,
+    /// Tokens that were guessed, and those of them that were right.
+    pub drafted: usize,
+    pub accepted: usize,
     pub finished: usize,
     pub failed: usize,
     pub aborted: usize,
@@ -43,6 +46,8 @@ impl std::ops::AddAssign<&Report> for Report {
         self.encodes += day.encodes;
         self.told += day.told;
         self.deferred += day.deferred;
+        self.drafted += day.drafted;
+        self.accepted += day.accepted;
         self.finished += day.finished;
         self.failed += day.failed;
         self.aborted += day.aborted;
@@ -272,7 +277,9 @@ impl Day {
         let now_us = self.machinery.shadow().now_us;
         let report = &mut self.report;
         report.steps += 1;
-        report.tokens += step.stats.prefill_tokens + step.stats.decode_tokens;
+        report.tokens += step.stats.num_useful_tokens();
+        report.drafted += step.stats.draft_tokens;
+        report.accepted += step.stats.num_accepted();
         report.deferred += step.stats.deferred_tokens;
         report.cached += step.stats.prefix_hits;
         report.preemptions += step.stats.preempted.len();

@@ -72,6 +72,7 @@ fn thousands_of_random_days() {
     // A day on which nothing happens proves nothing.
     assert!(total.preemptions > 0 && total.cached > 0 && total.encodes > 0 && total.failed > 0);
     assert!(total.told > 0 && total.deferred > 0);
+    assert!(total.accepted > 1000 && total.drafted > total.accepted + 1000, "few guesses, right and wrong");
     assert!(total.aborted > 0 && total.rejected > 0 && total.finished > 5 * total.failed);
 }
 
@@ -79,10 +80,12 @@ fn thousands_of_random_days() {
 #[test]
 fn what_the_policy_costs() {
     let total = all_days(300);
-    let Report { steps, tokens, cached, preemptions, encodes, told, deferred, finished, .. } = total;
+    let Report { steps, tokens, cached, preemptions, encodes, told, finished, .. } = total;
+    let Report { deferred, drafted, accepted, .. } = total;
     let first_token_us = total.first_token_us / total.first_tokens as u64;
     let line = format!(
-        "{steps} steps, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, {deferred} deferred, \
+        "{steps} steps, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
+         {deferred} deferred, {accepted} of {drafted} guesses right, \
          {finished} finished, {first_token_us} us to the first token, {} ms",
         total.now_us / 1000
     );
@@ -107,6 +110,7 @@ fn ten_thousand_requests_with_aborts_leak_nothing() {
         max_waiting: 200,
         image_rows_per_block: 4,
         num_image_blocks: 7,
+        encode_ahead: false,
         max_encode_patches: 40,
         enable_prefix_caching: true,
         share_decoded_blocks: true,

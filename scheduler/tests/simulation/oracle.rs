@@ -3,8 +3,8 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
-    SchedulerConfig, Sequence, SequenceId, Step, StepStats,
+    DraftShare, Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum,
+    SampledToken, SchedulerConfig, Sequence, SequenceId, Step, StepStats,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -142,9 +142,14 @@ impl Oracle {
     /// The numbers for the metrics are those of the batch and the events.
     fn check_stats(&self, step: &Step, shadow: &Shadow) {
         let (stats, counts) = (&step.stats, &shadow.last_counts);
-        let num_tokens = stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens;
-        assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
+        let num_known = stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens;
+        let num_tokens = num_known + stats.draft_tokens;
         assert_eq!(stats.deferred_tokens, counts.deferred.len(), "tokens that run again");
+        assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
+        assert_eq!(stats.draft_tokens, counts.draft_tokens, "guesses of the step");
+        let is_here = |draft: &&DraftShare| self.gone.iter().all(|live| live.rank.1 != draft.id);
+        let drafts: Vec<_> = counts.drafts.iter().filter(is_here).copied().collect();
+        assert_eq!(stats.drafts, drafts, "what became of the guesses");
         assert_eq!(stats.decode_tokens, counts.decode_tokens, "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
         let shares = stats.shares.iter().filter(|share| share.num_tokens > 0);

@@ -6,10 +6,11 @@
 use crate::rng::chain;
 use crate::truth::{Truth, short};
 use scheduler::{
-    Batch, BatchItem, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult, PromptTask, Sample,
-    Sampled, SchedulerConfig, SequenceId, StepOutput,
+    Batch, BatchItem, Digest, DraftShare, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult,
+    PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Slot {
@@ -33,11 +34,24 @@ pub struct Shadow {
     poisoners: BTreeMap<SequenceId, BTreeSet<SequenceId>>,
     /// The pictures encoded last; a picture is not encoded again before another one was.
     last_encoded: Option<u64>,
+    /// Pictures that are encoded ahead, in order; each is there some steps after its own.
+    under_way: VecDeque<Flight>,
+    patches_under_way: usize,
     /// Steps of the cost model: virtual time.
     pub now_us: u64,
     /// The batch executed last, for the trace.
     pub last_batch: String,
     pub last_counts: Counts,
+}
+
+/// A picture that is encoded beside the steps: until it lands its rows show nothing.
+#[derive(Debug)]
+struct Flight {
+    digest: Digest,
+    /// Of the image cache, for each of the picture's rows.
+    rows: Vec<usize>,
+    patches: usize,
+    steps_left: u64,
 }
 
 /// What the batch held, counted without the scheduler's help.
@@ -51,6 +65,9 @@ pub struct Counts {
     pub prompt_rows: usize,
     /// Who runs its last token again in the next step.
     pub deferred: Vec<SequenceId>,
+    /// Tokens that were guessed, and what becomes of each draft.
+    pub draft_tokens: usize,
+    pub drafts: Vec<DraftShare>,
     /// Sequence and tokens of each item.
     pub items: Vec<(SequenceId, usize)>,
 }
@@ -67,6 +84,8 @@ impl Shadow {
             deferrals: BTreeMap::new(),
             poisoners: BTreeMap::new(),
             last_encoded: None,
+            under_way: VecDeque::new(),
+            patches_under_way: 0,
             now_us: 0,
             last_batch: String::new(),
             last_counts: Counts::default(),
@@ -96,19 +115,59 @@ impl Shadow {
             assert_eq!(encode.rows.len(), image.num_tokens.div_ceil(size), "image blocks for the rows");
             assert_ne!(self.last_encoded, Some(short(&image.digest)), "a picture was encoded twice");
             self.last_encoded = Some(short(&image.digest));
+            assert_eq!(encode.ahead, self.config.encode_ahead, "who waits for a picture");
             patches += image.num_patches();
-            for row in 0..image.num_tokens {
-                let index = encode.rows[row / size].0 as usize * size + row % size;
+            let rows: Vec<_> = (0..image.num_tokens)
+                .map(|row| encode.rows[row / size].0 as usize * size + row % size)
+                .collect();
+            for (row, &index) in rows.iter().enumerate() {
                 assert!(written.insert(index), "two pictures in one row in one step");
-                self.image_rows[index] = Some((short(&image.digest), row));
+                self.image_rows[index] = (!encode.ahead).then_some((short(&image.digest), row));
+            }
+            if encode.ahead {
+                let steps_left = chain(short(&image.digest), self.now_us) % 4;
+                self.patches_under_way += image.num_patches();
+                self.under_way.push_back(Flight {
+                    digest: image.digest,
+                    patches: image.num_patches(),
+                    rows,
+                    steps_left,
+                });
             }
         }
-        assert!(patches <= self.config.max_encode_patches, "more patches than a step may encode");
+        let patches = if self.config.encode_ahead { self.patches_under_way } else { patches };
+        assert!(patches <= self.config.max_encode_patches, "more patches than may be encoded at a time");
+    }
+
+    /// The pictures that are there after this step, in the order in which they were begun; one at least where nothing else was done.
+    fn land(&mut self, is_waiting: bool) -> Vec<Digest> {
+        let mut landed = Vec::new();
+        while let Some(flight) = self.under_way.front()
+            && (flight.steps_left == 0 || (is_waiting && landed.is_empty()))
+        {
+            let Flight { digest, rows, patches, .. } = self.under_way.pop_front().expect("looked at");
+            for (row, index) in rows.into_iter().enumerate() {
+                assert_eq!(self.image_rows[index], None, "rows of a picture under way were given away");
+                self.image_rows[index] = Some((short(&digest), row));
+            }
+            self.patches_under_way -= patches;
+            landed.push(digest);
+        }
+        self.under_way.iter_mut().for_each(|flight| flight.steps_left = flight.steps_left.saturating_sub(1));
+        assert!(!is_waiting || !landed.is_empty(), "a step without progress");
+        landed
+    }
+
+    /// The tokens of an item's sequence with the guesses behind them, as if they were right.
+    fn with_drafts(&self, item: &BatchItem) -> Cow<'_, Truth> {
+        let mut truth = Cow::Borrowed(&self.truths[&item.id]);
+        drafts(item).iter().for_each(|&token| truth.to_mut().push(token));
+        truth
     }
 
     /// Compares positions `from..to` of an item's memory with the truth.
     fn compare(&self, item: &BatchItem, from: usize, to: usize) {
-        let truth = &self.truths[&item.id];
+        let truth = self.with_drafts(item);
         for position in from..to {
             let hash = self.slots[self.slot(item, position)].map(|slot| slot.hash);
             assert_eq!(hash, Some(truth.hashes[position]), "{:?} reads a wrong key at {position}", item.id);
@@ -157,9 +216,11 @@ impl Shadow {
     }
 
     fn check_sample(&self, item: &BatchItem) {
-        let truth = &self.truths[&item.id];
-        assert_eq!(item.tokens, truth.tokens[item.context_len..item.end()], "{:?} has wrong tokens", item.id);
-        let is_last = item.end() == truth.tokens.len();
+        let (truth, drafts) = (&self.truths[&item.id], drafts(item));
+        let end = item.end() - drafts.len();
+        let known = &item.tokens[..item.tokens.len() - drafts.len()];
+        assert_eq!(*known, truth.tokens[item.context_len..end], "{:?} has wrong tokens", item.id);
+        let is_last = end == truth.tokens.len();
         let samples = is_last && truth.params().max_tokens > 0;
         assert_eq!(item.sample.is_some(), samples, "{:?} samples exactly after its last token", item.id);
         let Some(sample) = &item.sample else { return };
@@ -168,23 +229,41 @@ impl Shadow {
         assert_eq!(sample.position, truth.tokens.len());
         assert_eq!(sample.num_generated, truth.tokens.len() - prompt_len);
         assert_eq!(sample.history.is_some(), truth.params().needs_history());
-        if let Some(history) = &sample.history {
-            assert_eq!((&history.tokens, history.prompt_len), (&truth.tokens, prompt_len));
+        for row in sample.rows() {
+            let Some((history, history_prompt_len)) = row.history() else { continue };
+            let expected = [&truth.tokens[..], &drafts[..row.index]].concat();
+            assert_eq!((history, history_prompt_len), (&expected[..], prompt_len));
+            assert_eq!(row.position() - row.num_generated(), prompt_len);
         }
         let deferrals = self.deferrals.get(&item.id).copied().unwrap_or(0);
         assert_eq!(sample.may_be_deferred, deferrals < MAX_DEFERRALS, "{:?} after {deferrals}", item.id);
+        self.check_drafts(item, drafts);
     }
 
-    /// As if its mask were late, or what the model says.
-    fn sample(&mut self, item: &BatchItem, sample: &Sample) -> Sampled {
+    fn check_drafts(&self, item: &BatchItem, drafts: &[TokenId]) {
+        let (truth, id) = (&self.truths[&item.id], item.id);
+        if drafts.is_empty() {
+            return;
+        }
+        let config = truth.sequence.speculation().expect("only those who want to draft");
+        assert!(drafts.len() <= config.num_speculative_tokens, "{id:?} drafts too much");
+        assert!(item.tokens.len() == 1 + drafts.len() && item.prompt.is_none(), "{id:?} drafts in a prompt");
+        let most = truth.sequence.prompt_len() + truth.params().max_tokens;
+        assert!(truth.tokens.len() + drafts.len() < most, "{id:?} drafts beyond its answer");
+        assert!(!drafts.contains(&0), "{id:?} drafts a picture");
+    }
+
+    /// As if its mask were late.
+    fn defers(&mut self, item: &BatchItem, sample: &Sample) -> bool {
         let truth = &self.truths[&item.id];
-        let (sampled, rate) = (truth.sample(), truth.machine.deferral_rate);
-        // What is not finite needs no mask to be seen.
-        let has_failed = sampled == Sampled::Failed(Failure::NonFiniteLogits);
-        let drawn = chain(truth.hashes[item.end() - 1], self.now_us);
-        if !sample.may_be_deferred || has_failed || rate == 0 || !drawn.is_multiple_of(rate) {
+        let rate = truth.machine.deferral_rate;
+        // What is not finite needs no mask to be seen, and there is no guess under a mask.
+        let has_failed = truth.sample() == Sampled::Failed(Failure::NonFiniteLogits);
+        let drawn = chain(truth.hashes[truth.hashes.len() - 1], self.now_us);
+        let may_be = sample.may_be_deferred && sample.num_drafts == 0 && !has_failed;
+        if !may_be || rate == 0 || !drawn.is_multiple_of(rate) {
             self.deferrals.remove(&item.id);
-            return sampled;
+            return false;
         }
         *self.deferrals.entry(item.id).or_default() += 1;
         // Nobody may read the last key before it is computed again.
@@ -194,7 +273,7 @@ impl Shadow {
         self.last_counts.deferred.push(item.id);
         let is_decode = item.tokens.len() == 1 && sample.num_generated > 0;
         self.last_counts.decode_tokens -= usize::from(is_decode);
-        Sampled::Deferred
+        true
     }
 
     /// Each wanted row is asked for once, in order, by the first chunk that computes it.
@@ -227,19 +306,19 @@ impl Shadow {
     fn write(&mut self, batch: &Batch) {
         let mut written = BTreeSet::new();
         for item in &batch.items {
-            for position in item.context_len..item.end() {
+            let hashes = self.with_drafts(item).hashes[item.context_len..item.end()].to_vec();
+            for (position, hash) in (item.context_len..).zip(hashes) {
                 let index = self.slot(item, position);
                 assert!(written.insert(index), "two writers of one slot in a step");
-                let hash = self.truths[&item.id].hashes[position];
                 self.slots[index] = Some(Slot { hash, writer: item.id });
             }
             self.ends.insert(item.id, item.end());
         }
     }
 
-    /// A failed row: nobody may ever take what this step wrote.
-    fn spoil(&mut self, item: &BatchItem) {
-        for position in item.context_len..item.end() {
+    /// A failed row: nobody may ever take what this step wrote, but what rows before it stand for.
+    fn spoil(&mut self, item: &BatchItem, num_good: usize) {
+        for position in item.context_len + num_good..item.end() {
             let index = self.slot(item, position);
             self.slots[index] = None;
         }
@@ -267,12 +346,38 @@ impl Shadow {
             text += &format!(" #{}[{}..{}]{mark}", item.id.0, item.context_len, item.end());
             counts.num_tokens += item.tokens.len();
             let truth = &self.truths[&item.id];
-            let is_decode = item.tokens.len() == 1 && truth.tokens.len() > truth.sequence.prompt_len();
+            let num_drafts = drafts(item).len();
+            let is_decode =
+                item.tokens.len() == 1 + num_drafts && truth.tokens.len() > truth.sequence.prompt_len();
+            counts.draft_tokens += num_drafts;
             counts.decode_tokens += usize::from(is_decode && item.sample.is_some());
             counts.items.push((item.id, item.tokens.len()));
         }
         self.last_batch = text;
         self.last_counts = counts;
+    }
+}
+
+impl Shadow {
+    /// What each row says after the guesses before it, and how many of these are what the sequence says alone.
+    fn sample(&mut self, item: &BatchItem) -> (Vec<Sampled>, DraftShare) {
+        let drafts = drafts(item);
+        let mut verdict = DraftShare { id: item.id, num_drafted: drafts.len(), num_accepted: 0 };
+        if item.sample.as_ref().is_some_and(|sample| self.defers(item, sample)) {
+            return (vec![Sampled::Deferred], verdict);
+        }
+        let mut truth = Cow::Borrowed(&self.truths[&item.id]);
+        let mut sampled = Vec::new();
+        for row in item.sample.iter().flat_map(|sample| sample.rows()) {
+            let said = truth.sample();
+            if let Some(&draft) = drafts.get(row.index) {
+                let is_right = matches!(&said, Sampled::Token(token) if token.token == draft);
+                verdict.num_accepted += usize::from(is_right && verdict.num_accepted == row.index);
+                truth.to_mut().push(draft);
+            }
+            sampled.push(said);
+        }
+        (sampled, verdict)
     }
 }
 
@@ -295,15 +400,27 @@ impl ModelRunner for Shadow {
             self.check_images(item);
             self.check_sample(item);
             let prompt = self.tell_prompt(item);
-            let sampled = item.sample.as_ref().map(|sample| self.sample(item, sample));
-            let failed = matches!(prompt, Some(PromptResult::Failed(_)));
-            if failed || matches!(sampled, Some(Sampled::Failed(_))) {
-                spoilt.push(item);
+            let (sampled, verdict) = self.sample(item);
+            if matches!(prompt, Some(PromptResult::Failed(_))) {
+                spoilt.push((item, 0));
+            } else if let Some(Sampled::Failed(_)) = sampled.get(verdict.num_accepted) {
+                spoilt.push((item, verdict.num_accepted));
+            }
+            if verdict.num_drafted > 0 {
+                self.ends.insert(item.id, item.end() - verdict.num_drafted + verdict.num_accepted);
+                self.last_counts.drafts.push(verdict);
             }
             output.prompts.extend(prompt);
             output.sampled.extend(sampled);
         }
-        spoilt.into_iter().for_each(|item| self.spoil(item));
+        spoilt.into_iter().for_each(|(item, num_good)| self.spoil(item, num_good));
+        output.encoded = self.land(batch.items.is_empty());
         Ok(output)
     }
+}
+
+/// The guesses at the end of an item.
+fn drafts(item: &BatchItem) -> &[TokenId] {
+    let num_drafts = item.sample.as_ref().map_or(0, |sample| sample.num_drafts);
+    &item.tokens[item.tokens.len() - num_drafts..]
 }

@@ -20,6 +20,8 @@ pub struct Machine {
     pub failure_rate: u64,
     /// One in so many samples waits for the next step; 0 is never.
     pub deferral_rate: u64,
+    /// So many of 100 tokens are those a few positions before: what is guessed from earlier text is right about as often.
+    pub copies_percent: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -74,7 +76,12 @@ impl Truth {
             let failures = [Failure::NonFiniteLogits, Failure::NothingToSample];
             return Sampled::Failed(failures[(drawn % 2) as usize]);
         }
-        let token = (1 + drawn % NUM_TOKENS) as TokenId;
+        let period = 1 + (params.seed % 7) as usize;
+        let copied = self.tokens.len().checked_sub(period).map(|at| self.tokens[at]);
+        let token = match copied {
+            Some(token) if token > 0 && (drawn >> 20) % 100 < self.machine.copies_percent => token,
+            _ => (1 + drawn % NUM_TOKENS) as TokenId,
+        };
         let logprob = params.logprobs.map(|_| -((drawn % 1000) as f32));
         let num_top = params.logprobs.unwrap_or(0) as TokenId;
         Sampled::Token(SampledToken { token, logprob, top: (0..num_top).map(|i| (i, -1.0)).collect() })

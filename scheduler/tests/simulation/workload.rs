@@ -3,8 +3,8 @@
 use crate::rng::Rng;
 use crate::truth::{Machine, NUM_TOKENS};
 use scheduler::{
-    Digest, ImageInput, ImageSpan, Pooling, PromptOutput, SamplingParams, SchedulerConfig, Sequence,
-    SequenceId, TokenId,
+    Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams, SchedulerConfig,
+    Sequence, SequenceId, TokenId,
 };
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub struct Workload {
     families: Vec<Prompt>,
     has_images: bool,
     has_priorities: bool,
+    /// Most requests of the day are answered with drafts.
+    speculates: bool,
     /// Mean time between arrivals.
     pub gap_us: usize,
     next_id: u64,
@@ -60,12 +62,16 @@ impl Workload {
         let mut late = Rng(!rng.0);
         let deferral_rate = if late.one_in(3) { late.range(1, 12) as u64 } else { 0 };
         let has_two_forms = !config.share_decoded_blocks;
-        let machine = Machine { has_two_forms, failure_rate, deferral_rate };
+        // Beside the day's numbers: a day without drafts is what it was before there were any.
+        let mut beside = Rng(!rng.0.rotate_left(17));
+        let speculates = beside.one_in(2);
+        let copies_percent = if speculates { *beside.pick(&[0, 50, 90, 98]) } else { 0 };
+        let machine = Machine { has_two_forms, failure_rate, deferral_rate, copies_percent };
         let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
         let has_images = rng.one_in(2);
         let families = (0..3).map(|_| family(rng, config.token_capacity(), has_images, &images)).collect();
         let (has_priorities, gap_us) = (rng.one_in(3), if rng.one_in(2) { 500 } else { rng.range(1, 5000) });
-        Self { config, machine, images, families, has_images, has_priorities, gap_us, next_id: 0 }
+        Self { config, machine, images, families, has_images, has_priorities, speculates, gap_us, next_id: 0 }
     }
 
     /// One request: `n` sequences of one prompt, each with its own seed.
@@ -77,6 +83,7 @@ impl Workload {
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
         let prompt_output = rng.one_in(5).then(|| prompt_output(rng, prompt.tokens.len()));
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
+        let speculation = if self.speculates { speculation(rng) } else { None };
         let mut sequence = || {
             let id = SequenceId(self.next_id);
             self.next_id += 1;
@@ -85,7 +92,10 @@ impl Workload {
             let sequence = Sequence::new(id, tokens, images, params, 1 + NUM_TOKENS as usize);
             let mut sequence = sequence.expect("a valid prompt");
             (sequence.priority, sequence.salt) = (priority, salt);
-            sequence
+            match speculation {
+                Some(config) => sequence.speculating(config).expect("a valid configuration"),
+                None => sequence,
+            }
         };
         let mut sequences: Vec<_> = (0..n).map(|_| sequence()).collect();
         if let Some(output) = prompt_output {
@@ -140,9 +150,20 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
         image_rows_per_block: rng.range(1, 4),
         num_image_blocks: if rng.one_in(8) { rng.range(0, 3) } else { rng.range(4, 20) },
         max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
+        encode_ahead: rng.one_in(2),
         enable_prefix_caching: !rng.one_in(5),
         share_decoded_blocks: rng.one_in(2),
     }
+}
+
+fn speculation(rng: &mut Rng) -> Option<NgramConfig> {
+    let prompt_lookup_max = rng.range(1, 4);
+    let config = NgramConfig {
+        num_speculative_tokens: if rng.one_in(4) { 16 } else { rng.range(1, 5) },
+        prompt_lookup_max,
+        prompt_lookup_min: rng.range(1, prompt_lookup_max),
+    };
+    (!rng.one_in(4)).then_some(config)
 }
 
 fn image(rng: &mut Rng) -> ImageInput {

@@ -12,7 +12,7 @@
 use crate::args::BenchEngineArgs;
 use crate::cli::engine_jobs::{Engine, Job};
 use crate::config::Config;
-use crate::load::exit_code;
+use crate::load::{WriteCache, exit_code, keep};
 use crate::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::source::{self, HubSettings, Needed};
 use models::LoadFormat;
@@ -37,11 +37,14 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         Err(error) => return fail(&error, EXIT_LOAD),
     };
     let start = Instant::now();
-    let loaded = match models::load(&found.files, &config.load, &mut |_| {}) {
+    let mut loaded = match models::load(&found.files, &config.load, &mut |_| {}) {
         Ok(loaded) => loaded,
         Err(error) => return fail(&error, exit_code(&error)),
     };
     let load_seconds = start.elapsed().as_secs_f64();
+    let cache_use = std::mem::replace(&mut loaded.cache_use, models::CacheUse::None);
+    let is_mapped = matches!(cache_use, models::CacheUse::Mapped { .. });
+    keep(cache_use, WriteCache::Now);
     let plan = &loaded.plan.memory;
     let about = json!({
         "model": found.name,
@@ -50,6 +53,7 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         "parameters": loaded.info.num_parameters,
         "weights_bytes": plan.weights + plan.vision_weights,
         "load_seconds": load_seconds,
+        "mapped": is_mapped,
     });
     let mut session =
         Session { engine: Engine::new(loaded), seconds: Duration::from_secs_f64(seconds), json };

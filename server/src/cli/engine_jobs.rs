@@ -209,7 +209,7 @@ impl Engine {
         let image = processor.process(&pixels, side, side).map_err(|error| error.to_string())?;
         let num_blocks = image.num_tokens.div_ceil(self.config.image_rows_per_block);
         let rows = (0..num_blocks as u32).map(BlockId).collect();
-        Ok(ImageEncode { image: Arc::new(image), rows })
+        Ok(ImageEncode { image: Arc::new(image), rows, ahead: false })
     }
 
     fn growing(&self, num_sequences: usize, context_len: usize, longest: usize) -> Growing {
@@ -291,6 +291,7 @@ impl Growing {
                 params: Arc::new(params),
                 position: to,
                 num_generated: to - self.context_len,
+                num_drafts: 0,
                 history: None,
                 mask: None,
                 may_be_deferred: false,

@@ -70,7 +70,7 @@ pub fn run(args: RunBatchArgs) -> ExitCode {
     };
     let (files, options) = (found.files.clone(), config.load.clone());
     let root = config.model.clone().unwrap_or_else(|| found.name.clone());
-    let load = move || load::load(&files, &options);
+    let load = move || load::load(&files, &options, load::WriteCache::Now);
     let source = ModelSource { files: found.files, name: found.name, root, load };
     let job =
         Job { input: input_file, rules, results: Arc::new(Mutex::new(results)), keep_engine_failures: false };

@@ -8,7 +8,7 @@ use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
 use crate::openai::structured::{ConstraintRequest, StructuredFields};
 use crate::openai::tools::ToolUse;
-use scheduler::{Digest, PromptOutput, SamplingParams, TokenId};
+use scheduler::{Digest, NgramConfig, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -64,6 +64,8 @@ request_fields! {
         thinking_token_budget: usize,
         /// llama-server's name; -1 is no budget.
         reasoning_budget_tokens: i64,
+        /// Most tokens that are guessed from earlier text and verified in one step; 0 is none. The answer is the same.
+        num_speculative_tokens: usize,
     }
 }
 
@@ -129,6 +131,8 @@ pub struct Generation {
     pub priority: i32,
     pub salt: Digest,
     pub request_id: Option<String>,
+    /// How its answers draft; `None`: they do not.
+    pub speculation: Option<NgramConfig>,
 }
 
 #[derive(Debug, Clone)]
@@ -219,6 +223,7 @@ impl GenerationFields {
             allowed_token_ids,
             thinking_token_budget,
             reasoning_budget_tokens,
+            num_speculative_tokens,
         } = self;
         let Dialect { max_tokens, logprobs } = dialect;
         if spaces_between_special_tokens == Some(false) {
@@ -309,6 +314,7 @@ impl GenerationFields {
             priority: priority.unwrap_or(0),
             salt: lower_salt(cache_salt)?,
             request_id,
+            speculation: defaults.speculation.of_request(num_speculative_tokens)?,
         })
     }
 }

@@ -51,6 +51,9 @@ pub struct TimingsJson {
     /// This choice's share of the time in which the device worked: of pictures by patches, of all else by tokens.
     device_ms: f64,
     cached_tokens: usize,
+    /// Tokens that were guessed for it, and those of them that the model said.
+    draft_tokens: usize,
+    accepted_tokens: usize,
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -58,7 +61,9 @@ fn ms(duration: Duration) -> f64 {
 }
 
 impl From<Timings> for TimingsJson {
-    fn from(Timings { vision, queue, prefill, decode, device, cached_tokens }: Timings) -> Self {
+    fn from(timings: Timings) -> Self {
+        let Timings { vision, queue, prefill, decode, device, cached_tokens, draft_tokens, accepted_tokens } =
+            timings;
         Self {
             vision_ms: ms(vision),
             queue_ms: ms(queue),
@@ -66,6 +71,8 @@ impl From<Timings> for TimingsJson {
             decode_ms: ms(decode),
             device_ms: ms(device),
             cached_tokens,
+            draft_tokens,
+            accepted_tokens,
         }
     }
 }

@@ -6,7 +6,7 @@ use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
     Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, PromptLogprob, PromptResult, PromptTask,
-    PromptWork, RowSum, Sample, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId,
+    PromptWork, RowSum, SampleRow, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId,
     StepOutput, TokenId,
 };
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -170,6 +170,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         image_rows_per_block: IMAGE_ROWS,
         num_image_blocks: 40,
         max_encode_patches: 64,
+        encode_ahead: false,
         enable_prefix_caching: true,
         share_decoded_blocks: true,
     }
@@ -288,14 +289,15 @@ impl FakeRunner {
         let (mut prompts, mut sampled) = (Vec::new(), Vec::with_capacity(batch.num_samples()));
         let mut hashes = Vec::with_capacity(batch.num_samples());
         for item in &batch.items {
-            let hash = self.run(item);
+            self.run(item);
             prompts.extend(item.prompt.as_ref().map(|work| self.tell(item, work)));
-            hashes.extend(item.sample.as_ref().map(|sample| (hash, sample)));
+            let rows = item.sample.iter().flat_map(|sample| sample.rows());
+            hashes.extend(rows.map(|row| (self.prefixes[self.slot(item, row.position() - 1)], row)));
         }
-        for ((hash, sample), deferred) in hashes.into_iter().zip(batch.choose_deferred()) {
-            sampled.push(if deferred { Sampled::Deferred } else { sample_token(hash, sample) });
+        for ((hash, row), deferred) in hashes.into_iter().zip(batch.choose_deferred()) {
+            sampled.push(if deferred { Sampled::Deferred } else { sample_token(hash, row) });
         }
-        Ok(StepOutput { prompts, sampled })
+        Ok(StepOutput { prompts, sampled, ..StepOutput::default() })
     }
 
     /// What is wanted of rows that were just run.
@@ -325,8 +327,8 @@ impl FakeRunner {
         item.blocks[position / self.block_size].0 as usize * self.block_size + position % self.block_size
     }
 
-    /// Writes the item's prefixes and returns the last.
-    fn run(&mut self, item: &BatchItem) -> u64 {
+    /// Writes the item's prefixes.
+    fn run(&mut self, item: &BatchItem) {
         let mut hash = match item.context_len.checked_sub(1) {
             Some(position) => self.prefixes[self.slot(item, position)],
             None => 0,
@@ -342,20 +344,19 @@ impl FakeRunner {
             let slot = self.slot(item, item.context_len + i);
             self.prefixes[slot] = hash;
         }
-        hash
     }
 }
 
 /// Greedy is the hash alone; a temperature adds the seed. A mask leaves its tokens equally likely.
-fn sample_token(hash: u64, sample: &Sample) -> Sampled {
-    let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = &*sample.params;
-    let hash = if *temperature > 0.0 { mix(hash, *seed ^ sample.position as u64) } else { hash };
-    let may_end = sample.num_generated >= *min_tokens;
+fn sample_token(hash: u64, row: SampleRow) -> Sampled {
+    let SamplingParams { temperature, seed, min_tokens, stop_token_ids, logprobs, .. } = row.params();
+    let hash = if *temperature > 0.0 { mix(hash, *seed ^ row.position() as u64) } else { hash };
+    let may_end = row.num_generated() >= *min_tokens;
     let allowed = |token: TokenId| may_end || stop_token_ids.binary_search(&token).is_err();
     let candidates: Vec<TokenId> =
         candidates(hash).filter(|&token| allowed(token)).take(logprobs.unwrap_or(0) + 1).collect();
     let mut token = candidates[0];
-    if let Some(mask) = &sample.mask {
+    if let Some(mask) = &row.sample.mask {
         let Some(words) = mask.allowed() else { return Sampled::Failed(Failure::Constraint) };
         let in_mask =
             |token: TokenId| words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);

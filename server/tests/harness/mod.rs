@@ -39,7 +39,11 @@ impl Default for Setup {
         let options = ServeOptions {
             names: vec![MODEL.into(), "alias".into()],
             root: "somewhere".into(),
-            scheduling: Scheduling { max_waiting: 1024, enable_prefix_caching: true },
+            scheduling: Scheduling {
+                max_waiting: 1024,
+                enable_prefix_caching: true,
+                speculation: Default::default(),
+            },
             keys: ApiKeys::default(),
             limits: AppLimits::default(),
             http: HttpLimits::default(),
@@ -71,6 +75,7 @@ pub fn small_load() -> LoadOptions {
         memory: MemoryLimit::Bytes(200 << 20),
         threads: Some(2),
         seed: 0,
+        weights_cache: None,
     }
 }
 

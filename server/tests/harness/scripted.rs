@@ -198,9 +198,9 @@ impl ModelRunner for ScriptedRunner {
         let sampled = batch
             .items
             .iter()
-            .filter_map(|item| item.sample.as_ref())
-            .map(|sample| {
-                let mask = sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
+            .flat_map(|item| item.sample.iter().flat_map(|sample| sample.rows()))
+            .map(|row| {
+                let mask = row.sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
                 let allowed = |token: TokenId| {
                     mask.is_none_or(|mask| {
                         mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
@@ -208,17 +208,13 @@ impl ModelRunner for ScriptedRunner {
                 };
                 let token = match &mut *script {
                     Say::Tokens(tokens) => {
-                        let token = tokens.get(sample.num_generated).copied().unwrap_or(self.eos);
-                        assert!(
-                            allowed(token),
-                            "token {} of the script is not allowed",
-                            sample.num_generated
-                        );
+                        let token = tokens.get(row.num_generated()).copied().unwrap_or(self.eos);
+                        assert!(allowed(token), "token {} of the script is not allowed", row.num_generated());
                         token
                     }
                     Say::Anything(state) => draw(state, self.num_tokens, allowed, self.eos),
                 };
-                let logprob = sample.params.logprobs.map(|_| -0.5);
+                let logprob = row.params().logprobs.map(|_| -0.5);
                 Sampled::Token(SampledToken { token, logprob, top: Vec::new() })
             })
             .collect();

@@ -132,6 +132,7 @@ impl Random {
                 params: params.clone(),
                 position,
                 num_generated: position,
+                num_drafts: 0,
                 history: None,
                 mask,
                 may_be_deferred: false,

@@ -147,7 +147,7 @@ impl Dot for Vnni {
 
 impl Bf16Dot {
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
-    pub const TILE_ROWS: usize = 12;
+    pub const TILE_ROWS: usize = 8;
 
     pub fn is_available() -> bool {
         is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")

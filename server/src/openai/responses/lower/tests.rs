@@ -13,6 +13,7 @@ fn defaults() -> GenerationDefaults {
         repetition_penalty: 1.0,
         eos_token_ids: vec![1],
         vocab_size: 10,
+        speculation: Default::default(),
     }
 }
 

@@ -1,0 +1,114 @@
+//! What rounded activations save: a mixture of experts of the shape that tools/compare uses, on random weights, in every type of weights,
+//! with activations as they are and rounded as the processor multiplies, in turns.
+//!
+//! `cargo bench -p models --bench precision`. One thread, by the processor time that it got; of each the best of some rounds.
+
+use models::{
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
+    MemoryLimit, ModelFiles, QuantizationChoice,
+};
+use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
+use std::hint::black_box;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+const CONFIG: &str = r#"{"architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 32768, "hidden_size": 1024,
+    "intermediate_size": 4096, "moe_intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 16,
+    "kv_lora_rank": 512, "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "n_routed_experts": 32, "num_experts_per_tok": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1,
+    "topk_group": 1, "routed_scaling_factor": 2.446, "rms_norm_eps": 1e-5, "rope_theta": 50000.0,
+    "max_position_embeddings": 4096, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0}"#;
+const VOCAB: usize = 32_768;
+const BLOCK_SIZE: usize = 16;
+const CONTEXT: usize = 128;
+const PROMPT: usize = 512;
+const BLOCKS_EACH: usize = PROMPT / BLOCK_SIZE + 1;
+const ROUNDS: usize = 4;
+
+fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (DeviceRunner, &'static str) {
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        kernels: KernelOptions::default(),
+        graphs: true,
+        load_format: LoadFormat::Dummy,
+        weights_cache: None,
+        dtype: DTypeChoice::Auto,
+        quantization,
+        activations,
+        max_model_len: Some(1024),
+        max_num_seqs: 8,
+        max_num_batched_tokens: PROMPT,
+        block_size: BLOCK_SIZE,
+        memory: MemoryLimit::Bytes(2 << 30),
+        threads: Some(1),
+        seed: 1,
+    };
+    let files = ModelFiles::Embedded(vec![("config.json", CONFIG.as_bytes())].leak());
+    let loaded = models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
+    (loaded.runner, loaded.info.activations)
+}
+
+/// Tokens `from..to` of some sequences, greedy.
+fn batch(sequences: usize, from: usize, to: usize) -> Batch {
+    let item = |sequence: usize| BatchItem {
+        id: SequenceId(sequence as u64),
+        tokens: (from..to).map(|i| ((i + 1000 * sequence) * 7919 % VOCAB) as u32).collect(),
+        context_len: from,
+        blocks: (0..to.div_ceil(BLOCK_SIZE)).map(|i| BlockId((sequence * BLOCKS_EACH + i) as u32)).collect(),
+        images: Vec::new(),
+        prompt: None,
+        sample: Some(Sample {
+            params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
+            position: to,
+            num_generated: 0,
+            num_drafts: 0,
+            history: None,
+            mask: None,
+            may_be_deferred: false,
+        }),
+    };
+    Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
+}
+
+/// Seconds that this thread ran, where the system says it; else the clock.
+fn thread_clock() -> f64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+    nanoseconds.map_or_else(|| START.get_or_init(Instant::now).elapsed().as_secs_f64(), |ns| ns * 1e-9)
+}
+
+fn time(runner: &mut DeviceRunner, batch: &Batch, runs: usize) -> f64 {
+    let from = thread_clock();
+    for _ in 0..runs {
+        black_box(runner.execute(batch).expect("the processor does not fail"));
+    }
+    (thread_clock() - from) / runs as f64
+}
+
+fn main() {
+    println!("| weights | activations | job | CPU-ms a token |\n|---|---|---|--:|");
+    for (weights, quantization) in [
+        ("bfloat16", QuantizationChoice::Auto),
+        ("int8", QuantizationChoice::Int8),
+        ("int4", QuantizationChoice::Int4),
+    ] {
+        let both = [ActivationsChoice::F32, ActivationsChoice::Auto];
+        let mut runners = both.map(|activations| load(quantization, activations));
+        for (job, batch, tokens, runs) in [
+            ("prefill of 512", batch(1, 0, PROMPT), PROMPT, 1),
+            ("decode of 1", batch(1, CONTEXT, CONTEXT + 1), 1, 10),
+            ("decode of 8", batch(8, CONTEXT, CONTEXT + 1), 8, 5),
+        ] {
+            let mut best = [f64::MAX; 2];
+            for _ in 0..ROUNDS {
+                for ((runner, _), best) in runners.iter_mut().zip(&mut best) {
+                    *best = best.min(time(runner, &batch, runs));
+                }
+            }
+            for ((_, activations), best) in runners.iter().zip(best) {
+                println!("| {weights} | {activations} | {job} | {:.2} |", 1e3 * best / tokens as f64);
+            }
+        }
+    }
+}
