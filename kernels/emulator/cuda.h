@@ -172,6 +172,13 @@ inline unsigned __float_as_uint(float v) { unsigned u; memcpy(&u, &v, 4); return
 inline int __float_as_int(float v) { int u; memcpy(&u, &v, 4); return u; }
 inline float __uint_as_float(unsigned u) { float v; memcpy(&v, &u, 4); return v; }
 inline float __int_as_float(int u) { float v; memcpy(&v, &u, 4); return v; }
+// Byte i of the result is the byte of {y, x} that nibble i of the selector names; selectors with its sign bit are not used.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    uint64_t bytes = (uint64_t)y << 32 | x;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) out |= (unsigned)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return out;
+}
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
 inline int __ffs(int v) { return __builtin_ffs(v); }

@@ -103,6 +103,11 @@ inline unsigned short f16_from_float(float v) { return emu::to_f16(v); }
 inline float f16_to_float(unsigned short v) { return emu::from_f16(v); }
 inline unsigned pack_bf16(float lo, float hi) { return emu::to_bf16(lo) | (unsigned)emu::to_bf16(hi) << 16; }
 inline unsigned pack_f16(float lo, float hi) { return emu::to_f16(lo) | (unsigned)emu::to_f16(hi) << 16; }
+// f32 has more than twice the bits of bf16 and two more: rounding twice is rounding once.
+inline unsigned add_bf16x2(unsigned a, unsigned b) {
+    auto add = [&](int bit) { return emu::to_bf16(emu::from_bf16((uint16_t)(a >> bit)) + emu::from_bf16((uint16_t)(b >> bit))); };
+    return add(0) | (unsigned)add(16) << 16;
+}
 inline float fast_exp2(float v) { return exp2f(v); }
 
 // ---- asynchronous copies

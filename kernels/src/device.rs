@@ -5,7 +5,7 @@ use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
 use crate::cuda::Cuda;
 use crate::cuda::driver::Driver;
-use crate::{ActivationChoice, ActivationType, DType, Error, WeightType};
+use crate::{ActivationChoice, ActivationType, Error, WeightType};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +59,7 @@ impl Device {
     }
 
     /// What activations are rounded to before a product with weights of this type. On a GPU: not by us, its instructions take them
-    /// in the type of the weights.
+    /// in the type of the weights, beside quantised ones in bf16.
     pub fn activation_type(&self, weights: WeightType) -> ActivationType {
         match self {
             Self::Cpu(cpu) => cpu.rounds.beside(weights),
@@ -144,8 +144,9 @@ impl Device {
         self.host().isa
     }
 
-    /// Compiles what a model with weights of this type launches, unless it is in the cache. Nothing to do on the CPU.
-    pub fn prepare_kernels(&self, stored_as: DType) -> Result<(), Error> {
+    /// Compiles what a model with weights, tables and caches of these types launches, unless it is in the cache. Nothing to do on
+    /// the CPU.
+    pub fn prepare_kernels(&self, stored_as: &[WeightType]) -> Result<(), Error> {
         match self {
             Self::Cpu(_) => Ok(()),
             Self::Cuda(cuda) => Ok(cuda.prepare_for(stored_as)?),

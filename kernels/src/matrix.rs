@@ -6,12 +6,13 @@
 
 use crate::cpu::pack as cpu_pack;
 use crate::cuda::driver::DevicePtr;
-use crate::cuda::pack::pack_row as pack_row_for_gpu;
+use crate::cuda::pack as gpu_pack;
 use crate::memory::Buffer;
 use crate::packed::{Packed, one_part};
 use crate::quantize::GroupedRow;
 use crate::random::RandomRows;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
+use crate::weight_type::{GROUP, K_GRAIN};
 use crate::{DType, Device, SharedBytes, WeightType};
 use std::fmt;
 
@@ -156,7 +157,7 @@ impl MatrixBatch {
         self.stored_as
     }
 
-    /// Of float weights, which are the only ones on a GPU. Panics for quantised ones.
+    /// Of float weights. Panics for quantised ones.
     pub fn dtype(&self) -> DType {
         self.stored_as.float().expect("float weights")
     }
@@ -184,6 +185,14 @@ impl MatrixBatch {
         WeightType::k_padded(self.k)
     }
 
+    /// What a GPU multiplies in one go, along K (cuda/gemm.cuh).
+    pub(crate) fn units(&self) -> usize {
+        match self.stored_as.is_quantised() {
+            true => self.k.div_ceil(GROUP),
+            false => self.k_padded() / K_GRAIN,
+        }
+    }
+
     /// The first panel, on a GPU.
     pub(crate) fn pointer(&self) -> DevicePtr {
         self.buffer.pointer()
@@ -195,8 +204,6 @@ impl MatrixBatch {
 
     pub(crate) fn unwritten(device: &Device, stored_as: WeightType, [count, n, k]: [usize; 3]) -> Self {
         assert!(count > 0 && n > 0 && k > 0, "weights [{count}, {n}, {k}] are empty");
-        let on_gpu = matches!(device, Device::Cuda(_));
-        assert!(!(on_gpu && stored_as.is_quantised()), "no kernel reads weights of {stored_as} on a GPU");
         let bytes = usize::try_from(Self::packed_bytes(stored_as, [count, n, k]))
             .expect("weights fit the address space");
         let name = format!("weights {stored_as} [{count}, {n}, {k}]");
@@ -218,7 +225,6 @@ impl MatrixBatch {
             }
             Device::Cuda(cuda) => {
                 // Some panels at a time: the next are packed while these are copied.
-                let dtype = self.dtype();
                 let at_once = (UPLOAD_BYTES / panel_bytes).clamp(1, total);
                 let mut block = vec![0; at_once * panel_bytes];
                 for first in (0..total).step_by(at_once) {
@@ -226,9 +232,7 @@ impl MatrixBatch {
                     block.fill(0);
                     cuda.host.for_blocks(block, panel_bytes, |i, panel| {
                         let (member, first) = ((first + i) / panels, (first + i) % panels * PANEL);
-                        rows.for_each(member, first, &mut |row, values| {
-                            pack_row_for_gpu(panel, dtype, row, values);
-                        });
+                        rows.pack_for_gpu(member, first, panel);
                     });
                     self.buffer.write(first * panel_bytes, block);
                 }
@@ -279,13 +283,21 @@ impl PanelRows<'_> {
         self.source.done(member, rows);
     }
 
-    /// Calls `pack` with each row of the panel, as floats.
-    fn for_each(&self, member: usize, first: usize, pack: &mut dyn FnMut(usize, &[f32])) {
-        let mut values = vec![0.0; self.k];
+    /// The same for a GPU, into a panel that was zeroed.
+    fn pack_for_gpu(&self, member: usize, first: usize, panel: &mut [u8]) {
+        let (mut values, mut groups) = (vec![0.0; self.k], GroupedRow::new(self.k));
         let rows = first..self.n.min(first + PANEL);
         for row in rows.clone() {
-            self.source.read_f32(member, row, &mut values);
-            pack(row - first, &values);
+            if let Some(dtype) = self.stored_as.float() {
+                self.source.read_f32(member, row, &mut values);
+                gpu_pack::pack_row(panel, dtype, row - first, &values);
+                continue;
+            }
+            if !self.source.read_groups(member, row, self.stored_as, &mut groups) {
+                self.source.read_f32(member, row, &mut values);
+                groups.quantize(self.stored_as, &values);
+            }
+            gpu_pack::pack_groups(panel, self.stored_as, row - first, &groups);
         }
         self.source.done(member, rows);
     }

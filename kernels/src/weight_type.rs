@@ -8,7 +8,7 @@ use std::fmt;
 pub const GROUP: usize = 32;
 
 /// K of float weights is filled up to a multiple of this.
-const K_GRAIN: usize = 16;
+pub(crate) const K_GRAIN: usize = 16;
 
 /// How the weights of a linear layer are stored. Sums are f32 whatever it is; what activations are is [`crate::ActivationType`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +50,18 @@ impl WeightType {
             Self::Int8 => "int8",
             Self::Int4 => "int4",
             Self::Int4Zero => "int4 with zeros",
+        }
+    }
+
+    /// As CUDA kernels name it (cuda/gemm.cuh).
+    pub(crate) const fn cpp(self) -> &'static str {
+        match self {
+            Self::F32 => DType::F32.cpp(),
+            Self::BF16 => DType::BF16.cpp(),
+            Self::F16 => DType::F16.cpp(),
+            Self::Int8 => "q8",
+            Self::Int4 => "q4",
+            Self::Int4Zero => "q4z",
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where a model runs: from what was asked for to a device, without its memory, which is taken when the plan is known.
 
 use crate::{ActivationsChoice, LoadError, LoadOptions, MemoryLimit};
+use kernels::cuda::Matmul;
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::{CudaError, DeviceInfo, Driver};
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
@@ -27,6 +28,8 @@ pub struct KernelOptions {
     pub cache: Option<PathBuf>,
     /// Where libnvrtc is, if the system's loader does not find it.
     pub nvrtc: Option<PathBuf>,
+    /// What multiplies many tokens.
+    pub matmul: Matmul,
 }
 
 /// Whether this machine has NVIDIA's driver library.
@@ -97,11 +100,21 @@ fn cpu(options: &LoadOptions) -> Result<Device, LoadError> {
 
 fn with_driver(driver: Box<dyn Driver>, options: &LoadOptions) -> Result<Device, LoadError> {
     if options.activations != ActivationsChoice::Auto {
-        let message = "a GPU takes activations in the type of the weights".into();
+        let message =
+            "a GPU takes activations in the type of the weights, beside quantised ones in bfloat16".into();
         return Err(LoadError::Option { option: "activations", message });
     }
     let host = CpuOptions { threads: options.threads, ..CpuOptions::default() };
-    Ok(Device::cuda_without_memory(driver, host)?)
+    let device = Device::cuda_without_memory(driver, host)?;
+    if let Device::Cuda(cuda) = &device
+        && !cuda.choose_matmul(options.kernels.matmul)
+    {
+        let (major, minor) = cuda.info().capability;
+        let message =
+            format!("wgmma needs a GPU of compute capability 9.0, and this one has {major}.{minor}");
+        return Err(LoadError::Option { option: "gpu_matmul", message });
+    }
+    Ok(device)
 }
 
 fn cache(options: &LoadOptions) -> Result<Cache, LoadError> {

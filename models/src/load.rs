@@ -104,7 +104,7 @@ pub fn load(
     let mut report =
         || progress(Progress { bytes_done: checkpoint.bytes_taken().min(bytes_total), bytes_total });
     report();
-    device.prepare_kernels(stored_as)?;
+    device.prepare_kernels(&storage.weight_types())?;
     let placement = Placement { device: &device, storage, max_model_len: plan.max_model_len };
     let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
     let eyes = match &description.vision {

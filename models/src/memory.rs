@@ -240,7 +240,6 @@ impl Request<'_> {
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
-        check_weights(self.device, self.storage)?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -294,16 +293,6 @@ impl Request<'_> {
 
 pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
     images.num_blocks * images.rows_per_block
-}
-
-/// No kernel of a GPU reads quantised weights yet.
-fn check_weights(device: &Device, storage: &Storage) -> Result<(), LoadError> {
-    if !matches!(device, Device::Cuda(_)) || !storage.quantises() {
-        return Ok(());
-    }
-    let kind = storage.describe().unwrap_or("int8 or int4");
-    let message = format!("weights in {kind} are computed with on the processor only: use --device cpu");
-    Err(LoadError::Option { option: "device", message })
 }
 
 /// What pictures take after they were encoded, and the places that they go to.

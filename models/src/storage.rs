@@ -105,17 +105,27 @@ impl Storage {
         Ok(first.expect("there are matrices").1)
     }
 
-    /// Whether any weight is kept quantised.
-    pub fn quantises(&self) -> bool {
-        self.quantization != Quantization::None || self.published.as_ref().is_some_and(Published::is_kept)
+    /// The types that weights may be kept in, beside those that are f32 whatever is asked for.
+    pub fn weight_types(&self) -> Vec<WeightType> {
+        let asked: &[WeightType] = match self.quantization {
+            Quantization::None => &[],
+            Quantization::Int8 => &[WeightType::Int8],
+            Quantization::Int4 => &[WeightType::Int4, WeightType::Int8],
+        };
+        let is_kept = self.published.as_ref().is_some_and(Published::is_kept);
+        let quantised = WeightType::ALL.into_iter().filter(|kept| kept.is_quantised());
+        let quantised = quantised.filter(|kept| is_kept || asked.contains(kept));
+        std::iter::once(self.float.into()).chain(quantised).collect()
     }
 
     /// What activations are rounded to before products with most weights.
     pub fn activations(&self, device: &Device) -> &'static str {
+        let quantises = self.weight_types().iter().any(|kept| kept.is_quantised());
         match device {
-            Device::Cpu(_) if self.quantises() => device.activation_type(WeightType::Int8).name(),
+            Device::Cpu(_) if quantises => device.activation_type(WeightType::Int8).name(),
             Device::Cpu(_) => device.activation_type(self.float.into()).name(),
-            // Its instructions take both sides in one type of floats.
+            // Its instructions take both sides in one type of floats, which for levels is bf16.
+            Device::Cuda(_) if quantises => published_name(DType::BF16),
             Device::Cuda(_) => published_name(self.float),
         }
     }
@@ -146,6 +156,9 @@ mod tests {
             (Quantization::Int4, [Int4, Int8, Int8, F32, BF16]),
         ] {
             assert_eq!(parts.map(|part| of(quantization, part)), expected, "{quantization:?}");
+            let types = Storage { quantization, ..Storage::floats(DType::BF16) }.weight_types();
+            assert!(expected.iter().all(|kept| *kept == F32 || types.contains(kept)), "{quantization:?}");
+            assert!(types.iter().all(|kept| expected.contains(kept)), "{quantization:?}");
         }
     }
 }

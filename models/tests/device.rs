@@ -5,7 +5,7 @@ mod common;
 
 use common::late::Late;
 use common::{FAMILIES, fixture, load, on_gpu, options};
-use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded};
+use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -74,8 +74,9 @@ impl World {
     }
 
     fn sequence(&self, id: u64, request: &Request) -> Sequence {
-        let mut prompt: Vec<u32> =
-            (0..request.len).map(|i| ((i * 37 + 11 * request.len) % 90) as u32).collect();
+        let mut prompt: Vec<u32> = (0..request.len)
+            .map(|i| ((i * 37 + 11 * request.len) % 90.min(self.vocab_size)) as u32)
+            .collect();
         let mut spans = Vec::new();
         if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
             prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
@@ -135,9 +136,25 @@ fn near_the_processor(family: &str) {
     }
 }
 
-/// In the type of the checkpoint, on tensor cores.
-fn equal_to_itself(family: &str) {
-    let options = LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() };
+/// Quantised weights are the same on both; what they are multiplied with is rounded to bf16 on a GPU.
+fn near_the_processor_quantised(name: &str, quantization: QuantizationChoice) {
+    const TOLERANCE: f32 = 0.1;
+    let [cpu, gpu] = [options(), on_gpu()].map(|options| {
+        let options = LoadOptions { dtype: DTypeChoice::F32, quantization, ..options };
+        together(&mut World::new(name, &options, |_| {}))
+    });
+    for (gpu, cpu) in gpu.iter().zip(&cpu) {
+        assert_eq!(gpu.tokens.len(), MAX_TOKENS, "{name}");
+        // What follows may follow another token. Of equal chances, either may come first.
+        for (gpu, cpu) in gpu.top[0].iter().zip(&cpu.top[0]) {
+            assert!((gpu.1 - cpu.1).abs() < TOLERANCE, "{name}: {gpu:?} is not {cpu:?}");
+        }
+    }
+}
+
+/// On tensor cores, in bf16 or as the checkpoint or the options say.
+fn equal_to_itself(family: &str, quantization: QuantizationChoice) {
+    let options = LoadOptions { dtype: DTypeChoice::BF16, quantization, ..on_gpu() };
     let alone: Vec<Answer> = requests()
         .iter()
         .map(|request| {
@@ -237,6 +254,26 @@ families!(
     kimi_vl,
 );
 
+mod near_the_processor_quantised {
+    use super::near_the_processor_quantised as near;
+    use models::QuantizationChoice::{Auto, Int4, Int8};
+
+    #[test]
+    fn at_load() {
+        near("kimi_vl", Int4);
+        // Not one whose router chooses among near-equals: another expert is another answer.
+        near("llama31", Int8);
+    }
+
+    /// Each form of weights that a GPU has a layout for, and one that becomes floats.
+    #[test]
+    fn published_forms() {
+        for form in ["compressed_int4", "compressed_int8", "awq", "gptq_zeros", "fp8"] {
+            near(&format!("quantised/{form}"), Auto);
+        }
+    }
+}
+
 /// One sequence goes on in every step while the other one's picture is being encoded.
 #[test]
 fn a_picture_is_encoded_beside_the_steps() {
@@ -261,19 +298,37 @@ fn a_picture_is_encoded_beside_the_steps() {
 }
 
 mod equal_to_itself {
+    use super::equal_to_itself;
+    use models::QuantizationChoice::{Auto, Int4, Int8};
+
     #[test]
     fn pictures_latents_and_experts() {
-        super::equal_to_itself("kimi_vl");
+        equal_to_itself("kimi_vl", Auto);
     }
 
     #[test]
     fn grouped_queries() {
-        super::equal_to_itself("llama31");
+        equal_to_itself("llama31", Auto);
     }
 
     #[test]
     fn softmax_experts() {
-        super::equal_to_itself("qwen3_moe");
+        equal_to_itself("qwen3_moe", Auto);
+    }
+
+    #[test]
+    fn in_int8() {
+        equal_to_itself("moonlight", Int8);
+    }
+
+    #[test]
+    fn in_int4() {
+        equal_to_itself("kimi_vl", Int4);
+    }
+
+    #[test]
+    fn in_int4_with_zeros() {
+        equal_to_itself("quantised/awq", Auto);
     }
 }
 

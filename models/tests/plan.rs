@@ -44,8 +44,13 @@ fn planned_bytes_are_allocated_bytes_in_every_family() {
 #[test]
 fn the_arena_of_a_gpu_is_as_planned() {
     for &family in FAMILIES {
-        for dtype in [DTypeChoice::F32, DTypeChoice::BF16] {
-            let options = LoadOptions { dtype, ..emulated() };
+        for (dtype, quantization) in [
+            (DTypeChoice::F32, QuantizationChoice::Auto),
+            (DTypeChoice::BF16, QuantizationChoice::Auto),
+            (DTypeChoice::BF16, QuantizationChoice::Int8),
+            (DTypeChoice::F32, QuantizationChoice::Int4),
+        ] {
+            let options = LoadOptions { dtype, quantization, ..emulated() };
             let planned = models::plan(&files(family), &options).unwrap();
             let loaded = load(family, &options);
             assert_eq!(loaded.plan, planned, "{family}");
@@ -75,14 +80,6 @@ fn a_plan_needs_no_gpu() {
         LoadOptions { device: DeviceChoice::Cuda(0), memory: MemoryLimit::Fraction(0.5), ..emulated() };
     let message = models::plan(&files("llama"), &share).unwrap_err().to_string();
     assert!(message.starts_with("memory: it is not known"), "{message}");
-}
-
-#[test]
-fn quantised_weights_are_refused_on_a_gpu() {
-    let quantised = LoadOptions { quantization: QuantizationChoice::Int8, ..emulated() };
-    let message =
-        models::load(&files("llama"), &quantised, &mut |_| {}).err().expect("no kernel").to_string();
-    assert!(message.starts_with("device: weights in int8"), "{message}");
 }
 
 /// Moonlight with so many layers: weights are made up or not needed, so config.json is all.

@@ -38,6 +38,13 @@ pub enum Command {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MatmulArg {
+    Auto,
+    Mma,
+    Wgmma,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
     Auto,
     #[value(alias = "float", alias = "f32")]
@@ -201,6 +208,10 @@ pub struct ServeArgs {
     /// Where libnvrtc is, which compiles kernels, if the system does not find it
     #[arg(long, value_name = "DIR", env = "PERILUNE_NVRTC_DIR")]
     pub nvrtc_dir: Option<PathBuf>,
+
+    /// What multiplies many tokens on a GPU: mma (mma.sync, on every GPU) or wgmma (Hopper alone); auto is mma until wgmma was measured
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_GPU_MATMUL")]
+    pub gpu_matmul: MatmulArg,
 
     /// Type of weights and KV cache
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]

@@ -4,8 +4,8 @@ mod media;
 
 use crate::app::AppLimits;
 use crate::args::{
-    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg,
-    ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, MatmulArg,
+    QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -20,8 +20,8 @@ use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice,
-    WeightsCache,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Matmul,
+    QuantizationChoice, WeightsCache,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -109,6 +109,7 @@ impl TryFrom<ServeArgs> for Config {
             weights_cache_size,
             enforce_eager,
             nvrtc_dir,
+            gpu_matmul,
             dtype,
             quantization,
             activations,
@@ -210,6 +211,11 @@ impl TryFrom<ServeArgs> for Config {
                 kernels: KernelOptions {
                     cache: kernel_cache.or_else(default_kernel_cache),
                     nvrtc: nvrtc_dir,
+                    matmul: match gpu_matmul {
+                        MatmulArg::Auto => Matmul::Auto,
+                        MatmulArg::Mma => Matmul::Mma,
+                        MatmulArg::Wgmma => Matmul::Wgmma,
+                    },
                 },
                 graphs: !enforce_eager,
                 load_format: match load_format {
@@ -364,6 +370,7 @@ impl Config {
         object["speculative_config"] = scheduling.speculation.to_json();
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
+        object["gpu_matmul"] = json!(format!("{:?}", load.kernels.matmul));
         let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
         object["max_stored_responses"] = num_responses_max.into();
         object["max_stored_responses_size"] = bytes_max.into();

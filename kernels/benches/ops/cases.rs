@@ -1,6 +1,7 @@
 //! The ops at sizes of Moonlight and MoonViT: D 2048, 16 heads of 128 + 64 over a latent of 512, experts of 1408.
 
 use crate::{Bench, Work};
+use kernels::cuda::Matmul;
 use kernels::ops::*;
 use kernels::*;
 
@@ -12,6 +13,7 @@ pub fn all(bench: &Bench) {
     grouped(bench);
     pictures(bench);
     rows(bench);
+    samples(bench, 163_840, &[1, 32, 256]);
 }
 
 /// What the emulator can do: each kind of line once.
@@ -23,6 +25,23 @@ pub fn tiny(bench: &Bench) {
     bench.line("linear", "bfloat16 T 3 N 40 K 24", Work::Flop(2.0 * (3 * 40 * 24) as f64), || {
         linear(&x, &w, None, Activation::None, &mut out);
     });
+    let (x, mut out) = (random(bench, &[70, 24]), zeros(bench, &[70, 40]));
+    let work = || Work::Flop(2.0 * (70 * 40 * 24) as f64);
+    with_wgmma(bench, || {
+        bench.line("linear", "bfloat16 T 70 N 40 K 24 wgmma", work(), || {
+            linear(&x, &w, None, Activation::None, &mut out);
+        });
+    });
+    samples(bench, 131, &[2]);
+}
+
+/// The lines of `run` by wgmma, where the device has it.
+fn with_wgmma(bench: &Bench, run: impl FnOnce()) {
+    let Device::Cuda(cuda) = &bench.device else { return };
+    if cuda.choose_matmul(Matmul::Wgmma) {
+        run();
+        cuda.choose_matmul(Matmul::Auto);
+    }
 }
 
 fn zeros(bench: &Bench, shape: &[usize]) -> Tensor {
@@ -57,9 +76,15 @@ fn linears(bench: &Bench) {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
-            bench.line("linear", &sizes, Work::Flop(2.0 * (t * n * k) as f64), || {
-                linear(&x, &w, None, Activation::None, &mut out);
-            });
+            let work = || Work::Flop(2.0 * (t * n * k) as f64);
+            bench.line("linear", &sizes, work(), || linear(&x, &w, None, Activation::None, &mut out));
+            if dtype == WeightType::BF16 {
+                with_wgmma(bench, || {
+                    bench.line("linear", &format!("{sizes} wgmma"), work(), || {
+                        linear(&x, &w, None, Activation::None, &mut out);
+                    });
+                });
+            }
         }
     }
     let w = Matrix::random(&bench.device, DType::BF16, 4304, 1152, 0.02, 2);
@@ -112,13 +137,19 @@ fn experts_of(bench: &Bench, stored_as: WeightType) {
         let weights = random(bench, &[t, k]);
         let mut scratch = MoeScratch::new(&bench.device, t, sizes, k);
         let distinct = (t * k).min(e);
-        let work = match t {
+        let work = || match t {
             1 | 8 => Work::Bytes(experts.bytes() as f64 * distinct as f64 / e as f64),
             _ => Work::Flop(6.0 * (t * k * h * i) as f64),
         };
-        bench.line("moe", &format!("{stored_as} T {t} E {e} k {k} H {h} I {i}"), work, || {
-            moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
-        });
+        let line = format!("{stored_as} T {t} E {e} k {k} H {h} I {i}");
+        bench.line("moe", &line, work(), || moe(&x, &experts, &ids, &weights, &mut scratch, &mut out));
+        if t == 512 && stored_as == WeightType::BF16 {
+            with_wgmma(bench, || {
+                bench.line("moe", &format!("{line} wgmma"), work(), || {
+                    moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
+                });
+            });
+        }
         if stored_as != WeightType::BF16 {
             continue;
         }
@@ -307,5 +338,29 @@ fn rows(bench: &Bench) {
                 interpolate_positions(&table, 48, 40, &mut out);
             },
         );
+    }
+}
+
+/// Rows of logits: greedy, drawn, and drawn from the most probable with log-probabilities. The processor samples elsewhere.
+fn samples(bench: &Bench, vocab: usize, rows: &[usize]) {
+    if !bench.wants("sample") || matches!(bench.device, Device::Cpu(_)) {
+        return;
+    }
+    let drawn = Draw { temperature: 0.8, seed: 7, position: 3, ..Draw::GREEDY };
+    let kinds = [
+        ("greedy", Draw::GREEDY, None),
+        ("drawn", drawn, None),
+        ("top_p 0.9 and 20 logprobs", Draw { top_p: 0.9, ..drawn }, Some(20)),
+    ];
+    for &t in rows {
+        let logits = Tensor::random(&bench.device, &[t, vocab], 3.0, 1);
+        let mut scratch = SampleScratch::new(&bench.device, SampleSizes { max_rows: t, vocab });
+        for (kind, draw, top) in kinds {
+            let requests = vec![RowRequest { top, want: Want::Draw(draw) }; t];
+            let work = Work::Bytes((4 * t * vocab) as f64);
+            bench.line("sample", &format!("T {t} V {vocab} {kind}"), work, || {
+                sample(&logits, &requests, &mut scratch);
+            });
+        }
     }
 }

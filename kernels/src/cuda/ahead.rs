@@ -6,7 +6,7 @@ use super::driver::{CudaError, Result};
 use super::launch::{Instance, Kernel, all};
 use super::nvrtc::Nvrtc;
 use super::{Cuda, launch};
-use crate::DType;
+use crate::WeightType;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ pub fn build(
     let number = arch_number(arch).ok_or_else(|| CudaError::UnknownArch(arch.to_string()))?;
     let cache = Cache::new(folder);
     let nvrtc = Nvrtc::load(nvrtc, cache.clone())?;
-    let wanted = instances(|_, instance| instance.min_arch <= number);
+    let wanted = instances(|_, instance| instance.runs_on(number));
     let finished = AtomicUsize::new(0);
     in_parallel(&wanted, threads, |kernel, expression| {
         nvrtc.compile(&job(kernel, expression), arch)?;
@@ -96,18 +96,24 @@ impl Cuda {
         wanted.iter().try_for_each(|&(kernel, expression)| self.function(kernel, expression).map(|_| ()))
     }
 
-    /// Everything that a model with weights of this type may launch. Where whole sources are compiled at once it is left to the
+    /// Everything that a model with weights of these types may launch, beside what all have. Where whole sources are compiled at once it is left to the
     /// first launch: an emulated model uses a few of them.
-    pub(crate) fn prepare_for(&self, stored_as: DType) -> Result<()> {
+    pub(crate) fn prepare_for(&self, stored_as: &[WeightType]) -> Result<()> {
         if self.driver.compiles_whole_sources() {
             return Ok(());
         }
-        let others: Vec<&str> =
-            [DType::BF16, DType::F16].iter().filter(|&&t| t != stored_as).map(|t| t.cpp()).collect();
+        let others: Vec<&str> = WeightType::ALL
+            .iter()
+            .filter(|t| **t != WeightType::F32 && !stored_as.contains(t))
+            .map(|t| t.cpp())
+            .collect();
         let arch = self.arch_number();
         self.prepare(&instances(|kernel, instance| {
             let uses = |name: &&str| launch::names_type(instance.expression, name);
-            instance.min_arch <= arch && !others.iter().any(uses) && !Self::is_for_measuring(kernel)
+            instance.runs_on(arch)
+                && (!instance.expression.contains("_wgmma") || self.uses_wgmma())
+                && !others.iter().any(uses)
+                && !Self::is_for_measuring(kernel)
         }))
     }
 }

@@ -13,14 +13,32 @@ pub struct Source {
     pub text: &'static str,
 }
 
-/// The headers that every source may include.
-pub(crate) const HEADERS: [Source; 5] = [
+/// The headers that sources may include.
+pub(crate) const HEADERS: [Source; 6] = [
     Source { name: "attention.cuh", text: include_str!("attention.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
     Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },
     Source { name: "ptx.cuh", text: include_str!("ptx.cuh") },
+    Source { name: "wgmma.cuh", text: include_str!("wgmma.cuh") },
 ];
+
+/// The headers that a source includes, itself or through another: a change of the others leaves its results as they are.
+pub(crate) fn headers_of(source: Source) -> Vec<Source> {
+    let mut found: Vec<Source> = Vec::new();
+    let mut open = vec![source];
+    while let Some(source) = open.pop() {
+        for header in HEADERS {
+            let line = format!("#include \"{}\"", header.name);
+            if !found.contains(&header) && source.text.contains(&line) {
+                found.push(header);
+                open.push(header);
+            }
+        }
+    }
+    found.sort_by_key(|header| header.name);
+    found
+}
 
 /// Instances of one source to compile together.
 #[derive(Clone, Debug)]

@@ -21,13 +21,23 @@ pub struct Instance {
     pub registers: u32,
     /// Static shared memory of one block, in bytes.
     pub shared: u32,
-    /// Lowest architecture that it compiles for, such as 80.
-    pub min_arch: u32,
+    /// The first architecture that it compiles for, such as 80, and the last.
+    pub archs: [u32; 2],
 }
 
 impl Instance {
     pub const fn new(expression: &'static str, registers: u32, shared: u32) -> Self {
-        Self { expression, registers, shared, min_arch: 80 }
+        Self { expression, registers, shared, archs: [80, u32::MAX] }
+    }
+
+    /// With instructions of sm_90a, which no other architecture has.
+    pub const fn hopper(expression: &'static str, registers: u32, shared: u32) -> Self {
+        Self { expression, registers, shared, archs: [90, 90] }
+    }
+
+    /// Whether it compiles for an architecture, such as 80.
+    pub fn runs_on(&self, arch: u32) -> bool {
+        (self.archs[0]..=self.archs[1]).contains(&arch)
     }
 }
 
@@ -64,7 +74,7 @@ impl Cuda {
         );
         let expressions: Vec<String> = if self.driver.compiles_whole_sources() {
             let arch = self.arch_number();
-            let here = kernel.instances.iter().filter(|instance| instance.min_arch <= arch);
+            let here = kernel.instances.iter().filter(|instance| instance.runs_on(arch));
             here.map(|instance| instance.expression.to_string()).collect()
         } else {
             vec![expression.to_string()]
@@ -75,7 +85,7 @@ impl Cuda {
         Ok(loaded[expression])
     }
 
-    /// 80, 90, 100: what `Instance::min_arch` is compared with.
+    /// 80, 90, 100: what `Instance::runs_on` is asked.
     pub(crate) fn arch_number(&self) -> u32 {
         let (major, minor) = self.driver.info().capability;
         10 * major + minor

@@ -3,18 +3,15 @@
 // out [T, N] f32 · sums in f32 · any T > 0, N, K
 // 2·T·N·K FLOP; moves 2·N·K bytes of weights and size·T·K of x for each 128 rows; not measured: no GPU was available
 //
-// Weights are the large side (M) of mma.m16n8k16 and tokens the small one (N), so that one order serves 1 token and 1,000:
-// K is cut into RANGES ranges of whole 16s by its length alone; inside a range one accumulator takes the products in the order
-// of k; the ranges are added from first to last. Both kernels do this, and nothing else may decide how a sum is made.
-//
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers
-//   linear_many   a block has 128 rows of w and 64 tokens, ranges one after the other
+//   linear_many   a block has 128 rows of w and 64 tokens
+//   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 struct LinearShape {
     int rows, n, k;             // T, N, K
-    int panels, tiles;          // of 32 rows and of 16 along K, in one member
+    int panels, units;          // of 32 rows and along K, in one member
     int x_stride, out_stride;   // elements from one token to the next
     int x_head, out_head;       // and from one head to the next
     int act;                    // Activation, see activate()
@@ -32,136 +29,41 @@ __device__ __forceinline__ float activate(float v, int act) {
 
 // grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads
 template <class X, class W, int TILES>
-__global__ void __launch_bounds__(RANGES * 32, 4)
+__global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES == 4 ? 2 : 3)
     linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
-    int lane = lane_id(), warp = warp_id(), group = lane / 4, pair = lane % 4 * 2;
     int first_row = (int)blockIdx.x * 16, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
-    int panel = head * s.panels + (int)blockIdx.x / 2, half = (int)blockIdx.x % 2;
-    Ptr<const W> fragments = w + ((long long)panel * s.tiles * 2 + half) * 256 + lane * 8;
-    Ptr<const X> from = x + (long long)head * s.x_head;
-
-    float acc[TILES][4] = {};
-    int per = tiles_per_range(s.tiles), end = min((warp + 1) * per, s.tiles);
-#pragma unroll 4
-    for (int tile = warp * per; tile < end; tile++) {
-        uint4 a = load_once<uint4>(fragments + (long long)tile * 512);
-        unsigned rows[4] = {a.x, a.y, a.z, a.w};
+    long long panel = (long long)(head * s.panels + (int)blockIdx.x / 2) * s.units * Weights<W>::LEN;
+    Source<X> from{x + (long long)head * s.x_head, s.x_stride, s.k, s.pairs};
+    int source[TILES];
 #pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            int token = first_token + i * 8 + group;
-            unsigned b0 = 0, b1 = 0;
-            if (token < s.rows) {
-                Ptr<const X> row = from + (long long)token * s.x_stride;
-                b0 = load_pair<X, W>(row, tile * 16 + pair, s.k, s.pairs);
-                b1 = load_pair<X, W>(row, tile * 16 + 8 + pair, s.k, s.pairs);
-            }
-            Float<W>::mma(acc[i], rows, b0, b1);
-        }
+    for (int i = 0; i < TILES; i++) {
+        int token = first_token + i * 8 + lane_id() / 4;
+        source[i] = token < s.rows ? token : -1;
     }
-    // partial[range][token][row]
-#pragma unroll
-    for (int i = 0; i < TILES; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            int token = i * 8 + pair + j % 2, row = group + j / 2 * 8;
-            partial[(warp * 8 * TILES + token) * 16 + row] = acc[i][j];
-        }
+    float acc[1][TILES][4] = {};
+    multiply_few<(TILES == 4 ? 2 : 4) / Weights<W>::TILES>(acc, w + panel, 0, (int)blockIdx.x % 2, s.units, from, source);
+    store_partial(partial, acc);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < 16 * 8 * TILES; i += RANGES * 32) {
         int row = first_row + i % 16, token = first_token + i / 16;
         if (row >= s.n || token >= s.rows) continue;
-        float total = 0;
-        for (int range = 0; range < RANGES; range++) total += partial[range * 16 * 8 * TILES + i];
+        float total = sum_ranges<TILES>(partial, 0, i);
         if (bias != nullptr) total += bias[row];
         out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(total, s.act);
     }
 }
 
-constexpr int MANY_TOKENS = 64;
-constexpr int MANY_PANELS = 4;
-constexpr int STAGES = 3;
-// One step of K is two tiles. Rows of x in shared memory are 40 long: 80 bytes apart, eight of them touch every bank once.
-constexpr int X_STRIDE = 40;
-
-// grid: (panels / 4, tokens / 64, heads), 256 threads: 4 warps along the panels, 2 along the tokens, 32 x 32 each
+// grid: (panels / 4, tokens / 64, heads), 256 threads
 template <class X, class W>
-__global__ void __launch_bounds__(256) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
-    SHARED(W, weights, STAGES * MANY_PANELS * 1024);
-    SHARED(W, tokens, 2 * MANY_TOKENS * X_STRIDE);
-    int thread = (int)threadIdx.x, lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
+__global__ void __launch_bounds__(256, 1) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
     int first_panel = (int)blockIdx.x * MANY_PANELS, first_token = (int)blockIdx.y * MANY_TOKENS, head = (int)blockIdx.z;
-    int steps = (s.tiles + 1) / 2;
-    Ptr<const X> from = x + (long long)head * s.x_head;
-
-    // A step of weights: 4 panels x 2 tiles x 1 KiB, two copies of 16 bytes for each thread.
-    auto copy_weights = [&](int step) {
-        if (step < steps) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int piece = thread + i * 256, panel = piece / 128, tile = step * 2 + piece % 128 / 64;
-                bool there = first_panel + panel < s.panels && tile < s.tiles;
-                long long source = ((long long)(head * s.panels + first_panel + panel) * s.tiles + tile) * 512 + piece % 64 * 8;
-                cp_async16(weights + (step % STAGES * MANY_PANELS * 1024 + piece * 8), w + (there ? source : 0), there ? 16 : 0);
-            }
-        }
-        cp_async_commit();
-    };
-    // A step of tokens: 64 x 32, eight neighbours for each thread, through registers because they are rounded on the way.
-    unsigned held[4];
-    auto load_tokens = [&](int step) {
-        int token = first_token + thread / 4, k = step * 32 + thread % 4 * 8;
-        Ptr<const X> row = from + (long long)token * s.x_stride;
-#pragma unroll
-        for (int i = 0; i < 4; i++) held[i] = token < s.rows ? load_pair<X, W>(row, k + 2 * i, s.k, s.pairs) : 0u;
-    };
-    auto store_tokens = [&](int step) {
-        store_vec(tokens + ((step % 2 * MANY_TOKENS + thread / 4) * X_STRIDE + thread % 4 * 8),
-                  make_uint4(held[0], held[1], held[2], held[3]));
-    };
-
-    float total[2][4][4] = {}, acc[2][4][4] = {};
-    int per = tiles_per_range(s.tiles);
-    copy_weights(0);
-    copy_weights(1);
-    load_tokens(0);
-    store_tokens(0);
-    for (int step = 0; step < steps; step++) {
-        cp_async_wait<1>();
-        __syncthreads();
-        copy_weights(step + 2);
-        if (step + 1 < steps) load_tokens(step + 1);
-#pragma unroll
-        for (int t = 0; t < 2; t++) {
-            int tile = step * 2 + t;
-            if (tile >= s.tiles) break;
-            unsigned a[2][4], b[2][4];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                uint4 v = load_vec<uint4>(weights + (step % STAGES * MANY_PANELS * 1024 + ((warp_m * 2 + t) * 2 + half) * 256 + lane * 8));
-                a[half][0] = v.x, a[half][1] = v.y, a[half][2] = v.z, a[half][3] = v.w;
-            }
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                // Matrices: tokens 0..8 with k 0..8 and 8..16, then tokens 8..16.
-                int token = warp_n * 32 + i * 16 + lane / 16 * 8 + lane % 8;
-                ldmatrix_x4(b[i], tokens + ((step % 2 * MANY_TOKENS + token) * X_STRIDE + t * 16 + lane / 8 % 2 * 8));
-            }
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) Float<W>::mma(acc[half][i], a[half], b[i / 2][i % 2 * 2], b[i / 2][i % 2 * 2 + 1]);
-            if ((tile + 1) % per == 0 || tile + 1 == s.tiles) {
-#pragma unroll
-                for (int half = 0; half < 2; half++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-#pragma unroll
-                        for (int j = 0; j < 4; j++) total[half][i][j] += acc[half][i][j], acc[half][i][j] = 0;
-            }
-        }
-        if (step + 1 < steps) store_tokens(step + 1);
-    }
+    int loaded = first_token + (int)threadIdx.x / 4;
+    Row<X> row{x + ((long long)head * s.x_head + (long long)loaded * s.x_stride), loaded < s.rows, s.k, s.pairs};
+    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    float total[2][4][4] = {};
+    multiply_many<false>(total, w + panel, s.panels - first_panel, s.units, row);
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -177,6 +79,31 @@ __global__ void __launch_bounds__(256) linear_many(In<X> x, In<W> w, In<float> b
             }
 }
 
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// grid: (panels / 4, tokens / 128, heads), 384 threads, a ring of stages
+template <class X, class W>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    using Tile = WgmmaTile<false>;
+    int first_panel = (int)blockIdx.x * Tile::PANELS, first_token = (int)blockIdx.y * Tile::TOKENS, head = (int)blockIdx.z;
+    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    Source<X> from{x + (long long)head * s.x_head, s.x_stride, s.k, s.pairs};
+    auto row_of = [&](int i) { return first_token + i < s.rows ? first_token + i : -1; };
+    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
+    if (!multiply_wgmma<false>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
+    int lane = lane_id(), first_row = (first_panel + wgmma_panel<false>()) * 32 + wgmma_half() * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < Tile::TOKENS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int row = first_row + e / 2 * 8, token = first_token + j * 8 + lane % 4 * 2 + e % 2;
+            if (row >= s.n || token >= s.rows) continue;
+            float v = total[0][j][e];
+            if (bias != nullptr) v += bias[row];
+            out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(v, s.act);
+        }
+}
+#endif
+
 constexpr int F32_WARPS = 4;
 constexpr int F32_TOKENS = 8;
 
@@ -186,7 +113,7 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
     linear_f32(In<X> x, In<float> w, In<float> bias, LinearShape s, Out<float> out) {
     int row = (int)blockIdx.x * F32_WARPS + warp_id(), first_token = (int)blockIdx.y * F32_TOKENS, head = (int)blockIdx.z;
     if (row >= s.n) return;
-    Ptr<const float> weights = w + ((long long)head * s.panels * 32 + row) * s.tiles * 16;
+    Ptr<const float> weights = w + ((long long)head * s.panels * 32 + row) * s.units * 16;
     Ptr<const X> from = x + ((long long)head * s.x_head + (long long)first_token * s.x_stride);
     float acc[F32_TOKENS] = {};
     for (int k = lane_id(); k < s.k; k += 32) {

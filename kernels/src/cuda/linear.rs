@@ -5,7 +5,7 @@ use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
 use crate::ops::Activation;
-use crate::{DType, MatrixBatch, Tensor};
+use crate::{DType, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "linear.cu", text: include_str!("linear.cu") },
@@ -22,6 +22,21 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_many<float, bf16>", 168, 34816),
         Instance::new("linear_many<float, f16>", 168, 34816),
         Instance::new("linear_many<bf16, bf16>", 168, 34816),
+        Instance::new("linear_few<float, q8, 1>", 85, 4096),
+        Instance::new("linear_few<float, q8, 2>", 85, 8192),
+        Instance::new("linear_few<float, q8, 4>", 85, 16384),
+        Instance::new("linear_few<float, q4, 1>", 85, 4096),
+        Instance::new("linear_few<float, q4, 2>", 85, 8192),
+        Instance::new("linear_few<float, q4, 4>", 85, 16384),
+        Instance::new("linear_few<float, q4z, 1>", 85, 4096),
+        Instance::new("linear_few<float, q4z, 2>", 85, 8192),
+        Instance::new("linear_few<float, q4z, 4>", 85, 16384),
+        Instance::new("linear_many<float, q8>", 168, 23296),
+        Instance::new("linear_many<float, q4>", 168, 17152),
+        Instance::new("linear_many<float, q4z>", 168, 17920),
+        Instance::hopper("linear_wgmma<float, bf16>", 168, 1024),
+        Instance::hopper("linear_wgmma<float, f16>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, bf16>", 168, 1024),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -29,6 +44,10 @@ pub(super) const KERNEL: Kernel = Kernel {
 
 /// Tokens up to which every weight goes straight into registers.
 const FEW: usize = 32;
+
+/// Dynamic shared memory of the kernels with wgmma: four stages of 4 panels and 128 tokens, or of 8 and 64, by 64 of K (wgmma.cuh).
+pub(super) const WGMMA_SHARED: u32 = 4 * (4 * 4096 + 128 * 128);
+pub(super) const WGMMA_TURNS_SHARED: u32 = 4 * (8 * 4096 + 64 * 128);
 
 /// From one token and from one head to the next, in elements.
 pub(crate) struct Strides {
@@ -73,7 +92,7 @@ struct LinearShape {
     n: i32,
     k: i32,
     panels: i32,
-    tiles: i32,
+    units: i32,
     x_stride: i32,
     out_stride: i32,
     x_head: i32,
@@ -91,13 +110,13 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
     }
     assert_eq!(out.dtype, DType::F32, "linear: type of out");
     assert!(bias.is_none_or(|bias| bias.dtype() == DType::F32), "linear: type of the bias");
-    let (panels, tiles) = (weights.panels_per_member(), weights.k_padded() / 16);
+    let (panels, units) = (weights.panels_per_member(), weights.units());
     let shape = LinearShape {
         rows: *rows as i32,
         n: weights.n() as i32,
         k: weights.k() as i32,
         panels: panels as i32,
-        tiles: tiles as i32,
+        units: units as i32,
         x_stride: strides.x as i32,
         out_stride: strides.out as i32,
         x_head: strides.x_head as i32,
@@ -117,17 +136,21 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
     let bias = bias.map_or(DevicePtr::NULL, Tensor::pointer);
     let args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(bias).value(shape);
     let args = args.pointer(out.start);
-    let (x, w) = (x.dtype.cpp(), weights.dtype().cpp());
-    let (expression, [rows_each, tokens_each], threads) = match (weights.dtype(), *rows) {
-        (DType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
+    let (x, w) = (x.dtype.cpp(), weights.stored_as().cpp());
+    let (expression, [rows_each, tokens_each], threads) = match (weights.stored_as(), *rows) {
+        (WeightType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
         (_, ..=8) => (format!("linear_few<{x}, {w}, 1>"), [16, 8], 256),
         (_, ..=16) => (format!("linear_few<{x}, {w}, 2>"), [16, 16], 256),
         (_, ..=FEW) => (format!("linear_few<{x}, {w}, 4>"), [16, 32], 256),
+        (stored_as, _) if cuda.uses_wgmma() && !stored_as.is_quantised() => {
+            (format!("linear_wgmma<{x}, {w}>"), [128, 128], 384)
+        }
         (_, _) => (format!("linear_many<{x}, {w}>"), [128, 64], 256),
     };
+    let shared = if threads == 384 { WGMMA_SHARED } else { 0 };
     let blocks = [(panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
-    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
+    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared };
     // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
-    // of 32 rows and `tiles` tiles of 16 for each head; the bias, if any, N elements.
+    // of 32 rows and `units` units along K for each head; the bias, if any, N elements.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
 }

@@ -38,6 +38,19 @@ use staging::Staging;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+/// Which instructions multiply many tokens by weights of 16 bits. All make sums in one order; whether a GPU rounds them alike has not been
+/// seen (docs/gpu.md), and a row's bits must not depend on how many rows there are, so that one of them serves a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Matmul {
+    /// `Mma`, until a measurement says otherwise.
+    #[default]
+    Auto,
+    /// mma.sync, as for few tokens.
+    Mma,
+    /// wgmma, on compute capability 9.0 alone.
+    Wgmma,
+}
+
 /// One device, or the emulated one.
 pub struct Cuda {
     pub(crate) driver: Box<dyn Driver>,
@@ -52,6 +65,7 @@ pub struct Cuda {
     failure: Mutex<Option<CudaError>>,
     allocated: AtomicU64,
     capturing: AtomicBool,
+    wgmma: AtomicBool,
 }
 
 /// All that is ever taken of a device, and the host's memory for copies.
@@ -75,8 +89,23 @@ impl Cuda {
             failure: Mutex::default(),
             allocated: AtomicU64::new(0),
             capturing: AtomicBool::new(false),
+            wgmma: AtomicBool::new(false),
             driver,
         })
+    }
+
+    /// For what is launched from here on. False, and nothing changes: the device has no such instructions.
+    pub fn choose_matmul(&self, matmul: Matmul) -> bool {
+        let wgmma = matmul == Matmul::Wgmma;
+        if wgmma && self.arch_number() != 90 {
+            return false;
+        }
+        self.wgmma.store(wgmma, Ordering::Relaxed);
+        true
+    }
+
+    pub(crate) fn uses_wgmma(&self) -> bool {
+        self.wgmma.load(Ordering::Relaxed)
     }
 
     /// The queue that ops go to.

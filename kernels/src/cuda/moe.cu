@@ -5,17 +5,18 @@
 //   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
 //   moe_many      as linear_many
+//   moe_wgmma     as linear_wgmma; UP: 64 rows of x
 //   moe_f32       as linear_f32
 //   moe_combine   a block has one token
 //
 // Nobody on the host knows how many rows an expert has. The grid has room for the worst case, each block finds the expert and the
 // rows that are its work from `starts`, and the blocks that are left over end. Sums are made as gemm.cuh says, whichever kernel.
-#include "gemm.cuh"
+#include "wgmma.cuh"
 
 struct MoeShape {
     int experts, top_k;
     int n, k;           // outputs and inputs of the layer
-    int panels, tiles;  // of 32 rows and of 16 along K, in one expert; with UP panels of gate and up take turns
+    int panels, units;  // of 32 rows and along K, in one expert; with UP panels of gate and up take turns
     int pairs;          // 1: every even element of a row of x begins an aligned pair
 };
 
@@ -98,154 +99,46 @@ template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order
 
 // grid: (UP: panels, else 2 · panels; blocks of 8 · TILES rows), 256 threads
 template <class W, int TILES, bool UP>
-__global__ void __launch_bounds__(RANGES * 32, UP ? 2 : 3)
+__global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILES == 4) ? 2 : 3)
     moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
     constexpr int SIDES = UP ? 2 : 1, SIZE = 16 * 8 * TILES;
     SHARED(float, partial, SIDES * RANGES * SIZE);
     Work work = find_work<8 * TILES>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
-    int lane = lane_id(), warp = warp_id(), group = lane / 4, pair = lane % 4 * 2;
     int unit = (int)blockIdx.x / 2, half = (int)blockIdx.x % 2;
-    long long panel = (long long)work.expert * s.panels + unit * SIDES, panel_len = (long long)s.tiles * 512;
-    Ptr<const W> fragments = w + (panel * panel_len + half * 256 + lane * 8);
-
+    long long panel = (long long)work.expert * s.panels + unit * SIDES, panel_len = (long long)s.units * Weights<W>::LEN;
+    Source<float> from{x, s.k, s.k, s.pairs};
     int source[TILES];
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
-        int row = work.first + i * 8 + group;
+        int row = work.first + i * 8 + lane_id() / 4;
         source[i] = row < work.end ? source_of<UP>(order, row, s.top_k) : -1;
     }
     float acc[SIDES][TILES][4] = {};
-    int per = tiles_per_range(s.tiles), end = min((warp + 1) * per, s.tiles);
-#pragma unroll 2
-    for (int tile = warp * per; tile < end; tile++) {
-        unsigned a[SIDES][4];
-#pragma unroll
-        for (int side = 0; side < SIDES; side++) {
-            uint4 v = load_once<uint4>(fragments + side * panel_len + (long long)tile * 512);
-            a[side][0] = v.x, a[side][1] = v.y, a[side][2] = v.z, a[side][3] = v.w;
-        }
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            unsigned b0 = 0, b1 = 0;
-            if (source[i] >= 0) {
-                Ptr<const float> row = x + (long long)source[i] * s.k;
-                b0 = load_pair<float, W>(row, tile * 16 + pair, s.k, s.pairs);
-                b1 = load_pair<float, W>(row, tile * 16 + 8 + pair, s.k, s.pairs);
-            }
-#pragma unroll
-            for (int side = 0; side < SIDES; side++) Float<W>::mma(acc[side][i], a[side], b0, b1);
-        }
-    }
-    // partial[side][range][row of x][row of w]
-#pragma unroll
-    for (int side = 0; side < SIDES; side++)
-#pragma unroll
-        for (int i = 0; i < TILES; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int token = i * 8 + pair + j % 2, row = group + j / 2 * 8;
-                partial[(side * RANGES + warp) * SIZE + token * 16 + row] = acc[side][i][j];
-            }
+    multiply_few<2>(acc, w + panel * panel_len, panel_len, half, s.units, from, source);
+    store_partial(partial, acc);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < SIZE; i += RANGES * 32) {
         int column = unit * 32 + half * 16 + i % 16, row = work.first + i / 16;
         if (column >= s.n || row >= work.end) continue;
-        float total[SIDES] = {};
-        for (int range = 0; range < RANGES; range++)
-            for (int side = 0; side < SIDES; side++) total[side] += partial[(side * RANGES + range) * SIZE + i];
-        out[(long long)row * s.n + column] = UP ? silu(total[0]) * total[SIDES - 1] : total[0];
+        float v = sum_ranges<TILES>(partial, 0, i);
+        if (UP) v = silu(v) * sum_ranges<TILES>(partial, 1, i);
+        out[(long long)row * s.n + column] = v;
     }
 }
 
-constexpr int MANY_TOKENS = 64;
-constexpr int MANY_PANELS = 4;
-constexpr int STAGES = 3;
-// As in linear.cu: 80 bytes from one row of x to the next.
-constexpr int X_STRIDE = 40;
-
-// grid: (panels / 4, blocks of 64 rows), 256 threads: 4 warps along the panels, 2 along the rows of x
+// grid: (panels / 4, blocks of 64 rows), 256 threads
 template <class W, bool UP>
 __global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
-    SHARED(W, weights, STAGES * MANY_PANELS * 1024);
-    SHARED(W, tokens, 2 * MANY_TOKENS * X_STRIDE);
     Work work = find_work<MANY_TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
-    int thread = (int)threadIdx.x, lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
-    int first_panel = (int)blockIdx.x * MANY_PANELS, steps = (s.tiles + 1) / 2;
-    int loaded = work.first + thread / 4;
+    int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4, first_panel = (int)blockIdx.x * MANY_PANELS;
+    int loaded = work.first + (int)threadIdx.x / 4;
     int source = loaded < work.end ? source_of<UP>(order, loaded, s.top_k) : -1;
-
-    auto copy_weights = [&](int step) {
-        if (step < steps) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int piece = thread + i * 256, panel = piece / 128, tile = step * 2 + piece % 128 / 64;
-                bool there = first_panel + panel < s.panels && tile < s.tiles;
-                long long from = (((long long)work.expert * s.panels + first_panel + panel) * s.tiles + tile) * 512 + piece % 64 * 8;
-                cp_async16(weights + (step % STAGES * MANY_PANELS * 1024 + piece * 8), w + (there ? from : 0), there ? 16 : 0);
-            }
-        }
-        cp_async_commit();
-    };
-    unsigned held[4];
-    auto load_tokens = [&](int step) {
-        int k = step * 32 + thread % 4 * 8;
-        Ptr<const float> row = x + (long long)max(source, 0) * s.k;
-#pragma unroll
-        for (int i = 0; i < 4; i++) held[i] = source >= 0 ? load_pair<float, W>(row, k + 2 * i, s.k, s.pairs) : 0u;
-    };
-    auto store_tokens = [&](int step) {
-        store_vec(tokens + ((step % 2 * MANY_TOKENS + thread / 4) * X_STRIDE + thread % 4 * 8),
-                  make_uint4(held[0], held[1], held[2], held[3]));
-    };
-    // Two fragments of 16 rows for each warp: the halves of a panel, or with UP a half of gate and the same half of up.
-    auto fragment = [&](int step, int t, int i) {
-        int panel = UP ? warp_m / 2 * 2 + i : warp_m, half = UP ? warp_m % 2 : i;
-        return weights + (step % STAGES * MANY_PANELS * 1024 + ((panel * 2 + t) * 2 + half) * 256 + lane * 8);
-    };
-
-    float total[2][4][4] = {}, acc[2][4][4] = {};
-    int per = tiles_per_range(s.tiles);
-    copy_weights(0);
-    copy_weights(1);
-    load_tokens(0);
-    store_tokens(0);
-    for (int step = 0; step < steps; step++) {
-        cp_async_wait<1>();
-        __syncthreads();
-        copy_weights(step + 2);
-        if (step + 1 < steps) load_tokens(step + 1);
-#pragma unroll
-        for (int t = 0; t < 2; t++) {
-            int tile = step * 2 + t;
-            if (tile >= s.tiles) break;
-            unsigned a[2][4], b[2][4];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                uint4 v = load_vec<uint4>(fragment(step, t, i));
-                a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
-            }
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int token = warp_n * 32 + i * 16 + lane / 16 * 8 + lane % 8;
-                ldmatrix_x4(b[i], tokens + ((step % 2 * MANY_TOKENS + token) * X_STRIDE + t * 16 + lane / 8 % 2 * 8));
-            }
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) Float<W>::mma(acc[half][i], a[half], b[i / 2][i % 2 * 2], b[i / 2][i % 2 * 2 + 1]);
-            if ((tile + 1) % per == 0 || tile + 1 == s.tiles) {
-#pragma unroll
-                for (int half = 0; half < 2; half++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-#pragma unroll
-                        for (int j = 0; j < 4; j++) total[half][i][j] += acc[half][i][j], acc[half][i][j] = 0;
-            }
-        }
-        if (step + 1 < steps) store_tokens(step + 1);
-    }
+    Row<float> row{x + (long long)max(source, 0) * s.k, source >= 0, s.k, s.pairs};
+    long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    float total[2][4][4] = {};
+    multiply_many<UP>(total, w + panel, s.panels - first_panel, s.units, row);
 #pragma unroll
     for (int half = 0; half < (UP ? 1 : 2); half++)
 #pragma unroll
@@ -261,6 +154,33 @@ __global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> st
             }
 }
 
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// grid: (UP: panels / 8, else panels / 4; blocks of 64 or 128 rows), 384 threads, a ring of stages
+template <class W, bool UP>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1)
+    moe_wgmma(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    using Tile = WgmmaTile<UP>;
+    Work work = find_work<Tile::TOKENS>(starts, s.experts, (int)blockIdx.y);
+    if (work.expert < 0) return;
+    int first_panel = (int)blockIdx.x * Tile::PANELS;
+    long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    Source<float> from{x, s.k, s.k, s.pairs};
+    auto row_of = [&](int i) { return work.first + i < work.end ? source_of<UP>(order, work.first + i, s.top_k) : -1; };
+    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
+    if (!multiply_wgmma<UP>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
+    int lane = lane_id(), block = (first_panel + wgmma_panel<UP>()) / Tile::PARTS;
+#pragma unroll
+    for (int j = 0; j < Tile::TOKENS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int column = block * 32 + wgmma_half() * 16 + lane / 4 + e / 2 * 8, row = work.first + j * 8 + lane % 4 * 2 + e % 2;
+            if (column >= s.n || row >= work.end) continue;
+            float v = UP ? silu(total[0][j][e]) * total[Tile::PARTS - 1][j][e] : total[0][j][e];
+            out[(long long)row * s.n + column] = v;
+        }
+}
+#endif
+
 constexpr int F32_WARPS = 4;
 constexpr int F32_TOKENS = 8;
 
@@ -272,7 +192,7 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
     Work work = find_work<F32_TOKENS>(starts, s.experts, (int)blockIdx.y);
     int column = (int)blockIdx.x * F32_WARPS + warp_id();
     if (work.expert < 0 || column >= s.n) return;
-    int width = s.tiles * 16;
+    int width = s.units * 16;
     Ptr<const float> weights = w + (((long long)work.expert * s.panels + column / 32 * SIDES) * 32 + column % 32) * width;
     long long source[F32_TOKENS];
 #pragma unroll

@@ -3,7 +3,7 @@
 //!
 //! Called through its C interface: the safe wrappers that exist take no headers from memory and give no cubin.
 
-use super::compile::{Cache, HEADERS, Image, Job, Key, Source};
+use super::compile::{Cache, Image, Job, Key, Source, headers_of};
 use super::driver::{CudaError, Result};
 use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -82,7 +82,7 @@ impl Nvrtc {
     pub fn compile(&self, job: &Job, arch: &str) -> Result<Image> {
         let options = OPTIONS.join(" ");
         let version = format!("nvrtc {}.{}", self.version.0, self.version.1);
-        let key = Key::of(job, &HEADERS, &[arch, &options, &version]);
+        let key = Key::of(job, &headers_of(job.source), &[arch, &options, &version]);
         let io = |e: std::io::Error| CudaError::NoCompiler(format!("cannot use the cache of kernels: {e}"));
         let path = self.cache.get_or_make(&key, "cubin", |draft| {
             if self.library.is_none() {
@@ -198,14 +198,14 @@ impl<'a> OpenProgram<'a> {
     fn new(nvrtc: &'a Nvrtc, source: Source) -> Result<Self> {
         type Create =
             unsafe extern "C" fn(*mut Program, Text, Text, c_int, *const Text, *const Text) -> c_int;
-        let [names, texts] = [
-            HEADERS.map(|header| text(header.name.to_string())),
-            HEADERS.map(|header| text(header.text.to_string())),
-        ];
+        let headers = headers_of(source);
+        let count = headers.len() as c_int;
+        let names: Vec<CString> = headers.iter().map(|header| text(header.name.to_string())).collect();
+        let texts: Vec<CString> = headers.iter().map(|header| text(header.text.to_string())).collect();
         let (name, code) = (text(source.name.to_string()), text(source.text.to_string()));
-        let [names, texts] = [names.each_ref().map(|t| t.as_ptr()), texts.each_ref().map(|t| t.as_ptr())];
+        let [names, texts] =
+            [&names, &texts].map(|list| list.iter().map(|t| t.as_ptr()).collect::<Vec<Text>>());
         let mut program = null_mut();
-        let count = HEADERS.len() as c_int;
         // SAFETY: the type of the manual; `count` terminated texts in each list; NVRTC copies them.
         let code = unsafe {
             let create = nvrtc.symbol::<Create>("nvrtcCreateProgram")?;

@@ -40,6 +40,12 @@ __device__ __forceinline__ unsigned pack_f16(float lo, float hi) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
+// Two sums of bf16 in one register, to nearest even. sm_80 has no add of bf16: a · 1 + b is the same.
+__device__ __forceinline__ unsigned add_bf16x2(unsigned a, unsigned b) {
+    unsigned r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return r;
+}
 // 2 to the power v, within 2 ulp; exact for whole numbers.
 __device__ __forceinline__ float fast_exp2(float v) {
     float r;

@@ -1,6 +1,7 @@
 //! Devices for tests: emulated ones, whose compiled kernels are kept between runs, or with `PERILUNE_TEST_DEVICE=cuda` the first GPU
 //! (tests/gpu/run), for what does not plant bugs or choose schedules.
 
+use kernels::cuda::Matmul;
 use kernels::cuda::compile::Cache;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
@@ -21,6 +22,13 @@ pub fn emulated(seed: u64) -> Device {
         return real();
     }
     open(EmulatorOptions { seed, ..options() })
+}
+
+/// As `emulated`, multiplying by wgmma; `None` where the device has none.
+pub fn with_wgmma(seed: u64) -> Option<Device> {
+    let device = emulated(seed);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    cuda.choose_matmul(Matmul::Wgmma).then_some(device)
 }
 
 fn is_real() -> bool {

@@ -1,14 +1,15 @@
 //! Experts at sizes that divide nothing, with every kernel that the number of tokens may choose.
 
 use crate::common::*;
-use crate::device::{SEEDS, emulated};
+use crate::device::{SEEDS, emulated, with_wgmma};
+use crate::linear::as_taken;
 use crate::mutants::{Run, assert_noticed};
 use crate::naive;
 use kernels::ops::*;
 use kernels::*;
 
 struct Case {
-    dtype: DType,
+    stored_as: WeightType,
     /// T, H, I, E, k
     sizes: [usize; 5],
 }
@@ -22,7 +23,8 @@ struct Data {
 
 impl Case {
     fn data(&self) -> Data {
-        let Self { dtype, sizes: [t, h, i, e, k] } = *self;
+        let Self { stored_as, sizes: [t, h, i, e, k] } = *self;
+        let dtype = stored_as.float().unwrap_or(DType::F32);
         let host = |e: u64| {
             [(0, [i, h]), (1, [i, h]), (2, [h, i])].map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
         };
@@ -44,7 +46,7 @@ impl Case {
             .iter()
             .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
             .collect();
-        Experts::pack(device, self.dtype, &sources)
+        Experts::pack(device, self.stored_as, &sources)
     }
 
     /// Some of the tokens, in a scratch that is larger than needed.
@@ -66,28 +68,29 @@ impl Case {
     }
 }
 
-/// Tensor cores take activations in the type of the weights: x, and what is between the two layers.
-fn rounded(dtype: DType, rows: &naive::Rows) -> naive::Rows {
+/// Tensor cores take activations in the type of the weights, or in bf16: x, and what is between the two layers.
+fn rounded(stored_as: WeightType, rows: &naive::Rows) -> naive::Rows {
     let round = |row: &Vec<f64>| {
         let values: Vec<f32> = row.iter().map(|&v| v as f32).collect();
-        Host::new(dtype, &[row.len()], &values).values
+        as_taken(&Host::new(DType::F32, &[row.len()], &values), stored_as).values
     };
     rows.iter().map(round).collect()
 }
 
-fn twin(dtype: DType, data: &Data) -> naive::Rows {
-    let x = rounded(dtype, &data.x.rows());
+fn twin(stored_as: WeightType, data: &Data) -> naive::Rows {
+    let x = rounded(stored_as, &data.x.rows());
+    let rows_of = |w: &Host| kept(stored_as, &w.values, w.shape[1]);
+    let experts: Vec<[naive::Rows; 3]> = data.hosts.iter().map(|w| w.each_ref().map(rows_of)).collect();
     let k = data.ids.len() / x.len();
-    let expert = |x: &Vec<f64>, [gate, up, down]: &[Host; 3]| {
-        let both =
-            [gate, up].map(|w| naive::linear(&vec![x.clone()], &w.rows(), None, Activation::None).remove(0));
+    let expert = |x: &Vec<f64>, [gate, up, down]: &[naive::Rows; 3]| {
+        let both = [gate, up].map(|w| naive::linear(&vec![x.clone()], w, None, Activation::None).remove(0));
         let inner: Vec<f64> = both[0].iter().zip(&both[1]).map(|(g, u)| naive::silu(*g) * u).collect();
-        naive::linear(&rounded(dtype, &vec![inner]), &down.rows(), None, Activation::None).remove(0)
+        naive::linear(&rounded(stored_as, &vec![inner]), down, None, Activation::None).remove(0)
     };
     let token = |(t, x): (usize, &Vec<f64>)| {
         let mut out = vec![0.0; x.len()];
         for pair in t * k..(t + 1) * k {
-            let y = expert(x, &data.hosts[data.ids[pair] as usize]);
+            let y = expert(x, &experts[data.ids[pair] as usize]);
             out.iter_mut().zip(y).for_each(|(out, y)| *out += data.weights.values[pair] * y);
         }
         out
@@ -102,20 +105,27 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 #[test]
 fn experts_of_tokens() {
     let device = emulated(SEEDS[0]);
-    for (dtype, sizes) in [
-        (DType::F32, [1, 5, 3, 2, 1]),
-        (DType::F32, [21, 67, 33, 5, 2]),
-        (DType::BF16, [1, 67, 33, 5, 3]),
-        (DType::F16, [9, 270, 97, 4, 2]),
-        (DType::F16, [33, 48, 64, 3, 1]),
-        (DType::BF16, [67, 34, 65, 3, 2]),
-        (DType::BF16, [20, 16, 8, 70, 3]),
+    for (stored_as, sizes) in [
+        (WeightType::F32, [1, 5, 3, 2, 1]),
+        (WeightType::F32, [21, 67, 33, 5, 2]),
+        (WeightType::BF16, [1, 67, 33, 5, 3]),
+        (WeightType::F16, [9, 270, 97, 4, 2]),
+        (WeightType::F16, [33, 48, 64, 3, 1]),
+        (WeightType::BF16, [67, 34, 65, 3, 2]),
+        (WeightType::BF16, [20, 16, 8, 70, 3]),
+        (WeightType::Int8, [2, 67, 33, 5, 3]),
+        (WeightType::Int4, [9, 270, 97, 4, 2]),
+        (WeightType::Int4Zero, [33, 48, 64, 3, 1]),
+        (WeightType::Int8, [67, 34, 65, 3, 2]),
+        (WeightType::Int4, [67, 50, 33, 3, 2]),
+        (WeightType::Int4Zero, [67, 34, 40, 3, 2]),
     ] {
-        let case = Case { dtype, sizes };
+        let case = Case { stored_as, sizes };
         let found = floats(&case.run(&device, 0..sizes[0]).expect("a result"));
         // One step of a 16-bit float between the layers is what the twin may round otherwise.
-        let tolerance = if dtype == DType::F32 { 5e-6 } else { 1e-3 };
-        assert_close(&found, &twin(dtype, &case.data()).concat(), tolerance, &format!("{dtype} {sizes:?}"));
+        let tolerance = if stored_as == WeightType::F32 { 5e-6 } else { 1e-3 };
+        let expected = twin(stored_as, &case.data()).concat();
+        assert_close(&found, &expected, tolerance, &format!("{stored_as} {sizes:?}"));
     }
 }
 
@@ -123,14 +133,31 @@ fn experts_of_tokens() {
 #[test]
 fn tokens_have_the_same_bits_alone() {
     let (t, h) = (163, 70);
-    for dtype in [DType::BF16, DType::F32] {
-        let case = Case { dtype, sizes: [t, h, 35, 5, 3] };
+    for stored_as in WeightType::ALL.into_iter().filter(|&t| t != WeightType::F16) {
+        let case = Case { stored_as, sizes: [t, h, 35, 5, 3] };
         let together = case.run(&emulated(SEEDS[0]), 0..t).expect("a result");
         let device = emulated(SEEDS[1]);
         for tokens in [0..1, 162..163, 9..19, 20..40, 100..130] {
             let found = case.run(&device, tokens.clone()).expect("a result");
-            assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{dtype} {tokens:?}");
+            assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{stored_as} {tokens:?}");
         }
+    }
+}
+
+/// As for linear layers: rows of an expert below, at and above what a block takes.
+#[test]
+fn wgmma_rounds_as_mma() {
+    let Some(hopper) = with_wgmma(SEEDS[1]) else { return };
+    let device = emulated(SEEDS[0]);
+    for (stored_as, sizes) in [
+        (WeightType::BF16, [163, 70, 35, 5, 3]),
+        (WeightType::F16, [67, 300, 130, 3, 2]),
+        (WeightType::BF16, [150, 34, 200, 2, 1]),
+    ] {
+        let case = Case { stored_as, sizes };
+        let [found, expected] =
+            [&hopper, &device].map(|device| case.run(device, 0..sizes[0]).expect("a result"));
+        assert!(found == expected, "{stored_as} {sizes:?}");
     }
 }
 
@@ -139,7 +166,7 @@ fn tokens_have_the_same_bits_alone() {
 fn replays_follow_the_router() {
     let device = emulated(SEEDS[0]);
     let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
-    let case = Case { dtype: DType::BF16, sizes: [4, 32, 16, 6, 2] };
+    let case = Case { stored_as: WeightType::BF16, sizes: [4, 32, 16, 6, 2] };
     let experts = case.experts(&device, &case.data());
     let config = RouterConfig {
         scoring: Scoring::Sigmoid,
@@ -176,9 +203,11 @@ fn replays_follow_the_router() {
 
 #[test]
 fn bugs_are_noticed() {
-    let of = |dtype, t| move |device: &Device| Case { dtype, sizes: [t, 50, 35, 5, 3] }.run(device, 0..t);
-    let (few, many, f32) = (of(DType::BF16, 9), of(DType::BF16, 120), of(DType::F32, 9));
-    let wide = |device: &Device| Case { dtype: DType::BF16, sizes: [20, 16, 8, 70, 3] }.run(device, 0..20);
+    let of =
+        |stored_as, t| move |device: &Device| Case { stored_as, sizes: [t, 50, 35, 5, 3] }.run(device, 0..t);
+    let (few, many, f32) = (of(WeightType::BF16, 9), of(WeightType::BF16, 120), of(WeightType::F32, 9));
+    let wide =
+        |device: &Device| Case { stored_as: WeightType::BF16, sizes: [20, 16, 8, 70, 3] }.run(device, 0..20);
     let cases: [(&'static str, &'static str, Run); 11] = [
         // Places.
         ("int next = 0;\n    for (int w = 0;", "int next = 0;\n    for (int w = 1;", &many),
@@ -202,7 +231,7 @@ fn bugs_are_noticed() {
         ("index -= __shfl_sync(~0u, sum, 31);", "index -= __shfl_sync(~0u, sum, 30);", &wide),
         ("return pair / top_k;", "return pair;", &few),
         // Panels.
-        ("int panel = UP ? warp_m / 2 * 2 + i : warp_m,", "int panel = UP ? warp_m / 2 + i : warp_m,", &many),
+        ("int p = TURNS ? warp_m / 2 * 2 + i : warp_m,", "int p = TURNS ? warp_m / 2 + i : warp_m,", &many),
         ("column / 32 * SIDES) * 32", "column / 32) * 32", &f32),
         // Waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),

@@ -38,11 +38,12 @@ pub fn assert_noticed(cases: &[(&'static str, &'static str, Run)]) {
     assert!(unnoticed.is_empty(), "{}", unnoticed.join("\n"));
 }
 
-fn linear_of(t: usize, dtype: DType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
+fn linear_of(t: usize, stored_as: WeightType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
     move |device| {
         let (n, k) = (40, 299);
+        let dtype = stored_as.float().unwrap_or(DType::F32);
         let (x, w) = (Host::random(DType::F32, &[t, k], 1), Host::random(dtype, &[n, k], 2));
-        let w = Matrix::pack(device, dtype, &[w.view()]);
+        let w = Matrix::pack(device, stored_as, &[w.view()]);
         let bias = Host::random(DType::F32, &[n], 3).tensor(device);
         let mut out = Tensor::unwritten(device, DType::F32, &[t, n]);
         linear(&x.tensor(device), &w, Some(&bias), Activation::None, &mut out);
@@ -52,9 +53,9 @@ fn linear_of(t: usize, dtype: DType) -> impl Fn(&Device) -> Result<Vec<u8>, Erro
 
 #[test]
 fn in_linear_layers() {
-    let few = linear_of(5, DType::BF16);
-    let many = linear_of(45, DType::BF16);
-    let f32 = linear_of(5, DType::F32);
+    let few = linear_of(5, WeightType::BF16);
+    let many = linear_of(45, WeightType::BF16);
+    let f32 = linear_of(5, WeightType::F32);
     let cases: [(&'static str, &'static str, Run); 12] = [
         // Barriers and waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
@@ -76,18 +77,71 @@ fn in_linear_layers() {
             &few,
         ),
         ("} else if (k + 1 < end) {", "} else if (k < end) {", &few),
-        ("token < s.rows ? load_pair<X, W>", "token <= s.rows ? load_pair<X, W>", &many),
-        ("first_panel + panel < s.panels && tile < s.tiles", "first_panel + panel <= s.panels", &many),
+        ("loaded < s.rows, s.k", "loaded <= s.rows, s.k", &many),
+        ("p < panels && step * UNITS + at / Format::LEN < units", "p <= panels", &many),
         ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
         // Lanes and places.
-        ("lane / 16 * 8 + lane % 8;", "lane % 16;", &many),
+        ("lane / 16 * 8 + lane % 8,", "lane % 16,", &many),
         (
             "int row = first_row + i % 16, token = first_token + i / 16;",
             "int row = first_row + i % 16, token = first_token + i / 16 + 1;",
             &few,
         ),
         // The order of a sum.
-        ("(tile + 1) % per == 0 || tile + 1 == s.tiles", "(tile + 1) % per == 0", &many),
+        ("(unit + 1) % per == 0 || unit + 1 == units", "(unit + 1) % per == 0", &many),
+    ];
+    assert_noticed(&cases);
+}
+
+#[test]
+fn in_quantised_layers() {
+    let int8 = linear_of(5, WeightType::Int8);
+    let int4 = linear_of(5, WeightType::Int4);
+    let many = linear_of(45, WeightType::Int4);
+    let zeros = linear_of(45, WeightType::Int4Zero);
+    let cases: [(&'static str, &'static str, Run); 10] = [
+        // Levels: bytes, signs, nibbles, tiles.
+        ("i % 2 ? 0x4342 : 0x4140", "i % 2 ? 0x4342 : 0x4342", &int8),
+        ("(bytes & 0x00800080u)", "(bytes & 0x00800000u)", &int8),
+        ("v >> 4 * r & 0x000f000fu", "v >> 4 * (r ^ 1) & 0x000f000fu", &int4),
+        ("rows.a[1][r] = unpack_nibbles(v.y, r)", "rows.a[1][r] = unpack_nibbles(v.x, r)", &many),
+        // Groups, and whose scale it is.
+        (
+            "(long long)unit * Format::LEN), half, lane",
+            "(long long)(unit ^ 1) * Format::LEN), half, lane",
+            &int4,
+        ),
+        ("f16 scale = scales[8 * i];", "f16 scale = scales[0];", &many),
+        ("fmaf(rows.scale[i / 2], part[i], d[i])", "fmaf(rows.scale[i % 2], part[i], d[i])", &int8),
+        // Zeros, and the sums that they are multiplied with.
+        ("f16 zero = scales[32 + 8 * i];", "f16 zero = scales[8 * i];", &zeros),
+        ("part[i] = fmaf(-rows.zero[i / 2], tokens.sum[i % 2], part[i]);", "part[i] += 0.0f;", &zeros),
+        ("mma_m16n8k16_bf16(d, ones, tokens.b[1][0], tokens.b[1][1]);", "", &zeros),
+    ];
+    assert_noticed(&cases);
+}
+
+#[test]
+fn in_layers_with_wgmma() {
+    let run = linear_of(45, WeightType::BF16);
+    let wgmma = |device: &Device| {
+        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+        assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
+        run(device)
+    };
+    let cases: [(&'static str, &'static str, Run); 9] = [
+        // Barriers.
+        ("mbarrier_wait(empty + stage, (n / RING & 1) ^ 1);", "", &wgmma),
+        ("mbarrier_wait(full + stage, n / RING & 1);", "", &wgmma),
+        ("mbarrier_init(full + i, 129);", "mbarrier_init(full + i, 128);", &wgmma),
+        ("wgmma_wait<0>();", "wgmma_wait<1>();", &wgmma),
+        // Places.
+        ("piece ^ token % 8", "piece ^ token % 4", &wgmma),
+        ("((long long)p * units + first) * 512", "((long long)p * units + first + 1) * 512", &wgmma),
+        ("if (mine + part < panels)", "if (mine + part <= panels)", &wgmma),
+        ("first_token + i < s.rows ?", "first_token + i <= s.rows ?", &wgmma),
+        // The order of a sum.
+        ("if (chunk.ends) {", "if (chunk.first + chunk.count == units) {", &wgmma),
     ];
     assert_noticed(&cases);
 }

@@ -60,6 +60,14 @@ __global__ void conversions(In<float> v, int n, Out<unsigned> out) {
     }
 }
 
+// Two operands and a selector for each lane; out [32, 2].
+__global__ void packed(In<unsigned> v, Out<unsigned> out) {
+    int lane = lane_id();
+    unsigned a = v[lane * 3], b = v[lane * 3 + 1], selector = v[lane * 3 + 2];
+    out[lane * 2] = add_bf16x2(a, b);
+    out[lane * 2 + 1] = __byte_perm(a, b, selector);
+}
+
 __global__ void powers(In<float> v, int n, Out<float> out) {
     for (int i = lane_id(); i < n; i += 32) out[i] = fast_exp2(v[i]);
 }

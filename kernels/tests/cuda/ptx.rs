@@ -165,6 +165,33 @@ fn conversions_round_to_nearest_even() {
 }
 
 #[test]
+fn packed_sums_and_bytes() {
+    let bench = Bench::new(9);
+    let pair = |seed: u64| values(seed, 2).into_iter().map(|v| bf16::from_f32(v * 300.0));
+    let word = |seed| pair(seed).rev().fold(0, |word, v| word << 16 | u32::from(v.to_bits()));
+    // As kernels use it, all sixteen nibbles, and numbers whose sum is rounded.
+    let operands: Vec<[u32; 3]> = (0..32u32)
+        .map(|lane| match lane {
+            ..16 => [0x4300_4300 | lane | (15 - lane) << 16, 0xc308_c308, lane << 12 | 0x0040 | (lane % 8)],
+            _ => [word(u64::from(lane)), word(100 + u64::from(lane)), 0x7531 ^ lane],
+        })
+        .collect();
+    let out = bench.region(32 * 8, "out");
+    let args = Args::new().pointer(bench.filled(&operands.concat(), "v").start);
+    run(&bench, "packed", 32, &args.pointer(out.start));
+    let found: Vec<u32> = bench.read(out).expect("sums");
+    for ([a, b, selector], found) in operands.iter().zip(found.as_chunks::<2>().0) {
+        let half = |word: u32, i: u32| bf16::from_bits((word >> (16 * i)) as u16).to_f64();
+        for i in 0..2 {
+            assert_eq!(half(found[0], i), bf16::from_f64(half(*a, i) + half(*b, i)).to_f64(), "{a:x} {b:x}");
+        }
+        let bytes = u64::from(*b) << 32 | u64::from(*a);
+        let byte = |i: u32| (bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) as u32;
+        assert_eq!(found[1], (0..4).fold(0, |out, i| out | byte(i) << (8 * i)), "{selector:x}");
+    }
+}
+
+#[test]
 fn powers_of_two() {
     let bench = Bench::new(8);
     let inputs: Vec<f32> = (-24..24).map(|i| i as f32 * 0.75).collect();

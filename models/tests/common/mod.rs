@@ -9,7 +9,7 @@ use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, Matmul,
     MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use safetensors::SafeTensors;
@@ -69,7 +69,7 @@ pub fn emulated() -> LoadOptions {
     let cache = concat!(env!("CARGO_TARGET_TMPDIR"), "/emulated");
     LoadOptions {
         device: DeviceChoice::CudaEmulated,
-        kernels: KernelOptions { cache: Some(cache.into()), nvrtc: None },
+        kernels: KernelOptions { cache: Some(cache.into()), ..KernelOptions::default() },
         activations: ActivationsChoice::Auto,
         max_model_len: Some(100),
         max_num_seqs: 12,
@@ -90,6 +90,7 @@ pub fn on_gpu() -> LoadOptions {
                 cache: folder("PERILUNE_KERNEL_CACHE")
                     .or_else(|| Some(std::env::temp_dir().join("perilune-kernels"))),
                 nvrtc: folder("PERILUNE_NVRTC_DIR"),
+                matmul: Matmul::Auto,
             },
             ..emulated()
         },
@@ -98,7 +99,7 @@ pub fn on_gpu() -> LoadOptions {
 
 /// The device of `on_gpu`, with some memory and no model.
 pub fn bare_gpu() -> Device {
-    let LoadOptions { device, kernels: KernelOptions { cache, nvrtc }, .. } = on_gpu();
+    let LoadOptions { device, kernels: KernelOptions { cache, nvrtc, .. }, .. } = on_gpu();
     let cache = Cache::new(cache.expect("a folder for kernels"));
     let driver: Box<dyn Driver> = match device {
         DeviceChoice::CudaEmulated => Box::new(Emulator::new(EmulatorOptions::new("c++", cache)).unwrap()),
