@@ -40,6 +40,7 @@ fn load(num_layers: usize, num_dense: usize) -> Loaded {
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::Auto,
+        weights_cache: None,
         max_model_len: Some(PROMPT + ANSWER + 1),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,

@@ -137,7 +137,7 @@ impl Random {
                 mask,
                 may_be_deferred: false,
             };
-            let Sampled::Token(sampled) = sample(&mut logits, &request, &mut work) else {
+            let Sampled::Token(sampled) = sample(&mut logits, request.row(0), &mut work) else {
                 return answer(&bytes, Ended::Failed);
             };
             if sampled.token != END {
