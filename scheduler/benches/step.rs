@@ -32,7 +32,7 @@ fn engine(max_running: usize) -> Engine<Instantly> {
         num_image_blocks: 0,
         max_encode_patches: 0,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     };
     Engine::new(config, Instantly)
 }

@@ -4,8 +4,8 @@ mod media;
 
 use crate::app::AppLimits;
 use crate::args::{
-    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, QuantizationArg,
-    ResponsesArgs, ServeArgs, default_kernel_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg,
+    QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -19,7 +19,8 @@ use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    QuantizationChoice,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -107,6 +108,8 @@ impl TryFrom<ServeArgs> for Config {
             dtype,
             quantization,
             activations,
+            kv_cache_dtype,
+            mla_expand_from,
             max_model_len,
             max_num_seqs,
             max_num_batched_tokens,
@@ -227,6 +230,14 @@ impl TryFrom<ServeArgs> for Config {
                     ActivationsArg::Bfloat16 => ActivationsChoice::BF16,
                     ActivationsArg::Int8 => ActivationsChoice::Int8,
                 },
+                kv_cache_dtype: match kv_cache_dtype {
+                    KvCacheDTypeArg::Auto => KvCacheDTypeChoice::Auto,
+                    KvCacheDTypeArg::Float32 => KvCacheDTypeChoice::F32,
+                    KvCacheDTypeArg::Bfloat16 => KvCacheDTypeChoice::BF16,
+                    KvCacheDTypeArg::Float16 => KvCacheDTypeChoice::F16,
+                    KvCacheDTypeArg::Int8 => KvCacheDTypeChoice::Int8,
+                },
+                mla_expand_from,
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
                 max_num_batched_tokens,
@@ -308,6 +319,8 @@ impl Config {
             "load_format": format!("{:?}", load.load_format),
             "dtype": format!("{:?}", load.dtype),
             "quantization": format!("{:?}", load.quantization),
+            "kv_cache_dtype": format!("{:?}", load.kv_cache_dtype),
+            "mla_expand_from": load.mla_expand_from,
             "max_model_len": load.max_model_len,
             "max_num_seqs": load.max_num_seqs,
             "max_num_batched_tokens": load.max_num_batched_tokens,

@@ -167,6 +167,7 @@ impl Sequence {
             block_tables: (&self.block_tables).into(),
             cu_blocks: (&self.cu_blocks).into(),
             block_size: BLOCK,
+            selected: None,
         }
     }
 

@@ -110,7 +110,7 @@ pub fn config() -> SchedulerConfig {
         num_image_blocks: 4,
         max_encode_patches: 12,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     }
 }
 

@@ -59,7 +59,7 @@ impl Workload {
         // Numbers of their own: whether masks are late changes nothing else of the day.
         let mut late = Rng(!rng.0);
         let deferral_rate = if late.one_in(3) { late.range(1, 12) as u64 } else { 0 };
-        let has_two_forms = !config.share_decoded_blocks;
+        let has_two_forms = config.share_decoded_below == 0;
         let machine = Machine { has_two_forms, failure_rate, deferral_rate };
         let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
         let has_images = rng.one_in(2);
@@ -141,7 +141,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
         num_image_blocks: if rng.one_in(8) { rng.range(0, 3) } else { rng.range(4, 20) },
         max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
         enable_prefix_caching: !rng.one_in(5),
-        share_decoded_blocks: rng.one_in(2),
+        share_decoded_below: if rng.one_in(2) { usize::MAX } else { 0 },
     }
 }
 

@@ -171,7 +171,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         num_image_blocks: 40,
         max_encode_patches: 64,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     }
 }
 
@@ -188,6 +188,7 @@ pub fn info() -> ModelInfo {
         dtype: "float32",
         quantization: None,
         activations: "float32",
+        kv_cache_dtype: "float32",
     }
 }
 
