@@ -235,7 +235,7 @@ fn expanded(bench: &Bench) {
 
 /// Caches of 8 bits: bytes are the cache's.
 fn eight_bits(bench: &Bench) {
-    if !bench.wants("attention int8") || !matches!(bench.device, Device::Cpu(_)) {
+    if !bench.wants("gqa_attention int8") || !matches!(bench.device, Device::Cpu(_)) {
         return;
     }
     let (d, context) = (128, 4095);

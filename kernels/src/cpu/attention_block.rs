@@ -11,7 +11,7 @@
 
 use super::SharedMut;
 use super::attention::{Block, Problem};
-use super::attention_load::{self as load, Keys, Places};
+use super::attention_load::{self as load, Ahead, Keys, Places};
 use super::attention_thin as thin;
 use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
@@ -138,18 +138,13 @@ fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize
     for first in (range * RANGE..end).step_by(KEYS) {
         let n = KEYS.min(end - first);
         let places = Places::of(problem, block, first, n);
-        // Expanded keys lie one after the other.
-        if !matches!(problem.keys, Keys::Expanded { .. }) {
-            let next = (first + n).min(block.last_visible);
-            let ahead = Places::of(problem, block, next, KEYS.min(block.last_visible - next));
-            load::prefetch(s, problem, block, &ahead);
-        }
         if is_thin {
             thin::tile(s, problem, block, first, &places, work);
             continue;
         }
+        let mut ahead = Ahead::new(problem, block, first + n, num_calls::<S>(problem, block, n));
         load::rows(s, problem, block, &places, [&mut *work.keys, &mut *work.values]);
-        score(s, problem, n, width, work);
+        score(s, problem, n, width, work, &mut || ahead.ask(s, problem, block));
         if first + n > block.first_visible {
             mask(s, first, n, width, work);
         }
@@ -157,13 +152,26 @@ fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize
             soften(s, n, lane, work);
         }
         shrink(s, problem, block.num_rows(), work);
-        accumulate(s, problem, n, block.num_rows(), work);
+        accumulate(s, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
     }
+}
+
+/// Tiles of a score and of a sum that a block computes for one tile of keys.
+fn num_calls<S: Simd>(problem: &Problem, block: &Block, n: usize) -> usize {
+    let scores = block.num_rows().div_ceil(2 * S::LANES) * n.div_ceil(S::TILE_ROWS);
+    scores + row_len(problem.sizes.value_dim).div_ceil(2 * S::LANES) * block.num_rows().div_ceil(S::TILE_ROWS)
 }
 
 /// `scores[j, r] = key[j] · query[r]`
 #[inline(always)]
-fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mut Workspace<'_>) {
+fn score<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    width: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let d = problem.sizes.key_dim;
     let key_row = row_len(d);
     assert!(n <= KEYS && width <= ROWS, "a tile of scores");
@@ -188,6 +196,7 @@ fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mu
                 }
             }
             key += rows;
+            between();
         }
     }
 }
@@ -252,7 +261,14 @@ pub(super) fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work
 
 /// `sums[r] += Σ_j weights[j, r] · value[j]`
 #[inline(always)]
-fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+fn accumulate<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    num_rows: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let AttentionSizes { key_dim, value_dim, .. } = problem.sizes;
     let sum_row = row_len(value_dim);
     // A latent row is key and value at once.
@@ -283,6 +299,7 @@ fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, w
                 }
             }
             row += rows;
+            between();
         }
     }
 }

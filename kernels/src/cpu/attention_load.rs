@@ -51,7 +51,7 @@ impl Places {
                 places.iter_mut().enumerate().for_each(|(i, row)| *row = token + i);
             }
             Keys::Expanded { first: start, .. } => {
-                let start = block.kv_head * RANGE + first - start;
+                let start = block.kv_head * RANGE + (first - start);
                 places.iter_mut().enumerate().for_each(|(i, row)| *row = start + i);
             }
         }
@@ -291,14 +291,37 @@ pub(crate) fn columns<S: Turn>(
     }
 }
 
-/// Asks for the keys and values at these places.
-#[inline(always)]
-pub(crate) fn prefetch<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, places: &Places) {
-    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
-    for &row in places.rows() {
-        key(problem, block, row).prefetch(s, d);
-        if !matches!(problem.keys, Keys::Latent { .. }) {
-            value(problem, block, row).prefetch(s, dv);
+/// The next tile, asked for row by row while this one is computed with: a processor has few requests to memory under way at a time,
+/// and would wait for them if all were made at once.
+pub(crate) struct Ahead {
+    places: Places,
+    next: usize,
+    /// Rows that each call asks for.
+    step: usize,
+}
+
+impl Ahead {
+    /// Positions `first ..` up to the last that the block sees, to be asked for in about so many calls. Expanded keys lie one after the
+    /// other, which needs no help.
+    pub fn new(problem: &Problem, block: &Block, first: usize, calls: usize) -> Self {
+        let len = match problem.keys {
+            Keys::Expanded { .. } => 0,
+            _ => KEYS.min(block.last_visible - first.min(block.last_visible)),
+        };
+        Self { places: Places::of(problem, block, first, len), next: 0, step: len.div_ceil(calls.max(1)) }
+    }
+
+    #[inline(always)]
+    pub fn ask<S: Turn>(&mut self, s: S, problem: &Problem<'_>, block: &Block) {
+        let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+        let end = self.places.len.min(self.next + self.step);
+        while self.next < end {
+            let row = self.places.rows[self.next];
+            key(problem, block, row).prefetch(s, d);
+            if !matches!(problem.keys, Keys::Latent { .. }) {
+                value(problem, block, row).prefetch(s, dv);
+            }
+            self.next += 1;
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::attention::{Block, Problem};
 use super::attention_block::{KEYS, LOWEST, ROWS, Workspace, row_len, shrink};
-use super::attention_load::{self as load, Places};
+use super::attention_load::{self as load, Ahead, Places};
 use super::simd::{MAX_LANES, Simd, Turn, math};
 use super::tile::{self, Columns, F32, Rows, Sums};
 
@@ -29,21 +29,31 @@ pub(crate) fn tile<S: Turn>(
     work: &mut Workspace<'_>,
 ) {
     let num_rows = block.num_rows();
+    let calls = KEYS / (2 * S::LANES) + num_rows + row_len(problem.sizes.value_dim).div_ceil(2 * S::LANES);
+    let mut ahead = Ahead::new(problem, block, first + places.len, calls);
+    let mut between = || ahead.ask(s, problem, block);
     load::columns(s, problem, block, places, [&mut *work.keys, &mut *work.values]);
     load::values(s, problem, block, places, work.values);
-    score(s, problem, places.len, num_rows, work);
+    score(s, problem, places.len, num_rows, work, &mut between);
     for row in 0..num_rows {
         let seen = (block.visible(row) - first.min(block.visible(row))).min(places.len);
         work.scores[row * KEYS + seen..(row + 1) * KEYS].fill(f32::NEG_INFINITY);
     }
-    soften(s, places.len, num_rows, work);
+    soften(s, places.len, num_rows, work, &mut between);
     shrink(s, problem, num_rows, work);
-    accumulate(s, problem, places.len, num_rows, work);
+    accumulate(s, problem, places.len, num_rows, work, &mut between);
 }
 
 /// `scores[r, j] = query[r] · key[j]`
 #[inline(always)]
-fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+fn score<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    num_rows: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let d = problem.sizes.key_dim;
     assert!(n <= KEYS && num_rows <= S::TILE_ROWS, "a tile of scores");
     assert!(work.keys.len() >= d * KEYS && work.queries.len() >= d * ROWS, "workspace");
@@ -55,12 +65,13 @@ fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: 
         let sums = Sums { start, row: KEYS, hi: S::LANES, fresh: true };
         // SAFETY: within the lengths asserted above; KEYS is a whole number of pairs of vectors.
         unsafe { tile::tile_of::<S, F32, 2>(s, num_rows, w, x, d, sums) };
+        between();
     }
 }
 
 /// Scores become weights against the new maximum; those of keys that are not there become 0.
 #[inline(always)]
-fn soften<S: Simd>(s: S, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+fn soften<S: Simd>(s: S, n: usize, num_rows: usize, work: &mut Workspace<'_>, between: &mut impl FnMut()) {
     let (mut max, mut sum) = ([LOWEST; MAX_LANES], [0.0; MAX_LANES]);
     for row in 0..num_rows {
         let scores = &mut work.scores[row * KEYS..(row + 1) * KEYS];
@@ -75,6 +86,7 @@ fn soften<S: Simd>(s: S, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
             let weight = math::exp(s, s.sub(s.load_slice(&scores[j..]), s.splat(max[row])));
             s.store_slice(&mut scores[j..], weight);
         }
+        between();
     }
     // One key after the other, as in a block of many rows; four rows side by side, of which the last may be there twice.
     for first in (0..num_rows).step_by(4) {
@@ -97,7 +109,14 @@ fn soften<S: Simd>(s: S, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
 
 /// `sums[r] += Σ_j weights[r, j] · value[j]`
 #[inline(always)]
-fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+fn accumulate<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    num_rows: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let sum_row = row_len(problem.sizes.value_dim);
     assert!(n <= KEYS && num_rows <= S::TILE_ROWS, "a tile of values");
     assert!(
@@ -118,5 +137,6 @@ fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, w
                 tile::tile_of::<S, F32, 1>(s, num_rows, w, x, n, sums);
             }
         }
+        between();
     }
 }
