@@ -12,7 +12,7 @@ const SCALE: f32 = 0.3;
 /// What an int8 cache holds of a part: levels of the largest magnitude / 127.
 fn kept_part(part: &[f32]) -> Vec<f64> {
     let scale = part.iter().fold(0.0, |max: f32, v| max.max(v.abs())) / 127.0;
-    part.iter().map(|v| f64::from(scale) * f64::from((v / scale).round_ties_even())).collect()
+    part.iter().map(|v| f64::from(scale) * f64::from((v * (1.0 / scale)).round_ties_even())).collect()
 }
 
 /// A row for each slot: the rows themselves, and what an int8 cache holds. Slots that no position uses are not numbers.
