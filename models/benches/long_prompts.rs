@@ -6,8 +6,8 @@
 
 use kernels::Device;
 use models::{
-    DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -58,6 +58,7 @@ impl Shape {
             load_format: LoadFormat::Dummy,
             dtype: DTypeChoice::Auto,
             quantization: QuantizationChoice::Auto,
+            activations: ActivationsChoice::Auto,
             kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from,
             max_model_len: Some(MAX_LEN),

@@ -176,12 +176,12 @@ fn distance_from_float32() {
         let [[bf16, kv8, int8, int4], rounded] = found;
         assert!(kv8.mean_kl < kl8, "{kv8:?}");
         assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
-        for [bf16, int8, int4] in [[bf16, int8, int4], rounded] {
+        for [bf16, _, int8, int4] in [[bf16, kv8, int8, int4], rounded] {
             let kl = [bf16, int8, int4].map(|distance| distance.mean_kl);
             assert!(kl[0] < kl16 && kl[1] < kl8 && kl[2] < kl4, "{bf16:?} {int8:?} {int4:?}");
         }
     }
-    for [_, int8, int4] in embedded {
+    for [_, _, int8, int4] in embedded {
         assert!(int8.same_top > 0.97 && int4.same_top > 0.8, "{int8:?} {int4:?}");
     }
 }
