@@ -13,7 +13,7 @@ use super::attention::{Block, Problem};
 use super::attention_block::{self, RANGE, ROWS, State, Workspace};
 use super::attention_load::{Keys, slots, widen_row};
 use super::gemm::{self, Gemm, Input};
-use super::simd::{Simd, simd_entry};
+use super::simd::{Turn, simd_entry};
 use crate::device::Cpu;
 use crate::ops::{Activation, AttentionSizes, ExpandedSizes, KvRows, Ragged};
 use crate::{MatrixBatch, Tensor};
@@ -204,6 +204,6 @@ simd_entry! {
 }
 
 #[inline(always)]
-fn unpack_body<S: Simd>(s: S, cache: KvRows<'_>, slot: usize, from: usize, rank: usize, out: &mut [f32]) {
+fn unpack_body<S: Turn>(s: S, cache: KvRows<'_>, slot: usize, from: usize, rank: usize, out: &mut [f32]) {
     widen_row(s, cache, slot, from, rank, out);
 }

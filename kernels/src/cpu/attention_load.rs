@@ -3,7 +3,7 @@
 
 use super::attention::{Block, Problem};
 use super::attention_block::{KEYS, RANGE, row_len};
-use super::simd::{MAX_LANES, Simd, Turn};
+use super::simd::{MAX_LANES, Turn};
 use crate::ops::{AttentionSizes, KvRows, Ragged};
 use crate::{DType, Tensor};
 
@@ -121,7 +121,7 @@ pub(crate) fn value<'a>(problem: &Problem<'a>, block: &Block, row: usize) -> Sou
 impl Source<'_> {
     /// Elements `from .. from + out.len()`, widened; `split` is where a latent row's second scale begins.
     #[inline(always)]
-    pub fn widen<S: Simd>(self, s: S, from: usize, split: usize, out: &mut [f32]) {
+    pub fn widen<S: Turn>(self, s: S, from: usize, split: usize, out: &mut [f32]) {
         match self {
             Self::Floats(row) => out.copy_from_slice(&row[from..from + out.len()]),
             Self::Cached { rows: KvRows { rows, scales: None }, start, .. } => {
@@ -156,7 +156,7 @@ impl Source<'_> {
 
 /// Elements `from ..` of a latent row, of which the first `rank` have the first scale.
 #[inline(always)]
-pub(crate) fn widen_row<S: Simd>(
+pub(crate) fn widen_row<S: Turn>(
     s: S,
     cache: KvRows<'_>,
     slot: usize,
@@ -172,7 +172,7 @@ pub(crate) fn widen_row<S: Simd>(
 const LINE: usize = 64;
 
 #[inline(always)]
-fn widen<S: Simd>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
+fn widen<S: Turn>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
     match src.dtype() {
         DType::F32 => out.copy_from_slice(&src.as_f32()[start..start + out.len()]),
         _ => {
@@ -194,7 +194,7 @@ fn widen<S: Simd>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn dequantize<S: Simd>(s: S, levels: &[u8], scale: f32, out: &mut [f32]) {
+fn dequantize<S: Turn>(s: S, levels: &[u8], scale: f32, out: &mut [f32]) {
     assert_eq!(levels.len(), out.len(), "levels");
     let whole = out.len() / S::LANES * S::LANES;
     for i in (0..whole).step_by(S::LANES) {
@@ -210,7 +210,7 @@ fn dequantize<S: Simd>(s: S, levels: &[u8], scale: f32, out: &mut [f32]) {
 /// Rows of keys, one after the other, in `keys` `[KEYS, key_row]`, and of values in `values` `[KEYS, value_row]`. Of latent rows only
 /// keys, which hold the values.
 #[inline(always)]
-pub(crate) fn rows<S: Simd>(
+pub(crate) fn rows<S: Turn>(
     s: S,
     problem: &Problem<'_>,
     block: &Block,
@@ -229,7 +229,7 @@ pub(crate) fn rows<S: Simd>(
 
 /// Rows of values in `out` `[KEYS, value_row]`.
 #[inline(always)]
-pub(crate) fn values<S: Simd>(s: S, problem: &Problem<'_>, block: &Block, places: &Places, out: &mut [f32]) {
+pub(crate) fn values<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, places: &Places, out: &mut [f32]) {
     let dv = problem.sizes.value_dim;
     for (&row, out) in places.rows().iter().zip(out.chunks_exact_mut(row_len(dv))) {
         value(problem, block, row).widen(s, 0, split(problem), &mut out[..dv]);

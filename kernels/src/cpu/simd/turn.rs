@@ -1,5 +1,5 @@
-//! What attention needs of vectors beside arithmetic: blocks of keys turned round, so that keys lie along a vector, and lines asked
-//! for well ahead of their use.
+//! What attention needs of vectors beside arithmetic: blocks of keys turned round, so that keys lie along a vector, levels of 8
+//! bits, and lines asked for well ahead of their use.
 
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
@@ -19,6 +19,12 @@ pub(crate) trait Turn: Simd {
     /// # Safety
     /// The first `LANES` rows can be read and `2 * LANES` lines of `LANES` elements written.
     unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize);
+
+    /// Signed bytes.
+    ///
+    /// # Safety
+    /// `LANES` bytes can be read.
+    unsafe fn load_i8(self, from: *const u8) -> Self::V;
 
     /// Asks for a line to be brought as near as the second cache. Any address will do.
     fn prefetch_second(self, address: *const u8);
@@ -42,6 +48,12 @@ impl Turn for Portable {
                 unsafe { *to.add(c * to_row + r) = f32::from_bits(u32::from(*from.add(c)) << 16) };
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[i8; Self::LANES]>().read_unaligned() };
+        bytes.map(f32::from)
     }
     #[inline(always)]
     fn prefetch_second(self, _: *const u8) {}
@@ -71,6 +83,11 @@ impl Turn for Avx2 {
                 _mm256_storeu_ps(to.add((2 * c + 1) * to_row), _mm256_castsi256_ps(odd));
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
     }
     #[inline(always)]
     fn prefetch_second(self, address: *const u8) {
@@ -103,6 +120,11 @@ impl Turn for Avx512 {
                 _mm512_storeu_ps(to.add((2 * c + 1) * to_row), _mm512_castsi512_ps(odd));
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
     fn prefetch_second(self, address: *const u8) {
