@@ -82,6 +82,7 @@ fn batch(from: usize, to: usize) -> Batch {
         num_generated: 0,
         history: None,
         mask: None,
+        may_be_deferred: false,
     };
     let item = BatchItem {
         id: SequenceId(1),
