@@ -73,6 +73,7 @@ fn score<S: Simd>(
 #[inline(always)]
 fn soften<S: Simd>(s: S, n: usize, num_rows: usize, work: &mut Workspace<'_>, between: &mut impl FnMut()) {
     let (mut max, mut sum) = ([LOWEST; MAX_LANES], [0.0; MAX_LANES]);
+    #[allow(clippy::needless_range_loop, reason = "the row of scores is as much meant as its maximum")]
     for row in 0..num_rows {
         let scores = &mut work.scores[row * KEYS..(row + 1) * KEYS];
         let mut highest = s.splat(work.range.max[row]);
