@@ -327,6 +327,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range of rows is meant")]
     fn items_are_cut_where_the_form_of_attention_changes() {
         let item = |context_len: usize, prompt_len: usize, len: usize| BatchItem {
             id: SequenceId(1),

@@ -319,8 +319,6 @@ impl Config {
             "load_format": format!("{:?}", load.load_format),
             "dtype": format!("{:?}", load.dtype),
             "quantization": format!("{:?}", load.quantization),
-            "kv_cache_dtype": format!("{:?}", load.kv_cache_dtype),
-            "mla_expand_from": load.mla_expand_from,
             "max_model_len": load.max_model_len,
             "max_num_seqs": load.max_num_seqs,
             "max_num_batched_tokens": load.max_num_batched_tokens,
@@ -357,6 +355,8 @@ impl Config {
             "warnings": warnings,
         });
         // More would be too many for one macro.
+        object["kv_cache_dtype"] = json!(format!("{:?}", load.kv_cache_dtype));
+        object["mla_expand_from"] = json!(load.mla_expand_from);
         object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
