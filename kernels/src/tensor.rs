@@ -336,6 +336,23 @@ impl Tensor {
         &mut self.buffer.as_mut_slice()[..n]
     }
 
+    pub(crate) fn as_u8(&self) -> &[u8] {
+        assert_eq!(self.dtype, DType::U8, "as_u8");
+        &self.buffer.as_slice()[..self.len()]
+    }
+
+    pub(crate) fn as_u8_mut(&mut self) -> &mut [u8] {
+        assert_eq!(self.dtype, DType::U8, "as_u8_mut");
+        let n = self.len();
+        &mut self.buffer.as_mut_slice()[..n]
+    }
+
+    /// The address of an element in the host's memory, to ask for it ahead of its use.
+    pub(crate) fn address(&self, index: usize) -> *const u8 {
+        let bytes: &[u8] = self.buffer.as_slice();
+        bytes.as_ptr().wrapping_add(index * self.dtype.size())
+    }
+
     /// Element `index` of a tensor of floats, widened.
     pub fn get(&self, index: usize) -> f32 {
         match self.dtype {

@@ -120,6 +120,7 @@ impl Step {
             block_tables: (&blocks).into(),
             cu_blocks: (&[0, 40]).into(),
             block_size: 50,
+            selected: None,
         };
         gqa_attention(q, &self.cache, &self.cache, &ragged, 0.2, &mut self.attention, k);
         self.cache.reshape(&[2000 * H, D]);

@@ -9,8 +9,8 @@ mod peak;
 
 use kernels::Device;
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
-    Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
@@ -89,6 +89,8 @@ fn load(threads: usize) -> Loaded {
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::Auto,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         max_model_len: Some(MAX_LEN),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,
@@ -117,6 +119,7 @@ fn batch(from: usize, to: usize) -> Batch {
         id: SequenceId(1),
         tokens: (from..to).map(|i| (i * 7919 % VOCAB) as u32).collect(),
         context_len: from,
+        prompt_len: to,
         blocks: (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
         images: Vec::new(),
         prompt: None,

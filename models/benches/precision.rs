@@ -4,8 +4,8 @@
 //! `cargo bench -p models --bench precision`. One thread, by the processor time that it got; of each the best of some rounds.
 
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
-    MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -32,6 +32,8 @@ fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (De
         graphs: true,
         load_format: LoadFormat::Dummy,
         weights_cache: None,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         dtype: DTypeChoice::Auto,
         quantization,
         activations,
@@ -54,6 +56,7 @@ fn batch(sequences: usize, from: usize, to: usize) -> Batch {
         id: SequenceId(sequence as u64),
         tokens: (from..to).map(|i| ((i + 1000 * sequence) * 7919 % VOCAB) as u32).collect(),
         context_len: from,
+        prompt_len: to,
         blocks: (0..to.div_ceil(BLOCK_SIZE)).map(|i| BlockId((sequence * BLOCKS_EACH + i) as u32)).collect(),
         images: Vec::new(),
         prompt: None,

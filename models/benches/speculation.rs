@@ -5,8 +5,8 @@
 //! the best of each counts.
 
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, LoadFormat, LoadOptions,
-    Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{
     Batch, Engine, ModelRunner, NgramConfig, Sampled, SamplingParams, SchedulerConfig, Sequence, SequenceId,
@@ -41,6 +41,8 @@ fn load(num_layers: usize, num_dense: usize) -> Loaded {
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::Auto,
         weights_cache: None,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         max_model_len: Some(PROMPT + ANSWER + 1),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,

@@ -178,6 +178,7 @@ fn ragged(input: &StepInput, block_size: usize) -> Ragged<'_> {
         block_tables: (&input.block_tables).into(),
         cu_blocks: (&input.cu_blocks).into(),
         block_size,
+        selected: None,
     }
 }
 

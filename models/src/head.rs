@@ -20,7 +20,7 @@ pub struct HeadRows<'a> {
 impl<'a> HeadRows<'a> {
     pub fn of(batch: &'a Batch, input: &ModelInput) -> Self {
         let mut head = Self::default();
-        for (item, &first) in batch.items.iter().zip(&input.cu_seqlens) {
+        for (item, &first) in batch.items.iter().zip(&input.first_rows) {
             if let Some(PromptWork { rows, task: PromptTask::Logprobs { targets, top } }) = &item.prompt {
                 head.rows.extend(rows.clone().map(|row| first + row as u32));
                 head.tasks.extend(targets.iter().map(|&target| RowTask::Score { target, top: *top }));
@@ -54,7 +54,7 @@ pub fn output(
     let mut results = results.into_iter();
     let mut output = StepOutput::default();
     let mut copy = Vec::new();
-    for (item, &first) in batch.items.iter().zip(&input.cu_seqlens) {
+    for (item, &first) in batch.items.iter().zip(&input.first_rows) {
         if let Some(work) = &item.prompt {
             output.prompts.push(match &work.task {
                 PromptTask::Logprobs { targets, .. } => scores(results.by_ref().take(targets.len())),

@@ -12,7 +12,7 @@ pub enum LoadFormat {
     Dummy,
 }
 
-/// The type of weights that are not quantised and of the KV cache. Sums on the CPU are f32 whatever it is.
+/// The type of weights that are not quantised and, unless it is given, of the KV cache. Sums on the CPU are f32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DTypeChoice {
     /// As the checkpoint says.
@@ -33,6 +33,18 @@ pub enum QuantizationChoice {
 
 /// How far activations are rounded before products on a processor; see [`kernels::ActivationChoice`].
 pub use kernels::ActivationChoice as ActivationsChoice;
+
+/// What keys and values are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvCacheDTypeChoice {
+    /// As weights that are not quantised.
+    Auto,
+    F32,
+    BF16,
+    F16,
+    /// Levels of 8 bits, with a scale for each token and head, or for each token and part of a latent.
+    Int8,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MemoryLimit {
@@ -63,6 +75,10 @@ pub struct LoadOptions {
     pub quantization: QuantizationChoice,
     /// Of products on a processor; a GPU takes `Auto` alone.
     pub activations: ActivationsChoice,
+    pub kv_cache_dtype: KvCacheDTypeChoice,
+    /// Rows of prompts at this position and beyond go through latent attention in its expanded form; `None`: in the absorbed form, as
+    /// all other rows do.
+    pub mla_expand_from: Option<usize>,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: usize,
@@ -103,6 +119,8 @@ pub struct ModelInfo {
     pub quantization: Option<&'static str>,
     /// What activations are rounded to before most products, such as `bfloat16`.
     pub activations: &'static str,
+    /// Such as `bfloat16`, or `int8`.
+    pub kv_cache_dtype: &'static str,
 }
 
 /// Turns a decoded picture into what the model's vision tower takes. Pure: no device, no files.

@@ -8,6 +8,7 @@
 use kernels::ops::NOWHERE;
 use kernels::{Device, Indices};
 use scheduler::{Batch, BatchItem, BlockId};
+use std::ops::Range;
 
 #[derive(Debug, Default)]
 pub struct ModelInput {
@@ -20,6 +21,10 @@ pub struct ModelInput {
     pub block_tables: Vec<u32>,
     /// Where each item's blocks begin in `block_tables`, and the end.
     pub cu_blocks: Vec<u32>,
+    /// Of each item as the arrays have them: whether its rows are attended to in the expanded form.
+    pub expanded: Vec<bool>,
+    /// The first row of each item of the batch, which may be several of the arrays'.
+    pub first_rows: Vec<u32>,
     /// Rows of the tokens after which something is sampled.
     pub sample_rows: Vec<u32>,
     /// Rows of the image cache, and the tokens that take them.
@@ -27,11 +32,13 @@ pub struct ModelInput {
     pub image_tokens: Vec<u32>,
 }
 
-/// How the scheduler numbers memory.
+/// How the scheduler numbers memory, and where the forms of attention part.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockSizes {
     pub tokens: usize,
     pub image_rows: usize,
+    /// Rows of a prompt from this position on have the expanded form; `None`: no row has.
+    pub expand_from: Option<usize>,
 }
 
 impl ModelInput {
@@ -55,6 +62,7 @@ impl ModelInput {
             self.context_lens.push(0);
             self.block_tables.push(0);
             self.cu_blocks.push(self.block_tables.len() as u32);
+            self.expanded.push(false);
         }
     }
 
@@ -67,10 +75,13 @@ impl ModelInput {
             context_lens,
             block_tables,
             cu_blocks,
+            expanded,
+            first_rows,
             sample_rows,
             image_rows,
             image_tokens,
         } = self;
+        expanded.clear();
         let arrays = [
             tokens,
             positions,
@@ -79,6 +90,7 @@ impl ModelInput {
             context_lens,
             block_tables,
             cu_blocks,
+            first_rows,
             sample_rows,
             image_rows,
             image_tokens,
@@ -87,19 +99,23 @@ impl ModelInput {
     }
 
     fn push(&mut self, item: &BatchItem, sizes: BlockSizes) {
-        let BatchItem { id: _, tokens, context_len, blocks, images, prompt: _, sample } = item;
+        let BatchItem { id: _, tokens, context_len, prompt_len: _, blocks, images, prompt: _, sample } = item;
         assert!(!tokens.is_empty(), "an item has tokens");
         assert!(blocks.len() * sizes.tokens >= item.end(), "an item's blocks cover its positions");
         let first = self.tokens.len();
+        self.first_rows.push(first as u32);
         self.tokens.extend_from_slice(tokens);
         for position in *context_len..item.end() {
             self.positions.push(position as u32);
             self.slots.push(slot(blocks, position, sizes.tokens));
         }
-        self.cu_seqlens.push(self.tokens.len() as u32);
-        self.context_lens.push(*context_len as u32);
-        self.block_tables.extend(blocks.iter().map(|block| block.0));
-        self.cu_blocks.push(self.block_tables.len() as u32);
+        for (positions, is_expanded) in segments(item, sizes.expand_from) {
+            self.cu_seqlens.push((first + positions.end - context_len) as u32);
+            self.context_lens.push(positions.start as u32);
+            self.block_tables.extend(blocks.iter().map(|block| block.0));
+            self.cu_blocks.push(self.block_tables.len() as u32);
+            self.expanded.push(is_expanded);
+        }
         for image in images {
             for i in 0..image.len {
                 self.image_rows.push(slot(&image.rows, image.first_row + i, sizes.image_rows));
@@ -111,6 +127,15 @@ impl ModelInput {
             self.sample_rows.extend(end - sample.num_rows() as u32..end);
         }
     }
+}
+
+/// The positions of an item, cut where the form of attention changes: that hangs on a row's position and on its request, not on the chunk.
+fn segments(item: &BatchItem, expand_from: Option<usize>) -> impl Iterator<Item = (Range<usize>, bool)> {
+    let (start, end) = (item.context_len, item.end());
+    let from = expand_from.map_or(end, |from| from.clamp(start, end));
+    let to = item.prompt_len.clamp(from, end);
+    let parts = [(start..from, false), (from..to, true), (to..end, false)];
+    parts.into_iter().filter(|(positions, _)| !positions.is_empty())
 }
 
 /// The largest step.
@@ -137,6 +162,50 @@ pub struct StepInput {
     pub image_tokens: Indices,
     /// Set for each piece of the head's rows.
     pub head_rows: Indices,
+    pub forms: Forms,
+}
+
+/// Which rows of a step have which form of attention.
+#[derive(Debug, Default)]
+pub struct Forms {
+    /// Of each item of the arrays.
+    pub absorbed: Vec<bool>,
+    pub expanded: Vec<bool>,
+    /// Rows in the absorbed form that follow each other.
+    pub absorbed_rows: Vec<Range<usize>>,
+}
+
+impl Forms {
+    fn with_capacity(num_items: usize) -> Self {
+        Self {
+            absorbed: Vec::with_capacity(num_items),
+            expanded: Vec::with_capacity(num_items),
+            absorbed_rows: Vec::with_capacity(num_items),
+        }
+    }
+
+    fn set(&mut self, input: &ModelInput) {
+        let Self { absorbed, expanded, absorbed_rows } = self;
+        expanded.clear();
+        expanded.extend_from_slice(&input.expanded);
+        absorbed.clear();
+        absorbed.extend(input.expanded.iter().map(|is_expanded| !is_expanded));
+        absorbed_rows.clear();
+        for (rows, _) in
+            input.cu_seqlens.windows(2).zip(&input.expanded).filter(|(_, is_expanded)| !**is_expanded)
+        {
+            let rows = rows[0] as usize..rows[1] as usize;
+            match absorbed_rows.last_mut() {
+                Some(last) if last.end == rows.start => last.end = rows.end,
+                _ => absorbed_rows.push(rows),
+            }
+        }
+    }
+
+    /// Whether any row has the expanded form.
+    pub fn are_mixed(&self) -> bool {
+        self.expanded.contains(&true)
+    }
 }
 
 impl StepInput {
@@ -170,6 +239,7 @@ impl StepInput {
             image_rows,
             image_tokens,
             head_rows,
+            forms: Forms::with_capacity(limits.num_items),
         }
     }
 
@@ -189,6 +259,7 @@ impl StepInput {
         self.cu_blocks.set(&input.cu_blocks);
         self.image_rows.set(&input.image_rows);
         self.image_tokens.set(&input.image_tokens);
+        self.forms.set(input);
     }
 
     pub fn num_tokens(&self) -> usize {
@@ -224,6 +295,7 @@ mod tests {
             id: SequenceId(1),
             tokens: vec![10, 11, 12, 13],
             context_len: 2,
+            prompt_len: 8,
             blocks: blocks(&[4, 0]),
             images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, rows: blocks(&[2, 6]) }],
             prompt: None,
@@ -233,6 +305,7 @@ mod tests {
             id: SequenceId(2),
             tokens: vec![20, 21],
             context_len: 7,
+            prompt_len: 7,
             blocks: blocks(&[9, 1, 3]),
             images: Vec::new(),
             prompt: None,
@@ -241,7 +314,7 @@ mod tests {
         let batch = Batch { encodes: Vec::new(), items: vec![chunk, decode] };
         let mut input = ModelInput::default();
         for _ in 0..2 {
-            input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4 });
+            input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4, expand_from: None });
         }
         assert_eq!(input.tokens, [10, 11, 12, 13, 20, 21]);
         assert_eq!(input.positions, [2, 3, 4, 5, 7, 8]);
@@ -256,11 +329,54 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range of rows is meant")]
+    fn items_are_cut_where_the_form_of_attention_changes() {
+        let item = |context_len: usize, prompt_len: usize, len: usize| BatchItem {
+            id: SequenceId(1),
+            tokens: vec![9; len],
+            context_len,
+            prompt_len,
+            blocks: (0..8).map(BlockId).collect(),
+            images: Vec::new(),
+            prompt: None,
+            sample: None,
+        };
+        let device = Device::cpu(Some(1));
+        let limits = InputLimits { num_tokens: 100, num_items: 20, num_blocks: 8, head_rows: 1 };
+        let mut on_device = StepInput::new(&device, &limits);
+        let mut check =
+            |items: Vec<BatchItem>, cu_seqlens: &[u32], expanded: &[bool], rows: &[Range<usize>]| {
+                let batch = Batch { encodes: Vec::new(), items };
+                let mut input = ModelInput::default();
+                input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5) });
+                on_device.set(&input);
+                assert_eq!((&input.cu_seqlens[..], &input.expanded[..]), (cu_seqlens, expanded));
+                assert_eq!(on_device.forms.absorbed_rows, rows);
+                assert_eq!(on_device.forms.are_mixed(), expanded.contains(&true));
+                input
+            };
+        // Before the position, a prompt across it, a prompt beyond it, a preempted one with its answer, a generated token.
+        check(vec![item(0, 9, 5)], &[0, 5], &[false], &[0..5]);
+        check(vec![item(2, 20, 6)], &[0, 3, 6], &[false, true], &[0..3]);
+        check(vec![item(5, 20, 6)], &[0, 6], &[true], &[]);
+        let input = check(
+            vec![item(9, 9, 1), item(0, 7, 10), item(3, 2, 4)],
+            &[0, 1, 6, 8, 11, 15],
+            &[false, false, true, false, false],
+            &[0..6, 8..15],
+        );
+        assert_eq!(input.first_rows, [0, 1, 11]);
+        assert_eq!(input.context_lens, [9, 0, 5, 7, 3]);
+        assert_eq!(input.cu_blocks, [0, 8, 16, 24, 32, 40]);
+    }
+
+    #[test]
     fn padding_writes_nowhere() {
         let item = |context_len, blocks: &[u32]| BatchItem {
             id: SequenceId(1),
             tokens: vec![9],
             context_len,
+            prompt_len: context_len,
             blocks: blocks.iter().map(|&id| BlockId(id)).collect(),
             images: Vec::new(),
             prompt: None,
@@ -268,7 +384,7 @@ mod tests {
         };
         let batch = Batch { encodes: Vec::new(), items: vec![item(4, &[2, 1]), item(0, &[3])] };
         let mut input = ModelInput::default();
-        input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1 });
+        input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: None });
         input.pad(4);
         assert_eq!(input.tokens, [9, 9, 0, 0]);
         assert_eq!(input.slots, [4, 9, NOWHERE, NOWHERE]);

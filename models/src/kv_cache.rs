@@ -4,9 +4,11 @@
 //! slot = block * block_size + place in the block          one row a slot
 //! grouped queries:  keys, values [S, Hk * D]               latent:  [S, R + P], the normalised latent and the rotated part
 //! ```
+//! In int8 each head of a row, or each of the two parts of a latent row, has a scale beside its levels.
 
 use crate::config::{AttentionConfig, DecoderConfig};
-use kernels::{DType, Device, Tensor};
+use kernels::Device;
+use kernels::ops::{KvShape, KvTensor, KvType};
 
 pub struct KvCache {
     pub layers: Vec<LayerCache>,
@@ -14,30 +16,24 @@ pub struct KvCache {
 }
 
 pub enum LayerCache {
-    Gqa { keys: Tensor, values: Tensor },
-    Mla { rows: Tensor },
+    Gqa { keys: KvTensor, values: KvTensor },
+    Mla { rows: KvTensor },
 }
 
 impl KvCache {
     pub fn new(
         device: &Device,
         config: &DecoderConfig,
-        stored_as: DType,
+        stored_as: KvType,
         num_blocks: usize,
         block_size: usize,
     ) -> Self {
         let slots = num_blocks * block_size;
+        let shape = shape(config);
+        let rows = || KvTensor::zeros(device, stored_as, slots, shape);
         let layer = || match &config.attention {
-            AttentionConfig::Gqa(a) => {
-                let shape = [slots, a.num_kv_heads, a.head_dim];
-                LayerCache::Gqa {
-                    keys: Tensor::zeros(device, stored_as, &shape),
-                    values: Tensor::zeros(device, stored_as, &shape),
-                }
-            }
-            AttentionConfig::Mla(a) => {
-                LayerCache::Mla { rows: Tensor::zeros(device, stored_as, &[slots, a.row()]) }
-            }
+            AttentionConfig::Gqa(_) => LayerCache::Gqa { keys: rows(), values: rows() },
+            AttentionConfig::Mla(_) => LayerCache::Mla { rows: rows() },
         };
         Self { layers: (0..config.num_layers).map(|_| layer()).collect(), block_size }
     }
@@ -47,7 +43,19 @@ impl KvCache {
         2 * config.num_layers as u64
     }
 
-    pub fn bytes_per_token(config: &DecoderConfig, stored_as: DType) -> u64 {
-        (config.num_layers * config.kv_row() * stored_as.size()) as u64
+    pub fn bytes_per_token(config: &DecoderConfig, stored_as: KvType) -> u64 {
+        let rows = match &config.attention {
+            AttentionConfig::Gqa(_) => 2,
+            AttentionConfig::Mla(_) => 1,
+        };
+        (config.num_layers * rows) as u64 * KvTensor::bytes_per_slot(stored_as, shape(config))
+    }
+}
+
+/// Of a layer's rows.
+fn shape(config: &DecoderConfig) -> KvShape {
+    match &config.attention {
+        AttentionConfig::Gqa(a) => KvShape::Heads { count: a.num_kv_heads, dim: a.head_dim },
+        AttentionConfig::Mla(a) => KvShape::Latent { rank: a.kv_lora_rank, rotated: a.rope_dim },
     }
 }

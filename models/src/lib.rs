@@ -28,8 +28,8 @@ pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
-    ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, LoadFormat, LoadOptions, MemoryLimit,
-    ModelInfo, QuantizationChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    MemoryLimit, ModelInfo, QuantizationChoice, WeightsCache,
 };
 pub use kernels::cuda::Matmul;
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};

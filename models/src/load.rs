@@ -1,6 +1,6 @@
 //! From a model's files to a runner: read the configuration, plan, take the weights, allocate the rest.
 
-use crate::config::{GenerationDefaults, ModelConfig};
+use crate::config::{AttentionConfig, GenerationDefaults, ModelConfig};
 use crate::decoder::{Decoder, Placement};
 use crate::device;
 use crate::input::StepInput;
@@ -47,7 +47,14 @@ struct Description {
 
 impl Description {
     fn read(files: &ModelFiles, options: &LoadOptions) -> Result<Self, LoadError> {
-        let config = ModelConfig::read(files)?;
+        let mut config = ModelConfig::read(files)?;
+        if options.mla_expand_from.is_some() {
+            let AttentionConfig::Mla(attention) = &mut config.decoder.attention else {
+                let message = "the model has no latent attention".to_string();
+                return Err(LoadError::Option { option: "mla_expand_from", message });
+            };
+            attention.expand_from = options.mla_expand_from;
+        }
         let storage = config.storage(options);
         let vision = match &config.vision {
             None => None,
@@ -89,7 +96,7 @@ pub fn load(
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;
-    let (storage, stored_as) = (&description.storage, request.stored_as());
+    let (storage, kv_type) = (&description.storage, request.kv_type());
     let mut checkpoint = match options.load_format {
         LoadFormat::Auto => Checkpoint::open(files)?,
         LoadFormat::Dummy => Checkpoint::dummy(options.seed),
@@ -114,7 +121,7 @@ pub fn load(
     checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
-    let cache = KvCache::new(&device, &config.decoder, stored_as, plan.num_blocks, plan.block_size);
+    let cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
     let scratch = Scratch::new(&device, &config.decoder, &request.limits(plan.max_model_len));
     let input = StepInput::new(&device, &request.input_limits(plan.max_model_len));
     // Weights were copied while the next were packed: wait for the last, and for what failed.
@@ -123,8 +130,9 @@ pub fn load(
     let encode_ahead = matches!(device, Device::Cuda(_));
     let scheduler_config = SchedulerConfig { encode_ahead, ..plan.scheduler_config() };
     let generation_defaults = config.generation;
+    let expand_from = config.decoder.expand_from();
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
-    let parts = Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows };
+    let parts = Parts { device, decoder, eyes, cache, scratch, input, expand_from, max_graph_rows };
     let runner = DeviceRunner::new(parts)?;
     let planned = plan.memory.total - plan.memory.padding;
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
@@ -165,5 +173,6 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         dtype: plan.dtype,
         quantization: plan.quantization,
         activations: plan.activations,
+        kv_cache_dtype: plan.kv_cache_dtype,
     }
 }

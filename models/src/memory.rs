@@ -13,7 +13,8 @@ use crate::kv_cache::KvCache;
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
-use crate::{LoadError, LoadFormat, LoadOptions, MemoryLimit};
+use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
+use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
 use scheduler::SchedulerConfig;
 use serde::Serialize;
@@ -28,12 +29,13 @@ const MAX_WAITING: usize = 8192;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub architecture: String,
-    /// Of weights that are not quantised, and of the KV cache.
+    /// Of weights that are not quantised.
     pub dtype: &'static str,
     /// What most weights are quantised to, such as `int4`.
     pub quantization: Option<&'static str>,
     /// What activations are rounded to before products with most weights, such as `int8`.
     pub activations: &'static str,
+    pub kv_cache_dtype: &'static str,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
     /// Of packed weights that are kept on disk for the next start, beside a header; 0: none are.
@@ -44,6 +46,8 @@ pub struct Plan {
     pub max_num_batched_tokens: usize,
     pub block_size: usize,
     pub num_blocks: usize,
+    /// Rows of prompts from this position on go through latent attention in its expanded form.
+    pub mla_expand_from: Option<usize>,
     pub images: Option<ImagePlan>,
     /// How many sequences of a length run at the same time.
     pub concurrency: Vec<Concurrency>,
@@ -136,8 +140,14 @@ pub(crate) struct Request<'a> {
 
 impl Request<'_> {
     /// Of the KV cache.
-    pub fn stored_as(&self) -> DType {
-        self.storage.float
+    pub fn kv_type(&self) -> KvType {
+        match self.options.kv_cache_dtype {
+            KvCacheDTypeChoice::Auto => KvType::Float(self.storage.float),
+            KvCacheDTypeChoice::F32 => KvType::Float(DType::F32),
+            KvCacheDTypeChoice::BF16 => KvType::Float(DType::BF16),
+            KvCacheDTypeChoice::F16 => KvType::Float(DType::F16),
+            KvCacheDTypeChoice::Int8 => KvType::Int8,
+        }
     }
 
     pub fn limits(&self, max_model_len: usize) -> StepLimits {
@@ -147,10 +157,15 @@ impl Request<'_> {
     pub fn input_limits(&self, max_model_len: usize) -> InputLimits {
         InputLimits {
             num_tokens: self.options.max_num_batched_tokens,
-            num_items: self.options.max_num_seqs,
+            num_items: self.options.max_num_seqs * self.segments_per_item(),
             num_blocks: self.blocks(max_model_len),
             head_rows: logit_rows(&self.config.decoder, &self.limits(max_model_len)),
         }
+    }
+
+    /// Where rows have two forms, an item has up to three parts: before the first expanded row, those, and what was generated.
+    fn segments_per_item(&self) -> usize {
+        if self.config.decoder.expand_from().is_some() { 3 } else { 1 }
     }
 
     /// All but the KV cache.
@@ -194,7 +209,7 @@ impl Request<'_> {
     }
 
     fn block_bytes(&self) -> u64 {
-        KvCache::bytes_per_token(&self.config.decoder, self.stored_as()) * self.options.block_size as u64
+        KvCache::bytes_per_token(&self.config.decoder, self.kv_type()) * self.options.block_size as u64
     }
 
     /// Blocks of a sequence of this length.
@@ -240,6 +255,8 @@ impl Request<'_> {
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
+        self.check_kv_type()?;
+        self.check_forms()?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -250,19 +267,21 @@ impl Request<'_> {
         let num_blocks = affordable.min(usable).min(slots);
         Ok(Plan {
             architecture: config.architecture.clone(),
-            dtype: published_name(self.stored_as()),
+            dtype: published_name(self.storage.float),
             quantization: self.storage.describe(),
             activations: self.storage.activations(self.device),
+            kv_cache_dtype: self.kv_type().name(),
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
             weights_cache_bytes: self.weights_cache_bytes(fixed.weights + fixed.vision_weights),
-            kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.stored_as()),
+            kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.kv_type()),
             max_model_len,
             max_num_seqs: options.max_num_seqs,
             max_num_batched_tokens: options.max_num_batched_tokens,
             block_size: options.block_size,
             num_blocks,
+            mla_expand_from: config.decoder.expand_from(),
             images: self.images(),
             concurrency: self.concurrency(max_model_len, num_blocks),
         })
@@ -277,6 +296,31 @@ impl Request<'_> {
             _ => false,
         };
         if kept { packed } else { 0 }
+    }
+
+    /// A GPU's kernels are compiled for one type.
+    fn check_kv_type(&self) -> Result<(), LoadError> {
+        let (kv_type, float) = (self.kv_type(), self.storage.float);
+        if !matches!(self.device, Device::Cuda(_)) || kv_type == KvType::Float(float) {
+            return Ok(());
+        }
+        let message = format!(
+            "a KV cache in {} beside weights in {float} is computed with on the processor only: use auto, or --device cpu",
+            kv_type.name()
+        );
+        Err(LoadError::Option { option: "kv_cache_dtype", message })
+    }
+
+    /// A GPU has the absorbed form only.
+    fn check_forms(&self) -> Result<(), LoadError> {
+        match (self.device, self.config.decoder.expand_from()) {
+            (Device::Cuda(_), Some(_)) => {
+                let message =
+                    "the expanded form is computed on the processor only: use --device cpu".to_string();
+                Err(LoadError::Option { option: "mla_expand_from", message })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn concurrency(&self, max_model_len: usize, num_blocks: usize) -> Vec<Concurrency> {
@@ -371,8 +415,8 @@ impl Plan {
             // For a device that works by itself to turn on.
             encode_ahead: false,
             enable_prefix_caching: true,
-            // One form of attention for every row: a generated block equals a prompt's.
-            share_decoded_blocks: true,
+            // Where every row has one form of attention, a generated block equals a prompt's.
+            share_decoded_below: self.mla_expand_from.unwrap_or(usize::MAX),
         }
     }
 }
@@ -409,8 +453,13 @@ impl fmt::Display for Plan {
         }
         writeln!(
             f,
-            "  {} KV blocks of {} tokens, {} bytes a token; contexts up to {} tokens",
-            self.num_blocks, self.block_size, self.kv_bytes_per_token, self.max_model_len
+            "  {} KV blocks of {} tokens in {}: {} bytes a token, {} a block; contexts up to {} tokens",
+            self.num_blocks,
+            self.block_size,
+            self.kv_cache_dtype,
+            self.kv_bytes_per_token,
+            self.kv_bytes_per_token * self.block_size as u64,
+            self.max_model_len
         )?;
         writeln!(f, "  sequences at the same time:")?;
         for Concurrency { context_len, sequences } in &self.concurrency {

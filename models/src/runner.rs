@@ -41,6 +41,8 @@ pub(crate) struct Parts {
     pub cache: KvCache,
     pub scratch: Scratch,
     pub input: StepInput,
+    /// Rows of prompts from this position on are attended to in the expanded form.
+    pub expand_from: Option<usize>,
     /// Decode steps are captured and replayed, up to so many sequences; 0: never.
     pub max_graph_rows: usize,
 }
@@ -59,9 +61,9 @@ pub(crate) struct Eyes {
 
 impl DeviceRunner {
     pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { device, decoder, eyes, cache, scratch, input, max_graph_rows } = parts;
+        let Parts { device, decoder, eyes, cache, scratch, input, expand_from, max_graph_rows } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
-        let sizes = BlockSizes { tokens: cache.block_size, image_rows };
+        let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from };
         let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len());
         let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
         Ok(Self {

@@ -2,7 +2,7 @@
 //! while serving.
 
 use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig};
-use kernels::ops::{AttentionScratch, AttentionSizes, MoeScratch};
+use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch};
 use kernels::{DType, Device, Tensor};
 
 /// The largest step.
@@ -61,6 +61,8 @@ pub struct MlaBuffers {
     pub latent_normed: Tensor,
     pub attended: Tensor,
     pub values: Tensor,
+    /// Where there is an expanded form.
+    pub expanded: Option<ExpandedScratch>,
 }
 
 pub struct MoeBuffers {
@@ -94,6 +96,21 @@ fn attention_sizes(config: &DecoderConfig, limits: &StepLimits) -> AttentionSize
     AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context, max_tokens }
 }
 
+/// Where there is an expanded form.
+fn expanded_sizes(config: &DecoderConfig, limits: &StepLimits) -> Option<ExpandedSizes> {
+    match &config.attention {
+        AttentionConfig::Mla(a) if a.expand_from.is_some() => Some(ExpandedSizes {
+            heads: a.num_heads,
+            rank: a.kv_lora_rank,
+            nope: a.nope_dim,
+            rotated: a.rope_dim,
+            value_dim: a.value_dim,
+            max_tokens: limits.num_tokens,
+        }),
+        _ => None,
+    }
+}
+
 fn shared_width(config: &DecoderConfig) -> usize {
     let has_shared = config.moe.as_ref().is_some_and(|moe| moe.shared_intermediate_size.is_some());
     if has_shared { config.hidden_size } else { 1 }
@@ -114,7 +131,11 @@ impl Scratch {
             out: buffer(config.hidden_size),
             heads: match &config.attention {
                 AttentionConfig::Gqa(a) => HeadBuffers::Gqa(Box::new(GqaBuffers::new(a, &buffer))),
-                AttentionConfig::Mla(a) => HeadBuffers::Mla(Box::new(MlaBuffers::new(a, &buffer))),
+                AttentionConfig::Mla(a) => {
+                    let expanded =
+                        expanded_sizes(config, limits).map(|sizes| ExpandedScratch::new(device, sizes));
+                    HeadBuffers::Mla(Box::new(MlaBuffers { expanded, ..MlaBuffers::new(a, &buffer) }))
+                }
             },
             attention: AttentionScratch::new(device, attention_sizes(config, limits)),
             gate_up: buffer(gate_up),
@@ -133,13 +154,15 @@ impl Scratch {
             AttentionConfig::Gqa(a) => GqaBuffers::widths(a).iter().sum(),
             AttentionConfig::Mla(a) => MlaBuffers::widths(a).iter().sum(),
         };
+        let expanded =
+            expanded_sizes(config, limits).map_or(0, |sizes| ExpandedScratch::bytes(device, sizes));
         let (gate_up, activated) = mlp_widths(config);
         let width = 3 * config.hidden_size + heads + gate_up + activated + shared_width(config);
         let moe =
             config.moe.as_ref().map(|moe| MoeBuffers::bytes(moe, config.hidden_size, limits.num_tokens));
         let t = limits.num_tokens;
         let attention = AttentionScratch::bytes(device, attention_sizes(config, limits));
-        4 * (t * width) as u64 + attention + moe.unwrap_or(0)
+        4 * (t * width) as u64 + attention + expanded + moe.unwrap_or(0)
     }
 
     pub fn logits_bytes(config: &DecoderConfig, limits: &StepLimits) -> u64 {
@@ -191,6 +214,7 @@ impl MlaBuffers {
             latent_normed: buffer(latent_normed),
             attended: buffer(attended),
             values: buffer(values),
+            expanded: None,
         }
     }
 }

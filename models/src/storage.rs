@@ -50,7 +50,7 @@ pub enum Part {
 
 #[derive(Debug, Clone)]
 pub struct Storage {
-    /// Of everything that is not quantised: matrices, embedding, KV cache.
+    /// Of everything that is not quantised: matrices, embedding, and the KV cache unless another type is asked for.
     pub float: DType,
     pub quantization: Quantization,
     /// How the checkpoint's own quantised weights are to be read.

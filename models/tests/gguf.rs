@@ -29,6 +29,7 @@ fn distribution(loaded: &mut Loaded, tokens: &[u32]) -> Vec<f32> {
         id: SequenceId(1),
         tokens: tokens.to_vec(),
         context_len: 0,
+        prompt_len: tokens.len(),
         blocks: (0..blocks).map(BlockId).collect(),
         images: Vec::new(),
         prompt: None,

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Case, FAMILIES, Golden, fixture, load, options};
-use models::{DeviceRunner, ImagePlan, Loaded};
+use models::{DeviceRunner, ImagePlan, LoadOptions, Loaded};
 use scheduler::{
     Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, ModelRunner, Sample, SamplingParams,
     SequenceId,
@@ -76,6 +76,7 @@ impl Feed {
             id: SequenceId(1),
             tokens: tokens[from..to].to_vec(),
             context_len: from,
+            prompt_len: to,
             blocks: (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
             images: pictures.iter().filter_map(|picture| picture.part(from, to)).collect(),
             prompt: None,
@@ -139,10 +140,10 @@ fn check_case(feed: &mut Feed, golden: &Golden, case: &Case, pictures: &[Picture
     }
 }
 
-fn check_family(name: &str) {
+fn check_family(name: &str, options: &LoadOptions) {
     let golden = Golden::read(name);
     assert!(!golden.cases.is_empty());
-    let Loaded { runner, plan, image_processor, .. } = load(name, &options());
+    let Loaded { runner, plan, image_processor, .. } = load(name, options);
     let mut feed =
         Feed { runner, block_size: plan.block_size, num_blocks: plan.num_blocks, images: plan.images };
     let process = |file: &str| {
@@ -159,11 +160,21 @@ fn check_family(name: &str) {
     }
 }
 
+/// The same numbers from keys and values that are made of the latents again, for all rows or from one on.
+#[test]
+fn latent_attention_in_its_expanded_form() {
+    for (name, from) in
+        [("moonlight", 0), ("deepseek_v3", 5), ("deepseek_v2", 0), ("deepseek_v2_lite", 3), ("kimi_vl", 1)]
+    {
+        check_family(name, &LoadOptions { mla_expand_from: Some(from), ..options() });
+    }
+}
+
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
         $(#[test]
         fn $name() {
-            check_family(stringify!($name));
+            check_family(stringify!($name), &options());
         })*
 
         #[test]

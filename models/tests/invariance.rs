@@ -5,7 +5,7 @@ mod common;
 
 use common::late::Late;
 use common::{files, fixture, load, options};
-use models::{ActivationsChoice, DTypeChoice, DeviceRunner, Loaded, QuantizationChoice};
+use models::{ActivationsChoice, DTypeChoice, DeviceRunner, KvCacheDTypeChoice, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, FinishReason, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -23,6 +23,8 @@ struct Subject {
     pictures: bool,
     quantization: QuantizationChoice,
     activations: ActivationsChoice,
+    kv_cache_dtype: KvCacheDTypeChoice,
+    mla_expand_from: Option<usize>,
 }
 
 /// Tokens with their log-probabilities, as bits.
@@ -75,8 +77,15 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 
 impl Subject {
     fn options(&self) -> models::LoadOptions {
-        let Self { quantization, activations, .. } = *self;
-        models::LoadOptions { dtype: DTypeChoice::Auto, quantization, activations, ..options() }
+        let Self { quantization, activations, kv_cache_dtype, mla_expand_from, .. } = *self;
+        models::LoadOptions {
+            dtype: DTypeChoice::Auto,
+            quantization,
+            activations,
+            kv_cache_dtype,
+            mla_expand_from,
+            ..options()
+        }
     }
 }
 
@@ -328,8 +337,15 @@ fn after_a_turn(subject: Subject) {
         world.finish();
         world.add(10 + id, follow_up);
         world.finish();
+        // Where a prompt's rows are computed in another form, what was generated is not found.
         let cached = world.answer(10 + id).cached_tokens;
-        assert!(cached > target.prompt.len(), "only {cached} were cached");
+        match subject.mla_expand_from {
+            None => assert!(cached > target.prompt.len(), "only {cached} were cached"),
+            Some(_) => assert!(
+                (target.prompt.len() - 5..=target.prompt.len()).contains(&cached),
+                "{cached} were cached"
+            ),
+        }
     }
     world.compare(10..13, &expected);
 }
@@ -401,7 +417,7 @@ fn on_other_threads(subject: Subject) {
 }
 
 macro_rules! subjects {
-    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident, $activations:ident;)*) => {
+    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident, $activations:ident, $kv:ident, $expand:expr;)*) => {
         $(mod $module {
             use super::*;
 
@@ -410,6 +426,8 @@ macro_rules! subjects {
                 pictures: $pictures,
                 quantization: QuantizationChoice::$quantization,
                 activations: ActivationsChoice::$activations,
+                kv_cache_dtype: KvCacheDTypeChoice::$kv,
+                mla_expand_from: $expand,
             };
 
             #[test]
@@ -477,17 +495,22 @@ macro_rules! subjects {
 
 // `Auto` is what the machine has instructions for, `Int8` is there on every machine.
 subjects! {
-    kimi_vl_text: "kimi_vl", false, Auto, F32;
-    kimi_vl_text_rounded: "kimi_vl", false, Auto, Auto;
-    kimi_vl_pictures: "kimi_vl", true, Auto, Auto;
-    grouped_queries: "llama31", false, Auto, F32;
-    grouped_queries_rounded: "llama31", false, Auto, Auto;
-    experts: "qwen3_moe", false, Auto, F32;
-    experts_rounded: "qwen3_moe", false, Auto, Auto;
-    kimi_vl_text_int8: "kimi_vl", false, Int8, F32;
-    kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8;
-    grouped_queries_int4: "llama31", false, Int4, F32;
-    experts_int8: "qwen3_moe", false, Int8, Int8;
-    experts_int4: "qwen3_moe", false, Int4, F32;
-    experts_int4_rounded: "qwen3_moe", false, Int4, Int8;
+    kimi_vl_text: "kimi_vl", false, Auto, F32, Auto, None;
+    kimi_vl_text_rounded: "kimi_vl", false, Auto, Auto, Auto, None;
+    kimi_vl_pictures: "kimi_vl", true, Auto, Auto, Auto, None;
+    grouped_queries: "llama31", false, Auto, F32, Auto, None;
+    grouped_queries_rounded: "llama31", false, Auto, Auto, Auto, None;
+    experts: "qwen3_moe", false, Auto, F32, Auto, None;
+    experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None;
+    kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None;
+    kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8, Auto, None;
+    grouped_queries_int4: "llama31", false, Int4, F32, Auto, None;
+    experts_int8: "qwen3_moe", false, Int8, Int8, Auto, None;
+    experts_int4: "qwen3_moe", false, Int4, F32, Auto, None;
+    experts_int4_rounded: "qwen3_moe", false, Int4, Int8, Auto, None;
+    kv_int8: "llama31", false, Auto, F32, Int8, None;
+    latents_int8: "kimi_vl", true, Auto, Auto, Int8, None;
+    expanded: "kimi_vl", false, Auto, F32, Auto, Some(0);
+    expanded_later: "kimi_vl", true, Int8, Int8, Int8, Some(37);
+    expanded_rounded: "kimi_vl", false, Auto, Auto, Auto, Some(20);
 }

@@ -5,8 +5,8 @@ mod common;
 
 use common::{FAMILIES, emulated, files, fixture, load, options};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, LoadError, LoadFormat, LoadOptions, Loaded, MemoryLimit,
-    ModelFiles, Plan, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions,
+    Loaded, MemoryLimit, ModelFiles, Plan, QuantizationChoice,
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,50 @@ fn planned_bytes_are_allocated_bytes_in_every_family() {
             check_bytes(&format!("{family} in {dtype:?}, {quantization:?}"), &loaded);
         }
     }
+}
+
+/// Keys and values in another type than weights, and buffers of the expanded form.
+#[test]
+fn planned_bytes_are_allocated_bytes_with_other_forms_of_attention() {
+    for family in ["llama31", "kimi_vl", "deepseek_v3"] {
+        let is_latent = family != "llama31";
+        let mut per_token = Vec::new();
+        for kv_cache_dtype in [
+            KvCacheDTypeChoice::F32,
+            KvCacheDTypeChoice::BF16,
+            KvCacheDTypeChoice::F16,
+            KvCacheDTypeChoice::Int8,
+        ] {
+            let mla_expand_from = is_latent.then_some(100);
+            let options =
+                LoadOptions { kv_cache_dtype, mla_expand_from, max_num_batched_tokens: 130, ..options() };
+            let planned = models::plan(&files(family), &options).unwrap();
+            let loaded = load(family, &options);
+            assert_eq!(loaded.plan, planned, "{family}");
+            check_bytes(&format!("{family} with {kv_cache_dtype:?}"), &loaded);
+            per_token.push(planned.kv_bytes_per_token);
+        }
+        assert_eq!([per_token[0], per_token[2]], [2 * per_token[1], per_token[1]], "{family}");
+        assert!(2 * per_token[3] > per_token[1] && per_token[3] < per_token[1], "{family}: {per_token:?}");
+    }
+}
+
+#[test]
+fn forms_of_attention_that_a_device_or_model_has_not_are_refused() {
+    let refused = |family: &str, options: &LoadOptions| {
+        let planned = models::plan(&files(family), options).unwrap_err().to_string();
+        let loaded = models::load(&files(family), options, &mut |_| {}).err().expect("refused").to_string();
+        assert_eq!(planned, loaded);
+        planned
+    };
+    let int8 = LoadOptions { kv_cache_dtype: KvCacheDTypeChoice::Int8, ..emulated() };
+    let message = refused("llama", &int8);
+    assert!(message.starts_with("kv_cache_dtype: a KV cache in int8"), "{message}");
+    let expanded = LoadOptions { mla_expand_from: Some(0), ..emulated() };
+    let message = refused("moonlight", &expanded);
+    assert!(message.starts_with("mla_expand_from: the expanded form"), "{message}");
+    let message = refused("llama", &LoadOptions { mla_expand_from: Some(0), ..options() });
+    assert!(message.starts_with("mla_expand_from: the model has no latent attention"), "{message}");
 }
 
 /// On a GPU everything lies in one block of memory, which is as large as planned.

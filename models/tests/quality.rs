@@ -1,21 +1,24 @@
-//! What quantised weights cost: the distance of their distributions from those of float32, on the embedded model and on a random one of
+//! What quantised weights and caches cost: the distance of their distributions from those of float32, on the embedded model and on a random one of
 //! Moonlight's widths. `cargo test -p models --test quality -- --nocapture` prints the tables of docs/quantization.md.
 
 mod common;
 
 use common::options;
 use models::{
-    ActivationsChoice, DTypeChoice, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, KvCacheDTypeChoice, LoadOptions, Loaded, MemoryLimit, ModelFiles,
+    QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 
-const KEPT: [(&str, QuantizationChoice); 3] = [
-    ("bfloat16", QuantizationChoice::Auto),
-    ("int8", QuantizationChoice::Int8),
-    ("int4", QuantizationChoice::Int4),
+/// Weights, and the KV cache.
+const KEPT: [(&str, QuantizationChoice, KvCacheDTypeChoice); 4] = [
+    ("bfloat16", QuantizationChoice::Auto, KvCacheDTypeChoice::Auto),
+    ("bfloat16, KV cache int8", QuantizationChoice::Auto, KvCacheDTypeChoice::Int8),
+    ("int8", QuantizationChoice::Int8, KvCacheDTypeChoice::Auto),
+    ("int4", QuantizationChoice::Int4, KvCacheDTypeChoice::Auto),
 ];
 
 /// Activations as they are, and rounded as far as the machine has instructions for.
@@ -48,6 +51,7 @@ impl Reader {
             id: SequenceId(1),
             tokens: vec![token],
             context_len: self.num_tokens,
+            prompt_len: self.num_tokens + 1,
             blocks: (0..blocks).map(BlockId).collect(),
             images: Vec::new(),
             prompt: None,
@@ -116,19 +120,24 @@ fn distance(reader: &mut Reader, sequences: &[(Vec<u32>, Vec<Vec<f32>>)]) -> Dis
     distance
 }
 
-fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32]) -> [[Distance; 3]; 2] {
+fn distances(what: &str, files: &ModelFiles, options: &LoadOptions, first: &[u32]) -> [[Distance; 4]; 2] {
     let float = LoadOptions { dtype: DTypeChoice::F32, ..options.clone() };
     let sequences = written(&mut Reader::new(files, &float), first, 48);
     println!("{what}, {} positions", 48 * first.len());
     ACTIVATIONS.map(|activations| {
-        KEPT.map(|(name, quantization)| {
-            let options =
-                LoadOptions { dtype: DTypeChoice::BF16, quantization, activations, ..options.clone() };
+        KEPT.map(|(name, quantization, kv_cache_dtype)| {
+            let options = LoadOptions {
+                dtype: DTypeChoice::BF16,
+                quantization,
+                activations,
+                kv_cache_dtype,
+                ..options.clone()
+            };
             let mut reader = Reader::new(files, &options);
             let found = distance(&mut reader, &sequences);
             let plan = &reader.loaded.plan;
             println!(
-                "  {name:<9} activations in {:<9} mean KL {:.2e}, largest {:.2e}, same first choice {:.1} %, {:.1} MiB of weights",
+                "  {name:<23} activations in {:<9} mean KL {:.2e}, largest {:.2e}, same first choice {:.1} %, {:.1} MiB of weights",
                 plan.activations,
                 found.mean_kl,
                 found.max_kl,
@@ -226,14 +235,15 @@ fn distance_from_float32() {
     let random = distances("random weights", &files, &options, &first[..3]);
     // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
     for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.01, 0.02, 0.3])] {
-        let [[bf16, int8, int4], rounded] = found;
+        let [[bf16, kv8, int8, int4], rounded] = found;
+        assert!(kv8.mean_kl < kl8, "{kv8:?}");
         assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
-        for [bf16, int8, int4] in [[bf16, int8, int4], rounded] {
+        for [bf16, _, int8, int4] in [[bf16, kv8, int8, int4], rounded] {
             let kl = [bf16, int8, int4].map(|distance| distance.mean_kl);
             assert!(kl[0] < kl16 && kl[1] < kl8 && kl[2] < kl4, "{bf16:?} {int8:?} {int4:?}");
         }
     }
-    for [_, int8, int4] in embedded {
+    for [_, _, int8, int4] in embedded {
         assert!(int8.same_top > 0.97 && int4.same_top > 0.8, "{int8:?} {int4:?}");
     }
 }

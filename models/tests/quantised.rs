@@ -46,6 +46,7 @@ fn log_probs(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>>
             id: SequenceId(1),
             tokens: tokens[from..to].to_vec(),
             context_len: from,
+            prompt_len: to,
             blocks: blocks.clone(),
             images: Vec::new(),
             prompt: None,

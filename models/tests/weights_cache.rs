@@ -49,6 +49,7 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
     batch.items.push(BatchItem {
         id: SequenceId(1),
         context_len: 0,
+        prompt_len: tokens.len(),
         blocks: (0..blocks).map(BlockId).collect(),
         images,
         prompt: None,

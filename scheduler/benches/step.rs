@@ -33,7 +33,7 @@ fn engine(max_running: usize) -> Engine<Instantly> {
         max_encode_patches: 0,
         encode_ahead: false,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     };
     Engine::new(config, Instantly)
 }

@@ -30,6 +30,8 @@ pub struct BatchItem {
     pub tokens: Vec<TokenId>,
     /// How many tokens before them have their keys and values in `blocks`.
     pub context_len: usize,
+    /// Positions from this one on hold tokens that were generated, whether they are computed for the first time or after a preemption.
+    pub prompt_len: usize,
     /// Covers `context_len + tokens.len()` positions: position `p` is slot `blocks[p / B] * B + p % B`, with `B` tokens a block.
     pub blocks: Vec<BlockId>,
     /// Positions among `tokens` whose embedding comes from a picture.

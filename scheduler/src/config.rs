@@ -22,11 +22,11 @@ pub struct SchedulerConfig {
     /// ([`StepOutput::encoded`](crate::StepOutput)), and nobody else waits for it. False: in the step that first needs them, before its tokens run.
     pub encode_ahead: bool,
     pub enable_prefix_caching: bool,
-    /// Whether a block with tokens that were generated may be found as a prefix. True only where a row's keys and values do not
-    /// depend on whether its token was read in a prompt or generated, as on the CPU, which has one form of attention. Where
-    /// there are two that round differently, false keeps cold and warm answers equal; a follow-up turn then computes the
-    /// previous answer once more.
-    pub share_decoded_blocks: bool,
+    /// A block with tokens that were generated may be found as a prefix where all its positions are below this one. `usize::MAX` only
+    /// where a row's keys and values do not depend on whether its token was read in a prompt or generated: where there is one form
+    /// of attention. Where there are two that round differently, this is the position from which on a prompt's rows have the
+    /// other; it keeps cold and warm answers equal, and a follow-up turn computes the previous answer once more from there on.
+    pub share_decoded_below: usize,
 }
 
 /// A configuration that no scheduler can keep, by the name of its field.

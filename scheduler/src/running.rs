@@ -46,8 +46,7 @@ impl Job {
 
     /// Tokens, counted from the first, whose blocks may be found by others and taken from others.
     pub fn sharable_len(&self, config: &SchedulerConfig) -> usize {
-        let all = self.sequence.tokens.len();
-        if config.share_decoded_blocks { all } else { self.sequence.prompt_len }
+        self.sequence.tokens.len().min(config.share_decoded_below.max(self.sequence.prompt_len))
     }
 
     /// Blocks that it can take from others. The last token is always computed, even on a full hit: its logits are needed. So is
@@ -183,6 +182,7 @@ impl Running {
             id: sequence.id,
             tokens: [tokens, &self.drafts].concat(),
             context_len: self.computed,
+            prompt_len: sequence.prompt_len,
             blocks: self.table.blocks()[..num_blocks].to_vec(),
             images: self.image_rows(images),
             prompt: self.prompt_work(),

@@ -115,8 +115,9 @@ fn tenants_share_nothing() {
 
 #[test]
 fn what_decode_wrote_is_shared_only_where_that_is_exact() {
-    for (share_decoded_blocks, expected) in [(true, 16), (false, 8)] {
-        let mut engine = engine(SchedulerConfig { share_decoded_blocks, ..config() });
+    // Of 17 positions 10 are a prompt's, and two more may be shared where those below 14 may: in whole blocks of 4.
+    for (share_decoded_below, expected) in [(usize::MAX, 16), (14, 12), (0, 8), (10, 8)] {
+        let mut engine = engine(SchedulerConfig { share_decoded_below, ..config() });
         engine.add(sequence(1, (100..110).collect(), 8)).unwrap();
         run(&mut engine);
         // The next turn: the prompt of 10, the answer 1, 2, …, 8 and more. 17 were computed.
@@ -129,7 +130,7 @@ fn what_decode_wrote_is_shared_only_where_that_is_exact() {
 #[test]
 fn a_generated_tail_takes_no_prompt_blocks_where_that_is_not_exact() {
     // 1 generates what 2 has in its prompt; preempted for 2's growth, it must not take 2's blocks for its own tail.
-    let config = SchedulerConfig { share_decoded_blocks: false, num_blocks: 8, ..config() };
+    let config = SchedulerConfig { share_decoded_below: 0, num_blocks: 8, ..config() };
     let mut engine = engine(config);
     engine.add(sequence(5, (100..104).collect(), 20)).unwrap();
     (0..9).for_each(|_| drop(step(&mut engine)));

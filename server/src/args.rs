@@ -79,6 +79,20 @@ pub enum ActivationsArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDTypeArg {
+    /// The type of weights that are not quantised
+    Auto,
+    #[value(alias = "float", alias = "f32")]
+    Float32,
+    #[value(alias = "bf16")]
+    Bfloat16,
+    #[value(alias = "half", alias = "f16")]
+    Float16,
+    /// 8 bits with a scale for each token and head; on the processor
+    Int8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QuantizedArg {
     /// 8 bits in groups of 32: 8.5 bits a weight
     Int8,
@@ -213,7 +227,7 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_GPU_MATMUL")]
     pub gpu_matmul: MatmulArg,
 
-    /// Type of weights and KV cache
+    /// Type of weights that are not quantised
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_DTYPE")]
     pub dtype: DTypeArg,
 
@@ -225,6 +239,15 @@ pub struct ServeArgs {
     /// ones, where the processor has instructions for such products
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_ACTIVATIONS")]
     pub activations: ActivationsArg,
+
+    /// Type of keys and values
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_KV_CACHE_DTYPE")]
+    pub kv_cache_dtype: KvCacheDTypeArg,
+
+    /// Compute rows of prompts at this position and beyond in the expanded form of latent attention (MLA), on the processor: faster for
+    /// long prompts, but what was generated beyond it is computed again when a follow-up sends it; default: in the absorbed form, as all other rows
+    #[arg(long, value_name = "POSITION", env = "PERILUNE_MLA_EXPAND_FROM")]
+    pub mla_expand_from: Option<usize>,
 
     /// Most tokens of prompt and answer together, such as 4096, 32k (32,000) or 32K (32,768); default: what model and memory allow
     #[arg(long, value_name = "TOKENS", env = "PERILUNE_MAX_MODEL_LEN", allow_negative_numbers = true)]

@@ -4,8 +4,8 @@ mod media;
 
 use crate::app::AppLimits;
 use crate::args::{
-    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg,
+    MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -20,8 +20,8 @@ use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_memory};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Matmul,
-    QuantizationChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    Matmul, QuantizationChoice, WeightsCache,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -113,6 +113,8 @@ impl TryFrom<ServeArgs> for Config {
             dtype,
             quantization,
             activations,
+            kv_cache_dtype,
+            mla_expand_from,
             max_model_len,
             max_num_seqs,
             max_num_batched_tokens,
@@ -239,6 +241,14 @@ impl TryFrom<ServeArgs> for Config {
                     ActivationsArg::Bfloat16 => ActivationsChoice::BF16,
                     ActivationsArg::Int8 => ActivationsChoice::Int8,
                 },
+                kv_cache_dtype: match kv_cache_dtype {
+                    KvCacheDTypeArg::Auto => KvCacheDTypeChoice::Auto,
+                    KvCacheDTypeArg::Float32 => KvCacheDTypeChoice::F32,
+                    KvCacheDTypeArg::Bfloat16 => KvCacheDTypeChoice::BF16,
+                    KvCacheDTypeArg::Float16 => KvCacheDTypeChoice::F16,
+                    KvCacheDTypeArg::Int8 => KvCacheDTypeChoice::Int8,
+                },
+                mla_expand_from,
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
                 max_num_batched_tokens,
@@ -361,6 +371,8 @@ impl Config {
             "warnings": warnings,
         });
         // More would be too many for one macro.
+        object["kv_cache_dtype"] = json!(format!("{:?}", load.kv_cache_dtype));
+        object["mla_expand_from"] = json!(load.mla_expand_from);
         object["activations"] = json!(format!("{:?}", load.activations));
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);

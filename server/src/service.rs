@@ -463,11 +463,20 @@ impl Seeds {
 }
 
 fn fingerprint(info: &ModelInfo, name: &str) -> String {
-    let ModelInfo { architecture, vocab_size, num_parameters, dtype, quantization, activations, .. } = info;
+    let ModelInfo {
+        architecture,
+        vocab_size,
+        num_parameters,
+        dtype,
+        quantization,
+        activations,
+        kv_cache_dtype,
+        ..
+    } = info;
     let version = env!("CARGO_PKG_VERSION");
     let quantization = quantization.unwrap_or_default();
     let identity = format!(
-        "{version} {name} {architecture} {vocab_size} {num_parameters} {dtype} {quantization} {activations}"
+        "{version} {name} {architecture} {vocab_size} {num_parameters} {dtype} {quantization} {activations} {kv_cache_dtype}"
     );
     format!("fp_{}", &blake3::hash(identity.as_bytes()).to_hex()[..12])
 }

@@ -6,8 +6,8 @@ mod harness;
 use base64::Engine;
 use harness::TestServer;
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit,
-    QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    MemoryLimit, QuantizationChoice,
 };
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ fn options(max_num_batched_tokens: usize) -> LoadOptions {
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::Auto,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         max_model_len: Some(512),
         max_num_seqs: 40,
         max_num_batched_tokens,

@@ -12,41 +12,17 @@ not its own (measured by a fixed loop of multiplications before and after) are l
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from models import write
+from turns import Engine, pairs, summary
 
 JOBS = ("prefill:512", "decode:1@128", "decode:8@128", "decode:1@4096", "decode:1@8160")
 MAX_LEN, SEQUENCES = 8192, 8
 LOGPROBS = "logprobs:256"
-# Of the best loop of the run: below it, somebody else was at work.
-QUIET = 0.85
-
-
-class Engine:
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self.read()
-
-    def read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args[0]} ended with {self.process.wait()}")
-        return json.loads(line)
-
-    def run(self, job):
-        self.process.stdin.write(job + "\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
 
 
 def perilune(args, published, precision, threads):
@@ -64,49 +40,11 @@ def llama(args, gguf, threads):
     return Engine(command + ["--max-model-len", str(MAX_LEN), "--max-num-seqs", str(SEQUENCES)])
 
 
-def calibrate():
-    """Multiplications a second that this process gets of one core, in 50 ms of the clock."""
-    x, runs, start = np.ones((128, 128), np.float32), 0, time.perf_counter()
-    while time.perf_counter() - start < 0.05:
-        np.einsum("ij,ij->i", x, x)
-        runs += 1
-    return runs
-
-
 def check(ours, theirs):
     """The numbers of both before their speed: mean and largest difference of a prompt's log-probabilities."""
     a, b = ours.run(LOGPROBS), theirs.run(LOGPROBS)
     difference = np.abs(np.array(a["logprobs"]) - np.array(b["logprobs"])[: len(a["logprobs"])])
     return float(difference.mean()), float(difference.max())
-
-
-def pairs(ours, theirs, job, count):
-    """In turns; each pair with the worst calibration around it."""
-    found = []
-    for i in range(count):
-        order = (ours, theirs) if i % 2 == 0 else (theirs, ours)
-        before = calibrate()
-        results = [engine.run(job) for engine in order]
-        quiet = min(before, calibrate())
-        found.append((*(results if i % 2 == 0 else reversed(results)), quiet))
-    return found
-
-
-def summary(found):
-    best = max(quiet for *_, quiet in found)
-    kept = [(a, b) for a, b, quiet in found if quiet >= QUIET * best]
-    ratios = np.array([a["tokens_per_s"] / b["tokens_per_s"] for a, b in kept])
-    rng = np.random.default_rng(0)
-    drawn = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    middle = lambda side, key: float(np.median([pair[side][key] for pair in kept]))
-    return {
-        "pairs": len(kept),
-        "left_out": len(found) - len(kept),
-        "ratio": float(np.median(ratios)),
-        "ratio_95": [float(q) for q in np.quantile(drawn, (0.025, 0.975))],
-        "tokens_per_s": [middle(0, "tokens_per_s"), middle(1, "tokens_per_s")],
-        "cpu_ms_per_token": [middle(0, "cpu_ms_per_token"), middle(1, "cpu_ms_per_token")],
-    }
 
 
 def table_line(names, s):

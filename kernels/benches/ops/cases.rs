@@ -10,6 +10,8 @@ pub fn all(bench: &Bench) {
     heads(bench);
     experts(bench);
     latent(bench);
+    expanded(bench);
+    eight_bits(bench);
     grouped(bench);
     pictures(bench);
     rows(bench);
@@ -198,6 +200,7 @@ impl Sequence {
             block_tables: (&self.block_tables).into(),
             cu_blocks: (&self.cu_blocks).into(),
             block_size: BLOCK,
+            selected: None,
         }
     }
 
@@ -233,6 +236,59 @@ fn latent(bench: &Bench) {
         let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
         bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}"), work, || {
             mla_attention(&q, &cache, r, &sequence.ragged(), 0.07, &mut scratch, &mut out);
+        });
+    }
+}
+
+/// The same rows as `latent`, between queries and values of heads: what `heads_linear` does on both sides of the absorbed form is in it.
+fn expanded(bench: &Bench) {
+    if !bench.wants("expanded_attention") || !matches!(bench.device, Device::Cpu(_)) {
+        return;
+    }
+    let (heads, rank, nope, rotated, value_dim) = (16, 512, 128, 64, 128);
+    let up = |n: usize| MatrixBatch::random(&bench.device, DType::BF16, [heads, n, rank], 0.02, 2);
+    let (key_up, value_up) = (up(nope), up(value_dim));
+    for (t, context) in [(1, 1023), (256, 0), (512, 1536), (512, 7680), (2048, 2048)] {
+        let sequence = Sequence::new(t, context);
+        let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), rank + rotated]);
+        let (q, mut out) = (random(bench, &[t, heads, nope + rotated]), zeros(bench, &[t, heads, value_dim]));
+        let sizes = ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens: t };
+        let mut scratch = ExpandedScratch::new(&bench.device, sizes);
+        let latents = Latents { cache: (&cache).into(), key_up: &key_up, value_up: &value_up };
+        let pairs = 2.0 * sequence.pairs() * (heads * (nope + rotated + value_dim)) as f64;
+        let keys = 2.0 * ((t + context) * heads * rank * (nope + value_dim)) as f64;
+        let sizes = format!("bfloat16 T {t} after {context} H {heads}");
+        bench.line("expanded_attention", &sizes, Work::Flop(pairs + keys), || {
+            expanded_attention(&q, latents, &sequence.ragged(), 0.07, &mut scratch, &mut out);
+        });
+    }
+}
+
+/// Caches of 8 bits: bytes are the cache's.
+fn eight_bits(bench: &Bench) {
+    if !bench.wants("gqa_attention int8") || !matches!(bench.device, Device::Cpu(_)) {
+        return;
+    }
+    let (d, context) = (128, 4095);
+    let sequence = Sequence::new(1, context);
+    for (h, kv) in [(32, 8), (32, 32)] {
+        let shape = KvShape::Heads { count: kv, dim: d };
+        let [keys, values] =
+            [0; 2].map(|_| KvTensor::zeros(&bench.device, KvType::Int8, sequence.slots(), shape));
+        let (q, mut out) = (random(bench, &[1, h, d]), zeros(bench, &[1, h, d]));
+        let sizes = AttentionSizes {
+            heads: h,
+            kv_heads: kv,
+            key_dim: d,
+            value_dim: d,
+            max_context: 8192,
+            max_tokens: 1,
+        };
+        let mut scratch = AttentionScratch::new(&bench.device, sizes);
+        let bytes = 2 * (context + 1) as u64 * KvTensor::bytes_per_slot(KvType::Int8, shape);
+        let sizes = format!("T 1 after {context} Hq {h} Hkv {kv}");
+        bench.line("gqa_attention int8", &sizes, Work::Bytes(bytes as f64), || {
+            gqa_attention(&q, &keys, &values, &sequence.ragged(), 0.09, &mut scratch, &mut out);
         });
     }
 }

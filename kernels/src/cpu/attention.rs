@@ -5,9 +5,10 @@
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
 use super::SharedMut;
-use super::attention_block::{self, Keys, RANGE, ROWS, State, Workspace};
+use super::attention_block::{self, RANGE, ROWS, State, Workspace};
+use super::attention_load::Keys;
 use crate::device::Cpu;
-use crate::ops::{AttentionScratch, AttentionSizes, Ragged};
+use crate::ops::{AttentionScratch, AttentionSizes, KvRows, Ragged};
 use crate::{Isa, Tensor};
 
 /// What is common to all rows of a call.
@@ -23,6 +24,8 @@ pub(crate) struct Problem<'a> {
     pub cu_seqlens: &'a [u32],
     /// None: every token sees its whole item.
     pub context_lens: Option<&'a [u32]>,
+    /// Whether an item takes part; None: all do.
+    pub selected: Option<&'a [bool]>,
 }
 
 /// Rows of one task: some tokens of an item, some heads that share a key head.
@@ -70,6 +73,9 @@ impl Problem<'_> {
     }
 
     fn num_blocks(&self, item: usize) -> usize {
+        if self.selected.is_some_and(|selected| !selected[item]) {
+            return 0;
+        }
         let tokens = (self.cu_seqlens[item + 1] - self.cu_seqlens[item]) as usize;
         tokens.div_ceil(self.block_shape()[1]) * self.kv_heads * self.head_blocks()
     }
@@ -142,7 +148,7 @@ pub(crate) fn scratch_len(sizes: &AttentionSizes, num_threads: usize) -> usize {
 pub(crate) fn gqa(
     cpu: &Cpu,
     q: &Tensor,
-    [keys, values]: [&Tensor; 2],
+    [keys, values]: [KvRows; 2],
     ragged: &Ragged,
     scale: f32,
     scratch: &mut AttentionScratch,
@@ -153,10 +159,11 @@ pub(crate) fn gqa(
         q: q.as_f32(),
         q_stride: q.row_len(),
         sizes: scratch.sizes,
-        kv_heads: keys.shape()[1],
+        kv_heads: keys.rows.shape()[1],
         scale,
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
+        selected: ragged.selected,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -164,7 +171,7 @@ pub(crate) fn gqa(
 pub(crate) fn mla(
     cpu: &Cpu,
     q: &Tensor,
-    cache: &Tensor,
+    cache: KvRows,
     ragged: &Ragged,
     scale: f32,
     scratch: &mut AttentionScratch,
@@ -179,6 +186,7 @@ pub(crate) fn mla(
         scale,
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
+        selected: ragged.selected,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -200,6 +208,7 @@ pub(crate) fn packed(
         scale,
         cu_seqlens,
         context_lens: None,
+        selected: None,
     };
     run(cpu, &problem, scratch, out);
 }

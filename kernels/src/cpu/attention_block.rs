@@ -1,43 +1,37 @@
 //! Attention of one block of rows over one range of keys.
 //!
-//! Keys come in tiles of 64, widened to f32 once for all rows of the block. Scores are computed transposed, keys down and rows
+//! Keys come in tiles of 64, widened to f32 once for all rows of the block (`attention_load`). Scores are computed transposed, keys down and rows
 //! across, so that the softmax runs in vectors of rows, and the scores are in the order in which the second product wants them.
 //!
 //! ```text
 //! keys [64, D] · queries [D, 64 rows] = scores [64, 64]  ─exp─▶  weights [64, 64]ᵀ · values [64, Dv]  +▶ sums [64, Dv]
 //! ```
 //! Both products are the one tile of `tile`, sums in the order of d, or of the keys. A key that a row may not see has weight 0,
-//! and adding 0 · v changes no bit.
+//! and adding 0 · v changes no bit. Blocks of few rows go another way to the same bits: `attention_thin`.
 
 use super::SharedMut;
 use super::attention::{Block, Problem};
-use super::simd::{MAX_LANES, Simd, math, simd_entry};
+use super::attention_load::{self as load, Ahead, Keys, Places};
+use super::attention_thin as thin;
+use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
-use crate::ops::{AttentionSizes, Ragged};
-use crate::{DType, Tensor};
+use crate::ops::AttentionSizes;
 
 /// Rows of a block.
 pub(crate) const ROWS: usize = 64;
 /// Keys of a tile.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 /// Keys of a range: whole tiles.
 pub(crate) const RANGE: usize = 8 * KEYS;
 /// Below every score, but finite: differences of it are 0, not NaN.
-const LOWEST: f32 = -1e30;
-
-/// Where keys and values come from.
-pub(crate) enum Keys<'a> {
-    Paged { keys: &'a Tensor, values: &'a Tensor, ragged: &'a Ragged<'a> },
-    Latent { cache: &'a Tensor, ragged: &'a Ragged<'a> },
-    Packed { qkv: &'a [f32], heads: usize, cu_seqlens: &'a [u32] },
-}
+pub(super) const LOWEST: f32 = -1e30;
 
 /// Softmax in progress: for each row the largest score, the sum of weights, and the weighted sum of values.
 pub(crate) struct State<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
     /// `[ROWS, value_row]`
-    values: &'a mut [f32],
+    pub(super) values: &'a mut [f32],
 }
 
 impl<'a> State<'a> {
@@ -75,17 +69,17 @@ pub(crate) fn width(block: &Block) -> usize {
 /// What a thread works with.
 pub(crate) struct Workspace<'a> {
     /// `[key_dim, ROWS]`, scaled.
-    queries: &'a mut [f32],
-    /// `[KEYS, key_row]`
-    keys: &'a mut [f32],
+    pub(super) queries: &'a mut [f32],
+    /// `[KEYS, key_row]`, or turned round
+    pub(super) keys: &'a mut [f32],
     /// `[KEYS, value_row]`
-    values: &'a mut [f32],
-    /// `[KEYS, ROWS]`
-    scores: &'a mut [f32],
+    pub(super) values: &'a mut [f32],
+    /// `[KEYS, ROWS]`, or turned round
+    pub(super) scores: &'a mut [f32],
     /// By how much the sums of each row shrink when a tile raises its maximum.
-    shrink: &'a mut [f32],
+    pub(super) shrink: &'a mut [f32],
     /// Keys that each row sees.
-    visible: &'a mut [f32],
+    pub(super) visible: &'a mut [f32],
     pub range: State<'a>,
     pub total: State<'a>,
 }
@@ -110,7 +104,7 @@ impl<'a> Workspace<'a> {
 }
 
 /// A row in whole vectors, with room for the widest.
-fn row_len(dim: usize) -> usize {
+pub(super) fn row_len(dim: usize) -> usize {
     dim.next_multiple_of(16)
 }
 
@@ -135,15 +129,22 @@ simd_entry! {
 }
 
 #[inline(always)]
-fn attend_body<S: Simd>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
+fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
     work.range.clear(width(block));
     let end = block.last_visible.min((range + 1) * RANGE);
     // Lanes that hold rows: fewer than all when a block is small.
     let width = block.num_rows().next_multiple_of(S::LANES);
+    let is_thin = thin::is_thin::<S>(problem, block.num_rows());
     for first in (range * RANGE..end).step_by(KEYS) {
         let n = KEYS.min(end - first);
-        load(s, problem, block, first, n, work);
-        score(s, problem, n, width, work);
+        let places = Places::of(problem, block, first, n);
+        if is_thin {
+            thin::tile(s, problem, block, first, &places, work);
+            continue;
+        }
+        let mut ahead = Ahead::new(problem, block, first + n, num_calls::<S>(problem, block, n));
+        load::rows(s, problem, block, &places, [&mut *work.keys, &mut *work.values]);
+        score(s, problem, n, width, work, &mut || ahead.ask(s, problem, block));
         if first + n > block.first_visible {
             mask(s, first, n, width, work);
         }
@@ -151,68 +152,26 @@ fn attend_body<S: Simd>(s: S, problem: &Problem<'_>, block: &Block, range: usize
             soften(s, n, lane, work);
         }
         shrink(s, problem, block.num_rows(), work);
-        accumulate(s, problem, n, block.num_rows(), work);
+        accumulate(s, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
     }
 }
 
-/// Widens keys and values `first .. first + n`.
-#[inline(always)]
-fn load<S: Simd>(
-    s: S,
-    problem: &Problem<'_>,
-    block: &Block,
-    first: usize,
-    n: usize,
-    work: &mut Workspace<'_>,
-) {
-    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
-    let keys = work.keys.chunks_exact_mut(row_len(d));
-    let lines = keys.zip(work.values.chunks_exact_mut(row_len(dv)));
-    for (position, (key, value)) in (first..first + n).zip(lines) {
-        match problem.keys {
-            Keys::Paged { keys, values, ragged } => {
-                let row = ragged.slot(block.item, position) * problem.kv_heads + block.kv_head;
-                widen(s, keys, row * d, &mut key[..d]);
-                widen(s, values, row * dv, &mut value[..dv]);
-            }
-            Keys::Latent { cache, ragged } => {
-                widen(s, cache, ragged.slot(block.item, position) * d, &mut key[..d])
-            }
-            Keys::Packed { qkv, heads, cu_seqlens } => {
-                let token = cu_seqlens[block.item] as usize + position;
-                let at = |part: usize| ((token * 3 + part) * heads + block.kv_head) * d;
-                key[..d].copy_from_slice(&qkv[at(1)..][..d]);
-                value[..dv].copy_from_slice(&qkv[at(2)..][..dv]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn widen<S: Simd>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
-    match src.dtype() {
-        DType::F32 => out.copy_from_slice(&src.as_f32()[start..start + out.len()]),
-        _ => {
-            let bits = &src.as_u16()[start..start + out.len()];
-            let whole = out.len() / S::LANES * S::LANES;
-            for i in (0..whole).step_by(S::LANES) {
-                // SAFETY: LANES elements from i on, i + LANES <= whole.
-                let v = unsafe {
-                    let from = bits.as_ptr().add(i);
-                    if src.dtype() == DType::BF16 { s.load_bf16(from) } else { s.load_f16(from) }
-                };
-                s.store_slice(&mut out[i..i + S::LANES], v);
-            }
-            for (i, out) in out.iter_mut().enumerate().skip(whole) {
-                *out = src.get(start + i);
-            }
-        }
-    }
+/// Tiles of a score and of a sum that a block computes for one tile of keys.
+fn num_calls<S: Simd>(problem: &Problem, block: &Block, n: usize) -> usize {
+    let scores = block.num_rows().div_ceil(2 * S::LANES) * n.div_ceil(S::TILE_ROWS);
+    scores + row_len(problem.sizes.value_dim).div_ceil(2 * S::LANES) * block.num_rows().div_ceil(S::TILE_ROWS)
 }
 
 /// `scores[j, r] = key[j] · query[r]`
 #[inline(always)]
-fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mut Workspace<'_>) {
+fn score<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    width: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let d = problem.sizes.key_dim;
     let key_row = row_len(d);
     assert!(n <= KEYS && width <= ROWS, "a tile of scores");
@@ -237,6 +196,7 @@ fn score<S: Simd>(s: S, problem: &Problem<'_>, n: usize, width: usize, work: &mu
                 }
             }
             key += rows;
+            between();
         }
     }
 }
@@ -284,7 +244,7 @@ fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
 
 /// Sums of rows whose maximum rose.
 #[inline(always)]
-fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Workspace<'_>) {
+pub(super) fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Workspace<'_>) {
     let len = row_len(problem.sizes.value_dim);
     for row in 0..num_rows {
         let factor = work.shrink[row];
@@ -301,7 +261,14 @@ fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Work
 
 /// `sums[r] += Σ_j weights[j, r] · value[j]`
 #[inline(always)]
-fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, work: &mut Workspace<'_>) {
+fn accumulate<S: Simd>(
+    s: S,
+    problem: &Problem<'_>,
+    n: usize,
+    num_rows: usize,
+    work: &mut Workspace<'_>,
+    between: &mut impl FnMut(),
+) {
     let AttentionSizes { key_dim, value_dim, .. } = problem.sizes;
     let sum_row = row_len(value_dim);
     // A latent row is key and value at once.
@@ -332,6 +299,7 @@ fn accumulate<S: Simd>(s: S, problem: &Problem<'_>, n: usize, num_rows: usize, w
                 }
             }
             row += rows;
+            between();
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Bicubic resizing of a table of vectors, as torch does it (a = -0.75, align_corners=False, border clamped), in f32 and in
 //! its order: four sums along the width, then one along the height.
 
+use super::simd::{Simd, simd_entry};
+
 const A: f32 = -0.75;
 
 pub(crate) struct Resize {
@@ -9,21 +11,36 @@ pub(crate) struct Resize {
     pub depth: usize,
 }
 
-impl Resize {
-    /// One row of the output: the vector at `index` in raster order.
-    pub fn pixel(&self, table: &[f32], index: usize, out: &mut [f32]) {
-        let (ys, wy) = taps(index / self.to[1], self.from[0], self.to[0]);
-        let (xs, wx) = taps(index % self.to[1], self.from[1], self.to[1]);
-        for (c, out) in out.iter_mut().enumerate() {
-            let at = |y: usize, x: usize| table[(y * self.from[1] + x) * self.depth + c];
-            let rows = ys.map(|y| weighted(wx, xs.map(|x| at(y, x))));
-            *out = weighted(wy, rows);
+simd_entry! {
+    /// Rows `first ..` of the output, each the vector at its index in raster order.
+    pub(crate) fn pixels(resize: &Resize, table: &[f32], first: usize, out: &mut [f32]) = pixels_body
+}
+
+#[inline(always)]
+fn pixels_body<S: Simd>(s: S, resize: &Resize, table: &[f32], first: usize, out: &mut [f32]) {
+    let Resize { from, to, depth } = *resize;
+    for (i, out) in out.chunks_exact_mut(depth).enumerate() {
+        let (ys, wy) = taps((first + i) / to[1], from[0], to[0]);
+        let (xs, wx) = taps((first + i) % to[1], from[1], to[1]);
+        let at = |y: usize, x: usize| &table[(y * from[1] + x) * depth..][..depth];
+        let around = ys.map(|y| xs.map(|x| at(y, x)));
+        for c in (0..depth).step_by(S::LANES) {
+            let mut rows = [s.zero(); 4];
+            for (row, around) in rows.iter_mut().zip(&around) {
+                let [a, b] = [s.load_slice(&around[0][c..]), s.load_slice(&around[1][c..])];
+                *row = weighted(s, wx, [a, b, s.load_slice(&around[2][c..]), s.load_slice(&around[3][c..])]);
+            }
+            s.store_slice(&mut out[c..], weighted(s, wy, rows));
         }
     }
 }
 
-fn weighted(w: [f32; 4], v: [f32; 4]) -> f32 {
-    v[0] * w[0] + v[1] * w[1] + v[2] * w[2] + v[3] * w[3]
+/// Products and sums rounded one by one.
+#[inline(always)]
+fn weighted<S: Simd>(s: S, w: [f32; 4], v: [S::V; 4]) -> S::V {
+    let sum = s.add(s.mul(v[0], s.splat(w[0])), s.mul(v[1], s.splat(w[1])));
+    let sum = s.add(sum, s.mul(v[2], s.splat(w[2])));
+    s.add(sum, s.mul(v[3], s.splat(w[3])))
 }
 
 /// The four source indices around an output index, and their weights.

@@ -2,6 +2,9 @@
 
 pub(crate) mod attention;
 mod attention_block;
+pub(crate) mod attention_expanded;
+mod attention_load;
+mod attention_thin;
 mod dot;
 pub(crate) mod gemm;
 mod grouped;

@@ -1,6 +1,6 @@
 //! Attention over a paged cache, causal, and inside packed segments, bidirectional.
 //!
-//! gqa_attention:    q [T, Hq, D] f32 · k_cache [S, Hkv, D], v_cache [S, Hkv, Dv] f32 | bf16 | f16 · out [T, Hq, Dv] f32
+//! gqa_attention:    q [T, Hq, D] f32 · k_cache [S, Hkv, D], v_cache [S, Hkv, Dv] f32 | bf16 | f16 | int8 · out [T, Hq, Dv] f32
 //! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
 //! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
@@ -9,6 +9,7 @@
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
 //! 2·(D + Dv) FLOP per row, head and key.
 
+use super::KvRows;
 use crate::cpu::attention;
 use crate::cuda::attention::{self as cuda_attention, Paged};
 use crate::cuda::attention_plan::Plan;
@@ -31,6 +32,8 @@ pub struct Ragged<'a> {
     /// items + 1
     pub cu_blocks: Index<'a>,
     pub block_size: usize,
+    /// Whether each item takes part; rows of those that do not stay as they are. `None`: all do. On the processor only.
+    pub selected: Option<&'a [bool]>,
 }
 
 /// Sizes that a scratch serves. For MLA: key_dim R + P, value_dim R. For packed segments: a context of 0.
@@ -100,25 +103,27 @@ impl AttentionScratch {
     }
 }
 
-pub fn gqa_attention(
+pub fn gqa_attention<'a>(
     q: &Tensor,
-    k_cache: &Tensor,
-    v_cache: &Tensor,
+    k_cache: impl Into<KvRows<'a>>,
+    v_cache: impl Into<KvRows<'a>>,
     ragged: &Ragged,
     scale: f32,
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
     let &[t, heads, d] = q.shape() else { panic!("gqa_attention: q {:?}", q.shape()) };
-    let &[slots, kv_heads, key_d] = k_cache.shape() else {
-        panic!("gqa_attention: keys {:?}", k_cache.shape())
+    let (k_cache, v_cache) = (k_cache.into(), v_cache.into());
+    let &[slots, kv_heads, key_d] = k_cache.rows.shape() else {
+        panic!("gqa_attention: keys {:?}", k_cache.rows)
     };
-    let &[v_slots, v_heads, dv] = v_cache.shape() else {
-        panic!("gqa_attention: values {:?}", v_cache.shape())
+    let &[v_slots, v_heads, dv] = v_cache.rows.shape() else {
+        panic!("gqa_attention: values {:?}", v_cache.rows)
     };
+    [k_cache, v_cache].iter().for_each(|cache| cache.check("gqa_attention", kv_heads));
     assert_eq!(key_d, d, "gqa_attention: width of keys");
     assert_eq!((v_slots, v_heads), (slots, kv_heads), "gqa_attention: values");
-    assert_eq!(k_cache.dtype(), v_cache.dtype(), "gqa_attention: types of keys and values");
+    assert_eq!(k_cache.rows.dtype(), v_cache.rows.dtype(), "gqa_attention: types of keys and values");
     assert!(heads.is_multiple_of(kv_heads), "gqa_attention: {heads} heads over {kv_heads}");
     assert_eq!(out.shape(), [t, heads, dv], "gqa_attention: out");
     check_scratch("gqa_attention", scratch, [heads, kv_heads, d, dv], t);
@@ -126,15 +131,16 @@ pub fn gqa_attention(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            let call = Paged { q, keys: k_cache, values: Some(v_cache), ragged, scale };
+            assert!(ragged.selected.is_none(), "gqa_attention: a GPU serves all items");
+            let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, scale };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }
 }
 
-pub fn mla_attention(
+pub fn mla_attention<'a>(
     q: &Tensor,
-    cache: &Tensor,
+    cache: impl Into<KvRows<'a>>,
     value_dim: usize,
     ragged: &Ragged,
     scale: f32,
@@ -142,15 +148,18 @@ pub fn mla_attention(
     out: &mut Tensor,
 ) {
     let &[t, heads, d] = q.shape() else { panic!("mla_attention: q {:?}", q.shape()) };
-    assert_eq!(cache.row_len(), d, "mla_attention: width of the cache");
+    let cache = cache.into();
+    cache.check("mla_attention", 2);
+    assert_eq!(cache.rows.row_len(), d, "mla_attention: width of the cache");
     assert!(value_dim <= d, "mla_attention: {value_dim} values of {d}");
     assert_eq!(out.shape(), [t, heads, value_dim], "mla_attention: out");
     check_scratch("mla_attention", scratch, [heads, 1, d, value_dim], t);
-    ragged.check(t, cache.rows());
+    ragged.check(t, cache.rows.rows());
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            let call = Paged { q, keys: cache, values: None, ragged, scale };
+            assert!(ragged.selected.is_none(), "mla_attention: a GPU serves all items");
+            let call = Paged { q, keys: cache.rows, values: None, ragged, scale };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }
@@ -179,7 +188,12 @@ impl Ragged<'_> {
         self.context_lens.len()
     }
 
-    fn check(&self, num_tokens: usize, num_slots: usize) {
+    /// Whether an item takes part.
+    pub fn is_selected(&self, item: usize) -> bool {
+        self.selected.is_none_or(|selected| selected[item])
+    }
+
+    pub(super) fn check(&self, num_tokens: usize, num_slots: usize) {
         let (block_tables, cu_blocks) = (self.block_tables.as_slice(), self.cu_blocks.as_slice());
         check_offsets("ragged: cu_seqlens", self.cu_seqlens.as_slice(), num_tokens);
         check_offsets("ragged: cu_blocks", cu_blocks, block_tables.len());
@@ -192,6 +206,9 @@ impl Ragged<'_> {
                 len <= blocks * self.block_size,
                 "ragged: item {item} has {len} positions in {blocks} blocks"
             );
+        }
+        if let Some(selected) = self.selected {
+            assert_eq!(selected.len(), self.num_items(), "ragged: selected and context_lens");
         }
         let num_blocks = num_slots / self.block_size;
         let mut blocks = block_tables.iter();

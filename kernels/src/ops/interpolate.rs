@@ -2,7 +2,7 @@
 //! clamped); the identity when the size is the same.
 //! table [H0, W0, D] f32 · out [h·w, D] f32, raster order
 
-use crate::cpu::interpolate::Resize;
+use crate::cpu::interpolate::{self, Resize};
 use crate::cuda::interpolate as cuda_interpolate;
 use crate::{Device, Tensor};
 
@@ -20,10 +20,8 @@ pub fn interpolate_positions(table: &Tensor, h: usize, w: usize, out: &mut Tenso
     match &out.device().clone() {
         Device::Cpu(cpu) => {
             let table = table.as_f32();
-            cpu.for_rows(out.as_f32_mut(), depth, |first, block| {
-                for (i, out) in block.chunks_exact_mut(depth).enumerate() {
-                    resize.pixel(table, first + i, out);
-                }
+            cpu.for_rows(out.as_f32_mut(), depth, |first, rows| {
+                interpolate::pixels(cpu.isa, &resize, table, first, rows);
             });
         }
         Device::Cuda(cuda) => cuda_interpolate::interpolate(cuda, table, &resize, out),

@@ -9,6 +9,7 @@ use crate::cpu::SharedMut;
 use crate::cpu::gemm::{self, Gemm, Input};
 use crate::cuda::linear::{self as cuda_linear, Strides};
 use crate::{Device, Matrix, MatrixBatch, Tensor};
+use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -58,10 +59,11 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
     }
 }
 
-/// Dimensions `offset .. offset + len` of every head of `[T, H, D]`.
-#[derive(Clone, Copy, Debug)]
+/// Dimensions `offset .. offset + len` of every head of some rows of `[T, H, D]`.
+#[derive(Clone, Debug)]
 pub struct HeadSlice<'a> {
     pub tensor: &'a Tensor,
+    pub rows: Range<usize>,
     pub offset: usize,
     pub len: usize,
 }
@@ -70,26 +72,31 @@ pub struct HeadSlice<'a> {
 #[derive(Debug)]
 pub struct HeadSliceMut<'a> {
     pub tensor: &'a mut Tensor,
+    pub rows: Range<usize>,
     pub offset: usize,
     pub len: usize,
 }
 
 impl<'a> From<&'a Tensor> for HeadSlice<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        Self { offset: 0, len: as_heads(tensor)[2], tensor }
+        let [t, _, len] = as_heads(tensor);
+        Self { tensor, rows: 0..t, offset: 0, len }
     }
 }
 
 impl<'a> From<&'a mut Tensor> for HeadSliceMut<'a> {
     fn from(tensor: &'a mut Tensor) -> Self {
-        Self { offset: 0, len: as_heads(tensor)[2], tensor }
+        let [t, _, len] = as_heads(tensor);
+        Self { tensor, rows: 0..t, offset: 0, len }
     }
 }
 
 pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl Into<HeadSliceMut<'a>>) {
     let (x, out) = (x.into(), out.into());
-    let ([t, h, x_len], [out_t, out_h, out_len]) = (as_heads(x.tensor), as_heads(out.tensor));
-    assert_eq!((t, h), (out_t, out_h), "heads_linear: tokens and heads");
+    let ([x_rows, h, x_len], [out_rows, out_h, out_len]) = (as_heads(x.tensor), as_heads(out.tensor));
+    let t = x.rows.len();
+    assert!(x.rows.end <= x_rows && out.rows.end <= out_rows, "heads_linear: rows");
+    assert_eq!((t, h), (out.rows.len(), out_h), "heads_linear: tokens and heads");
     assert_eq!(h, w.count(), "heads_linear: heads of the weights");
     assert_eq!(x.len, w.k(), "heads_linear: width of x");
     assert_eq!(out.len, w.n(), "heads_linear: width of out");
@@ -98,15 +105,17 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
     if t == 0 {
         return;
     }
+    let x_start = x.rows.start * h * x_len + x.offset;
+    let out_start = out.rows.start * h * out_len + out.offset;
     match &out.tensor.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
-                x: Input::Floats { x: x.tensor.as_f32()[x.offset..].into(), row: h * x_len, member: x_len },
+                x: Input::Floats { x: x.tensor.as_f32()[x_start..].into(), row: h * x_len, member: x_len },
                 rows: t,
                 weights: w,
                 bias: None,
                 act: Activation::None,
-                out: SharedMut::new(&mut out.tensor.as_f32_mut()[out.offset..]),
+                out: SharedMut::new(&mut out.tensor.as_f32_mut()[out_start..]),
                 out_stride: h * out_len,
                 out_member: out_len,
             };
@@ -114,11 +123,11 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
         }
         Device::Cuda(cuda) => {
             let job = cuda_linear::Job {
-                x: x.tensor.device_slice(x.offset),
+                x: x.tensor.device_slice(x_start),
                 weights: w,
                 bias: None,
                 act: Activation::None,
-                out: out.tensor.device_slice(out.offset),
+                out: out.tensor.device_slice(out_start),
                 rows: t,
                 strides: Strides { x: h * x_len, out: h * out_len, x_head: x_len, out_head: out_len },
             };

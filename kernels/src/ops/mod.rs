@@ -1,12 +1,14 @@
 //! The operations: one file per group, with contract, checks and dispatch. This list is the interface to `models`.
 //!
 //! Shapes are in capitals: T tokens, H heads, D dimensions, S cache slots. Activations are f32; weights and caches are f32,
-//! bf16 or f16. A shape that does not fit is a mistake of the caller and panics with the name of the op.
+//! bf16 or f16, or quantised. A shape that does not fit is a mistake of the caller and panics with the name of the op.
 
 mod attention;
+mod attention_expanded;
 mod elementwise;
 mod embedding;
 mod interpolate;
+mod kv;
 mod linear;
 mod moe;
 mod norm;
@@ -18,9 +20,11 @@ mod sample;
 pub use attention::{
     AttentionScratch, AttentionSizes, Ragged, gqa_attention, mla_attention, packed_attention,
 };
+pub use attention_expanded::{ExpandedScratch, ExpandedSizes, Latents, expanded_attention};
 pub use elementwise::{add, silu_mul};
 pub use embedding::embedding;
 pub use interpolate::interpolate_positions;
+pub use kv::{KvRows, KvShape, KvTensor, KvType, store_kv};
 pub use linear::{Activation, HeadSlice, HeadSliceMut, heads_linear, linear};
 pub use moe::{MoeScratch, SharedExpert, moe, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};

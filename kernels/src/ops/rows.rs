@@ -64,9 +64,7 @@ pub fn store_rows<'a>(src: &Tensor, dst: &mut Tensor, slots: impl Into<Index<'a>
     let slots = index.as_slice();
     assert_eq!(src.rows(), slots.len(), "store_rows: rows");
     assert_eq!(dst.row_len(), src.row_len(), "store_rows: width");
-    let size = dst.rows();
-    let is_slot = |&slot: &u32| slot == NOWHERE || (slot as usize) < size;
-    assert!(slots.iter().all(is_slot), "store_rows: a slot is not below {size}");
+    check_slots("store_rows", slots, dst.rows());
     let width = src.row_len();
     match dst.device().clone() {
         Device::Cpu(_) => {
@@ -107,6 +105,11 @@ pub(crate) fn as_heads(x: &Tensor) -> [usize; 3] {
         [t, h, d] => [t, h, d],
         ref other => panic!("rows of heads have two or three dimensions, not {other:?}"),
     }
+}
+
+pub(super) fn check_slots(op: &str, slots: &[u32], size: usize) {
+    let is_slot = |&slot: &u32| slot == NOWHERE || (slot as usize) < size;
+    assert!(slots.iter().all(is_slot), "{op}: a slot is not below {size}");
 }
 
 fn check_rows(op: &str, rows: &[u32], bound: usize) {

@@ -7,18 +7,14 @@ use kernels::ops::*;
 use kernels::*;
 
 /// Sequences of a step: how many positions are cached, how many tokens are new.
-const ITEMS: [[usize; 2]; 5] = [[0, 1], [3, 7], [63, 2], [64, 1], [1100, 38]];
-const BLOCK: usize = 5;
+pub const ITEMS: [[usize; 2]; 5] = [[0, 1], [3, 7], [63, 2], [64, 1], [1100, 38]];
+pub const BLOCK: usize = 5;
 
 /// Keys and values are drawn by slot; slots that no position uses hold NaN, which must not show.
 fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Host {
     let row = heads * dim;
     let mut numbers = values(seed, pages.num_slots * row);
-    let ragged = pages.ragged(BLOCK);
-    let used: std::collections::HashSet<usize> = (0..ITEMS.len())
-        .flat_map(|item| (0..ITEMS[item][0] + ITEMS[item][1]).map(move |p| (item, p)))
-        .map(|(item, p)| ragged.slot(item, p))
-        .collect();
+    let used = pages.used(&ITEMS, BLOCK);
     for slot in (0..pages.num_slots).filter(|slot| !used.contains(slot)) {
         numbers[slot * row..(slot + 1) * row].fill(f32::NAN);
     }
@@ -26,7 +22,7 @@ fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Ho
 }
 
 /// What each row should be: keys and values by (slot, key head).
-fn expected(
+pub fn expected(
     pages: &Pages,
     q: &[Vec<f64>],
     [heads, kv_heads]: [usize; 2],

@@ -230,6 +230,7 @@ fn sequences_in_a_batch() {
                     block_tables: (&pages.block_tables[blocks]).into(),
                     cu_blocks: (&cu_blocks).into(),
                     block_size: block,
+                    selected: None,
                 };
                 let found = run(device, alone, tensor(device, part(&q, tokens.clone())));
                 let expected = &together[tokens.start * heads * dv..tokens.end * heads * dv];

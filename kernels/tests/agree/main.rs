@@ -2,6 +2,7 @@
 //! every row alone against the same row in company, bit by bit.
 
 mod attention;
+mod caches;
 mod common;
 mod independence;
 mod matrices;

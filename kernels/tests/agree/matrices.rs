@@ -54,8 +54,8 @@ fn linear_layers_of_heads() {
             for w in [packed, by_value] {
                 let mut out = Tensor::from_f32(&device, &[t, h, 40], &vec![9.0; t * h * 40]);
                 let from = x.tensor(&device);
-                let x_slice = HeadSlice { tensor: &from, offset: 3, len: k };
-                heads_linear(x_slice, &w, HeadSliceMut { tensor: &mut out, offset: 2, len: n });
+                let x_slice = HeadSlice { tensor: &from, rows: 0..t, offset: 3, len: k };
+                heads_linear(x_slice, &w, HeadSliceMut { tensor: &mut out, rows: 0..t, offset: 2, len: n });
                 for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
                     let expected = naive::linear(
                         &vec![x[3..10].to_vec()],

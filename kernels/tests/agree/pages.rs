@@ -1,6 +1,7 @@
 //! Caches in pages, for the tests of attention.
 
 use kernels::ops::Ragged;
+use std::collections::HashSet;
 
 /// Blocks of all items, dealt out in an order that is not that of positions.
 pub struct Pages {
@@ -36,6 +37,14 @@ impl Pages {
         }
     }
 
+    /// Slots that positions use.
+    pub fn used(&self, items: &[[usize; 2]], block_size: usize) -> HashSet<usize> {
+        let ragged = self.ragged(block_size);
+        let positions = items.iter().enumerate();
+        let positions = positions.flat_map(|(item, [old, new])| (0..old + new).map(move |p| (item, p)));
+        positions.map(|(item, p)| ragged.slot(item, p)).collect()
+    }
+
     pub fn ragged(&self, block_size: usize) -> Ragged<'_> {
         Ragged {
             cu_seqlens: (&self.cu_seqlens).into(),
@@ -43,6 +52,7 @@ impl Pages {
             block_tables: (&self.block_tables).into(),
             cu_blocks: (&self.cu_blocks).into(),
             block_size,
+            selected: None,
         }
     }
 }

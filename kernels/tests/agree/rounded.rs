@@ -88,8 +88,8 @@ fn heads_over_rounded_rows() {
             let packed = MatrixBatch::pack_f32(&device, dtype, [h, n, k], &value);
             let mut out = Tensor::from_f32(&device, &[t, h, 40], &vec![9.0; t * h * 40]);
             let from = x.tensor(&device);
-            let x_slice = HeadSlice { tensor: &from, offset: 3, len: k };
-            heads_linear(x_slice, &packed, HeadSliceMut { tensor: &mut out, offset: 2, len: n });
+            let x_slice = HeadSlice { tensor: &from, rows: 0..t, offset: 3, len: k };
+            heads_linear(x_slice, &packed, HeadSliceMut { tensor: &mut out, rows: 0..t, offset: 2, len: n });
             for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
                 let weights = kept(dtype, &w.values[i % h * n * k..][..n * k], k);
                 let x = rounded(&device, dtype, &x[3..3 + k]);

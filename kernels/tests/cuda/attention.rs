@@ -131,6 +131,7 @@ impl Case {
             block_tables: (&pages.block_tables[blocks]).into(),
             cu_blocks: (&cu_blocks).into(),
             block_size: BLOCK,
+            selected: None,
         };
         self.attend(device, data, &ragged, start + tokens.start..start + tokens.end, &mut scratch)
     }
@@ -290,6 +291,7 @@ fn replays_follow_their_arrays() {
             block_tables: (&block_tables).into(),
             cu_blocks: (&cu_blocks).into(),
             block_size: BLOCK,
+            selected: None,
         };
         let graph = *graph.get_or_insert_with(|| {
             gqa_attention(&q, &keys, &values, &ragged, SCALE, &mut scratch, &mut out);

@@ -70,8 +70,8 @@ fn linear_layers_of_heads() {
         let w = MatrixBatch::pack(&device, stored_as, &views);
         let mut out = Tensor::from_f32(&device, &[t, h, 40], &vec![9.0; t * h * 40]);
         let from = x.tensor(&device);
-        let x_slice = HeadSlice { tensor: &from, offset: 3, len: k };
-        heads_linear(x_slice, &w, HeadSliceMut { tensor: &mut out, offset: 2, len: n });
+        let x_slice = HeadSlice { tensor: &from, rows: 0..t, offset: 3, len: k };
+        heads_linear(x_slice, &w, HeadSliceMut { tensor: &mut out, rows: 0..t, offset: 2, len: n });
         for (i, (out, x)) in out.to_f32_vec().chunks(40).zip(as_taken(&x, stored_as).rows()).enumerate() {
             let w = kept(stored_as, &weights[i % h].values, k);
             let expected = naive::linear(&vec![x[3..10].to_vec()], &w, None, Activation::None);

@@ -333,6 +333,7 @@ fn latent_attention(
         value_dim: fields.usize_or("v_head_dim", 128, 1..=MAX_WIDTH)?,
         bias: fields.bool_or("attention_bias", false)?,
         scale: scale as f32,
+        expand_from: None,
     };
     Ok((AttentionConfig::Mla(attention), rope))
 }

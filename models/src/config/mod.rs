@@ -106,6 +106,9 @@ pub struct MlaConfig {
     /// On the projections into q and kv latents and out of attention.
     pub bias: bool,
     pub scale: f32,
+    /// Rows of prompts at this position and beyond are attended to in the expanded form; `None`: no row is. Not from the model but
+    /// from the options.
+    pub expand_from: Option<usize>,
 }
 
 impl MlaConfig {
@@ -149,11 +152,11 @@ impl DecoderConfig {
         self.moe.as_ref().is_some_and(|moe| moe.layers[layer])
     }
 
-    /// Values cached for a token in a layer.
-    pub fn kv_row(&self) -> usize {
+    /// Where the expanded form of latent attention begins, if there is one.
+    pub fn expand_from(&self) -> Option<usize> {
         match &self.attention {
-            AttentionConfig::Gqa(a) => 2 * a.num_kv_heads * a.head_dim,
-            AttentionConfig::Mla(a) => a.row(),
+            AttentionConfig::Gqa(_) => None,
+            AttentionConfig::Mla(a) => a.expand_from,
         }
     }
 }

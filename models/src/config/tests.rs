@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::decoder::Decoder;
-use kernels::ops::RopeLayout;
+use kernels::ops::{KvType, RopeLayout};
 use serde_json::json;
 
 fn parse(json: &Value) -> Result<ModelConfig, LoadError> {
@@ -92,9 +92,15 @@ fn parameters_of_published_models() {
 #[test]
 fn bytes_of_the_latent_cache() {
     let config = parse(&kimi_vl()).unwrap();
-    assert_eq!(crate::kv_cache::KvCache::bytes_per_token(&config.decoder, DType::BF16), 31_104);
+    assert_eq!(
+        crate::kv_cache::KvCache::bytes_per_token(&config.decoder, KvType::Float(DType::BF16)),
+        31_104
+    );
     let config = parse(&llama31(&[])).unwrap();
-    assert_eq!(crate::kv_cache::KvCache::bytes_per_token(&config.decoder, DType::BF16), 131_072);
+    assert_eq!(
+        crate::kv_cache::KvCache::bytes_per_token(&config.decoder, KvType::Float(DType::BF16)),
+        131_072
+    );
 }
 
 #[test]

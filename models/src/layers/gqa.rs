@@ -98,10 +98,10 @@ impl Gqa {
         ops::rope(q, 0, step.rope, &step.input.positions, step.layout);
         ops::rope(k, 0, step.rope, &step.input.positions, step.layout);
         k.reshape(&[t, kv_width]);
-        ops::store_rows(k, keys, &step.input.slots);
-        ops::store_rows(&b.v, values, &step.input.slots);
+        ops::store_kv(k, keys, &step.input.slots);
+        ops::store_kv(&b.v, values, &step.input.slots);
         b.attended.reshape(&[t, num_heads, head_dim]);
-        ops::gqa_attention(q, keys, values, &step.ragged, scale, attention, &mut b.attended);
+        ops::gqa_attention(q, &*keys, &*values, &step.ragged, scale, attention, &mut b.attended);
         b.attended.reshape(&[t, width]);
         self.out.run(&b.attended, out);
     }

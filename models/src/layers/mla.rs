@@ -2,10 +2,11 @@
 //! matrices that would expand it to keys and values are moved to the query and to the result.
 //!
 //! ```text
-//! normed ─▶ q [T, H, nope | rope] ─▶ nope · W_UK ─▶ absorbed [T, H, R | rotated rope] ─▶ attention ─▶ · W_UV ─▶ out
+//! normed ─▶ q [T, H, nope | rotated rope] ─▶ nope · W_UK ─▶ absorbed [T, H, R | rope] ─▶ attention ─▶ · W_UV ─▶ out
 //!        ─▶ kv [T, R | rope] ─▶ [norm(latent) | rotated rope] ─▶ cache ──────────────────┘
 //! ```
-//! Every row is computed this way, prompt or not, so that a cached row does not depend on how it came about.
+//! Every row is computed this way, prompt or not, so that a cached row does not depend on how it came about; unless the options ask for
+//! the expanded form, which rows of prompts then have from one position on: keys and values are made of the latents again.
 
 use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
@@ -14,8 +15,10 @@ use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
 use crate::storage::Part;
-use kernels::ops::{self, HeadSlice, HeadSliceMut};
+use kernels::ops::{self, HeadSlice, HeadSliceMut, Latents, Ragged};
 use kernels::{MatrixBatch, Tensor};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 pub struct Mla {
     query: Query,
@@ -26,6 +29,8 @@ pub struct Mla {
     key_up: MatrixBatch,
     /// Per head [V, R]: values from latents.
     value_up: MatrixBatch,
+    /// Per head [nope, R]: keys from latents, where there is an expanded form.
+    key_expand: Option<MatrixBatch>,
     out: Linear,
     config: MlaConfig,
 }
@@ -54,13 +59,15 @@ impl Mla {
         };
         let kv = loader.linear("self_attn.kv_a_proj_with_mqa", config.row(), hidden_size, bias)?;
         let latent_norm = loader.vector("self_attn.kv_a_layernorm.weight", kv_lora_rank)?;
-        let (key_up, value_up) = absorbed(loader, config)?;
+        let Ups { key_up, value_up, key_expand } = ups(loader, config)?;
         let out = loader.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)?;
-        Ok(Self { query, kv, latent_norm, key_up, value_up, out, config: config.clone() })
+        Ok(Self { query, kv, latent_norm, key_up, value_up, key_expand, out, config: config.clone() })
     }
 
     pub fn size(names: &Names, config: &MlaConfig, hidden_size: usize) -> WeightSize {
-        let MlaConfig { num_heads, q_lora_rank, kv_lora_rank, nope_dim, value_dim, bias, .. } = *config;
+        let MlaConfig {
+            num_heads, q_lora_rank, kv_lora_rank, nope_dim, value_dim, bias, expand_from, ..
+        } = *config;
         let query_width = num_heads * config.query_dim();
         let query = match q_lora_rank {
             None => names.matrix("self_attn.q_proj", query_width, hidden_size),
@@ -81,6 +88,11 @@ impl Mla {
             + WeightSize::vector(kv_lora_rank)
             + expand(kv_lora_rank, nope_dim)
             + expand(value_dim, kv_lora_rank)
+            + if expand_from.is_some() {
+                expand(nope_dim, kv_lora_rank).again()
+            } else {
+                WeightSize::default()
+            }
             + names.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)
     }
 
@@ -89,17 +101,28 @@ impl Mla {
         let LayerCache::Mla { rows } = cache else { unreachable!("the cache is of another attention") };
         let Scratch { normed, out, heads, attention, .. } = scratch;
         let HeadBuffers::Mla(b) = heads else { unreachable!("the buffers are of another attention") };
-        let MlaConfig { num_heads, kv_lora_rank, value_dim, scale, .. } = self.config;
+        let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, scale, .. } = self.config;
         let t = step.num_tokens();
         self.cache_row(step, normed, b);
-        ops::store_rows(&b.kv, rows, &step.input.slots);
+        ops::store_kv(&b.kv, rows, &step.input.slots);
         self.query(step, normed, b);
-        b.attended.reshape(&[t, num_heads, kv_lora_rank]);
-        ops::mla_attention(&b.absorbed, rows, kv_lora_rank, &step.ragged, scale, attention, &mut b.attended);
+        b.attended.reshape(&[t, num_heads, rank]);
         b.values.reshape(&[t, num_heads, value_dim]);
-        let attended = HeadSlice { tensor: &b.attended, offset: 0, len: kv_lora_rank };
-        let values = HeadSliceMut { tensor: &mut b.values, offset: 0, len: value_dim };
-        ops::heads_linear(attended, &self.value_up, values);
+        let forms = &step.input.forms;
+        let mixed = forms.are_mixed();
+        let ragged = Ragged { selected: mixed.then_some(&forms.absorbed), ..step.ragged };
+        ops::mla_attention(&b.absorbed, &*rows, rank, &ragged, scale, attention, &mut b.attended);
+        for rows in &forms.absorbed_rows {
+            let attended = HeadSlice { tensor: &b.attended, rows: rows.clone(), offset: 0, len: rank };
+            let values =
+                HeadSliceMut { tensor: &mut b.values, rows: rows.clone(), offset: 0, len: value_dim };
+            ops::heads_linear(attended, &self.value_up, values);
+        }
+        if let (true, Some(key_up), Some(scratch)) = (mixed, &self.key_expand, &mut b.expanded) {
+            let latents = Latents { cache: rows.as_rows(), key_up, value_up: &self.value_up };
+            let ragged = Ragged { selected: Some(&forms.expanded), ..step.ragged };
+            ops::expanded_attention(&b.q, latents, &ragged, scale, scratch, &mut b.values);
+        }
         b.values.reshape(&[t, num_heads * value_dim]);
         self.out.run(&b.values, out);
     }
@@ -122,7 +145,8 @@ impl Mla {
         b.kv.reshape(&[t, row]);
     }
 
-    /// Leaves the queries on the latent's side in `absorbed` [T, H, R + P].
+    /// Leaves queries in `q` [T, H, nope + P], their last part rotated, and those of rows in the absorbed form on the latent's side in
+    /// `absorbed` [T, H, R + P].
     fn query(&self, step: &Step, normed: &Tensor, b: &mut MlaBuffers) {
         let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, rope_dim, .. } = self.config;
         let (t, query_dim) = (step.num_tokens(), self.config.query_dim());
@@ -140,12 +164,14 @@ impl Mla {
             (Query::TwoStep { .. }, None) => unreachable!("two-step queries come with their buffers"),
         }
         b.q.reshape(&[t, num_heads, query_dim]);
+        ops::rope(&mut b.q, nope_dim, step.rope, &step.input.positions, step.layout);
         b.absorbed.reshape(&[t, num_heads, self.config.row()]);
-        let nope = HeadSlice { tensor: &b.q, offset: 0, len: nope_dim };
-        let into = HeadSliceMut { tensor: &mut b.absorbed, offset: 0, len: rank };
-        ops::heads_linear(nope, &self.key_up, into);
+        for rows in &step.input.forms.absorbed_rows {
+            let nope = HeadSlice { tensor: &b.q, rows: rows.clone(), offset: 0, len: nope_dim };
+            let into = HeadSliceMut { tensor: &mut b.absorbed, rows: rows.clone(), offset: 0, len: rank };
+            ops::heads_linear(nope, &self.key_up, into);
+        }
         ops::copy_slice(&b.q, nope_dim, &mut b.absorbed, rank, rope_dim);
-        ops::rope(&mut b.absorbed, rank, step.rope, &step.input.positions, step.layout);
     }
 }
 
@@ -153,20 +179,43 @@ impl Mla {
 /// quantised in the file, it is read as floats.
 const KV_UP: &str = "self_attn.kv_b_proj";
 
+/// The up-projections, taken apart.
+struct Ups {
+    key_up: MatrixBatch,
+    value_up: MatrixBatch,
+    key_expand: Option<MatrixBatch>,
+}
+
 /// `kv_b_proj` holds for each head the rows that make keys, then the rows that make values.
-fn absorbed(loader: &Loader, config: &MlaConfig) -> Result<(MatrixBatch, MatrixBatch), LoadError> {
-    let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, value_dim, .. } = *config;
+fn ups(loader: &Loader, config: &MlaConfig) -> Result<Ups, LoadError> {
+    let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, value_dim, expand_from, .. } = *config;
     let rows = nope_dim + value_dim;
     let (names, module) = (loader.names.of_part(Part::Absorbed), loader.name(KV_UP));
     let scheme = names.storage.scheme(names.part, &module);
     let (device, stored_as) = (loader.device, names.stored_as(KV_UP));
-    let (keys, values) = ([num_heads, rank, nope_dim], [num_heads, value_dim, rank]);
-    loader.checkpoint.kept(device, &module, ((stored_as, keys), (stored_as, values)), || {
+    let read: RefCell<Option<Rc<[f32]>>> = RefCell::default();
+    let weights = || -> Result<Rc<[f32]>, LoadError> {
+        if let Some(weights) = &*read.borrow() {
+            return Ok(weights.clone());
+        }
         let weights = loader.checkpoint.weight(&module, scheme, [num_heads * rows, rank])?.to_f32();
-        let at = |head: usize, row: usize, column: usize| weights[(head * rows + row) * rank + column];
-        let key_up = MatrixBatch::pack_f32(device, stored_as, keys, &|head, n, k| at(head, k, n));
-        let value_up =
-            MatrixBatch::pack_f32(device, stored_as, values, &|head, n, k| at(head, nope_dim + n, k));
-        Ok((key_up, value_up))
-    })
+        Ok(read.borrow_mut().insert(weights.into()).clone())
+    };
+    let at = |weights: &[f32], head: usize, row: usize, k: usize| weights[(head * rows + row) * rank + k];
+    let (keys, values) = ([num_heads, rank, nope_dim], [num_heads, value_dim, rank]);
+    let form = ((stored_as, keys), (stored_as, values));
+    let (key_up, value_up) = loader.checkpoint.kept(device, &module, form, || {
+        let weights = &*weights()?;
+        let key_up = MatrixBatch::pack_f32(device, stored_as, keys, &|head, n, k| at(weights, head, k, n));
+        let value = |head, n, k| at(weights, head, nope_dim + n, k);
+        Ok((key_up, MatrixBatch::pack_f32(device, stored_as, values, &value)))
+    })?;
+    let expand = [num_heads, nope_dim, rank];
+    let key = format!("{module}.expanded");
+    let pack_expand = || {
+        let weights = &*weights()?;
+        Ok(MatrixBatch::pack_f32(device, stored_as, expand, &|head, n, k| at(weights, head, n, k)))
+    };
+    let kept = |_| loader.checkpoint.kept(device, &key, (stored_as, expand), pack_expand);
+    Ok(Ups { key_up, value_up, key_expand: expand_from.map(kept).transpose()? })
 }

@@ -132,6 +132,11 @@ impl WeightSize {
         Self { parameters: (n * k) as u64, bytes: Matrix::packed_bytes(stored_as, n, k), tensors: 1 }
     }
 
+    /// Of what is kept a second time, in another order.
+    pub fn again(self) -> Self {
+        Self { parameters: 0, ..self }
+    }
+
     pub fn times(self, count: usize) -> Self {
         let Self { parameters, bytes, tensors } = self;
         let count = count as u64;

@@ -9,8 +9,8 @@ use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, Loaded, Matmul,
-    MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    Loaded, Matmul, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -53,6 +53,8 @@ pub fn options() -> LoadOptions {
         dtype: DTypeChoice::F32,
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::F32,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         max_model_len: Some(300),
         max_num_seqs: 40,
         max_num_batched_tokens: 331,

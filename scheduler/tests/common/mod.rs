@@ -133,7 +133,7 @@ pub fn config() -> SchedulerConfig {
         max_encode_patches: 12,
         encode_ahead: false,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     }
 }
 

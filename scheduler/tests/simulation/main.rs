@@ -113,7 +113,7 @@ fn ten_thousand_requests_with_aborts_leak_nothing() {
         encode_ahead: false,
         max_encode_patches: 40,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     };
     // The day itself asserts that nothing is held at its end, and after every step that what is held has a holder.
     let report = Day::of_hang_ups(4, config).run(10_000);

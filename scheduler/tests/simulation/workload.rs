@@ -61,7 +61,7 @@ impl Workload {
         // Numbers of their own: whether masks are late changes nothing else of the day.
         let mut late = Rng(!rng.0);
         let deferral_rate = if late.one_in(3) { late.range(1, 12) as u64 } else { 0 };
-        let has_two_forms = !config.share_decoded_blocks;
+        let has_two_forms = config.share_decoded_below == 0;
         // Beside the day's numbers: a day without drafts is what it was before there were any.
         let mut beside = Rng(!rng.0.rotate_left(17));
         let speculates = beside.one_in(2);
@@ -152,7 +152,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
         max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
         encode_ahead: rng.one_in(2),
         enable_prefix_caching: !rng.one_in(5),
-        share_decoded_blocks: rng.one_in(2),
+        share_decoded_below: if rng.one_in(2) { usize::MAX } else { 0 },
     }
 }
 

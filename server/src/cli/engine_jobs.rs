@@ -284,6 +284,7 @@ impl Growing {
             id: SequenceId(sequence as u64 + 1),
             tokens: self.tokens[sequence][from..to].to_vec(),
             context_len: from,
+            prompt_len: self.context_len,
             blocks: blocks.map(|block| BlockId(block as u32)).collect(),
             images: Vec::new(),
             prompt: None,

@@ -172,7 +172,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         max_encode_patches: 64,
         encode_ahead: false,
         enable_prefix_caching: true,
-        share_decoded_blocks: true,
+        share_decoded_below: usize::MAX,
     }
 }
 
@@ -189,6 +189,7 @@ pub fn info() -> ModelInfo {
         dtype: "float32",
         quantization: None,
         activations: "float32",
+        kv_cache_dtype: "float32",
     }
 }
 

@@ -11,8 +11,8 @@ pub mod scripted;
 use client::{Connection, Response};
 use fake::{Control, Fault};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadFormat, LoadOptions, MemoryLimit,
-    ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
+    MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
@@ -68,6 +68,8 @@ pub fn small_load() -> LoadOptions {
         dtype: DTypeChoice::Auto,
         quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::Auto,
+        kv_cache_dtype: KvCacheDTypeChoice::Auto,
+        mla_expand_from: None,
         max_model_len: Some(512),
         max_num_seqs: 16,
         max_num_batched_tokens: 512,

@@ -7,12 +7,14 @@
 pub(crate) mod dot;
 pub(crate) mod math;
 mod portable;
+mod turn;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_dot;
 
 pub(crate) use portable::Portable;
+pub(crate) use turn::Turn;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,335 @@
+//! Keys and values of a tile, from where they lie to where a block computes with them: widened to f32, once for all rows of the
+//! block. What the next tile needs is asked for meanwhile: its rows lie far apart, so that the processor would not guess them.
+
+use super::attention::{Block, Problem};
+use super::attention_block::{KEYS, RANGE, row_len};
+use super::simd::{MAX_LANES, Turn};
+use crate::ops::{AttentionSizes, KvRows, Ragged};
+use crate::{DType, Tensor};
+
+/// Where keys and values come from.
+pub(crate) enum Keys<'a> {
+    Paged {
+        keys: KvRows<'a>,
+        values: KvRows<'a>,
+        ragged: &'a Ragged<'a>,
+    },
+    /// One row for all heads: its first `value_dim` elements are the value.
+    Latent {
+        cache: KvRows<'a>,
+        ragged: &'a Ragged<'a>,
+    },
+    Packed {
+        qkv: &'a [f32],
+        heads: usize,
+        cu_seqlens: &'a [u32],
+    },
+    /// Of one range of one item, the first at position `first`: `[H, RANGE, D]` and `[H, RANGE, Dv]`.
+    Expanded {
+        keys: &'a [f32],
+        values: &'a [f32],
+        first: usize,
+    },
+}
+
+/// Rows of the cache, or of what is packed, at which the positions of a tile lie.
+pub(crate) struct Places {
+    rows: [usize; KEYS],
+    pub len: usize,
+}
+
+impl Places {
+    /// Of positions `first .. first + len`.
+    pub fn of(problem: &Problem, block: &Block, first: usize, len: usize) -> Self {
+        let mut rows = [0; KEYS];
+        let places = &mut rows[..len];
+        match problem.keys {
+            Keys::Paged { ragged, .. } => slots(ragged, block.item, first, places),
+            Keys::Latent { ragged, .. } => slots(ragged, block.item, first, places),
+            Keys::Packed { cu_seqlens, .. } => {
+                let token = cu_seqlens[block.item] as usize + first;
+                places.iter_mut().enumerate().for_each(|(i, row)| *row = token + i);
+            }
+            Keys::Expanded { first: start, .. } => {
+                let start = block.kv_head * RANGE + (first - start);
+                places.iter_mut().enumerate().for_each(|(i, row)| *row = start + i);
+            }
+        }
+        Self { rows, len }
+    }
+
+    pub fn rows(&self) -> &[usize] {
+        &self.rows[..self.len]
+    }
+}
+
+/// The slots of positions `first ..`: one division for all.
+pub(crate) fn slots(ragged: &Ragged, item: usize, first: usize, slots: &mut [usize]) {
+    let size = ragged.block_size;
+    let tables = &ragged.block_tables.as_slice()[ragged.cu_blocks.as_slice()[item] as usize..];
+    let (mut block, mut place) = (first / size, first % size);
+    for slot in slots {
+        *slot = tables[block] as usize * size + place;
+        place += 1;
+        if place == size {
+            (block, place) = (block + 1, 0);
+        }
+    }
+}
+
+/// A row of elements somewhere, with the scale of its levels.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Floats(&'a [f32]),
+    Cached { rows: KvRows<'a>, start: usize, scale: usize },
+}
+
+/// Where the key at a row of the cache begins.
+#[inline(always)]
+pub(crate) fn key<'a>(problem: &Problem<'a>, block: &Block, row: usize) -> Source<'a> {
+    let d = problem.sizes.key_dim;
+    match problem.keys {
+        Keys::Paged { keys, .. } => {
+            let head = row * problem.kv_heads + block.kv_head;
+            Source::Cached { rows: keys, start: head * d, scale: head }
+        }
+        Keys::Latent { cache, .. } => Source::Cached { rows: cache, start: row * d, scale: 2 * row },
+        Keys::Packed { qkv, heads, .. } => {
+            Source::Floats(&qkv[((row * 3 + 1) * heads + block.kv_head) * d..][..d])
+        }
+        Keys::Expanded { keys, .. } => Source::Floats(&keys[row * d..][..d]),
+    }
+}
+
+/// As `key`, the value.
+#[inline(always)]
+pub(crate) fn value<'a>(problem: &Problem<'a>, block: &Block, row: usize) -> Source<'a> {
+    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+    match problem.keys {
+        Keys::Paged { values, .. } => {
+            let head = row * problem.kv_heads + block.kv_head;
+            Source::Cached { rows: values, start: head * dv, scale: head }
+        }
+        Keys::Latent { cache, .. } => Source::Cached { rows: cache, start: row * d, scale: 2 * row },
+        Keys::Packed { qkv, heads, .. } => {
+            Source::Floats(&qkv[((row * 3 + 2) * heads + block.kv_head) * d..][..dv])
+        }
+        Keys::Expanded { values, .. } => Source::Floats(&values[row * dv..][..dv]),
+    }
+}
+
+impl Source<'_> {
+    /// Elements `from .. from + out.len()`, widened; `split` is where a latent row's second scale begins.
+    #[inline(always)]
+    pub fn widen<S: Turn>(self, s: S, from: usize, split: usize, out: &mut [f32]) {
+        match self {
+            Self::Floats(row) => out.copy_from_slice(&row[from..from + out.len()]),
+            Self::Cached { rows: KvRows { rows, scales: None }, start, .. } => {
+                widen(s, rows, start + from, out)
+            }
+            Self::Cached { rows: KvRows { rows, scales: Some(scales) }, start, scale } => {
+                let levels = &rows.as_u8()[start + from..start + from + out.len()];
+                let scales = &scales.as_f32()[scale..];
+                let (head, tail) = out.split_at_mut(split.saturating_sub(from).min(levels.len()));
+                dequantize(s, &levels[..head.len()], scales[0], head);
+                if !tail.is_empty() {
+                    dequantize(s, &levels[levels.len() - tail.len()..], scales[1], tail);
+                }
+            }
+        }
+    }
+
+    /// Asks for the lines of `len` elements.
+    #[inline(always)]
+    fn prefetch<S: Turn>(self, s: S, len: usize) {
+        let (start, bytes) = match self {
+            Self::Floats(row) => (row.as_ptr().cast::<u8>(), 4 * len),
+            Self::Cached { rows: KvRows { rows, .. }, start, .. } => {
+                (rows.address(start), len * rows.dtype().size())
+            }
+        };
+        for line in (0..bytes).step_by(LINE) {
+            s.prefetch_second(start.wrapping_add(line));
+        }
+    }
+}
+
+/// Elements `from ..` of a latent row, of which the first `rank` have the first scale.
+#[inline(always)]
+pub(crate) fn widen_row<S: Turn>(
+    s: S,
+    cache: KvRows<'_>,
+    slot: usize,
+    from: usize,
+    rank: usize,
+    out: &mut [f32],
+) {
+    Source::Cached { rows: cache, start: slot * cache.rows.row_len(), scale: 2 * slot }
+        .widen(s, from, rank, out);
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+#[inline(always)]
+fn widen<S: Turn>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
+    match src.dtype() {
+        DType::F32 => out.copy_from_slice(&src.as_f32()[start..start + out.len()]),
+        _ => {
+            let bits = &src.as_u16()[start..start + out.len()];
+            let whole = out.len() / S::LANES * S::LANES;
+            for i in (0..whole).step_by(S::LANES) {
+                // SAFETY: LANES elements from i on, i + LANES <= whole.
+                let v = unsafe {
+                    let from = bits.as_ptr().add(i);
+                    if src.dtype() == DType::BF16 { s.load_bf16(from) } else { s.load_f16(from) }
+                };
+                s.store_slice(&mut out[i..i + S::LANES], v);
+            }
+            for (i, out) in out.iter_mut().enumerate().skip(whole) {
+                *out = src.get(start + i);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dequantize<S: Turn>(s: S, levels: &[u8], scale: f32, out: &mut [f32]) {
+    assert_eq!(levels.len(), out.len(), "levels");
+    let whole = out.len() / S::LANES * S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: LANES elements from i on, i + LANES <= whole.
+        let v = unsafe { s.load_i8(levels.as_ptr().add(i)) };
+        s.store_slice(&mut out[i..i + S::LANES], s.mul(v, s.splat(scale)));
+    }
+    for (out, &level) in out[whole..].iter_mut().zip(&levels[whole..]) {
+        *out = f32::from(level.cast_signed()) * scale;
+    }
+}
+
+/// Rows of keys, one after the other, in `keys` `[KEYS, key_row]`, and of values in `values` `[KEYS, value_row]`. Of latent rows only
+/// keys, which hold the values.
+#[inline(always)]
+pub(crate) fn rows<S: Turn>(
+    s: S,
+    problem: &Problem<'_>,
+    block: &Block,
+    places: &Places,
+    [keys, values]: [&mut [f32]; 2],
+) {
+    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+    for (&row, out) in places.rows().iter().zip(keys.chunks_exact_mut(row_len(d))) {
+        key(problem, block, row).widen(s, 0, split(problem), &mut out[..d]);
+    }
+    if !matches!(problem.keys, Keys::Latent { .. }) {
+        self::values(s, problem, block, places, values);
+        debug_assert!(dv <= row_len(dv));
+    }
+}
+
+/// Rows of values in `out` `[KEYS, value_row]`.
+#[inline(always)]
+pub(crate) fn values<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, places: &Places, out: &mut [f32]) {
+    let dv = problem.sizes.value_dim;
+    for (&row, out) in places.rows().iter().zip(out.chunks_exact_mut(row_len(dv))) {
+        value(problem, block, row).widen(s, 0, split(problem), &mut out[..dv]);
+    }
+}
+
+/// Keys turned round, `[key_row, KEYS]`: keys lie along a vector. `room` holds `LANES` rows of keys meanwhile.
+#[inline(always)]
+pub(crate) fn columns<S: Turn>(
+    s: S,
+    problem: &Problem<'_>,
+    block: &Block,
+    places: &Places,
+    [columns, room]: [&mut [f32]; 2],
+) {
+    let d = problem.sizes.key_dim;
+    let row = row_len(d);
+    assert!(
+        columns.len() >= row * KEYS && room.len() >= S::LANES * row,
+        "room for keys that are turned round"
+    );
+    for first in (0..places.len).step_by(S::LANES) {
+        // Beyond the last key the last one stands in; nobody sees it.
+        let source = |lane: usize| key(problem, block, places.rows[(first + lane).min(places.len - 1)]);
+        let mut done = 0;
+        if let Keys::Paged { keys: KvRows { rows, scales: None }, .. }
+        | Keys::Latent { cache: KvRows { rows, scales: None }, .. } = problem.keys
+            && rows.dtype() == DType::BF16
+        {
+            let mut starts = [std::ptr::null(); MAX_LANES];
+            let bits = rows.as_u16();
+            for (lane, start) in starts.iter_mut().enumerate().take(S::LANES) {
+                let Source::Cached { start: at, .. } = source(lane) else { unreachable!("keys of a cache") };
+                *start = bits[at..at + d].as_ptr();
+            }
+            while done + 2 * S::LANES <= d {
+                // SAFETY: 2 * LANES elements of rows of d; lines below `row` of `columns`, whose length was checked.
+                unsafe {
+                    let starts = std::array::from_fn(|lane| starts[lane].wrapping_add(done));
+                    s.turn_bf16(&starts, columns.as_mut_ptr().add(done * KEYS + first), KEYS);
+                }
+                done += 2 * S::LANES;
+            }
+        }
+        if done == d {
+            continue;
+        }
+        for lane in 0..S::LANES {
+            source(lane).widen(s, done, split(problem), &mut room[lane * row..][done..d]);
+        }
+        for column in (done..d).step_by(S::LANES) {
+            // SAFETY: rows of whole vectors in `room`, lines below `row` in `columns`; both lengths were checked.
+            unsafe {
+                let start = room.as_ptr().add(column);
+                let starts = std::array::from_fn(|lane| start.wrapping_add(lane * row));
+                s.turn(&starts, columns.as_mut_ptr().add(column * KEYS + first), KEYS);
+            }
+        }
+    }
+}
+
+/// The next tile, asked for row by row while this one is computed with: a processor has few requests to memory under way at a time,
+/// and would wait for them if all were made at once.
+pub(crate) struct Ahead {
+    places: Places,
+    next: usize,
+    /// Rows that each call asks for.
+    step: usize,
+}
+
+impl Ahead {
+    /// Positions `first ..` up to the last that the block sees, to be asked for in about so many calls. Expanded keys lie one after the
+    /// other, which needs no help.
+    pub fn new(problem: &Problem, block: &Block, first: usize, calls: usize) -> Self {
+        let len = match problem.keys {
+            Keys::Expanded { .. } => 0,
+            _ => KEYS.min(block.last_visible - first.min(block.last_visible)),
+        };
+        Self { places: Places::of(problem, block, first, len), next: 0, step: len.div_ceil(calls.max(1)) }
+    }
+
+    #[inline(always)]
+    pub fn ask<S: Turn>(&mut self, s: S, problem: &Problem<'_>, block: &Block) {
+        let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+        let end = self.places.len.min(self.next + self.step);
+        while self.next < end {
+            let row = self.places.rows[self.next];
+            key(problem, block, row).prefetch(s, d);
+            if !matches!(problem.keys, Keys::Latent { .. }) {
+                value(problem, block, row).prefetch(s, dv);
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// Elements of a row that have its first scale.
+fn split(problem: &Problem) -> usize {
+    match problem.keys {
+        Keys::Latent { .. } => problem.sizes.value_dim,
+        _ => usize::MAX,
+    }
+}
