@@ -5,16 +5,25 @@ use crate::naive;
 use crate::pages::Pages;
 use kernels::ops::*;
 use kernels::*;
+use std::collections::HashSet;
 
 /// Sequences of a step: how many positions are cached, how many tokens are new.
 pub const ITEMS: [[usize; 2]; 5] = [[0, 1], [3, 7], [63, 2], [64, 1], [1100, 38]];
 pub const BLOCK: usize = 5;
 
+/// Slots that positions use.
+pub fn used(pages: &Pages) -> HashSet<usize> {
+    let ragged = pages.ragged(BLOCK);
+    let positions = ITEMS.iter().enumerate();
+    let positions = positions.flat_map(|(item, [old, new])| (0..old + new).map(move |p| (item, p)));
+    positions.map(|(item, p)| ragged.slot(item, p)).collect()
+}
+
 /// Keys and values are drawn by slot; slots that no position uses hold NaN, which must not show.
 fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Host {
     let row = heads * dim;
     let mut numbers = values(seed, pages.num_slots * row);
-    let used = pages.used(&ITEMS, BLOCK);
+    let used = used(pages);
     for slot in (0..pages.num_slots).filter(|slot| !used.contains(slot)) {
         numbers[slot * row..(slot + 1) * row].fill(f32::NAN);
     }

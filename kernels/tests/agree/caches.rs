@@ -1,6 +1,6 @@
 //! Attention over caches of eight bits, and latent attention in its expanded form: against f64 twins, and each row in any company.
 
-use crate::attention::{BLOCK, ITEMS, expected};
+use crate::attention::{BLOCK, ITEMS, expected, used};
 use crate::common::*;
 use crate::naive;
 use crate::pages::Pages;
@@ -25,7 +25,7 @@ impl Rows {
     fn new(pages: &Pages, parts: &[usize], seed: u64) -> Self {
         let width: usize = parts.iter().sum();
         let mut values = values(seed, pages.num_slots * width);
-        let used = pages.used(&ITEMS, BLOCK);
+        let used = used(pages);
         for (slot, row) in values.chunks_mut(width).enumerate() {
             // Parts of different sizes, so that their scales differ.
             let mut rest = &mut row[..];

@@ -1,7 +1,6 @@
 //! Caches in pages, for the tests of attention.
 
 use kernels::ops::Ragged;
-use std::collections::HashSet;
 
 /// Blocks of all items, dealt out in an order that is not that of positions.
 pub struct Pages {
@@ -35,14 +34,6 @@ impl Pages {
             cu_blocks: running(blocks),
             num_slots: total * block_size,
         }
-    }
-
-    /// Slots that positions use.
-    pub fn used(&self, items: &[[usize; 2]], block_size: usize) -> HashSet<usize> {
-        let ragged = self.ragged(block_size);
-        let positions = items.iter().enumerate();
-        let positions = positions.flat_map(|(item, [old, new])| (0..old + new).map(move |p| (item, p)));
-        positions.map(|(item, p)| ragged.slot(item, p)).collect()
     }
 
     pub fn ragged(&self, block_size: usize) -> Ragged<'_> {
