@@ -207,7 +207,7 @@ fn drafts_change_nothing(family: &str, quantization: QuantizationChoice) {
     check("in small steps", &world.together(&requests, Some(EAGER)), &expected);
     assert!(world.num_accepted() > 0 && world.num_wrong() > 0);
 
-    let mut world = World::new(family, &options, |config| config.num_blocks = 26);
+    let mut world = World::new(family, &options, |config| config.num_blocks = 16);
     check("with little memory", &world.together(&requests, Some(EAGER)), &expected);
     assert!(world.num_preemptions > 0, "nobody was preempted");
     assert!(world.num_accepted() > 0 && world.num_wrong() > 0);
