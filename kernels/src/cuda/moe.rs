@@ -52,7 +52,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_many<q4, true>", 168, 17152),
         Instance::new("moe_many<q4, false>", 168, 17152),
         Instance::new("moe_many<q4z, true>", 168, 17920),
-        Instance::new("moe_many<q4z, false>", 168, 17920),
+        Instance::new("moe_many<q4z, false>", 168, 18432),
         Instance::hopper("moe_wgmma<bf16, true>", 168, 1024),
         Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
         Instance::hopper("moe_wgmma<f16, true>", 168, 1024),

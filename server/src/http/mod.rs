@@ -152,10 +152,10 @@ impl Connection {
             let next = std::future::poll_fn(|context| {
                 // The task's waker stays where the first poll left it, and every token polls this: news are asked for when there are some.
                 let has_news = hangup.has_hung_up() || (is_serving && seen.has_changed().unwrap_or(true));
-                if has_news || !std::mem::replace(&mut is_registered, true) {
-                    if let Poll::Ready(news) = news.as_mut().poll(context) {
-                        return Poll::Ready(Err(news));
-                    }
+                if (has_news || !std::mem::replace(&mut is_registered, true))
+                    && let Poll::Ready(news) = news.as_mut().poll(context)
+                {
+                    return Poll::Ready(Err(news));
                 }
                 connection.as_mut().poll(context).map(Ok)
             });
