@@ -133,6 +133,8 @@ impl ModelInput {
 fn segments(item: &BatchItem, expand_from: Option<usize>) -> impl Iterator<Item = (Range<usize>, bool)> {
     let (start, end) = (item.context_len, item.end());
     let from = expand_from.map_or(end, |from| from.clamp(start, end));
+    // Without a row of the prompt from there on there is nothing to cut.
+    let from = if item.prompt_len > from { from } else { end };
     let to = item.prompt_len.clamp(from, end);
     let parts = [(start..from, false), (from..to, true), (to..end, false)];
     parts.into_iter().filter(|(positions, _)| !positions.is_empty())

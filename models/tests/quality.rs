@@ -234,7 +234,7 @@ fn distance_from_float32() {
     };
     let random = distances("random weights", &files, &options, &first[..3]);
     // A rounding that sends a token to other experts is rare and large: means are far above what is usual.
-    for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.01, 0.02, 0.3])] {
+    for (found, [kl16, kl8, kl4]) in [(embedded, [0.02, 0.06, 0.4]), (random, [0.02, 0.05, 0.3])] {
         let [[bf16, kv8, int8, int4], rounded] = found;
         assert!(kv8.mean_kl < kl8, "{kv8:?}");
         assert!(bf16.mean_kl < int8.mean_kl && int8.mean_kl < int4.mean_kl, "{bf16:?} {int8:?} {int4:?}");
