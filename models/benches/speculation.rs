@@ -51,7 +51,7 @@ fn load(num_layers: usize, num_dense: usize) -> Loaded {
         threads: Some(1),
         seed: 1,
     };
-    let files = ModelFiles::Embedded(vec![("config.json", &*config.leak().as_bytes())].leak());
+    let files = ModelFiles::Embedded(vec![("config.json", config.leak().as_bytes())].leak());
     models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 

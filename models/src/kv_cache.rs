@@ -15,6 +15,7 @@ pub struct KvCache {
     pub block_size: usize,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one for each layer, made once")]
 pub enum LayerCache {
     Gqa { keys: KvTensor, values: KvTensor },
     Mla { rows: KvTensor },

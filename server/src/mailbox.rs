@@ -264,10 +264,10 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(move || (0..MESSAGES).for_each(|message| sender.send(message)));
             let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-            let mut context = Context::from_waker(&waker);
+            let context = Context::from_waker(&waker);
             let mut next = 0;
             loop {
-                match receiver.poll_next(&mut context) {
+                match receiver.poll_next(&context) {
                     Poll::Ready(Some(message)) => {
                         assert_eq!(message, next);
                         next += 1;
