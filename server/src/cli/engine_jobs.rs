@@ -131,7 +131,8 @@ impl Engine {
         Self { runner, config, vocab_size: info.vocab_size, image_processor }
     }
 
-    /// Once untimed, then for at least `at_least`.
+    /// Once untimed, then for at least `at_least`. A function of its own wherever it is called: `tests/cost/run` counts what is within.
+    #[inline(never)]
     pub fn measure(&mut self, job: Job, at_least: Duration) -> Result<Measurement, String> {
         self.check(job)?;
         let mut runs = Vec::new();
