@@ -5,10 +5,7 @@
 //! a shape are what a short question after a long prompt costs, whose keys are cached.
 
 use kernels::Device;
-use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
-};
+use models::{DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles};
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
 use std::sync::Arc;
@@ -52,16 +49,8 @@ impl Shape {
     fn load(&self, mla_expand_from: Option<usize>) -> DeviceRunner {
         let content: &'static [u8] = self.config().leak().as_bytes();
         let options = LoadOptions {
-            device: DeviceChoice::Cpu,
-            kernels: KernelOptions::default(),
-            graphs: true,
             load_format: LoadFormat::Dummy,
-            dtype: DTypeChoice::Auto,
-            quantization: QuantizationChoice::Auto,
-            activations: ActivationsChoice::Auto,
-            kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from,
-            weights_cache: None,
             max_model_len: Some(MAX_LEN),
             max_num_seqs: 1,
             max_num_batched_tokens: CHUNKS[1],
@@ -69,6 +58,7 @@ impl Shape {
             memory: MemoryLimit::Bytes(8 << 30),
             threads: Some(1),
             seed: 1,
+            ..LoadOptions::default()
         };
         let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
         models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}")).runner
@@ -77,24 +67,16 @@ impl Shape {
 
 /// Tokens `from..to` of a prompt.
 fn batch(from: usize, to: usize) -> Batch {
-    let sample = Sample {
-        params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
-        position: to,
-        num_generated: 0,
-        num_drafts: 0,
-        history: None,
-        mask: None,
-        may_be_deferred: false,
-    };
+    let sample = Sample::new(Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }), to, 0);
     let item = BatchItem {
-        id: SequenceId(1),
-        tokens: (from..to).map(|i| (i * 7919 % VOCAB) as u32).collect(),
-        context_len: from,
         prompt_len: MAX_LEN,
-        blocks: (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
-        images: Vec::new(),
-        prompt: None,
         sample: Some(sample),
+        ..BatchItem::new(
+            SequenceId(1),
+            (from..to).map(|i| (i * 7919 % VOCAB) as u32).collect(),
+            from,
+            (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
+        )
     };
     Batch { encodes: Vec::new(), items: vec![item] }
 }

@@ -8,10 +8,7 @@
 mod peak;
 
 use kernels::Device;
-use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
-};
+use models::{DeviceRunner, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -82,15 +79,7 @@ fn prefill_flop(len: usize) -> f64 {
 fn load(threads: usize) -> Loaded {
     let content: &'static [u8] = config().leak().as_bytes();
     let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
         load_format: LoadFormat::Dummy,
-        dtype: DTypeChoice::Auto,
-        quantization: QuantizationChoice::Auto,
-        activations: ActivationsChoice::Auto,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
         max_model_len: Some(MAX_LEN),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,
@@ -98,7 +87,7 @@ fn load(threads: usize) -> Loaded {
         memory: MemoryLimit::Bytes(8 << 30),
         threads: Some(threads),
         seed: 1,
-        weights_cache: None,
+        ..LoadOptions::default()
     };
     let files = ModelFiles::Embedded(vec![("config.json", content)].leak());
     models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))
@@ -106,24 +95,16 @@ fn load(threads: usize) -> Loaded {
 
 /// Tokens `from..to` of one sequence, greedy.
 fn batch(from: usize, to: usize) -> Batch {
-    let sample = Sample {
-        params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
-        position: to,
-        num_generated: 0,
-        num_drafts: 0,
-        history: None,
-        mask: None,
-        may_be_deferred: false,
-    };
+    let sample = Sample::new(Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }), to, 0);
     let item = BatchItem {
-        id: SequenceId(1),
-        tokens: (from..to).map(|i| (i * 7919 % VOCAB) as u32).collect(),
-        context_len: from,
         prompt_len: to,
-        blocks: (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
-        images: Vec::new(),
-        prompt: None,
         sample: Some(sample),
+        ..BatchItem::new(
+            SequenceId(1),
+            (from..to).map(|i| (i * 7919 % VOCAB) as u32).collect(),
+            from,
+            (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
+        )
     };
     Batch { encodes: Vec::new(), items: vec![item] }
 }

@@ -4,8 +4,7 @@
 //! `cargo bench -p models --bench precision`. One thread, by the processor time that it got; of each the best of some rounds.
 
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -27,14 +26,7 @@ const ROUNDS: usize = 4;
 
 fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (DeviceRunner, &'static str) {
     let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
         load_format: LoadFormat::Dummy,
-        weights_cache: None,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
-        dtype: DTypeChoice::Auto,
         quantization,
         activations,
         max_model_len: Some(1024),
@@ -44,6 +36,7 @@ fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (De
         memory: MemoryLimit::Bytes(2 << 30),
         threads: Some(1),
         seed: 1,
+        ..LoadOptions::default()
     };
     let files = ModelFiles::Embedded(vec![("config.json", CONFIG.as_bytes())].leak());
     let loaded = models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
@@ -53,22 +46,14 @@ fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (De
 /// Tokens `from..to` of some sequences, greedy.
 fn batch(sequences: usize, from: usize, to: usize) -> Batch {
     let item = |sequence: usize| BatchItem {
-        id: SequenceId(sequence as u64),
-        tokens: (from..to).map(|i| ((i + 1000 * sequence) * 7919 % VOCAB) as u32).collect(),
-        context_len: from,
         prompt_len: to,
-        blocks: (0..to.div_ceil(BLOCK_SIZE)).map(|i| BlockId((sequence * BLOCKS_EACH + i) as u32)).collect(),
-        images: Vec::new(),
-        prompt: None,
-        sample: Some(Sample {
-            params: Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }),
-            position: to,
-            num_generated: 0,
-            num_drafts: 0,
-            history: None,
-            mask: None,
-            may_be_deferred: false,
-        }),
+        sample: Some(Sample::new(Arc::new(SamplingParams { temperature: 0.0, ..Default::default() }), to, 0)),
+        ..BatchItem::new(
+            SequenceId(sequence as u64),
+            (from..to).map(|i| ((i + 1000 * sequence) * 7919 % VOCAB) as u32).collect(),
+            from,
+            (0..to.div_ceil(BLOCK_SIZE)).map(|i| BlockId((sequence * BLOCKS_EACH + i) as u32)).collect(),
+        )
     };
     Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
 }

@@ -4,10 +4,7 @@
 //! `cargo bench -p models --bench speculation`. One thread, by the processor time that the thread got; drafts on and off take turns, and
 //! the best of each counts.
 
-use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, DeviceRunner, KernelOptions, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles, QuantizationChoice,
-};
+use models::{DeviceRunner, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
 use scheduler::{
     Batch, Engine, ModelRunner, NgramConfig, Sampled, SamplingParams, SchedulerConfig, Sequence, SequenceId,
     StepOutput, TokenId,
@@ -33,23 +30,14 @@ fn load(num_layers: usize, num_dense: usize) -> Loaded {
         "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0}}"#
     );
     let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
         load_format: LoadFormat::Dummy,
-        dtype: DTypeChoice::Auto,
-        quantization: QuantizationChoice::Auto,
-        activations: ActivationsChoice::Auto,
-        weights_cache: None,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
         max_model_len: Some(PROMPT + ANSWER + 1),
         max_num_seqs: 1,
         max_num_batched_tokens: 512,
-        block_size: 16,
         memory: MemoryLimit::Bytes(8 << 30),
         threads: Some(1),
         seed: 1,
+        ..LoadOptions::default()
     };
     let files = ModelFiles::Embedded(vec![("config.json", config.leak().as_bytes())].leak());
     models::load(&files, &options, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"))

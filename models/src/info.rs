@@ -95,6 +95,31 @@ pub struct LoadOptions {
     pub weights_cache: Option<WeightsCache>,
 }
 
+/// What `perilune serve` takes where nothing else is said, on the processor.
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::Cpu,
+            kernels: KernelOptions::default(),
+            graphs: true,
+            load_format: LoadFormat::Auto,
+            dtype: DTypeChoice::Auto,
+            quantization: QuantizationChoice::Auto,
+            activations: ActivationsChoice::Auto,
+            kv_cache_dtype: KvCacheDTypeChoice::Auto,
+            mla_expand_from: None,
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            block_size: 16,
+            memory: MemoryLimit::Fraction(0.7),
+            threads: None,
+            seed: 0,
+            weights_cache: None,
+        }
+    }
+}
+
 /// What the layers above need to know of a loaded model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {

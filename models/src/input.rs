@@ -284,34 +284,16 @@ mod tests {
     #[test]
     fn items_are_laid_out_one_after_another() {
         let blocks = |ids: &[u32]| ids.iter().map(|&id| BlockId(id)).collect::<Vec<_>>();
-        let sample = Sample {
-            params: Arc::new(SamplingParams::default()),
-            position: 8,
-            num_generated: 1,
-            num_drafts: 1,
-            history: None,
-            mask: None,
-            may_be_deferred: false,
-        };
+        let sample = Sample { num_drafts: 1, ..Sample::new(Arc::new(SamplingParams::default()), 8, 1) };
         let chunk = BatchItem {
-            id: SequenceId(1),
-            tokens: vec![10, 11, 12, 13],
-            context_len: 2,
             prompt_len: 8,
-            blocks: blocks(&[4, 0]),
             images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, rows: blocks(&[2, 6]) }],
-            prompt: None,
-            sample: None,
+            ..BatchItem::new(SequenceId(1), vec![10, 11, 12, 13], 2, blocks(&[4, 0]))
         };
         let decode = BatchItem {
-            id: SequenceId(2),
-            tokens: vec![20, 21],
-            context_len: 7,
             prompt_len: 7,
-            blocks: blocks(&[9, 1, 3]),
-            images: Vec::new(),
-            prompt: None,
             sample: Some(sample),
+            ..BatchItem::new(SequenceId(2), vec![20, 21], 7, blocks(&[9, 1, 3]))
         };
         let batch = Batch { encodes: Vec::new(), items: vec![chunk, decode] };
         let mut input = ModelInput::default();
@@ -334,14 +316,8 @@ mod tests {
     #[allow(clippy::single_range_in_vec_init, reason = "one range of rows is meant")]
     fn items_are_cut_where_the_form_of_attention_changes() {
         let item = |context_len: usize, prompt_len: usize, len: usize| BatchItem {
-            id: SequenceId(1),
-            tokens: vec![9; len],
-            context_len,
             prompt_len,
-            blocks: (0..8).map(BlockId).collect(),
-            images: Vec::new(),
-            prompt: None,
-            sample: None,
+            ..BatchItem::new(SequenceId(1), vec![9; len], context_len, (0..8).map(BlockId).collect())
         };
         let device = Device::cpu(Some(1));
         let limits = InputLimits { num_tokens: 100, num_items: 20, num_blocks: 8, head_rows: 1 };
@@ -375,14 +351,13 @@ mod tests {
     #[test]
     fn padding_writes_nowhere() {
         let item = |context_len, blocks: &[u32]| BatchItem {
-            id: SequenceId(1),
-            tokens: vec![9],
-            context_len,
             prompt_len: context_len,
-            blocks: blocks.iter().map(|&id| BlockId(id)).collect(),
-            images: Vec::new(),
-            prompt: None,
-            sample: None,
+            ..BatchItem::new(
+                SequenceId(1),
+                vec![9],
+                context_len,
+                blocks.iter().map(|&id| BlockId(id)).collect(),
+            )
         };
         let batch = Batch { encodes: Vec::new(), items: vec![item(4, &[2, 1]), item(0, &[3])] };
         let mut input = ModelInput::default();

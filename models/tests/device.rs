@@ -358,13 +358,9 @@ mod sampling {
     fn sample(params: SamplingParams, mask: Option<Mask>) -> Sample {
         let tokens = vec![3, 7, 7, 90, 3, 12, 12, 12];
         Sample {
-            params: Arc::new(params),
-            position: 8,
-            num_generated: 3,
-            num_drafts: 0,
             history: Some(History { tokens, prompt_len: 5 }),
             mask: mask.map(|mask| Arc::new(mask) as Arc<dyn TokenMask>),
-            may_be_deferred: false,
+            ..Sample::new(Arc::new(params), 8, 3)
         }
     }
 

@@ -16,24 +16,11 @@ fn open(name: &str) -> ModelFiles {
 
 fn distribution(loaded: &mut Loaded, tokens: &[u32]) -> Vec<f32> {
     let blocks = tokens.len().div_ceil(loaded.scheduler_config.block_size) as u32;
-    let sample = Sample {
-        params: Arc::new(SamplingParams::default()),
-        position: tokens.len(),
-        num_generated: 0,
-        num_drafts: 0,
-        history: None,
-        mask: None,
-        may_be_deferred: false,
-    };
+    let sample = Sample::new(Arc::new(SamplingParams::default()), tokens.len(), 0);
     let item = BatchItem {
-        id: SequenceId(1),
-        tokens: tokens.to_vec(),
-        context_len: 0,
         prompt_len: tokens.len(),
-        blocks: (0..blocks).map(BlockId).collect(),
-        images: Vec::new(),
-        prompt: None,
         sample: Some(sample),
+        ..BatchItem::new(SequenceId(1), tokens.to_vec(), 0, (0..blocks).map(BlockId).collect())
     };
     let batch = Batch { items: vec![item], ..Default::default() };
     loaded.runner.distributions(&batch).pop().expect("one distribution")

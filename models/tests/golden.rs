@@ -73,22 +73,15 @@ impl Feed {
         // A step coprime to the number of blocks visits each of them once.
         let step = (self.num_blocks / 3..).find(|&step| gcd(step, self.num_blocks) == 1).unwrap();
         let item = BatchItem {
-            id: SequenceId(1),
-            tokens: tokens[from..to].to_vec(),
-            context_len: from,
             prompt_len: to,
-            blocks: (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
             images: pictures.iter().filter_map(|picture| picture.part(from, to)).collect(),
-            prompt: None,
-            sample: Some(Sample {
-                params: Arc::new(SamplingParams::default()),
-                position: to,
-                num_generated: 0,
-                num_drafts: 0,
-                history: None,
-                mask: None,
-                may_be_deferred: false,
-            }),
+            sample: Some(Sample::new(Arc::new(SamplingParams::default()), to, 0)),
+            ..BatchItem::new(
+                SequenceId(1),
+                tokens[from..to].to_vec(),
+                from,
+                (0..blocks).map(|i| BlockId(((i + 1) * step % self.num_blocks) as u32)).collect(),
+            )
         };
         let batch = Batch { items: vec![item], ..Default::default() };
         self.runner.distributions(&batch).pop().expect("one distribution")

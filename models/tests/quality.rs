@@ -38,24 +38,11 @@ impl Reader {
     /// Log-probabilities of the next token after this one.
     fn next(&mut self, token: u32) -> Vec<f32> {
         let blocks = (self.num_tokens + 1).div_ceil(self.loaded.plan.block_size) as u32;
-        let sample = Sample {
-            params: Arc::new(SamplingParams::default()),
-            position: self.num_tokens + 1,
-            num_generated: 0,
-            num_drafts: 0,
-            history: None,
-            mask: None,
-            may_be_deferred: false,
-        };
+        let sample = Sample::new(Arc::new(SamplingParams::default()), self.num_tokens + 1, 0);
         let item = BatchItem {
-            id: SequenceId(1),
-            tokens: vec![token],
-            context_len: self.num_tokens,
             prompt_len: self.num_tokens + 1,
-            blocks: (0..blocks).map(BlockId).collect(),
-            images: Vec::new(),
-            prompt: None,
             sample: Some(sample),
+            ..BatchItem::new(SequenceId(1), vec![token], self.num_tokens, (0..blocks).map(BlockId).collect())
         };
         self.num_tokens += 1;
         let batch = Batch { items: vec![item], ..Default::default() };

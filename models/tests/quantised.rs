@@ -43,22 +43,9 @@ fn log_probs(loaded: &mut Loaded, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>>
     let blocks: Vec<BlockId> = blocks.collect();
     let mut step = |from: usize, to: usize| {
         let item = BatchItem {
-            id: SequenceId(1),
-            tokens: tokens[from..to].to_vec(),
-            context_len: from,
             prompt_len: to,
-            blocks: blocks.clone(),
-            images: Vec::new(),
-            prompt: None,
-            sample: Some(Sample {
-                params: Arc::new(SamplingParams::default()),
-                position: to,
-                num_generated: 0,
-                num_drafts: 0,
-                history: None,
-                mask: None,
-                may_be_deferred: false,
-            }),
+            sample: Some(Sample::new(Arc::new(SamplingParams::default()), to, 0)),
+            ..BatchItem::new(SequenceId(1), tokens[from..to].to_vec(), from, blocks.clone())
         };
         let batch = Batch { items: vec![item], ..Default::default() };
         loaded.runner.distributions(&batch).pop().expect("one distribution")

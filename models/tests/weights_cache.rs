@@ -47,22 +47,10 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
     }
     let blocks = tokens.len().div_ceil(loaded.plan.block_size) as u32;
     batch.items.push(BatchItem {
-        id: SequenceId(1),
-        context_len: 0,
         prompt_len: tokens.len(),
-        blocks: (0..blocks).map(BlockId).collect(),
         images,
-        prompt: None,
-        sample: Some(Sample {
-            params: Arc::new(SamplingParams::default()),
-            position: tokens.len(),
-            num_generated: 0,
-            history: None,
-            mask: None,
-            num_drafts: 0,
-            may_be_deferred: false,
-        }),
-        tokens,
+        sample: Some(Sample::new(Arc::new(SamplingParams::default()), tokens.len(), 0)),
+        ..BatchItem::new(SequenceId(1), tokens, 0, (0..blocks).map(BlockId).collect())
     });
     let distribution = loaded.runner.distributions(&batch).pop().expect("one distribution");
     distribution.iter().map(|value| value.to_bits()).collect()

@@ -43,6 +43,12 @@ pub struct BatchItem {
 }
 
 impl BatchItem {
+    /// A chunk of a prompt that ends with it, without pictures, from which nothing is asked.
+    pub fn new(id: SequenceId, tokens: Vec<TokenId>, context_len: usize, blocks: Vec<BlockId>) -> Self {
+        let prompt_len = context_len + tokens.len();
+        Self { id, tokens, context_len, prompt_len, blocks, images: Vec::new(), prompt: None, sample: None }
+    }
+
     pub fn end(&self) -> usize {
         self.context_len + self.tokens.len()
     }
@@ -133,6 +139,19 @@ pub struct Sample {
 pub const MAX_DEFERRALS: usize = 8;
 
 impl Sample {
+    /// Of one token, which depends on nothing but these.
+    pub fn new(params: Arc<SamplingParams>, position: usize, num_generated: usize) -> Self {
+        Self {
+            params,
+            position,
+            num_generated,
+            num_drafts: 0,
+            history: None,
+            mask: None,
+            may_be_deferred: false,
+        }
+    }
+
     /// Whether the others of its step need not wait for its mask.
     fn is_late(&self) -> bool {
         self.may_be_deferred && self.mask.as_ref().is_some_and(|mask| !mask.is_ready())

@@ -5,33 +5,19 @@ mod harness;
 
 use base64::Engine;
 use harness::TestServer;
-use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, QuantizationChoice,
-};
+use models::{LoadOptions, MemoryLimit};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 
 fn options(max_num_batched_tokens: usize) -> LoadOptions {
     LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
-        load_format: LoadFormat::Auto,
-        dtype: DTypeChoice::Auto,
-        quantization: QuantizationChoice::Auto,
-        activations: ActivationsChoice::Auto,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
         max_model_len: Some(512),
         max_num_seqs: 40,
         max_num_batched_tokens,
-        block_size: 16,
         memory: MemoryLimit::Bytes(200 << 20),
         threads: Some(2),
-        seed: 0,
-        weights_cache: None,
+        ..LoadOptions::default()
     }
 }
 

@@ -66,15 +66,7 @@ mod tests {
                 logit_bias: vec![(3, 9.0)],
                 ..SamplingParams::default()
             };
-            let request = Sample {
-                params: Arc::new(params),
-                position: 3,
-                num_generated: 0,
-                num_drafts: 0,
-                history: None,
-                mask: None,
-                may_be_deferred: false,
-            };
+            let request = Sample::new(Arc::new(params), 3, 0);
             let drawn = sample(&mut logits(seed), request.row(0), &mut work);
             let Sampled::Token(drawn) = drawn else { panic!("{drawn:?}") };
             let read = score(&logits(seed), drawn.token, 5, &mut work).unwrap();

@@ -5,15 +5,7 @@ use scheduler::{History, Sample};
 use std::sync::Arc;
 
 fn request(params: SamplingParams) -> Sample {
-    Sample {
-        params: Arc::new(params),
-        position: 7,
-        num_generated: 0,
-        num_drafts: 0,
-        history: None,
-        mask: None,
-        may_be_deferred: false,
-    }
+    Sample::new(Arc::new(params), 7, 0)
 }
 
 fn with_history(params: SamplingParams, prompt: &[TokenId], output: &[TokenId]) -> Sample {

@@ -9,8 +9,8 @@ use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    Loaded, Matmul, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadOptions, Loaded, Matmul, MemoryLimit,
+    ModelFiles,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -46,23 +46,15 @@ pub fn files(name: &str) -> ModelFiles {
 /// Exact arithmetic and a block size that divides nothing.
 pub fn options() -> LoadOptions {
     LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
-        load_format: LoadFormat::Auto,
         dtype: DTypeChoice::F32,
-        quantization: QuantizationChoice::Auto,
         activations: ActivationsChoice::F32,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
         max_model_len: Some(300),
         max_num_seqs: 40,
         max_num_batched_tokens: 331,
         block_size: 5,
         memory: MemoryLimit::Bytes(256 << 20),
         threads: Some(2),
-        seed: 0,
-        weights_cache: None,
+        ..LoadOptions::default()
     }
 }
 

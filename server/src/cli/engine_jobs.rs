@@ -282,22 +282,14 @@ impl Growing {
         let blocks = first..first + to.div_ceil(block_size);
         let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         BatchItem {
-            id: SequenceId(sequence as u64 + 1),
-            tokens: self.tokens[sequence][from..to].to_vec(),
-            context_len: from,
             prompt_len: self.context_len,
-            blocks: blocks.map(|block| BlockId(block as u32)).collect(),
-            images: Vec::new(),
-            prompt: None,
-            sample: Some(Sample {
-                params: Arc::new(params),
-                position: to,
-                num_generated: to - self.context_len,
-                num_drafts: 0,
-                history: None,
-                mask: None,
-                may_be_deferred: false,
-            }),
+            sample: Some(Sample::new(Arc::new(params), to, to - self.context_len)),
+            ..BatchItem::new(
+                SequenceId(sequence as u64 + 1),
+                self.tokens[sequence][from..to].to_vec(),
+                from,
+                blocks.map(|block| BlockId(block as u32)).collect(),
+            )
         }
     }
 }

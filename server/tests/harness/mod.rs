@@ -10,10 +10,7 @@ pub mod scripted;
 
 use client::{Connection, Response};
 use fake::{Control, Fault};
-use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, ModelFiles, QuantizationChoice,
-};
+use models::{LoadOptions, MemoryLimit, ModelFiles};
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
 use perilune::config::{DefaultsFrom, Scheduling};
@@ -61,23 +58,12 @@ impl Default for Setup {
 /// Enough for the embedded model and a few short requests.
 pub fn small_load() -> LoadOptions {
     LoadOptions {
-        device: DeviceChoice::Cpu,
-        kernels: KernelOptions::default(),
-        graphs: true,
-        load_format: LoadFormat::Auto,
-        dtype: DTypeChoice::Auto,
-        quantization: QuantizationChoice::Auto,
-        activations: ActivationsChoice::Auto,
-        kv_cache_dtype: KvCacheDTypeChoice::Auto,
-        mla_expand_from: None,
         max_model_len: Some(512),
         max_num_seqs: 16,
         max_num_batched_tokens: 512,
-        block_size: 16,
         memory: MemoryLimit::Bytes(200 << 20),
         threads: Some(2),
-        seed: 0,
-        weights_cache: None,
+        ..LoadOptions::default()
     }
 }
 

@@ -128,15 +128,7 @@ impl Random {
                 logits[token as usize] += 50.0;
             }
             let mask = constraint.next_mask();
-            let request = Sample {
-                params: params.clone(),
-                position,
-                num_generated: position,
-                num_drafts: 0,
-                history: None,
-                mask,
-                may_be_deferred: false,
-            };
+            let request = Sample { mask, ..Sample::new(params.clone(), position, position) };
             let Sampled::Token(sampled) = sample(&mut logits, request.row(0), &mut work) else {
                 return answer(&bytes, Ended::Failed);
             };
