@@ -1,6 +1,7 @@
 //! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. Each op has one `match` over it.
 
 use crate::activation_type::Rounds;
+use crate::cpu::affinity;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::Isa;
 use crate::cuda::Cuda;
@@ -39,9 +40,12 @@ pub struct Cpu {
 const SCRATCH_WORDS: usize = 1 << 20;
 
 /// `None` means: what the machine has.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
     pub threads: Option<usize>,
+    /// The CPUs that the threads are pinned to, one each, by the system's numbers; the thread that makes the device is the first. Empty:
+    /// the system places them.
+    pub cpus: Vec<usize>,
     pub isa: Option<Isa>,
     /// Of products on this processor; a GPU's are its own affair.
     pub activations: ActivationChoice,
@@ -171,17 +175,26 @@ impl Device {
 
 impl Cpu {
     fn new(options: CpuOptions) -> Result<Self, Error> {
-        let CpuOptions { threads, isa, activations } = options;
+        let CpuOptions { threads, cpus, isa, activations } = options;
         let isa = isa.unwrap_or_else(Isa::best);
         if !isa.is_available() {
             return Err(Error::NoSuchIsa(isa));
         }
-        let threads =
-            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+        let threads = threads.unwrap_or_else(|| match cpus.len() {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            given => given,
+        });
+        let threads = threads.max(1);
+        if !cpus.is_empty() && cpus.len() != threads {
+            return Err(Error::PinCount { threads, cpus: cpus.len() });
+        }
+        if let Some(&cpu) = cpus.iter().find(|&&cpu| !affinity::is_allowed(cpu)) {
+            return Err(Error::CannotPin(cpu));
+        }
         let rounds = Rounds::new(activations, isa)?;
         let scratch = vec![0; if rounds.any() { SCRATCH_WORDS } else { 0 }];
         let allocated = AtomicU64::new(4 * scratch.len() as u64);
-        Ok(Self { pool: Pool::new(threads), isa, rounds, scratch: Mutex::new(scratch), allocated })
+        Ok(Self { pool: Pool::new(threads, &cpus), isa, rounds, scratch: Mutex::new(scratch), allocated })
     }
 
     /// For rounded activations, one op at a time.

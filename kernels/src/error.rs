@@ -12,6 +12,10 @@ pub enum Error {
     NoSuchIsa(Isa),
     #[error("there are no products of {0} for this processor ({1})")]
     NoProducts(ActivationType, Isa),
+    #[error("{threads} threads cannot be pinned to {cpus} CPUs, one each")]
+    PinCount { threads: usize, cpus: usize },
+    #[error("this process may not run on CPU {0}, or this system pins no threads")]
+    CannotPin(usize),
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }

@@ -91,11 +91,22 @@ fn emulated(options: &LoadOptions) -> Result<Device, LoadError> {
 }
 
 fn cpu(options: &LoadOptions) -> Result<Device, LoadError> {
-    let LoadOptions { threads, activations, .. } = *options;
-    Device::cpu_with(CpuOptions { threads, isa: None, activations }).map_err(|error| match error {
-        Error::NoProducts(..) => LoadError::Option { option: "activations", message: error.to_string() },
-        error => error.into(),
-    })
+    Device::cpu_with(CpuOptions { activations: options.activations, ..host(options) }).map_err(option_error)
+}
+
+/// The processor's part in any device.
+fn host(options: &LoadOptions) -> CpuOptions {
+    CpuOptions { threads: options.threads, cpus: options.threads_bind.clone(), ..CpuOptions::default() }
+}
+
+/// By the name of the option that was wrong.
+fn option_error(error: Error) -> LoadError {
+    let option = match error {
+        Error::NoProducts(..) => "activations",
+        Error::PinCount { .. } | Error::CannotPin(_) => "threads_bind",
+        error => return error.into(),
+    };
+    LoadError::Option { option, message: error.to_string() }
 }
 
 fn with_driver(driver: Box<dyn Driver>, options: &LoadOptions) -> Result<Device, LoadError> {
@@ -104,8 +115,7 @@ fn with_driver(driver: Box<dyn Driver>, options: &LoadOptions) -> Result<Device,
             "a GPU takes activations in the type of the weights, beside quantised ones in bfloat16".into();
         return Err(LoadError::Option { option: "activations", message });
     }
-    let host = CpuOptions { threads: options.threads, ..CpuOptions::default() };
-    let device = Device::cuda_without_memory(driver, host)?;
+    let device = Device::cuda_without_memory(driver, host(options)).map_err(option_error)?;
     if let Device::Cuda(cuda) = &device
         && !cuda.choose_matmul(options.kernels.matmul)
     {

@@ -87,8 +87,10 @@ pub struct LoadOptions {
     pub block_size: usize,
     /// All that may be allocated: weights, KV, workspaces.
     pub memory: MemoryLimit,
-    /// Worker threads; `None`: one for each core.
+    /// Worker threads; `None`: one for each of `threads_bind`, or for each core.
     pub threads: Option<usize>,
+    /// The CPUs that they are pinned to, one each; the thread that loads the model, and then runs it, is the first. Empty: none is.
+    pub threads_bind: Vec<usize>,
     /// Of dummy weights.
     pub seed: u64,
     /// `None`: every start packs the model's weights.
@@ -114,6 +116,7 @@ impl Default for LoadOptions {
             block_size: 16,
             memory: MemoryLimit::Fraction(0.7),
             threads: None,
+            threads_bind: Vec::new(),
             seed: 0,
             weights_cache: None,
         }

@@ -349,6 +349,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", env = "PERILUNE_THREADS")]
     pub threads: Option<usize>,
 
+    /// Pin the threads that compute to these CPUs, one each, such as 0-3,8; --threads defaults to their number. Linux only
+    #[arg(long, value_name = "CPUS", env = "PERILUNE_THREADS_BIND")]
+    pub threads_bind: Option<String>,
+
     /// Guess the next tokens from earlier text and verify several in one step, for requests that do not say otherwise; JSON such as
     /// {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
     #[arg(long, value_name = "JSON", env = "PERILUNE_SPECULATIVE_CONFIG")]

@@ -18,7 +18,7 @@ use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
-use crate::units::{parse_bytes, parse_count, parse_memory};
+use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
     Matmul, QuantizationChoice, WeightsCache,
@@ -133,6 +133,7 @@ impl TryFrom<ServeArgs> for Config {
             shutdown_timeout,
             sse_keep_alive_interval,
             threads,
+            threads_bind,
             speculative_config,
             enable_prefix_caching: _,
             no_enable_prefix_caching,
@@ -255,6 +256,10 @@ impl TryFrom<ServeArgs> for Config {
                 block_size,
                 memory: parse_memory(&memory).map_err(fail("memory"))?,
                 threads,
+                threads_bind: match threads_bind {
+                    Some(list) => parse_cpus(&list).map_err(fail("threads-bind"))?,
+                    None => Vec::new(),
+                },
                 seed: seed.unwrap_or(0),
                 weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
             },
@@ -374,6 +379,7 @@ impl Config {
         object["kv_cache_dtype"] = json!(format!("{:?}", load.kv_cache_dtype));
         object["mla_expand_from"] = json!(load.mla_expand_from);
         object["activations"] = json!(format!("{:?}", load.activations));
+        object["threads_bind"] = json!(load.threads_bind);
         object["device"] = json!(format!("{:?}", load.device));
         object["kernel_cache"] = json!(load.kernels.cache);
         let weights_cache = load.weights_cache.as_ref();

@@ -26,6 +26,35 @@ fn positive(value: usize, text: &str) -> Result<usize, String> {
     if value == 0 { Err(format!("`{text}` must be at least 1")) } else { Ok(value) }
 }
 
+/// Numbers of CPUs, each once, in this order: numbers and ranges such as `0-3,8`.
+pub fn parse_cpus(list: &str) -> Result<Vec<usize>, String> {
+    let number = |text: &str| {
+        let text = text.trim();
+        match text.parse::<usize>() {
+            Ok(cpu) if cpu < CPUS_MAX => Ok(cpu),
+            _ => Err(format!("`{text}` is not the number of a CPU, 0 to {}", CPUS_MAX - 1)),
+        }
+    };
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if last < first {
+            return Err(format!("`{part}` ends before it begins"));
+        }
+        for cpu in first..=last {
+            if cpus.contains(&cpu) {
+                return Err(format!("CPU {cpu} is named twice"));
+            }
+            cpus.push(cpu);
+        }
+    }
+    Ok(cpus)
+}
+
+/// What Linux's `cpu_set_t` has room for.
+const CPUS_MAX: usize = 1024;
+
 /// The same without shares.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     match parse_memory(text) {
@@ -66,6 +95,25 @@ pub fn parse_memory(text: &str) -> Result<MemoryLimit, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_cpus() {
+        assert_eq!(parse_cpus("3"), Ok(vec![3]));
+        assert_eq!(parse_cpus("8, 0-2,5-5"), Ok(vec![8, 0, 1, 2, 5]));
+        for (list, reason) in [
+            ("", "``"),
+            ("0,", "``"),
+            ("a", "`a`"),
+            ("-1", "``"),
+            ("3-1", "`3-1` ends"),
+            ("1024", "0 to 1023"),
+            ("0-2,1", "CPU 1 is named twice"),
+            ("0-99999999999999999999", "0 to 1023"),
+        ] {
+            let message = parse_cpus(list).expect_err(list);
+            assert!(message.contains(reason), "{list}: {message}");
+        }
+    }
 
     #[test]
     fn counts() {

@@ -8,6 +8,7 @@
 //! state: | epoch 32 | open 1 | entered 31 |
 //! ```
 
+use super::affinity;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -48,7 +49,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    pub fn new(num_workers: usize) -> Self {
+    /// Workers are pinned to `cpus`, one each, and with them the caller, which is worker 0; to none where there are none.
+    pub fn new(num_workers: usize, cpus: &[usize]) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -62,12 +64,19 @@ impl Pool {
         });
         let threads = (1..num_workers).map(|worker| {
             let shared = Arc::clone(&shared);
+            let cpu = cpus.get(worker).copied();
             std::thread::Builder::new()
                 .name(format!("kernels-{worker}"))
-                .spawn(move || shared.work(worker))
+                .spawn(move || {
+                    cpu.into_iter().for_each(affinity::pin);
+                    shared.work(worker);
+                })
                 .expect("a worker thread can be started")
         });
-        Self { threads: threads.collect(), shared, caller: Mutex::new(()) }
+        let threads = threads.collect();
+        // Last: who is started by a pinned thread begins where it is.
+        cpus.first().copied().into_iter().for_each(affinity::pin);
+        Self { threads, shared, caller: Mutex::new(()) }
     }
 
     /// Threads that run tasks, the caller included. Worker 0 is the caller.
@@ -245,7 +254,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_however_many_workers() {
         for workers in [1, 2, 3, 7] {
-            let pool = Pool::new(workers);
+            let pool = Pool::new(workers, &[]);
             for num_tasks in [0, 1, 2, 5, 64, 1000] {
                 let counts: Vec<AtomicUsize> = (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(num_tasks, &|index, worker| {
@@ -262,7 +271,7 @@ mod tests {
 
     #[test]
     fn regions_follow_each_other() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3, &[]);
         let total = AtomicUsize::new(0);
         for _ in 0..20_000 {
             pool.run(4, &|index, _| {
@@ -275,7 +284,7 @@ mod tests {
     #[test]
     fn a_phase_begins_when_the_one_before_has_ended() {
         for workers in [1, 2, 3, 7] {
-            let pool = Pool::new(workers);
+            let pool = Pool::new(workers, &[]);
             for phases in [&[][..], &[3], &[0, 5, 0, 0, 7], &[40, 1, 30], &[1, 1, 1]] {
                 let ended: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
                 pool.run_phases(phases, &|phase, index, worker| {
@@ -294,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_phase_is_not_waited_for() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3, &[]);
         for _ in 0..20 {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 pool.run_phases(&[8, 8], &|phase, index, _| assert!(phase == 1 || index != 5, "planted"));
@@ -305,7 +314,7 @@ mod tests {
 
     #[test]
     fn callers_take_turns() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, &[]);
         let total = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -323,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3, &[]);
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(50, &|index, _| assert_ne!(index, 17, "planted"));
         }));

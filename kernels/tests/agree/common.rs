@@ -13,7 +13,12 @@ pub fn devices() -> Vec<Device> {
 
 /// Activations stay f32.
 pub fn device(isa: Isa, threads: usize) -> Device {
-    let options = CpuOptions { threads: Some(threads), isa: Some(isa), activations: ActivationChoice::F32 };
+    let options = CpuOptions {
+        threads: Some(threads),
+        isa: Some(isa),
+        activations: ActivationChoice::F32,
+        ..CpuOptions::default()
+    };
     Device::cpu_with(options).expect("an available instruction set")
 }
 
@@ -21,7 +26,12 @@ pub fn device(isa: Isa, threads: usize) -> Device {
 pub fn rounding_devices() -> Vec<Device> {
     let isas = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let of = |isa, activations| {
-        [1, 3].map(|threads| CpuOptions { threads: Some(threads), isa: Some(isa), activations })
+        [1, 3].map(|threads| CpuOptions {
+            threads: Some(threads),
+            isa: Some(isa),
+            activations,
+            ..CpuOptions::default()
+        })
     };
     let options = isas().flat_map(|isa| [of(isa, ActivationChoice::BF16), of(isa, ActivationChoice::Int8)]);
     options.flatten().filter_map(|options| Device::cpu_with(options).ok()).collect()

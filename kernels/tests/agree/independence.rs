@@ -16,7 +16,12 @@ fn families() -> Vec<Vec<Device>> {
 fn families_of_products() -> Vec<Vec<Device>> {
     let isas = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let with = |isa, activations| {
-        let options = |threads| CpuOptions { threads: Some(threads), isa: Some(isa), activations };
+        let options = |threads| CpuOptions {
+            threads: Some(threads),
+            isa: Some(isa),
+            activations,
+            ..CpuOptions::default()
+        };
         let devices: Result<Vec<Device>, _> =
             [1, 2, 3].map(|n| Device::cpu_with(options(n))).into_iter().collect();
         devices.ok()

@@ -25,8 +25,14 @@ fn rounded_group(group: &[f64]) -> Vec<f64> {
 fn devices_round_as_they_were_told() {
     let devices = rounding_devices();
     assert!(!devices.is_empty(), "bytes are multiplied everywhere");
-    let with =
-        |isa, activations| Device::cpu_with(CpuOptions { threads: Some(1), isa: Some(isa), activations });
+    let with = |isa, activations| {
+        Device::cpu_with(CpuOptions {
+            threads: Some(1),
+            isa: Some(isa),
+            activations,
+            ..CpuOptions::default()
+        })
+    };
     let quantised = [WeightType::Int8, WeightType::Int4, WeightType::Int4Zero];
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         for weights in WeightType::ALL {
@@ -207,7 +213,7 @@ fn values_that_have_no_scale() {
 fn more_rows_than_the_scratch_holds() {
     let (t, n, k) = (260, 33, 12_000);
     for activations in [ActivationChoice::BF16, ActivationChoice::Int8] {
-        let options = CpuOptions { threads: Some(2), isa: None, activations };
+        let options = CpuOptions { threads: Some(2), isa: None, activations, ..CpuOptions::default() };
         let Ok(device) = Device::cpu_with(options) else { continue };
         assert!(device.scratch_bytes() > 0);
         for dtype in [WeightType::BF16, WeightType::Int8] {
