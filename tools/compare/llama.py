@@ -50,6 +50,8 @@ class Llama:
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.chunk = chunk
         self.batch = llama_cpp.llama_batch_init(chunk, 0, 1)
+        # Prompts that are in the context, and the token after each.
+        self.prompts, self.after = None, []
 
     def close(self):
         llama_cpp.llama_batch_free(self.batch)
@@ -84,16 +86,26 @@ class Llama:
 
     def run(self, job):
         """Returns tokens, seconds, CPU-seconds and what was said: greedy tokens, or pairs of log-probability and rank."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
+        memory = llama_cpp.llama_get_memory(self.context)
         kind, size = job.split(":")
+        if kind == "decode":
+            num_sequences, context_len = map(int, size.split("@"))
+            if self.prompts == size:
+                # As ours: what the run before left is cut off behind the prompts.
+                for sequence in range(num_sequences):
+                    llama_cpp.llama_memory_seq_rm(memory, sequence, context_len, -1)
+            else:
+                llama_cpp.llama_memory_clear(memory, False)
+                prompts = (prompt(s, context_len, self.vocab) for s in range(num_sequences))
+                self.after = [self.read_prompt(s, tokens) for s, tokens in enumerate(prompts)]
+                self.prompts = size
+            return num_sequences * DECODE_STEPS, *timed(lambda: self.decode(self.after, context_len))
+        llama_cpp.llama_memory_clear(memory, False)
+        self.prompts = None
         if kind == "prefill":
             tokens = prompt(0, int(size), self.vocab)
             return len(tokens), *timed(lambda: [self.read_prompt(0, tokens)])
-        if kind == "logprobs":
-            return self.logprobs(int(size))
-        num_sequences, context_len = map(int, size.split("@"))
-        tokens = [self.read_prompt(s, prompt(s, context_len, self.vocab)) for s in range(num_sequences)]
-        return num_sequences * DECODE_STEPS, *timed(lambda: self.decode(tokens, context_len))
+        return self.logprobs(int(size))
 
     def decode(self, tokens, context_len):
         said = []
