@@ -27,6 +27,9 @@ pub struct ModelInput {
     pub first_rows: Vec<u32>,
     /// Rows of the tokens after which something is sampled.
     pub sample_rows: Vec<u32>,
+    /// Rows that the step before samples, and the tokens that they become. Until then these are 0.
+    pub placeholder_rows: Vec<u32>,
+    pub placeholder_tokens: Vec<u32>,
     /// Rows of the image cache, and the tokens that take them.
     pub image_rows: Vec<u32>,
     pub image_tokens: Vec<u32>,
@@ -78,6 +81,8 @@ impl ModelInput {
             expanded,
             first_rows,
             sample_rows,
+            placeholder_rows,
+            placeholder_tokens,
             image_rows,
             image_tokens,
         } = self;
@@ -92,6 +97,8 @@ impl ModelInput {
             cu_blocks,
             first_rows,
             sample_rows,
+            placeholder_rows,
+            placeholder_tokens,
             image_rows,
             image_tokens,
         ];
@@ -99,12 +106,26 @@ impl ModelInput {
     }
 
     fn push(&mut self, item: &BatchItem, sizes: BlockSizes) {
-        let BatchItem { id: _, tokens, context_len, prompt_len: _, blocks, images, prompt: _, sample } = item;
+        let BatchItem {
+            id: _,
+            tokens,
+            placeholder_for,
+            context_len,
+            prompt_len: _,
+            blocks,
+            images,
+            prompt: _,
+            sample,
+        } = item;
         assert!(!tokens.is_empty(), "an item has tokens");
         assert!(blocks.len() * sizes.tokens >= item.end(), "an item's blocks cover its positions");
         let first = self.tokens.len();
         self.first_rows.push(first as u32);
         self.tokens.extend_from_slice(tokens);
+        if let Some(row) = *placeholder_for {
+            self.placeholder_rows.push(u32::try_from(row).expect("rows are counted with 32 bits"));
+            self.placeholder_tokens.push(first as u32);
+        }
         for position in *context_len..item.end() {
             self.positions.push(position as u32);
             self.slots.push(slot(blocks, position, sizes.tokens));
@@ -162,6 +183,8 @@ pub struct StepInput {
     pub cu_blocks: Indices,
     pub image_rows: Indices,
     pub image_tokens: Indices,
+    pub placeholder_rows: Indices,
+    pub placeholder_tokens: Indices,
     /// Set for each piece of the head's rows.
     pub head_rows: Indices,
     pub forms: Forms,
@@ -212,9 +235,9 @@ impl Forms {
 
 impl StepInput {
     /// In the order of the fields.
-    fn capacities(limits: &InputLimits) -> [usize; 10] {
-        let InputLimits { num_tokens: t, num_items, num_blocks, head_rows } = *limits;
-        [t, t, t, num_items + 1, num_items, num_items * num_blocks, num_items + 1, t, t, head_rows]
+    fn capacities(limits: &InputLimits) -> [usize; 12] {
+        let InputLimits { num_tokens: t, num_items: i, num_blocks, head_rows } = *limits;
+        [t, t, t, i + 1, i, i * num_blocks, i + 1, t, t, i, i, head_rows]
     }
 
     pub fn new(device: &Device, limits: &InputLimits) -> Self {
@@ -228,6 +251,8 @@ impl StepInput {
             cu_blocks,
             image_rows,
             image_tokens,
+            placeholder_rows,
+            placeholder_tokens,
             head_rows,
         ] = Self::capacities(limits).map(|capacity| Indices::new(device, capacity));
         Self {
@@ -240,6 +265,8 @@ impl StepInput {
             cu_blocks,
             image_rows,
             image_tokens,
+            placeholder_rows,
+            placeholder_tokens,
             head_rows,
             forms: Forms::with_capacity(limits.num_items),
         }
@@ -261,6 +288,8 @@ impl StepInput {
         self.cu_blocks.set(&input.cu_blocks);
         self.image_rows.set(&input.image_rows);
         self.image_tokens.set(&input.image_tokens);
+        self.placeholder_rows.set(&input.placeholder_rows);
+        self.placeholder_tokens.set(&input.placeholder_tokens);
         self.forms.set(input);
     }
 

@@ -399,7 +399,8 @@ impl MemoryPlan {
 }
 
 impl Plan {
-    /// What the scheduler has to keep. The caller may change what costs no memory: `max_waiting`, `enable_prefix_caching`.
+    /// What the scheduler has to keep. The caller may change what costs no memory: `max_waiting`, `async_scheduling`,
+    /// `enable_prefix_caching`.
     pub fn scheduler_config(&self) -> SchedulerConfig {
         let images = self.images;
         SchedulerConfig {
@@ -414,6 +415,7 @@ impl Plan {
             max_encode_patches: images.map_or(0, |images| images.max_patches),
             // For a device that works by itself to turn on.
             encode_ahead: false,
+            async_scheduling: true,
             enable_prefix_caching: true,
             // Where every row has one form of attention, a generated block equals a prompt's.
             share_decoded_below: self.mla_expand_from.unwrap_or(usize::MAX),

@@ -32,6 +32,7 @@ fn engine(max_running: usize) -> Engine<Instantly> {
         num_image_blocks: 0,
         max_encode_patches: 0,
         encode_ahead: false,
+        async_scheduling: false,
         enable_prefix_caching: true,
         share_decoded_below: usize::MAX,
     };

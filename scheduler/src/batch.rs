@@ -28,6 +28,9 @@ pub struct BatchItem {
     pub id: SequenceId,
     /// Never empty; the first is at position `context_len`.
     pub tokens: Vec<TokenId>,
+    /// In a step that was made ahead: the only token is a placeholder, for what this row of the step before samples. Rows are counted as in
+    /// [`StepOutput::sampled`]. Where that row brings no token, or one that ends the sequence, this item's results are dropped.
+    pub placeholder_for: Option<usize>,
     /// How many tokens before them have their keys and values in `blocks`.
     pub context_len: usize,
     /// Positions from this one on hold tokens that were generated, whether they are computed for the first time or after a preemption.
@@ -46,7 +49,17 @@ impl BatchItem {
     /// A chunk of a prompt that ends with it, without pictures, from which nothing is asked.
     pub fn new(id: SequenceId, tokens: Vec<TokenId>, context_len: usize, blocks: Vec<BlockId>) -> Self {
         let prompt_len = context_len + tokens.len();
-        Self { id, tokens, context_len, prompt_len, blocks, images: Vec::new(), prompt: None, sample: None }
+        Self {
+            id,
+            tokens,
+            placeholder_for: None,
+            context_len,
+            prompt_len,
+            blocks,
+            images: Vec::new(),
+            prompt: None,
+            sample: None,
+        }
     }
 
     pub fn end(&self) -> usize {

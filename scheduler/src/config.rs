@@ -21,6 +21,9 @@ pub struct SchedulerConfig {
     /// Whether pictures are encoded beside the steps: a chunk enters a picture once the runner has said that its rows are there
     /// ([`StepOutput::encoded`](crate::StepOutput)), and nobody else waits for it. False: in the step that first needs them, before its tokens run.
     pub encode_ahead: bool,
+    /// Whether the next step may be made while one runs, with placeholders for the tokens that are still being sampled
+    /// ([`Scheduler::schedule_ahead`](crate::Scheduler::schedule_ahead)), if the runner takes such steps.
+    pub async_scheduling: bool,
     pub enable_prefix_caching: bool,
     /// A block with tokens that were generated may be found as a prefix where all its positions are below this one. `usize::MAX` only
     /// where a row's keys and values do not depend on whether its token was read in a prompt or generated: where there is one form

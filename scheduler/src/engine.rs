@@ -1,7 +1,8 @@
 //! One step: schedule, run, commit. The only place where scheduler and model meet. On a device that works by itself, whoever drives
-//! the engine has time between `begin` and `finish`.
+//! the engine has time between `begin` and `finish`, and the next step can be begun before this one is finished.
 
 use crate::{Batch, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput};
+use std::collections::VecDeque;
 
 /// Runs a batch on some device and samples one token for each row that asks for one. Defined here and implemented in `models`,
 /// so that scheduler, engine and simulation build with nothing else.
@@ -11,8 +12,14 @@ pub trait ModelRunner {
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error>;
 
     /// Starts the work of a batch on a device that works by itself, so that its host has time for something else; `execute` of the same
-    /// batch follows and waits for it. What fails here is told there. Nothing by default.
+    /// batch follows and waits for it, in the order in which batches were begun. What fails here is told there. Nothing by default.
     fn begin(&mut self, _: &Batch) {}
+
+    /// Whether a batch may be begun behind the one that was begun last and is not yet executed: all of that one is under way, and the
+    /// tokens that it samples will be where the next one needs them ([`BatchItem::placeholder_for`](crate::BatchItem)).
+    fn takes_ahead(&self) -> bool {
+        false
+    }
 
     /// Whether `begin` does anything.
     fn works_alone(&self) -> bool {
@@ -29,14 +36,14 @@ pub trait ModelRunner {
 pub struct Engine<R> {
     scheduler: Scheduler,
     runner: R,
-    /// The step that was begun.
-    begun: Option<Batch>,
+    /// The steps that were begun, in order: at most one, and one ahead.
+    begun: VecDeque<Batch>,
 }
 
 impl<R: ModelRunner> Engine<R> {
     /// Panics when the configuration does not pass [`SchedulerConfig::check`].
     pub fn new(config: SchedulerConfig, runner: R) -> Self {
-        Self { scheduler: Scheduler::new(config), runner, begun: None }
+        Self { scheduler: Scheduler::new(config), runner, begun: VecDeque::new() }
     }
 
     /// What is accepted is certain to finish, unless it is aborted.
@@ -50,34 +57,53 @@ impl<R: ModelRunner> Engine<R> {
         self.scheduler.abort(id)
     }
 
+    /// Whether there is nothing to do: no sequence, and no step that is still to be finished.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.begun.is_empty()
+    }
+
+    pub fn has_begun(&self) -> bool {
+        !self.begun.is_empty()
     }
 
     pub fn occupancy(&self) -> Occupancy {
         self.scheduler.occupancy()
     }
 
-    /// A whole step.
+    /// A whole step; the one ahead of it stays begun.
     pub fn step(&mut self) -> Result<Step, R::Error> {
         self.begin();
+        self.begin_ahead();
         self.finish()
     }
 
     /// Schedules a step and starts it, unless one is begun or there is nothing to do. Sequences may be added and aborted before it is
     /// finished.
     pub fn begin(&mut self) {
-        if self.begun.is_none() && !self.is_idle() {
+        if self.begun.is_empty() && !self.scheduler.is_idle() {
             let batch = self.scheduler.schedule();
             self.runner.begin(&batch);
-            self.begun = Some(batch);
+            self.begun.push_back(batch);
         }
     }
 
-    /// Waits for the step that was begun and takes its results in; nothing if none was. After an error the engine cannot go on: the
+    /// Schedules the step behind the one that was begun and starts it too, where that is possible and wanted
+    /// ([`SchedulerConfig::async_scheduling`]). False: there is none.
+    pub fn begin_ahead(&mut self) -> bool {
+        let [flight] = &*self.begun.make_contiguous() else { return false };
+        if !self.scheduler.config.async_scheduling || !self.runner.takes_ahead() {
+            return false;
+        }
+        let Some(batch) = self.scheduler.schedule_ahead(flight) else { return false };
+        self.runner.begin(&batch);
+        self.begun.push_back(batch);
+        true
+    }
+
+    /// Waits for the oldest step that was begun and takes its results in; nothing if none was. After an error the engine cannot go on: the
     /// caller ends all sequences and drops it.
     pub fn finish(&mut self) -> Result<Step, R::Error> {
-        let Some(batch) = self.begun.take() else { return Ok(Step::default()) };
+        let Some(batch) = self.begun.pop_front() else { return Ok(Step::default()) };
         let output = self.runner.execute(&batch)?;
         Ok(self.scheduler.commit(batch, output))
     }

@@ -13,9 +13,12 @@
 //! A sequence may draft: tokens that are guessed (`ngram.rs`) run behind the last known one, each row samples as if the guesses
 //! before it were right, and `commit` takes rows in until one of them was not. So a step may bring several tokens, the same ones.
 //!
+//! On a device that works by itself the next step can be made while one runs, before its tokens are known (`ahead.rs`).
+//!
 //! One step is [`Engine::step`]: `schedule` (policy: `plan.rs`) makes a [`Batch`], the [`ModelRunner`] executes it, `commit`
 //! takes in what was sampled. Everything is a pure function of the calls made so far: same calls, same batches.
 
+mod ahead;
 mod batch;
 mod block_pool;
 mod config;

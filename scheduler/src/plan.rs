@@ -29,6 +29,7 @@
 //! one over.
 
 use crate::running::{Rank, Running, SharedTable};
+use crate::scheduler::InFlight;
 use crate::{Batch, Event, ItemShare, Scheduler};
 use std::ops::Bound;
 
@@ -68,8 +69,18 @@ impl Budget {
 }
 
 impl Scheduler {
-    /// Picks the next step. Must be followed by `commit`.
+    /// Picks the next step, when the results of all steps before it were taken in. Must be followed by `commit`.
     pub fn schedule(&mut self) -> Batch {
+        assert!(self.in_flight.is_empty(), "a step is running: only one that is made ahead can follow it");
+        for running in self.running.values_mut() {
+            running.begun = running.computed;
+            running.planned = running.computed;
+        }
+        self.make_step()
+    }
+
+    /// From where everybody's `begun` is.
+    pub(crate) fn make_step(&mut self) -> Batch {
         self.begin();
         let mut budget = Budget { left: self.config.max_batched_tokens, reserved: 0, reserved_for: i32::MAX };
         let decodes = self.grow_decodes();
@@ -88,17 +99,16 @@ impl Scheduler {
         }
         self.plan_long(&mut budget);
         self.plan_drafts(&mut budget);
-        self.assemble()
+        let batch = self.assemble();
+        let (started, stats) = (std::mem::take(&mut self.started), std::mem::take(&mut self.stats));
+        self.in_flight.push_back(InFlight { started, stats });
+        batch
     }
 
     fn begin(&mut self) {
         self.images.begin_step();
         self.stats = Default::default();
-        self.started.clear();
-        for running in self.running.values_mut() {
-            running.planned = running.computed;
-            running.encoded_patches = 0;
-        }
+        self.running.values_mut().for_each(|running| running.encoded_patches = 0);
     }
 
     /// Finds the next block for every sequence with one token left; returns those that have it, by rank.
@@ -307,9 +317,9 @@ impl Scheduler {
         stats.encoded_images = encodes.len();
         stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();
         for (rank, running) in &self.running {
-            let num_tokens = running.planned - running.computed;
+            let num_tokens = running.planned - running.begun;
             if running.num_left() == 0 {
-                stats.count_to_the_end(num_tokens, running.job.sequence.num_generated());
+                stats.count_to_the_end(num_tokens, running.num_generated());
             } else {
                 stats.prefill_tokens += num_tokens;
             }

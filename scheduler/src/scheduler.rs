@@ -27,15 +27,23 @@ pub struct Scheduler {
     pub(crate) waiting: BTreeMap<Rank, Job>,
     pub(crate) running: BTreeMap<Rank, Running>,
     /// Of all sequences, waiting and running: what makes an id a rank.
-    priorities: BTreeMap<SequenceId, i32>,
+    pub(crate) priorities: BTreeMap<SequenceId, i32>,
     /// Running sequences that could not enter a picture, in the order in which that happened.
     pub(crate) image_queue: VecDeque<Rank>,
     pub(crate) blocked: Option<Blocked>,
     /// Turns given to long prompts so far.
     pub(crate) num_turns: u64,
-    /// What the step being executed will tell: filled by `schedule`, taken by `commit`.
+    /// What the step that is being made or taken in will tell.
     pub(crate) started: Vec<Event>,
     pub(crate) stats: StepStats,
+    /// What the steps will tell that were made and are not yet taken in, in their order; at most two.
+    pub(crate) in_flight: VecDeque<InFlight>,
+}
+
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub started: Vec<Event>,
+    pub stats: StepStats,
 }
 
 impl Scheduler {
@@ -56,6 +64,7 @@ impl Scheduler {
             num_turns: 0,
             started: Vec::new(),
             stats: StepStats::default(),
+            in_flight: VecDeque::new(),
         }
     }
 
@@ -108,13 +117,15 @@ impl Scheduler {
         if self.waiting.remove(&rank).is_none() {
             self.retire(rank);
         }
-        self.started.retain(|event| event.id() != id);
+        self.in_flight.iter_mut().for_each(|step| step.started.retain(|event| event.id() != id));
         true
     }
 
-    /// Takes in the results of a step. Items of sequences that were aborted meanwhile are passed over.
+    /// Takes in the results of the oldest step that was made. Items of sequences that ended or were aborted meanwhile are passed over.
     pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
-        let mut events = std::mem::take(&mut self.started);
+        let InFlight { started, stats } = self.in_flight.pop_front().expect("a step was made");
+        let mut events = started;
+        self.stats = stats;
         for digest in &output.encoded {
             self.images.landed(digest);
         }
@@ -132,6 +143,8 @@ impl Scheduler {
                 let sampled = item.sample.is_some().then_some(&mut rows);
                 let results = ItemResults { prompt, is_deferred, sampled };
                 self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
+            } else if item.placeholder_for.is_some() {
+                self.stats.count_dropped();
             }
             // What follows a guess that was wrong.
             rows.for_each(drop);
@@ -153,6 +166,8 @@ impl Scheduler {
         assert_eq!(running.computed, item.context_len, "committed twice");
         let ItemResults { prompt, is_deferred, sampled } = results;
         let drafts = std::mem::take(&mut running.drafts);
+        // What was being sampled has come; the step behind has its placeholder by now.
+        running.pending = None;
         running.computed = item.end() - drafts.len() - usize::from(is_deferred);
         running.deferrals = if is_deferred { running.deferrals + 1 } else { 0 };
         let told = match (&item.prompt, prompt) {

@@ -59,6 +59,11 @@ pub struct StepStats {
     pub decode_tokens: usize,
     /// Of the batch's tokens those that run again, because their sequences were deferred; they are not among the two above.
     pub deferred_tokens: usize,
+    /// Of the batch's tokens those that ran for nothing: each stood for a token that was still being sampled, and that one ended its sequence,
+    /// or its client went. They are not among the ones above.
+    pub dropped_tokens: usize,
+    /// The step was made, and may have been begun, while the one before it ran.
+    pub is_ahead: bool,
     /// Tokens that were guessed and computed behind those.
     pub draft_tokens: usize,
     /// What became of the guesses, in the order of the batch; those of sequences aborted meanwhile are left out.
@@ -89,6 +94,12 @@ impl StepStats {
     pub(crate) fn count_deferred(&mut self, num_tokens: usize, num_generated: usize) {
         *self.counter_to_the_end(num_tokens, num_generated) -= 1;
         self.deferred_tokens += 1;
+    }
+
+    /// The sequence of a placeholder has gone.
+    pub(crate) fn count_dropped(&mut self) {
+        self.decode_tokens -= 1;
+        self.dropped_tokens += 1;
     }
 
     fn counter_to_the_end(&mut self, num_tokens: usize, num_generated: usize) -> &mut usize {

@@ -24,6 +24,8 @@ pub struct Counter {
     pub prompt_rows: Vec<(u64, Range<usize>)>,
     /// Whose prompt fails at this position.
     pub fail_prompt: Option<(u64, usize)>,
+    /// As a device that takes the next step while it runs one.
+    pub takes_ahead: bool,
     /// How many steps after its own a picture that is encoded ahead is there.
     pub encode_steps: usize,
     /// Pictures under way, and when each is there.
@@ -88,6 +90,10 @@ impl Counter {
 impl ModelRunner for Counter {
     type Error = std::convert::Infallible;
 
+    fn takes_ahead(&self) -> bool {
+        self.takes_ahead
+    }
+
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
         self.steps.push(batch.items.iter().map(|item| (item.id.0, item.context_len, item.end())).collect());
         self.encodes.push(batch.encodes.iter().map(|encode| encode.image.digest.0[0]).collect());
@@ -132,6 +138,7 @@ pub fn config() -> SchedulerConfig {
         num_image_blocks: 4,
         max_encode_patches: 12,
         encode_ahead: false,
+        async_scheduling: false,
         enable_prefix_caching: true,
         share_decoded_below: usize::MAX,
     }

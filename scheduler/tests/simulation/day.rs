@@ -6,15 +6,19 @@ use crate::shadow::Shadow;
 use crate::truth::Truth;
 use crate::workload::{Prompt, Workload};
 use scheduler::{
-    Engine, Event, Failure, FinishReason, ModelRunner, Reject, Scheduler, SchedulerConfig, Sequence,
+    Batch, Engine, Event, Failure, FinishReason, ModelRunner, Reject, Scheduler, SchedulerConfig, Sequence,
     SequenceId, Step,
 };
+use std::collections::VecDeque;
 use std::io::Write;
 
 /// What a day came to. Days add up.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
     pub steps: usize,
+    /// Of them those that were made while the one before ran, and what ran in them for nothing.
+    pub ahead: usize,
+    pub dropped: usize,
     pub tokens: usize,
     pub cached: usize,
     pub preemptions: usize,
@@ -40,6 +44,8 @@ pub struct Report {
 impl std::ops::AddAssign<&Report> for Report {
     fn add_assign(&mut self, day: &Report) {
         self.steps += day.steps;
+        self.ahead += day.ahead;
+        self.dropped += day.dropped;
         self.tokens += day.tokens;
         self.cached += day.cached;
         self.preemptions += day.preemptions;
@@ -59,46 +65,96 @@ impl std::ops::AddAssign<&Report> for Report {
     }
 }
 
-/// The scheduler as it is used, or taken apart so that something can happen between `schedule` and `commit`.
+/// The scheduler as it is used, or taken apart so that something can happen between `execute` and `commit`.
 enum Machinery {
     Whole(Box<Engine<Shadow>>),
-    Parts(Box<Scheduler>, Box<Shadow>),
+    Parts(Box<Parts>),
+}
+
+struct Parts {
+    scheduler: Scheduler,
+    shadow: Shadow,
+    /// Made and not yet taken in.
+    begun: VecDeque<Batch>,
+}
+
+/// Which of two ways to make a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Making {
+    Next,
+    Ahead,
 }
 
 impl Machinery {
     fn abort(&mut self, id: SequenceId) -> bool {
         match self {
             Machinery::Whole(engine) => engine.abort(id),
-            Machinery::Parts(scheduler, _) => scheduler.abort(id),
+            Machinery::Parts(parts) => parts.scheduler.abort(id),
         }
     }
 
     fn add(&mut self, sequence: Sequence) -> Result<(), Reject> {
         match self {
             Machinery::Whole(engine) => engine.add(sequence),
-            Machinery::Parts(scheduler, _) => scheduler.add(sequence),
+            Machinery::Parts(parts) => parts.scheduler.add(sequence),
         }
     }
 
     fn scheduler(&self) -> &Scheduler {
         match self {
             Machinery::Whole(engine) => engine.scheduler(),
-            Machinery::Parts(scheduler, _) => scheduler,
+            Machinery::Parts(parts) => &parts.scheduler,
         }
     }
 
     fn shadow(&self) -> &Shadow {
         match self {
             Machinery::Whole(engine) => engine.runner(),
-            Machinery::Parts(_, shadow) => shadow,
+            Machinery::Parts(parts) => &parts.shadow,
         }
     }
 
     fn shadow_mut(&mut self) -> &mut Shadow {
         match self {
             Machinery::Whole(engine) => engine.runner_mut(),
-            Machinery::Parts(_, shadow) => shadow,
+            Machinery::Parts(parts) => &mut parts.shadow,
         }
+    }
+
+    fn has_begun(&self) -> bool {
+        match self {
+            Machinery::Whole(engine) => engine.has_begun(),
+            Machinery::Parts(parts) => !parts.begun.is_empty(),
+        }
+    }
+
+    fn running(&self) -> Vec<SequenceId> {
+        self.scheduler().running_ids().collect()
+    }
+
+    /// False: there is none to be made.
+    fn make(&mut self, making: Making) -> bool {
+        match (self, making) {
+            (Machinery::Whole(engine), Making::Ahead) => engine.begin_ahead(),
+            (Machinery::Whole(engine), Making::Next) => {
+                engine.begin();
+                true
+            }
+            (Machinery::Parts(parts), _) => parts.make(making),
+        }
+    }
+}
+
+impl Parts {
+    fn make(&mut self, making: Making) -> bool {
+        let batch = match making {
+            Making::Next => Some(self.scheduler.schedule()),
+            Making::Ahead if !self.shadow.takes_ahead() => None,
+            Making::Ahead => self.scheduler.schedule_ahead(&self.begun[0]),
+        };
+        let is_made = batch.is_some();
+        self.begun.extend(batch);
+        is_made
     }
 }
 
@@ -142,11 +198,12 @@ impl Day {
     }
 
     fn of(workload: Workload, mut rng: Rng, told: Told) -> Self {
-        let shadow = Shadow::new(workload.config);
+        let shadow = Shadow::new(workload.config, workload.machine);
         let machinery = if rng.one_in(2) {
             Machinery::Whole(Box::new(Engine::new(workload.config, shadow)))
         } else {
-            Machinery::Parts(Box::new(Scheduler::new(workload.config)), Box::new(shadow))
+            let (scheduler, begun) = (Scheduler::new(workload.config), VecDeque::new());
+            Machinery::Parts(Box::new(Parts { scheduler, shadow, begun }))
         };
         if told == Told::StepByStep {
             tell(&format!("{:?}\n{:?}", workload.config, workload.machine));
@@ -172,6 +229,10 @@ impl Day {
             if self.rng.one_in(self.abort_rate) {
                 self.abort_somebody();
             }
+            self.step();
+        }
+        while self.machinery.has_begun() {
+            // For nobody any more.
             self.step();
         }
         assert!(self.machinery.scheduler().is_idle(), "idle when all have ended");
@@ -215,45 +276,66 @@ impl Day {
         assert!(self.machinery.abort(id), "{id:?} was live");
         assert!(!self.machinery.scheduler().running_ids().any(|running| running == id), "{id:?} was aborted");
         self.oracle.hung_up(id);
+        self.machinery.shadow_mut().gone.insert(id, None);
         self.report.aborted += 1;
         self.machinery.scheduler().check();
     }
 
     fn step(&mut self) {
         self.machinery.scheduler().check();
-        if self.machinery.scheduler().is_idle() {
-            return;
+        if !self.machinery.has_begun() {
+            if self.machinery.scheduler().is_idle() {
+                return;
+            }
+            self.make(Making::Next);
         }
-        self.oracle.before_step(self.machinery.scheduler().running_ids());
+        if self.workload.config.async_scheduling {
+            self.hang_ups();
+            self.make(Making::Ahead);
+        }
         let step = match &mut self.machinery {
-            Machinery::Whole(engine) => engine.step().unwrap(),
-            Machinery::Parts(..) => self.step_with_hang_ups(),
+            Machinery::Whole(engine) => engine.finish().unwrap(),
+            Machinery::Parts(..) => self.finish_with_hang_ups(),
         };
         self.machinery.scheduler().check();
         self.shadow_has_seen(&step);
-        let running: Vec<_> = self.machinery.scheduler().running_ids().collect();
-        self.oracle.after_step(&step, &running, self.machinery.shadow());
+        self.oracle.after_step(&step, self.machinery.shadow());
         self.account(&step);
     }
 
-    /// Clients hang up while the step runs.
-    fn step_with_hang_ups(&mut self) -> Step {
-        let Machinery::Parts(scheduler, shadow) = &mut self.machinery else { unreachable!() };
-        let batch = scheduler.schedule();
-        let output = shadow.execute(&batch).unwrap();
+    fn make(&mut self, making: Making) {
+        let before = self.machinery.running();
+        if !self.machinery.make(making) {
+            assert_eq!(before, self.machinery.running(), "no step, and not as before");
+            return self.machinery.scheduler().check();
+        }
+        self.machinery.scheduler().check();
+        let preempted = self.oracle.step_is_made(&before, &self.machinery.running());
+        assert!(making == Making::Next || preempted.is_empty(), "preempted while a step ran");
+        for id in preempted {
+            // No step admits after it preempted.
+            self.machinery.shadow_mut().forget_progress(id);
+        }
+    }
+
+    fn hang_ups(&mut self) {
         while self.rng.one_in(self.abort_rate) && !self.oracle.live.is_empty() {
             self.abort_somebody();
         }
-        let Machinery::Parts(scheduler, _) = &mut self.machinery else { unreachable!() };
-        scheduler.commit(batch, output)
+    }
+
+    /// Clients hang up while the step runs.
+    fn finish_with_hang_ups(&mut self) -> Step {
+        let Machinery::Parts(parts) = &mut self.machinery else { unreachable!() };
+        let batch = parts.begun.pop_front().expect("a step was begun");
+        let output = parts.shadow.execute(&batch).unwrap();
+        self.hang_ups();
+        let Machinery::Parts(parts) = &mut self.machinery else { unreachable!() };
+        parts.scheduler.commit(batch, output)
     }
 
     /// The truth goes on by what was said; who ended or was preempted starts over or is gone.
     fn shadow_has_seen(&mut self, step: &Step) {
-        for &id in &step.stats.preempted {
-            // Unless it is running again; no step admits after it preempted.
-            self.machinery.shadow_mut().forget_progress(id);
-        }
         for event in &step.events {
             match event {
                 Event::Started { .. } | Event::PromptLogprobs { .. } | Event::Pooled { .. } => {}
@@ -261,6 +343,7 @@ impl Day {
                     self.machinery.shadow_mut().truths.get_mut(id).expect("added").push(token.token);
                 }
                 Event::Finished { id, reason, .. } => {
+                    self.machinery.shadow_mut().gone.insert(*id, Some(*reason));
                     if *reason == FinishReason::Failed(Failure::NonFiniteLogits) {
                         let running = self.machinery.scheduler().running_ids().collect();
                         self.machinery.shadow_mut().poison(*id, running);
@@ -277,6 +360,8 @@ impl Day {
         let now_us = self.machinery.shadow().now_us;
         let report = &mut self.report;
         report.steps += 1;
+        report.ahead += usize::from(step.stats.is_ahead);
+        report.dropped += step.stats.dropped_tokens;
         report.tokens += step.stats.num_useful_tokens();
         report.drafted += step.stats.draft_tokens;
         report.accepted += step.stats.num_accepted();
@@ -297,6 +382,9 @@ impl Day {
             report.first_token_us += now_us - arrived_us;
         }
         let mut line = format!("step {} at {now_us} us:{}", report.steps, self.machinery.shadow().last_batch);
+        if step.stats.is_ahead {
+            line += " ahead";
+        }
         if !step.stats.preempted.is_empty() {
             line += &format!(" preempted {:?}", step.stats.preempted);
         }

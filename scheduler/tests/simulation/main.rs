@@ -72,6 +72,7 @@ fn thousands_of_random_days() {
     // A day on which nothing happens proves nothing.
     assert!(total.preemptions > 0 && total.cached > 0 && total.encodes > 0 && total.failed > 0);
     assert!(total.told > 0 && total.deferred > 0);
+    assert!(total.ahead > total.steps / 8 && total.dropped > 500, "few steps were made ahead");
     assert!(total.accepted > 1000 && total.drafted > total.accepted + 1000, "few guesses, right and wrong");
     assert!(total.aborted > 0 && total.rejected > 0 && total.finished > 5 * total.failed);
 }
@@ -81,10 +82,10 @@ fn thousands_of_random_days() {
 fn what_the_policy_costs() {
     let total = all_days(300);
     let Report { steps, tokens, cached, preemptions, encodes, told, finished, .. } = total;
-    let Report { deferred, drafted, accepted, .. } = total;
+    let Report { deferred, drafted, accepted, ahead, dropped, .. } = total;
     let first_token_us = total.first_token_us / total.first_tokens as u64;
     let line = format!(
-        "{steps} steps, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
+        "{steps} steps, {ahead} of them ahead with {dropped} tokens for nothing, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
          {deferred} deferred, {accepted} of {drafted} guesses right, \
          {finished} finished, {first_token_us} us to the first token, {} ms",
         total.now_us / 1000
@@ -101,6 +102,13 @@ fn a_seed_is_a_day() {
 
 #[test]
 fn ten_thousand_requests_with_aborts_leak_nothing() {
+    let report = day_of_hang_ups(false);
+    assert!(report.aborted > 1000 && report.preemptions > 20 && report.encodes > 1000, "a quiet day");
+    let report = day_of_hang_ups(true);
+    assert!(report.aborted > 1000 && report.ahead > 1000 && report.dropped > 1000, "few steps ahead");
+}
+
+fn day_of_hang_ups(async_scheduling: bool) -> Report {
     let config = SchedulerConfig {
         block_size: 4,
         num_blocks: 61,
@@ -111,6 +119,7 @@ fn ten_thousand_requests_with_aborts_leak_nothing() {
         image_rows_per_block: 4,
         num_image_blocks: 7,
         encode_ahead: false,
+        async_scheduling,
         max_encode_patches: 40,
         enable_prefix_caching: true,
         share_decoded_below: usize::MAX,
@@ -119,5 +128,5 @@ fn ten_thousand_requests_with_aborts_leak_nothing() {
     let report = Day::of_hang_ups(4, config).run(10_000);
     println!("{report:?}");
     assert!(report.finished + report.failed + report.aborted >= 10_000, "few were taken in");
-    assert!(report.aborted > 1000 && report.preemptions > 20 && report.encodes > 1000, "a quiet day");
+    report
 }

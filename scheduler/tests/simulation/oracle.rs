@@ -3,10 +3,10 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    DraftShare, Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum,
-    SampledToken, SchedulerConfig, Sequence, SequenceId, Step, StepStats,
+    Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
+    SchedulerConfig, Sequence, SequenceId, Step,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A sequence that was taken in and has neither ended nor been aborted.
 pub struct Live {
@@ -29,10 +29,9 @@ pub struct Live {
 pub struct Oracle {
     config: SchedulerConfig,
     pub live: BTreeMap<SequenceId, Live>,
-    /// Who hung up since the step before began.
-    gone: Vec<Live>,
     ended: BTreeSet<SequenceId>,
-    running_before: BTreeSet<SequenceId>,
+    /// Who was preempted in each step that was made and has not yet told so.
+    preempted: VecDeque<BTreeSet<SequenceId>>,
     num_started: usize,
     first_tokens_us: Vec<u64>,
     /// The sequence of the lowest rank, and for how many more steps it may sit out.
@@ -44,9 +43,8 @@ impl Oracle {
         Self {
             config,
             live: BTreeMap::new(),
-            gone: Vec::new(),
             ended: BTreeSet::new(),
-            running_before: BTreeSet::new(),
+            preempted: VecDeque::new(),
             num_started: 0,
             first_tokens_us: Vec::new(),
             first_in_rank: None,
@@ -96,28 +94,30 @@ impl Oracle {
     }
 
     pub fn hung_up(&mut self, id: SequenceId) {
-        self.gone.extend(self.live.remove(&id));
+        self.live.remove(&id);
     }
 
-    pub fn before_step(&mut self, running: impl Iterator<Item = SequenceId>) {
-        self.gone.clear();
-        self.running_before = running.collect();
+    /// Who ran before a step was made, and who after; says who was preempted for it.
+    pub fn step_is_made(&mut self, before: &[SequenceId], after: &[SequenceId]) -> BTreeSet<SequenceId> {
+        let [before, after] = [before, after].map(|ids| ids.iter().copied().collect::<BTreeSet<_>>());
+        let victims: BTreeSet<_> = before.difference(&after).copied().collect();
+        self.check_preempted(&victims, &before);
+        let admitted: BTreeSet<_> = after.difference(&before).copied().collect();
+        assert!(victims.is_empty() || admitted.is_empty(), "admitted and preempted in one step");
+        self.check_admitted(&admitted, &after);
+        self.preempted.push_back(victims.clone());
+        victims
     }
 
-    pub fn after_step(&mut self, step: &Step, running: &[SequenceId], shadow: &Shadow) {
+    pub fn after_step(&mut self, step: &Step, shadow: &Shadow) {
         self.check_stats(step, shadow);
         for id in &shadow.last_counts.deferred {
             // Others may have their first tokens meanwhile.
             self.live.entry(*id).and_modify(|live| live.is_promised = false);
         }
-        self.check_preempted(&step.stats);
-        let mut running: BTreeSet<_> = running.iter().copied().collect();
-        // Those who ended in this step had their place in it.
-        running.extend(step.events.iter().filter_map(|event| match event {
-            Event::Finished { id, .. } => Some(*id),
-            _ => None,
-        }));
-        self.check_admitted(&step.stats, &running);
+        let preempted: BTreeSet<_> = step.stats.preempted.iter().copied().collect();
+        assert_eq!(preempted.len(), step.stats.preempted.len(), "preempted twice in a step");
+        assert_eq!(Some(preempted), self.preempted.pop_front(), "who lost its place");
         for event in &step.events {
             assert!(
                 self.live.contains_key(&event.id()),
@@ -142,15 +142,23 @@ impl Oracle {
     /// The numbers for the metrics are those of the batch and the events.
     fn check_stats(&self, step: &Step, shadow: &Shadow) {
         let (stats, counts) = (&step.stats, &shadow.last_counts);
-        let num_known = stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens;
+        let is_here = |id: &SequenceId| self.live.contains_key(id);
+        let num_known =
+            stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens + stats.dropped_tokens;
+        let dropped = counts.placeholders.iter().filter(|id| !is_here(id));
+        assert_eq!(stats.dropped_tokens, dropped.count(), "tokens that ran for nothing");
+        assert!(
+            stats.is_ahead || counts.placeholders.is_empty(),
+            "a placeholder in a step that need not have any"
+        );
+        assert!(self.config.async_scheduling || !stats.is_ahead, "a step was made ahead unasked");
         let num_tokens = num_known + stats.draft_tokens;
         assert_eq!(stats.deferred_tokens, counts.deferred.len(), "tokens that run again");
         assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
         assert_eq!(stats.draft_tokens, counts.draft_tokens, "guesses of the step");
-        let is_here = |draft: &&DraftShare| self.gone.iter().all(|live| live.rank.1 != draft.id);
-        let drafts: Vec<_> = counts.drafts.iter().filter(is_here).copied().collect();
+        let drafts: Vec<_> = counts.drafts.iter().filter(|draft| is_here(&draft.id)).copied().collect();
         assert_eq!(stats.drafts, drafts, "what became of the guesses");
-        assert_eq!(stats.decode_tokens, counts.decode_tokens, "decodes of the step");
+        assert_eq!(stats.decode_tokens + stats.dropped_tokens, counts.decode_tokens, "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
         let shares = stats.shares.iter().filter(|share| share.num_tokens > 0);
         let items: Vec<_> = shares.map(|share| (share.id, share.num_tokens)).collect();
@@ -163,39 +171,27 @@ impl Oracle {
     }
 
     /// Only the highest ranks are preempted, and nobody without need of a better one.
-    fn check_preempted(&mut self, stats: &StepStats) {
-        let victims: BTreeSet<_> = stats.preempted.iter().copied().collect();
-        assert_eq!(victims.len(), stats.preempted.len(), "preempted twice in a step");
-        let ranks = |ids: &BTreeSet<SequenceId>| -> Vec<_> {
-            ids.iter().filter_map(|id| self.live.get(id)).map(|live| live.rank).collect()
-        };
-        assert!(victims.is_subset(&self.running_before), "only a running sequence can be preempted");
-        let survivors: BTreeSet<_> = self.running_before.difference(&victims).copied().collect();
-        assert!(
-            victims.is_empty()
-                || !survivors.is_empty()
-                || self.running_before.iter().any(|id| !self.live.contains_key(id)),
-            "everybody was preempted"
-        );
-        if let (Some(victim), Some(survivor)) = (ranks(&victims).iter().min(), ranks(&survivors).iter().max())
+    fn check_preempted(&mut self, victims: &BTreeSet<SequenceId>, before: &BTreeSet<SequenceId>) {
+        let ranks =
+            |ids: &BTreeSet<SequenceId>| -> Vec<_> { ids.iter().map(|id| self.live[id].rank).collect() };
+        let survivors: BTreeSet<_> = before.difference(victims).copied().collect();
+        assert!(victims.is_empty() || !survivors.is_empty(), "everybody was preempted");
+        if let (Some(victim), Some(survivor)) = (ranks(victims).iter().min(), ranks(&survivors).iter().max())
         {
             assert!(survivor < victim, "{victim:?} was preempted before {survivor:?}");
         }
         for id in victims {
-            if let Some(live) = self.live.get_mut(&id) {
-                live.preemptions += 1;
-                live.is_promised = false;
-            }
+            let live = self.live.get_mut(id).expect("looked at above");
+            live.preemptions += 1;
+            live.is_promised = false;
         }
     }
 
     /// Nobody is admitted before a better rank, unless that one waits for blocks that are just being computed.
-    fn check_admitted(&self, stats: &StepStats, running: &BTreeSet<SequenceId>) {
-        let admitted = running.difference(&self.running_before).filter_map(|id| self.live.get(id));
-        let Some(last) = admitted.map(|live| live.rank).max() else { return };
-        assert!(stats.preempted.is_empty(), "admitted and preempted in one step");
+    fn check_admitted(&self, admitted: &BTreeSet<SequenceId>, running: &BTreeSet<SequenceId>) {
+        let Some(last) = admitted.iter().map(|id| self.live[id].rank).max() else { return };
         for (id, waiting) in self.live.iter().filter(|(id, _)| !running.contains(id)) {
-            let mut others = running.iter().filter_map(|other| self.live.get(other)).chain(&self.gone);
+            let mut others = running.iter().map(|other| &self.live[other]);
             let is_excused = waiting.rank > last || others.any(|other| self.is_waited_for(other, waiting));
             assert!(is_excused, "{id:?} was overtaken by {last:?}");
         }
@@ -305,7 +301,7 @@ impl Oracle {
 
     fn patience(&self) -> usize {
         let steps_for_a_token =
-            |live: &Live| if live.truth.machine.deferral_rate > 0 { 1 + MAX_DEFERRALS } else { 1 };
+            |live: &Live| if live.truth.may_be_deferred() { 1 + MAX_DEFERRALS } else { 1 };
         let tokens =
             |live: &Live| live.truth.sequence.prompt_len() + live.answer.len() * steps_for_a_token(live);
         self.config.max_running + self.live.values().map(tokens).sum::<usize>()

@@ -4,10 +4,10 @@
 //! lost recompute or a picture that is not there shows up at once, without a model.
 
 use crate::rng::chain;
-use crate::truth::{Truth, short};
+use crate::truth::{Machine, Truth, short};
 use scheduler::{
-    Batch, BatchItem, Digest, DraftShare, Failure, MAX_DEFERRALS, ModelRunner, PromptOutput, PromptResult,
-    PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS, ModelRunner, PromptOutput,
+    PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,9 +21,14 @@ struct Slot {
 
 pub struct Shadow {
     config: SchedulerConfig,
+    machine: Machine,
     slots: Vec<Option<Slot>>,
     image_rows: Vec<Option<(u64, usize)>>,
     pub truths: BTreeMap<SequenceId, Truth>,
+    /// Who ended, and how, or was aborted. A step that was begun before still has them.
+    pub gone: BTreeMap<SequenceId, Option<FinishReason>>,
+    /// What each row of the step before sampled, and for whom: placeholders stand for it.
+    sampled_before: Vec<(SequenceId, Sampled)>,
     /// How far each sequence has got, to see when it starts over.
     ends: BTreeMap<SequenceId, usize>,
     /// The next row of its prompt that each sequence has to tell something of.
@@ -68,17 +73,22 @@ pub struct Counts {
     /// Tokens that were guessed, and what becomes of each draft.
     pub draft_tokens: usize,
     pub drafts: Vec<DraftShare>,
+    /// Who goes on with a token that was not known when the step was made.
+    pub placeholders: Vec<SequenceId>,
     /// Sequence and tokens of each item.
     pub items: Vec<(SequenceId, usize)>,
 }
 
 impl Shadow {
-    pub fn new(config: SchedulerConfig) -> Self {
+    pub fn new(config: SchedulerConfig, machine: Machine) -> Self {
         Self {
+            machine,
             slots: vec![None; config.token_capacity()],
             image_rows: vec![None; config.image_capacity()],
             config,
             truths: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            sampled_before: Vec::new(),
             ends: BTreeMap::new(),
             next_rows: BTreeMap::new(),
             deferrals: BTreeMap::new(),
@@ -158,9 +168,46 @@ impl Shadow {
         landed
     }
 
+    /// What an item's placeholder stands for: nothing where the row before failed, and then all that comes of it is nobody's.
+    fn resolve(&self, item: &BatchItem) -> Option<TokenId> {
+        let row = item.placeholder_for.expect("it has a placeholder");
+        let (id, sampled) = &self.sampled_before[row];
+        assert_eq!(*id, item.id, "a placeholder for somebody else's token");
+        match sampled {
+            Sampled::Token(token) => Some(token.token),
+            Sampled::Failed(_) => None,
+            Sampled::Deferred => panic!("{id:?} goes on although its mask was late"),
+        }
+    }
+
+    fn is_lost(&self, item: &BatchItem) -> bool {
+        item.placeholder_for.is_some() && self.resolve(item).is_none()
+    }
+
+    /// All tokens of an item's sequence that its rows read: also one that came after the sequence was aborted.
+    fn truth(&self, item: &BatchItem) -> Cow<'_, Truth> {
+        let mut truth = Cow::Borrowed(&self.truths[&item.id]);
+        if item.placeholder_for.is_some() && truth.tokens.len() == item.context_len {
+            assert!(self.gone.contains_key(&item.id), "{:?} has not been told its token", item.id);
+            truth.to_mut().push(self.resolve(item).expect("not lost"));
+        }
+        truth
+    }
+
+    fn check_placeholder(&self, item: &BatchItem) {
+        let (id, truth) = (item.id, &self.truths[&item.id]);
+        assert_eq!((item.tokens.len(), item.prompt.is_some(), item.images.len()), (1, false, 0), "{id:?}");
+        let sample = item.sample.as_ref().expect("who goes on samples");
+        assert_eq!((sample.num_drafts, sample.mask.is_some()), (0, false), "{id:?}");
+        let needs_token = truth.sequence.constraint.is_some() || truth.params().needs_history();
+        assert!(!needs_token && truth.sequence.speculation().is_none(), "{id:?} needs its last token");
+        let ended_for_sure = self.gone.get(&id).is_some_and(|reason| *reason == Some(FinishReason::Length));
+        assert!(!ended_for_sure, "{id:?} goes on beyond its last token");
+    }
+
     /// The tokens of an item's sequence with the guesses behind them, as if they were right.
     fn with_drafts(&self, item: &BatchItem) -> Cow<'_, Truth> {
-        let mut truth = Cow::Borrowed(&self.truths[&item.id]);
+        let mut truth = self.truth(item);
         drafts(item).iter().for_each(|&token| truth.to_mut().push(token));
         truth
     }
@@ -197,7 +244,7 @@ impl Shadow {
     }
 
     fn check_images(&self, item: &BatchItem) {
-        let (truth, size) = (&self.truths[&item.id], self.config.image_rows_per_block);
+        let (truth, size) = (self.truth(item), self.config.image_rows_per_block);
         let mut shown = BTreeMap::new();
         for images in &item.images {
             for i in 0..images.len {
@@ -216,10 +263,12 @@ impl Shadow {
     }
 
     fn check_sample(&self, item: &BatchItem) {
-        let (truth, drafts) = (&self.truths[&item.id], drafts(item));
+        let (truth, drafts) = (self.truth(item), drafts(item));
         let end = item.end() - drafts.len();
         let known = &item.tokens[..item.tokens.len() - drafts.len()];
-        assert_eq!(*known, truth.tokens[item.context_len..end], "{:?} has wrong tokens", item.id);
+        if item.placeholder_for.is_none() {
+            assert_eq!(*known, truth.tokens[item.context_len..end], "{:?} has wrong tokens", item.id);
+        }
         let is_last = end == truth.tokens.len();
         let samples = is_last && truth.params().max_tokens > 0;
         assert_eq!(item.sample.is_some(), samples, "{:?} samples exactly after its last token", item.id);
@@ -255,8 +304,8 @@ impl Shadow {
 
     /// As if its mask were late.
     fn defers(&mut self, item: &BatchItem, sample: &Sample) -> bool {
-        let truth = &self.truths[&item.id];
-        let rate = truth.machine.deferral_rate;
+        let truth = self.truth(item);
+        let rate = if truth.may_be_deferred() { truth.machine.deferral_rate } else { 0 };
         // What is not finite needs no mask to be seen, and there is no guess under a mask.
         let has_failed = truth.sample() == Sampled::Failed(Failure::NonFiniteLogits);
         let drawn = chain(truth.hashes[truth.hashes.len() - 1], self.now_us);
@@ -306,11 +355,17 @@ impl Shadow {
     fn write(&mut self, batch: &Batch) {
         let mut written = BTreeSet::new();
         for item in &batch.items {
-            let hashes = self.with_drafts(item).hashes[item.context_len..item.end()].to_vec();
+            let hashes = match self.is_lost(item) {
+                true => vec![None],
+                false => {
+                    let truth = self.with_drafts(item);
+                    truth.hashes[item.context_len..item.end()].iter().copied().map(Some).collect()
+                }
+            };
             for (position, hash) in (item.context_len..).zip(hashes) {
                 let index = self.slot(item, position);
                 assert!(written.insert(index), "two writers of one slot in a step");
-                self.slots[index] = Some(Slot { hash, writer: item.id });
+                self.slots[index] = hash.map(|hash| Slot { hash, writer: item.id });
             }
             self.ends.insert(item.id, item.end());
         }
@@ -347,8 +402,10 @@ impl Shadow {
             counts.num_tokens += item.tokens.len();
             let truth = &self.truths[&item.id];
             let num_drafts = drafts(item).len();
-            let is_decode =
-                item.tokens.len() == 1 + num_drafts && truth.tokens.len() > truth.sequence.prompt_len();
+            let is_placeholder = item.placeholder_for.is_some();
+            let is_decode = item.tokens.len() == 1 + num_drafts
+                && (is_placeholder || truth.tokens.len() > truth.sequence.prompt_len());
+            counts.placeholders.extend(is_placeholder.then_some(item.id));
             counts.draft_tokens += num_drafts;
             counts.decode_tokens += usize::from(is_decode && item.sample.is_some());
             counts.items.push((item.id, item.tokens.len()));
@@ -366,7 +423,7 @@ impl Shadow {
         if item.sample.as_ref().is_some_and(|sample| self.defers(item, sample)) {
             return (vec![Sampled::Deferred], verdict);
         }
-        let mut truth = Cow::Borrowed(&self.truths[&item.id]);
+        let mut truth = self.truth(item);
         let mut sampled = Vec::new();
         for row in item.sample.iter().flat_map(|sample| sample.rows()) {
             let said = truth.sample();
@@ -384,6 +441,10 @@ impl Shadow {
 impl ModelRunner for Shadow {
     type Error = std::convert::Infallible;
 
+    fn takes_ahead(&self) -> bool {
+        chain(self.now_us, 3) % 100 < self.machine.ahead_percent
+    }
+
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
         self.describe(batch);
         assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
@@ -391,11 +452,22 @@ impl ModelRunner for Shadow {
         self.now_us += 400 + 9 * batch.num_tokens() as u64 + 5 * patches;
         self.encode(batch);
         // What others wrote must have been there before this step: it cannot be read while it is being written.
-        batch.items.iter().for_each(|item| self.check_context(item));
+        for item in &batch.items {
+            if item.placeholder_for.is_some() {
+                self.check_placeholder(item);
+            }
+            if !self.is_lost(item) {
+                self.check_context(item);
+            }
+        }
         self.write(batch);
         let mut spoilt = Vec::new();
         let mut output = StepOutput::default();
         for item in &batch.items {
+            if self.is_lost(item) {
+                output.sampled.push(Sampled::Failed(Failure::NonFiniteLogits));
+                continue;
+            }
             self.compare(item, 0, item.end());
             self.check_images(item);
             self.check_sample(item);
@@ -410,9 +482,17 @@ impl ModelRunner for Shadow {
                 self.ends.insert(item.id, item.end() - verdict.num_drafted + verdict.num_accepted);
                 self.last_counts.drafts.push(verdict);
             }
+            if self.gone.contains_key(&item.id) {
+                spoilt.push((item, 0));
+            }
             output.prompts.extend(prompt);
             output.sampled.extend(sampled);
         }
+        let ids = batch.items.iter().flat_map(|item| {
+            let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
+            std::iter::repeat_n(item.id, num_rows)
+        });
+        self.sampled_before = ids.zip(output.sampled.iter().cloned()).collect();
         spoilt.into_iter().for_each(|(item, num_good)| self.spoil(item, num_good));
         output.encoded = self.land(batch.items.is_empty());
         Ok(output)

@@ -20,6 +20,10 @@ pub struct Machine {
     pub failure_rate: u64,
     /// One in so many samples waits for the next step; 0 is never.
     pub deferral_rate: u64,
+    /// Only those wait who have a constraint.
+    pub only_constrained_wait: bool,
+    /// Of 100 steps so many can be followed by one that is made ahead.
+    pub ahead_percent: u64,
     /// So many of 100 tokens are those a few positions before: what is guessed from earlier text is right about as often.
     pub copies_percent: u64,
 }
@@ -62,6 +66,12 @@ impl Truth {
         let spans = self.sequence.images();
         let span = spans.iter().find(|span| (span.start..span.end()).contains(&position))?;
         Some((short(&span.image.digest), position - span.start))
+    }
+
+    /// Whether it may have to run its last token again.
+    pub fn may_be_deferred(&self) -> bool {
+        let waits = self.sequence.constraint.is_some() || !self.machine.only_constrained_wait;
+        self.machine.deferral_rate > 0 && waits
     }
 
     pub fn params(&self) -> &Arc<SamplingParams> {

@@ -3,8 +3,8 @@
 use crate::rng::Rng;
 use crate::truth::{Machine, NUM_TOKENS};
 use scheduler::{
-    Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams, SchedulerConfig,
-    Sequence, SequenceId, TokenId,
+    Accepted, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
+    SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
 };
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub struct Workload {
     has_priorities: bool,
     /// Most requests of the day are answered with drafts.
     speculates: bool,
+    /// Nobody needs the last token to go on, so that most steps can be made ahead.
+    is_plain: bool,
     /// Mean time between arrivals.
     pub gap_us: usize,
     next_id: u64,
@@ -52,7 +54,9 @@ impl Prompt {
 
 impl Workload {
     pub fn new(rng: &mut Rng) -> Self {
-        let config = config(rng);
+        // Beside the day's numbers: a day without steps ahead is what it was before there were any.
+        let async_scheduling = Rng(!rng.0.rotate_left(29)).one_in(2);
+        let config = SchedulerConfig { async_scheduling, ..config(rng) };
         Self::on(config, rng)
     }
 
@@ -65,25 +69,49 @@ impl Workload {
         // Beside the day's numbers: a day without drafts is what it was before there were any.
         let mut beside = Rng(!rng.0.rotate_left(17));
         let speculates = beside.one_in(2);
+        let is_plain = config.async_scheduling && Rng(!rng.0.rotate_left(31)).one_in(2);
         let copies_percent = if speculates { *beside.pick(&[0, 50, 90, 98]) } else { 0 };
-        let machine = Machine { has_two_forms, failure_rate, deferral_rate, copies_percent };
+        let ahead_percent = if config.async_scheduling { *beside.pick(&[100, 100, 70]) } else { 0 };
+        let machine = Machine {
+            has_two_forms,
+            failure_rate,
+            deferral_rate,
+            only_constrained_wait: config.async_scheduling,
+            ahead_percent,
+            copies_percent,
+        };
         let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
         let has_images = rng.one_in(2);
         let families = (0..3).map(|_| family(rng, config.token_capacity(), has_images, &images)).collect();
         let (has_priorities, gap_us) = (rng.one_in(3), if rng.one_in(2) { 500 } else { rng.range(1, 5000) });
-        Self { config, machine, images, families, has_images, has_priorities, speculates, gap_us, next_id: 0 }
+        Self {
+            config,
+            machine,
+            images,
+            families,
+            has_images,
+            has_priorities,
+            speculates,
+            is_plain,
+            gap_us,
+            next_id: 0,
+        }
     }
 
     /// One request: `n` sequences of one prompt, each with its own seed.
     pub fn request(&mut self, rng: &mut Rng, conversations: &[Prompt]) -> Vec<Sequence> {
         let prompt = self.prompt(rng, conversations);
-        let params = params(rng, self.config.token_capacity());
+        let mut params = params(rng, self.config.token_capacity());
         let mut salt = Digest::default();
         salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
         let prompt_output = rng.one_in(5).then(|| prompt_output(rng, prompt.tokens.len()));
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
-        let speculation = if self.speculates { speculation(rng) } else { None };
+        let mut speculation = if self.speculates { speculation(rng) } else { None };
+        if self.is_plain {
+            params.presence_penalty = 0.0;
+            speculation = None;
+        }
         let mut sequence = || {
             let id = SequenceId(self.next_id);
             self.next_id += 1;
@@ -92,13 +120,20 @@ impl Workload {
             let sequence = Sequence::new(id, tokens, images, params, 1 + NUM_TOKENS as usize);
             let mut sequence = sequence.expect("a valid prompt");
             (sequence.priority, sequence.salt) = (priority, salt);
+            let machine = &self.machine;
+            if machine.deferral_rate > 0
+                && machine.only_constrained_wait
+                && sequence.params.seed.is_multiple_of(4)
+            {
+                sequence.constraint = Some(Box::new(Anything));
+            }
             match speculation {
                 Some(config) => sequence.speculating(config).expect("a valid configuration"),
                 None => sequence,
             }
         };
         let mut sequences: Vec<_> = (0..n).map(|_| sequence()).collect();
-        if let Some(output) = prompt_output {
+        if let Some(output) = prompt_output.filter(|_| !self.is_plain) {
             // Mostly of one of several answers.
             let wanting = if rng.one_in(3) { sequences.len() } else { 1 };
             for sequence in &mut sequences[..wanting] {
@@ -137,6 +172,24 @@ impl Workload {
     }
 }
 
+/// Lets anything be said; what it asks for may be late all the same.
+#[derive(Debug, Clone)]
+struct Anything;
+
+impl Constraint for Anything {
+    fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+        None
+    }
+
+    fn accept(&mut self, _: TokenId) -> Accepted {
+        Accepted::Open
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
 fn config(rng: &mut Rng) -> SchedulerConfig {
     let max_running = rng.range(1, 8);
     let block_size = rng.range(1, 8);
@@ -151,6 +204,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
         num_image_blocks: if rng.one_in(8) { rng.range(0, 3) } else { rng.range(4, 20) },
         max_encode_patches: if rng.one_in(8) { rng.range(1, 10) } else { rng.range(20, 60) },
         encode_ahead: rng.one_in(2),
+        async_scheduling: false,
         enable_prefix_caching: !rng.one_in(5),
         share_decoded_below: if rng.one_in(2) { usize::MAX } else { 0 },
     }

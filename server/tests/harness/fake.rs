@@ -31,6 +31,17 @@ pub struct Control {
     changed: Condvar,
     /// As a GPU: what a step says is told while the next one runs.
     pub works_alone: AtomicBool,
+    /// And as one that takes the next step while it runs one.
+    pub takes_ahead: AtomicBool,
+}
+
+/// What the engine did, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// A step was handed to the device.
+    Begin,
+    /// Its results were read.
+    Read,
 }
 
 #[derive(Default)]
@@ -40,6 +51,7 @@ struct State {
     waiting: bool,
     failure: Option<Fault>,
     batches: Vec<Vec<SequenceId>>,
+    doings: Vec<Doing>,
     pace: Option<Duration>,
     model_cpu: Duration,
     images_held: bool,
@@ -99,6 +111,15 @@ impl Control {
         self.state.lock().expect("no panic under the lock").batches.clone()
     }
 
+    /// What was done so far by a device that works alone.
+    pub fn doings(&self) -> Vec<Doing> {
+        self.state.lock().expect("no panic under the lock").doings.clone()
+    }
+
+    fn does(&self, doing: Doing) {
+        self.state.lock().expect("no panic under the lock").doings.push(doing);
+    }
+
     /// From now on the image processor waits, or goes on.
     pub fn hold_images(&self, held: bool) {
         self.state.lock().expect("no panic under the lock").images_held = held;
@@ -154,6 +175,8 @@ pub struct FakeRunner {
     image_rows: usize,
     control: Arc<Control>,
     encode_us: u64,
+    /// By row of the step before: the token, or 0.
+    sampled: Vec<TokenId>,
 }
 
 const BLOCK_SIZE: usize = 7;
@@ -171,6 +194,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
         num_image_blocks: 40,
         max_encode_patches: 64,
         encode_ahead: false,
+        async_scheduling: true,
         enable_prefix_caching: true,
         share_decoded_below: usize::MAX,
     }
@@ -205,6 +229,7 @@ pub fn model(
         image_rows: config.image_rows_per_block,
         control: control.clone(),
         encode_us: 0,
+        sampled: Vec::new(),
     };
     LoadedModel {
         device: "fake".into(),
@@ -258,7 +283,20 @@ impl ModelRunner for FakeRunner {
         self.control.state.lock().expect("no panic under the lock").model_cpu += thread_cpu() - before;
         // Pictures take half of every step that has some.
         self.encode_us = if batch.encodes.is_empty() { 0 } else { start.elapsed().as_micros() as u64 / 2 };
+        if self.works_alone() {
+            self.control.does(Doing::Read);
+        }
         output
+    }
+
+    fn begin(&mut self, _: &Batch) {
+        if self.works_alone() {
+            self.control.does(Doing::Begin);
+        }
+    }
+
+    fn takes_ahead(&self) -> bool {
+        self.control.takes_ahead.load(Relaxed)
     }
 
     fn works_alone(&self) -> bool {
@@ -298,6 +336,11 @@ impl FakeRunner {
         for ((hash, row), deferred) in hashes.into_iter().zip(batch.choose_deferred()) {
             sampled.push(if deferred { Sampled::Deferred } else { sample_token(hash, row) });
         }
+        let token = |sampled: &Sampled| match sampled {
+            Sampled::Token(token) => token.token,
+            Sampled::Deferred | Sampled::Failed(_) => 0,
+        };
+        self.sampled = sampled.iter().map(token).collect();
         Ok(StepOutput { prompts, sampled, ..StepOutput::default() })
     }
 
@@ -335,6 +378,7 @@ impl FakeRunner {
             None => 0,
         };
         for (i, &token) in item.tokens.iter().enumerate() {
+            let token = item.placeholder_for.map_or(token, |row| self.sampled[row]);
             hash = mix(hash, u64::from(token));
             if let Some(rows) =
                 item.images.iter().find(|rows| (rows.first_token..rows.first_token + rows.len).contains(&i))

@@ -1,0 +1,253 @@
+//! Steps that are made while the one before runs: who goes on with a token that nobody knows, when no such step is made, and what becomes of
+//! rows that ran for nothing. The model says 1, 2, 3, … whatever it is given.
+
+mod common;
+
+use common::*;
+use scheduler::*;
+use std::sync::Arc;
+
+fn ahead() -> SchedulerConfig {
+    SchedulerConfig { async_scheduling: true, ..config() }
+}
+
+fn scheduler_of(config: SchedulerConfig, sequences: impl IntoIterator<Item = Sequence>) -> Scheduler {
+    let mut scheduler = Scheduler::new(config);
+    sequences.into_iter().for_each(|sequence| scheduler.add(sequence).unwrap());
+    scheduler
+}
+
+fn commit(scheduler: &mut Scheduler, counter: &mut Counter, batch: Batch) -> Step {
+    let Ok(output) = counter.execute(&batch);
+    let step = scheduler.commit(batch, output);
+    scheduler.check();
+    step
+}
+
+/// Sequence, tokens, what is a placeholder, and where the item begins.
+fn items(batch: &Batch) -> Vec<(u64, Vec<TokenId>, Option<usize>, usize)> {
+    let item = |item: &BatchItem| (item.id.0, item.tokens.clone(), item.placeholder_for, item.context_len);
+    batch.items.iter().map(item).collect()
+}
+
+fn said(events: &[Event], sequence: u64) -> Vec<TokenId> {
+    let said = events.iter().filter_map(|event| match event {
+        Event::Token { id, token } if id.0 == sequence => Some(token.token),
+        _ => None,
+    });
+    said.collect()
+}
+
+#[test]
+fn who_samples_goes_on_with_a_placeholder() {
+    let prompts = [(1, 100..106), (2, 200..215), (3, 300..305)];
+    let sequences = prompts.map(|(id, prompt)| sequence(id, prompt.collect(), 9));
+    let mut scheduler = scheduler_of(ahead(), sequences);
+    let counter = &mut Counter::default();
+    let first = scheduler.schedule();
+    assert_eq!(items(&first), [(1, (100..106).collect(), None, 0), (2, (200..210).collect(), None, 0)]);
+    // 2 has no token to wait for, and 3 is admitted. Rows are counted among those that sample.
+    let second = scheduler.schedule_ahead(&first).unwrap();
+    scheduler.check();
+    let expected =
+        [(1, vec![0], Some(0), 6), (2, (210..215).collect(), None, 10), (3, (300..305).collect(), None, 0)];
+    assert_eq!(items(&second), expected);
+    let sample = second.items[0].sample.as_ref().unwrap();
+    assert_eq!((sample.position, sample.num_generated), (7, 1));
+    let step = commit(&mut scheduler, counter, first);
+    assert_eq!((said(&step.events, 1), step.stats.is_ahead), (vec![1], false));
+    let third = scheduler.schedule_ahead(&second).unwrap();
+    let expected = [(1, vec![0], Some(0), 7), (2, vec![0], Some(1), 15), (3, vec![0], Some(2), 5)];
+    assert_eq!(items(&third), expected);
+    let step = commit(&mut scheduler, counter, second);
+    assert!(step.stats.is_ahead);
+    assert_eq!((step.stats.decode_tokens, step.stats.prefill_tokens, step.stats.dropped_tokens), (1, 10, 0));
+    assert!(step.events.contains(&Event::Started { id: SequenceId(3), cached_tokens: 0 }));
+    commit(&mut scheduler, counter, third);
+    // All is known again.
+    assert_eq!(items(&scheduler.schedule())[0], (1, vec![3], None, 8));
+}
+
+#[test]
+fn who_ends_with_its_token_for_sure_does_not_go_on() {
+    let [one, none, two] =
+        [(1, 1), (2, 0), (3, 2)].map(|(id, max_tokens)| sequence(id, vec![9; 4], max_tokens));
+    let mut scheduler =
+        scheduler_of(SchedulerConfig { enable_prefix_caching: false, ..ahead() }, [one, none, two]);
+    let counter = &mut Counter::default();
+    let first = scheduler.schedule();
+    let second = scheduler.schedule_ahead(&first).unwrap();
+    assert_eq!(items(&second), [(3, vec![0], Some(1), 4)]);
+    assert_eq!(finished(&commit(&mut scheduler, counter, first).events).len(), 2);
+    assert!(scheduler.schedule_ahead(&second).is_none(), "nobody goes on");
+    assert_eq!(finished(&commit(&mut scheduler, counter, second).events), [(3, FinishReason::Length, 0)]);
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn nobody_goes_on_behind_who_needs_the_last_token() {
+    #[derive(Debug, Clone)]
+    struct Anything;
+    impl Constraint for Anything {
+        fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+            None
+        }
+        fn accept(&mut self, _: TokenId) -> Accepted {
+            Accepted::Open
+        }
+        fn boxed_clone(&self) -> Box<dyn Constraint> {
+            Box::new(self.clone())
+        }
+    }
+    let prompt = |len: TokenId| (0..len).collect::<Vec<_>>();
+    let mut constrained = sequence(2, prompt(4), 5);
+    constrained.constraint = Some(Box::new(Anything));
+    let penalties = SamplingParams { presence_penalty: 0.1, ..params(5) };
+    let told = PromptOutput::Logprobs { first: 1, top: 0 };
+    for special in [
+        constrained,
+        sequence_with(2, prompt(4), Vec::new(), penalties),
+        sequence(2, prompt(4), 5).speculating(NgramConfig::default()).unwrap(),
+        sequence(2, prompt(4), 5).wanting(told).unwrap(),
+        sequence(2, prompt(4), 0).wanting(PromptOutput::Pooled(Pooling::Mean)).unwrap(),
+    ] {
+        let config = SchedulerConfig { max_batched_tokens: 4, enable_prefix_caching: false, ..ahead() };
+        let mut scheduler = scheduler_of(config, [sequence(1, prompt(4), 9), special]);
+        let counter = &mut Counter::default();
+        let first = scheduler.schedule();
+        // It may take part in a step that is made ahead, if that is its first.
+        let second = scheduler.schedule_ahead(&first).unwrap();
+        assert_eq!(items(&second)[0].2, Some(0));
+        assert_eq!(items(&second)[1], (2, vec![0, 1, 2], None, 0));
+        commit(&mut scheduler, counter, first);
+        let is_told = second.items[1].prompt.is_some();
+        let third = scheduler.schedule_ahead(&second);
+        assert_eq!(third.is_none(), is_told, "what is told of a prompt goes on with its next chunk");
+        commit(&mut scheduler, counter, second);
+        let third = third.unwrap_or_else(|| scheduler.schedule());
+        assert_eq!(items(&third)[1], (2, vec![3], None, 3));
+        // Unless all is told by now.
+        let goes_on = is_told && third.items[1].prompt.is_none();
+        let fourth = scheduler.schedule_ahead(&third);
+        assert_eq!(fourth.is_some(), goes_on);
+        commit(&mut scheduler, counter, third);
+        let fourth = fourth.unwrap_or_else(|| scheduler.schedule());
+        let is_placeholder = |item: &BatchItem| item.placeholder_for.is_some() && item.tokens == [0];
+        assert!(fourth.items.iter().all(|item| is_placeholder(item) == goes_on));
+        commit(&mut scheduler, counter, fourth);
+    }
+}
+
+#[test]
+fn a_row_for_nothing_leaves_nothing() {
+    // With blocks of 4, the stop token would fill the second one.
+    let params = SamplingParams { stop_token_ids: vec![2], ..params(9) };
+    let stopped = sequence_with(1, (100..106).collect(), Vec::new(), params);
+    let mut engine = engine(ahead());
+    engine.runner_mut().takes_ahead = true;
+    engine.add(stopped).unwrap();
+    let steps = [(); 3].map(|()| step(&mut engine));
+    assert_eq!([0, 1, 2].map(|i| said(&steps[i].events, 1)), [vec![1], vec![2], vec![]]);
+    assert_eq!(finished(&steps[1].events), [(1, FinishReason::Stop, 0)]);
+    let counts = |stats: &StepStats| (stats.is_ahead, stats.decode_tokens, stats.dropped_tokens);
+    assert_eq!(steps.each_ref().map(|step| counts(&step.stats)), [(false, 0, 0), (true, 1, 0), (true, 0, 1)]);
+    assert_eq!(steps[2].stats.num_useful_tokens(), 0);
+    assert!(engine.is_idle());
+    assert_eq!(engine.runner().steps, [[(1, 0, 6)], [(1, 6, 7)], [(1, 7, 8)]]);
+    assert_eq!(engine.occupancy().blocks_used, 0);
+    // Its last block was written to the end, and is not found.
+    engine.add(sequence(2, (100..106).chain([1, 2, 3]).collect(), 1)).unwrap();
+    assert_eq!(cached_tokens(&run(&mut engine), 2), 4);
+}
+
+#[test]
+fn blocks_of_one_that_has_gone_are_given_away_behind_its_last_row() {
+    let mut engine =
+        engine(SchedulerConfig { num_blocks: 4, max_running: 2, enable_prefix_caching: false, ..ahead() });
+    engine.runner_mut().takes_ahead = true;
+    engine.add(sequence(1, (0..7).collect(), 9)).unwrap();
+    step(&mut engine);
+    assert!(engine.has_begun());
+    assert!(engine.abort(SequenceId(1)));
+    assert!(!engine.is_idle(), "a step runs for nobody");
+    engine.add(sequence(2, (50..63).collect(), 2)).unwrap();
+    // Nothing is sure to run behind that one.
+    let aborted = step(&mut engine);
+    assert_eq!((aborted.events.len(), aborted.stats.dropped_tokens), (0, 1));
+    assert_eq!(finished(&run(&mut engine)), [(2, FinishReason::Length, 0)]);
+    assert_eq!(engine.runner().steps, [[(1, 0, 7)], [(1, 7, 8)], [(2, 0, 13)], [(2, 13, 14)]]);
+}
+
+#[test]
+fn a_failure_drops_the_row_behind_it() {
+    let mut engine = engine(ahead());
+    engine.runner_mut().takes_ahead = true;
+    engine.runner_mut().fail = Some((1, 1, Failure::NonFiniteLogits));
+    engine.add(sequence(1, (0..7).collect(), 9)).unwrap();
+    engine.add(sequence(2, (50..57).collect(), 9)).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(said(&events, 1), [1]);
+    assert_eq!(said(&events, 2), (1..10).collect::<Vec<_>>());
+    let failed = FinishReason::Failed(Failure::NonFiniteLogits);
+    assert_eq!(finished(&events), [(1, failed, 0), (2, FinishReason::Length, 0)]);
+    // Once for nothing.
+    assert_eq!(engine.runner().steps_of(1), [0, 1, 2]);
+}
+
+#[test]
+fn no_step_is_made_where_somebody_would_be_preempted() {
+    // Two sequences have three blocks each and want a fourth at the same time: one sits out, and is preempted when the other wants a fifth.
+    let mut engine = engine(SchedulerConfig { num_blocks: 7, enable_prefix_caching: false, ..ahead() });
+    engine.runner_mut().takes_ahead = true;
+    for id in [1, 2] {
+        engine.add(sequence(id, (0..6).collect(), 14)).unwrap();
+    }
+    let (mut is_ahead, mut preempted, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    while !engine.is_idle() {
+        let step = step(&mut engine);
+        assert!(!step.stats.is_ahead || step.stats.preempted.is_empty());
+        is_ahead.push(step.stats.is_ahead);
+        preempted.push(step.stats.preempted.len());
+        events.extend(step.events);
+    }
+    assert_eq!((1..=2).map(|id| said(&events, id)).collect::<Vec<_>>(), vec![(1..15).collect::<Vec<_>>(); 2]);
+    let at = preempted.iter().position(|&num| num > 0).expect("one is preempted");
+    assert!(at > 2 && !is_ahead[at] && is_ahead[1..at].iter().all(|&is_ahead| is_ahead), "{is_ahead:?}");
+    assert!(is_ahead[at + 1], "{is_ahead:?}");
+}
+
+#[test]
+fn what_runs_is_found_a_step_later() {
+    let mut scheduler = scheduler_of(ahead(), (1..=2).map(|id| sequence(id, (100..111).collect(), 3)));
+    let counter = &mut Counter::default();
+    let first = scheduler.schedule();
+    let second = scheduler.schedule_ahead(&first).unwrap();
+    // The other one would compute what is being computed.
+    assert_eq!(items(&second), [(1, vec![0], Some(0), 11)]);
+    commit(&mut scheduler, counter, first);
+    let third = scheduler.schedule_ahead(&second).unwrap();
+    assert_eq!(items(&third)[1], (2, (108..111).collect(), None, 8));
+    commit(&mut scheduler, counter, second);
+    commit(&mut scheduler, counter, third);
+}
+
+#[test]
+fn nobody_is_begun_ahead_unasked() {
+    for (async_scheduling, takes_ahead) in [(false, true), (true, false)] {
+        let mut engine = engine(SchedulerConfig { async_scheduling, ..config() });
+        engine.runner_mut().takes_ahead = takes_ahead;
+        engine.add(sequence(1, (0..7).collect(), 9)).unwrap();
+        engine.begin();
+        assert!(!engine.begin_ahead());
+    }
+    let mut engine = engine(ahead());
+    engine.runner_mut().takes_ahead = true;
+    assert!(!engine.begin_ahead(), "nothing was begun");
+    engine.add(sequence(1, (0..7).collect(), 9)).unwrap();
+    engine.begin();
+    assert!(engine.begin_ahead());
+    assert!(!engine.begin_ahead(), "one step ahead, not two");
+    engine.begin();
+    let Ok(step) = engine.finish();
+    assert_eq!(said(&step.events, 1), [1]);
+}
