@@ -1,7 +1,6 @@
 //! Which rows of a step go through the output head, what is wanted of each, and how the results find back to their items. Rows of
 //! prompts and rows that sample take the same way, some at a time: the head's memory does not grow with a prompt.
 
-use crate::input::ModelInput;
 use crate::sampler::{RowResult, RowTask};
 use kernels::{Error, Tensor};
 use scheduler::{
@@ -18,9 +17,10 @@ pub struct HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
-    pub fn of(batch: &'a Batch, input: &ModelInput) -> Self {
+    /// `first_rows`: where each item's rows begin.
+    pub fn of(batch: &'a Batch, first_rows: &[u32]) -> Self {
         let mut head = Self::default();
-        for (item, &first) in batch.items.iter().zip(&input.first_rows) {
+        for (item, &first) in batch.items.iter().zip(first_rows) {
             if let Some(PromptWork { rows, task: PromptTask::Logprobs { targets, top } }) = &item.prompt {
                 head.rows.extend(rows.clone().map(|row| first + row as u32));
                 head.tasks.extend(targets.iter().map(|&target| RowTask::Score { target, top: *top }));
@@ -47,14 +47,14 @@ impl<'a> HeadRows<'a> {
 /// Gives the head's results, and the states that are pooled, to the items.
 pub fn output(
     batch: &Batch,
-    input: &ModelInput,
+    first_rows: &[u32],
     results: Vec<RowResult>,
     states: &Tensor,
 ) -> Result<StepOutput, Error> {
     let mut results = results.into_iter();
     let mut output = StepOutput::default();
     let mut copy = Vec::new();
-    for (item, &first) in batch.items.iter().zip(&input.first_rows) {
+    for (item, &first) in batch.items.iter().zip(first_rows) {
         if let Some(work) = &item.prompt {
             output.prompts.push(match &work.task {
                 PromptTask::Logprobs { targets, .. } => scores(results.by_ref().take(targets.len())),

@@ -7,7 +7,7 @@ use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::sampler::{self, Sampler};
+use crate::sampler::{self, Drawing, RowResult, Sampler};
 use crate::scratch::Scratch;
 use kernels::{Beside, Device, Error, Indices, Stopwatch, Tensor, Ticket, ops};
 use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
@@ -29,8 +29,18 @@ pub struct DeviceRunner {
     beside: Beside,
     /// Pictures that are encoded beside the steps, in order.
     under_way: VecDeque<(Digest, Ticket)>,
-    /// The step's work was enqueued before its results were asked for.
-    is_begun: bool,
+    /// Steps whose work was enqueued before their results were asked for, in order.
+    flights: VecDeque<Flight>,
+}
+
+/// A step that was launched.
+struct Flight {
+    /// The first row of each item.
+    first_rows: Vec<u32>,
+    /// What it samples, where all of it is enqueued. Otherwise its results are computed when they are asked for.
+    drawing: Option<Drawing>,
+    /// Whether another step may be launched before the results of this one are asked for: nothing of it is left in the memory of a step.
+    can_be_followed: bool,
 }
 
 /// What a runner is made of.
@@ -64,7 +74,7 @@ impl DeviceRunner {
         let Parts { device, decoder, eyes, cache, scratch, input, expand_from, max_graph_rows } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from };
-        let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len());
+        let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len())?;
         let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
         Ok(Self {
             encoding: Stopwatch::new(&device)?,
@@ -81,7 +91,7 @@ impl DeviceRunner {
             on_device: input,
             sampler,
             encode_us: 0,
-            is_begun: false,
+            flights: VecDeque::new(),
         })
     }
 
@@ -133,6 +143,10 @@ impl DeviceRunner {
             self.input.pad(rows);
         }
         self.on_device.set(&self.input);
+        if !self.input.placeholder_rows.is_empty() {
+            let StepInput { placeholder_rows, placeholder_tokens, tokens, .. } = &mut self.on_device;
+            self.sampler.place(placeholder_rows, placeholder_tokens, tokens);
+        }
         let Self { decoder, on_device, eyes, cache, scratch, .. } = self;
         if rows.is_some() {
             decoder.plan(on_device, cache, scratch);
@@ -148,19 +162,27 @@ impl DeviceRunner {
         }
     }
 
-    /// Enqueues a step up to the logits that come first, and beside it the pictures that it need not wait for.
-    fn launch(&mut self, batch: &Batch) {
+    /// Enqueues a step up to the logits that come first, with what is sampled of them if that is all and nothing has to be waited for,
+    /// and beside it the pictures that it need not wait for.
+    fn launch(&mut self, batch: &Batch) -> Flight {
         self.beside.mark();
         self.forward(batch);
-        let head = HeadRows::of(batch, &self.input);
-        if let Some(rows) = head.rows.chunks(self.scratch.logit_rows).next() {
+        let first_rows = self.input.first_rows.clone();
+        let head = HeadRows::of(batch, &first_rows);
+        let chunk = self.scratch.logit_rows;
+        if let Some(rows) = head.rows.chunks(chunk).next() {
             self.logits(rows);
         }
+        let is_one_chunk = head.rows.len() <= chunk;
+        let drawing = if is_one_chunk { self.sampler.begin(&self.scratch.logits, &head.tasks) } else { None };
         for encode in batch.encodes.iter().filter(|encode| encode.ahead) {
             let eyes = self.eyes.as_mut().expect("only models with pictures get pictures");
             let ticket = self.beside.run(|| eyes.encode(encode));
             self.under_way.push_back((encode.image.digest, ticket));
         }
+        let keeps_nothing = batch.items.iter().all(|item| item.prompt.is_none())
+            && batch.encodes.iter().all(|encode| encode.ahead);
+        Flight { first_rows, can_be_followed: drawing.is_some() && keeps_nothing, drawing }
     }
 
     /// Pictures that are there now; where there was nothing else to do, one is waited for.
@@ -185,8 +207,20 @@ impl DeviceRunner {
     }
 
     /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.
-    fn collect(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
-        let mut head = HeadRows::of(batch, &self.input);
+    fn collect(&mut self, batch: &Batch, flight: Flight) -> Result<StepOutput, Error> {
+        let Flight { first_rows, drawing, .. } = flight;
+        let mut head = HeadRows::of(batch, &first_rows);
+        let results = match drawing {
+            Some(drawing) => self.sampler.finish(drawing, &head.tasks)?,
+            None => self.sample(batch, &mut head)?,
+        };
+        let encoded = self.landed(batch.items.is_empty());
+        let output = head::output(batch, &first_rows, results, &self.scratch.normed)?;
+        self.encode_us = self.encoding_time(batch)?;
+        Ok(StepOutput { encoded, ..output })
+    }
+
+    fn sample(&mut self, batch: &Batch, head: &mut HeadRows) -> Result<Vec<RowResult>, Error> {
         if batch.has_late_masks() {
             // They have the time that the device needs, and no more.
             self.device.synchronize()?;
@@ -201,14 +235,11 @@ impl DeviceRunner {
             }
             results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }
-        let encoded = self.landed(batch.items.is_empty());
         if head.rows.is_empty() {
             // What fails in a step is told in it, and its time is not the next one's.
             self.device.synchronize()?;
         }
-        let output = head::output(batch, &self.input, results, &self.scratch.normed)?;
-        self.encode_us = self.encoding_time(batch)?;
-        Ok(StepOutput { encoded, ..output })
+        Ok(results)
     }
 
     fn encoding_time(&self, batch: &Batch) -> Result<u64, Error> {
@@ -236,17 +267,20 @@ impl ModelRunner for DeviceRunner {
     type Error = Error;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Error> {
-        if !std::mem::take(&mut self.is_begun) {
-            self.launch(batch);
-        }
-        self.collect(batch)
+        let begun = self.flights.pop_front();
+        let flight = begun.unwrap_or_else(|| self.launch(batch));
+        self.collect(batch, flight)
     }
 
     fn begin(&mut self, batch: &Batch) {
         if self.works_alone() {
-            self.launch(batch);
-            self.is_begun = true;
+            let flight = self.launch(batch);
+            self.flights.push_back(flight);
         }
+    }
+
+    fn takes_ahead(&self) -> bool {
+        self.flights.len() == 1 && self.flights[0].can_be_followed
     }
 
     fn works_alone(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Whole tiny models on a GPU's code, run by the emulator, or with `PERILUNE_TEST_DEVICE=cuda` on the first GPU: near what the processor
 //! says, and equal to themselves in company, in chunks, and from graphs.
 
+mod ahead;
 mod common;
 
 use common::late::Late;
@@ -400,7 +401,7 @@ mod sampling {
             values[row * VOCAB + 5] = f32::NAN;
         }
         let mut logits = Tensor::from_f32(device, &[tasks.len(), VOCAB], &values);
-        Sampler::new(device, tasks.len(), VOCAB).run(device, &mut logits, &tasks).unwrap()
+        Sampler::new(device, tasks.len(), VOCAB).unwrap().run(device, &mut logits, &tasks).unwrap()
     }
 
     fn assert_close(a: &[(u32, f32)], b: &[(u32, f32)]) {

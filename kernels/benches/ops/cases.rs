@@ -410,7 +410,8 @@ fn samples(bench: &Bench, vocab: usize, rows: &[usize]) {
     ];
     for &t in rows {
         let logits = Tensor::random(&bench.device, &[t, vocab], 3.0, 1);
-        let mut scratch = SampleScratch::new(&bench.device, SampleSizes { max_rows: t, vocab });
+        let sizes = SampleSizes { max_rows: t, vocab };
+        let mut scratch = SampleScratch::new(&bench.device, sizes).expect("pinned memory");
         for (kind, draw, top) in kinds {
             let requests = vec![RowRequest { top, want: Want::Draw(draw) }; t];
             let work = Work::Bytes((4 * t * vocab) as f64);

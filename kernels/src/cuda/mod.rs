@@ -24,6 +24,7 @@ pub mod nvrtc;
 pub(crate) mod pack;
 pub mod paper;
 pub mod peak;
+pub(crate) mod readback;
 pub(crate) mod rope;
 pub(crate) mod route;
 pub(crate) mod rows;
@@ -32,7 +33,7 @@ mod staging;
 
 use crate::device::Cpu;
 use arena::Arena;
-use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Graph, Stream};
+use driver::{CudaError, DeviceInfo, DevicePtr, Driver, Event, Graph, Stream};
 use launch::Functions;
 use staging::Staging;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -160,6 +161,17 @@ impl Cuda {
     pub fn synchronize(&self) -> Result<(), CudaError> {
         let done = self.driver.synchronize(self.stream());
         self.note(done);
+        self.report()
+    }
+
+    /// Waits for what an event recorded last, and reports as [`Cuda::synchronize`] does.
+    pub(crate) fn finish(&self, event: Event) -> Result<(), CudaError> {
+        let done = self.driver.finish(event);
+        self.note(done);
+        self.report()
+    }
+
+    fn report(&self) -> Result<(), CudaError> {
         let mut failure = self.failure.lock().expect("no holder panics");
         match failure.clone() {
             None => Ok(()),

@@ -1,7 +1,9 @@
 // sample: for each row of logits one token that is drawn, or how probable a given one is (ops/sample.rs)      one block per row
 // logits [R, V] f32 · requests [R] Request · edits: tokens of a row whose logits change · masks: bits of tokens that may be drawn
 // weights [R, V] f32 workspace · results [R, 44] words · any V up to 2^19
-// moves 4·V bytes for each of about 6 to 20 passes over a row, from the caches; not measured: no GPU was available
+// place_tokens: tokens[to[i]] = token of results row from[i]: what was sampled, where the next step reads it      one thread per i
+// from, to, tokens int · any N · moves 16·N bytes
+// sample moves 4·V bytes for each of about 6 to 20 passes over a row, from the caches; not measured: no GPU was available
 //
 // What is summed over tokens is a whole number: weights are multiples of 2^-44 of the largest one. So sums do not depend on the
 // order in which threads add to them, and the k-th token, the nucleus and the draw are one search: the first token, by falling
@@ -285,6 +287,14 @@ __device__ __forceinline__ int draw(int vocab, float largest, const Request& r, 
     Whole all = total(), goal = goal_of(floor(uniform(r) * (double)all) + 1, all);
     if (r.top_k > 0 || r.top_p < 1.0f) return find_by_key(vocab, kept, goal, key, whole_weight, s).id;
     return find_by_id(vocab, goal, [&](int i) { return whole_weight(key(i)); }, s);
+}
+
+__global__ void __launch_bounds__(THREADS) place_tokens(In<int> results, In<int> from, In<int> to, int count, Out<int> tokens) {
+    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i >= count) return;
+    int row = from[i], place = to[i];
+    int token = results[(long long)row * RESULT + 1];
+    tokens[place] = token;
 }
 
 // grid: rows, 512 threads

@@ -5,12 +5,14 @@ use super::compile::Source;
 use super::driver::Args;
 use super::launch::{Instance, Kernel, grid};
 use crate::ops::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
-use crate::{DType, Device, Indices, Tensor};
+use crate::{DType, Device, Index, Indices, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "sample.cu", text: include_str!("sample.cu") },
-    instances: &[Instance::new("sample", 80, 3072)],
+    instances: &[Instance::new("sample", 80, 3072), Instance::new("place_tokens", 32, 0)],
 };
+
+const THREADS: u32 = 512;
 
 /// Words of a request, of an edit and of a result, as in sample.cu.
 const REQUEST: usize = 18;
@@ -89,6 +91,20 @@ pub(crate) fn run(cuda: &Cuda, logits: &Tensor, rows: &[RowRequest], buffers: &m
     launch(cuda, logits, first..rows.len(), buffers);
 }
 
+/// Checked in `ops`.
+pub(crate) fn place_tokens(cuda: &Cuda, results: &Tensor, from: Index, to: Index, tokens: &Indices) {
+    let count = from.len();
+    if count == 0 {
+        return;
+    }
+    let device = results.device();
+    let [from, to] = [from, to].map(|rows| rows.on_device(device));
+    let args = Args::new().pointer(results.pointer()).pointer(from.pointer).pointer(to.pointer);
+    let args = args.value(count as i32).pointer(tokens.pointer());
+    // SAFETY: `ops` checked that all rows are among the results and all places among the tokens.
+    unsafe { cuda.launch(&KERNEL, "place_tokens", grid(count.div_ceil(THREADS as usize), THREADS), args) };
+}
+
 /// Rows whose requests are in the draft, which is empty afterwards.
 fn launch(cuda: &Cuda, logits: &Tensor, rows: std::ops::Range<usize>, buffers: &mut Buffers) {
     let Buffers { weights, results, requests, edits, masks, draft, .. } = buffers;
@@ -109,7 +125,7 @@ fn launch(cuda: &Cuda, logits: &Tensor, rows: std::ops::Range<usize>, buffers: &
     let args = args.pointer(weights.pointer()).pointer(results.device_slice(rows.start * RESULT).start);
     // SAFETY: `ops` checked that logits and buffers have these rows and that tokens are below V; the lists are those of the
     // requests.
-    unsafe { cuda.launch(&KERNEL, "sample", grid(rows.len(), 512), args) };
+    unsafe { cuda.launch(&KERNEL, "sample", grid(rows.len(), THREADS), args) };
 }
 
 impl Draft {

@@ -1,11 +1,12 @@
 //! Pinned memory between the host's memory and the device. Two large buffers carry weights: one is filled while the other is copied.
-//! A ring of small ones carries what a step needs, so that preparing a step does not wait for the one that runs.
+//! A ring of small ones carries what a step needs, so that preparing a step, or the one behind it, does not wait for the one that runs.
 
 use super::driver::{DevicePtr, Driver, Event, Result, Stream};
 use std::ptr::NonNull;
 
 const LARGE: usize = 4 << 20;
-const SMALL: usize = 32 << 10;
+/// The tokens of a large step, or the blocks of many sequences.
+const SMALL: usize = 128 << 10;
 /// More than the arrays of two steps.
 const NUM_SMALL: usize = 64;
 

@@ -32,5 +32,6 @@ pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};
 pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{
-    Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
+    Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
+    place_tokens, sample,
 };

@@ -1,5 +1,6 @@
 //! sample: for each row of logits one token that is drawn, or how probable a given one is
-//! logits [R, V] f32, left as they are · results stay on the device until `SampleScratch::read`: 176 bytes for each row
+//! place_tokens: what was sampled becomes tokens of the next step, on the device
+//! logits [R, V] f32, left as they are · results stay on the device until they are read: 176 bytes for each row
 //!
 //! ```text
 //! logits ─▶ excluded tokens ─▶ bias ─▶ penalties ─▶ mask ─▶ temperature 0: the largest, ties by lower id
@@ -16,11 +17,16 @@
 //! ```text
 //! scratch = SampleScratch::new(device, sizes)                once, for the largest call
 //! sample(&logits, &requests, &mut scratch)                   enqueues, not part of a graph: requests are copied to the device
-//! scratch.read()                                             one small copy back, waits
+//! reading = scratch.begin_read()                             enqueues one small copy back; two may be under way
+//! scratch.finish_read(reading)                               waits for it, and not for what was enqueued behind it
 //! ```
 
+use crate::cuda::readback::{Readback, Reading};
 use crate::cuda::sample::{self as cuda_sample, Buffers, RESULT};
-use crate::{Device, Error, Tensor};
+use crate::{Device, Error, Index, Indices, Tensor};
+
+/// Copies of results that may be under way at a time.
+const NUM_READINGS: usize = 2;
 
 /// Most alternatives that are reported.
 pub const MAX_TOP: usize = 20;
@@ -124,6 +130,15 @@ pub struct SampleScratch {
     sizes: SampleSizes,
     buffers: Buffers,
     asked: Vec<Asked>,
+    readback: Readback,
+}
+
+/// Outcomes of a call, on their way to the host.
+#[derive(Debug)]
+#[must_use]
+pub struct Outcomes {
+    reading: Reading,
+    asked: Vec<Asked>,
 }
 
 /// How a result is to be read.
@@ -135,10 +150,14 @@ struct Asked {
 
 impl SampleScratch {
     /// For a GPU; see above.
-    pub fn new(device: &Device, sizes: SampleSizes) -> Self {
-        assert!(matches!(device, Device::Cuda(_)), "sample: the processor's logits are for models::sampler");
+    pub fn new(device: &Device, sizes: SampleSizes) -> Result<Self, Error> {
+        let Device::Cuda(cuda) = device else {
+            panic!("sample: the processor's logits are for models::sampler")
+        };
         assert!(sizes.vocab <= MAX_VOCAB, "sample: a vocabulary of {} exceeds {MAX_VOCAB}", sizes.vocab);
-        Self { sizes, buffers: Buffers::new(device, sizes), asked: Vec::with_capacity(sizes.max_rows) }
+        let readback = Readback::new(cuda, NUM_READINGS, sizes.max_rows * RESULT * size_of::<u32>())?;
+        let asked = Vec::with_capacity(sizes.max_rows);
+        Ok(Self { sizes, buffers: Buffers::new(device, sizes), asked, readback })
     }
 
     /// What `new` will allocate on the device.
@@ -146,17 +165,43 @@ impl SampleScratch {
         Buffers::bytes(sizes)
     }
 
-    /// One row of words for each request: the second is the token, for work that follows on the device.
-    pub fn results(&self) -> &Tensor {
-        &self.buffers.results
+    /// As after a call of no rows.
+    pub fn clear(&mut self) {
+        self.asked.clear();
+        self.buffers.results.set_rows(0);
     }
 
-    /// The outcomes of the last call, after waiting for the device.
-    pub fn read(&self) -> Result<Vec<RowOutcome>, Error> {
-        let bytes = self.buffers.results.read()?;
+    /// Enqueues the way back of what the last call makes.
+    pub fn begin_read(&mut self) -> Outcomes {
+        Outcomes { reading: self.readback.begin(&self.buffers.results), asked: self.asked.clone() }
+    }
+
+    /// Waits for them and for all work that was enqueued before they were asked for; what failed by then is told here.
+    pub fn finish_read(&mut self, Outcomes { reading, asked }: Outcomes) -> Result<Vec<RowOutcome>, Error> {
+        let bytes = self.readback.finish(reading)?;
         let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
-        let rows = words.chunks_exact(RESULT).zip(&self.asked);
+        let rows = words.chunks_exact(RESULT).zip(asked);
         Ok(rows.map(|(words, asked)| asked.outcome(words, self.sizes.vocab)).collect())
+    }
+}
+
+/// Puts tokens that the last call of `sample` draws into `tokens`, in the order of the device's work: `tokens[to[i]]` becomes the token of row
+/// `from[i]`, whatever the copy on the host says. A row that draws none gives token 0.
+pub fn place_tokens<'a>(
+    scratch: &SampleScratch,
+    from: impl Into<Index<'a>>,
+    to: impl Into<Index<'a>>,
+    tokens: &mut Indices,
+) {
+    let (from, to) = (from.into(), to.into());
+    let results = &scratch.buffers.results;
+    assert_eq!(from.len(), to.len(), "place_tokens: a place for each row");
+    assert!(from.as_slice().iter().all(|&row| (row as usize) < results.rows()), "place_tokens: rows");
+    let num_tokens = tokens.as_slice().len();
+    assert!(to.as_slice().iter().all(|&place| (place as usize) < num_tokens), "place_tokens: places");
+    match results.device() {
+        Device::Cpu(_) => unreachable!("a scratch is made on a GPU"),
+        Device::Cuda(cuda) => cuda_sample::place_tokens(cuda, results, from, to, tokens),
     }
 }
 

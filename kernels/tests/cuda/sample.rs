@@ -133,10 +133,11 @@ fn run(device: &Device, logits: &[f32], requests: &[RowRequest]) -> Result<Vec<R
     let vocab = logits.len() / requests.len();
     let before = device.allocated_bytes();
     let sizes = SampleSizes { max_rows: requests.len() + 1, vocab };
-    let mut scratch = SampleScratch::new(device, sizes);
+    let mut scratch = SampleScratch::new(device, sizes)?;
     assert_eq!(device.allocated_bytes() - before, SampleScratch::bytes(sizes));
     sample(&Tensor::from_f32(device, &[requests.len(), vocab], logits), requests, &mut scratch);
-    scratch.read()
+    let outcomes = scratch.begin_read();
+    scratch.finish_read(outcomes)
 }
 
 /// What the device says is what the twin says: tokens exactly, log-probabilities to the last bit but one.
@@ -321,6 +322,79 @@ fn rows_do_not_know_of_each_other() {
         assert_eq!(&run(&other, logits, std::slice::from_ref(request)).expect("an outcome")[0], expected);
         assert_same(expected, &twin::row(logits, request), &format!("row {row}"));
     }
+}
+
+/// Tokens of the first call at `to`, the others as they were, as a later op of the device reads them; and the outcomes of two calls, read
+/// after both were enqueued.
+fn place(device: &Device, from: &[u32], to: &[u32]) -> Result<(Vec<u8>, [Vec<RowOutcome>; 2]), Error> {
+    const VOCAB: usize = 300;
+    let calls = [(5, 3), (3, 9)].map(|(rows, seed)| {
+        let draw = Draw { temperature: 1.0, seed, ..Draw::GREEDY };
+        (logits(rows, VOCAB), vec![RowRequest { top: Some(2), want: Want::Draw(draw) }; rows])
+    });
+    let mut scratch = SampleScratch::new(device, SampleSizes { max_rows: 5, vocab: VOCAB })?;
+    let names: Vec<f32> = (0..VOCAB).map(|id| id as f32).collect();
+    let names = Tensor::from_f32(device, &[VOCAB, 1], &names);
+    let mut tokens = Indices::new(device, 700);
+    tokens.set(&[299; 600]);
+    let mut found = Tensor::zeros(device, DType::F32, &[600, 1]);
+    let [first, second] = calls.each_ref().map(|(logits, requests)| {
+        let logits = Tensor::from_f32(device, &[requests.len(), VOCAB], logits);
+        sample(&logits, requests, &mut scratch);
+        let outcomes = scratch.begin_read();
+        if requests.len() == 5 {
+            place_tokens(&scratch, from, to, &mut tokens);
+            gather_rows(&names, &tokens, &mut found);
+        }
+        outcomes
+    });
+    let outcomes = [scratch.finish_read(first)?, scratch.finish_read(second)?];
+    Ok((found.read()?, outcomes))
+}
+
+/// More than a block of them, from rows in any order.
+fn places() -> (Vec<u32>, Vec<u32>) {
+    let from = (0..515).map(|i| i * 3 % 5).collect();
+    (from, (0..515).map(|i| (i * 7 + 11) % 600).collect())
+}
+
+/// What is sampled becomes tokens of the next step on the device, and outcomes of a call outlive the next one.
+#[test]
+fn sampled_tokens_are_placed_for_the_next_step() {
+    for seed in SEEDS {
+        let device = emulated(seed);
+        let (from, to) = places();
+        let (found, outcomes) = place(&device, &from, &to).expect("outcomes");
+        let alone = |rows: usize, seed: u64| {
+            let draw = Draw { temperature: 1.0, seed, ..Draw::GREEDY };
+            let requests = vec![RowRequest { top: Some(2), want: Want::Draw(draw) }; rows];
+            run(&device, &logits(rows, 300), &requests).expect("outcomes")
+        };
+        assert_eq!(outcomes, [alone(5, 3), alone(3, 9)]);
+        let mut expected = [299.0f32; 600];
+        for (&from, &to) in from.iter().zip(&to) {
+            let RowOutcome::Token { token, .. } = outcomes[0][from as usize] else { panic!("no token") };
+            expected[to as usize] = token as f32;
+        }
+        let found: Vec<f32> = found.as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect();
+        assert_eq!(found, expected);
+        let (found, _) = place(&device, &[], &[]).expect("outcomes");
+        assert!(found.as_chunks().0.iter().all(|bytes| f32::from_ne_bytes(*bytes) == 299.0));
+    }
+}
+
+#[test]
+fn bugs_in_placing_tokens_are_noticed() {
+    let (from, to) = places();
+    let run = |device: &Device| place(device, &from, &to).map(|(found, _)| found);
+    let case = |from, to| -> (&'static str, &'static str, Run) { (from, to, &run) };
+    assert_noticed(&[
+        case("if (i >= count) return;", "if (i > count) return;"),
+        case("if (i >= count) return;", "if (i >= count - 1) return;"),
+        case("results[(long long)row * RESULT + 1]", "results[(long long)row * RESULT]"),
+        case("int row = from[i], place = to[i];", "int row = from[0], place = to[i];"),
+        case("tokens[place] = token;", "tokens[i] = token;"),
+    ]);
 }
 
 #[test]

@@ -11,11 +11,11 @@ mod on_device;
 mod philox;
 mod score;
 
-pub(crate) use on_device::DeviceSampler;
+pub(crate) use on_device::{DeviceSampler, Drawing};
 pub use philox::{philox, uniform};
 pub use score::score;
 
-use kernels::{Device, Error, Tensor};
+use kernels::{Device, Error, Indices, Tensor};
 use scheduler::{Failure, PromptLogprob, SampleRow, Sampled, SampledToken, SamplingParams, TokenId};
 use std::cmp::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,7 +59,7 @@ pub struct Sampler {
 
 impl Sampler {
     /// For up to `max_rows` rows at a time.
-    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Self {
+    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Result<Self, Error> {
         let workspace = |_| {
             Mutex::new(Workspace {
                 tokens: Vec::new(),
@@ -67,11 +67,28 @@ impl Sampler {
                 logprobs: Vec::with_capacity(vocab_size),
             })
         };
-        Self {
+        Ok(Self {
             workspaces: (0..device.num_threads()).map(workspace).collect(),
-            on_device: DeviceSampler::new(device, max_rows, vocab_size),
+            on_device: DeviceSampler::new(device, max_rows, vocab_size)?,
             logits: Vec::new(),
-        }
+        })
+    }
+
+    /// Enqueues what `run` does, without a wait for masks or the device; `None` where that cannot be done. Two calls may be under way.
+    pub(crate) fn begin(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Option<Drawing> {
+        let has_mask = |task: &RowTask| matches!(task, RowTask::Sample(row) if row.sample.mask.is_some());
+        let can_run = DeviceSampler::can_run(tasks) && !tasks.iter().any(has_mask);
+        Some(self.on_device.as_mut().filter(|_| can_run)?.begin(logits, tasks))
+    }
+
+    /// Waits for what was begun, for the same tasks.
+    pub(crate) fn finish(&mut self, drawing: Drawing, tasks: &[RowTask]) -> Result<Vec<RowResult>, Error> {
+        self.on_device.as_mut().expect("it was begun there").finish(drawing, tasks)
+    }
+
+    /// Of the call that was begun last, what row `from[i]` draws becomes token `to[i]`, without a wait.
+    pub(crate) fn place(&self, from: &Indices, to: &Indices, tokens: &mut Indices) {
+        self.on_device.as_ref().expect("it was begun there").place(from, to, tokens);
     }
 
     /// One row of `logits` [R, V] for each task. Rows are shared out between threads, or blocks of a GPU; none knows of another.
@@ -84,7 +101,8 @@ impl Sampler {
         let &[num_rows, vocab_size] = logits.shape() else { panic!("logits {:?}", logits.shape()) };
         assert_eq!(num_rows, tasks.len(), "a row for each task");
         if let Some(on_device) = self.on_device.as_mut().filter(|_| DeviceSampler::can_run(tasks)) {
-            return on_device.run(logits, tasks);
+            let drawing = on_device.begin(logits, tasks);
+            return on_device.finish(drawing, tasks);
         }
         let workspaces = &self.workspaces;
         let rows = logits.on_host_mut(&mut self.logits)?.chunks_mut(vocab_size).zip(tasks);

@@ -3,20 +3,31 @@
 
 use super::{RowResult, RowTask};
 use kernels::ops::{
-    Draw, MAX_TOP, MAX_VOCAB, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want, sample,
+    Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
+    place_tokens, sample,
 };
-use kernels::{Device, Error, Tensor};
+use kernels::{Device, Error, Indices, Tensor};
 use scheduler::{Failure, PromptLogprob, SampleRow, Sampled, SampledToken};
 
 pub(crate) struct DeviceSampler {
     scratch: SampleScratch,
 }
 
+/// Rows that are being sampled: what comes of them is on its way back.
+pub struct Drawing {
+    outcomes: Outcomes,
+    /// Of each row: false where there is none and should be one.
+    has_mask: Vec<bool>,
+}
+
 impl DeviceSampler {
     /// `None` where the processor samples: it is the device, or the vocabulary is beyond what the op takes.
-    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Option<Self> {
+    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Result<Option<Self>, Error> {
+        if !Self::fits(device, vocab_size) {
+            return Ok(None);
+        }
         let sizes = SampleSizes { max_rows, vocab: vocab_size };
-        Self::fits(device, vocab_size).then(|| Self { scratch: SampleScratch::new(device, sizes) })
+        Ok(Some(Self { scratch: SampleScratch::new(device, sizes)? }))
     }
 
     /// What `new` allocates.
@@ -37,15 +48,30 @@ impl DeviceSampler {
         tasks.iter().all(|task| num_top(task) <= MAX_TOP)
     }
 
-    /// One row of `logits` for each task. Waits for masks first, then for the device.
-    pub fn run(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Result<Vec<RowResult>, Error> {
+    /// Enqueues the sampling of one row of `logits` for each task. Waits for masks first, and not for the device.
+    pub fn begin(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Drawing {
         let requests: Vec<Option<RowRequest>> = tasks.iter().map(request).collect();
         // A row whose mask could not be had is told so; something has to be asked of it all the same.
         let asked: Vec<RowRequest> = requests.iter().map(|request| request.unwrap_or(IDLE)).collect();
-        sample(logits, &asked, &mut self.scratch);
-        let outcomes = self.scratch.read()?;
-        let rows = tasks.iter().zip(&requests).zip(outcomes);
-        Ok(rows.map(|((task, request), outcome)| result(task, request.is_some(), outcome)).collect())
+        if tasks.is_empty() {
+            self.scratch.clear();
+        } else {
+            sample(logits, &asked, &mut self.scratch);
+        }
+        let has_mask = requests.iter().map(Option::is_some).collect();
+        Drawing { outcomes: self.scratch.begin_read(), has_mask }
+    }
+
+    /// Waits for all that was enqueued up to there.
+    pub fn finish(&mut self, drawing: Drawing, tasks: &[RowTask]) -> Result<Vec<RowResult>, Error> {
+        let Drawing { outcomes, has_mask } = drawing;
+        let rows = tasks.iter().zip(has_mask).zip(self.scratch.finish_read(outcomes)?);
+        Ok(rows.map(|((task, has_mask), outcome)| result(task, has_mask, outcome)).collect())
+    }
+
+    /// What row `from[i]` draws, as token `to[i]`.
+    pub fn place(&self, from: &Indices, to: &Indices, tokens: &mut Indices) {
+        place_tokens(&self.scratch, from, to, tokens);
     }
 }
 

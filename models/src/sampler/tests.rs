@@ -245,7 +245,7 @@ fn rows_are_shared_out_between_threads() {
                 _ => RowTask::Score { target: row % 53, top: 4 },
             })
             .collect();
-        let results = Sampler::new(&device, 64, 53).run(&device, &mut logits, &tasks).unwrap();
+        let results = Sampler::new(&device, 64, 53).unwrap().run(&device, &mut logits, &tasks).unwrap();
         for (seed, (result, alone)) in (0..).zip(results.into_iter().zip(&alone)) {
             match result {
                 RowResult::Sampled(sampled) => assert_eq!(sampled, *alone),
