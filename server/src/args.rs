@@ -358,6 +358,14 @@ pub struct ServeArgs {
     #[arg(long, value_name = "JSON", env = "PERILUNE_SPECULATIVE_CONFIG")]
     pub speculative_config: Option<String>,
 
+    /// Schedule and enqueue the next step while a GPU runs one (the default)
+    #[arg(long, overrides_with = "no_async_scheduling")]
+    pub async_scheduling: bool,
+
+    /// Schedule every step when all is known that the one before it said
+    #[arg(long)]
+    pub no_async_scheduling: bool,
+
     /// Find prompts' beginnings in the KV cache (the default)
     #[arg(long, overrides_with = "no_enable_prefix_caching")]
     pub enable_prefix_caching: bool,
@@ -602,7 +610,9 @@ fn config_flags(arg: &clap::Arg, name: &str, values: Vec<String>) -> Result<Vec<
     if matches!(arg.get_action(), ArgAction::SetTrue) {
         return match values.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["true"] => Ok(vec![flag.into()]),
-            ["false"] if name == "enable-prefix-caching" => Ok(vec!["--no-enable-prefix-caching".into()]),
+            ["false"] if ["async-scheduling", "enable-prefix-caching"].contains(&name) => {
+                Ok(vec![format!("--no-{name}").into()])
+            }
             ["false"] => Ok(Vec::new()),
             _ => Err(format!("`{name}` is true or false")),
         };

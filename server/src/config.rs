@@ -66,6 +66,7 @@ pub struct DataConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheduling {
     pub max_waiting: usize,
+    pub async_scheduling: bool,
     pub enable_prefix_caching: bool,
     pub speculation: Speculation,
 }
@@ -135,6 +136,8 @@ impl TryFrom<ServeArgs> for Config {
             threads,
             threads_bind,
             speculative_config,
+            async_scheduling: _,
+            no_async_scheduling,
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
@@ -265,6 +268,7 @@ impl TryFrom<ServeArgs> for Config {
             },
             scheduling: Scheduling {
                 max_waiting,
+                async_scheduling: !no_async_scheduling,
                 enable_prefix_caching: !no_enable_prefix_caching,
                 speculation: lower_speculation(speculative_config.as_deref())?,
             },
@@ -386,6 +390,7 @@ impl Config {
         object["weights_cache"] = json!(weights_cache.map(|cache| &cache.folder));
         object["weights_cache_size"] = json!(weights_cache.map(|cache| cache.max_bytes));
         object["speculative_config"] = scheduling.speculation.to_json();
+        object["async_scheduling"] = scheduling.async_scheduling.into();
         object["graphs"] = json!(load.graphs);
         object["nvrtc_dir"] = json!(load.kernels.nvrtc);
         object["gpu_matmul"] = json!(format!("{:?}", load.kernels.matmul));

@@ -15,7 +15,7 @@ use scheduler::{
     Batch, Engine, Event, FinishReason, ModelRunner, PooledSum, PromptLogprob, Reject, SampledToken,
     SchedulerConfig, Sequence, SequenceId, StepOutput, StepStats,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -199,28 +199,49 @@ pub struct EngineThread<T> {
     pub ended: oneshot::Receiver<Ended>,
 }
 
-/// Times the runner: the scheduler knows no clock.
+/// Times the runner: the scheduler knows no clock. A device does one step after the other, so a step takes from when it was begun, or from the
+/// end of the one before if that is later, to its end.
 struct Timed<R> {
     runner: R,
-    begun: Option<Instant>,
-    last: Duration,
+    /// When the steps were begun that are not executed, in order.
+    begun: VecDeque<Instant>,
+    /// When the last step started, and when it ended.
+    start: Instant,
+    end: Instant,
+}
+
+impl<R> Timed<R> {
+    fn new(runner: R) -> Self {
+        let now = Instant::now();
+        Self { runner, begun: VecDeque::new(), start: now, end: now }
+    }
+
+    /// Of the last step.
+    fn elapsed(&self) -> Duration {
+        self.end - self.start
+    }
 }
 
 impl<R: ModelRunner> ModelRunner for Timed<R> {
     type Error = R::Error;
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, R::Error> {
-        let start = self.begun.take().unwrap_or_else(Instant::now);
+        let begun = self.begun.pop_front().unwrap_or_else(Instant::now);
+        self.start = begun.max(self.end);
         let output = self.runner.execute(batch);
-        self.last = start.elapsed();
+        self.end = Instant::now();
         output
     }
 
     fn begin(&mut self, batch: &Batch) {
         if self.runner.works_alone() {
-            self.begun = Some(Instant::now());
+            self.begun.push_back(Instant::now());
             self.runner.begin(batch);
         }
+    }
+
+    fn takes_ahead(&self) -> bool {
+        self.runner.takes_ahead()
     }
 
     fn works_alone(&self) -> bool {
@@ -263,7 +284,7 @@ where
                     return;
                 }
             };
-            let engine = Engine::new(config, Timed { runner, begun: None, last: Duration::ZERO });
+            let engine = Engine::new(config, Timed::new(runner));
             let _ = built_sender.send(Ok(loaded));
             let engine = EngineLoop {
                 engine,
@@ -320,7 +341,8 @@ where
 {
     fn run(mut self, mut submits: mpsc::Receiver<Submit>) -> Ended {
         loop {
-            if self.clients.is_empty() {
+            // A step that runs for nobody any more is finished like any other.
+            if self.clients.is_empty() && !self.engine.has_begun() {
                 self.throughput.pause();
                 let Some(submit) = submits.blocking_recv() else { return Ok(()) };
                 self.throughput.resume();
@@ -339,7 +361,7 @@ where
                 return Ok(());
             }
             self.drop_closed();
-            if self.clients.is_empty() {
+            if self.clients.is_empty() && !self.engine.has_begun() {
                 self.untold = None;
                 // Blocks of aborted sequences are free again: show it, although there is no step to run.
                 self.metrics.occupancy(&self.engine.occupancy());
@@ -414,11 +436,17 @@ where
     }
 
     fn step(&mut self) -> Result<(), String> {
-        let start = Instant::now();
         let engine = &mut self.engine;
-        catch_unwind(AssertUnwindSafe(|| engine.begin())).map_err(panicked)?;
+        let begin = || {
+            engine.begin();
+            engine.begin_ahead();
+        };
+        catch_unwind(AssertUnwindSafe(begin)).map_err(panicked)?;
         // A device that works alone has begun: clients are told of the step before this one meanwhile.
         self.tell();
+        if !self.engine.has_begun() {
+            return Ok(());
+        }
         let engine = &mut self.engine;
         let step = catch_unwind(AssertUnwindSafe(|| engine.finish())).map_err(panicked)?;
         let step = step.map_err(|error| error.to_string())?;
@@ -427,6 +455,7 @@ where
         self.count_drafts(&step.stats);
         self.metrics.step(&step.stats);
         self.throughput.add(&step.stats, end);
+        let start = self.engine.runner().start;
         self.untold = Some(Told { events: step.events, start, end });
         if !self.engine.runner().works_alone() {
             self.tell();
@@ -444,8 +473,8 @@ where
     fn share_device_time(&mut self, stats: &StepStats) {
         let runner = self.engine.runner();
         let encoding = Duration::from_micros(runner.runner.encode_us());
-        self.metrics.device_time(runner.last);
-        for (id, share) in device_share::of_step(runner.last, encoding, &stats.shares) {
+        self.metrics.device_time(runner.elapsed());
+        for (id, share) in device_share::of_step(runner.elapsed(), encoding, &stats.shares) {
             let Some(client) = self.clients.get_mut(&id) else { continue };
             client.device += share;
             client.progress.each_token.device_us.store(micros(client.device), Relaxed);

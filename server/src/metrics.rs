@@ -39,6 +39,8 @@ pub struct Metrics {
     prompt_tokens_cached: IntCounter,
     preemptions: IntCounter,
     deferred_tokens: IntCounter,
+    steps_ahead: IntCounter,
+    dropped_tokens: IntCounter,
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
     mm_queries: IntCounter,
@@ -208,6 +210,8 @@ impl Metrics {
             prompt_tokens_cached: make.counter("vllm:prompt_tokens_cached_total", "prompt tokens found in the cache"),
             preemptions: make.counter("vllm:num_preemptions_total", "sequences that lost their blocks and wait again"),
             deferred_tokens: make.counter("perilune:deferred_tokens_total", "tokens computed again because the mask of the next one was late"),
+            steps_ahead: make.counter("perilune:steps_ahead_total", "steps that were begun while the one before them ran"),
+            dropped_tokens: make.counter("perilune:dropped_tokens_total", "tokens computed in such steps for sequences that had ended by then"),
             prefix_queries: make.counter("vllm:prefix_cache_queries_total", "tokens looked up in the prefix cache"),
             prefix_hits: make.counter("vllm:prefix_cache_hits_total", "tokens found in the prefix cache"),
             mm_queries: make.counter("vllm:mm_cache_queries_total", "pictures looked up among those that are ready for the model"),
@@ -273,13 +277,16 @@ impl Metrics {
     pub fn step(&self, stats: &StepStats) {
         self.preemptions.inc_by(stats.preempted.len() as u64);
         self.deferred_tokens.inc_by(stats.deferred_tokens as u64);
+        self.steps_ahead.inc_by(u64::from(stats.is_ahead));
+        self.dropped_tokens.inc_by(stats.dropped_tokens as u64);
         self.prefix_queries.inc_by(stats.prefix_queries as u64);
         self.prefix_hits.inc_by(stats.prefix_hits as u64);
         self.prompt_tokens_cached.inc_by(stats.prefix_hits as u64);
         self.embedding_queries.inc_by(stats.image_queries as u64);
         self.embedding_hits.inc_by(stats.image_hits as u64);
         self.encoded_images.inc_by(stats.encoded_images as u64);
-        self.iteration_tokens.observe((stats.num_useful_tokens() + stats.deferred_tokens) as f64);
+        let num_tokens = stats.num_useful_tokens() + stats.deferred_tokens + stats.dropped_tokens;
+        self.iteration_tokens.observe(num_tokens as f64);
         self.step_drafts(stats);
         self.occupancy(&stats.occupancy);
     }

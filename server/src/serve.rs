@@ -170,6 +170,7 @@ where
         let model = load().map_err(StartError::Load)?;
         let scheduler_config = SchedulerConfig {
             max_waiting: scheduling.max_waiting,
+            async_scheduling: scheduling.async_scheduling,
             enable_prefix_caching: scheduling.enable_prefix_caching,
             ..model.scheduler_config
         };

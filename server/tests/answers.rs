@@ -344,6 +344,50 @@ fn base64_encode(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// The next step is begun before the results of the one that runs are read; what is said is the same.
+#[test]
+fn a_device_that_takes_steps_ahead_says_the_same() {
+    let [usual, ahead] = [TestServer::start(), TestServer::working_ahead()];
+    let stop: Vec<u32> = (0..60).map(|i| 4 * i).collect();
+    let requests = [
+        chat(json!({"n": 3, "logprobs": true, "seed": 5})),
+        chat(json!({"temperature": 0, "max_tokens": 30, "stop_token_ids": stop})),
+        chat(json!({"temperature": 0, "max_tokens": 30, "stop": ["e", "a"]})),
+        chat(json!({"seed": 3, "max_tokens": 5, "presence_penalty": 0.3})),
+        chat(json!({"seed": 3, "max_tokens": 8, "response_format": {"type": "json_object"}})),
+    ];
+    for request in &requests {
+        let [usual, ahead] = [&usual, &ahead].map(|server| server.ask(CHAT, request)["choices"].clone());
+        assert_eq!(ahead, usual);
+    }
+    let [usual, ahead] = [&usual, &ahead].map(|server| {
+        server.wait_for_metric("vllm:num_requests_running", 0.0);
+        ["steps_ahead", "dropped_tokens"].map(|name| server.metric(&format!("perilune:{name}_total"), ""))
+    });
+    assert_eq!(usual, [0.0, 0.0]);
+    assert!(ahead[0] > 20.0 && ahead[1] > 0.0, "{ahead:?}");
+}
+
+#[test]
+fn a_step_is_begun_before_the_one_that_runs_is_read() {
+    use harness::fake::Doing::{Begin, Read};
+    let server = TestServer::working_ahead();
+    server.control.close();
+    let mut connection = server.connect();
+    let body = chat(json!({"temperature": 0, "max_tokens": 4, "ignore_eos": true}));
+    connection.send_json(CHAT, &body);
+    server.control.wait_until_blocked();
+    assert_eq!(server.control.doings(), [Begin, Begin], "nothing was read, and two steps were begun");
+    server.control.permit(1);
+    server.control.wait_until_blocked();
+    assert_eq!(server.control.doings(), [Begin, Begin, Read, Begin]);
+    server.control.open();
+    let answer = connection.receive().json();
+    assert_eq!(answer["usage"]["completion_tokens"], 4);
+    // The last token is known to be the last: four steps, not five.
+    assert_eq!(server.control.doings(), [Begin, Begin, Read, Begin, Read, Begin, Read, Read]);
+}
+
 /// What a step says is told while the next one runs; what is said is the same.
 #[test]
 fn a_device_that_works_alone_says_the_same() {

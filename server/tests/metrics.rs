@@ -6,7 +6,7 @@ use harness::{TestServer, find_metric};
 use serde_json::json;
 
 /// The names that dashboards, routers and autoscalers made for vLLM read, and some that only this server has.
-const NAMES: [&str; 38] = [
+const NAMES: [&str; 40] = [
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -45,6 +45,8 @@ const NAMES: [&str; 38] = [
     "perilune:media_fetches_total",
     "perilune:device_seconds_total",
     "perilune:deferred_tokens_total",
+    "perilune:steps_ahead_total",
+    "perilune:dropped_tokens_total",
 ];
 
 #[test]

@@ -121,12 +121,16 @@ fn the_configuration_file_is_below_flags_and_environment() {
     let folder = Folder::new("config");
     let file = folder.write(
         "config.yaml",
-        "port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nseed: 5 # a comment\n",
+        "port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nasync-scheduling: false\nseed: 5 # a comment\n",
     );
     let config = print_config(&["--config", &file, "--port", "8002"]);
     assert_eq!((&config["port"], &config["max_num_seqs"]), (&json!(8002), &json!(17)));
     assert_eq!(config["served_model_name"], json!(["one", "two"]));
     assert_eq!((&config["enable_prefix_caching"], &config["seed"]), (&json!(false), &json!(5)));
+    assert_eq!(
+        (&config["async_scheduling"], &print_config(&[])["async_scheduling"]),
+        (&json!(false), &json!(true))
+    );
     let config =
         print_config(&["--config", &file, "--served-model-name", "three", "--enable-prefix-caching"]);
     assert_eq!(config["served_model_name"], json!(["three"]));

@@ -38,6 +38,7 @@ impl Default for Setup {
             root: "somewhere".into(),
             scheduling: Scheduling {
                 max_waiting: 1024,
+                async_scheduling: true,
                 enable_prefix_caching: true,
                 speculation: Default::default(),
             },
@@ -83,6 +84,13 @@ impl TestServer {
     pub fn working_alone() -> Self {
         let server = Self::start();
         server.control.works_alone.store(true, std::sync::atomic::Ordering::Relaxed);
+        server
+    }
+
+    /// And which takes the next step while it runs one.
+    pub fn working_ahead() -> Self {
+        let server = Self::working_alone();
+        server.control.takes_ahead.store(true, std::sync::atomic::Ordering::Relaxed);
         server
     }
 
