@@ -291,9 +291,10 @@ fn a_picture_is_encoded_beside_the_steps() {
         steps.push((tokens(0), tokens(1), step.stats.encoded_images));
     }
     let whole = requests()[0].len + world.picture.as_ref().unwrap().1.num_tokens;
-    // The text before the picture; steps without it; the rest.
-    assert_eq!(steps[0], (Some(1), Some(5), 1));
-    assert_eq!(steps[1], (Some(1), None, 0));
+    // The step that was begun before it came; the text before the picture; steps without it; the rest.
+    assert_eq!(steps[0], (Some(1), None, 0));
+    assert_eq!(steps[1], (Some(1), Some(5), 1));
+    assert_eq!(steps[2], (Some(1), None, 0));
     let rest = steps.iter().position(|step| step.1 == Some(whole - 5)).expect("the picture lands");
     assert!(steps[..rest].iter().all(|step| step.0 == Some(1)), "{steps:?}");
 }

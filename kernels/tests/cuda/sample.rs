@@ -384,20 +384,6 @@ fn sampled_tokens_are_placed_for_the_next_step() {
 }
 
 #[test]
-fn bugs_in_placing_tokens_are_noticed() {
-    let (from, to) = places();
-    let run = |device: &Device| place(device, &from, &to).map(|(found, _)| found);
-    let case = |from, to| -> (&'static str, &'static str, Run) { (from, to, &run) };
-    assert_noticed(&[
-        case("if (i >= count) return;", "if (i > count) return;"),
-        case("if (i >= count) return;", "if (i >= count - 1) return;"),
-        case("results[(long long)row * RESULT + 1]", "results[(long long)row * RESULT]"),
-        case("int row = from[i], place = to[i];", "int row = from[0], place = to[i];"),
-        case("tokens[place] = token;", "tokens[i] = token;"),
-    ]);
-}
-
-#[test]
 fn bugs_are_noticed() {
     let (draws, vocab) = (draws(), 300);
     let requests = requests(&draws);
