@@ -1,7 +1,8 @@
 //! What activations are rounded to before a product with weights, and the choice of it.
 
 use crate::cpu::simd::Isa;
-use crate::{Error, WeightType};
+use crate::ops::KvRows;
+use crate::{DType, Error, WeightType};
 use std::fmt;
 
 /// The type in which activations enter a product. What comes out is f32, summed in f32.
@@ -76,6 +77,14 @@ impl Rounds {
         match weights {
             WeightType::BF16 if self.bf16 => ActivationType::BF16,
             WeightType::Int8 | WeightType::Int4 | WeightType::Int4Zero if self.int8 => ActivationType::Int8,
+            _ => ActivationType::F32,
+        }
+    }
+
+    /// What queries, and the weights that a softmax gives to values, are beside a latent cache.
+    pub fn beside_cache(self, cache: &KvRows) -> ActivationType {
+        match (cache.rows.dtype(), cache.scales) {
+            (DType::BF16, None) => self.beside(WeightType::BF16),
             _ => ActivationType::F32,
         }
     }

@@ -214,11 +214,11 @@ impl Tensor {
             let out = self.as_f32_mut();
             return cpu.for_blocks(out, block_len, |index, out| values(index * block_len, out));
         }
-        let round = self.round();
+        let dtype = self.dtype;
         cpu.for_blocks(self.as_u16_mut(), block_len, |index, out| {
             let mut block = vec![0.0; out.len()];
             values(index * block_len, &mut block);
-            round_into(out, &block, round);
+            round_into(dtype, out, &block);
         });
     }
 
@@ -419,22 +419,16 @@ impl Tensor {
         if self.dtype == DType::F32 {
             return self.buffer.write(start * 4, bytes_of_slice(values));
         }
-        let round = self.round();
+        let dtype = self.dtype;
         match self.device() {
-            Device::Cpu(_) => round_into(&mut self.as_u16_mut()[start..start + values.len()], values, round),
+            Device::Cpu(_) => {
+                round_into(dtype, &mut self.as_u16_mut()[start..start + values.len()], values);
+            }
             Device::Cuda(_) => {
-                let bits: Vec<u16> = values.iter().map(|&v| round(v)).collect();
+                let mut bits = vec![0; values.len()];
+                round_into(dtype, &mut bits, values);
                 self.buffer.write(start * 2, bytes_of_slice(&bits));
             }
-        }
-    }
-
-    /// To the bits of the tensor's type, which is of 16 bits.
-    fn round(&self) -> fn(f32) -> u16 {
-        match self.dtype {
-            DType::BF16 => bf16_bits,
-            DType::F16 => |v| f16::from_f32_const(v).to_bits(),
-            _ => panic!("floats into a tensor of {}", self.dtype),
         }
     }
 
@@ -494,9 +488,20 @@ fn bf16_bits(value: f32) -> u16 {
     (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
-fn round_into(out: &mut [u16], values: &[f32], round: impl Fn(f32) -> u16) {
-    for (out, &value) in out.iter_mut().zip(values) {
-        *out = round(value);
+/// To the bits of a type of 16 bits. A loop for each type: a function that is called for each value would keep it from vectors.
+fn round_into(dtype: DType, out: &mut [u16], values: &[f32]) {
+    match dtype {
+        DType::BF16 => {
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = bf16_bits(value);
+            }
+        }
+        DType::F16 => {
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = f16::from_f32_const(value).to_bits();
+            }
+        }
+        _ => panic!("floats into a tensor of {dtype}"),
     }
 }
 

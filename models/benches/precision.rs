@@ -1,7 +1,8 @@
 //! What rounded activations save: a mixture of experts of the shape that tools/compare uses, on random weights, in every type of weights,
 //! with activations as they are and rounded as the processor multiplies, in turns.
 //!
-//! `cargo bench -p models --bench precision`. One thread, by the processor time that it got; of each the best of some rounds.
+//! `cargo bench -p models --bench precision [-- --threads=N] [--weights=NAME] [--rounded]`. One thread, by the processor time that it got, or
+//! several by the clock; of each the best of some rounds. `--weights` takes one type of weights, `--rounded` leaves float32 activations out.
 
 use models::{
     ActivationsChoice, DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
@@ -24,7 +25,34 @@ const PROMPT: usize = 512;
 const BLOCKS_EACH: usize = PROMPT / BLOCK_SIZE + 1;
 const ROUNDS: usize = 4;
 
-fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (DeviceRunner, &'static str) {
+/// What was typed.
+struct Options {
+    threads: usize,
+    weights: Option<String>,
+    rounded: bool,
+}
+
+impl Options {
+    fn read(args: impl Iterator<Item = String>) -> Self {
+        let mut options = Self { threads: 1, weights: None, rounded: false };
+        for arg in args {
+            match arg.split_once('=').unwrap_or((&arg, "")) {
+                ("--threads", n) => options.threads = n.parse().expect("--threads is a number"),
+                ("--weights", name) => options.weights = Some(name.to_string()),
+                ("--rounded", _) => options.rounded = true,
+                // Cargo passes `--bench`.
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+fn load(
+    quantization: QuantizationChoice,
+    activations: ActivationsChoice,
+    threads: usize,
+) -> (DeviceRunner, &'static str) {
     let options = LoadOptions {
         load_format: LoadFormat::Dummy,
         quantization,
@@ -34,7 +62,7 @@ fn load(quantization: QuantizationChoice, activations: ActivationsChoice) -> (De
         max_num_batched_tokens: PROMPT,
         block_size: BLOCK_SIZE,
         memory: MemoryLimit::Bytes(2 << 30),
-        threads: Some(1),
+        threads: Some(threads),
         seed: 1,
         ..LoadOptions::default()
     };
@@ -58,40 +86,55 @@ fn batch(sequences: usize, from: usize, to: usize) -> Batch {
     Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
 }
 
-/// Seconds that this thread ran, where the system says it; else the clock.
-fn thread_clock() -> f64 {
+fn wall_clock() -> f64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-    nanoseconds.map_or_else(|| START.get_or_init(Instant::now).elapsed().as_secs_f64(), |ns| ns * 1e-9)
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-fn time(runner: &mut DeviceRunner, batch: &Batch, runs: usize) -> f64 {
-    let from = thread_clock();
+/// Seconds that this thread ran, where the system says it; else the clock.
+fn thread_clock() -> f64 {
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
+    nanoseconds.map_or_else(wall_clock, |ns| ns * 1e-9)
+}
+
+fn time(runner: &mut DeviceRunner, batch: &Batch, runs: usize, clock: fn() -> f64) -> f64 {
+    let from = clock();
     for _ in 0..runs {
         black_box(runner.execute(batch).expect("the processor does not fail"));
     }
-    (thread_clock() - from) / runs as f64
+    (clock() - from) / runs as f64
 }
 
 fn main() {
-    println!("| weights | activations | job | CPU-ms a token |\n|---|---|---|--:|");
+    let options = Options::read(std::env::args().skip(1));
+    let clock: fn() -> f64 = if options.threads == 1 { thread_clock } else { wall_clock };
+    let unit = if options.threads == 1 { "CPU-ms" } else { "ms" };
+    println!(
+        "{} threads\n| weights | activations | job | {unit} a token |\n|---|---|---|--:|",
+        options.threads
+    );
     for (weights, quantization) in [
         ("bfloat16", QuantizationChoice::Auto),
         ("int8", QuantizationChoice::Int8),
         ("int4", QuantizationChoice::Int4),
     ] {
+        if options.weights.as_ref().is_some_and(|wanted| wanted != weights) {
+            continue;
+        }
         let both = [ActivationsChoice::F32, ActivationsChoice::Auto];
-        let mut runners = both.map(|activations| load(quantization, activations));
+        let choices = &both[usize::from(options.rounded)..];
+        let mut runners: Vec<_> =
+            choices.iter().map(|&choice| load(quantization, choice, options.threads)).collect();
         for (job, batch, tokens, runs) in [
             ("prefill of 512", batch(1, 0, PROMPT), PROMPT, 1),
             ("decode of 1", batch(1, CONTEXT, CONTEXT + 1), 1, 10),
             ("decode of 8", batch(8, CONTEXT, CONTEXT + 1), 8, 5),
         ] {
-            let mut best = [f64::MAX; 2];
+            let mut best = vec![f64::MAX; runners.len()];
             for _ in 0..ROUNDS {
                 for ((runner, _), best) in runners.iter_mut().zip(&mut best) {
-                    *best = best.min(time(runner, &batch, runs));
+                    *best = best.min(time(runner, &batch, runs, clock));
                 }
             }
             for ((_, activations), best) in runners.iter().zip(best) {

@@ -5,11 +5,26 @@
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
 use super::SharedMut;
-use super::attention_block::{self, RANGE, ROWS, State, Workspace};
+use super::attention_block::{self, KEYS, RANGE, ROWS, State, Workspace};
 use super::attention_load::Keys;
+#[cfg(target_arch = "x86_64")]
+use super::attention_pairs as pairs;
 use crate::device::Cpu;
 use crate::ops::{AttentionScratch, AttentionSizes, KvRows, Ragged};
-use crate::{Isa, Tensor};
+use crate::{ActivationType, Isa, Tensor};
+
+#[cfg(not(target_arch = "x86_64"))]
+mod pairs {
+    use super::{Block, Problem, Workspace};
+
+    pub fn pack_queries(_: &Problem, _: &Block, _: &mut Workspace) {
+        unreachable!("no processor of this kind multiplies bf16");
+    }
+
+    pub fn attend(_: &Problem, _: &Block, _: usize, _: &mut Workspace) {
+        unreachable!("no processor of this kind multiplies bf16");
+    }
+}
 
 /// What is common to all rows of a call.
 pub(crate) struct Problem<'a> {
@@ -26,6 +41,8 @@ pub(crate) struct Problem<'a> {
     pub context_lens: Option<&'a [u32]>,
     /// Whether an item takes part; None: all do.
     pub selected: Option<&'a [bool]>,
+    /// Whether queries and weights are rounded and multiplied by pairs: for all rows of a cache, or for none.
+    pub pairs: bool,
 }
 
 /// Rows of one task: some tokens of an item, some heads that share a key head.
@@ -58,6 +75,19 @@ impl Block {
 
     fn num_ranges(&self) -> usize {
         self.last_visible.div_ceil(RANGE)
+    }
+
+    /// Tiles of keys of a range: the first position, and how many.
+    pub fn tiles(&self, range: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let end = self.last_visible.min((range + 1) * RANGE);
+        (range * RANGE..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
+    }
+
+    /// Keys that each row sees; lanes without a row see as many as the last one.
+    pub fn fill_visible(&self, visible: &mut [f32]) {
+        for (row, visible) in visible.iter_mut().enumerate() {
+            *visible = if row < self.num_rows() { self.visible(row) } else { self.last_visible } as f32;
+        }
     }
 }
 
@@ -164,6 +194,7 @@ pub(crate) fn gqa(
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
+        pairs: false,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -187,6 +218,7 @@ pub(crate) fn mla(
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
+        pairs: cpu.rounds.beside_cache(&cache) == ActivationType::BF16,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -209,6 +241,7 @@ pub(crate) fn packed(
         cu_seqlens,
         context_lens: None,
         selected: None,
+        pairs: false,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -257,14 +290,29 @@ impl Task<'_> {
         State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes, SLOT_ROWS)
     }
 
+    fn pack_queries(&self, block: &Block, work: &mut Workspace) {
+        block.fill_visible(work.visible);
+        if self.problem.pairs {
+            return pairs::pack_queries(self.problem, block, work);
+        }
+        attention_block::pack_queries(self.problem, block, work);
+    }
+
+    fn attend(&self, block: &Block, range: usize, work: &mut Workspace) {
+        if self.problem.pairs {
+            return pairs::attend(self.problem, block, range, work);
+        }
+        attention_block::attend(self.isa, self.problem, block, range, work);
+    }
+
     fn whole_block(&self, index: usize, worker: usize) {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
         let width = attention_block::width(&block);
         work.total.clear(width);
-        attention_block::pack_queries(self.problem, &block, &mut work);
+        self.pack_queries(&block, &mut work);
         for range in 0..block.num_ranges() {
-            attention_block::attend(self.isa, self.problem, &block, range, &mut work);
+            self.attend(&block, range, &mut work);
             attention_block::merge(self.isa, &work.range, &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
@@ -273,8 +321,8 @@ impl Task<'_> {
     fn one_range(&self, index: usize, worker: usize) {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
-        attention_block::pack_queries(self.problem, &block, &mut work);
-        attention_block::attend(self.isa, self.problem, &block, range, &mut work);
+        self.pack_queries(&block, &mut work);
+        self.attend(&block, range, &mut work);
         self.slot(index).copy_from(&work.range, attention_block::width(&block));
     }
 

@@ -68,7 +68,7 @@ pub(crate) fn width(block: &Block) -> usize {
 
 /// What a thread works with.
 pub(crate) struct Workspace<'a> {
-    /// `[key_dim, ROWS]`, scaled.
+    /// `[key_row, ROWS]`, scaled.
     pub(super) queries: &'a mut [f32],
     /// `[KEYS, key_row]`, or turned round
     pub(super) keys: &'a mut [f32],
@@ -91,7 +91,7 @@ impl<'a> Workspace<'a> {
 
     fn parts(sizes: &AttentionSizes) -> [usize; 6] {
         let (key_row, value_row) = (row_len(sizes.key_dim), row_len(sizes.value_dim));
-        [sizes.key_dim * ROWS, KEYS * key_row, KEYS * value_row, KEYS * ROWS, ROWS, ROWS]
+        [key_row * ROWS, KEYS * key_row, KEYS * value_row, KEYS * ROWS, ROWS, ROWS]
     }
 
     pub fn new(mut buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
@@ -118,9 +118,7 @@ pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspac
         for (line, &q) in work.queries.chunks_exact_mut(ROWS).zip(q) {
             line[row] = q * problem.scale;
         }
-        work.visible[row] = block.visible(row) as f32;
     }
-    work.visible[block.num_rows()..].fill(block.last_visible as f32);
 }
 
 simd_entry! {
@@ -131,12 +129,10 @@ simd_entry! {
 #[inline(always)]
 fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
     work.range.clear(width(block));
-    let end = block.last_visible.min((range + 1) * RANGE);
     // Lanes that hold rows: fewer than all when a block is small.
     let width = block.num_rows().next_multiple_of(S::LANES);
     let is_thin = thin::is_thin::<S>(problem, block.num_rows());
-    for first in (range * RANGE..end).step_by(KEYS) {
-        let n = KEYS.min(end - first);
+    for (first, n) in block.tiles(range) {
         let places = Places::of(problem, block, first, n);
         if is_thin {
             thin::tile(s, problem, block, first, &places, work);
@@ -203,7 +199,7 @@ fn score<S: Simd>(
 
 /// Scores of keys that a row may not see become -inf.
 #[inline(always)]
-fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
+pub(super) fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
     for (j, scores) in work.scores.chunks_exact_mut(ROWS).take(n).enumerate() {
         let position = s.splat((first + j) as f32);
         for lane in (0..width).step_by(S::LANES) {
@@ -220,7 +216,7 @@ fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspac
 
 /// Scores of one vector of rows become weights against the new maximum.
 #[inline(always)]
-fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
+pub(super) fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
     let lanes = lane..lane + S::LANES;
     let scores = &mut work.scores[..n * ROWS];
     let old = s.load_slice(&work.range.max[lanes.clone()]);

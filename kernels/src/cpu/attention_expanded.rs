@@ -96,6 +96,7 @@ pub(crate) fn item(
             cu_seqlens: &[],
             context_lens: None,
             selected: None,
+            pairs: false,
         };
         let (workspaces, states) = (SharedMut::new(room.workspaces), SharedMut::new(room.states));
         cpu.pool.run(num_tasks, &|task, worker| {
@@ -111,6 +112,7 @@ pub(crate) fn item(
                 total.clear(width);
             }
             if first < block.last_visible {
+                block.fill_visible(work.visible);
                 attention_block::pack_queries(&problem, &block, &mut work);
                 attention_block::attend(cpu.isa, &problem, &block, range, &mut work);
                 attention_block::merge(cpu.isa, &work.range, &mut total, width);

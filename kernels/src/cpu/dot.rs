@@ -9,17 +9,19 @@
 //! The order of a sum is that of K, whatever the number of rows in the tile and wherever a cut between blocks of K falls. Several
 //! sums are under way at once even for one row, so that it waits for memory and not for a chain of additions.
 
-use super::grouped::has_zeros;
-use super::grouped::{Grouped, Int4, Int4Zero, Int8, Job};
+use super::grouped::{Grouped, Int4, Int4Zero, Int8, has_zeros};
 use super::rounded::{HEADER, SCALE, START, SUM};
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
-use super::simd::{Isa, Simd, dot_entry};
-use super::tile::{Blocks, PanelFormat, Rows, Sums};
+use super::simd::{Simd, dot_entry};
+use super::tile::{Blocks, Job, PanelFormat, by_rows};
+#[cfg(target_arch = "x86_64")]
+use super::tile::{Rows, Sums};
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
 use crate::{ActivationType, WeightType};
+use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// Panels of bf16 times rows of bf16.
@@ -27,13 +29,6 @@ pub(crate) struct Bf16Pairs;
 
 /// Panels of levels times rows of int8.
 pub(crate) struct Levels<Q>(PhantomData<Q>);
-
-const CACHE_LINE: usize = 64;
-/// Rows up to which the loop waits for memory.
-const FEW_ROWS: usize = 4;
-/// Bytes ahead of the weights in use that are asked for with few rows. Farther is slower: the processor itself follows a stream, and what
-/// is asked for too early only disturbs it.
-const BF16_AHEAD: usize = 256;
 
 impl PanelFormat for Bf16Pairs {
     const ROUNDED_TO: ActivationType = ActivationType::BF16;
@@ -45,17 +40,8 @@ impl PanelFormat for Bf16Pairs {
     }
 
     #[inline(always)]
-    unsafe fn panel<S: Simd>(
-        _: S,
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        x_sums: *const f32,
-        k: usize,
-        sums: Sums,
-    ) {
-        // SAFETY: the caller's promise.
-        bf16_panel(&unsafe { Job::new(num_rows, panel, x, x_sums, k, sums) });
+    fn panel<S: Simd>(_: S, job: &Job) {
+        bf16_panel(job);
     }
 }
 
@@ -69,17 +55,8 @@ impl<Q: OfLevels> PanelFormat for Levels<Q> {
     }
 
     #[inline(always)]
-    unsafe fn panel<S: Simd>(
-        _: S,
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        x_sums: *const f32,
-        k: usize,
-        sums: Sums,
-    ) {
-        // SAFETY: the caller's promise.
-        Q::rounded_panel(S::ISA, &unsafe { Job::new(num_rows, panel, x, x_sums, k, sums) });
+    fn panel<S: Simd>(_: S, job: &Job) {
+        levels_panel::<Q>(S::ISA, job);
     }
 }
 
@@ -94,22 +71,16 @@ fn bf16_panel(job: &Job) {
     fn entry(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
-        let blocks = Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS);
-        let mut row = 0;
+        let w = Words { start: job.panel.cast(), stride: PANEL, hi: PANEL / 2 };
+        // The end of K is filled up with zeros on both sides.
+        let pairs = job.k.div_ceil(2);
+        let (blocks, mut row) = (Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let x = Rows { start: job.x.start.wrapping_add(row * job.x.row), ..job.x };
-            let sums = Sums { start: job.sums.start.wrapping_add(row * job.sums.row), ..job.sums };
-            macro_rules! by_rows {
-                ($($m:literal)*) => {
-                    match rows {
-                        // SAFETY: the promise of `Job::new`.
-                        $($m => unsafe { bf16_tile::<$m>(d, job.panel, x, job.k, sums) },)*
-                        _ => unreachable!("a tile has at most {} rows", Bf16Dot::TILE_ROWS),
-                    }
-                };
-            }
-            by_rows!(1 2 3 4 5 6 7 8);
+            let Job { x, sums, .. } = job.rows(row, rows);
+            let sums = Sums { hi: PANEL / 2, ..sums };
+            // SAFETY: the promise of `Job::new`.
+            unsafe { pair_tile_of::<2>(d, rows, w, x, pairs, sums) };
             row += rows;
         }
     }
@@ -117,40 +88,79 @@ fn bf16_panel(job: &Job) {
     unsafe { entry(job) }
 }
 
+/// Pairs of terms of a tile: line l is at `start + l * stride`, its second vector `hi` further.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    pub start: *const u32,
+    pub stride: usize,
+    pub hi: usize,
+}
+
+/// A tile of up to `Bf16Dot::TILE_ROWS` rows of words times `V` vectors, 1 or 2. No line is asked for ahead, here and below: the
+/// processor follows a stream better than requests that run before it (docs/performance.md).
+///
 /// # Safety
-/// As for `Job::new`.
+/// As for `tile::tile`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn bf16_tile<const M: usize>(d: Bf16Dot, panel: *const u8, x: Rows, k: usize, sums: Sums) {
+pub(crate) unsafe fn pair_tile_of<const V: usize>(
+    d: Bf16Dot,
+    num_rows: usize,
+    w: Words,
+    x: Rows,
+    pairs: usize,
+    sums: Sums,
+) {
+    // SAFETY: the caller's promise.
+    by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V>(d, w, x, pairs, sums) });
+}
+
+/// Where rows begin. Sums in a loop would be checked for overflow again and again.
+#[inline(always)]
+fn starts<const M: usize>(row: usize) -> [usize; M] {
+    let mut starts = [0; M];
+    for r in 1..M {
+        starts[r] = starts[r - 1] + row;
+    }
+    starts
+}
+
+/// # Safety
+/// As for `tile::tile`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn pair_tile<const M: usize, const V: usize>(d: Bf16Dot, w: Words, x: Rows, pairs: usize, sums: Sums) {
     let s = d.simd();
-    let mut acc = [[s.zero(); 2]; M];
+    let rows = starts::<M>(x.row);
+    let mut acc = [[s.zero(); V]; M];
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
             for (r, acc) in acc.iter_mut().enumerate() {
-                acc[0] = s.load(sums.start.add(r * sums.row));
-                acc[1] = s.load(sums.start.add(r * sums.row + PANEL / 2));
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.load(sums.start.add(r * sums.row + v * sums.hi));
+                }
             }
         }
-        let (mut line, mut pair) = (panel, x.start.cast::<u32>());
-        // The end of K is filled up with zeros on both sides.
-        for _ in 0..k.div_ceil(2) {
-            if M <= FEW_ROWS {
-                s.prefetch(line.wrapping_add(BF16_AHEAD));
-                s.prefetch(line.wrapping_add(BF16_AHEAD + CACHE_LINE));
-            }
-            let (lo, hi) = (d.load(line), d.load(line.add(CACHE_LINE)));
+        let (mut line, mut pair) = (w.start, x.start.cast::<u32>());
+        for _ in 0..pairs {
+            let lo = d.load(line.cast());
+            let hi = if V == 2 { d.load(line.wrapping_add(w.hi).cast()) } else { lo };
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = d.splat(*pair.add(r * x.row));
+                let x = d.splat(*pair.wrapping_add(rows[r]));
                 acc[0] = d.dot_pairs(acc[0], lo, x);
-                acc[1] = d.dot_pairs(acc[1], hi, x);
+                if V == 2 {
+                    acc[1] = d.dot_pairs(acc[1], hi, x);
+                }
             }
-            line = line.wrapping_add(2 * CACHE_LINE);
-            pair = pair.wrapping_add(1);
+            line = line.wrapping_add(w.stride);
+            pair = pair.wrapping_add(x.step);
         }
         for (r, acc) in acc.iter().enumerate() {
-            s.store(sums.start.add(r * sums.row), acc[0]);
-            s.store(sums.start.add(r * sums.row + PANEL / 2), acc[1]);
+            for (v, acc) in acc.iter().enumerate() {
+                s.store(sums.start.add(r * sums.row + v * sums.hi), *acc);
+            }
         }
     }
 }
@@ -159,8 +169,6 @@ unsafe fn bf16_tile<const M: usize>(d: Bf16Dot, panel: *const u8, x: Rows, k: us
 pub(crate) trait OfLevels: Grouped {
     /// Terms whose levels leave room in the first cache.
     const K_BLOCK: usize;
-    /// How many bytes ahead lines are asked for with 1, 2, 3 and 4 rows, as measured. 0 is not too late: a group's lines are asked for together.
-    const AHEAD: [Option<usize>; FEW_ROWS];
 
     /// The words of columns `c ..` and `c + 16 ..`, given the address of column c in a line of four k.
     ///
@@ -169,14 +177,10 @@ pub(crate) trait OfLevels: Grouped {
     unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W);
 
     fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W;
-
-    /// A function for each format, as `Grouped::panel`.
-    fn rounded_panel(isa: Isa, job: &Job);
 }
 
 impl OfLevels for Int8 {
     const K_BLOCK: usize = 512;
-    const AHEAD: [Option<usize>; FEW_ROWS] = [Some(0), Some(256), Some(512), Some(512)];
     #[inline(always)]
     unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W) {
         // SAFETY: the caller's promise.
@@ -186,16 +190,12 @@ impl OfLevels for Int8 {
     fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W {
         d.dot_bytes(acc, w, x)
     }
-    fn rounded_panel(isa: Isa, job: &Job) {
-        int8_panel(isa, job);
-    }
 }
 
 macro_rules! of_nibbles {
-    ($type:ident, $panel:ident, $ahead:expr) => {
+    ($type:ident) => {
         impl OfLevels for $type {
             const K_BLOCK: usize = 1024;
-            const AHEAD: [Option<usize>; FEW_ROWS] = [$ahead, Some(0), Some(0), Some(0)];
             #[inline(always)]
             unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W) {
                 // SAFETY: the caller's promise.
@@ -206,134 +206,79 @@ macro_rules! of_nibbles {
             fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W {
                 d.dot_nibbles(acc, w, x)
             }
-            fn rounded_panel(isa: Isa, job: &Job) {
-                $panel(isa, job);
-            }
         }
     };
 }
-of_nibbles!(Int4, int4_panel, Some(256));
-of_nibbles!(Int4Zero, int4_zero_panel, None);
+of_nibbles!(Int4);
+of_nibbles!(Int4Zero);
 
 dot_entry! {
-    fn int8_panel(job: &Job) = int8_body
-}
-dot_entry! {
-    fn int4_panel(job: &Job) = int4_body
-}
-dot_entry! {
-    fn int4_zero_panel(job: &Job) = int4_zero_body
-}
-
-#[inline(always)]
-fn int8_body<D: Dot>(d: D, job: &Job) {
-    panel_of::<D, Int8>(d, job);
-}
-#[inline(always)]
-fn int4_body<D: Dot>(d: D, job: &Job) {
-    panel_of::<D, Int4>(d, job);
-}
-#[inline(always)]
-fn int4_zero_body<D: Dot>(d: D, job: &Job) {
-    panel_of::<D, Int4Zero>(d, job);
+    fn levels_panel<Q: OfLevels>(job: &Job) = panel_of
 }
 
 #[inline(always)]
 fn panel_of<D: Dot, Q: OfLevels>(d: D, job: &Job) {
-    let blocks = Blocks::new(job.num_rows, D::TILE_ROWS);
     for first in (0..PANEL / 2).step_by(D::S::LANES) {
-        let mut row = 0;
+        let (blocks, mut row) = (Blocks::new(job.num_rows, D::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let tile = Tile {
-                panel: job.panel,
-                first,
-                x: Rows { start: job.x.start.wrapping_add(row * job.x.row), ..job.x },
-                headers: job.x_sums.wrapping_add(row * job.x.row),
-                groups: job.k.div_ceil(GROUP),
-                sums: Sums { start: job.sums.start.wrapping_add(row * job.sums.row + first), ..job.sums },
-            };
-            macro_rules! by_rows {
-                ($($m:literal)*) => {
-                    match rows {
-                        // SAFETY: the promise of `Job::new`.
-                        $($m if $m <= D::TILE_ROWS => unsafe { tile_of::<D, Q, $m>(d, &tile) },)*
-                        _ => unreachable!("a tile has at most {} rows", D::TILE_ROWS),
-                    }
-                };
-            }
-            by_rows!(1 2 3 4 5 6);
+            let part = job.rows(row, rows);
+            // SAFETY: the promise of `Job::new`.
+            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M>(d, &part, first) });
             row += rows;
         }
     }
 }
 
-/// What a tile works on.
-struct Tile {
-    /// The first group.
-    panel: *const u8,
-    /// Columns `first ..` and `first + 16 ..`.
-    first: usize,
-    x: Rows,
-    /// Of the first group of the first row; rows are as far apart as those of x.
-    headers: *const f32,
-    groups: usize,
-    sums: Sums,
-}
-
+/// `M` rows; columns `first ..` and `first + 16 ..`.
+///
 /// # Safety
-/// All that the tile describes can be read, and its sums written.
+/// The promise of `Job::new`, and the job has M rows.
 #[inline(always)]
-unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, tile: &Tile) {
+unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: usize) {
     let s = d.simd();
     let (quad_bytes, group_bytes) = (4 * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
-    let ahead = if M <= FEW_ROWS { Q::AHEAD[M - 1] } else { None };
+    let (words, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
+    // A number that the compiler does not know: it would unroll the loop, load lines in an order of its own, which the processor does
+    // not follow ahead, and run out of registers.
+    let quads = black_box(GROUP / 4);
+    let out = job.sums.start.wrapping_add(first);
     let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
     unsafe {
-        if !tile.sums.fresh {
+        if !job.sums.fresh {
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2));
+                    *sum = s.load(out.add(r * job.sums.row + v * PANEL / 2));
                 }
             }
         }
-        let (mut start, mut x, mut headers) = (tile.panel, tile.x.start.cast::<i32>(), tile.headers);
-        for _ in 0..tile.groups {
+        let (mut start, mut x, mut headers) = (job.panel, job.x.start.cast::<i32>(), job.numbers.start);
+        for _ in 0..job.k.div_ceil(GROUP) {
             let mut parts = [[d.splat(0); 2]; M];
             for (r, parts) in parts.iter_mut().enumerate() {
-                *parts = [d.splat(*headers.add(r * tile.x.row + START).cast::<i32>()); 2];
+                *parts = [d.splat(*headers.wrapping_add(numbers[r]).wrapping_add(START).cast::<i32>()); 2];
             }
-            let quads = start.add(Q::STORED_AS.header_bytes() + 4 * tile.first);
-            for quad in 0..GROUP / 4 {
-                if let Some(ahead) = ahead {
-                    for line in 0..quad_bytes / CACHE_LINE {
-                        s.prefetch(start.wrapping_add(ahead + quad * quad_bytes + line * CACHE_LINE));
-                    }
-                    // The rest of a group is as long as its header.
-                    if quad < Q::STORED_AS.header_bytes() / CACHE_LINE {
-                        let rest = GROUP / 4 * quad_bytes + quad * CACHE_LINE;
-                        s.prefetch(start.wrapping_add(ahead + rest));
-                    }
-                }
-                let (lo, hi) = Q::load_words(d, quads.add(quad * quad_bytes));
+            let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
+            for i in 0..quads {
+                let (lo, hi) = Q::load_words(d, quad);
                 for (r, parts) in parts.iter_mut().enumerate() {
-                    let x = d.splat(*x.add(r * tile.x.row + quad));
-                    parts[0] = Q::dot(d, parts[0], lo, x);
-                    parts[1] = Q::dot(d, parts[1], hi, x);
+                    let x = d.splat(*x.wrapping_add(words[r]).wrapping_add(i));
+                    *parts = [Q::dot(d, parts[0], lo, x), Q::dot(d, parts[1], hi, x)];
                 }
+                quad = quad.wrapping_add(quad_bytes);
             }
-            let numbers = start.cast::<u16>().add(tile.first);
+            let scales = start.cast::<u16>().wrapping_add(first);
             for v in 0..2 {
-                let scale = s.load_f16(numbers.add(v * PANEL / 2));
+                let scale = s.load_f16(scales.wrapping_add(v * PANEL / 2));
                 for (r, parts) in parts.iter().enumerate() {
-                    let header = headers.add(r * tile.x.row);
+                    let header = headers.wrapping_add(numbers[r]);
                     let mut part: Floats<D> = d.to_floats(parts[v]);
                     if has_zeros::<Q>() {
-                        let zero = s.load_f16(numbers.add(PANEL + v * PANEL / 2));
-                        part = s.fma(s.splat(-*header.add(SUM)), zero, part);
+                        let zero = s.load_f16(scales.wrapping_add(PANEL + v * PANEL / 2));
+                        part = s.fma(s.splat(-*header.wrapping_add(SUM)), zero, part);
                     }
-                    let scale = s.mul(scale, s.splat(*header.add(SCALE)));
+                    let scale = s.mul(scale, s.splat(*header.wrapping_add(SCALE)));
                     sums[r][v] = s.fma(scale, part, sums[r][v]);
                 }
             }
@@ -343,7 +288,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, tile: &Tile) {
         }
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
-                s.store(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2), *sum);
+                s.store(out.add(r * job.sums.row + v * PANEL / 2), *sum);
             }
         }
     }

@@ -5,8 +5,10 @@
 
 use super::grouped::GroupSums;
 use super::rounded::{RoundRows, Rounding, round_rows};
-use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, MAX_ROWS, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type};
+use super::simd::{Isa, Simd, math, simd_entry};
+use super::tile::{
+    self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type,
+};
 use super::{Shared, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
@@ -97,7 +99,7 @@ impl Room {
         Self { packed: PackedRows::new(), x_sums: GroupSums::new() }
     }
 
-    /// Terms `k_start ..` of rows as a panel of W wants them, and what goes with them: `x_sums` of `PanelFormat::panel`.
+    /// Terms `k_start ..` of rows as a panel of W wants them, and what goes with their groups.
     ///
     /// # Safety
     /// `x` was checked for `num_rows`, at most `MAX_ROWS`, and `k_len` is at most `tile::k_block_of::<W>(num_rows)`.
@@ -108,27 +110,27 @@ impl Room {
         x: InputRows<'_>,
         num_rows: usize,
         [k_start, k_len]: [usize; 2],
-    ) -> (Rows, *const f32) {
+    ) -> (Rows, Numbers) {
+        // Known when it is compiled: formats of rounded rows have no such room on the stack.
         match x {
-            InputRows::Floats { x, row } => {
+            InputRows::Floats { x, row } if W::ROUNDED_TO == ActivationType::F32 => {
                 let x = Rows { start: x[k_start..].as_ptr(), row, step: 1 };
                 // SAFETY: the caller's promise.
                 let x = unsafe { self.packed.pack(x, num_rows, k_len) };
-                let x_sums = match W::GROUP_SUMS {
+                let numbers = match W::GROUP_SUMS {
                     // SAFETY: as above.
                     true => unsafe { self.x_sums.fill(s, x, num_rows, k_len) },
-                    false => std::ptr::null(),
+                    false => Numbers { start: std::ptr::null(), row: 0 },
                 };
-                (x, x_sums)
+                (x, numbers)
             }
             InputRows::Rounded { words, rounding } => {
-                let start = words.as_ptr().cast::<f32>();
-                let first = start.wrapping_add(rounding.word_of(k_start));
-                (
-                    Rows { start: first, row: rounding.row(), step: 1 },
-                    start.wrapping_add(rounding.header_of(k_start)),
-                )
+                let (start, row) = (words.as_ptr().cast::<f32>(), rounding.row());
+                let [first, headers] =
+                    [rounding.word_of(k_start), rounding.header_of(k_start)].map(|i| start.wrapping_add(i));
+                (Rows { start: first, row, step: 1 }, Numbers { start: headers, row })
             }
+            InputRows::Floats { .. } => unreachable!("rows of floats for a format of rounded ones"),
         }
     }
 }
@@ -231,18 +233,17 @@ pub(crate) fn panels_worth_a_task(weights: &MatrixBatch, num_rows: usize) -> usi
     if num_rows <= tile::UNPACKED_ROWS { by_size.max(1) } else { by_size.max(8) }
 }
 
+/// One task; rows and panels that no other task has.
+pub(crate) fn run_part(isa: Isa, job: &Gemm, member: usize, part: &Part) {
+    by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of(isa, job, member, part));
+}
+
 simd_entry! {
-    /// One task; rows and panels that no other task has.
-    pub(crate) fn run_part(job: &Gemm<'_>, member: usize, part: &Part) = run_part_body
+    fn run_part_of<W: PanelFormat>(job: &Gemm<'_>, member: usize, part: &Part) = run_part_body
 }
 
 #[inline(always)]
-fn run_part_body<S: Simd>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
-    by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of::<S>(s, job, member, part));
-}
-
-#[inline(always)]
-fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
+fn run_part_body<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
     let k = job.weights.k();
     let num_rows = part.rows.len();
     let x = InputRows::of(&job.x, member, part.rows.start);
@@ -254,7 +255,7 @@ fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, par
     for k_start in (0..k).step_by(k_block) {
         let k_len = k_block.min(k - k_start);
         // SAFETY: checked above.
-        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
+        let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
         for panel in part.panels.clone() {
             let to = Destination::of(job, member, panel, part);
             let (start, row) =
@@ -263,7 +264,7 @@ fn run_part_of<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, par
             let sums = Sums { start, row, hi: 0, fresh: k_start == 0 };
             // SAFETY: k_start + k_len is within a panel and a row, both checked above; sums are this task's own columns
             // of `out`, or `edge`.
-            unsafe { W::panel(s, num_rows, lines, x, x_sums, k_len, sums) };
+            W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums) });
         }
     }
     for panel in part.panels.clone() {

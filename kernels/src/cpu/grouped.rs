@@ -8,8 +8,10 @@
 //! that a tile of few rows computes several at once and waits for no chain of additions; they are added in their order. So the
 //! order of a sum is the same however many rows there are.
 
-use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Blocks, K_BLOCK, LONG_K_BLOCK, MAX_ROWS, PanelFormat, Rows, Sums, UNPACKED_ROWS, k_block};
+use super::simd::{Simd, simd_entry};
+use super::tile::{
+    Blocks, Job, K_BLOCK, LONG_K_BLOCK, MAX_ROWS, Numbers, PanelFormat, Rows, UNPACKED_ROWS, by_rows, k_block,
+};
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
 use crate::{ActivationType, WeightType};
@@ -24,10 +26,6 @@ pub(crate) trait Grouped {
     /// # Safety
     /// The line can be read.
     unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V);
-
-    /// What `PanelFormat::panel` does. A function for each format, not one that is inlined where it is called: tiles of every
-    /// height are long code, and their callers need not have a copy each.
-    fn panel(isa: Isa, job: &Job);
 }
 
 pub(crate) struct Int8;
@@ -35,26 +33,7 @@ pub(crate) struct Int4;
 pub(crate) struct Int4Zero;
 
 simd_entry! {
-    fn int8_panel(job: &Job) = int8_body
-}
-simd_entry! {
-    fn int4_panel(job: &Job) = int4_body
-}
-simd_entry! {
-    fn int4_zero_panel(job: &Job) = int4_zero_body
-}
-
-#[inline(always)]
-fn int8_body<S: Simd>(s: S, job: &Job) {
-    panel_of::<S, Int8>(s, job);
-}
-#[inline(always)]
-fn int4_body<S: Simd>(s: S, job: &Job) {
-    panel_of::<S, Int4>(s, job);
-}
-#[inline(always)]
-fn int4_zero_body<S: Simd>(s: S, job: &Job) {
-    panel_of::<S, Int4Zero>(s, job);
+    fn panel<Q: Grouped>(job: &Job) = panel_of
 }
 
 impl Grouped for Int8 {
@@ -63,9 +42,6 @@ impl Grouped for Int8 {
     unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
         unsafe { (s.load_byte::<TERM>(from), s.load_byte::<TERM>(from.add(TERMS * PANEL / 2))) }
-    }
-    fn panel(isa: Isa, job: &Job) {
-        int8_panel(isa, job);
     }
 }
 
@@ -76,9 +52,6 @@ impl Grouped for Int4 {
         // SAFETY: the caller's promise.
         unsafe { s.load_nibbles::<TERM>(from) }
     }
-    fn panel(isa: Isa, job: &Job) {
-        int4_panel(isa, job);
-    }
 }
 
 impl Grouped for Int4Zero {
@@ -87,9 +60,6 @@ impl Grouped for Int4Zero {
     unsafe fn load_two<S: Simd, const TERM: usize>(s: S, from: *const u8) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.load_nibbles::<TERM>(from) }
-    }
-    fn panel(isa: Isa, job: &Job) {
-        int4_zero_panel(isa, job);
     }
 }
 
@@ -103,18 +73,8 @@ impl<Q: Grouped> PanelFormat for Q {
     }
 
     #[inline(always)]
-    unsafe fn panel<S: Simd>(
-        _: S,
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        x_sums: *const f32,
-        k: usize,
-        sums: Sums,
-    ) {
-        // SAFETY: the caller's promise.
-        let job = unsafe { Job::new(num_rows, panel, x, x_sums, k, sums) };
-        Q::panel(S::ISA, &job);
+    fn panel<S: Simd>(_: S, job: &Job) {
+        panel::<Q>(S::ISA, job);
     }
 }
 
@@ -122,55 +82,28 @@ pub(crate) const fn has_zeros<Q: Grouped>() -> bool {
     matches!(Q::STORED_AS, WeightType::Int4Zero)
 }
 
-/// The arguments of `PanelFormat::panel`. Whoever has one holds its promise.
-pub(crate) struct Job {
-    pub num_rows: usize,
-    pub panel: *const u8,
-    pub x: Rows,
-    pub x_sums: *const f32,
-    pub k: usize,
-    pub sums: Sums,
-    /// Made by `new` alone.
-    _promise: (),
-}
-
-impl Job {
-    /// # Safety
-    /// As for `PanelFormat::panel`, as long as the job is used.
-    #[inline(always)]
-    pub unsafe fn new(
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        x_sums: *const f32,
-        k: usize,
-        sums: Sums,
-    ) -> Self {
-        Self { num_rows, panel, x, x_sums, k, sums, _promise: () }
+#[inline(always)]
+fn panel_of<S: Simd, Q: Grouped>(s: S, job: &Job) {
+    for first in (0..PANEL / 2).step_by(S::LANES) {
+        let (blocks, mut row) = (Blocks::new(job.num_rows, S::TILE_ROWS), 0);
+        for block in 0..blocks.count {
+            let rows = blocks.len(block);
+            let part = job.rows(row, rows);
+            // SAFETY: the promise of `Job::new`.
+            by_rows!(rows, S::TILE_ROWS, |M| unsafe {
+                all_groups::<S, Q, M, { groups_at_once(M) }>(s, &part, first)
+            });
+            row += rows;
+        }
     }
 }
 
-#[inline(always)]
-fn panel_of<S: Simd, Q: Grouped>(s: S, job: &Job) {
-    let blocks = Blocks::new(job.num_rows, S::TILE_ROWS);
-    let groups = k_block(job.num_rows) / GROUP;
-    for first in (0..PANEL / 2).step_by(S::LANES) {
-        let mut row = 0;
-        for block in 0..blocks.count {
-            let rows = blocks.len(block);
-            let start = job.sums.start.wrapping_add(row * job.sums.row + first);
-            let tile = Tile {
-                panel: job.panel,
-                first,
-                x: Rows { start: job.x.start.wrapping_add(row * job.x.row), ..job.x },
-                x_sums: job.x_sums.wrapping_add(row * groups),
-                groups,
-                sums: Sums { start, ..job.sums },
-            };
-            // SAFETY: the promise of `Job::new`.
-            unsafe { tile_of::<S, Q>(s, rows, &tile, job.k) };
-            row += rows;
-        }
+/// Groups that a tile of so many rows computes side by side.
+const fn groups_at_once(num_rows: usize) -> usize {
+    match num_rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
     }
 }
 
@@ -190,12 +123,12 @@ impl GroupSums {
         Self([MaybeUninit::uninit(); MOST_GROUPS])
     }
 
-    /// Of rows of `k` terms; gives the address of the first.
+    /// Of rows of `k` terms.
     ///
     /// # Safety
     /// The rows can be read; there are at most `MAX_ROWS`, `k` is at most `k_block(num_rows)` and `x.step` is 1.
     #[inline(always)]
-    pub unsafe fn fill<S: Simd>(&mut self, s: S, x: Rows, num_rows: usize, k: usize) -> *const f32 {
+    pub unsafe fn fill<S: Simd>(&mut self, s: S, x: Rows, num_rows: usize, k: usize) -> Numbers {
         let groups = k_block(num_rows) / GROUP;
         for row in 0..num_rows {
             // SAFETY: the caller's promise.
@@ -211,7 +144,7 @@ impl GroupSums {
                 self.0[row * groups + group].write(s.sum(sum));
             }
         }
-        self.0.as_ptr().cast()
+        Numbers { start: self.0.as_ptr().cast(), row: groups }
     }
 }
 
@@ -219,64 +152,36 @@ const CACHE_LINE: usize = 64;
 /// Terms that lie side by side in each column of a line.
 const TERMS: usize = 4;
 
-/// What a tile works on.
-struct Tile {
-    /// The first group.
-    panel: *const u8,
-    /// Columns `first ..` and `first + 16 ..`.
-    first: usize,
-    x: Rows,
-    /// `groups` a row.
-    x_sums: *const f32,
-    groups: usize,
-    sums: Sums,
-}
-
-/// # Safety
-/// All that the tile describes can be read, and its sums written.
-#[inline(always)]
-unsafe fn tile_of<S: Simd, Q: Grouped>(s: S, num_rows: usize, tile: &Tile, k: usize) {
-    macro_rules! by_rows {
-        ($($m:literal at $g:literal)*) => {
-            match num_rows {
-                // SAFETY: the caller's promise.
-                $($m if $m <= S::TILE_ROWS => unsafe { all_groups::<S, Q, $m, $g>(s, tile, k) },)*
-                _ => unreachable!("a tile has at most {} rows", S::TILE_ROWS),
-            }
-        };
-    }
-    by_rows!(1 at 4 2 at 2 3 at 2 4 at 1 5 at 1 6 at 1 7 at 1 8 at 1 9 at 1 10 at 1 11 at 1 12 at 1);
-}
-
-/// `M` rows, `G` groups at a time as long as there are so many.
+/// `M` rows, `G` groups at a time as long as there are so many; columns `first ..` and `first + 16 ..`.
 ///
 /// # Safety
-/// As for `tile_of`.
+/// The promise of `Job::new`, and the job has M rows.
 #[inline(always)]
-unsafe fn all_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(s: S, tile: &Tile, k: usize) {
-    let mut group = 0;
+unsafe fn all_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(s: S, job: &Job, first: usize) {
+    let (mut group, k) = (0, job.k);
+    let start = job.sums.start.wrapping_add(first);
     // Side by side meanwhile: rows of the result may be a power of two apart, and then fight for the same few cache lines.
     let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise; groups end before k.
     unsafe {
-        if !tile.sums.fresh {
+        if !job.sums.fresh {
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2));
+                    *sum = s.load(start.add(r * job.sums.row + v * PANEL / 2));
                 }
             }
         }
         while G > 1 && (group + G) * GROUP <= k {
-            some_groups::<S, Q, M, G>(s, tile, group, GROUP, &mut sums);
+            some_groups::<S, Q, M, G>(s, job, [first, group, GROUP], &mut sums);
             group += G;
         }
         while group * GROUP < k {
-            some_groups::<S, Q, M, 1>(s, tile, group, GROUP.min(k - group * GROUP), &mut sums);
+            some_groups::<S, Q, M, 1>(s, job, [first, group, GROUP.min(k - group * GROUP)], &mut sums);
             group += 1;
         }
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
-                s.store(tile.sums.start.add(r * tile.sums.row + v * PANEL / 2), *sum);
+                s.store(start.add(r * job.sums.row + v * PANEL / 2), *sum);
             }
         }
     }
@@ -285,20 +190,19 @@ unsafe fn all_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(s: S, 
 /// `G` groups of `terms` terms each, from `group` on.
 ///
 /// # Safety
-/// As for `tile_of`.
+/// As for `all_groups`.
 #[inline(always)]
 unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
     s: S,
-    tile: &Tile,
-    group: usize,
-    terms: usize,
+    job: &Job,
+    [first, group, terms]: [usize; 3],
     sums: &mut [[S::V; 2]; M],
 ) {
     let (line_bytes, group_bytes) = (TERMS * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
-    let start = tile.panel.wrapping_add(group * group_bytes);
+    let start = job.panel.wrapping_add(group * group_bytes);
     let mut parts = [[[s.zero(); 2]; M]; G];
-    let mut line = start.wrapping_add(Q::STORED_AS.header_bytes() + TERMS * tile.first);
-    let mut column = tile.x.start.wrapping_add(group * GROUP);
+    let mut line = start.wrapping_add(Q::STORED_AS.header_bytes() + TERMS * first);
+    let mut column = job.x.start.wrapping_add(group * GROUP);
     // What comes next in memory is asked for meanwhile, some with each line: with few rows the loop waits for it.
     let step = G * group_bytes / (GROUP / TERMS);
     let mut ahead = start.wrapping_add(G * group_bytes);
@@ -306,31 +210,36 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
     unsafe {
         for _ in 0..terms / TERMS {
             if M <= UNPACKED_ROWS {
-                for first in (0..step).step_by(CACHE_LINE) {
-                    s.prefetch(ahead.wrapping_add(first));
+                for line in (0..step).step_by(CACHE_LINE) {
+                    s.prefetch(ahead.wrapping_add(line));
                 }
                 ahead = ahead.wrapping_add(step);
             }
-            term::<S, Q, M, G, 0>(s, line, column, tile.x.row, &mut parts);
-            term::<S, Q, M, G, 1>(s, line, column, tile.x.row, &mut parts);
-            term::<S, Q, M, G, 2>(s, line, column, tile.x.row, &mut parts);
-            term::<S, Q, M, G, 3>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 0>(s, line, column, job.x.row, &mut parts);
+            term::<S, Q, M, G, 1>(s, line, column, job.x.row, &mut parts);
+            term::<S, Q, M, G, 2>(s, line, column, job.x.row, &mut parts);
+            term::<S, Q, M, G, 3>(s, line, column, job.x.row, &mut parts);
             line = line.wrapping_add(line_bytes);
             column = column.wrapping_add(TERMS);
         }
         let left = terms % TERMS;
         if left > 0 {
-            term::<S, Q, M, G, 0>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 0>(s, line, column, job.x.row, &mut parts);
         }
         if left > 1 {
-            term::<S, Q, M, G, 1>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 1>(s, line, column, job.x.row, &mut parts);
         }
         if left > 2 {
-            term::<S, Q, M, G, 2>(s, line, column, tile.x.row, &mut parts);
+            term::<S, Q, M, G, 2>(s, line, column, job.x.row, &mut parts);
         }
         for (j, part) in parts.iter().enumerate() {
             let header = start.wrapping_add(j * group_bytes);
-            add_group::<S, Q, M>(s, tile, (header, group + j), part, sums);
+            add_group::<S, Q, M>(
+                s,
+                (header.cast::<u16>().wrapping_add(first), job.numbers, group + j),
+                part,
+                sums,
+            );
         }
     }
 }
@@ -338,7 +247,7 @@ unsafe fn some_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(
 /// Term `TERM` of a line, of every sum.
 ///
 /// # Safety
-/// As for `tile_of`.
+/// As for `all_groups`.
 #[inline(always)]
 unsafe fn term<S: Simd, Q: Grouped, const M: usize, const G: usize, const TERM: usize>(
     s: S,
@@ -363,25 +272,23 @@ unsafe fn term<S: Simd, Q: Grouped, const M: usize, const G: usize, const TERM: 
 /// Adds what a group came to, scaled, to the sums.
 ///
 /// # Safety
-/// As for `tile_of`.
+/// As for `all_groups`.
 #[inline(always)]
 unsafe fn add_group<S: Simd, Q: Grouped, const M: usize>(
     s: S,
-    tile: &Tile,
-    (header, group): (*const u8, usize),
+    (scales, x_sums, group): (*const u16, Numbers, usize),
     parts: &[[S::V; 2]; M],
     sums: &mut [[S::V; 2]; M],
 ) {
-    let numbers = header.cast::<u16>().wrapping_add(tile.first);
     for v in 0..2 {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = s.load_f16(numbers.add(v * PANEL / 2));
+            let scale = s.load_f16(scales.add(v * PANEL / 2));
             for (r, part) in parts.iter().enumerate() {
                 let mut part = part[v];
                 if has_zeros::<Q>() {
-                    let zero = s.load_f16(numbers.add(PANEL + v * PANEL / 2));
-                    let x_sum = s.splat(-*tile.x_sums.add(r * tile.groups + group));
+                    let zero = s.load_f16(scales.add(PANEL + v * PANEL / 2));
+                    let x_sum = s.splat(-*x_sums.start.add(r * x_sums.row + group));
                     part = s.fma(x_sum, zero, part);
                 }
                 sums[r][v] = s.fma(scale, part, sums[r][v]);

@@ -5,6 +5,8 @@ pub(crate) mod attention;
 mod attention_block;
 pub(crate) mod attention_expanded;
 mod attention_load;
+#[cfg(target_arch = "x86_64")]
+mod attention_pairs;
 mod attention_thin;
 mod dot;
 pub(crate) mod gemm;

@@ -11,8 +11,8 @@
 
 use super::gemm::{self, Gemm, Input, InputRows, Part, Room};
 use super::rounded::{RoundRows, Rounding, round_rows};
-use super::simd::{Simd, math, simd_entry};
-use super::tile::{self, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
+use super::simd::{Isa, Simd, math, simd_entry};
+use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
 use super::{SERIAL_ELEMENTS, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
@@ -390,23 +390,22 @@ impl Tasks {
 /// Units, each a panel of gate and one of up, that share packed rows.
 const UNITS: usize = 2;
 
-simd_entry! {
-    /// `inner[r] = silu(x[r] · gate) * (x[r] · up)`, gate and up of the row's expert.
-    fn up_part(layer: &Layer<'_>, part: &Share) = up_part_body
-}
-
-#[inline(always)]
-fn up_part_body<S: Simd>(s: S, layer: &Layer<'_>, part: &Share) {
+/// `inner[r] = silu(x[r] · gate) * (x[r] · up)`, gate and up of the row's expert.
+fn up_part(isa: Isa, layer: &Layer, part: &Share) {
     let x = match &layer.x {
         // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
         Source::Entered(rows) => unsafe { rows.input() },
         Source::AsIs(x) => Input::Floats { x: (*x).into(), row: layer.gate_up.k(), member: 0 },
     };
-    by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of::<S>(s, layer, &x, part));
+    by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of(isa, layer, &x, part));
+}
+
+simd_entry! {
+    fn up_part_of<W: PanelFormat>(layer: &Layer<'_>, x: &Input<'_>, part: &Share) = up_part_body
 }
 
 #[inline(always)]
-fn up_part_of<S: Simd, W: PanelFormat>(s: S, layer: &Layer<'_>, x: &Input<'_>, part: &Share) {
+fn up_part_body<S: Simd, W: PanelFormat>(s: S, layer: &Layer<'_>, x: &Input<'_>, part: &Share) {
     let mut room = Room::new();
     let mut sums = [const { PanelSums::new() }; 2 * UNITS];
     let rows = InputRows::of(x, 0, part.rows.start);
@@ -435,14 +434,14 @@ fn products<S: Simd, W: PanelFormat>(
     let k_block = tile::k_block_of::<W>(num_rows);
     for k_start in (0..k).step_by(k_block) {
         let k_len = k_block.min(k - k_start);
-        // SAFETY: `up_part_of` checked the rows, and there are at most MAX_ROWS.
-        let (x, x_sums) = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
+        // SAFETY: `up_part_body` checked the rows, and there are at most MAX_ROWS.
+        let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
         for index in 0..2 * units.len() {
             let panel = layer.panel(part.expert, units.start + index / 2, index % 2);
             let lines = &panels[panel * panel_bytes..(panel + 1) * panel_bytes][W::offset(k_start)..];
             let sums = Sums { start: sums[index].as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
             // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
-            unsafe { W::panel(s, num_rows, lines.as_ptr(), x, x_sums, k_len, sums) };
+            W::panel(s, &unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The thread pool: one parallel region at a time, tasks handed out by a shared counter, the caller works too.
 //!
-//! Idle workers spin for a few microseconds, since the next op of a step follows at once, and then sleep. A region is *open*
+//! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep. A region is *open*
 //! while it has tasks; a worker enters it by raising a count, and the caller closes it and waits for those inside only. So a
 //! worker that the system has not woken yet costs nothing, which matters when other programs want the processors too.
 //!
@@ -16,7 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const SPIN: Duration = Duration::from_micros(20);
+/// Longer than what one thread does between two regions of a step, such as attention of one row: waking a worker that sleeps costs as much.
+const SPIN: Duration = Duration::from_micros(200);
 const OPEN: u64 = 1 << 31;
 const ENTERED: u64 = OPEN - 1;
 const EPOCH: u64 = 1 << 32;

@@ -158,16 +158,18 @@ fn int8_rows_body<D: Dot>(d: D, rounding: &Rounding, job: &RoundRows) {
             let x = std::slice::from_raw_parts(job.x.add(row * job.x_row), job.terms);
             (x, job.out.add(row * row_words))
         };
-        for (index, x) in x.chunks(GROUP).enumerate() {
-            let group = job.first / GROUP + index;
+        let (groups, rest) = x.as_chunks::<GROUP>();
+        let first = job.first / GROUP;
+        for (index, x) in groups.iter().enumerate() {
             // SAFETY: as above: whole groups have room.
-            unsafe {
-                let (scale, sum) = round_group(d, x, out.add(group * GROUP / 4).cast());
-                let header = out.add(headers + group * HEADER);
-                header.add(START).write((-offset * sum).cast_unsigned());
-                header.add(SCALE).write(scale.to_bits());
-                header.add(SUM).write((sum as f32).to_bits());
-            }
+            unsafe { round_group(d, x, [out, out.wrapping_add(headers)], first + index, offset) };
+        }
+        if !rest.is_empty() {
+            let mut padded = [0.0; GROUP];
+            padded[..rest.len()].copy_from_slice(rest);
+            let last = first + groups.len();
+            // SAFETY: as above.
+            unsafe { round_group(d, &padded, [out, out.wrapping_add(headers)], last, offset) };
         }
     }
 }
@@ -175,19 +177,26 @@ fn int8_rows_body<D: Dot>(d: D, rounding: &Rounding, job: &RoundRows) {
 /// Magnitudes below it count as zero: their scale would have no inverse.
 const SMALLEST: f32 = 1e-30;
 
-/// Writes 32 levels and returns their scale and sum. The scale is NaN if a value is not finite.
+/// Writes the levels of a row's group, and its header; `offset` as said above. The scale is NaN if a value is not finite.
 ///
 /// # Safety
-/// 32 bytes can be written.
+/// The words of the group, and those of its header, can be written.
 #[inline(always)]
-unsafe fn round_group<D: Dot>(d: D, x: &[f32], out: *mut u8) -> (f32, i32) {
+unsafe fn round_group<D: Dot>(
+    d: D,
+    x: &[f32; GROUP],
+    [words, headers]: [*mut u32; 2],
+    group: usize,
+    offset: i32,
+) {
     let s = d.simd();
     let lanes = D::S::LANES;
     // As many as the narrowest vectors need.
     let mut values: [Floats<D>; GROUP / 8] = [s.zero(); GROUP / 8];
     let mut largest = d.splat(0);
-    for (value, x) in values.iter_mut().zip(x.chunks(lanes)) {
-        *value = s.load_slice(x);
+    for (i, value) in values.iter_mut().enumerate().take(GROUP / lanes) {
+        // SAFETY: whole vectors of the group.
+        *value = unsafe { s.load(x.as_ptr().wrapping_add(i * lanes)) };
         largest = d.max(largest, d.magnitude_bits(*value));
     }
     let largest = f32::from_bits(d.largest(largest).cast_unsigned());
@@ -196,13 +205,21 @@ unsafe fn round_group<D: Dot>(d: D, x: &[f32], out: *mut u8) -> (f32, i32) {
         _ if largest < SMALLEST => (0.0, 0.0),
         _ => (largest * (1.0 / 127.0), 127.0 / largest),
     };
-    let mut sum = d.splat(0);
-    for (i, &value) in values[..GROUP / lanes].iter().enumerate() {
+    let (mut sum, by) = (d.splat(0), s.splat(by));
+    let to = words.wrapping_add(group * GROUP / 4).cast::<u8>();
+    for (i, &value) in values.iter().enumerate().take(GROUP / lanes) {
         // What is not finite becomes any byte, and the scale says so.
-        let level = d.round(s.mul(value, s.splat(by)));
+        let level = d.round(s.mul(value, by));
         sum = d.add(sum, level);
         // SAFETY: the caller's promise.
-        unsafe { d.store_bytes(out.add(i * lanes), level) };
+        unsafe { d.store_bytes(to.wrapping_add(i * lanes), level) };
     }
-    (scale, if scale.is_nan() { 0 } else { d.sum(sum) })
+    let sum = if scale.is_nan() { 0 } else { d.sum(sum) };
+    let header = headers.wrapping_add(group * HEADER);
+    // SAFETY: the caller's promise.
+    unsafe {
+        header.add(START).write((-offset * sum).cast_unsigned());
+        header.add(SCALE).write(scale.to_bits());
+        header.add(SUM).write((sum as f32).to_bits());
+    }
 }

@@ -173,6 +173,23 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
 /// Bytes ahead of the weights in use; with few rows the loop waits for memory.
 const PREFETCH: usize = 1536;
 
+/// Evaluates an expression with a constant that is `$rows`, from 1 to `$most` and at most 12: tiles of every height are code of their own.
+macro_rules! by_rows {
+    ($rows:expr, $most:expr, |$M:ident| $e:expr) => {
+        $crate::cpu::tile::by_rows!(@ $rows, $most, $M, $e, 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    (@ $rows:expr, $most:expr, $M:ident, $e:expr, $($m:literal)*) => {
+        match $rows {
+            $($m if $m <= $most => {
+                const $M: usize = $m;
+                $e
+            })*
+            rows => unreachable!("a tile has {rows} rows, and at most {}", $most),
+        }
+    };
+}
+pub(crate) use by_rows;
+
 /// A tile of up to `S::TILE_ROWS` rows.
 ///
 /// # Safety
@@ -186,16 +203,60 @@ pub(crate) unsafe fn tile_of<S: Simd, W: Format, const V: usize>(
     k: usize,
     sums: Sums,
 ) {
-    macro_rules! by_rows {
-        ($($m:literal)*) => {
-            match num_rows {
-                // SAFETY: the caller's promise.
-                $($m if $m <= S::TILE_ROWS => unsafe { tile::<S, W, $m, V>(s, w, x, k, sums) },)*
-                _ => unreachable!("a tile has at most {} rows", S::TILE_ROWS),
-            }
-        };
+    // SAFETY: the caller's promise.
+    by_rows!(num_rows, S::TILE_ROWS, |M| unsafe { tile::<S, W, M, V>(s, w, x, k, sums) });
+}
+
+/// Some rows times the 32 columns of one panel, and part of K: `sums[r][c] (+)= Σ x[r][k] w[k][c]`. Whoever has one holds the promise
+/// of `new`.
+#[derive(Clone, Copy)]
+pub(crate) struct Job {
+    pub num_rows: usize,
+    /// Where in the panel the terms begin.
+    pub panel: *const u8,
+    pub x: Rows,
+    pub numbers: Numbers,
+    pub k: usize,
+    pub sums: Sums,
+    /// Made by `new` alone.
+    _promise: (),
+}
+
+/// What goes with the groups of each row of x, where a format asks for it: their sums, or the headers of rounded rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    pub start: *const f32,
+    /// From one row to the next.
+    pub row: usize,
+}
+
+impl Job {
+    /// # Safety
+    /// As long as the job is used: `k` terms of the panel, of `num_rows` rows of x and the numbers of their groups can be read, x is as
+    /// the panel's format wants it, and the sums can be written.
+    #[inline(always)]
+    pub unsafe fn new(
+        num_rows: usize,
+        panel: *const u8,
+        (x, numbers): (Rows, Numbers),
+        k: usize,
+        sums: Sums,
+    ) -> Self {
+        Self { num_rows, panel, x, numbers, k, sums, _promise: () }
     }
-    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+
+    /// Some of the rows.
+    #[inline(always)]
+    pub fn rows(&self, first: usize, num_rows: usize) -> Self {
+        let Self { x, numbers, sums, .. } = *self;
+        Self {
+            num_rows,
+            x: Rows { start: x.start.wrapping_add(first * x.row), ..x },
+            numbers: Numbers { start: numbers.start.wrapping_add(first * numbers.row), ..numbers },
+            sums: Sums { start: sums.start.wrapping_add(first * sums.row), ..sums },
+            ..*self
+        }
+    }
 }
 
 /// How the panels of a matrix are walked: floats or groups, and activations as they are or rounded.
@@ -210,19 +271,9 @@ pub(crate) trait PanelFormat {
     /// Where in a panel the terms from `k` on begin, in bytes; `k` is a multiple of `K_BLOCK` or of `LONG_K_BLOCK`.
     fn offset(k: usize) -> usize;
 
-    /// Up to any number of rows times one panel's columns: `sums[r][c] (+)= Σ x[r][k] w[k][c]` for 32 columns.
-    ///
-    /// # Safety
-    /// As for `tile`; `x_sums` is what `GroupSums` made of x where the format asks for it, or the headers of rounded rows.
-    unsafe fn panel<S: Simd>(
-        s: S,
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        x_sums: *const f32,
-        k: usize,
-        sums: Sums,
-    );
+    /// A panel of this format times rows. A function for each format that is long, not one that is inlined where it is called: tiles of
+    /// every height are long code, and their callers need not have a copy each.
+    fn panel<S: Simd>(s: S, job: &Job);
 }
 
 /// Panels of floats.
@@ -238,48 +289,39 @@ impl<W: Format> PanelFormat for Floats<W> {
     }
 
     #[inline(always)]
-    unsafe fn panel<S: Simd>(
-        s: S,
-        num_rows: usize,
-        panel: *const u8,
-        x: Rows,
-        _: *const f32,
-        k: usize,
-        sums: Sums,
-    ) {
-        let panel = panel.cast::<W::Element>();
-        let blocks = Blocks::new(num_rows, S::TILE_ROWS);
+    fn panel<S: Simd>(s: S, job: &Job) {
+        let panel = job.panel.cast::<W::Element>();
         for first in (0..PANEL / 2).step_by(S::LANES) {
             let start = panel.wrapping_add(W::STEP * first);
             let w = Columns::<W> { start, stride: W::STEP * PANEL, hi: W::STEP * PANEL / 2 };
-            let mut row = 0;
+            let (blocks, mut row) = (Blocks::new(job.num_rows, S::TILE_ROWS), 0);
             for block in 0..blocks.count {
                 let rows = blocks.len(block);
-                let x = Rows { start: x.start.wrapping_add(row * x.row), ..x };
-                let start = sums.start.wrapping_add(row * sums.row + first);
-                // SAFETY: the caller's promise.
-                unsafe { tile_of::<S, W, 2>(s, rows, w, x, k, Sums { start, hi: PANEL / 2, ..sums }) };
+                let Job { x, k, sums, .. } = job.rows(row, rows);
+                let sums = Sums { start: sums.start.wrapping_add(first), hi: PANEL / 2, ..sums };
+                // SAFETY: the promise of `Job::new`.
+                unsafe { tile_of::<S, W, 2>(s, rows, w, x, k, sums) };
                 row += rows;
             }
         }
     }
 }
 
-/// Calls `$f::<S, format>($args)` for the type of weights and what activations beside them are.
+/// Calls `$f::<format>($args)` for the type of weights and what activations beside them are.
 macro_rules! by_weight_type {
-    ($stored_as:expr, $rounded_to:expr, $f:ident::<$s:ident>($($arg:expr),*)) => {{
+    ($stored_as:expr, $rounded_to:expr, $f:ident($($arg:expr),*)) => {{
         use $crate::cpu::{dot, grouped, tile};
         match ($stored_as, $rounded_to) {
-            ($crate::WeightType::BF16, $crate::ActivationType::BF16) => $f::<$s, dot::Bf16Pairs>($($arg),*),
-            ($crate::WeightType::Int8, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int8>>($($arg),*),
-            ($crate::WeightType::Int4, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int4>>($($arg),*),
-            ($crate::WeightType::Int4Zero, $crate::ActivationType::Int8) => $f::<$s, dot::Levels<grouped::Int4Zero>>($($arg),*),
-            ($crate::WeightType::F32, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::F32>>($($arg),*),
-            ($crate::WeightType::BF16, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::Bf16>>($($arg),*),
-            ($crate::WeightType::F16, $crate::ActivationType::F32) => $f::<$s, tile::Floats<tile::F16>>($($arg),*),
-            ($crate::WeightType::Int8, $crate::ActivationType::F32) => $f::<$s, grouped::Int8>($($arg),*),
-            ($crate::WeightType::Int4, $crate::ActivationType::F32) => $f::<$s, grouped::Int4>($($arg),*),
-            ($crate::WeightType::Int4Zero, $crate::ActivationType::F32) => $f::<$s, grouped::Int4Zero>($($arg),*),
+            ($crate::WeightType::BF16, $crate::ActivationType::BF16) => $f::<dot::Bf16Pairs>($($arg),*),
+            ($crate::WeightType::Int8, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int8>>($($arg),*),
+            ($crate::WeightType::Int4, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int4>>($($arg),*),
+            ($crate::WeightType::Int4Zero, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int4Zero>>($($arg),*),
+            ($crate::WeightType::F32, $crate::ActivationType::F32) => $f::<tile::Floats<tile::F32>>($($arg),*),
+            ($crate::WeightType::BF16, $crate::ActivationType::F32) => $f::<tile::Floats<tile::Bf16>>($($arg),*),
+            ($crate::WeightType::F16, $crate::ActivationType::F32) => $f::<tile::Floats<tile::F16>>($($arg),*),
+            ($crate::WeightType::Int8, $crate::ActivationType::F32) => $f::<grouped::Int8>($($arg),*),
+            ($crate::WeightType::Int4, $crate::ActivationType::F32) => $f::<grouped::Int4>($($arg),*),
+            ($crate::WeightType::Int4Zero, $crate::ActivationType::F32) => $f::<grouped::Int4Zero>($($arg),*),
             (weights, activations) => unreachable!("activations of {activations} beside weights of {weights}"),
         }
     }};

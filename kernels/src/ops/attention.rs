@@ -4,6 +4,7 @@
 //! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
 //! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
+//! mla_attention over a cache in bf16, where `Device::activation_type` beside bf16 is bf16: scale · q and the softmax's weights are rounded to it
 //!
 //! Keys are visited in tiles at absolute positions, with a running maximum and sum, and in ranges of tiles that are merged in
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.

@@ -20,7 +20,7 @@ pub fn used(pages: &Pages) -> HashSet<usize> {
 }
 
 /// Keys and values are drawn by slot; slots that no position uses hold NaN, which must not show.
-fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Host {
+pub fn cache(dtype: DType, pages: &Pages, heads: usize, dim: usize, seed: u64) -> Host {
     let row = heads * dim;
     let mut numbers = values(seed, pages.num_slots * row);
     let used = used(pages);

@@ -170,7 +170,7 @@ fn chunks_of_a_sequence() {
             gqa_attention(&x, &keys, &values, &ragged, 0.3, &mut scratch, out);
         })
     });
-    check("mla_attention", len, &chunks, |device, rows| {
+    check_on(families_of_products(), "mla_attention", len, &chunks, |device, rows| {
         let sizes = AttentionSizes {
             heads,
             kv_heads: 1,
@@ -204,8 +204,10 @@ fn sequences_in_a_batch() {
     let pages = Pages::new(&items, block);
     let t = *pages.cu_seqlens.last().unwrap() as usize;
     let q = Host::random(DType::F32, &[t, heads, d], 1);
-    let cache = Host::random(DType::F16, &[pages.num_slots, d], 2);
-    for family in families() {
+    let caches = [DType::F16, DType::BF16].map(|dtype| Host::random(dtype, &[pages.num_slots, d], 2));
+    for (family, cache) in
+        families_of_products().into_iter().flat_map(|f| caches.iter().map(move |c| (f.clone(), c)))
+    {
         let run = |device: &Device, ragged: Ragged, q: Tensor| {
             let sizes = AttentionSizes {
                 heads,

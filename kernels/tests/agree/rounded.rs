@@ -1,8 +1,10 @@
 //! Products over rounded activations: against f64 over what they were rounded to, and experts against the linear layers they consist
 //! of, bit for bit.
 
+use crate::attention::{BLOCK, ITEMS, cache, expected};
 use crate::common::*;
 use crate::naive;
+use crate::pages::Pages;
 use kernels::ops::*;
 use kernels::*;
 
@@ -103,6 +105,51 @@ fn heads_over_rounded_rows() {
                 assert_close(&out[2..39], &expected[0], 3e-6, &format!("{device:?} {dtype} row {i}"));
                 assert_eq!([out[0], out[1], out[39]], [9.0; 3], "outside the slice");
             }
+        }
+    }
+}
+
+/// Queries count as what they are rounded to, scaled, beside a cache in bf16; and a weight may be off by one part in 512 of itself.
+#[test]
+fn latent_attention_over_rounded_queries() {
+    let pages = Pages::new(&ITEMS, BLOCK);
+    let t = *pages.cu_seqlens.last().unwrap() as usize;
+    for (dtype, heads, d, dv) in [
+        (DType::BF16, 16, 72, 64),
+        (DType::BF16, 3, 21, 17),
+        (DType::BF16, 37, 48, 48),
+        (DType::F16, 16, 72, 64),
+    ] {
+        let numbers: Vec<f32> = values(1, t * heads * d).iter().map(|v| 8.0 * v).collect();
+        let q = Host::new(DType::F32, &[t, heads, d], &numbers);
+        let cache = cache(dtype, &pages, 1, d, 2);
+        for device in rounding_devices() {
+            let rounds = device.activation_type(dtype.into()) == ActivationType::BF16;
+            let round = |&x: &f64| if rounds { half::bf16::from_f64(x).to_f64() } else { x };
+            let rows: Vec<Vec<f64>> =
+                q.rows().iter().map(|row| row.iter().map(|x| round(&(0.5 * x))).collect()).collect();
+            let expected = expected(&pages, &rows, [heads, 1], 1.0, |slot, _| {
+                let row = cache.values[slot * d..][..d].to_vec();
+                let value = row[..dv].to_vec();
+                (row, value)
+            });
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: 1,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1200,
+                max_tokens: t,
+            };
+            let mut scratch = AttentionScratch::new(&device, sizes);
+            let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, dv]);
+            let mut latents = cache.tensor(&device);
+            latents.reshape(&[pages.num_slots, d]);
+            let ragged = pages.ragged(BLOCK);
+            mla_attention(&q.tensor(&device), &latents, dv, &ragged, 0.5, &mut scratch, &mut out);
+            // Scores are large, and so are the last bits of their sums.
+            let tolerance = if rounds { 1.0 / 512.0 } else { 3e-5 };
+            assert_close(out.as_f32(), &expected, tolerance, &format!("{device:?} {dtype} {heads} heads"));
         }
     }
 }

@@ -173,34 +173,35 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
 pub(crate) const MAX_LANES: usize = 16;
 
-/// Defines `fn name(isa: Isa, args…)` that calls `body(token, args…)`, compiled for each instruction set.
+/// Defines `fn name(isa: Isa, args…)` that calls `body(token, args…)`, compiled for each instruction set. With `<Q: Bound>` the body is
+/// generic over Q behind its token.
 macro_rules! simd_entry {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$q:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
-        $vis fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+        $vis fn $name $(<$q: $bound>)? (isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
-            fn avx512($($arg: $ty),*) {
+            fn avx512 $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
-                $body(unsafe { $crate::cpu::simd::Avx512::new() }, $($arg),*)
+                $body::<$crate::cpu::simd::Avx512 $(, $q)?>(unsafe { $crate::cpu::simd::Avx512::new() }, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
-            fn avx2($($arg: $ty),*) {
+            fn avx2 $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
-                $body(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
+                $body::<$crate::cpu::simd::Avx2 $(, $q)?>(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
             }
             match isa {
                 // SAFETY: a device has only an Isa that was found on this processor.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::simd::Isa::Avx512 => unsafe { avx512 $(::<$q>)? ($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body($crate::cpu::simd::Portable, $($arg),*),
+                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$q>)? ($($arg),*) },
+                _ => $body::<$crate::cpu::simd::Portable $(, $q)?>($crate::cpu::simd::Portable, $($arg),*),
             }
         }
     };
@@ -209,29 +210,29 @@ pub(crate) use simd_entry;
 
 /// As `simd_entry!`, for bodies that are generic over [`dot::Dot`].
 macro_rules! dot_entry {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$q:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
-        $vis fn $name(isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
+        $vis fn $name $(<$q: $bound>)? (isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vnni,avx2,fma,f16c")]
-            fn vnni($($arg: $ty),*) {
+            fn vnni $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
-                $body(unsafe { $crate::cpu::simd::Vnni::new() }, $($arg),*)
+                $body::<$crate::cpu::simd::Vnni $(, $q)?>(unsafe { $crate::cpu::simd::Vnni::new() }, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2($($arg: $ty),*) {
+            fn avx2 $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
-                $body(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
+                $body::<$crate::cpu::simd::Avx2 $(, $q)?>(unsafe { $crate::cpu::simd::Avx2::new() }, $($arg),*)
             }
             match isa {
                 // SAFETY: a device rounds to int8 only where `Isa::has_int8_dots`.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Isa::Avx512 => unsafe { vnni($($arg),*) },
+                $crate::cpu::simd::Isa::Avx512 => unsafe { vnni $(::<$q>)? ($($arg),*) },
                 // SAFETY: a device has only an Isa that was found on this processor.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body($crate::cpu::simd::Portable, $($arg),*),
+                $crate::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$q>)? ($($arg),*) },
+                _ => $body::<$crate::cpu::simd::Portable $(, $q)?>($crate::cpu::simd::Portable, $($arg),*),
             }
         }
     };

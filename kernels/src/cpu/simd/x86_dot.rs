@@ -187,6 +187,52 @@ impl Bf16Dot {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
+    /// A word for each lane: `even`, rounded as `store_rounded` does, in its low half and `odd` in its high one.
+    #[inline(always)]
+    pub fn pairs(self, even: <Avx512 as Simd>::V, odd: <Avx512 as Simd>::V) -> __m512i {
+        // SAFETY: the token proves that the processor has the instructions.
+        unsafe {
+            let [even, odd] = [even, odd].map(|v| {
+                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
+            });
+            _mm512_or_si512(even, _mm512_slli_epi32(odd, 16))
+        }
+    }
+
+    /// 32 numbers of each of two rows as 32 words: that of `a` in the low half, that of `b`, or zero, in the high one.
+    ///
+    /// # Safety
+    /// 64 bytes can be read of each.
+    #[inline(always)]
+    pub unsafe fn interleave(self, a: *const u16, b: Option<*const u16>) -> [__m512i; 2] {
+        // SAFETY: the caller's promise, and the token's.
+        unsafe {
+            let a = _mm512_loadu_si512(a.cast());
+            let b = match b {
+                Some(b) => _mm512_loadu_si512(b.cast()),
+                None => _mm512_setzero_si512(),
+            };
+            // In turns number i of `a` and number i of `b`, which counts from 32 on.
+            let first = _mm512_add_epi16(
+                _mm512_set1_epi32(32 << 16),
+                _mm512_mullo_epi32(
+                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                    _mm512_set1_epi32(0x0001_0001),
+                ),
+            );
+            let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+            [_mm512_permutex2var_epi16(a, first, b), _mm512_permutex2var_epi16(a, second, b)]
+        }
+    }
+
+    /// # Safety
+    /// 64 bytes can be written.
+    #[inline(always)]
+    pub unsafe fn store(self, to: *mut u8, words: __m512i) {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(to.cast(), words) }
+    }
+
     /// Sixteen floats, rounded to nearest even; numbers below the normal ones become zero.
     ///
     /// # Safety

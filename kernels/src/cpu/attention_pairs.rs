@@ -1,0 +1,246 @@
+//! Attention of one block of rows over one range of a latent cache in bf16, by instructions that multiply pairs of bf16. What
+//! `attention_block` does, with queries and weights rounded to bf16; scores, maxima and sums are f32.
+//!
+//! ```text
+//! keys [64, D/2] · queries [D/2, 64 rows] = scores [64, 64]  ─exp─▶  weights [64/2, 64]ᵀ · values [64/2, Dv]  +▶ sums [64, Dv]
+//! ```
+//! A word is a pair: two neighbours of a key, as it lies in the cache, and of a query; of weights and values those of two keys. A row's
+//! sums have the order of the pairs, whatever rows are beside it. A key that a row may not see has weight 0, and adding 0 · v changes no bit.
+
+use super::attention::{Block, Problem};
+use super::attention_block::{KEYS, ROWS, Workspace, mask, row_len, shrink, soften, width};
+use super::attention_load::{Ahead, Keys, Places};
+use super::dot::{Words, pair_tile_of};
+use super::simd::{Avx512, Bf16Dot, Simd, Turn};
+use super::tile::{Blocks, Rows, Sums};
+use crate::ops::{AttentionSizes, KvRows};
+use crate::{DType, Tensor};
+
+const LANES: usize = Avx512::LANES;
+
+/// Words from one pair of values to the next: an odd number of cache lines, because those of a column that are a power of two apart
+/// would fight for the same few places of the first cache.
+fn value_stride(sizes: &AttentionSizes) -> usize {
+    ((row_len(sizes.value_dim) / LANES) | 1) * LANES
+}
+
+/// As `attention_block::pack_queries`, rounded, a word for each pair.
+pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    fn entry(problem: &Problem, block: &Block, work: &mut Workspace) {
+        // SAFETY: this function has the features.
+        pack_queries_body(unsafe { Bf16Dot::new() }, problem, block, work);
+    }
+    // SAFETY: a problem is of pairs only where a device rounds to bf16, which is where `Isa::has_bf16_dots`.
+    unsafe { entry(problem, block, work) }
+}
+
+#[inline(always)]
+fn pack_queries_body(dot: Bf16Dot, problem: &Problem, block: &Block, work: &mut Workspace) {
+    let (s, d) = (dot.simd(), problem.sizes.key_dim);
+    // Rounded rows wait in the room for keys, in whole vectors of words.
+    let words = d.div_ceil(2).next_multiple_of(LANES);
+    assert!(work.keys.len() >= LANES * words && work.queries.len() >= words * ROWS, "workspace");
+    let scale = s.splat(problem.scale);
+    for first in (0..block.num_rows()).step_by(LANES) {
+        let rows = LANES.min(block.num_rows() - first);
+        let room = &mut work.keys[..LANES * words];
+        for (lane, room) in room.chunks_exact_mut(words).enumerate().take(rows) {
+            let (token, head) = block.row(first + lane);
+            let q = &problem.q[token * problem.q_stride + head * d..][..d];
+            for i in (0..d).step_by(LANES) {
+                let half = &mut room[i / 2..i / 2 + LANES / 2];
+                // SAFETY: half a vector of words is 32 bytes.
+                unsafe {
+                    dot.store_rounded(half.as_mut_ptr().cast(), s.mul(s.load_slice(&q[i..]), scale));
+                }
+            }
+        }
+        // Lanes without a row get zeros.
+        room[rows * words..].fill(0.0);
+        for column in (0..words).step_by(LANES) {
+            // SAFETY: vectors of words in `room`, lines below `words` in `queries`; both lengths were checked.
+            unsafe {
+                let start = room.as_ptr().add(column);
+                let starts = std::array::from_fn(|lane| start.wrapping_add(lane * words));
+                s.turn(&starts, work.queries.as_mut_ptr().add(column * ROWS + first), ROWS);
+            }
+        }
+    }
+}
+
+/// As `attention_block::attend`.
+pub(crate) fn attend(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    fn entry(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+        // SAFETY: this function has the features.
+        attend_body(unsafe { Bf16Dot::new() }, problem, block, range, work);
+    }
+    // SAFETY: as for `pack_queries`.
+    unsafe { entry(problem, block, range, work) }
+}
+
+#[inline(always)]
+fn attend_body(dot: Bf16Dot, problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+    let (s, width) = (dot.simd(), width(block));
+    work.range.clear(width);
+    for (first, n) in block.tiles(range) {
+        let places = Places::of(problem, block, first, n);
+        let mut ahead = Ahead::new(problem, block, first + n, num_calls(problem, block, n));
+        load(dot, problem, &places, work);
+        score(dot, problem, n, width, work, &mut || ahead.ask(s, problem, block));
+        if first + n > block.first_visible {
+            mask(s, first, n, width, work);
+        }
+        for lane in (0..width).step_by(LANES) {
+            soften(s, n, lane, work);
+        }
+        round_weights(dot, n, width, work);
+        shrink(s, problem, block.num_rows(), work);
+        accumulate(dot, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
+    }
+}
+
+/// Tiles of a score and of a sum that a block computes for one tile of keys.
+fn num_calls(problem: &Problem, block: &Block, n: usize) -> usize {
+    let tiles = |columns: usize, rows: usize| columns.div_ceil(2 * LANES) * rows.div_ceil(Bf16Dot::TILE_ROWS);
+    tiles(width(block), n) + tiles(row_len(problem.sizes.value_dim), block.num_rows())
+}
+
+/// Rows of the cache in `keys`, a word for two neighbours; and in `values` a word for each column of two rows.
+#[inline(always)]
+fn load(dot: Bf16Dot, problem: &Problem, places: &Places, work: &mut Workspace) {
+    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
+    let bits = cache_of(problem).as_u16();
+    let (key_row, value_row, stride) = (row_len(d), row_len(dv), value_stride(&problem.sizes));
+    assert!(work.keys.len() >= KEYS * key_row && work.values.len() >= KEYS / 2 * stride + LANES, "workspace");
+    // Half of the room: it is there for floats.
+    let keys = work.keys.as_mut_ptr().cast::<u16>();
+    for (i, &row) in places.rows().iter().enumerate() {
+        let from = &bits[row * d..(row + 1) * d];
+        // SAFETY: a row of `keys`, whose length was checked.
+        let to = unsafe { std::slice::from_raw_parts_mut(keys.add(i * key_row), key_row) };
+        to[..d].copy_from_slice(from);
+        to[d..].fill(0);
+    }
+    for pair in 0..places.len.div_ceil(2) {
+        let a = keys.wrapping_add(2 * pair * key_row).cast_const();
+        let b = (2 * pair + 1 < places.len).then(|| a.wrapping_add(key_row));
+        let to = work.values.as_mut_ptr().wrapping_add(pair * stride);
+        for column in (0..value_row).step_by(2 * LANES) {
+            // SAFETY: a vector may end behind its row, but within the room that floats would need; one of the last row of values in
+            // what was checked to be behind it.
+            unsafe {
+                let b = b.map(|b| b.add(column));
+                let [lo, hi] = dot.interleave(a.add(column), b);
+                dot.store(to.add(column).cast(), lo);
+                dot.store(to.add(column + LANES).cast(), hi);
+            }
+        }
+    }
+}
+
+fn cache_of<'a>(problem: &Problem<'a>) -> &'a Tensor {
+    match problem.keys {
+        Keys::Latent { cache: KvRows { rows, scales: None }, .. } if rows.dtype() == DType::BF16 => rows,
+        _ => unreachable!("pairs are of a latent cache in bf16"),
+    }
+}
+
+/// `scores[j, r] = key[j] · query[r]`
+#[inline(always)]
+fn score(
+    dot: Bf16Dot,
+    problem: &Problem,
+    n: usize,
+    width: usize,
+    work: &mut Workspace,
+    between: &mut impl FnMut(),
+) {
+    let d = problem.sizes.key_dim;
+    let (pairs, key_words) = (d.div_ceil(2), row_len(d) / 2);
+    assert!(n <= KEYS && width <= ROWS, "a tile of scores");
+    assert!(work.keys.len() >= KEYS * key_words && work.queries.len() >= pairs * ROWS, "workspace");
+    assert!(work.scores.len() >= KEYS * ROWS, "workspace");
+    let blocks = Blocks::new(n, Bf16Dot::TILE_ROWS);
+    let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
+    for lane in (0..width).step_by(2 * LANES) {
+        let w = Words { start: queries.wrapping_add(lane).cast(), stride: ROWS, hi: LANES };
+        let mut key = 0;
+        for block in 0..blocks.count {
+            let rows = blocks.len(block);
+            let x = Rows { start: keys.wrapping_add(key * key_words), row: key_words, step: 1 };
+            let start = scores.wrapping_add(key * ROWS + lane);
+            let sums = Sums { start, row: ROWS, hi: LANES, fresh: true };
+            // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
+            unsafe {
+                if lane + 2 * LANES <= width {
+                    pair_tile_of::<2>(dot, rows, w, x, pairs, sums);
+                } else {
+                    pair_tile_of::<1>(dot, rows, w, x, pairs, sums);
+                }
+            }
+            key += rows;
+            between();
+        }
+    }
+}
+
+/// Weights of two keys become a word for each row, in place: line j from lines 2j and 2j + 1.
+#[inline(always)]
+fn round_weights(dot: Bf16Dot, n: usize, width: usize, work: &mut Workspace) {
+    let s = dot.simd();
+    for pair in 0..n.div_ceil(2) {
+        for lane in (0..width).step_by(LANES) {
+            let line = |j: usize| j * ROWS + lane;
+            let even = s.load_slice(&work.scores[line(2 * pair)..]);
+            let odd = match 2 * pair + 1 < n {
+                true => s.load_slice(&work.scores[line(2 * pair + 1)..]),
+                false => s.zero(),
+            };
+            let to = &mut work.scores[line(pair)..line(pair) + LANES];
+            // SAFETY: a vector of words.
+            unsafe { dot.store(to.as_mut_ptr().cast(), dot.pairs(even, odd)) };
+        }
+    }
+}
+
+/// `sums[r] += Σ_j weights[j, r] · value[j]`
+#[inline(always)]
+fn accumulate(
+    dot: Bf16Dot,
+    problem: &Problem,
+    n: usize,
+    num_rows: usize,
+    work: &mut Workspace,
+    between: &mut impl FnMut(),
+) {
+    let (sum_row, stride) = (row_len(problem.sizes.value_dim), value_stride(&problem.sizes));
+    assert!(n <= KEYS && num_rows <= ROWS && sum_row <= stride, "a tile of values");
+    assert!(work.values.len() >= KEYS / 2 * stride && work.scores.len() >= KEYS / 2 * ROWS, "workspace");
+    assert!(work.range.values.len() >= ROWS * sum_row, "workspace");
+    let blocks = Blocks::new(num_rows, Bf16Dot::TILE_ROWS);
+    let (values, weights) = (work.values.as_ptr(), work.scores.as_ptr());
+    let out = work.range.values.as_mut_ptr();
+    for column in (0..sum_row).step_by(2 * LANES) {
+        let w = Words { start: values.wrapping_add(column).cast(), stride, hi: LANES };
+        let mut row = 0;
+        for block in 0..blocks.count {
+            let rows = blocks.len(block);
+            let x = Rows { start: weights.wrapping_add(row), row: 1, step: ROWS };
+            let start = out.wrapping_add(row * sum_row + column);
+            let sums = Sums { start, row: sum_row, hi: LANES, fresh: false };
+            // SAFETY: within the lengths asserted above: row + rows <= num_rows, and column + one or two vectors <= sum_row,
+            // which is a whole number of vectors.
+            unsafe {
+                if column + 2 * LANES <= sum_row {
+                    pair_tile_of::<2>(dot, rows, w, x, n.div_ceil(2), sums);
+                } else {
+                    pair_tile_of::<1>(dot, rows, w, x, n.div_ceil(2), sums);
+                }
+            }
+            row += rows;
+            between();
+        }
+    }
+}
