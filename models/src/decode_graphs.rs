@@ -29,6 +29,8 @@ impl DecodeGraphs {
     pub fn rows_for(&self, input: &ModelInput) -> Option<usize> {
         let rows = input.tokens.len();
         let is_decode = rows > 0 && rows == input.context_lens.len() && input.image_rows.is_empty();
+        // Passes of the expanded form are launches of their own, as many as a context is long.
+        let is_decode = is_decode && !input.expanded.contains(&true);
         let size = size_for(rows).min(self.max_rows);
         (is_decode && rows <= size).then_some(size)
     }
@@ -101,5 +103,6 @@ mod tests {
         }
         assert_eq!(graphs.rows_for(&ModelInput { context_lens: vec![5], ..decode(2) }), None);
         assert_eq!(graphs.rows_for(&ModelInput { image_rows: vec![3], ..decode(2) }), None);
+        assert_eq!(graphs.rows_for(&ModelInput { expanded: vec![false, true], ..decode(2) }), None);
     }
 }

@@ -151,7 +151,11 @@ impl Request<'_> {
     }
 
     pub fn limits(&self, max_model_len: usize) -> StepLimits {
-        StepLimits { num_tokens: self.options.max_num_batched_tokens, context_len: max_model_len }
+        StepLimits {
+            num_tokens: self.options.max_num_batched_tokens,
+            context_len: max_model_len,
+            cache: self.storage.float,
+        }
     }
 
     pub fn input_limits(&self, max_model_len: usize) -> InputLimits {
@@ -256,7 +260,6 @@ impl Request<'_> {
         let Self { config, options, .. } = *self;
         check_options(options, config.decoder.max_position_embeddings)?;
         self.check_kv_type()?;
-        self.check_forms()?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -309,18 +312,6 @@ impl Request<'_> {
             kv_type.name()
         );
         Err(LoadError::Option { option: "kv_cache_dtype", message })
-    }
-
-    /// A GPU has the absorbed form only.
-    fn check_forms(&self) -> Result<(), LoadError> {
-        match (self.device, self.config.decoder.expand_from()) {
-            (Device::Cuda(_), Some(_)) => {
-                let message =
-                    "the expanded form is computed on the processor only: use --device cpu".to_string();
-                Err(LoadError::Option { option: "mla_expand_from", message })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn concurrency(&self, max_model_len: usize, num_blocks: usize) -> Vec<Concurrency> {

@@ -10,6 +10,8 @@ use kernels::{DType, Device, Tensor};
 pub struct StepLimits {
     pub num_tokens: usize,
     pub context_len: usize,
+    /// What keys and values are kept in where the device is a GPU, which has no other floats.
+    pub cache: DType,
 }
 
 /// Logits are made for so many rows at a time that they take about this much.
@@ -92,7 +94,7 @@ fn attention_sizes(config: &DecoderConfig, limits: &StepLimits) -> AttentionSize
         AttentionConfig::Gqa(a) => (a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim),
         AttentionConfig::Mla(a) => (a.num_heads, 1, a.row(), a.kv_lora_rank),
     };
-    let StepLimits { num_tokens: max_tokens, context_len: max_context } = *limits;
+    let StepLimits { num_tokens: max_tokens, context_len: max_context, .. } = *limits;
     AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context, max_tokens }
 }
 
@@ -106,6 +108,8 @@ fn expanded_sizes(config: &DecoderConfig, limits: &StepLimits) -> Option<Expande
             rotated: a.rope_dim,
             value_dim: a.value_dim,
             max_tokens: limits.num_tokens,
+            max_context: limits.context_len,
+            cache: limits.cache,
         }),
         _ => None,
     }

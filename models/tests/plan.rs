@@ -77,9 +77,6 @@ fn forms_of_attention_that_a_device_or_model_has_not_are_refused() {
     let int8 = LoadOptions { kv_cache_dtype: KvCacheDTypeChoice::Int8, ..emulated() };
     let message = refused("llama", &int8);
     assert!(message.starts_with("kv_cache_dtype: a KV cache in int8"), "{message}");
-    let expanded = LoadOptions { mla_expand_from: Some(0), ..emulated() };
-    let message = refused("moonlight", &expanded);
-    assert!(message.starts_with("mla_expand_from: the expanded form"), "{message}");
     let message = refused("llama", &LoadOptions { mla_expand_from: Some(0), ..options() });
     assert!(message.starts_with("mla_expand_from: the model has no latent attention"), "{message}");
 }
@@ -88,13 +85,15 @@ fn forms_of_attention_that_a_device_or_model_has_not_are_refused() {
 #[test]
 fn the_arena_of_a_gpu_is_as_planned() {
     for &family in FAMILIES {
-        for (dtype, quantization) in [
-            (DTypeChoice::F32, QuantizationChoice::Auto),
-            (DTypeChoice::BF16, QuantizationChoice::Auto),
-            (DTypeChoice::BF16, QuantizationChoice::Int8),
-            (DTypeChoice::F32, QuantizationChoice::Int4),
+        let is_latent = ["moonlight", "deepseek", "kimi"].iter().any(|name| family.starts_with(name));
+        for (dtype, quantization, is_expanded) in [
+            (DTypeChoice::F32, QuantizationChoice::Auto, false),
+            (DTypeChoice::BF16, QuantizationChoice::Auto, true),
+            (DTypeChoice::BF16, QuantizationChoice::Int8, false),
+            (DTypeChoice::F32, QuantizationChoice::Int4, true),
         ] {
-            let options = LoadOptions { dtype, quantization, ..emulated() };
+            let mla_expand_from = (is_expanded && is_latent).then_some(7);
+            let options = LoadOptions { dtype, quantization, mla_expand_from, ..emulated() };
             let planned = models::plan(&files(family), &options).unwrap();
             let loaded = load(family, &options);
             assert_eq!(loaded.plan, planned, "{family}");

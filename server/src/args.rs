@@ -244,7 +244,7 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: KvCacheDTypeArg,
 
-    /// Compute rows of prompts at this position and beyond in the expanded form of latent attention (MLA), on the processor: faster for
+    /// Compute rows of prompts at this position and beyond in the expanded form of latent attention (MLA): faster for
     /// long prompts, but what was generated beyond it is computed again when a follow-up sends it; default: in the absorbed form, as all other rows
     #[arg(long, value_name = "POSITION", env = "PERILUNE_MLA_EXPAND_FROM")]
     pub mla_expand_from: Option<usize>,

@@ -34,6 +34,7 @@ pub fn tiny(bench: &Bench) {
             linear(&x, &w, None, Activation::None, &mut out);
         });
     });
+    expanded_line(bench, [2, 24, 8, 4, 8], [3, 5]);
     samples(bench, 131, &[2]);
 }
 
@@ -219,49 +220,87 @@ fn latent(bench: &Bench) {
     if !bench.wants("mla_attention") {
         return;
     }
-    let (h, d, r) = (16, 576, 512);
-    for (t, context) in [(1, 1023), (1, 8191), (256, 0), (512, 1536)] {
-        let sequence = Sequence::new(t, context);
-        let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), d]);
-        let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, r]));
-        let sizes = AttentionSizes {
-            heads: h,
-            kv_heads: 1,
-            key_dim: d,
-            value_dim: r,
-            max_context: 16384,
-            max_tokens: t,
-        };
-        let mut scratch = AttentionScratch::new(&bench.device, sizes);
-        let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
-        bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}"), work, || {
-            mla_attention(&q, &cache, r, &sequence.ragged(), 0.07, &mut scratch, &mut out);
-        });
+    for rows in [[1, 1023], [1, 8191], [256, 0], [512, 1536]] {
+        latent_line(bench, rows);
     }
+    // One sequence of a long context has to fill a whole GPU, and chunks of prompts pay for the merging of short ranges.
+    if !matches!(bench.device, Device::Cpu(_)) {
+        for rows in [[1, 4095], [1, 32_767], [1, 131_071], [2048, 30_720]] {
+            for (shortest, most) in [(512, 64), (256, 128), (128, 128)] {
+                ranges_line(bench, rows, Some(RangeRule { shortest, most }));
+            }
+        }
+    }
+}
+
+/// Tokens after some context.
+fn latent_line(bench: &Bench, rows: [usize; 2]) {
+    ranges_line(bench, rows, None);
+}
+
+fn ranges_line(bench: &Bench, [t, context]: [usize; 2], rule: Option<RangeRule>) {
+    let (h, d, r) = (16, 576, 512);
+    let sequence = Sequence::new(t, context);
+    let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), d]);
+    let (q, mut out) = (random(bench, &[t, h, d]), zeros(bench, &[t, h, r]));
+    let sizes = AttentionSizes {
+        heads: h,
+        kv_heads: 1,
+        key_dim: d,
+        value_dim: r,
+        max_context: (t + context).max(16384),
+        max_tokens: t,
+    };
+    let mut scratch = AttentionScratch::with_ranges(&bench.device, sizes, rule.unwrap_or_default());
+    let work = Work::Flop(2.0 * sequence.pairs() * (h * (d + r)) as f64);
+    let of = rule.map_or(String::new(), |rule| format!(" in {} of {}", rule.most, rule.shortest));
+    bench.line("mla_attention", &format!("bfloat16 T {t} after {context} H {h}{of}"), work, || {
+        mla_attention(&q, &cache, r, &sequence.ragged(), 0.07, &mut scratch, &mut out);
+    });
 }
 
 /// The same rows as `latent`, between queries and values of heads: what `heads_linear` does on both sides of the absorbed form is in it.
 fn expanded(bench: &Bench) {
-    if !bench.wants("expanded_attention") || !matches!(bench.device, Device::Cpu(_)) {
+    if !bench.wants("expanded_attention") {
         return;
     }
-    let (heads, rank, nope, rotated, value_dim) = (16, 512, 128, 64, 128);
+    let on_gpu = !matches!(bench.device, Device::Cpu(_));
+    for (t, context) in [(1, 1023), (256, 0), (512, 1536), (512, 7680), (2048, 2048)] {
+        expanded_line(bench, [16, 512, 128, 64, 128], [t, context]);
+    }
+    // Chunks of long prompts, and the absorbed form of the same rows beside them.
+    for (t, context) in if on_gpu { [(2048, 30_720), (8192, 0), (8192, 24_576)].as_slice() } else { &[] } {
+        expanded_line(bench, [16, 512, 128, 64, 128], [*t, *context]);
+        latent_line(bench, [*t, *context]);
+    }
+}
+
+/// Heads, rank, and the widths of a key's parts and of a value; tokens after some context.
+fn expanded_line(bench: &Bench, widths: [usize; 5], [t, context]: [usize; 2]) {
+    let [heads, rank, nope, rotated, value_dim] = widths;
     let up = |n: usize| MatrixBatch::random(&bench.device, DType::BF16, [heads, n, rank], 0.02, 2);
     let (key_up, value_up) = (up(nope), up(value_dim));
-    for (t, context) in [(1, 1023), (256, 0), (512, 1536), (512, 7680), (2048, 2048)] {
-        let sequence = Sequence::new(t, context);
-        let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), rank + rotated]);
-        let (q, mut out) = (random(bench, &[t, heads, nope + rotated]), zeros(bench, &[t, heads, value_dim]));
-        let sizes = ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens: t };
-        let mut scratch = ExpandedScratch::new(&bench.device, sizes);
-        let latents = Latents { cache: (&cache).into(), key_up: &key_up, value_up: &value_up };
-        let pairs = 2.0 * sequence.pairs() * (heads * (nope + rotated + value_dim)) as f64;
-        let keys = 2.0 * ((t + context) * heads * rank * (nope + value_dim)) as f64;
-        let sizes = format!("bfloat16 T {t} after {context} H {heads}");
-        bench.line("expanded_attention", &sizes, Work::Flop(pairs + keys), || {
-            expanded_attention(&q, latents, &sequence.ragged(), 0.07, &mut scratch, &mut out);
-        });
-    }
+    let sequence = Sequence::new(t, context);
+    let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequence.slots(), rank + rotated]);
+    let (q, mut out) = (random(bench, &[t, heads, nope + rotated]), zeros(bench, &[t, heads, value_dim]));
+    let sizes = ExpandedSizes {
+        heads,
+        rank,
+        nope,
+        rotated,
+        value_dim,
+        max_tokens: t,
+        max_context: t + context,
+        cache: DType::BF16,
+    };
+    let mut scratch = ExpandedScratch::new(&bench.device, sizes);
+    let latents = Latents { cache: (&cache).into(), key_up: &key_up, value_up: &value_up };
+    let pairs = 2.0 * sequence.pairs() * (heads * (nope + rotated + value_dim)) as f64;
+    let keys = 2.0 * ((t + context) * heads * rank * (nope + value_dim)) as f64;
+    let sizes = format!("bfloat16 T {t} after {context} H {heads}");
+    bench.line("expanded_attention", &sizes, Work::Flop(pairs + keys), || {
+        expanded_attention(&q, latents, &sequence.ragged(), 0.07, &mut scratch, &mut out);
+    });
 }
 
 /// Caches of 8 bits: bytes are the cache's.

@@ -45,7 +45,7 @@ struct Room<'a> {
 }
 
 fn lens(sizes: &ExpandedSizes, num_threads: usize) -> [usize; 5] {
-    let ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens } = *sizes;
+    let ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens, .. } = *sizes;
     let inner = inner(sizes);
     [
         RANGE * rank,

@@ -12,7 +12,8 @@ struct AttendShape {
     int block_heads, head_blocks;  // of a unit; units side by side that cover rep
     int key_stride, value_stride;  // elements from one slot to the next
     int key_head, value_head;      // from one key head to the next
-    int block_size;                // 0: key p is row table + p, and every token sees all keys of its unit
+    int block_size;                // 0: key p is row table + p
+    int causal;                    // 0: every token sees all keys of its unit
     int list;                      // of the header: which units
     int partials, maxima;          // where partial sums and their maxima and sums of weights begin in the scratch
     float scale;                   // times log2(e)
@@ -158,7 +159,7 @@ template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LA
         key_head = place / s.head_blocks;
         first_head = key_head * s.rep + head_block * s.block_heads;
         num_heads = min(s.block_heads, s.rep - head_block * s.block_heads);
-        last_visible = unit.first_visible + (s.block_size ? unit.num_tokens - 1 : 0);
+        last_visible = unit.first_visible + (s.causal ? unit.num_tokens - 1 : 0);
         end_key = min(last_visible, unit.end_range * unit.range_len);
         clear();
         parity = 0;
@@ -407,5 +408,54 @@ template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LA
                 }
             }
         if (is_partial && there && warp == 0 && pair == 0) store_vec(scratch + (s.maxima + place * 2), make_float2(max, sum));
+    }
+
+    // Merges the sums of the only range of a unit with those of earlier ones, which other launches left: values where the result will be,
+    // maxima and sums of weights in the scratch. Every row that is there sees something of the range.
+    __device__ __forceinline__ void end_only_range(bool is_first, bool is_last, const AttendShape& s) {
+        int own = row_group * 16 + group;
+        if (key_group == 0 && pair == 0) maxima[own] = sums[0], maxima[own + 8] = sums[2];
+        float2 old[ROW_GROUPS][2];
+#pragma unroll
+        for (int i = 0; i < ROW_GROUPS * 2; i++) {
+            int row = i / 2 * 16 + group + i % 2 * 8;
+            old[i / 2][i % 2] = make_float2(LOWEST, 0);
+            if (!is_first && is_there(row, s)) old[i / 2][i % 2] = load_vec<float2>(scratch + place_of(row, s) * 2);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < ROW_GROUPS * 2; i++) {
+            int g = i / 2, half = i % 2, row = g * 16 + group + half * 8;
+            if (is_there(row, s)) end_only_row(g, half, row, old[g][half], is_first, is_last, s);
+        }
+    }
+
+    __device__ __forceinline__ long long place_of(int row, const AttendShape& s) {
+        return (long long)(unit.first_token + row / s.block_heads) * s.heads + first_head + row % s.block_heads;
+    }
+
+    __device__ __forceinline__ void end_only_row(int g, int half, int row, float2 old, bool is_first, bool is_last, const AttendShape& s) {
+        float max = row_max[parity * M + row], sum = maxima[row];
+        Merge m = Merge{max, 0.0f, 1.0f};
+        if (!is_first) {
+            m = merge_of(old.x, max);
+            sum = merged(m, old.y, sum);
+        }
+        long long place = place_of(row, s);
+#pragma unroll
+        for (int i = 0; i < PAIRS_EACH; i++)
+#pragma unroll
+            for (int side = 0; side < 2; side++) {
+                float2 v = make_float2(acc[g][i][side][half * 2], acc[g][i][side][half * 2 + 1]);
+                int column = (warp + i * WARPS) * 16 + side * 8 + pair;
+                if (column >= s.dv) continue;
+                Ptr<float> at = out + (place * s.dv + column);
+                if (!is_first) {
+                    float2 before = load_vec<float2>(at);
+                    v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));
+                }
+                store_vec(at, is_last ? make_float2(v.x / sum, v.y / sum) : v);
+            }
+        if (!is_last && warp == 0 && pair == 0) store_vec(scratch + place * 2, make_float2(m.max, sum));
     }
 };

@@ -40,14 +40,17 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
     };
     assert_eq!([q.dtype(), out.dtype()], [DType::F32; 2], "attention: types");
     let device = out.device();
+    let selected: Option<Vec<u32>> =
+        ragged.selected.map(|selected| selected.iter().map(|&selected| u32::from(selected)).collect());
     let pages = Pages {
         context_lens: ragged.context_lens.on_device(device),
         block_tables: ragged.block_tables.on_device(device),
         cu_blocks: ragged.cu_blocks.on_device(device),
         block_size: ragged.block_size,
+        selected: selected.as_deref().map(|selected| Index::Host(selected).on_device(device)),
     };
-    let memory =
-        Memory { buffer: &scratch.buffer, plan: scratch.plan.as_mut().expect("made on this device") };
+    let plan = scratch.plan.as_mut().expect("made on this device");
+    let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
     if !attention_tiles::run(cuda, &problem, &items_of(ragged), Some(&pages), DType::F32, memory) {
         attention_rows::run(cuda, &problem, &ragged.cu_seqlens.on_device(device), Some(&pages));
     }
@@ -58,6 +61,7 @@ pub(crate) fn items_of<'a>(ragged: &Ragged<'a>) -> Items<'a> {
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         tables: ragged.cu_blocks.as_slice(),
+        selected: ragged.selected,
     }
 }
 
@@ -91,9 +95,9 @@ pub(crate) fn packed(
     };
     assert_eq!([qkv.dtype(), out.dtype()], [DType::F32; 2], "packed_attention: types");
     let offsets = cu_seqlens.as_slice();
-    let items = Items { cu_seqlens: offsets, context_lens: None, tables: offsets };
-    let memory =
-        Memory { buffer: &scratch.buffer, plan: scratch.plan.as_mut().expect("made on this device") };
+    let items = Items { cu_seqlens: offsets, context_lens: None, tables: offsets, selected: None };
+    let plan = scratch.plan.as_mut().expect("made on this device");
+    let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
     if !attention_tiles::run(cuda, &problem, &items, None, scratch.multiply_as, memory) {
         attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);
     }

@@ -1,39 +1,53 @@
 //! Which block of a GPU attends to what: lists of units for attention.cu, made on the host from the arrays of a ragged batch, once
-//! for all layers of a step. How work is cut changes no bit of a result: see `range_len`, the one rule that decides sums.
+//! for all layers of a step. How work is cut changes no bit of a result: see `RangeRule`, which decides sums.
 
 use super::driver::DevicePtr;
 use crate::{Device, Indices};
 use std::cmp::Reverse;
 
-/// Keys of the shortest range.
-const RANGE: usize = 512;
-/// Most ranges of a row: longer rows have longer ranges.
-const MAX_RANGES: usize = 64;
 /// Rows of a small and of a large block.
 pub(crate) const FEW_ROWS: usize = 16;
 pub(crate) const MANY_ROWS: usize = 64;
 /// Numbers before the units, of a unit, of a token that was split.
-const HEADER: usize = 8;
-const UNIT: usize = 8;
+pub(crate) const HEADER: usize = 8;
+pub(crate) const UNIT: usize = 8;
 const SPLIT: usize = 4;
 
-/// The order of a row's sums: ranges of so many keys, by how many keys the row sees and nothing else.
-pub(crate) fn range_len(visible: usize) -> usize {
-    let mut len = RANGE;
-    while visible > len * MAX_RANGES {
-        len *= 2;
-    }
-    len
+/// The rule that decides how a row's sums are made on a GPU: by how many keys the row sees and nothing else. Short ranges are more units
+/// of work for one long sequence, and more sums to merge for everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeRule {
+    /// Keys of the shortest range, a multiple of 64.
+    pub shortest: usize,
+    /// Most ranges of a row: longer rows have longer ranges.
+    pub most: usize,
 }
 
-fn num_ranges(visible: usize) -> usize {
-    visible.div_ceil(range_len(visible))
+impl Default for RangeRule {
+    fn default() -> Self {
+        Self { shortest: 512, most: 64 }
+    }
+}
+
+impl RangeRule {
+    /// Keys of a range of a row that sees so many keys.
+    pub(crate) fn len(self, visible: usize) -> usize {
+        let mut len = self.shortest;
+        while visible > len * self.most {
+            len *= 2;
+        }
+        len
+    }
+
+    fn count(self, visible: usize) -> usize {
+        visible.div_ceil(self.len(visible))
+    }
 }
 
 /// Partial results, one for each token and range that is computed apart: enough for 32 sequences of the longest context with 16
 /// heads, fewer of models with more heads.
-pub(crate) fn num_slots(heads: usize, max_context: usize) -> usize {
-    match num_ranges(max_context) {
+pub(crate) fn num_slots(heads: usize, max_context: usize, rule: RangeRule) -> usize {
+    match rule.count(max_context) {
         0 | 1 => 0,
         ranges => ranges * (32 * 16 / heads.max(16)).max(1),
     }
@@ -51,6 +65,7 @@ pub(crate) struct Shape {
     /// Blocks that a device holds at once.
     pub blocks: usize,
     pub num_slots: usize,
+    pub rule: RangeRule,
 }
 
 /// Heads of a unit of so many rows, and units side by side that cover all heads of a key head.
@@ -67,6 +82,22 @@ pub(crate) struct Items<'a> {
     pub context_lens: Option<&'a [u32]>,
     /// First block of each item; `cu_seqlens` for packed segments.
     pub tables: &'a [u32],
+    /// Whether each item takes part; `None`: all do.
+    pub selected: Option<&'a [bool]>,
+}
+
+impl Items<'_> {
+    pub fn is_selected(&self, item: usize) -> bool {
+        self.selected.is_none_or(|selected| selected[item])
+    }
+
+    /// All that lists are made from.
+    pub fn append_to(&self, numbers: &mut Vec<u32>) {
+        for array in [self.cu_seqlens, self.tables, self.context_lens.unwrap_or_default()] {
+            numbers.extend_from_slice(array);
+        }
+        numbers.extend(self.selected.unwrap_or_default().iter().map(|&selected| u32::from(selected)));
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -139,9 +170,7 @@ impl Plan {
     pub fn update(&mut self, shape: &Shape, items: &Items) -> Counts {
         let is_other = self.shape.replace(*shape) != Some(*shape);
         self.next_from.clear();
-        for array in [items.cu_seqlens, items.tables, items.context_lens.unwrap_or_default()] {
-            self.next_from.extend_from_slice(array);
-        }
+        items.append_to(&mut self.next_from);
         if is_other || self.next_from != self.made_from {
             std::mem::swap(&mut self.next_from, &mut self.made_from);
             self.counts = write(shape, items, &mut self.words);
@@ -178,7 +207,7 @@ fn write(shape: &Shape, items: &Items, words: &mut Vec<u32>) -> Counts {
 /// Units that compute all ranges of their rows.
 fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
     let (mut few, mut many) = (Vec::new(), Vec::new());
-    for item in 0..items.cu_seqlens.len() - 1 {
+    for item in (0..items.cu_seqlens.len() - 1).filter(|&item| items.is_selected(item)) {
         let (start, end) = (items.cu_seqlens[item] as usize, items.cu_seqlens[item + 1] as usize);
         let takes_few = shape.has_few && (!shape.has_many || (end - start) * shape.rep <= FEW_ROWS);
         let (list, rows) = if takes_few { (&mut few, FEW_ROWS) } else { (&mut many, MANY_ROWS) };
@@ -194,7 +223,7 @@ fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
                 None => [end - start; 2],
             };
             // Packed segments are in one range: nobody computes a part of one.
-            let range_len = items.context_lens.map_or(1 << 30, |_| range_len(visible[1]));
+            let range_len = items.context_lens.map_or(1 << 30, |_| shape.rule.len(visible[1]));
             list.push(Unit {
                 table: items.tables[item] as usize,
                 first_token: start + position - context,
@@ -269,21 +298,25 @@ mod tests {
     use super::*;
 
     fn shape(rep: usize, blocks: usize, num_slots: usize) -> Shape {
-        Shape { kv_heads: 1, rep, has_few: true, has_many: true, blocks, num_slots }
+        let rule = RangeRule::default();
+        Shape { kv_heads: 1, rep, has_few: true, has_many: true, blocks, num_slots, rule }
     }
 
     fn items<'a>(cu_seqlens: &'a [u32], context_lens: &'a [u32], tables: &'a [u32]) -> Items<'a> {
-        Items { cu_seqlens, context_lens: Some(context_lens), tables }
+        Items { cu_seqlens, context_lens: Some(context_lens), tables, selected: None }
     }
 
     #[test]
     fn ranges_follow_the_length_alone() {
-        let of = |visible| (range_len(visible), num_ranges(visible));
+        let rule = RangeRule::default();
+        let of = |visible| (rule.len(visible), rule.count(visible));
         assert_eq!([1, 512, 513, 32_768].map(of), [(512, 1), (512, 1), (512, 2), (512, 64)]);
         assert_eq!(
             [32_769, 65_536, 65_537, 1 << 20].map(of),
             [(1024, 33), (1024, 64), (2048, 33), (16_384, 64)]
         );
+        // One sequence of 32k keys as work for twice as many multiprocessors.
+        assert_eq!(RangeRule { shortest: 256, most: 128 }.count(32_768), 128);
     }
 
     /// Every row is in one unit for each of its ranges, whatever the cut.
@@ -308,8 +341,9 @@ mod tests {
                         let visible = (context + token - cu_seqlens[item] + 1) as usize;
                         let found = ranges[token as usize] as usize;
                         // A unit's last token may see one range more.
+                        let rule = RangeRule::default();
                         assert!(
-                            (num_ranges(visible)..=num_ranges(visible + 63)).contains(&found),
+                            (rule.count(visible)..=rule.count(visible + 63)).contains(&found),
                             "{rep} {token}"
                         );
                     }

@@ -35,13 +35,14 @@ __device__ __forceinline__ int item_of(Ptr<const int> cu_seqlens, int items, int
 template <class C>
 __global__ void __launch_bounds__(WARPS * 32)
     attend_rows(In<float> q, In<C> keys, In<C> values, In<int> cu_seqlens, In<int> context_lens, In<int> tables, In<int> cu_blocks,
-                RowsShape s, Out<float> out) {
+                In<int> selected, RowsShape s, Out<float> out) {
     SHARED(float, weights, WARPS * 32);
     SHARED(int, slots, WARPS * 32);
     int row = (int)blockIdx.x * WARPS + warp_id(), lane = lane_id(), mine = warp_id() * 32;
     if (row >= s.tokens * s.heads) return;
     int token = row / s.heads, head = row % s.heads, key_head = head / s.rep;
     int item = item_of(cu_seqlens, s.items, token), start = cu_seqlens[item], visible, table = 0;
+    if (selected != nullptr && selected[item] == 0) return;
     if (s.block_size) {
         visible = context_lens[item] + token - start + 1;
         table = cu_blocks[item];

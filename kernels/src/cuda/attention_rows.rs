@@ -55,6 +55,8 @@ pub(crate) struct Pages {
     pub block_tables: OnDevice,
     pub cu_blocks: OnDevice,
     pub block_size: usize,
+    /// Whether each item takes part; `None`: all do.
+    pub selected: Option<OnDevice>,
 }
 
 /// As in attention_rows.cu.
@@ -101,10 +103,12 @@ pub(crate) fn run(cuda: &Cuda, problem: &Problem, cu_seqlens: &OnDevice, pages: 
     };
     let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(cu_seqlens.pointer);
     let args = match pages {
-        Some(Pages { context_lens, block_tables, cu_blocks, .. }) => {
-            args.pointer(context_lens.pointer).pointer(block_tables.pointer).pointer(cu_blocks.pointer)
-        }
-        None => args.pointer(DevicePtr::NULL).pointer(DevicePtr::NULL).pointer(DevicePtr::NULL),
+        Some(Pages { context_lens, block_tables, cu_blocks, selected, .. }) => args
+            .pointer(context_lens.pointer)
+            .pointer(block_tables.pointer)
+            .pointer(cu_blocks.pointer)
+            .pointer(selected.as_ref().map_or(DevicePtr::NULL, |selected| selected.pointer)),
+        None => (0..4).fold(args, |args, _| args.pointer(DevicePtr::NULL)),
     };
     let blocks = (num_tokens * sizes.heads).div_ceil(WARPS);
     let grid = grid(blocks, WARPS as u32 * 32);

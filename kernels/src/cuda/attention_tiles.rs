@@ -1,7 +1,7 @@
 //! Launches of attention.cu: which instance serves which widths, and what it needs.
 
 use super::Cuda;
-use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, Shape};
+use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, RangeRule, Shape};
 use super::attention_rows::{Pages, Problem};
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
@@ -117,25 +117,26 @@ impl Form {
 /// As in attention.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct AttendShape {
-    q_stride: i32,
-    d: i32,
-    dv: i32,
-    heads: i32,
-    rep: i32,
-    block_heads: i32,
-    head_blocks: i32,
-    key_stride: i32,
-    value_stride: i32,
-    key_head: i32,
-    value_head: i32,
-    block_size: i32,
-    list: i32,
-    partials: i32,
-    maxima: i32,
-    scale: f32,
+pub(super) struct AttendShape {
+    pub q_stride: i32,
+    pub d: i32,
+    pub dv: i32,
+    pub heads: i32,
+    pub rep: i32,
+    pub block_heads: i32,
+    pub head_blocks: i32,
+    pub key_stride: i32,
+    pub value_stride: i32,
+    pub key_head: i32,
+    pub value_head: i32,
+    pub block_size: i32,
+    pub causal: i32,
+    pub list: i32,
+    pub partials: i32,
+    pub maxima: i32,
+    pub scale: f32,
 }
-// SAFETY: fifteen i32 and a float, as in attention.cu.
+// SAFETY: sixteen i32 and a float, as in attention.cu.
 unsafe impl Param for AttendShape {}
 
 /// Blocks that a device holds at once.
@@ -144,38 +145,40 @@ fn num_blocks(num_sms: u32, value_dim: usize) -> usize {
 }
 
 /// f32 numbers of the scratch: sums of earlier ranges, each block its own; partial results; their maxima and sums of weights.
-fn scratch_parts(num_sms: u32, sizes: &AttentionSizes) -> [usize; 3] {
+fn scratch_parts(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> [usize; 3] {
     let AttentionSizes { heads, value_dim, max_context, .. } = *sizes;
     if max_context == 0 {
         return [0; 3];
     }
     let warps = if value_dim > 128 { 8 } else { 4 };
     let of_a_thread = MANY_ROWS / 16 * (4 + value_dim.div_ceil(16 * warps) * 8);
-    let slots = attention_plan::num_slots(heads, max_context) * heads;
+    let slots = attention_plan::num_slots(heads, max_context, rule) * heads;
     [num_blocks(num_sms, value_dim) * warps * 32 * of_a_thread, slots * value_dim, slots * 2]
 }
 
-pub(crate) fn scratch_len(num_sms: u32, sizes: &AttentionSizes) -> usize {
-    scratch_parts(num_sms, sizes).iter().sum()
+pub(crate) fn scratch_len(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> usize {
+    scratch_parts(num_sms, sizes, rule).iter().sum()
 }
 
-pub(crate) fn new_plan(device: &Device, sizes: &AttentionSizes) -> Plan {
-    Plan::new(device, sizes.max_tokens, attention_plan::num_slots(sizes.heads, sizes.max_context))
+pub(crate) fn new_plan(device: &Device, sizes: &AttentionSizes, rule: RangeRule) -> Plan {
+    Plan::new(device, sizes.max_tokens, attention_plan::num_slots(sizes.heads, sizes.max_context, rule))
 }
 
 pub(crate) fn plan_bytes(device: &Device, sizes: &AttentionSizes) -> u64 {
-    Plan::bytes(device, sizes.max_tokens, attention_plan::num_slots(sizes.heads, sizes.max_context))
+    let num_slots = attention_plan::num_slots(sizes.heads, sizes.max_context, RangeRule::default());
+    Plan::bytes(device, sizes.max_tokens, num_slots)
 }
 
 /// What the lists of units are made for.
-fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, has_few: bool, has_many: bool) -> Shape {
+fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, rule: RangeRule, [has_few, has_many]: [bool; 2]) -> Shape {
     Shape {
         kv_heads: sizes.kv_heads,
         rep: sizes.heads / sizes.kv_heads,
         has_few,
         has_many,
         blocks: num_blocks(cuda.info().num_sms, sizes.value_dim),
-        num_slots: attention_plan::num_slots(sizes.heads, sizes.max_context),
+        num_slots: attention_plan::num_slots(sizes.heads, sizes.max_context, rule),
+        rule,
     }
 }
 
@@ -183,6 +186,7 @@ fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, has_few: bool, has_many: bool) 
 pub(crate) struct Memory<'a> {
     pub buffer: &'a Tensor,
     pub plan: &'a mut Plan,
+    pub rule: RangeRule,
 }
 
 /// False if no instance serves this problem; nothing was done then.
@@ -200,7 +204,7 @@ pub(crate) fn run(
     if few.is_none() && many.is_none() {
         return false;
     }
-    let shape = shape_of(cuda, problem.sizes, few.is_some(), many.is_some());
+    let shape = shape_of(cuda, problem.sizes, memory.rule, [few.is_some(), many.is_some()]);
     let counts = memory.plan.update(&shape, items);
     let launch = Launch { cuda, problem, pages, shape, buffer: memory.buffer.pointer(), plan: memory.plan };
     launch.run([few, many], &counts);
@@ -266,7 +270,7 @@ impl Launch<'_> {
         let Problem { q_stride, keys, values, sizes, scale, .. } = *self.problem;
         let rep = self.shape.rep;
         let [block_heads, head_blocks] = attention_plan::head_blocks(rep, rows);
-        let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes);
+        let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes, self.shape.rule);
         let int = |n: usize| i32::try_from(n).expect("sizes of attention fit 31 bits");
         AttendShape {
             q_stride: int(q_stride),
@@ -281,6 +285,7 @@ impl Launch<'_> {
             key_head: int(keys.head),
             value_head: int(values.head),
             block_size: self.pages.map_or(0, |pages| int(pages.block_size)),
+            causal: i32::from(self.pages.is_some()),
             list: int(list),
             partials: int(totals),
             maxima: int(totals + partials),

@@ -2,11 +2,12 @@
 
 use super::launch::Kernel;
 use super::{
-    attention_rows, attention_tiles, elementwise, interpolate, linear, moe, norm, peak, rope, route, rows,
-    sample,
+    attention_expanded, attention_rows, attention_tiles, elementwise, interpolate, linear, moe, norm, peak,
+    rope, route, rows, sample,
 };
 
 pub(super) const KERNELS: &[&Kernel] = &[
+    &attention_expanded::KERNEL,
     &attention_rows::KERNEL,
     &attention_tiles::KERNEL,
     &elementwise::KERNEL,

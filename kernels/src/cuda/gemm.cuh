@@ -109,6 +109,12 @@ template <> struct Pair<bf16> {
         return make_float2(bf16_to_float((unsigned short)v), bf16_to_float((unsigned short)(v >> 16)));
     }
 };
+template <> struct Pair<f16> {
+    static __device__ __forceinline__ float2 load(Ptr<const f16> p) {
+        unsigned v = load_vec<unsigned>(p);
+        return make_float2(f16_to_float((unsigned short)v), f16_to_float((unsigned short)(v >> 16)));
+    }
+};
 
 // x[k], x[k + 1], rounded to T and packed; zero from `end` on. k is even.
 template <class X, class T> __device__ __forceinline__ unsigned load_pair(Ptr<const X> row, int k, int end, int aligned) {

@@ -6,6 +6,8 @@
 pub mod ahead;
 mod arena;
 pub(crate) mod attention;
+pub(crate) mod attention_expanded;
+pub(crate) mod attention_expanded_plan;
 pub(crate) mod attention_plan;
 pub(crate) mod attention_rows;
 pub(crate) mod attention_tiles;

@@ -13,7 +13,7 @@
 use super::KvRows;
 use crate::cpu::attention;
 use crate::cuda::attention::{self as cuda_attention, Paged};
-use crate::cuda::attention_plan::Plan;
+use crate::cuda::attention_plan::{Plan, RangeRule};
 use crate::cuda::attention_tiles;
 use crate::{DType, Device, Index, Tensor};
 
@@ -33,7 +33,7 @@ pub struct Ragged<'a> {
     /// items + 1
     pub cu_blocks: Index<'a>,
     pub block_size: usize,
-    /// Whether each item takes part; rows of those that do not stay as they are. `None`: all do. On the processor only.
+    /// Whether each item takes part; rows of those that do not stay as they are. `None`: all do, as in a captured graph.
     pub selected: Option<&'a [bool]>,
 }
 
@@ -60,21 +60,31 @@ pub struct AttentionScratch {
     /// Where the device is a GPU.
     pub(crate) plan: Option<Plan>,
     pub(crate) multiply_as: DType,
+    pub(crate) rule: RangeRule,
 }
 
 impl AttentionScratch {
     pub fn new(device: &Device, sizes: AttentionSizes) -> Self {
+        Self::with_ranges(device, sizes, RangeRule::default())
+    }
+
+    /// With another order of sums on a GPU: to measure what it costs, and what it would save (`bench-ops`).
+    pub fn with_ranges(device: &Device, sizes: AttentionSizes, rule: RangeRule) -> Self {
+        assert!(
+            rule.shortest > 0 && rule.shortest.is_multiple_of(64) && rule.most > 0,
+            "attention: {rule:?}"
+        );
         let plan = match device {
             Device::Cpu(_) => None,
-            Device::Cuda(_) => Some(attention_tiles::new_plan(device, &sizes)),
+            Device::Cuda(_) => Some(attention_tiles::new_plan(device, &sizes, rule)),
         };
-        let buffer = Tensor::zeros(device, DType::F32, &[Self::buffer_len(device, &sizes)]);
-        Self { buffer, sizes, plan, multiply_as: DType::F32 }
+        let buffer = Tensor::zeros(device, DType::F32, &[Self::buffer_len(device, &sizes, rule)]);
+        Self { buffer, sizes, plan, multiply_as: DType::F32, rule }
     }
 
     /// What `new` will allocate.
     pub fn bytes(device: &Device, sizes: AttentionSizes) -> u64 {
-        let buffer = Tensor::bytes_of(DType::F32, &[Self::buffer_len(device, &sizes)]);
+        let buffer = Tensor::bytes_of(DType::F32, &[Self::buffer_len(device, &sizes, RangeRule::default())]);
         match device {
             Device::Cpu(_) => buffer,
             Device::Cuda(_) => buffer + attention_tiles::plan_bytes(device, &sizes),
@@ -96,10 +106,10 @@ impl AttentionScratch {
         }
     }
 
-    fn buffer_len(device: &Device, sizes: &AttentionSizes) -> usize {
+    fn buffer_len(device: &Device, sizes: &AttentionSizes, rule: RangeRule) -> usize {
         match device {
             Device::Cpu(_) => attention::scratch_len(sizes, device.num_threads()),
-            Device::Cuda(cuda) => attention_tiles::scratch_len(cuda.info().num_sms, sizes),
+            Device::Cuda(cuda) => attention_tiles::scratch_len(cuda.info().num_sms, sizes, rule),
         }
     }
 }
@@ -132,7 +142,6 @@ pub fn gqa_attention<'a>(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            assert!(ragged.selected.is_none(), "gqa_attention: a GPU serves all items");
             let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, scale };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
@@ -159,7 +168,6 @@ pub fn mla_attention<'a>(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            assert!(ragged.selected.is_none(), "mla_attention: a GPU serves all items");
             let call = Paged { q, keys: cache.rows, values: None, ragged, scale };
             cuda_attention::paged(cuda, &call, scratch, out);
         }

@@ -6,11 +6,13 @@
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · key[p, h]) value[p, h]
 //!
 //! Only rows of items that `ragged` has selected are written. It computes what `mla_attention` computes between two `heads_linear`, with other
-//! roundings: 2·(N + P + V) FLOP per row, head and key instead of 2·(2·R + P), and 2·R·(N + V) per key and head of each item.
-//! On the processor only.
+//! roundings: 2·(N + P + V) FLOP per row, head and key instead of 2·(2·R + P), and 2·R·(N + V) per key and head of each item. On a GPU the
+//! cache is f32, bf16 or f16, and keys and values are rounded to its type where tensor cores take them: N and V of 128, P of 64.
 
 use super::{KvRows, Ragged};
 use crate::cpu::attention_expanded::{self, Expansion};
+use crate::cuda::attention_expanded::{self as cuda_expanded, Workspace};
+use crate::cuda::attention_expanded_plan::RANGE;
 use crate::{DType, Device, MatrixBatch, Tensor};
 
 /// Sizes that a scratch serves.
@@ -25,26 +27,52 @@ pub struct ExpandedSizes {
     pub rotated: usize,
     /// V
     pub value_dim: usize,
-    /// Most tokens of an item.
+    /// Most tokens of a call.
     pub max_tokens: usize,
+    /// Longest sequence. On the processor it changes nothing.
+    pub max_context: usize,
+    /// What the cache is kept in. On the processor it changes nothing.
+    pub cache: DType,
 }
 
-/// Keys and values of 512 positions, tiles of each thread, and sums of all rows of an item.
+/// Keys and values of some positions (512, on a GPU 2048), tiles of each thread, and sums of rows.
 #[derive(Debug)]
 pub struct ExpandedScratch {
     buffer: Tensor,
     sizes: ExpandedSizes,
+    /// Where the device is a GPU.
+    workspace: Option<Workspace>,
 }
 
 impl ExpandedScratch {
     pub fn new(device: &Device, sizes: ExpandedSizes) -> Self {
-        let len = attention_expanded::scratch_len(&sizes, device.num_threads());
-        Self { buffer: Tensor::zeros(device, DType::F32, &[len]), sizes }
+        Self::with_ranges(device, sizes, RANGE)
+    }
+
+    /// With ranges of so many keys on a GPU, a multiple of 128, which is another order of sums: for tests of long sequences.
+    pub fn with_ranges(device: &Device, sizes: ExpandedSizes, range: usize) -> Self {
+        let workspace = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(_) => Some(Workspace::new(device, &sizes, range)),
+        };
+        let buffer = Tensor::zeros(device, DType::F32, &[buffer_len(device, &sizes, range)]);
+        Self { buffer, sizes, workspace }
     }
 
     /// What `new` will allocate.
     pub fn bytes(device: &Device, sizes: ExpandedSizes) -> u64 {
-        Tensor::bytes_of(DType::F32, &[attention_expanded::scratch_len(&sizes, device.num_threads())])
+        let buffer = Tensor::bytes_of(DType::F32, &[buffer_len(device, &sizes, RANGE)]);
+        match device {
+            Device::Cpu(_) => buffer,
+            Device::Cuda(_) => buffer + Workspace::bytes(device, &sizes),
+        }
+    }
+}
+
+fn buffer_len(device: &Device, sizes: &ExpandedSizes, range: usize) -> usize {
+    match device {
+        Device::Cpu(_) => attention_expanded::scratch_len(sizes, device.num_threads()),
+        Device::Cuda(_) => Workspace::buffer_len(device, sizes, range),
     }
 }
 
@@ -64,7 +92,7 @@ pub fn expanded_attention(
     scratch: &mut ExpandedScratch,
     out: &mut Tensor,
 ) {
-    let ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens } = scratch.sizes;
+    let ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens, .. } = scratch.sizes;
     let Latents { cache, key_up, value_up } = latents;
     let t = q.rows();
     assert_eq!(q.shape(), [t, heads, nope + rotated], "expanded_attention: q");
@@ -78,12 +106,19 @@ pub fn expanded_attention(
     );
     cache.check("expanded_attention", 2);
     ragged.check(t, cache.rows.rows());
-    let Device::Cpu(cpu) = &out.device().clone() else { panic!("expanded_attention: on a GPU") };
-    let expansion = Expansion { q, cache, key_up, value_up, ragged, scale };
-    for item in (0..ragged.num_items()).filter(|&item| ragged.is_selected(item)) {
-        let num_tokens = ragged.tokens(item).len();
-        assert!(num_tokens <= max_tokens, "expanded_attention: {num_tokens} tokens exceed the scratch");
-        let sizes = scratch.sizes;
-        attention_expanded::item(cpu, &expansion, item, &sizes, scratch.buffer.as_f32_mut(), out);
+    assert!(t <= max_tokens, "expanded_attention: {t} tokens exceed the scratch");
+    let ExpandedScratch { buffer, sizes, workspace } = scratch;
+    match (&out.device().clone(), workspace) {
+        (Device::Cpu(cpu), _) => {
+            let expansion = Expansion { q, cache, key_up, value_up, ragged, scale };
+            for item in (0..ragged.num_items()).filter(|&item| ragged.is_selected(item)) {
+                attention_expanded::item(cpu, &expansion, item, sizes, buffer.as_f32_mut(), out);
+            }
+        }
+        (Device::Cuda(cuda), Some(workspace)) => {
+            let call = cuda_expanded::Call { q, latents, ragged, scale, sizes, buffer };
+            cuda_expanded::run(cuda, &call, workspace, out);
+        }
+        (Device::Cuda(_), None) => panic!("expanded_attention: the scratch is another device's"),
     }
 }

@@ -17,6 +17,7 @@ mod route;
 mod rows;
 mod sample;
 
+pub use crate::cuda::attention_plan::RangeRule;
 pub use attention::{
     AttentionScratch, AttentionSizes, Ragged, gqa_attention, mla_attention, packed_attention,
 };

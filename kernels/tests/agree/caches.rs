@@ -159,7 +159,16 @@ impl Latent {
             (0..heads as u64).map(|head| Host::random(DType::BF16, &[n, rank], seed + head)).collect()
         };
         Self {
-            sizes: ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens },
+            sizes: ExpandedSizes {
+                heads,
+                rank,
+                nope,
+                rotated,
+                value_dim,
+                max_tokens,
+                max_context: 0,
+                cache: DType::F32,
+            },
             rows: Rows::new(pages, &[rank, rotated], 2),
             key_up: up(nope, 100),
             value_up: up(value_dim, 200),

@@ -324,6 +324,33 @@ fn how_work_is_cut_changes_nothing() {
     assert!(of(2) == whole);
 }
 
+/// Another rule of ranges is as near the twin, and who computes what changes no bit of it either.
+#[test]
+fn other_ranges() {
+    let case = Case {
+        dtype: DType::BF16,
+        heads: 2,
+        kv_heads: 1,
+        d: 64,
+        dv: 64,
+        items: vec![[1500, 1], [100, 30]],
+        tolerance: 4e-3,
+    };
+    let data = case.data();
+    let of = |num_sms, rule| {
+        let device = crate::device::sized(1, num_sms);
+        let mut scratch = AttentionScratch::with_ranges(&device, case.sizes(1501), rule);
+        case.attend(&device, &data, &data.pages.ragged(BLOCK), 0..31, &mut scratch).expect("a result")
+    };
+    // Ranges of 256 and of 128 keys.
+    let rule = RangeRule { shortest: 128, most: 8 };
+    let whole = of(1, rule);
+    let twin: Vec<f64> = (0..2).flat_map(|item| case.twin(&data, item, 0..case.items[item][1])).collect();
+    assert_close(&floats(&whole), &twin, case.tolerance, "ranges of 128 and more");
+    assert!(of(64, rule) == whole);
+    assert!(of(64, RangeRule::default()) != whole, "a rule that decides nothing");
+}
+
 #[test]
 fn bugs_in_tiles_are_noticed() {
     let case = |items: &[[usize; 2]]| Case {

@@ -6,6 +6,7 @@ mod bench;
 #[path = "../agree/common.rs"]
 mod common;
 mod device;
+mod expanded;
 mod faults;
 mod graphs;
 mod hopper;

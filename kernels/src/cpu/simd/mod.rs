@@ -1,11 +1,13 @@
 //! Vectors of f32 behind one trait, and the run-time choice of the instruction set.
 //!
-//! A kernel is written once, generic over [`Simd`], as an `#[inline(always)]` function; [`simd_entry!`] compiles it three times,
-//! each inside a function that has the features, and picks one by [`Isa`]. The vector types are tokens: holding an `Avx512`
+//! A kernel is written once, generic over [`Simd`], as an `#[inline(always)]` function; [`simd_entry!`] compiles it for each of them,
+//! inside a function that has the features, and picks one by [`Isa`]. The vector types are tokens: holding an `Avx512`
 //! proves that the processor has it, so arithmetic is safe to call and only raw loads and stores are not.
 
 pub(crate) mod dot;
 pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod turn;
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +15,8 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_dot;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{Bytes, Neon};
 pub(crate) use portable::Portable;
 pub(crate) use turn::Turn;
 #[cfg(target_arch = "x86_64")]
@@ -26,12 +30,13 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
+    Neon,
     Avx2,
     Avx512,
 }
 
 impl Isa {
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
 
     pub fn best() -> Self {
         Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
@@ -48,7 +53,7 @@ impl Isa {
     /// Whether there is a kernel for it that multiplies bytes by bytes.
     pub fn has_int8_dots(self) -> bool {
         match self {
-            Self::Portable | Self::Avx2 => true,
+            Self::Portable | Self::Neon | Self::Avx2 => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => Vnni::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
@@ -59,6 +64,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Portable => true,
+            // Part of what every such processor has.
+            Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -77,6 +84,7 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         })
@@ -201,6 +209,8 @@ macro_rules! simd_entry {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$q>)? ($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::Isa::Neon => $body::<$crate::cpu::simd::Neon $(, $q)?>($crate::cpu::simd::Neon, $($arg),*),
                 _ => $body::<$crate::cpu::simd::Portable $(, $q)?>($crate::cpu::simd::Portable, $($arg),*),
             }
         }
@@ -232,6 +242,16 @@ macro_rules! dot_entry {
                 // SAFETY: a device has only an Isa that was found on this processor.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Isa::Avx2 => unsafe { avx2 $(::<$q>)? ($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::Isa::Neon if $crate::cpu::simd::Bytes::<true>::is_available() => {
+                    // SAFETY: just asked for.
+                    let token = unsafe { $crate::cpu::simd::Bytes::<true>::new() };
+                    $body::<$crate::cpu::simd::Bytes<true> $(, $q)?>(token, $($arg),*)
+                }
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::Isa::Neon => {
+                    $body::<$crate::cpu::simd::Bytes<false> $(, $q)?>($crate::cpu::simd::Bytes::WIDENING, $($arg),*)
+                }
                 _ => $body::<$crate::cpu::simd::Portable $(, $q)?>($crate::cpu::simd::Portable, $($arg),*),
             }
         }

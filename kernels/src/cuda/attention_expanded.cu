@@ -1,0 +1,199 @@
+// attend_expanded: out[t, h] = Σ_p softmax_p(scale · q[t, h] · key[p, h]) value[p, h], where key[p, h] = [key_up[h] · latent[p] | rotated[p]] and
+// value[p, h] = value_up[h] · latent[p] were made of cached latents
+// q [T, H, N + P] f32, rounded to W · cache [S, R + P] C in pages · out [T, H, V] f32 · sums in f32
+// 2·(N + P + V) FLOP for each row, head and key, 2·R·(N + V) for each key and head; moves for each key and head 2·(N + P + V) bytes into
+// the workspace, and out of it once for each block of rows; for each row, head and range 16·V bytes of sums
+// not measured: no GPU was available
+//
+// A pass fills the workspace with keys and values of ranges of one or more items, and attends to them (attention_expanded.rs):
+//
+//   gather            rotated parts of keys, to every head; for `attend_expanded_rows` also latents, in f32
+//   expand            products of latents, read in place, with key_up and value_up, rounded to C
+//   attend_expanded   one range for up to M tokens of a head: begins with empty sums, merged with those of earlier ranges, which lie in `out`
+//   attend_expanded_rows   the same for any widths in f32: a warp has one row
+//
+// Ranges lie at absolute positions and are merged from first to last, and an expanded key is one row of a product: a row's bits depend on its
+// own position alone.
+#include "attention.cuh"
+#include "gemm.cuh"
+
+// Keys of an item, as attention_expanded_plan.rs writes them.
+struct Segment {
+    int table;  // first block in block_tables
+    int first, count;  // positions
+    int row;    // of the workspace, a multiple of MANY_TOKENS
+};
+
+struct ExpandShape {
+    int block_size, row_len, rank, rotated;  // of the cache
+    int segments, num_segments;              // where they begin in the lists
+    int heads, key_row, key_head;            // of keys: elements from one row, and from one head to the next
+    int n, panels, units;                    // of one head of the weights
+    int out_row, out_head;
+    int pairs;                               // 1: every even element of a row of the cache begins an aligned pair
+};
+
+// Where a row of the workspace comes from; -1: it is nobody's.
+__device__ __forceinline__ int slot_of(Ptr<const int> tables, Ptr<const int> work, int row, const ExpandShape& s) {
+    for (int i = 0; i < s.num_segments; i++) {
+        int4 v = load_vec<int4>(work + (s.segments + i * 4));
+        Segment segment{v.x, v.y, v.z, v.w};
+        int place = row - segment.row, position = segment.first + place;
+        if (place >= 0 && place < segment.count)
+            return tables[segment.table + position / s.block_size] * s.block_size + position % s.block_size;
+    }
+    return -1;
+}
+
+constexpr int GATHER_THREADS = 128;
+
+// grid: a block for each row of the workspace
+template <class C, class O>
+__global__ void __launch_bounds__(GATHER_THREADS)
+    gather(In<C> cache, In<int> tables, In<int> work, ExpandShape s, Out<O> keys, Out<float> latents) {
+    int row = (int)blockIdx.x, slot = slot_of(tables, work, row, s), nope = s.key_row - s.rotated;
+    Ptr<const C> from = cache + (long long)(slot < 0 ? 0 : slot) * s.row_len;
+    for (int i = (int)threadIdx.x; i < s.heads * s.rotated; i += GATHER_THREADS) {
+        int head = i / s.rotated, column = i % s.rotated;
+        float v = 0;
+        if (slot >= 0) {
+            C kept = from[s.rank + column];
+            v = to_float(kept);
+        }
+        keys[(long long)head * s.key_head + (long long)row * s.key_row + nope + column] = Float<O>::from(v);
+    }
+    if (latents == nullptr) return;
+    for (int i = (int)threadIdx.x; i < s.rank; i += GATHER_THREADS) {
+        float v = 0;
+        if (slot >= 0) {
+            C kept = from[i];
+            v = to_float(kept);
+        }
+        latents[(long long)row * s.rank + i] = v;
+    }
+}
+
+// grid: (panels / 4, rows of the workspace / 64, heads), 256 threads
+template <class C, class W>
+__global__ void __launch_bounds__(256, 1) expand(In<C> cache, In<int> tables, In<int> work, In<W> w, ExpandShape s, Out<C> out) {
+    int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
+    int first_panel = (int)blockIdx.x * MANY_PANELS, first_row = (int)blockIdx.y * MANY_TOKENS, head = (int)blockIdx.z;
+    int slot = slot_of(tables, work, first_row + (int)threadIdx.x / 4, s);
+    Row<C> latent{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs};
+    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    float total[2][4][4] = {};
+    multiply_many<false>(total, w + panel, s.panels - first_panel, s.units, latent);
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int column = (first_panel + warp_m) * 32 + half * 16 + lane / 4 + j / 2 * 8;
+                int row = first_row + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;
+                // Rows of the workspace that are nobody's are zeros, which nobody reads.
+                if (column < s.n) out[(long long)head * s.out_head + (long long)row * s.out_row + column] = Float<C>::from(total[half][i][j]);
+            }
+}
+
+// grid: units · heads; units of one head follow each other, so that its keys are read from the second cache
+template <class W, int D, int DV, int M, int WARPS, int STAGES>
+__global__ void __launch_bounds__(WARPS * 32, 1)
+    attend_expanded(In<float> q, In<W> keys, In<W> values, In<int> work, int units, AttendShape s, Out<float> stats, Out<float> out) {
+    static_assert(STAGES > 1, "the next tile is on its way while one is worked on");
+    DYNAMIC_SHARED(W, memory);
+    Block<W, W, D, DV, M, WARPS, STAGES, false> block;
+    block.q = q, block.keys = keys, block.values = values, block.scratch = stats, block.out = out;
+    block.begin(memory);
+    block.take(load_unit(work, s.list + (int)blockIdx.x % units), (int)blockIdx.x / units, s);
+    int range_len = block.unit.range_len, first_key = block.unit.first_range * range_len;
+    int num_tiles = (block.end_key - first_key + KEYS - 1) / KEYS;
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (i < num_tiles) block.load_tile(i, first_key + i * KEYS, s);
+        cp_async_commit();
+    }
+    block.load_queries(s);
+    for (int tile = 0; tile < num_tiles; tile++) {
+        int first = first_key + tile * KEYS, stage = tile % STAGES;
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        if (tile + STAGES - 1 < num_tiles) block.load_tile((tile + STAGES - 1) % STAGES, first + (STAGES - 1) * KEYS, s);
+        cp_async_commit();
+        float scores[decltype(block)::SCORE_TILES][4];
+        block.score(stage, scores);
+        block.soften(first, s, scores);
+        __syncthreads();
+        block.add_values(stage);
+    }
+    block.end_only_range(block.unit.first_range == 0, block.unit.slot > 0, s);
+}
+
+constexpr int ROW_WARPS = 4;
+constexpr int MAX_COLUMNS = 16;  // of 32: V up to 512
+
+// grid: (units, tokens of a unit · heads / 4), 128 threads
+__global__ void __launch_bounds__(ROW_WARPS * 32)
+    attend_expanded_rows(In<float> q, In<float> keys, In<float> values, In<int> work, AttendShape s, Out<float> stats, Out<float> out) {
+    SHARED(float, weights, ROW_WARPS * 32);
+    Unit unit = load_unit(work, s.list + (int)blockIdx.x);
+    int row = (int)blockIdx.y * ROW_WARPS + warp_id(), token = row / s.heads, head = row % s.heads, lane = lane_id(), mine = warp_id() * 32;
+    if (token >= unit.num_tokens) return;
+    int begin = unit.first_range * unit.range_len, end = min(unit.first_visible + token, unit.end_range * unit.range_len);
+    Ptr<const float> query = q + ((long long)(unit.first_token + token) * s.q_stride + (long long)head * s.d);
+    Ptr<const float> head_keys = keys + (long long)head * s.key_head, head_values = values + (long long)head * s.value_head;
+
+    float max = LOWEST, sum = 0, acc[MAX_COLUMNS] = {};
+    for (int first = begin; first < end; first += 32) {
+        float score = LOWEST;
+        if (first + lane < end) {
+            Ptr<const float> key = head_keys + (long long)(unit.table + first + lane) * s.key_stride;
+            float dot = 0;
+            for (int i = 0; i < s.d; i++) {
+                float a = query[i], b = key[i];
+                dot = fmaf(a, b, dot);
+            }
+            score = dot * s.scale;
+        }
+        float new_max = fmaxf(max, warp_max(score)), shrink = fast_exp2(max - new_max);
+        float weight = first + lane < end ? fast_exp2(score - new_max) : 0.0f;
+        sum = fmaf(sum, shrink, warp_sum(weight));
+        max = new_max;
+        weights[mine + lane] = weight;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < MAX_COLUMNS; i++) acc[i] *= shrink;
+        int count = min(32, end - first);
+        for (int k = 0; k < count; k++) {
+            Ptr<const float> value = head_values + (long long)(unit.table + first + k) * s.value_stride;
+            float w = weights[mine + k];
+#pragma unroll
+            for (int i = 0; i < MAX_COLUMNS; i++)
+                if (i * 32 + lane < s.dv) {
+                    float v = value[i * 32 + lane];
+                    acc[i] = fmaf(w, v, acc[i]);
+                }
+        }
+        // The next tile writes over these.
+        __syncwarp();
+    }
+    long long place = (long long)(unit.first_token + token) * s.heads + head;
+    bool is_last = unit.slot > 0;
+    Merge m = Merge{max, 0.0f, 1.0f};
+    if (unit.first_range) {
+        float2 old = load_vec<float2>(stats + place * 2);
+        m = merge_of(old.x, max);
+        sum = merged(m, old.y, sum);
+    }
+#pragma unroll
+    for (int i = 0; i < MAX_COLUMNS; i++)
+        if (i * 32 + lane < s.dv) {
+            Ptr<float> at = out + (place * s.dv + i * 32 + lane);
+            float v = acc[i];
+            if (unit.first_range) v = merged(m, *at, v);
+            *at = is_last ? v / sum : v;
+        }
+    // Every lane has read what was there.
+    __syncwarp();
+    if (!is_last && lane == 0) store_vec(stats + place * 2, make_float2(m.max, sum));
+}
