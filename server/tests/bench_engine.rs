@@ -36,6 +36,17 @@ fn every_kind_of_job_is_timed_and_says_what_the_model_said() {
 }
 
 #[test]
+fn prompts_longer_than_a_step_are_read_in_chunks() {
+    let said = |more: &[&str]| {
+        let output =
+            bench_engine(more).args(["--json", "--job", "prefill:33,decode:1@17,decode:2@17"]).output();
+        let lines = lines(&output.expect("the binary starts"));
+        lines[1..].iter().map(|result| result["tokens"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(said(&["--max-num-seqs", "3", "--max-num-batched-tokens", "7"]), said(&[]));
+}
+
+#[test]
 fn jobs_come_from_standard_input() {
     let mut command = bench_engine(&["--json", "--job", "-"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary starts");

@@ -258,7 +258,6 @@ impl Engine {
                     output = self.step(vec![item])?;
                     results.extend(prompt_logprobs(&output)?);
                 } else {
-                    item.sample = item.sample.filter(|_| to == len);
                     output = self.step(vec![item])?;
                 }
             }
@@ -296,10 +295,14 @@ impl Growing {
     fn item(&self, sequence: usize, from: usize, to: usize, block_size: usize) -> BatchItem {
         let first = sequence * self.blocks_each;
         let blocks = first..first + to.div_ceil(block_size);
-        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        // A chunk that does not end the prompt says nothing.
+        let sample = to.checked_sub(self.context_len).map(|num_generated| {
+            let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+            Sample::new(Arc::new(params), to, num_generated)
+        });
         BatchItem {
             prompt_len: self.context_len,
-            sample: Some(Sample::new(Arc::new(params), to, to - self.context_len)),
+            sample,
             ..BatchItem::new(
                 SequenceId(sequence as u64 + 1),
                 self.tokens[sequence][from..to].to_vec(),
