@@ -84,7 +84,7 @@ fn only_the_edge_reads_arguments_and_environment() {
         assert_eq!(code_with(folder, &words), [""; 0]);
     }
     for line in code_with("server/src", &words) {
-        let edge = ["server/src/main.rs", "server/src/args.rs", "server/src/source/", "server/src/cli/"];
+        let edge = ["server/src/main.rs", "server/src/args/", "server/src/source/", "server/src/cli/"];
         assert!(edge.iter().any(|place| line.starts_with(place)), "reads the environment: {line}");
     }
 }

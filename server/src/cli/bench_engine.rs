@@ -9,18 +9,47 @@
 //! ```
 //! Prompts are the tokens `(7919 i + 13) mod vocabulary`. Answers are greedy. Every job runs once untimed.
 
-use crate::args::BenchEngineArgs;
+use crate::args::ServeArgs;
 use crate::cli::engine_jobs::{Engine, Job};
 use crate::config::Config;
 use crate::load::{WriteCache, exit_code, keep};
 use crate::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::source::{self, HubSettings, Needed};
+use clap::Args as ClapArgs;
 use models::LoadFormat;
 use serde_json::{Value, json};
 use std::fmt::Display;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchEngineArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+
+    /// What to measure: prefill:TOKENS, decode:SEQUENCES@CONTEXT, logprobs:TOKENS; or - to read jobs from standard input
+    #[arg(
+        long = "job",
+        value_name = "JOB",
+        value_delimiter = ',',
+        default_value = "prefill:512,decode:1@128,decode:8@128"
+    )]
+    pub jobs: Vec<String>,
+
+    /// Each job is repeated for at least so long
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    pub seconds: f64,
+
+    /// One line of JSON for the model and for each job
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n| (0.0..=3600.0).contains(n));
+    number.ok_or_else(|| format!("`{text}` is not a number of seconds from 0 to 3600"))
+}
 
 pub fn run(args: BenchEngineArgs) -> ExitCode {
     let BenchEngineArgs { serve, jobs, seconds, json } = args;

@@ -1,13 +1,24 @@
 //! `perilune plan`: what fits, computed from the model's configuration alone. It takes the flags of `serve`, so that a command line is
 //! planned by changing one word.
 
-use crate::args::PlanArgs;
+use crate::args::ServeArgs;
 use crate::config::Config;
 use crate::run::{EXIT_LOAD, EXIT_MEMORY};
 use crate::source::{self, HubSettings, Needed};
+use clap::Args as ClapArgs;
 use models::LoadError;
 use std::fmt::Display;
 use std::process::ExitCode;
+
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// The values of the flags mean nothing.
 const EXIT_USAGE: u8 = 2;

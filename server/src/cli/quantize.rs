@@ -1,10 +1,38 @@
 //! `perilune quantize`: a quantised copy of a checkpoint, to be loaded here and elsewhere.
 
-use crate::args::{QuantizeArgs, QuantizedArg};
 use crate::source::{self, HubSettings, Needed};
 use anyhow::{Context, Result};
+use clap::{Args as ClapArgs, ValueEnum};
 use models::Quantization;
+use std::path::PathBuf;
 use std::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizedArg {
+    /// 8 bits in groups of 32: 8.5 bits a weight
+    Int8,
+    /// 4 bits in groups of 32: 4.5 bits a weight
+    Int4,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct QuantizeArgs {
+    /// A directory in the Hugging Face format, a GGUF file, or a name on the hub; without one, the small model built into the binary
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Folder to write to: empty, or not there yet
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+
+    /// Type of the decoder's linear layers
+    #[arg(long, value_enum)]
+    pub quantization: QuantizedArg,
+
+    /// Threads that quantise; default: one for each core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
 
 pub fn run(args: QuantizeArgs) -> Result<()> {
     let QuantizeArgs { model, output, quantization, threads } = args;
