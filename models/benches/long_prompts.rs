@@ -4,6 +4,10 @@
 //! `cargo bench -p models --bench long_prompts [-- moe|moonlight]`. Prompts are read in chunks of 512 and of 2,048 tokens. The last lines of
 //! a shape are what a short question after a long prompt costs, whose keys are cached.
 
+#[path = "../../kernels/benches/ops/clock.rs"]
+mod clock;
+
+use clock::thread_clock;
 use kernels::Device;
 use models::{DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles};
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
@@ -81,19 +85,13 @@ fn batch(from: usize, to: usize) -> Batch {
     Batch { encodes: Vec::new(), items: vec![item] }
 }
 
-/// Seconds that this thread ran; NaN where the system does not say it.
-fn thread_seconds() -> f64 {
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).map_or(f64::NAN, |ns| ns * 1e-9)
-}
-
 /// Processor time of a prompt's tokens `from..to` in chunks.
 fn seconds(runner: &mut DeviceRunner, from: usize, to: usize, chunk: usize) -> f64 {
-    let start = thread_seconds();
+    let start = thread_clock();
     for from in (from..to).step_by(chunk) {
         black_box(runner.execute(&batch(from, to.min(from + chunk))).expect("the processor does not fail"));
     }
-    thread_seconds() - start
+    thread_clock() - start
 }
 
 fn main() {

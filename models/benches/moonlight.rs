@@ -4,16 +4,18 @@
 //! `cargo bench -p models --bench moonlight`. Each is measured twice: on one thread by the processor time that the thread got (fair
 //! on a shared machine), and on all threads by the clock.
 
+#[path = "../../kernels/benches/ops/clock.rs"]
+mod clock;
 #[path = "../../kernels/benches/ops/peak.rs"]
 mod peak;
 
+use clock::{best_time, thread_clock, wall_clock};
 use kernels::Device;
 use models::{DeviceRunner, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
 use peak::Peak;
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
 /// One dense and two with experts; Moonlight has 27. More layers would only make the head's share smaller.
 const NUM_LAYERS: usize = 3;
@@ -21,8 +23,6 @@ const BLOCK_SIZE: usize = 16;
 const MAX_LEN: usize = 1024;
 const PROMPTS: [usize; 3] = [64, 256, 512];
 const CONTEXTS: [usize; 2] = [64, 512];
-const BATCH_SECONDS: f64 = 0.5;
-const NUM_BATCHES: usize = 3;
 
 const VOCAB: usize = 163_840;
 const HIDDEN: usize = 2048;
@@ -107,33 +107,6 @@ fn batch(from: usize, to: usize) -> Batch {
         )
     };
     Batch { encodes: Vec::new(), items: vec![item] }
-}
-
-/// Seconds of a run. Runs are counted in batches long enough for a clock that ticks every few milliseconds; the best batch counts.
-pub fn best_time(clock: fn() -> f64, run: &mut dyn FnMut()) -> f64 {
-    let mut batch = |num_runs: usize| {
-        let from = clock();
-        (0..num_runs).for_each(|_| run());
-        (clock() - from) / num_runs as f64
-    };
-    batch(1);
-    let mut num_runs = 1;
-    while batch(num_runs) * (num_runs as f64) < BATCH_SECONDS {
-        num_runs *= 2;
-    }
-    (0..NUM_BATCHES).map(|_| batch(num_runs)).fold(f64::MAX, f64::min)
-}
-
-fn wall_clock() -> f64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
-}
-
-/// Seconds that this thread ran, where the system says it; else the clock.
-fn thread_clock() -> f64 {
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-    nanoseconds.map_or_else(wall_clock, |ns| ns * 1e-9)
 }
 
 fn run(runner: &mut DeviceRunner, batch: &Batch) {

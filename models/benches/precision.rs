@@ -4,13 +4,16 @@
 //! `cargo bench -p models --bench precision [-- --threads=N] [--weights=NAME] [--rounded]`. One thread, by the processor time that it got, or
 //! several by the clock; of each the best of some rounds. `--weights` takes one type of weights, `--rounded` leaves float32 activations out.
 
+#[path = "../../kernels/benches/ops/clock.rs"]
+mod clock;
+
+use clock::{thread_clock, wall_clock};
 use models::{
     ActivationsChoice, DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
 const CONFIG: &str = r#"{"architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 32768, "hidden_size": 1024,
     "intermediate_size": 4096, "moe_intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 16,
@@ -84,18 +87,6 @@ fn batch(sequences: usize, from: usize, to: usize) -> Batch {
         )
     };
     Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
-}
-
-fn wall_clock() -> f64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
-}
-
-/// Seconds that this thread ran, where the system says it; else the clock.
-fn thread_clock() -> f64 {
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-    nanoseconds.map_or_else(wall_clock, |ns| ns * 1e-9)
 }
 
 fn time(runner: &mut DeviceRunner, batch: &Batch, runs: usize, clock: fn() -> f64) -> f64 {

@@ -4,6 +4,10 @@
 //! `cargo bench -p models --bench speculation`. One thread, by the processor time that the thread got; drafts on and off take turns, and
 //! the best of each counts.
 
+#[path = "../../kernels/benches/ops/clock.rs"]
+mod clock;
+
+use clock::thread_clock;
 use models::{DeviceRunner, LoadFormat, LoadOptions, Loaded, MemoryLimit, ModelFiles};
 use scheduler::{
     Batch, Engine, ModelRunner, NgramConfig, Sampled, SamplingParams, SchedulerConfig, Sequence, SequenceId,
@@ -62,12 +66,6 @@ impl ModelRunner for Saying<'_> {
         }
         Ok(output)
     }
-}
-
-/// Seconds that this thread ran.
-fn thread_clock() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux counts a thread's time");
-    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).expect("nanoseconds") * 1e-9
 }
 
 fn random(seed: u64) -> impl FnMut(usize) -> usize {

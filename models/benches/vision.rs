@@ -3,22 +3,21 @@
 //! `cargo bench -p models --bench vision`. Each is measured twice: on one thread by the processor time that the thread got (fair on
 //! a shared machine), and on all threads by the clock. The best of several runs counts, against the best peak of the same run.
 
+#[path = "../../kernels/benches/ops/clock.rs"]
+mod clock;
 #[path = "../../kernels/benches/ops/peak.rs"]
 mod peak;
 
+use clock::{best_time, thread_clock, wall_clock};
 use kernels::{DType, Device, Tensor};
 use models::kimi_vl::{KimiVlImageProcessor, SizeRule, Vision, VisionConfig};
 use models::{Checkpoint, ImageProcessor, Storage};
 use peak::Peak;
 use scheduler::ImageInput;
-use std::sync::OnceLock;
-use std::time::Instant;
 
 /// MoonViT has 27; time grows linearly with them.
 const NUM_LAYERS: usize = 3;
 const PUBLISHED_LAYERS: usize = 27;
-const BATCH_SECONDS: f64 = 0.3;
-const NUM_BATCHES: usize = 3;
 
 fn moonvit(num_layers: usize) -> VisionConfig {
     VisionConfig {
@@ -42,33 +41,6 @@ fn flop(config: &VisionConfig, n: usize) -> f64 {
     let layer = n * (4 * d * d + 2 * d * i) + 2 * n * n * d;
     let projector = config.num_tokens(n) * merged * (merged + config.text_hidden_size);
     2.0 * (config.num_layers * layer + n * config.patch_len() * d + projector) as f64
-}
-
-/// Seconds of a run. Runs are counted in batches long enough for a clock that ticks every few milliseconds; the best batch counts.
-pub fn best_time(clock: fn() -> f64, run: &mut dyn FnMut()) -> f64 {
-    let mut batch = |num_runs: usize| {
-        let from = clock();
-        (0..num_runs).for_each(|_| run());
-        (clock() - from) / num_runs as f64
-    };
-    batch(1);
-    let mut num_runs = 1;
-    while batch(num_runs) * (num_runs as f64) < BATCH_SECONDS {
-        num_runs *= 2;
-    }
-    (0..NUM_BATCHES).map(|_| batch(num_runs)).fold(f64::MAX, f64::min)
-}
-
-fn wall_clock() -> f64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_secs_f64()
-}
-
-/// Seconds that this thread ran, where the system says it; else the clock.
-fn thread_clock() -> f64 {
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanoseconds = schedstat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-    nanoseconds.map_or_else(wall_clock, |ns| ns * 1e-9)
 }
 
 /// A picture without repetition, so that nothing is easy.

@@ -2,10 +2,11 @@
 //! says, and equal to themselves in company, in chunks, and from graphs.
 
 mod ahead;
+#[macro_use]
 mod common;
 
 use common::late::Late;
-use common::{FAMILIES, fixture, load, on_gpu, options};
+use common::{fixture, load, on_gpu, options};
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
@@ -228,37 +229,9 @@ fn late_masks() {
     assert!(num_deferred > 3 && num_replays > 0, "{num_deferred} deferred, {num_replays} replays");
 }
 
-macro_rules! families {
-    ($($name:ident),* $(,)?) => {
-        mod near_the_processor {
-            $(#[test]
-            fn $name() {
-                super::near_the_processor(stringify!($name), None);
-            })*
-        }
-
-        #[test]
-        fn no_family_is_forgotten() {
-            assert_eq!(FAMILIES, [$(stringify!($name)),*]);
-        }
-    };
+mod near_the_processor {
+    test_families!(|name| super::near_the_processor(name, None));
 }
-
-families!(
-    llama,
-    llama1,
-    llama31,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-    mixtral,
-    seed_oss,
-    moonlight,
-    deepseek_v3,
-    deepseek_v2_lite,
-    deepseek_v2,
-    kimi_vl,
-);
 
 /// Keys and values are made of the latents again, for all rows of prompts or from one on: at the processor the same rows.
 #[test]

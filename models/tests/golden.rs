@@ -1,9 +1,10 @@
 //! Every family against log-probabilities computed by torch and transformers: through paged blocks of odd size that lie in memory
 //! in a scattered order, with prompts in chunks of 1, 7 and all.
 
+#[macro_use]
 mod common;
 
-use common::{Case, FAMILIES, Golden, fixture, load, options};
+use common::{Case, Golden, fixture, load, options};
 use models::{DeviceRunner, ImagePlan, LoadOptions, Loaded};
 use scheduler::{
     Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, ModelRunner, Sample, SamplingParams,
@@ -163,32 +164,4 @@ fn latent_attention_in_its_expanded_form() {
     }
 }
 
-macro_rules! families {
-    ($($name:ident),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            check_family(stringify!($name), &options());
-        })*
-
-        #[test]
-        fn no_family_is_forgotten() {
-            assert_eq!(FAMILIES, [$(stringify!($name)),*]);
-        }
-    };
-}
-
-families!(
-    llama,
-    llama1,
-    llama31,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-    mixtral,
-    seed_oss,
-    moonlight,
-    deepseek_v3,
-    deepseek_v2_lite,
-    deepseek_v2,
-    kimi_vl,
-);
+test_families!(|name| check_family(name, &options()));

@@ -1,9 +1,10 @@
 //! Answers with guessed tokens are those without, bit for bit, with their log-probabilities and ends: for every family, greedy and
 //! drawn, with penalties, together, on prefix hits, after preemption, in small steps, and on a GPU's code.
 
+#[macro_use]
 mod common;
 
-use common::{FAMILIES, fixture, load, on_gpu, options};
+use common::{fixture, load, on_gpu, options};
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
     DraftShare, Engine, Event, FinishReason, ImageInput, ImageSpan, NgramConfig, SamplingParams,
@@ -213,37 +214,11 @@ fn drafts_change_nothing(family: &str, quantization: QuantizationChoice) {
     assert!(world.num_accepted() > 0 && world.num_wrong() > 0);
 }
 
-macro_rules! families {
-    ($($name:ident),* $(,)?) => {
-        mod drafts_change_nothing {
-            $(#[test]
-            fn $name() {
-                super::drafts_change_nothing(stringify!($name), super::QuantizationChoice::Auto);
-            })*
-        }
+mod drafts_change_nothing {
+    use super::QuantizationChoice::Auto;
 
-        #[test]
-        fn no_family_is_forgotten() {
-            assert_eq!(FAMILIES, [$(stringify!($name)),*]);
-        }
-    };
+    test_families!(|name| super::drafts_change_nothing(name, Auto));
 }
-
-families!(
-    llama,
-    llama1,
-    llama31,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-    mixtral,
-    seed_oss,
-    moonlight,
-    deepseek_v3,
-    deepseek_v2_lite,
-    deepseek_v2,
-    kimi_vl,
-);
 
 mod quantised {
     use super::{QuantizationChoice, drafts_change_nothing};

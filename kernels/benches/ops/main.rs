@@ -8,9 +8,11 @@
 //! `--tiny` takes sizes that the emulator (`--device=cuda-emulated`) can do.
 
 mod cases;
+mod clock;
 mod gpu;
 mod peak;
 
+use clock::{best_time, thread_clock, wall_clock};
 use kernels::Device;
 use peak::Peak;
 use std::time::{Duration, Instant};
@@ -97,36 +99,6 @@ impl Bench {
 /// A number, or null for what is none.
 fn json(value: f64) -> String {
     if value.is_finite() { value.to_string() } else { "null".to_string() }
-}
-
-/// The best of some runs: at least five, then as many as fit half a second.
-pub fn best_time(clock: fn() -> f64, run: &mut dyn FnMut()) -> f64 {
-    run();
-    let start = Instant::now();
-    let mut best = f64::MAX;
-    let mut runs = 0;
-    while runs < 5 || (start.elapsed().as_secs_f64() < 0.5 && runs < 2000) {
-        let from = clock();
-        run();
-        best = best.min(clock() - from);
-        runs += 1;
-    }
-    best
-}
-
-fn wall_clock() -> f64 {
-    seconds(libc::CLOCK_MONOTONIC)
-}
-
-fn thread_clock() -> f64 {
-    seconds(libc::CLOCK_THREAD_CPUTIME_ID)
-}
-
-fn seconds(clock: libc::clockid_t) -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one timespec.
-    unsafe { libc::clock_gettime(clock, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 fn main() {

@@ -1,6 +1,6 @@
 //! What the machine can do: multiply-adds from registers, and reads of memory beyond the caches.
 
-use crate::best_time;
+use super::clock::best_time;
 use kernels::Isa;
 use std::hint::black_box;
 

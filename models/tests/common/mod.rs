@@ -1,5 +1,5 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
-#![allow(dead_code, reason = "every test file uses its part")]
+#![allow(dead_code, unused_macros, reason = "every test file uses its part")]
 
 pub mod late;
 
@@ -17,21 +17,38 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub const FAMILIES: &[&str] = &[
-    "llama",
-    "llama1",
-    "llama31",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mixtral",
-    "seed_oss",
-    "moonlight",
-    "deepseek_v3",
-    "deepseek_v2_lite",
-    "deepseek_v2",
-    "kimi_vl",
-];
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        /// Every architecture that is served, as a tiny checkpoint of that name.
+        pub const FAMILIES: &[&str] = &[$(stringify!($name)),*];
+
+        /// A test of each family's name that passes it to a function.
+        macro_rules! test_families {
+            ($check:expr) => {
+                $(#[test]
+                fn $name() {
+                    $check(stringify!($name));
+                })*
+            };
+        }
+    };
+}
+
+families!(
+    llama,
+    llama1,
+    llama31,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    mixtral,
+    seed_oss,
+    moonlight,
+    deepseek_v3,
+    deepseek_v2_lite,
+    deepseek_v2,
+    kimi_vl,
+);
 
 /// Beside this file, or where the environment says: a test may run on another machine than it was built on.
 pub fn fixture(name: &str) -> PathBuf {
