@@ -33,6 +33,8 @@ pub struct AppLimits {
     pub responses: StoreLimits,
     /// Whether `/` serves the page to try the model on.
     pub page: bool,
+    /// Whether `/tokenizer_info` answers: it shows the chat template.
+    pub tokenizer_info: bool,
 }
 
 impl Default for AppLimits {
@@ -44,6 +46,7 @@ impl Default for AppLimits {
             keep_alive: Some(Duration::from_secs(5)),
             responses: StoreLimits::default(),
             page: true,
+            tokenizer_info: false,
         }
     }
 }
@@ -128,6 +131,7 @@ const ROUTES: &[Entry] = &[
     (Access::Key, "GET", ["/v1/models/{*id}", "/models/{*id}"], || get(models::retrieve)),
     (Access::Key, "POST", ["/v1/tokenize", "/tokenize"], || post(tokenize::tokenize)),
     (Access::Key, "POST", ["/v1/detokenize", "/detokenize"], || post(tokenize::detokenize)),
+    (Access::Key, "GET", ["/v1/tokenizer_info", "/tokenizer_info"], || get(tokenize::tokenizer_info)),
     // An upload has a limit of its own.
     (Access::Key, "POST", ["/v1/files", "/files"], || post(files::upload).layer(DefaultBodyLimit::disable())),
     (Access::Key, "GET", ["/v1/files", "/files"], || get(files::list)),

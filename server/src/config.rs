@@ -150,6 +150,7 @@ impl TryFrom<ServeArgs> for Config {
             media_ca_file,
             image_fetch_timeout,
             max_n,
+            enable_tokenizer_info_endpoint,
             no_page,
             responses,
             data,
@@ -277,6 +278,7 @@ impl TryFrom<ServeArgs> for Config {
                 request,
                 keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
                 page: !no_page,
+                tokenizer_info: enable_tokenizer_info_endpoint,
                 responses: lower_responses(responses)?,
                 ..AppLimits::default()
             },
@@ -380,6 +382,7 @@ impl Config {
             "warnings": warnings,
         });
         // More would be too many for one macro.
+        object["enable_tokenizer_info_endpoint"] = limits.tokenizer_info.into();
         object["kv_cache_dtype"] = json!(format!("{:?}", load.kv_cache_dtype));
         object["mla_expand_from"] = json!(load.mla_expand_from);
         object["activations"] = json!(format!("{:?}", load.activations));

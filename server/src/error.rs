@@ -68,6 +68,10 @@ pub enum ApiError {
     },
     /// Files and batches without a folder for them.
     NoDataDir,
+    /// A route that the operator did not turn on.
+    RouteOff {
+        flag: &'static str,
+    },
     TooManyBatches {
         message: String,
     },
@@ -215,6 +219,12 @@ impl ApiError {
             ApiError::RouteNotFound { path } => {
                 parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}"))
             }
+            ApiError::RouteOff { flag } => parts(
+                StatusCode::NOT_FOUND,
+                INVALID,
+                Some("not_found"),
+                format!("this route is off; the server's flag {flag} turns it on"),
+            ),
             ApiError::MethodNotAllowed { method, path } => parts(
                 StatusCode::METHOD_NOT_ALLOWED,
                 INVALID,

@@ -219,6 +219,27 @@ fn stop_tokens_end_without_being_shown() {
 }
 
 #[test]
+fn the_tokenizer_describes_itself_where_the_operator_allows_it() {
+    let refused = TestServer::start().get("/tokenizer_info");
+    assert_eq!(refused.status, 404);
+    assert!(refused.text().contains("--enable-tokenizer-info-endpoint"), "{}", refused.text());
+    let mut setup = Setup::default();
+    setup.options.limits.tokenizer_info = true;
+    let server = TestServer::with(setup);
+    let info = server.get("/tokenizer_info").json();
+    assert_eq!((&info["eos_token"], &info["bos_token"]), (&json!("<|im_end|>"), &Value::Null));
+    // What is called a token is one.
+    let request =
+        json!({"prompt": info["eos_token"], "add_special_tokens": false, "return_token_strs": true});
+    let tokens = server.ask("/tokenize", &request);
+    assert_eq!((&tokens["count"], &tokens["token_strs"][0]), (&json!(1), &info["eos_token"]));
+    assert_eq!(tokens["max_model_len"], info["model_max_length"]);
+    // The template is the one that renders, and it is shown as it is written.
+    let template = info["chat_template"].as_str().expect("a template");
+    assert!(template.contains("{%") && template.contains("add_generation_prompt"), "{template}");
+}
+
+#[test]
 fn logprobs_of_completions() {
     let server = TestServer::start();
     let answer = server.ask(

@@ -287,7 +287,9 @@ fn conforms(document: &Value, schema: &Value, name: &str, value: &Value) {
 #[test]
 fn answers_are_what_it_says() {
     let folder = Folder::new("openapi-answers");
-    let server = TestServer::with(setup(&folder.0));
+    let mut setup = setup(&folder.0);
+    setup.options.limits.tokenizer_info = true;
+    let server = TestServer::with(setup);
     let chat = json!({
         "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "n": 2, "logprobs": true, "top_logprobs": 2,
         "return_token_ids": true, "timings": true,
@@ -321,8 +323,8 @@ fn answers_are_what_it_says() {
         &server.ask("/v1/completions/render", &json!({"prompt": ["a", "b"]})),
     );
     check("POST /detokenize", &server.ask("/detokenize", &json!({"tokens": [1]})));
-    for (operation, path) in [("GET /v1/models", "/v1/models"), ("GET /version", "/version")] {
-        check(operation, &server.get(path).json());
+    for path in ["/v1/models", "/version", "/tokenizer_info"] {
+        check(&format!("GET {path}"), &server.get(path).json());
     }
     let file = server.upload(&line("a", json!({"prompt": "a"})));
     check("POST /v1/files", &file);

@@ -254,6 +254,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 128, env = "PERILUNE_MAX_N")]
     pub max_n: usize,
 
+    /// Tell at /tokenizer_info what the tokenizer calls its special tokens, and the chat template: evaluation harnesses ask for it
+    #[arg(long)]
+    pub enable_tokenizer_info_endpoint: bool,
+
     /// Serve no page at `/`, only the API
     #[arg(long)]
     pub no_page: bool,

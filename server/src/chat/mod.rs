@@ -22,4 +22,4 @@ pub use image::{ImageInputError, ImageLimits, RgbPicture};
 pub use prompt::{Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered};
 pub use stop::{StopInclusion, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
-pub use tokenizer::{Shown, Specials, Tokenizer, TokenizerError};
+pub use tokenizer::{Shown, SpecialNames, Specials, Tokenizer, TokenizerError};

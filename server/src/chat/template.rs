@@ -105,6 +105,11 @@ impl ChatTemplate {
         }
     }
 
+    /// The template's text: of several, the one for requests without tools.
+    pub fn source(&self) -> Option<String> {
+        self.env.get_template(DEFAULT).ok().map(|template| template.source().to_string())
+    }
+
     /// One template, for tests and tools.
     pub fn from_source(source: &str) -> Result<Self, TemplateError> {
         Self::parse(&[(DEFAULT, source)], "chat template")

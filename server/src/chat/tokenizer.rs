@@ -59,6 +59,8 @@ pub struct SpecialNames {
     pub eos: Option<String>,
     pub unk: Option<String>,
     pub pad: Option<String>,
+    /// `tokenizer_class`: what transformers would load.
+    pub class: Option<String>,
 }
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -271,6 +273,7 @@ impl TokenizerConfig {
             eos: name("eos_token"),
             unk: name("unk_token"),
             pad: name("pad_token"),
+            class: name("tokenizer_class"),
         };
         let mut added = Vec::new();
         for (id, entry) in config["added_tokens_decoder"].as_object().into_iter().flatten() {

@@ -1,7 +1,7 @@
-//! `POST /tokenize` and `/detokenize`, in vLLM's shapes.
+//! `POST /tokenize` and `/detokenize`, and `GET /tokenizer_info`, in vLLM's shapes.
 
 use crate::app::App;
-use crate::chat::Shown;
+use crate::chat::{ChatTemplate, Shown, SpecialNames};
 use crate::error::ApiError;
 use crate::openai::chat::lower::lower_ending;
 use crate::openai::chat::messages;
@@ -52,6 +52,39 @@ pub struct Tokenized {
 #[derive(Serialize, JsonSchema)]
 pub struct Detokenized {
     prompt: String,
+}
+
+/// What tokenizer_config.json says of the special tokens, with the template that is in use.
+#[derive(Serialize, JsonSchema)]
+pub struct TokenizerInfo {
+    /// As the checkpoint names it, though the tokenizer is our own.
+    tokenizer_class: String,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    unk_token: Option<String>,
+    pad_token: Option<String>,
+    vocab_size: usize,
+    model_max_length: usize,
+    chat_template: Option<String>,
+}
+
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    if !app.limits.tokenizer_info {
+        return Err(ApiError::RouteOff { flag: "--enable-tokenizer-info-endpoint" });
+    }
+    let service = app.service()?;
+    let tokenizer = service.tokenizer();
+    let SpecialNames { bos, eos, unk, pad, class } = tokenizer.names().clone();
+    Ok(json_response(&TokenizerInfo {
+        tokenizer_class: class.unwrap_or_else(|| "PreTrainedTokenizerFast".to_string()),
+        bos_token: bos,
+        eos_token: eos,
+        unk_token: unk,
+        pad_token: pad,
+        vocab_size: tokenizer.vocab_size(),
+        model_max_length: service.info().max_model_len,
+        chat_template: service.prompts().template().and_then(ChatTemplate::source),
+    }))
 }
 
 pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {

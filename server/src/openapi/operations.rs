@@ -22,7 +22,7 @@ use crate::openai::responses::stored::{DeletedResponse, ItemList};
 use crate::openai::responses::types::{ItemsQuery, ResponseFields, RetrieveQuery};
 use crate::openai::score::lower::{MethodFields, RerankFields, ScoreFields};
 use crate::openai::score::response::{RerankList, ScoreList};
-use crate::openai::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized};
+use crate::openai::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized, TokenizerInfo};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 pub type Part = fn(&mut SchemaGenerator) -> Schema;
@@ -137,6 +137,8 @@ pub const OPERATIONS: &[Operation] = &[
         .takes(Body::Json(&[part::<TokenizeFields>])).gives(Body::Json(&[part::<Tokenized>])),
     Operation::new("POST /detokenize", "Text of tokens")
         .takes(Body::Json(&[part::<DetokenizeFields>])).needs(&["tokens"]).gives(Body::Json(&[part::<Detokenized>])),
+    Operation::new("GET /tokenizer_info", "Names of special tokens and the chat template, where the operator turned it on")
+        .gives(Body::Json(&[part::<TokenizerInfo>])),
     Operation::new("POST /v1/embeddings", "The states of the model, pooled to vectors")
         .takes(Body::Json(&[part::<EmbeddingFields>])).gives(Body::Json(&[part::<EmbeddingList>])),
     Operation::new("POST /v1/score", "How well texts go together")
