@@ -1,6 +1,7 @@
 //! What was typed, resolved: every value checked and present, nothing left to ask the environment for.
 
 mod media;
+mod shown;
 
 use crate::app::AppLimits;
 use crate::args::{
@@ -23,7 +24,6 @@ use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
     Matmul, QuantizationChoice, WeightsCache,
 };
-use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -313,97 +313,6 @@ fn lower_parsers(tools: Option<&str>, reasoning: Option<&str>) -> Result<Parsers
         reasoning: Choice::named(reasoning, ReasoningFormat::named)
             .ok_or_else(|| unknown("reasoning-parser", reasoning, ReasoningFormat::names().collect()))?,
     })
-}
-
-impl Config {
-    /// For `--print-config`. Keys are counted, not shown.
-    pub fn to_json(&self) -> Value {
-        let Config {
-            model,
-            host,
-            port,
-            served_names,
-            load,
-            scheduling,
-            keys,
-            limits,
-            http,
-            pictures,
-            seed,
-            log_format,
-            chat_template,
-            parsers,
-            defaults,
-            shutdown_timeout,
-            data,
-            warnings,
-        } = self;
-        let mut object = json!({
-            "model": model,
-            "host": host,
-            "port": port,
-            "served_model_name": served_names,
-            "load_format": format!("{:?}", load.load_format),
-            "dtype": format!("{:?}", load.dtype),
-            "quantization": format!("{:?}", load.quantization),
-            "max_model_len": load.max_model_len,
-            "max_num_seqs": load.max_num_seqs,
-            "max_num_batched_tokens": load.max_num_batched_tokens,
-            "block_size": load.block_size,
-            "memory": format!("{:?}", load.memory),
-            "threads": load.threads,
-            "max_waiting": scheduling.max_waiting,
-            "enable_prefix_caching": scheduling.enable_prefix_caching,
-            "api_key": format!("{keys:?}"),
-            "max_n": limits.request.n_max,
-            "body_len_max": limits.body_len_max,
-            "sse_keep_alive_interval": limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()),
-            "page": limits.page,
-            "max_connections": http.max_connections,
-            "max_image_pixels": pictures.limits.max_pixels,
-            "max_images": pictures.max_pictures,
-            "max_video_frames": pictures.limits.max_frames,
-            "mm_processor_cache_bytes": pictures.cache_bytes,
-            "remote_images": media::hosts_json(&pictures.remote.hosts),
-            "allowed_media_addresses": strings(&pictures.remote.addresses),
-            "media_authorities": media::authorities_json(&pictures.remote.authorities),
-            "image_fetch_timeout": pictures.remote.timeout.as_secs_f64(),
-            "seed": seed,
-            "log_format": format!("{log_format:?}"),
-            "chat_template": chat_template,
-            "parsers": format!("{parsers:?}"),
-            "generation_config": format!("{defaults:?}"),
-            "shutdown_timeout": shutdown_timeout.as_secs_f64(),
-            "data_dir": data.dir,
-            "max_file_size": data.files.file_len_max,
-            "max_data_size": data.files.total_len_max,
-            "max_batch_lines": data.batches.num_lines_max,
-            "batch_concurrency": data.batches.concurrency,
-            "warnings": warnings,
-        });
-        // More would be too many for one macro.
-        object["enable_tokenizer_info_endpoint"] = limits.tokenizer_info.into();
-        object["kv_cache_dtype"] = json!(format!("{:?}", load.kv_cache_dtype));
-        object["mla_expand_from"] = json!(load.mla_expand_from);
-        object["activations"] = json!(format!("{:?}", load.activations));
-        object["threads_bind"] = json!(load.threads_bind);
-        object["device"] = json!(format!("{:?}", load.device));
-        object["kernel_cache"] = json!(load.kernels.cache);
-        let weights_cache = load.weights_cache.as_ref();
-        object["weights_cache"] = json!(weights_cache.map(|cache| &cache.folder));
-        object["weights_cache_size"] = json!(weights_cache.map(|cache| cache.max_bytes));
-        object["speculative_config"] = scheduling.speculation.to_json();
-        object["async_scheduling"] = scheduling.async_scheduling.into();
-        object["graphs"] = json!(load.graphs);
-        object["nvrtc_dir"] = json!(load.kernels.nvrtc);
-        object["gpu_matmul"] = json!(format!("{:?}", load.kernels.matmul));
-        let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
-        object["max_stored_responses"] = num_responses_max.into();
-        object["max_stored_responses_size"] = bytes_max.into();
-        object["stored_responses_age"] = age_max.as_secs_f64().into();
-        object["max_background_responses"] = num_background_max.into();
-        object
-    }
 }
 
 /// Smaller models are packed in no time.
