@@ -15,6 +15,8 @@ struct Region {
     uint64_t len;
     uint8_t* shadow;
     const char* name;
+    // Bytes that threads read and wrote here, each as often as it was asked for.
+    mutable uint64_t read, written;
 };
 
 // Where in a kernel's source something happened.

@@ -12,9 +12,11 @@ inline void check(const Region* region, const void* at, uint64_t bytes, uint64_t
         emu_fail_access(region, at, bytes, align, write, site);
     uint8_t* shadow = region->shadow + offset;
     if (write) {
+        region->written += bytes;
         memset(shadow, 1, bytes);
         return;
     }
+    region->read += bytes;
     for (uint64_t i = 0; i < bytes; i++)
         if (!shadow[i]) [[unlikely]]
             emu_fail_access(region, at, bytes, align, write, site);

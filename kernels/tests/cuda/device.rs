@@ -3,9 +3,10 @@
 
 use kernels::cuda::Matmul;
 use kernels::cuda::compile::Cache;
-use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::emulated::{Emulator, EmulatorOptions, Meter};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
+use std::sync::Arc;
 
 /// Orders of threads that every result must be the same for.
 pub const SEEDS: [u64; 2] = [1, 0xfeed];
@@ -51,6 +52,13 @@ pub fn sized(seed: u64, num_sms: u32) -> Device {
         return real();
     }
     open(EmulatorOptions { seed, num_sms, ..options() })
+}
+
+/// A device of as many multiprocessors as an H200 has, and what counts its launches.
+pub fn metered() -> (Device, Arc<Meter>) {
+    let meter = Arc::new(Meter::default());
+    let options = EmulatorOptions { num_sms: 132, meter: Some(meter.clone()), ..options() };
+    (open(options), meter)
 }
 
 /// The same with a bug in it.

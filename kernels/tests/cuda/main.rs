@@ -27,3 +27,4 @@ mod queues;
 mod route;
 mod sample;
 mod small;
+mod traffic;

@@ -65,7 +65,7 @@ impl Library {
 }
 
 impl Kernel {
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
 

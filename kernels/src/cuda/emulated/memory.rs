@@ -1,10 +1,12 @@
 //! The emulated device's memory: bytes, one shadow byte for each (written or not), and regions with names. Pinned host memory.
 
 use super::super::driver::{CudaError, DevicePtr, Result};
+use super::meter::TensorTraffic;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const ALIGN: usize = 1024;
 
@@ -24,11 +26,24 @@ pub(super) struct RawRegion {
     len: u64,
     shadow: *mut u8,
     name: *const c_char,
+    /// Bytes that threads read and wrote since they were last taken.
+    pub read: AtomicU64,
+    pub written: AtomicU64,
 }
 
 pub(super) struct Region {
     pub raw: RawRegion,
     name: CString,
+}
+
+impl Region {
+    /// What was read and written since the last call.
+    pub fn take_traffic(&self) -> TensorTraffic {
+        let take = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
+        let RawRegion { len: bytes, ref read, ref written, .. } = self.raw;
+        let name = self.name.to_string_lossy().into_owned();
+        TensorTraffic { name, bytes, read: take(read), written: take(written) }
+    }
 }
 
 // SAFETY: the pointers lead into the emulator's memory, which lives as long as it and is used under its lock.
@@ -67,6 +82,8 @@ impl Memory {
             len: bytes,
             shadow: shadow.as_mut_ptr(),
             name: name.as_ptr(),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         };
         self.regions.insert(start.0, Arc::new(Region { raw, name }));
     }

@@ -4,6 +4,9 @@
 mod build;
 mod library;
 mod memory;
+mod meter;
+
+pub use meter::{LaunchTraffic, Meter, TensorTraffic};
 
 use super::compile::{Cache, Image, Job};
 use super::driver::*;
@@ -29,6 +32,8 @@ pub struct EmulatorOptions {
     pub seed: u64,
     /// Texts in kernels or headers that are replaced by others, so that a test can plant a bug. Each must be found.
     pub edits: Vec<[&'static str; 2]>,
+    /// Where launches are counted, if they are.
+    pub meter: Option<Arc<Meter>>,
 }
 
 impl EmulatorOptions {
@@ -42,6 +47,7 @@ impl EmulatorOptions {
             memory: 1 << 30,
             seed: 1,
             edits: Vec::new(),
+            meter: None,
         }
     }
 }
@@ -50,6 +56,7 @@ pub struct Emulator {
     info: DeviceInfo,
     builder: Builder,
     seed: u64,
+    meter: Option<Arc<Meter>>,
     state: Mutex<State>,
 }
 
@@ -101,7 +108,7 @@ struct Launch {
 
 impl Emulator {
     pub fn new(options: EmulatorOptions) -> Result<Self> {
-        let EmulatorOptions { compiler, cache, capability, num_sms, memory, seed, edits } = options;
+        let EmulatorOptions { compiler, cache, capability, num_sms, memory, seed, edits, meter } = options;
         let info = DeviceInfo {
             name: "emulated".to_string(),
             capability,
@@ -111,7 +118,7 @@ impl Emulator {
             free_memory: memory,
         };
         let builder = Builder::new(&compiler, cache, edits)?;
-        Ok(Self { info, builder, seed, state: Mutex::default() })
+        Ok(Self { info, builder, seed, meter, state: Mutex::default() })
     }
 
     /// The state, if the context is not lost.
@@ -158,7 +165,14 @@ impl Emulator {
                 state.launches += 1;
                 let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(state.launches);
                 let Launch { kernel, grid, args, regions } = &*launch;
-                kernel.run(grid, self.info.shared_per_block, args, regions, seed)
+                kernel.run(grid, self.info.shared_per_block, args, regions, seed)?;
+                if let Some(meter) = &self.meter {
+                    let blocks = grid.blocks.iter().map(|&n| u64::from(n)).product();
+                    // A tensor that is two arguments is counted with the first.
+                    let tensors = regions.iter().flatten().map(|region| region.take_traffic()).collect();
+                    meter.add(LaunchTraffic { kernel: kernel.name(), blocks, tensors });
+                }
+                Ok(())
             }
             Work::Record { event, ticket } => {
                 state.events[event].done = ticket;

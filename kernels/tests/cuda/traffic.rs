@@ -1,0 +1,167 @@
+//! What few tokens ask of memory, counted by the emulator, against what must be read. And what it costs that no row's sums depend on who else is in
+//! the batch: `cargo test -p kernels --test cuda traffic -- --nocapture` prints it.
+
+use crate::common::*;
+use crate::device::metered;
+use crate::pages::Pages;
+use kernels::cuda::emulated::{LaunchTraffic, Meter, TensorTraffic};
+use kernels::ops::*;
+use kernels::*;
+
+const BLOCK: usize = 16;
+const SCALE: f32 = 0.1;
+
+/// What launches did since the last call.
+fn launches(device: &Device, meter: &Meter) -> Vec<LaunchTraffic> {
+    device.synchronize().expect("the emulator runs");
+    meter.take()
+}
+
+/// The tensors whose names begin so, as if they were one.
+fn of(launches: &[LaunchTraffic], name: &str) -> TensorTraffic {
+    let mut sum = TensorTraffic { name: name.to_string(), bytes: 0, read: 0, written: 0 };
+    for tensor in launches.iter().flat_map(|l| &l.tensors).filter(|tensor| tensor.name.starts_with(name)) {
+        sum.bytes = sum.bytes.max(tensor.bytes);
+        sum.read += tensor.read;
+        sum.written += tensor.written;
+    }
+    sum
+}
+
+/// A scale is asked for by the four lanes that multiply its group; they do so at once, which is one access.
+fn with_repeated_scales(stored_as: WeightType, weights: usize) -> u64 {
+    let bits = match stored_as {
+        WeightType::F32 => 32,
+        WeightType::BF16 | WeightType::F16 => 16,
+        WeightType::Int8 => 8,
+        WeightType::Int4 | WeightType::Int4Zero => 4,
+    };
+    let scales = match stored_as {
+        WeightType::F32 | WeightType::BF16 | WeightType::F16 => 0,
+        WeightType::Int8 | WeightType::Int4 => 2,
+        WeightType::Int4Zero => 4,
+    };
+    (weights * bits / 8 + weights / 32 * scales * 4) as u64
+}
+
+#[test]
+fn weights_are_read_once() {
+    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
+        for t in [1, 8, 32] {
+            let [n, k] = [96, 512];
+            let (device, meter) = metered();
+            let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
+            let w = Host::random(stored_as.float().unwrap_or(DType::F32), &[n, k], 2);
+            let packed = Matrix::pack(&device, stored_as, &[w.view()]);
+            let mut out = Tensor::unwritten(&device, DType::F32, &[t, n]);
+            launches(&device, &meter);
+            linear(&x, &packed, None, Activation::None, &mut out);
+            let counted = launches(&device, &meter);
+            let what = format!("{stored_as} T {t}: {counted:?}");
+            assert_eq!(counted.len(), 1, "{what}");
+            assert_eq!(of(&counted, "weights").read, with_repeated_scales(stored_as, n * k), "{what}");
+            let written: u64 = counted[0].tensors.iter().map(|tensor| tensor.written).sum();
+            assert_eq!(written, (t * n * 4) as u64, "{what}");
+        }
+    }
+}
+
+#[test]
+fn only_chosen_experts_are_read_and_once() {
+    let [e, h, i, top_k] = [6, 128, 64, 2];
+    for (stored_as, ids) in [
+        (WeightType::BF16, vec![4, 1]),
+        (WeightType::BF16, vec![4, 1, 1, 4, 4, 0]),
+        (WeightType::Int4, vec![2, 3, 3, 5]),
+    ] {
+        let t = ids.len() / top_k;
+        let (device, meter) = metered();
+        let dtype = stored_as.float().unwrap_or(DType::F32);
+        let hosts: Vec<[Host; 3]> = (0..e as u64)
+            .map(|e| {
+                [(0, [i, h]), (1, [i, h]), (2, [h, i])]
+                    .map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
+            })
+            .collect();
+        let sources: Vec<ExpertSource> = hosts
+            .iter()
+            .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
+            .collect();
+        let experts = Experts::pack(&device, stored_as, &sources);
+        let x = Host::random(DType::F32, &[t, h], 90).tensor(&device);
+        let weights = Host::random(DType::F32, &[t, top_k], 91).tensor(&device);
+        let mut chosen = Tensor::unwritten(&device, DType::I32, &[t, top_k]);
+        chosen.write_i32(0, &ids);
+        let mut scratch = MoeScratch::new(&device, t, [e, h, i], top_k);
+        let mut out = Tensor::unwritten(&device, DType::F32, &[t, h]);
+        launches(&device, &meter);
+        moe(&x, &experts, &chosen, &weights, &mut scratch, &mut out);
+        let counted = launches(&device, &meter);
+        let num_chosen = std::collections::BTreeSet::from_iter(&ids).len();
+        let expected = with_repeated_scales(stored_as, num_chosen * 3 * h * i);
+        assert_eq!(of(&counted, "weights").read, expected, "{stored_as} {ids:?}: {counted:?}");
+    }
+}
+
+/// One token of each sequence, which attends to `contexts`, as the rule cuts them or as another does.
+fn latents_attended(contexts: &[usize], rule: RangeRule) -> (Vec<LaunchTraffic>, u64) {
+    let [heads, d, dv] = [16, 576, 512];
+    let (device, meter) = metered();
+    let items: Vec<[usize; 2]> = contexts.iter().map(|context| [context - 1, 1]).collect();
+    let pages = Pages::new(&items, BLOCK);
+    let sizes = AttentionSizes {
+        heads,
+        kv_heads: 1,
+        key_dim: d,
+        value_dim: dv,
+        max_context: *contexts.iter().max().expect("contexts"),
+        max_tokens: items.len(),
+    };
+    let mut scratch = AttentionScratch::with_ranges(&device, sizes, rule);
+    let q = Host::random(DType::F32, &[items.len(), heads, d], 1).tensor(&device);
+    let latents = Host::random(DType::BF16, &[pages.num_slots, d], 2).tensor(&device);
+    let mut out = Tensor::unwritten(&device, DType::F32, &[items.len(), heads, dv]);
+    launches(&device, &meter);
+    mla_attention(&q, &latents, dv, &pages.ragged(BLOCK), SCALE, &mut scratch, &mut out);
+    let seen = contexts.iter().sum::<usize>() * d * 2;
+    (launches(&device, &meter), seen as u64)
+}
+
+/// Partial sums of ranges: what one launch writes for another to read, where a row has several.
+fn partial_sums(counted: &[LaunchTraffic]) -> u64 {
+    let is_scratch =
+        |tensor: &&TensorTraffic| tensor.name.starts_with("float32 [") && !tensor.name.contains(',');
+    counted.iter().flat_map(|l| &l.tensors).filter(is_scratch).map(|tensor| tensor.written).sum()
+}
+
+#[test]
+fn cached_latents_are_read_once_by_all_heads() {
+    for contexts in [&[2048][..], &[700, 33, 1, 512]] {
+        let (counted, seen) = latents_attended(contexts, RangeRule::default());
+        assert_eq!(of(&counted, "bfloat16 ").read, seen, "{contexts:?}: {counted:?}");
+    }
+}
+
+/// Rows are cut into ranges by their own length. A choice that knew the batch would leave them whole as soon as there are sequences for every
+/// multiprocessor, and write no partial sums.
+#[test]
+fn what_independence_costs_in_attention() {
+    let whole = RangeRule { shortest: 1 << 20, most: 64 };
+    for context in [512, 1024, 2048, 4096] {
+        let (counted, seen) = latents_attended(&[context], RangeRule::default());
+        let written = partial_sums(&counted);
+        // They are read once by whoever merges them.
+        let cost = 2.0 * written as f64 / seen as f64;
+        let num_ranges = context / 512;
+        println!(
+            "one token after {}: {seen} bytes of latents, {num_ranges} ranges, partial sums of {written} bytes, {:.1} % more to move",
+            context - 1,
+            100.0 * cost
+        );
+        let expected = if num_ranges == 1 { 0 } else { num_ranges * 16 * (512 + 2) * 4 };
+        assert_eq!(written, expected as u64, "{counted:?}");
+        assert!(cost < 0.112, "{cost}");
+        let (free, _) = latents_attended(&[context], whole);
+        assert_eq!((partial_sums(&free), of(&free, "bfloat16 ").read), (0, seen), "{free:?}");
+    }
+}
