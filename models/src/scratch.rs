@@ -59,8 +59,8 @@ pub struct MlaBuffers {
     pub q: Tensor,
     pub absorbed: Tensor,
     pub kv: Tensor,
+    /// Latents before their norm, on the processor.
     pub latent: Tensor,
-    pub latent_normed: Tensor,
     pub attended: Tensor,
     pub values: Tensor,
     /// Where there is an expanded form.
@@ -198,16 +198,15 @@ impl GqaBuffers {
 
 impl MlaBuffers {
     /// In the order of the fields; the query's latent counts twice.
-    fn widths(config: &MlaConfig) -> [usize; 9] {
+    fn widths(config: &MlaConfig) -> [usize; 8] {
         let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, .. } = *config;
         let q_latent = config.q_lora_rank.unwrap_or(0);
         let (q, absorbed) = (num_heads * config.query_dim(), num_heads * config.row());
-        [q_latent, q_latent, q, absorbed, config.row(), rank, rank, num_heads * rank, num_heads * value_dim]
+        [q_latent, q_latent, q, absorbed, config.row(), rank, num_heads * rank, num_heads * value_dim]
     }
 
     fn new(config: &MlaConfig, buffer: &dyn Fn(usize) -> Tensor) -> Self {
-        let [q_latent, q_latent_normed, q, absorbed, kv, latent, latent_normed, attended, values] =
-            Self::widths(config);
+        let [q_latent, q_latent_normed, q, absorbed, kv, latent, attended, values] = Self::widths(config);
         let two_step = config.q_lora_rank.is_some();
         Self {
             q_latents: two_step.then(|| (buffer(q_latent), buffer(q_latent_normed))),
@@ -215,7 +214,6 @@ impl MlaBuffers {
             absorbed: buffer(absorbed),
             kv: buffer(kv),
             latent: buffer(latent),
-            latent_normed: buffer(latent_normed),
             attended: buffer(attended),
             values: buffer(values),
             expanded: None,

@@ -7,7 +7,9 @@ mod common;
 
 use common::late::Late;
 use common::{fixture, load, on_gpu, options};
-use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
+use experts::Changed;
+use kernels::Device;
+use models::{DTypeChoice, DeviceRunner, LoadFormat, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
     Engine, Event, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -285,7 +287,7 @@ mod near_the_processor_quantised {
     }
 }
 
-/// Fixtures whose choice of experts is changed.
+/// Fixtures whose choice of experts is changed, or their sizes.
 mod experts {
     use super::fixture;
     use serde_json::Value;
@@ -299,16 +301,7 @@ mod experts {
     impl Changed {
         /// With so many experts for each token, and weights of the router of `[layer, expert]` that are smaller by one part in 128.
         pub fn new(name: &str, num_experts: usize, nudged: Option<[usize; 2]>) -> Self {
-            static COUNT: AtomicUsize = AtomicUsize::new(0);
-            let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let folder =
-                std::env::temp_dir().join(format!("perilune-{name}-{}-{number}", std::process::id()));
-            std::fs::create_dir_all(&folder).unwrap();
-            for file in std::fs::read_dir(fixture(name)).unwrap() {
-                let path = file.unwrap().path();
-                std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-            }
-            let changed = Self { folder };
+            let changed = Self::copy(name);
             let mut config: Value = serde_json::from_slice(&changed.read("config.json")).unwrap();
             config["num_experts_per_tok"] = num_experts.into();
             changed.write("config.json", config.to_string().as_bytes());
@@ -318,6 +311,26 @@ mod experts {
                 changed.write("model.safetensors", &bytes);
             }
             changed
+        }
+
+        /// With other sizes of its decoder, for random weights.
+        pub fn with(name: &str, sizes: &[(&str, u64)]) -> Self {
+            let changed = Self::copy(name);
+            let mut config: Value = serde_json::from_slice(&changed.read("config.json")).unwrap();
+            for (key, value) in sizes {
+                config["text_config"][key] = (*value).into();
+            }
+            changed.write("config.json", config.to_string().as_bytes());
+            changed
+        }
+
+        fn copy(name: &str) -> Self {
+            static COUNT: AtomicUsize = AtomicUsize::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let folder =
+                std::env::temp_dir().join(format!("perilune-{name}-{}-{number}", std::process::id()));
+            copy_into(&folder, &fixture(name));
+            Self { folder }
         }
 
         pub fn path(&self) -> &str {
@@ -330,6 +343,19 @@ mod experts {
 
         fn write(&self, file: &str, bytes: &[u8]) {
             std::fs::write(Path::new(&self.folder).join(file), bytes).unwrap();
+        }
+    }
+
+    fn copy_into(folder: &Path, from: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        for file in std::fs::read_dir(from).unwrap() {
+            let path = file.unwrap().path();
+            let to = folder.join(path.file_name().unwrap());
+            if path.is_dir() {
+                copy_into(&to, &path);
+            } else {
+                std::fs::copy(&path, to).unwrap();
+            }
         }
     }
 
@@ -378,6 +404,70 @@ fn a_picture_is_encoded_beside_the_steps() {
     assert_eq!(steps[2], (Some(1), None, 0));
     let rest = steps.iter().position(|step| step.1 == Some(whole - 5)).expect("the picture lands");
     assert!(steps[..rest].iter().all(|step| step.0 == Some(1)), "{steps:?}");
+}
+
+/// Kernels that are launched in each of the first decode steps: as it is, into a graph, and beside its replay. Written down, so that they do not
+/// creep up. A layer of experts with latent attention has 13 where no pair is sorted: two norms of the stream, six of attention (queries and
+/// latents, both made ready, three products and the attention itself), two of the router, three of the experts with the one that all tokens take;
+/// and one more in a graph, which adds up ranges of a context that is cut.
+#[test]
+fn a_decode_step_has_so_many_launches() {
+    let launches = |family: &str, format: LoadFormat| -> Vec<u64> {
+        // Of random weights, longer contexts than one range has.
+        let max_model_len = Some(if format == LoadFormat::Dummy { 1000 } else { 100 });
+        let options =
+            LoadOptions { dtype: DTypeChoice::BF16, load_format: format, max_model_len, ..on_gpu() };
+        let mut world = World::new(family, &options, |config| config.async_scheduling = false);
+        let Device::Cuda(cuda) = world.engine.runner().device().clone() else { panic!("not a GPU") };
+        let params = SamplingParams { max_tokens: 9, ..requests()[0].params.clone() };
+        for id in 0..3 {
+            world.add(id, &Request { len: 3, picture_at: None, params: params.clone() });
+        }
+        world.engine.step().unwrap();
+        let step = |_| {
+            let before = cuda.num_launches();
+            let step = world.engine.step().unwrap();
+            assert_eq!(step.stats.shares.len(), 3, "{family}: all of them decode");
+            cuda.num_launches() - before
+        };
+        (0..3).map(step).collect()
+    };
+    // Heads and latents as those of Kimi-VL, so that they have its kernels.
+    let published = |num_layers: u64| {
+        let heads =
+            [("kv_lora_rank", 512), ("qk_nope_head_dim", 128), ("qk_rope_head_dim", 64), ("v_head_dim", 128)];
+        let sizes = [("num_hidden_layers", num_layers), ("moe_intermediate_size", 32)];
+        let changed = Changed::with("kimi_vl", &[&heads[..], &sizes].concat());
+        launches(changed.path(), LoadFormat::Dummy)
+    };
+    assert_eq!([1, 2, 3].map(published), [[16, 17, 3], [29, 31, 3], [42, 45, 3]]);
+    let of = |family| launches(family, LoadFormat::Auto);
+    let [deepseek, qwen, llama] = [[56, 56, 3], [54, 54, 3], [44, 44, 3]];
+    assert_eq!(["deepseek_v3", "qwen3_moe", "llama31"].map(of), [deepseek, qwen, llama]);
+}
+
+/// The expert of all tokens is computed beside the others in small steps and after them in large ones.
+#[test]
+fn a_shared_expert_says_the_same_in_steps_of_any_size() {
+    let changed = Changed::with("kimi_vl", &[("moe_intermediate_size", 32)]);
+    for quantization in [QuantizationChoice::Auto, QuantizationChoice::Int4] {
+        let options = LoadOptions {
+            dtype: DTypeChoice::BF16,
+            load_format: LoadFormat::Dummy,
+            quantization,
+            ..on_gpu()
+        };
+        let [whole, in_chunks] = [64, 7].map(|max_batched_tokens| {
+            let mut world = World::new(changed.path(), &options, |config| {
+                config.max_batched_tokens = max_batched_tokens;
+                config.max_running = 2;
+            });
+            world.add(0, &Request { len: 45, picture_at: None, ..requests()[0].clone() });
+            world.finish().remove(&0).unwrap()
+        });
+        assert_eq!(whole.tokens.len(), MAX_TOKENS);
+        assert_eq!(whole.bits(), in_chunks.bits(), "{quantization:?}");
+    }
 }
 
 mod equal_to_itself {

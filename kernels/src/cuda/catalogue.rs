@@ -2,8 +2,8 @@
 
 use super::launch::Kernel;
 use super::{
-    attention_expanded, attention_rows, attention_tiles, elementwise, interpolate, linear, moe, norm, peak,
-    rope, route, rows, sample,
+    attention_expanded, attention_rows, attention_tiles, elementwise, interpolate, latents, linear, moe,
+    norm, peak, rope, route, rows, sample,
 };
 
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -12,6 +12,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &attention_tiles::KERNEL,
     &elementwise::KERNEL,
     &interpolate::KERNEL,
+    &latents::KERNEL,
     &linear::KERNEL,
     &moe::KERNEL,
     &norm::KERNEL,

@@ -14,12 +14,14 @@ pub struct Source {
 }
 
 /// The headers that sources may include.
-pub(crate) const HEADERS: [Source; 6] = [
+pub(crate) const HEADERS: [Source; 8] = [
     Source { name: "attention.cuh", text: include_str!("attention.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
     Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },
+    Source { name: "norm.cuh", text: include_str!("norm.cuh") },
     Source { name: "ptx.cuh", text: include_str!("ptx.cuh") },
+    Source { name: "rotate.cuh", text: include_str!("rotate.cuh") },
     Source { name: "wgmma.cuh", text: include_str!("wgmma.cuh") },
 ];
 

@@ -4,6 +4,7 @@ use super::compile::{Job, Source};
 use super::driver::{Args, CudaError, Function, Grid};
 use super::{Cuda, catalogue};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 /// One file of kernels and every instance of them that an op may launch.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +54,7 @@ impl Cuda {
         if self.has_failed() {
             return;
         }
+        self.launched.fetch_add(1, Ordering::Relaxed);
         let launched = self.function(kernel, expression).and_then(|function| {
             // SAFETY: the caller's promise.
             unsafe { self.driver.launch(self.stream(), function, &grid, &args) }

@@ -3,7 +3,8 @@
 // out [T, N] f32 · sums in f32 · any T > 0, N, K
 // 2·T·N·K FLOP; moves 2·N·K bytes of weights and size·T·K of x for each 128 rows; not measured: no GPU was available
 //
-//   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers
+//   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers; the last blocks may
+//                 have another layer of the same x and K
 //   linear_many   a block has 128 rows of w and 64 tokens
 //   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
@@ -18,6 +19,11 @@ struct LinearShape {
     int pairs;                  // 1: every even element of a row of x begins an aligned pair
 };
 
+// Another layer beside the first: its outputs, and panels, 0 if there is none.
+struct LinearBeside {
+    int n, panels;
+};
+
 __device__ __forceinline__ float activate(float v, int act) {
     switch (act) {
     case 1: return 0.5f * v * (1.0f + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
@@ -27,13 +33,17 @@ __device__ __forceinline__ float activate(float v, int act) {
     }
 }
 
-// grid: (2 · panels, blocks of 8 · TILES tokens, heads), 256 threads
+// grid: (2 · panels of both layers, blocks of 8 · TILES tokens, heads; 1 with a layer beside), 256 threads
 template <class X, class W, int TILES>
 __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES == 4 ? 2 : 3)
-    linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out, In<W> w_beside, In<float> bias_beside, LinearBeside beside,
+               Out<float> out_beside) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
-    int first_row = (int)blockIdx.x * 16, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
-    long long panel = (long long)(head * s.panels + (int)blockIdx.x / 2) * s.units * Weights<W>::LEN;
+    int index = (int)blockIdx.x, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
+    bool is_beside = index >= 2 * s.panels;
+    if (is_beside) index -= 2 * s.panels;
+    int first_row = index * 16, n = is_beside ? beside.n : s.n, out_stride = is_beside ? beside.n : s.out_stride;
+    long long panel = (long long)(head * s.panels + index / 2) * s.units * Weights<W>::LEN;
     Source<X> from{x + (long long)head * s.x_head, s.x_stride, s.k, s.pairs};
     int source[TILES];
 #pragma unroll
@@ -42,15 +52,18 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
         source[i] = token < s.rows ? token : -1;
     }
     float acc[1][TILES][4] = {};
-    multiply_few<(TILES == 4 ? 2 : 4) / Weights<W>::TILES>(acc, w + panel, 0, (int)blockIdx.x % 2, s.units, from, source);
+    Ptr<const W> weights = (is_beside ? w_beside : w) + panel;
+    multiply_few<(TILES == 4 ? 2 : 4) / Weights<W>::TILES>(acc, weights, 0, index % 2, s.units, from, source);
     store_partial(partial, acc);
     __syncthreads();
+    Ptr<const float> added = is_beside ? bias_beside : bias;
+    Ptr<float> to = (is_beside ? out_beside : out) + (long long)head * s.out_head;
     for (int i = (int)threadIdx.x; i < 16 * 8 * TILES; i += RANGES * 32) {
         int row = first_row + i % 16, token = first_token + i / 16;
-        if (row >= s.n || token >= s.rows) continue;
+        if (row >= n || token >= s.rows) continue;
         float total = sum_ranges<TILES>(partial, 0, i);
-        if (bias != nullptr) total += bias[row];
-        out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(total, s.act);
+        if (added != nullptr) total += added[row];
+        to[(long long)token * out_stride + row] = activate(total, s.act);
     }
 }
 

@@ -103,13 +103,41 @@ struct LinearShape {
 // SAFETY: eleven i32, as in linear.cu.
 unsafe impl Param for LinearShape {}
 
+/// As in linear.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinearBeside {
+    n: i32,
+    panels: i32,
+}
+// SAFETY: two i32, as in linear.cu.
+unsafe impl Param for LinearBeside {}
+
 pub(crate) fn run(cuda: &Cuda, job: &Job) {
+    launch(cuda, job, None);
+}
+
+/// Two layers with one x, in one launch for few tokens.
+pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
+    let types = [first, second].map(|job| job.weights.stored_as());
+    let is_one = first.rows <= FEW && types[0] == types[1] && types[0] != WeightType::F32;
+    launch(cuda, first, is_one.then_some(second));
+    if !is_one {
+        launch(cuda, second, None);
+    }
+}
+
+/// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
+fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     let Job { x, weights, bias, act, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
-    assert_eq!(out.dtype, DType::F32, "linear: type of out");
-    assert!(bias.is_none_or(|bias| bias.dtype() == DType::F32), "linear: type of the bias");
+    let outs = [out.dtype, beside.map_or(DType::F32, |job| job.out.dtype)];
+    assert_eq!(outs, [DType::F32; 2], "linear: type of out");
+    for bias in [*bias, beside.and_then(|job| job.bias)].into_iter().flatten() {
+        assert_eq!(bias.dtype(), DType::F32, "linear: type of the bias");
+    }
     let (panels, units) = (weights.panels_per_member(), weights.units());
     let shape = LinearShape {
         rows: *rows as i32,
@@ -133,9 +161,9 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
                 .all(|n| n.is_multiple_of(2)),
         ),
     };
-    let bias = bias.map_or(DevicePtr::NULL, Tensor::pointer);
-    let args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(bias).value(shape);
-    let args = args.pointer(out.start);
+    let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
+    let mut args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(pointer_of(*bias));
+    args = args.value(shape).pointer(out.start);
     let (x, w) = (x.dtype.cpp(), weights.stored_as().cpp());
     let (expression, [rows_each, tokens_each], threads) = match (weights.stored_as(), *rows) {
         (WeightType::F32, _) => (format!("linear_f32<{x}>"), [4, 8], 128),
@@ -147,10 +175,23 @@ pub(crate) fn run(cuda: &Cuda, job: &Job) {
         }
         (_, _) => (format!("linear_many<{x}, {w}>"), [128, 64], 256),
     };
+    let mut all_panels = panels;
+    if rows_each == 16 {
+        let panels = beside.map_or(0, |job| job.weights.panels_per_member());
+        let n = beside.map_or(0, |job| job.weights.n());
+        let [w, bias, out] = beside
+            .map_or([DevicePtr::NULL; 3], |job| [job.weights.pointer(), pointer_of(job.bias), job.out.start]);
+        let shape = LinearBeside { n: n as i32, panels: panels as i32 };
+        args = args.pointer(w).pointer(bias).value(shape).pointer(out);
+        all_panels += panels;
+    } else {
+        assert!(beside.is_none(), "linear: no layer beside {expression}");
+    }
     let shared = if threads == 384 { WGMMA_SHARED } else { 0 };
-    let blocks = [(panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
+    let blocks = [(all_panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
     let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared };
     // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
-    // of 32 rows and `units` units along K for each head; the bias, if any, N elements.
+    // of 32 rows and `units` units along K for each head; the bias, if any, N elements. A layer beside it has the same x and K, and T rows of
+    // its N elements.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
 }

@@ -17,6 +17,7 @@ pub mod driver;
 pub(crate) mod elementwise;
 pub mod emulated;
 pub(crate) mod interpolate;
+pub(crate) mod latents;
 pub mod launch;
 pub(crate) mod linear;
 pub(crate) mod moe;
@@ -67,6 +68,7 @@ pub struct Cuda {
     functions: Mutex<Functions>,
     failure: Mutex<Option<CudaError>>,
     allocated: AtomicU64,
+    launched: AtomicU64,
     capturing: AtomicBool,
     wgmma: AtomicBool,
 }
@@ -91,6 +93,7 @@ impl Cuda {
             functions: Mutex::default(),
             failure: Mutex::default(),
             allocated: AtomicU64::new(0),
+            launched: AtomicU64::new(0),
             capturing: AtomicBool::new(false),
             wgmma: AtomicBool::new(false),
             driver,
@@ -208,6 +211,11 @@ impl Cuda {
 
     pub(crate) fn allocated_bytes(&self) -> u64 {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Launches of kernels that were made or written down into a graph so far; a replay is none.
+    pub fn num_launches(&self) -> u64 {
+        self.launched.load(Ordering::Relaxed)
     }
 
     /// Bytes of the arena that are in no region.

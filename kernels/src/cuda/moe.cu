@@ -1,9 +1,12 @@
 // moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
+//      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others
 // x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
-//   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs
+//   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs. Up to 32 pairs are not
+//                 sorted where moe_few follows: each lane of its warps knows one, and a pair has the row of its number
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
+//                 the first rows of the grid may have the expert of all tokens, whose sums are those of linear_few
 //   moe_many      as linear_many
 //   moe_wgmma     as linear_wgmma; UP: 64 rows of x
 //   moe_f32       as linear_f32
@@ -18,6 +21,16 @@ struct MoeShape {
     int n, k;           // outputs and inputs of the layer
     int panels, units;  // of 32 rows and along K, in one expert; with UP panels of gate and up take turns
     int pairs;          // 1: every even element of a row of x begins an aligned pair
+    int unsorted;       // pairs (token, choice), at most 32, whose ids take the place of `order`; 0: they are sorted
+};
+
+// The expert that every token takes: its rows are the tokens, and gate and up are one matrix.
+struct SharedShape {
+    int blocks;         // rows of the grid that are its work; 0: it is not computed here
+    int tokens;
+    int n, k, units;    // as above
+    int side_panels;    // from a panel of gate to that of up
+    int pairs;
 };
 
 constexpr int PLACE_THREADS = 256;
@@ -90,6 +103,23 @@ template <int TILE> __device__ __forceinline__ Work find_work(Ptr<const int> sta
     return Work{-1, 0, 0};
 }
 
+// The work of the block with this index where pairs are not sorted: up to TILE of those that have its own pair's expert, from that one on. Rows are
+// numbers of bits of `chosen`.
+template <int TILE> __device__ __forceinline__ Work find_pairs(Ptr<const int> ids, int pairs, int index, unsigned& chosen) {
+    int id = -1;
+    if (lane_id() < pairs) id = ids[lane_id()];
+    int expert = __shfl_sync(~0u, id, index);
+    chosen = __ballot_sync(~0u, id == expert);
+    int before = __popc(chosen & ((1u << index) - 1));
+    return Work{before % TILE == 0 ? expert : -1, before, min(__popc(chosen), before + TILE)};
+}
+
+// The place of set bit n.
+__device__ __forceinline__ int place_of_bit(unsigned bits, int n) {
+    for (; n > 0; n--) bits &= bits - 1;
+    return __ffs((int)bits) - 1;
+}
+
 // UP: a row belongs to a pair, whose token is read. Else a row is read.
 template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order, int row, int top_k) {
     if (!UP) return row;
@@ -97,33 +127,48 @@ template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order
     return pair / top_k;
 }
 
-// grid: (UP: panels, else 2 · panels; blocks of 8 · TILES rows), 256 threads
+// grid: (UP: panels, else 2 · panels; shared.blocks, then blocks of 8 · TILES rows), 256 threads
 template <class W, int TILES, bool UP>
 __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILES == 4) ? 2 : 3)
-    moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out, In<float> shared_x, In<W> shared_w,
+            SharedShape shared, Out<float> shared_out) {
     constexpr int SIDES = UP ? 2 : 1, SIZE = 16 * 8 * TILES;
     SHARED(float, partial, SIDES * RANGES * SIZE);
-    Work work = find_work<8 * TILES>(starts, s.experts, (int)blockIdx.y);
-    if (work.expert < 0) return;
-    int unit = (int)blockIdx.x / 2, half = (int)blockIdx.x % 2;
-    long long panel = (long long)work.expert * s.panels + unit * SIDES, panel_len = (long long)s.units * Weights<W>::LEN;
-    Source<float> from{x, s.k, s.k, s.pairs};
+    bool is_shared = (int)blockIdx.y < shared.blocks;
+    int index = (int)blockIdx.x + (is_shared ? (int)(blockIdx.y * gridDim.x) : 0), unit = index / 2, half = index % 2;
+    Work work{0, 0, shared.tokens};
+    unsigned chosen = 0;
+    if (!is_shared) {
+        int block = (int)blockIdx.y - shared.blocks;
+        work = s.unsorted ? find_pairs<8 * TILES>(order, s.unsorted, block, chosen) : find_work<8 * TILES>(starts, s.experts, block);
+    }
+    auto place = [&](int row) { return chosen ? place_of_bit(chosen, row) : row; };
+    int n = is_shared ? shared.n : s.n, k = is_shared ? shared.k : s.k, units = is_shared ? shared.units : s.units;
+    if (work.expert < 0 || unit * 32 >= n) return;
+    long long panel_len = (long long)units * Weights<W>::LEN, side_len = is_shared ? shared.side_panels * panel_len : panel_len;
+    Ptr<const W> panel = is_shared ? shared_w + unit * panel_len : w + ((long long)work.expert * s.panels + unit * SIDES) * panel_len;
+    Source<float> from{is_shared ? shared_x : x, k, k, is_shared ? shared.pairs : s.pairs};
     int source[TILES];
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
         int row = work.first + i * 8 + lane_id() / 4;
-        source[i] = row < work.end ? source_of<UP>(order, row, s.top_k) : -1;
+        source[i] = -1;
+        if (row >= work.end) continue;
+        if (is_shared) source[i] = row;
+        else if (chosen) source[i] = UP ? place(row) / s.top_k : place(row);
+        else source[i] = source_of<UP>(order, row, s.top_k);
     }
     float acc[SIDES][TILES][4] = {};
-    multiply_few<2>(acc, w + panel * panel_len, panel_len, half, s.units, from, source);
+    multiply_few<2>(acc, panel, side_len, half, units, from, source);
     store_partial(partial, acc);
     __syncthreads();
+    Ptr<float> to = is_shared ? shared_out : out;
     for (int i = (int)threadIdx.x; i < SIZE; i += RANGES * 32) {
         int column = unit * 32 + half * 16 + i % 16, row = work.first + i / 16;
-        if (column >= s.n || row >= work.end) continue;
+        if (column >= n || row >= work.end) continue;
         float v = sum_ranges<TILES>(partial, 0, i);
         if (UP) v = silu(v) * sum_ranges<TILES>(partial, 1, i);
-        out[(long long)row * s.n + column] = v;
+        to[(long long)place(row) * n + column] = v;
     }
 }
 
@@ -222,18 +267,25 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
 
 constexpr int COMBINE_THREADS = 256;
 
-// grid: tokens. N = 4 where H % 4 == 0, else 1
+// grid: tokens. N = 4 where H % 4 == 0, else 1. No places: pairs are not sorted. shared [T, H]: what the expert of all
+// tokens made, or none
 template <int N>
 __global__ void __launch_bounds__(COMBINE_THREADS)
-    moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, Out<float> out) {
+    moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> out) {
     long long token = blockIdx.x;
     for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
         float sum[N] = {};
         for (int j = 0; j < top_k; j++) {
-            int row = places[token * top_k + j];
+            int row = (int)token * top_k + j;
+            if (places != nullptr) row = places[row];
             float weight = weights[token * top_k + j], v[N];
             Wide<N>::load(rows + ((long long)row * width + c), v);
             for (int i = 0; i < N; i++) sum[i] = fmaf(weight, v[i], sum[i]);
+        }
+        if (shared != nullptr) {
+            float v[N];
+            Wide<N>::load(shared + (token * width + c), v);
+            for (int i = 0; i < N; i++) sum[i] += v[i];
         }
         Wide<N>::store(out + (token * width + c), sum);
     }

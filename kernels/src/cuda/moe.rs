@@ -1,13 +1,15 @@
 //! Launches of moe.cu: place, up, down, combine. How many rows an expert has is known on the device alone; the number of pairs for
-//! each expert on average chooses a kernel, never the order of a sum.
+//! each expert on average chooses a kernel, never the order of a sum. With few tokens the expert that all of them take has blocks of the same
+//! launches; its sums are those of its ops one after the other, so that it may be computed here or there.
 
 use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
 use super::linear::{WGMMA_SHARED, WGMMA_TURNS_SHARED};
-use crate::ops::MoeScratch;
-use crate::{DType, Experts, MatrixBatch, Tensor, WeightType};
+use crate::matrix::PANEL;
+use crate::ops::{MoeScratch, SharedExpert};
+use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "moe.cu", text: include_str!("moe.cu") },
@@ -75,34 +77,62 @@ struct MoeShape {
     panels: i32,
     units: i32,
     pairs: i32,
+    unsorted: i32,
 }
-// SAFETY: seven i32, as in moe.cu.
+// SAFETY: eight i32, as in moe.cu.
 unsafe impl Param for MoeShape {}
 
-/// Shapes were checked in `ops`. Ids come from `route`: that they are below E cannot be seen from here.
-pub(crate) fn run(
+/// As in moe.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SharedShape {
+    blocks: i32,
+    tokens: i32,
+    n: i32,
+    k: i32,
+    units: i32,
+    side_panels: i32,
+    pairs: i32,
+}
+// SAFETY: seven i32, as in moe.cu.
+unsafe impl Param for SharedShape {}
+
+/// Shapes were checked in `ops`. Ids come from `route`: that they are below E cannot be seen from here. Gives the shared expert back if it
+/// is left to do.
+pub(crate) fn run<'s>(
     cuda: &Cuda,
     x: &Tensor,
     experts: &Experts,
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
+    shared: Option<SharedExpert<'s>>,
     out: &mut Tensor,
-) {
+) -> Option<SharedExpert<'s>> {
     let (num_tokens, top_k, hidden) = (ids.rows(), ids.row_len(), experts.hidden());
     if num_tokens == 0 {
-        return;
+        return shared;
     }
     assert_eq!([x.dtype(), weights.dtype(), out.dtype()], [DType::F32; 3], "moe: types");
     assert_eq!(ids.dtype(), DType::I32, "moe: type of the ids");
     let MoeScratch { rows, inner, places, starts, .. } = scratch;
-    // The pairs of the rows are needed until `up` has read them, the rows themselves are written after that.
-    let order = rows.pointer();
-
-    let args = Args::new().pointer(ids.pointer()).value(ids.len() as i32);
-    let args = args.pointer(starts.pointer()).pointer(places.pointer()).pointer(order);
-    // SAFETY: T·k ids and places, E + 1 starts, and rows that are longer than an index each.
-    unsafe { cuda.launch(&KERNEL, "moe_place", grid(experts.len(), 256), args) };
-
+    let (beside, left) = match shared {
+        Some(shared) if fits_beside(&shared, experts, num_tokens) => (Some(shared), None),
+        shared => (None, shared),
+    };
+    let tiles = match &beside {
+        Some(_) => Some(tiles_of(num_tokens)),
+        None => few_tiles(experts, ids.len()),
+    };
+    let sorted = (tiles.is_none() || ids.len() > MAX_UNSORTED).then(|| {
+        // The pairs of the rows are needed until `up` has read them, the rows themselves are written after that.
+        let (starts, places, order) = (starts.pointer(), places.pointer(), rows.pointer());
+        let args = Args::new().pointer(ids.pointer()).value(ids.len() as i32);
+        let args = args.pointer(starts).pointer(places).pointer(order);
+        // SAFETY: T·k ids and places, E + 1 starts, and rows that are longer than an index each.
+        unsafe { cuda.launch(&KERNEL, "moe_place", grid(experts.len(), 256), args) };
+        [starts, order, places]
+    });
+    let [starts, order, places] = sorted.unwrap_or([DevicePtr::NULL, ids.pointer(), DevicePtr::NULL]);
     let layer = |side: Side, weights: &MatrixBatch, n: usize, x: DevicePtr, out: DevicePtr| Layer {
         side,
         n,
@@ -110,19 +140,52 @@ pub(crate) fn run(
         panels: weights.panels_per_member(),
         units: weights.units(),
         stored_as: weights.stored_as(),
-        pointers: [x, weights.pointer(), starts.pointer(), order, out],
+        pointers: [x, weights.pointer(), starts, order, out],
         experts: experts.len(),
         top_k,
         num_pairs: ids.len(),
+        is_sorted: sorted.is_some(),
+        tiles,
+        beside: beside.as_ref().map(|shared| Beside::of(shared, side, x, num_tokens)),
     };
     layer(Side::Up, &experts.gate_up, experts.inner(), x.pointer(), inner.pointer()).launch(cuda);
     layer(Side::Down, &experts.down, hidden, inner.pointer(), rows.pointer()).launch(cuda);
 
     let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
-    let args = Args::new().pointer(rows.pointer()).pointer(places.pointer()).pointer(weights.pointer());
-    let args = args.value(top_k as i32).value(hidden as i32).pointer(out.pointer());
-    // SAFETY: every pair has its row; out has T rows of H.
+    let added = beside.as_ref().map_or(DevicePtr::NULL, |shared| shared.out.pointer());
+    let args = Args::new().pointer(rows.pointer()).pointer(places).pointer(weights.pointer());
+    let args = args.value(top_k as i32).value(hidden as i32).pointer(added).pointer(out.pointer());
+    // SAFETY: every pair has its row; out, and what the shared expert made, have T rows of H.
     unsafe { cuda.launch(&KERNEL, &format!("moe_combine<{vector}>"), grid(num_tokens, 256), args) };
+    left
+}
+
+/// Pairs up to which a warp finds those of an expert by itself, one for each lane.
+const MAX_UNSORTED: usize = 32;
+
+/// Tokens up to which the shared expert is computed beside the others, by blocks that have all of them: its weights are read once.
+const FEW_TOKENS: usize = 32;
+
+/// Tiles of eight rows of `moe_few` that have so many, up to `FEW_TOKENS`.
+fn tiles_of(num_tokens: usize) -> usize {
+    num_tokens.div_ceil(8).next_power_of_two()
+}
+
+/// Tiles of `moe_few` for rows of experts on average; `None` where there are more than few.
+fn few_tiles(experts: &Experts, num_pairs: usize) -> Option<usize> {
+    match (experts.down.stored_as(), num_pairs.div_ceil(experts.len())) {
+        (WeightType::F32, _) | (_, 17..) => None,
+        (_, rows) => Some(tiles_of(2 * rows)),
+    }
+}
+
+/// The weights must be of the type of the others, and each panel of gate or of up.
+fn fits_beside(shared: &SharedExpert, experts: &Experts, num_tokens: usize) -> bool {
+    let types = [&experts.gate_up, &experts.down].map(MatrixBatch::stored_as);
+    num_tokens <= FEW_TOKENS
+        && types[0] != WeightType::F32
+        && [shared.gate_up, shared.down].map(Matrix::stored_as) == types
+        && shared.down.k().is_multiple_of(PANEL)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -144,11 +207,55 @@ struct Layer {
     experts: usize,
     top_k: usize,
     num_pairs: usize,
+    is_sorted: bool,
+    /// Of `moe_few`, if that is the kernel.
+    tiles: Option<usize>,
+    beside: Option<Beside>,
+}
+
+/// The shared expert's part of a product.
+struct Beside {
+    /// All but `blocks`, which is for the launch to say.
+    shape: SharedShape,
+    /// x, weights, out
+    pointers: [DevicePtr; 3],
+}
+
+impl Beside {
+    /// No blocks.
+    const NONE: Self = Self {
+        shape: SharedShape { blocks: 0, tokens: 0, n: 0, k: 0, units: 0, side_panels: 0, pairs: 0 },
+        pointers: [DevicePtr::NULL; 3],
+    };
+
+    fn of(shared: &SharedExpert, side: Side, x: DevicePtr, num_tokens: usize) -> Self {
+        let (weights, n, [x, out]) = match side {
+            Side::Up => (shared.gate_up, shared.down.k(), [x, shared.inner.pointer()]),
+            Side::Down => (shared.down, shared.down.n(), [shared.inner.pointer(), shared.out.pointer()]),
+        };
+        let shape = SharedShape {
+            blocks: 0,
+            tokens: num_tokens as i32,
+            n: n as i32,
+            k: weights.k() as i32,
+            units: weights.as_batch().units() as i32,
+            side_panels: (n / PANEL) as i32,
+            pairs: i32::from(weights.k().is_multiple_of(2)),
+        };
+        Self { shape, pointers: [x, weights.as_batch().pointer(), out] }
+    }
+
+    /// On a grid that is so wide, with the blocks that its outputs need.
+    fn on(self, width: usize) -> Self {
+        let blocks = 2 * (self.shape.n as usize).div_ceil(PANEL);
+        Self { shape: SharedShape { blocks: blocks.div_ceil(width) as i32, ..self.shape }, ..self }
+    }
 }
 
 impl Layer {
-    fn launch(&self, cuda: &Cuda) {
-        let Self { side, n, k, panels, units, stored_as, pointers, experts, top_k, num_pairs } = *self;
+    fn launch(self, cuda: &Cuda) {
+        let Self { side, n, k, panels, units, stored_as, pointers, experts, top_k, num_pairs, .. } = self;
+        let Self { is_sorted, tiles, beside, .. } = self;
         let shape = MoeShape {
             experts: experts as i32,
             top_k: top_k as i32,
@@ -157,36 +264,41 @@ impl Layer {
             panels: panels as i32,
             units: units as i32,
             pairs: i32::from(k.is_multiple_of(2)),
+            unsorted: if is_sorted { 0 } else { num_pairs as i32 },
         };
         let up = side == Side::Up;
-        let halves = if up { panels } else { 2 * panels };
-        let few =
-            |tiles: usize| (format!("moe_few<{}, {tiles}, {up}>", stored_as.cpp()), halves, 8 * tiles, 256);
-        let (expression, blocks, rows_each, threads) = match (stored_as, num_pairs.div_ceil(experts)) {
+        let (expression, blocks, rows_each, threads) = match (stored_as, tiles) {
             (WeightType::F32, _) => (format!("moe_f32<{up}>"), n.div_ceil(4), 8, 128),
-            (_, ..=4) => few(1),
-            (_, ..=8) => few(2),
-            (_, ..=16) => few(4),
-            (w, _) if cuda.uses_wgmma() && !w.is_quantised() => {
+            (w, Some(tiles)) => {
+                let halves = if up { panels } else { 2 * panels };
+                (format!("moe_few<{}, {tiles}, {up}>", w.cpp()), halves, 8 * tiles, 256)
+            }
+            (w, None) if cuda.uses_wgmma() && !w.is_quantised() => {
                 let [panels_each, rows_each] = if up { [8, 64] } else { [4, 128] };
                 let expression = format!("moe_wgmma<{}, {up}>", w.cpp());
                 (expression, panels.div_ceil(panels_each), rows_each, 384)
             }
-            (_, _) => (format!("moe_many<{}, {up}>", stored_as.cpp()), panels.div_ceil(4), 64, 256),
+            (w, None) => (format!("moe_many<{}, {up}>", w.cpp()), panels.div_ceil(4), 64, 256),
         };
         let shared = match (threads, side) {
             (384, Side::Up) => WGMMA_TURNS_SHARED,
             (384, Side::Down) => WGMMA_SHARED,
             _ => 0,
         };
-        // Each expert that has rows has at most one block that is not full.
-        let row_blocks = num_pairs / rows_each + experts.min(num_pairs);
+        // Each expert that has rows has at most one block that is not full. Not sorted, each pair has a block, which may have no work.
+        let mut row_blocks =
+            if is_sorted { num_pairs / rows_each + experts.min(num_pairs) } else { num_pairs };
         let [x, weights, starts, order, out] = pointers;
-        let args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(order);
-        let args = args.value(shape).pointer(out);
+        let mut args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(order);
+        args = args.value(shape).pointer(out);
+        if stored_as != WeightType::F32 && tiles.is_some() {
+            let Beside { shape, pointers: [x, weights, out] } = beside.unwrap_or(Beside::NONE).on(blocks);
+            row_blocks += shape.blocks as usize;
+            args = args.pointer(x).pointer(weights).value(shape).pointer(out);
+        }
         let grid = Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared };
-        // SAFETY: `moe_place` wrote `starts` and `order` before; the weights have `panels` panels of `units` units for each
-        // expert, x rows of K and out T·k rows of N elements.
+        // SAFETY: `moe_place` wrote `starts` and `order` before, or `order` is the ids of up to 32 pairs; the weights have `panels` panels of `units` units for each
+        // expert, x rows of K and out T·k rows of N elements; so have the shared expert's of its own, for T rows.
         unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
     }
 }

@@ -2,7 +2,7 @@
 // x [T, H, D] f32 · cos, sin [P, half] f32 · positions [T] i32, below P · one block per token
 // HALF: pairs (i, i + half); else (2i, 2i + 1) · (a, b) becomes (a cos - b sin, b cos + a sin)
 // moves 16·half bytes per head and token; not measured: no GPU was available
-#include "common.cuh"
+#include "rotate.cuh"
 
 constexpr int THREADS = 256;
 
@@ -21,9 +21,10 @@ __global__ void __launch_bounds__(THREADS)
     for (int i = (int)threadIdx.x; i < s.num_heads * s.half; i += THREADS) {
         int head = s.first_head + i / s.half, pair = i % s.half;
         Ptr<float> at = x + (token * s.row_len + (long long)head * s.head_len + s.offset);
-        int first = HALF ? pair : 2 * pair, second = HALF ? pair + s.half : 2 * pair + 1;
-        float a = at[first], b = at[second], cos = cosines[pair], sin = sines[pair];
-        at[first] = a * cos - b * sin;
-        at[second] = b * cos + a * sin;
+        Places p = places_of(pair, s.half, HALF);
+        float a = at[p.first], b = at[p.second];
+        float2 v = rotated(a, b, cosines[pair], sines[pair]);
+        at[p.first] = v.x;
+        at[p.second] = v.y;
     }
 }

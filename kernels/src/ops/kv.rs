@@ -90,6 +90,12 @@ impl KvTensor {
     pub fn as_rows(&self) -> KvRows<'_> {
         KvRows { rows: &self.rows, scales: self.scales.as_ref() }
     }
+
+    /// Of a GPU's cache, which has no levels.
+    pub(super) fn floats(&self) -> &Tensor {
+        assert!(self.scales.is_none(), "an int8 cache on a GPU");
+        &self.rows
+    }
 }
 
 /// A cache for an op to read: rows, and the scales of rows of levels.

@@ -23,13 +23,8 @@ pub enum Activation {
 }
 
 pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
+    let t = check(x, w, bias, out);
     let (k, n) = (w.k(), w.n());
-    let t = x.len() / k;
-    assert_eq!(x.len(), t * k, "linear: x {:?} for K = {k}", x.shape());
-    assert_eq!(out.len(), t * n, "linear: out {:?} for {t} rows of N = {n}", out.shape());
-    if let Some(bias) = bias {
-        assert_eq!(bias.shape(), [n], "linear: bias");
-    }
     match &out.device().clone() {
         Device::Cpu(cpu) => {
             let job = Gemm {
@@ -44,18 +39,68 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
             };
             gemm::run(cpu, &job);
         }
-        Device::Cuda(cuda) => {
-            let job = cuda_linear::Job {
-                x: x.device_slice(0),
-                weights: w.as_batch(),
-                bias,
-                act,
-                out: out.device_slice(0),
-                rows: t,
-                strides: Strides { x: k, out: n, x_head: 0, out_head: 0 },
-            };
-            cuda_linear::run(cuda, &job);
+        Device::Cuda(cuda) => cuda_linear::run(cuda, &cuda_job(x, w, bias, act, &*out)),
+    }
+}
+
+/// One of two layers that read the same x.
+#[derive(Debug)]
+pub struct LinearPart<'a> {
+    pub weight: &'a Matrix,
+    pub bias: Option<&'a Tensor>,
+    /// `[T, N]`
+    pub out: &'a mut Tensor,
+}
+
+/// Two layers without an activation: the bits of `linear` for each. On a GPU few tokens take one launch for both.
+pub fn linear_pair(x: &Tensor, parts: [LinearPart; 2]) {
+    let [first, second] = parts;
+    assert_eq!(first.weight.k(), second.weight.k(), "linear_pair: widths of x");
+    match x.device() {
+        Device::Cpu(_) => {
+            for LinearPart { weight, bias, out } in [first, second] {
+                linear(x, weight, bias, Activation::None, out);
+            }
         }
+        Device::Cuda(cuda) => {
+            let jobs = [first, second].map(|LinearPart { weight, bias, out }| {
+                check(x, weight, bias, out);
+                cuda_job(x, weight, bias, Activation::None, out)
+            });
+            cuda_linear::run_pair(cuda, jobs.each_ref());
+        }
+    }
+}
+
+/// The number of tokens.
+fn check(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, out: &Tensor) -> usize {
+    let (k, n) = (w.k(), w.n());
+    let t = x.len() / k;
+    assert_eq!(x.len(), t * k, "linear: x {:?} for K = {k}", x.shape());
+    assert_eq!(out.len(), t * n, "linear: out {:?} for {t} rows of N = {n}", out.shape());
+    if let Some(bias) = bias {
+        assert_eq!(bias.shape(), [n], "linear: bias");
+    }
+    t
+}
+
+/// Writes `out` when it is launched.
+fn cuda_job<'a>(
+    x: &Tensor,
+    w: &'a Matrix,
+    bias: Option<&'a Tensor>,
+    act: Activation,
+    out: &Tensor,
+) -> cuda_linear::Job<'a> {
+    let (k, n) = (w.k(), w.n());
+    cuda_linear::Job {
+        x: x.device_slice(0),
+        weights: w.as_batch(),
+        bias,
+        act,
+        out: out.device_slice(0),
+        rows: x.len() / k,
+        strides: Strides { x: k, out: n, x_head: 0, out_head: 0 },
     }
 }
 

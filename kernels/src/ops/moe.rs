@@ -120,10 +120,7 @@ pub fn moe_and_shared(
             assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
             moe::run(cpu, x, experts, [ids, weights], scratch, shared, out)
         }
-        Device::Cuda(cuda) => {
-            cuda_moe::run(cuda, x, experts, [ids, weights], scratch, out);
-            shared
-        }
+        Device::Cuda(cuda) => cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, out),
     };
     if let Some(shared) = left {
         shared.add_to(x, out);

@@ -5,6 +5,8 @@ mod attention;
 mod caches;
 mod common;
 mod independence;
+#[allow(dead_code, reason = "shared with the tests of GPUs, of which this one uses a part")]
+mod latent_rows;
 mod matrices;
 mod naive;
 mod pages;

@@ -1,6 +1,7 @@
 //! Norms, rotation, moving rows, routing, interpolation, activations.
 
 use crate::common::*;
+use crate::latent_rows::SIZES;
 use crate::naive;
 use kernels::ops::*;
 use kernels::*;
@@ -266,5 +267,20 @@ fn tables_of_positions() {
             }
         }
         assert_close(out.as_f32(), &expected, 2e-6, &format!("{h} x {w}"));
+    }
+}
+
+/// Norm, rotation and store of what latent attention reads, in one op: the bits of its parts.
+#[test]
+fn latents_are_prepared_as_by_their_parts() {
+    for device in devices() {
+        let kinds = FLOATS.map(KvType::Float).into_iter().chain([KvType::Int8]);
+        for (sizes, stored_as) in
+            SIZES.into_iter().flat_map(|sizes| kinds.clone().map(move |kind| (sizes, kind)))
+        {
+            let expected = sizes.in_parts(&device, stored_as).expect("rows");
+            let found = sizes.together(&device, stored_as, 0..7).expect("rows");
+            assert!(found == expected, "{device:?} {stored_as:?} {sizes:?}");
+        }
     }
 }

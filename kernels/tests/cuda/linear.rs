@@ -58,6 +58,43 @@ fn linear_layers_of_bf16_tokens() {
     }
 }
 
+/// Two layers of one x: the bits of each by itself, with and without a bias, in one launch for few tokens.
+#[test]
+fn pairs_of_layers() {
+    let device = emulated(SEEDS[1]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    use WeightType::*;
+    for (types, t, launches) in [
+        ([BF16; 2], 1, 1),
+        ([F16; 2], 9, 1),
+        ([Int8; 2], 32, 1),
+        ([Int4; 2], 3, 1),
+        ([Int4Zero; 2], 12, 1),
+        ([BF16; 2], 33, 2),
+        ([F32; 2], 3, 2),
+        ([Int8, BF16], 3, 2),
+    ] {
+        let (k, widths) = (299, [33, 70]);
+        let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
+        let [first, second] = [0, 1].map(|i| {
+            let w = weights(types[i], [widths[i], k], 2 + i as u64);
+            Matrix::pack(&device, types[i], &[w.view()])
+        });
+        let bias = Host::random(DType::F32, &[widths[1]], 5).tensor(&device);
+        let out = |n: usize| Tensor::unwritten(&device, DType::F32, &[t, n]);
+        let [[mut a, mut b], [mut expected_a, mut expected_b]] = [(); 2].map(|()| widths.map(out));
+        linear(&x, &first, None, Activation::None, &mut expected_a);
+        linear(&x, &second, Some(&bias), Activation::None, &mut expected_b);
+        let before = cuda.num_launches();
+        let first = LinearPart { weight: &first, bias: None, out: &mut a };
+        linear_pair(&x, [first, LinearPart { weight: &second, bias: Some(&bias), out: &mut b }]);
+        assert_eq!(cuda.num_launches() - before, launches, "{types:?} T {t}");
+        for (found, expected) in [(a, expected_a), (b, expected_b)] {
+            assert_eq!(bits(&found.to_f32_vec()), bits(&expected.to_f32_vec()), "{types:?} T {t}");
+        }
+    }
+}
+
 #[test]
 fn linear_layers_of_heads() {
     // Heads of 11 of which 7 are read, from 3 on; heads of 40 of which 37 are written, from 2 on.

@@ -10,6 +10,9 @@ mod expanded;
 mod faults;
 mod graphs;
 mod hopper;
+#[path = "../agree/latent_rows.rs"]
+mod latent_rows;
+mod latents;
 mod linear;
 mod moe;
 mod mutants;

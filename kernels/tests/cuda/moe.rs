@@ -35,6 +35,8 @@ impl Case {
             ids: (0..t * k)
                 .map(|pair| (pair * 7 + pair / 5) % (e - 1).max(1))
                 .map(|id| if id > 0 { id as i32 + 1 } else { 0 })
+                // Of nine experts all take the fifth.
+                .map(|id| if e == 9 { 4 } else { id })
                 .collect(),
             hosts: (0..e as u64).map(host).collect(),
         }
@@ -113,6 +115,7 @@ fn experts_of_tokens() {
         (WeightType::F16, [33, 48, 64, 3, 1]),
         (WeightType::BF16, [67, 34, 65, 3, 2]),
         (WeightType::BF16, [20, 16, 8, 70, 3]),
+        (WeightType::BF16, [10, 40, 33, 9, 3]),
         (WeightType::Int8, [2, 67, 33, 5, 3]),
         (WeightType::Int4, [9, 270, 97, 4, 2]),
         (WeightType::Int4Zero, [33, 48, 64, 3, 1]),
@@ -141,6 +144,80 @@ fn tokens_have_the_same_bits_alone() {
             let found = case.run(&device, tokens.clone()).expect("a result");
             assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{stored_as} {tokens:?}");
         }
+    }
+}
+
+/// A layer with an expert that every token takes.
+struct WithShared {
+    /// Of the others, and of that one.
+    stored_as: [WeightType; 2],
+    /// T, and its I: the others have 35.
+    tokens: usize,
+    inner: usize,
+}
+
+impl WithShared {
+    const HIDDEN: usize = 50;
+
+    /// Its results with the shared expert as part of the op, or as ops after it; and how many launches that took.
+    fn run(&self, device: &Device, as_part: bool) -> Result<(Vec<u8>, u64), Error> {
+        let Self { stored_as: [routed, stored_as], tokens: t, inner: i } = *self;
+        let (h, k) = (Self::HIDDEN, 3);
+        let case = Case { stored_as: routed, sizes: [t, h, 35, 5, k] };
+        let data = case.data();
+        let experts = case.experts(device, &data);
+        let gate_up = Matrix::random(device, stored_as, 2 * i, h, 0.2, 5);
+        let down = Matrix::random(device, stored_as, h, i, 0.2, 6);
+        let [x, weights] = [&data.x, &data.weights].map(|host| host.tensor(device));
+        let mut ids = Tensor::unwritten(device, DType::I32, &[t, k]);
+        ids.write_i32(0, &data.ids);
+        let mut scratch = MoeScratch::new(device, t, [5, h, 35], k);
+        let buffer = |width| Tensor::unwritten(device, DType::F32, &[t, width]);
+        let [mut both, mut inner, mut of_shared, mut out] = [2 * i, i, h, h].map(buffer);
+        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+        let before = cuda.num_launches();
+        if as_part {
+            let (gate_up, down) = (&gate_up, &down);
+            let shared =
+                SharedExpert { gate_up, down, both: &mut both, inner: &mut inner, out: &mut of_shared };
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+        } else {
+            moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
+            linear(&x, &gate_up, None, Activation::None, &mut both);
+            silu_mul(&both, &mut inner);
+            linear(&inner, &down, None, Activation::None, &mut of_shared);
+            add(&mut out, &of_shared);
+        }
+        Ok((out.read()?, cuda.num_launches() - before))
+    }
+}
+
+/// The expert of all tokens has blocks in the launches of the others, for up to 32 tokens; what it makes are the bits of its ops one after the
+/// other, so that a row's do not depend on which of the two it was.
+#[test]
+fn a_shared_expert_is_computed_beside_the_others() {
+    use WeightType::*;
+    for (stored_as, tokens, inner, launches) in [
+        // By themselves and in company; up to 32 pairs are not sorted.
+        ([BF16; 2], 1, 64, [7, 3]),
+        ([BF16; 2], 8, 96, [7, 3]),
+        ([BF16; 2], 9, 32, [7, 3]),
+        ([F16; 2], 32, 64, [8, 4]),
+        ([Int8; 2], 3, 64, [7, 3]),
+        ([Int4; 2], 17, 128, [8, 4]),
+        ([Int4Zero; 2], 1, 32, [7, 3]),
+        // Too many tokens, gate that ends within a panel, other types.
+        ([BF16; 2], 33, 64, [8, 8]),
+        ([BF16; 2], 2, 48, [7, 7]),
+        ([Int4, BF16], 2, 64, [7, 7]),
+        ([F32; 2], 2, 64, [8, 8]),
+    ] {
+        let case = WithShared { stored_as, tokens, inner };
+        let what = format!("{stored_as:?} T {tokens} I {inner}");
+        let (expected, in_parts) = case.run(&emulated(SEEDS[0]), false).expect("a result");
+        let (found, beside) = case.run(&emulated(SEEDS[1]), true).expect("a result");
+        assert!(found == expected, "{what}");
+        assert_eq!([in_parts, beside], launches, "{what}");
     }
 }
 
@@ -205,10 +282,18 @@ fn replays_follow_the_router() {
 fn bugs_are_noticed() {
     let of =
         |stored_as, t| move |device: &Device| Case { stored_as, sizes: [t, 50, 35, 5, 3] }.run(device, 0..t);
-    let (few, many, f32) = (of(WeightType::BF16, 9), of(WeightType::BF16, 120), of(WeightType::F32, 9));
+    let (few, many, f32) = (of(WeightType::BF16, 12), of(WeightType::BF16, 120), of(WeightType::F32, 9));
+    // Pairs that are not sorted.
+    let unsorted = of(WeightType::BF16, 9);
+    let crowded =
+        |device: &Device| Case { stored_as: WeightType::BF16, sizes: [10, 16, 8, 9, 3] }.run(device, 0..10);
     let wide =
         |device: &Device| Case { stored_as: WeightType::BF16, sizes: [20, 16, 8, 70, 3] }.run(device, 0..20);
-    let cases: [(&'static str, &'static str, Run); 11] = [
+    let shared = |device: &Device| {
+        let case = WithShared { stored_as: [WeightType::BF16; 2], tokens: 7, inner: 96 };
+        case.run(device, true).map(|(out, _)| out)
+    };
+    let cases: [(&'static str, &'static str, Run); 24] = [
         // Places.
         ("int next = 0;\n    for (int w = 0;", "int next = 0;\n    for (int w = 1;", &many),
         (
@@ -235,6 +320,21 @@ fn bugs_are_noticed() {
         ("column / 32 * SIDES) * 32", "column / 32) * 32", &f32),
         // Waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
+        // Pairs that are not sorted.
+        ("int id = -1;\n    if (lane_id() < pairs)", "int id = 0;\n    if (lane_id() < pairs)", &unsorted),
+        ("before % TILE == 0 ? expert", "before == 0 ? expert", &crowded),
+        ("min(__popc(chosen), before + TILE)", "min(__popc(chosen), TILE)", &crowded),
+        ("for (; n > 0; n--) bits", "for (; n > 1; n--) bits", &unsorted),
+        ("UP ? place(row) / s.top_k : place(row)", "UP ? place(row) / s.top_k : row", &unsorted),
+        ("to[(long long)place(row) * n", "to[(long long)row * n", &unsorted),
+        // The expert of all tokens.
+        ("blockIdx.y - shared.blocks;", "blockIdx.y - 1;", &shared),
+        ("is_shared ? (int)(blockIdx.y * gridDim.x) : 0", "0", &shared),
+        ("if (work.expert < 0 || unit * 32 >= n) return;", "if (work.expert < 0) return;", &shared),
+        ("is_shared ? shared.side_panels * panel_len", "is_shared ? panel_len", &shared),
+        ("if (is_shared) source[i] = row;", "if (is_shared) source[i] = 0;", &shared),
+        ("Work work{0, 0, shared.tokens};", "Work work{0, 0, shared.tokens + 1};", &shared),
+        ("for (int i = 0; i < N; i++) sum[i] += v[i];", "", &shared),
         // The order of a sum.
         (
             "for (int j = 0; j < top_k; j++) {\n            int row",

@@ -56,24 +56,32 @@ fn in_linear_layers() {
     let few = linear_of(5, WeightType::BF16);
     let many = linear_of(45, WeightType::BF16);
     let f32 = linear_of(5, WeightType::F32);
-    let cases: [(&'static str, &'static str, Run); 12] = [
+    let pair = |device: &Device| {
+        let x = Host::random(DType::F32, &[5, 99], 1).tensor(device);
+        let [first, second] = [33, 70].map(|n| {
+            let (w, bias) =
+                (Host::random(DType::BF16, &[n, 99], n as u64), Host::random(DType::F32, &[n], 3));
+            (Matrix::pack(device, DType::BF16, &[w.view()]), bias.tensor(device))
+        });
+        let [mut a, mut b] = [33, 70].map(|n| Tensor::unwritten(device, DType::F32, &[5, n]));
+        let first = LinearPart { weight: &first.0, bias: Some(&first.1), out: &mut a };
+        linear_pair(&x, [first, LinearPart { weight: &second.0, bias: Some(&second.1), out: &mut b }]);
+        Ok([a.read()?, b.read()?].concat())
+    };
+    let cases: [(&'static str, &'static str, Run); 17] = [
         // Barriers and waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
         ("cp_async_wait<1>();", "cp_async_wait<2>();", &many),
-        (
-            "    __syncthreads();\n    for (int i = (int)threadIdx.x; i < 16",
-            "    for (int i = (int)threadIdx.x; i < 16",
-            &few,
-        ),
+        ("    __syncthreads();\n    Ptr<const float> added", "    Ptr<const float> added", &few),
         // Guards and tails.
         (
-            "if (row >= s.n || token >= s.rows) continue;\n        float total",
-            "if (row >= s.n || token > s.rows) continue;\n        float total",
+            "if (row >= n || token >= s.rows) continue;\n        float total",
+            "if (row >= n || token > s.rows) continue;\n        float total",
             &few,
         ),
         (
-            "if (row >= s.n || token >= s.rows) continue;\n        float total",
-            "if (row > s.n || token >= s.rows) continue;\n        float total",
+            "if (row >= n || token >= s.rows) continue;\n        float total",
+            "if (row > n || token >= s.rows) continue;\n        float total",
             &few,
         ),
         ("} else if (k + 1 < end) {", "} else if (k < end) {", &few),
@@ -87,6 +95,12 @@ fn in_linear_layers() {
             "int row = first_row + i % 16, token = first_token + i / 16 + 1;",
             &few,
         ),
+        // The layer beside it.
+        ("if (is_beside) index -= 2 * s.panels;", "", &pair),
+        ("n = is_beside ? beside.n : s.n,", "n = s.n,", &pair),
+        ("out_stride = is_beside ? beside.n", "out_stride = is_beside ? s.n", &pair),
+        ("(is_beside ? w_beside : w)", "w", &pair),
+        ("added = is_beside ? bias_beside : bias;", "added = bias;", &pair),
         // The order of a sum.
         ("(unit + 1) % per == 0 || unit + 1 == units", "(unit + 1) % per == 0", &many),
     ];
@@ -197,7 +211,7 @@ fn in_moves_and_rotations() {
             &store,
         ),
         ("j < width; j += THREADS * N", "j <= width; j += THREADS * N", &store),
-        ("HALF ? pair + s.half", "HALF ? pair + s.half + 1", &turn),
+        ("halves ? Places{pair, pair + half}", "halves ? Places{pair, pair + half + 1}", &turn),
         ("i < s.num_heads * s.half;", "i <= s.num_heads * s.half;", &turn),
     ];
     assert_noticed(&cases);

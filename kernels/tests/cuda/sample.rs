@@ -426,3 +426,24 @@ fn bugs_are_noticed() {
         case("!(word >> (i % 32) & 1)", "!(word >> (i % 31) & 1)"),
     ]);
 }
+
+#[test]
+fn bugs_of_places_are_noticed() {
+    let (from, to) = places();
+    let placed = |device: &Device| place(device, &from, &to).map(|(found, _)| found);
+    let case = |from, to| -> (&'static str, &'static str, Run) { (from, to, &placed) };
+    assert_noticed(&[
+        // Guards, and who has which.
+        case("if (i >= count) return;\n    int row", "if (i > count) return;\n    int row"),
+        case("if (i >= count) return;\n    int row", "if (i + 1 >= count) return;\n    int row"),
+        case(
+            "int i = (int)(blockIdx.x * THREADS + threadIdx.x);\n    if (i >= count) return;\n    int row",
+            "int i = (int)threadIdx.x;\n    if (i >= count) return;\n    int row",
+        ),
+        // From where to where.
+        case("int row = from[i], place = to[i];", "int row = to[i], place = from[i];"),
+        case("int row = from[i], place = to[i];", "int row = from[0], place = to[i];"),
+        case("results[(long long)row * RESULT + 1];", "results[(long long)row * RESULT];"),
+        case("tokens[place] = token;", "tokens[i] = token;"),
+    ]);
+}

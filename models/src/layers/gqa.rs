@@ -80,8 +80,7 @@ impl Gqa {
         b.k.reshape(&[t, kv_width]);
         b.v.reshape(&[t, kv_width]);
         self.q.run(normed, &mut b.q);
-        self.k.run(normed, &mut b.k);
-        self.v.run(normed, &mut b.v);
+        Linear::run_pair([&self.k, &self.v], normed, [&mut b.k, &mut b.v]);
         b.q.reshape(&[t, num_heads, head_dim]);
         b.k.reshape(&[t, num_kv_heads, head_dim]);
         // Normed heads lie in buffers of their own; without norms the projections are used as they are.

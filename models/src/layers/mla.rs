@@ -15,7 +15,7 @@ use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
 use crate::storage::Part;
-use kernels::ops::{self, HeadSlice, HeadSliceMut, Latents, Ragged};
+use kernels::ops::{self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, Rotation};
 use kernels::{MatrixBatch, Tensor};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -103,9 +103,9 @@ impl Mla {
         let HeadBuffers::Mla(b) = heads else { unreachable!("the buffers are of another attention") };
         let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, scale, .. } = self.config;
         let t = step.num_tokens();
-        self.cache_row(step, normed, b);
-        ops::store_kv(&b.kv, rows, &step.input.slots);
-        self.query(step, normed, b);
+        self.project(normed, b);
+        self.prepare(step, rows, b);
+        self.absorb(step, b);
         b.attended.reshape(&[t, num_heads, rank]);
         b.values.reshape(&[t, num_heads, value_dim]);
         let forms = &step.input.forms;
@@ -127,51 +127,55 @@ impl Mla {
         self.out.run(&b.values, out);
     }
 
-    /// Leaves `[normalised latent | rotated rope]` of every token in `kv`.
-    fn cache_row(&self, step: &Step, normed: &Tensor, b: &mut MlaBuffers) {
-        let MlaConfig { kv_lora_rank: rank, .. } = self.config;
-        let (t, row) = (step.num_tokens(), self.config.row());
-        b.kv.reshape(&[t, row]);
-        self.kv.run(normed, &mut b.kv);
-        b.kv.reshape(&[t, 1, row]);
-        b.latent.reshape(&[t, 1, rank]);
-        ops::copy_slice(&b.kv, 0, &mut b.latent, 0, rank);
-        b.latent.reshape(&[t, rank]);
-        b.latent_normed.reshape(&[t, rank]);
-        ops::rms_norm(&b.latent, &self.latent_norm, LATENT_NORM_EPS, &mut b.latent_normed);
-        b.latent_normed.reshape(&[t, 1, rank]);
-        ops::copy_slice(&b.latent_normed, 0, &mut b.kv, 0, rank);
-        ops::rope(&mut b.kv, rank, step.rope, &step.input.positions, step.layout);
-        b.kv.reshape(&[t, row]);
-    }
-
-    /// Leaves queries in `q` [T, H, nope + P], their last part rotated, and those of rows in the absorbed form on the latent's side in
-    /// `absorbed` [T, H, R + P].
-    fn query(&self, step: &Step, normed: &Tensor, b: &mut MlaBuffers) {
-        let MlaConfig { num_heads, kv_lora_rank: rank, nope_dim, rope_dim, .. } = self.config;
-        let (t, query_dim) = (step.num_tokens(), self.config.query_dim());
-        b.q.reshape(&[t, num_heads * query_dim]);
+    /// Leaves latents in `kv` [T, R + P] and queries in `q` [T, H · (nope + P)].
+    fn project(&self, normed: &Tensor, b: &mut MlaBuffers) {
+        let t = normed.shape()[0];
+        b.kv.reshape(&[t, self.config.row()]);
+        b.q.reshape(&[t, self.config.num_heads * self.config.query_dim()]);
         match (&self.query, &mut b.q_latents) {
             (Query::TwoStep { down, norm, up }, Some((latent, latent_normed))) => {
                 let width = norm.shape()[0];
                 latent.reshape(&[t, width]);
                 latent_normed.reshape(&[t, width]);
-                down.run(normed, latent);
+                Linear::run_pair([down, &self.kv], normed, [latent, &mut b.kv]);
                 ops::rms_norm(latent, norm, LATENT_NORM_EPS, latent_normed);
                 up.run(latent_normed, &mut b.q);
             }
-            (Query::Direct(linear), _) => linear.run(normed, &mut b.q),
+            (Query::Direct(linear), _) => {
+                Linear::run_pair([linear, &self.kv], normed, [&mut b.q, &mut b.kv]);
+            }
             (Query::TwoStep { .. }, None) => unreachable!("two-step queries come with their buffers"),
         }
-        b.q.reshape(&[t, num_heads, query_dim]);
-        ops::rope(&mut b.q, nope_dim, step.rope, &step.input.positions, step.layout);
+    }
+
+    /// Stores `[normalised latent | rotated rope]` of every token, and rotates the last part of its queries, in `q` and in `absorbed`.
+    fn prepare(&self, step: &Step, cache: &mut KvTensor, b: &mut MlaBuffers) {
+        let MlaConfig { num_heads, kv_lora_rank: rank, .. } = self.config;
+        let t = step.num_tokens();
+        b.q.reshape(&[t, num_heads, self.config.query_dim()]);
         b.absorbed.reshape(&[t, num_heads, self.config.row()]);
+        b.latent.reshape(&[t, rank]);
+        let rows = LatentRows {
+            kv: &mut b.kv,
+            norm: &self.latent_norm,
+            eps: LATENT_NORM_EPS,
+            q: &mut b.q,
+            absorbed: &mut b.absorbed,
+            scratch: &mut b.latent,
+        };
+        let positions = (&step.input.positions).into();
+        let rotation = Rotation { table: step.rope, positions, layout: step.layout };
+        ops::prepare_latents(rows, &rotation, cache, &step.input.slots);
+    }
+
+    /// The other part of queries, of rows in the absorbed form, on the latent's side: `absorbed` [T, H, R + P] is whole.
+    fn absorb(&self, step: &Step, b: &mut MlaBuffers) {
+        let MlaConfig { kv_lora_rank: rank, nope_dim, .. } = self.config;
         for rows in &step.input.forms.absorbed_rows {
             let nope = HeadSlice { tensor: &b.q, rows: rows.clone(), offset: 0, len: nope_dim };
             let into = HeadSliceMut { tensor: &mut b.absorbed, rows: rows.clone(), offset: 0, len: rank };
             ops::heads_linear(nope, &self.key_up, into);
         }
-        ops::copy_slice(&b.q, nope_dim, &mut b.absorbed, rank, rope_dim);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod rope;
 use crate::LoadError;
 use crate::storage::{Part, Storage};
 use crate::weights::Checkpoint;
+use kernels::ops::LinearPart;
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// Where a layer's weights are by name, and what they are kept as. All that sizes depend on beside the configuration.
@@ -110,6 +111,17 @@ impl Linear {
     /// `x` [T, K], `out` [T, N].
     pub fn run(&self, x: &Tensor, out: &mut Tensor) {
         kernels::ops::linear(x, &self.weight, self.bias.as_ref(), kernels::ops::Activation::None, out);
+    }
+
+    /// With another layer of the same `x`; each has its own output.
+    pub fn run_pair(layers: [&Self; 2], x: &Tensor, outs: [&mut Tensor; 2]) {
+        let [first, second] = layers;
+        let [first_out, second_out] = outs;
+        let [(weight, bias), (second_weight, second_bias)] =
+            [first, second].map(|l| (&l.weight, l.bias.as_ref()));
+        let first = LinearPart { weight, bias, out: first_out };
+        let second = LinearPart { weight: second_weight, bias: second_bias, out: second_out };
+        kernels::ops::linear_pair(x, [first, second]);
     }
 }
 

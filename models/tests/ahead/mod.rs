@@ -134,8 +134,8 @@ fn options() -> LoadOptions {
     LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() }
 }
 
-fn config(family: &str) -> SchedulerConfig {
-    load(family, &options()).scheduler_config
+fn config(family: &str, options: &LoadOptions) -> SchedulerConfig {
+    load(family, options).scheduler_config
 }
 
 fn request(len: usize, params: SamplingParams) -> Request {
@@ -159,12 +159,11 @@ fn with_stop_token(requests: &mut [Request], expected: &[Answer]) {
     requests[1].params.stop_token_ids = vec![expected[1].tokens[3]];
 }
 
-fn steps_ahead_change_nothing(family: &str) {
-    let config = config(family);
-    let options = options();
+fn steps_ahead_change_nothing(family: &str, options: &LoadOptions) {
+    let config = config(family, options);
     let one_by_one = SchedulerConfig { async_scheduling: false, ..config };
     let mut requests = requests();
-    let mut plain = World::new(family, &options, one_by_one);
+    let mut plain = World::new(family, options, one_by_one);
     let all = plain.run(&requests, None);
     assert!(
         all.iter().zip(&requests).all(|(answer, request)| answer.tokens.len() == request.params.max_tokens)
@@ -175,7 +174,7 @@ fn steps_ahead_change_nothing(family: &str) {
     assert_eq!(expected[1].reason, Some(FinishReason::Stop));
     assert_eq!((plain.counts.ahead, plain.counts.dropped), (0, 0));
 
-    let mut world = World::new(family, &options, config);
+    let mut world = World::new(family, options, config);
     assert_eq!(world.run(&requests, None), expected);
     let Counts { steps, ahead, dropped, .. } = world.counts;
     assert!(ahead + 3 >= steps && dropped == 1, "{:?}", world.counts);
@@ -193,7 +192,7 @@ fn steps_ahead_change_nothing(family: &str) {
     assert!(world.counts.ahead > 4 && world.counts.preempted > 0, "{:?}", world.counts);
 
     // Somebody hangs up while two steps run.
-    let mut world = World::new(family, &options, config);
+    let mut world = World::new(family, options, config);
     let mut answers = world.run(&requests, Some((1, 1)));
     assert!(answers[1].tokens.len() < expected[1].tokens.len() && answers[1].reason.is_none());
     assert!(expected[1].tokens.starts_with(&answers[1].tokens));
@@ -204,18 +203,31 @@ fn steps_ahead_change_nothing(family: &str) {
 
 #[test]
 fn pictures_latents_and_experts() {
-    steps_ahead_change_nothing("kimi_vl");
+    steps_ahead_change_nothing("kimi_vl", &options());
 }
 
 #[test]
 fn grouped_queries() {
-    steps_ahead_change_nothing("llama31");
+    steps_ahead_change_nothing("llama31", &options());
+}
+
+/// Prompts attend in passes over a workspace that the next step fills again: rows of prompts from position 8 on, of pictures on both sides of it, and
+/// rows of both forms in a step, in pieces and after a preemption.
+#[test]
+fn latents_that_are_expanded() {
+    let expanded = |from| LoadOptions { mla_expand_from: Some(from), ..options() };
+    steps_ahead_change_nothing("kimi_vl", &expanded(8));
+    let world = |options: &LoadOptions| {
+        let config = config("kimi_vl", options);
+        World::new("kimi_vl", options, config).run(&requests(), None)
+    };
+    assert_ne!(world(&expanded(8)), world(&options()), "rows that are not rounded otherwise");
 }
 
 /// Who needs the last token, or tells of its prompt, holds up the steps that it is in, and no longer.
 #[test]
 fn beside_guesses_penalties_and_prompts_that_are_told_of() {
-    let config = config("llama31");
+    let config = config("llama31", &options());
     let mut requests = requests();
     requests[0].params.max_tokens = 20;
     // Of two tokens one, so that guesses are right.
@@ -243,7 +255,7 @@ fn beside_guesses_penalties_and_prompts_that_are_told_of() {
 
 #[test]
 fn a_failure_ends_both_steps() {
-    let config = config("llama31");
+    let config = config("llama31", &options());
     let mut world = World::new("llama31", &options(), config);
     world.add(0, &requests()[1]);
     world.engine.begin();
