@@ -90,6 +90,30 @@ fn the_script_for_gpus_runs_what_it_has_and_says_what_is_missing() {
     assert!(jobs.iter().all(|job| job["tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0)), "{parts}");
 }
 
+/// `bench-engine` begins a step while one runs, as the server does it, and the model says the same.
+#[test]
+fn a_timed_decode_has_steps_ahead() {
+    let run = |more: &[&str]| {
+        let output = Command::new(binary())
+            .arg("bench-engine")
+            .arg(tree::root().join("models/tests/fixtures/kimi_vl"))
+            .args(["--device=cuda-emulated", "--json", "--seconds=0", "--job=decode:2@9"])
+            .args(["--load-format=dummy", "--memory=64MB", "--max-num-seqs=2", "--max-model-len=64"])
+            .args(["--dtype=bfloat16", "--threads=2", "--kernel-cache", KERNEL_CACHE])
+            .args(more)
+            .output()
+            .expect("the binary starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let job: Value = serde_json::from_str(said.lines().nth(1).expect("a job")).expect("JSON");
+        (job["tokens"].clone(), job["steps_ahead"].clone())
+    };
+    let ((ahead, num_ahead), (one_by_one, none)) = (run(&[]), run(&["--no-async-scheduling"]));
+    assert_eq!(ahead.as_array().map(Vec::len), Some(64));
+    assert_eq!(ahead, one_by_one);
+    assert_eq!([num_ahead, none], [31, 0]);
+}
+
 /// On a machine with a driver the script would do its work instead.
 #[test]
 fn the_script_for_gpus_says_when_there_is_none() {

@@ -71,6 +71,7 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         Err(error) => return fail(&error, exit_code(&error)),
     };
     let load_seconds = start.elapsed().as_secs_f64();
+    loaded.scheduler_config.async_scheduling = config.scheduling.async_scheduling;
     let cache_use = std::mem::replace(&mut loaded.cache_use, models::CacheUse::None);
     let is_mapped = matches!(cache_use, models::CacheUse::Mapped { .. });
     keep(cache_use, WriteCache::Now);

@@ -71,6 +71,8 @@ pub struct Measurement {
     pub tokens: Vec<TokenId>,
     pub logprobs: Vec<f32>,
     pub ranks: Vec<usize>,
+    /// Steps of a run that were begun while the one before ran.
+    pub steps_ahead: usize,
 }
 
 impl Measurement {
@@ -95,6 +97,7 @@ impl Measurement {
             "tokens": self.tokens,
             "logprobs": self.logprobs,
             "ranks": self.ranks,
+            "steps_ahead": self.steps_ahead,
         })
     }
 }
@@ -181,10 +184,10 @@ impl Engine {
             }
             Job::Decode { num_sequences, context_len } => {
                 let mut growing = self.read_prompts(num_sequences, context_len)?;
-                let said = timed(runs, || self.decode(&mut growing))?;
+                let Decoded { tokens, steps_ahead } = timed(runs, || self.decode(&mut growing))?;
                 growing.tokens.iter_mut().for_each(|tokens| tokens.truncate(context_len + 1));
                 self.read = Some(growing);
-                Ok(measurement(num_sequences * DECODE_STEPS, said))
+                Ok(Measurement { steps_ahead, ..measurement(num_sequences * DECODE_STEPS, tokens) })
             }
             Job::Logprobs { len } => {
                 let mut growing = self.growing(1, len, len);
@@ -268,30 +271,58 @@ impl Engine {
         Ok(output)
     }
 
-    /// One token for every sequence in each step.
-    fn decode(&mut self, growing: &mut Growing) -> Result<Vec<TokenId>, String> {
-        let mut said = Vec::new();
+    /// One token for every sequence in each step. On a device that works by itself a step is begun before the tokens of the one that runs are
+    /// known, as the server does it.
+    fn decode(&mut self, growing: &mut Growing) -> Result<Decoded, String> {
+        let mut decoded = Decoded::default();
+        let mut begun = None;
         for step in 0..DECODE_STEPS {
-            let from = growing.context_len + step;
-            let items = (0..growing.tokens.len())
-                .map(|sequence| growing.item(sequence, from, from + 1, self.config.block_size))
-                .collect();
-            let tokens = sampled(&self.step(items)?)?;
+            let batch = begun.take().unwrap_or_else(|| {
+                let batch = growing.next(step, self.config.block_size);
+                self.runner.begin(&batch);
+                batch
+            });
+            if step + 1 < DECODE_STEPS && self.config.async_scheduling && self.runner.takes_ahead() {
+                let next = growing.next(step + 1, self.config.block_size);
+                self.runner.begin(&next);
+                decoded.steps_ahead += 1;
+                begun = Some(next);
+            }
+            let tokens = sampled(&self.execute(&batch)?)?;
             for (sequence, &token) in growing.tokens.iter_mut().zip(&tokens) {
                 sequence.push(token);
             }
-            said.extend(tokens);
+            decoded.tokens.extend(tokens);
         }
-        Ok(said)
+        Ok(decoded)
     }
 
     fn step(&mut self, items: Vec<BatchItem>) -> Result<StepOutput, String> {
-        let batch = Batch { encodes: Vec::new(), items };
-        self.runner.execute(&batch).map_err(|error| format!("the device failed: {error}"))
+        self.execute(&Batch { encodes: Vec::new(), items })
+    }
+
+    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
+        self.runner.execute(batch).map_err(|error| format!("the device failed: {error}"))
     }
 }
 
+/// What a run of decode said.
+#[derive(Default)]
+struct Decoded {
+    tokens: Vec<TokenId>,
+    steps_ahead: usize,
+}
+
 impl Growing {
+    /// The next token of every sequence, after so many steps.
+    fn next(&self, step: usize, block_size: usize) -> Batch {
+        let from = self.context_len + step;
+        let sequences = 0..self.tokens.len();
+        let items = sequences.map(|sequence| self.item(sequence, from, from + 1, block_size)).collect();
+        Batch { encodes: Vec::new(), items }
+    }
+
+    /// A token that is not known yet is a placeholder for what the step that runs samples in the same row.
     fn item(&self, sequence: usize, from: usize, to: usize, block_size: usize) -> BatchItem {
         let first = sequence * self.blocks_each;
         let blocks = first..first + to.div_ceil(block_size);
@@ -300,12 +331,14 @@ impl Growing {
             let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
             Sample::new(Arc::new(params), to, num_generated)
         });
+        let known = self.tokens[sequence].get(from..to);
         BatchItem {
             prompt_len: self.context_len,
+            placeholder_for: known.is_none().then_some(sequence),
             sample,
             ..BatchItem::new(
                 SequenceId(sequence as u64 + 1),
-                self.tokens[sequence][from..to].to_vec(),
+                known.map_or(vec![0], <[TokenId]>::to_vec),
                 from,
                 blocks.map(|block| BlockId(block as u32)).collect(),
             )
@@ -314,7 +347,8 @@ impl Growing {
 }
 
 fn measurement(tokens_per_run: usize, tokens: Vec<TokenId>) -> Measurement {
-    Measurement { tokens_per_run, runs: Vec::new(), tokens, logprobs: Vec::new(), ranks: Vec::new() }
+    let (runs, logprobs, ranks) = (Vec::new(), Vec::new(), Vec::new());
+    Measurement { tokens_per_run, runs, tokens, logprobs, ranks, steps_ahead: 0 }
 }
 
 fn timed<T>(runs: &mut Vec<Run>, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
