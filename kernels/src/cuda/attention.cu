@@ -29,31 +29,10 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
         int num_tiles = (block.end_key - first_key + KEYS - 1) / KEYS;
         // Nobody reads the last unit's shared memory any more.
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < STAGES - 1; i++) {
-            if (i < num_tiles) block.load_tile(i, first_key + i * KEYS, s);
-            cp_async_commit();
-        }
-        block.load_queries(s);
+        block.begin_tiles(first_key, num_tiles, s);
         for (int tile = 0; tile < num_tiles; tile++) {
-            int first = first_key + tile * KEYS, stage = tile % STAGES;
-            if constexpr (STAGES == 1) {
-                __syncthreads();
-                block.load_tile(0, first, s);
-                cp_async_commit();
-                cp_async_wait<0>();
-                __syncthreads();
-            } else {
-                cp_async_wait<STAGES - 2>();
-                __syncthreads();
-                if (tile + STAGES - 1 < num_tiles) block.load_tile((tile + STAGES - 1) % STAGES, first + (STAGES - 1) * KEYS, s);
-                cp_async_commit();
-            }
-            float scores[decltype(block)::SCORE_TILES][4];
-            block.score(stage, scores);
-            block.soften(first, s, scores);
-            __syncthreads();
-            block.add_values(stage);
+            int first = first_key + tile * KEYS;
+            block.add_tile(tile, first, num_tiles, s);
             if (tile + 1 < num_tiles && (first + KEYS) % range_len) continue;
             block.end_range(first < range_len || block.unit.slot >= 0, tile + 1 == num_tiles, s);
         }

@@ -1,4 +1,4 @@
-// The pieces of attention.cu: what lies where, and what a block of threads does with a tile, a range and a row.
+// The pieces of attention.cu and attention_expanded.cu: what lies where, and what a block of threads does with a tile, a range and a row.
 #pragma once
 #include "common.cuh"
 
@@ -356,6 +356,38 @@ template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LA
                 }
             }
         }
+    }
+
+    // The queries, and the first of `num_tiles` tiles from a key on, are on their way.
+    __device__ __forceinline__ void begin_tiles(int first_key, int num_tiles, const AttendShape& s) {
+#pragma unroll
+        for (int i = 0; i < STAGES - 1; i++) {
+            if (i < num_tiles) load_tile(i, first_key + i * KEYS, s);
+            cp_async_commit();
+        }
+        load_queries(s);
+    }
+
+    // Adds one of the tiles, from key `first` on, to the sums of its range; the tile STAGES - 1 after it is on its way then.
+    __device__ __forceinline__ void add_tile(int tile, int first, int num_tiles, const AttendShape& s) {
+        int stage = tile % STAGES;
+        if constexpr (STAGES == 1) {
+            __syncthreads();
+            load_tile(0, first, s);
+            cp_async_commit();
+            cp_async_wait<0>();
+            __syncthreads();
+        } else {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
+            if (tile + STAGES - 1 < num_tiles) load_tile((tile + STAGES - 1) % STAGES, first + (STAGES - 1) * KEYS, s);
+            cp_async_commit();
+        }
+        float scores[SCORE_TILES][4];
+        score(stage, scores);
+        soften(first, s, scores);
+        __syncthreads();
+        add_values(stage);
     }
 
     // Merges the sums of a range with those of earlier ones, which lie in the scratch, each thread its own: for each row maximum and

@@ -15,6 +15,7 @@
 // Ranges lie at absolute positions and are merged from first to last, and an expanded key is one row of a product: a row's bits depend on its
 // own position alone.
 #include "attention.cuh"
+#include "attention_rows.cuh"
 #include "gemm.cuh"
 
 // Keys of an item, as attention_expanded_plan.rs writes them.
@@ -76,24 +77,15 @@ __global__ void __launch_bounds__(GATHER_THREADS)
 // grid: (panels / 4, rows of the workspace / 64, heads), 256 threads
 template <class C, class W>
 __global__ void __launch_bounds__(256, 1) expand(In<C> cache, In<int> tables, In<int> work, In<W> w, ExpandShape s, Out<C> out) {
-    int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
-    int first_panel = (int)blockIdx.x * MANY_PANELS, first_row = (int)blockIdx.y * MANY_TOKENS, head = (int)blockIdx.z;
-    int slot = slot_of(tables, work, first_row + (int)threadIdx.x / 4, s);
+    ManyBlock at = many_block();
+    int slot = slot_of(tables, work, at.first_token + (int)threadIdx.x / 4, s);
     Row<C> latent{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs};
-    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
     float total[2][4][4] = {};
-    multiply_many<false>(total, w + panel, s.panels - first_panel, s.units, latent);
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int column = (first_panel + warp_m) * 32 + half * 16 + lane / 4 + j / 2 * 8;
-                int row = first_row + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;
-                // Rows of the workspace that are nobody's are zeros, which nobody reads.
-                if (column < s.n) out[(long long)head * s.out_head + (long long)row * s.out_row + column] = Float<C>::from(total[half][i][j]);
-            }
+    multiply_many<false>(total, w + at.panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, latent);
+    at.each([&](int half, int i, int j, int column, int row) {
+        // Rows of the workspace that are nobody's are zeros, which nobody reads.
+        if (column < s.n) out[(long long)at.head * s.out_head + (long long)row * s.out_row + column] = Float<C>::from(total[half][i][j]);
+    });
 }
 
 // grid: units · heads; units of one head follow each other, so that its keys are read from the second cache
@@ -108,29 +100,12 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
     block.take(load_unit(work, s.list + (int)blockIdx.x % units), (int)blockIdx.x / units, s);
     int range_len = block.unit.range_len, first_key = block.unit.first_range * range_len;
     int num_tiles = (block.end_key - first_key + KEYS - 1) / KEYS;
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; i++) {
-        if (i < num_tiles) block.load_tile(i, first_key + i * KEYS, s);
-        cp_async_commit();
-    }
-    block.load_queries(s);
-    for (int tile = 0; tile < num_tiles; tile++) {
-        int first = first_key + tile * KEYS, stage = tile % STAGES;
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();
-        if (tile + STAGES - 1 < num_tiles) block.load_tile((tile + STAGES - 1) % STAGES, first + (STAGES - 1) * KEYS, s);
-        cp_async_commit();
-        float scores[decltype(block)::SCORE_TILES][4];
-        block.score(stage, scores);
-        block.soften(first, s, scores);
-        __syncthreads();
-        block.add_values(stage);
-    }
+    block.begin_tiles(first_key, num_tiles, s);
+    for (int tile = 0; tile < num_tiles; tile++) block.add_tile(tile, first_key + tile * KEYS, num_tiles, s);
     block.end_only_range(block.unit.first_range == 0, block.unit.slot > 0, s);
 }
 
 constexpr int ROW_WARPS = 4;
-constexpr int MAX_COLUMNS = 16;  // of 32: V up to 512
 
 // grid: (units, tokens of a unit · heads / 4), 128 threads
 __global__ void __launch_bounds__(ROW_WARPS * 32)
@@ -143,53 +118,33 @@ __global__ void __launch_bounds__(ROW_WARPS * 32)
     Ptr<const float> query = q + ((long long)(unit.first_token + token) * s.q_stride + (long long)head * s.d);
     Ptr<const float> head_keys = keys + (long long)head * s.key_head, head_values = values + (long long)head * s.value_head;
 
-    float max = LOWEST, sum = 0, acc[MAX_COLUMNS] = {};
+    RowSums sums;
     for (int first = begin; first < end; first += 32) {
+        bool is_there = first + lane < end;
         float score = LOWEST;
-        if (first + lane < end) {
-            Ptr<const float> key = head_keys + (long long)(unit.table + first + lane) * s.key_stride;
-            float dot = 0;
-            for (int i = 0; i < s.d; i++) {
-                float a = query[i], b = key[i];
-                dot = fmaf(a, b, dot);
-            }
-            score = dot * s.scale;
-        }
-        float new_max = fmaxf(max, warp_max(score)), shrink = fast_exp2(max - new_max);
-        float weight = first + lane < end ? fast_exp2(score - new_max) : 0.0f;
-        sum = fmaf(sum, shrink, warp_sum(weight));
-        max = new_max;
-        weights[mine + lane] = weight;
+        if (is_there) score = dot(query, head_keys + (long long)(unit.table + first + lane) * s.key_stride, s.d) * s.scale;
+        weights[mine + lane] = sums.weigh(score, is_there);
         __syncwarp();
-#pragma unroll
-        for (int i = 0; i < MAX_COLUMNS; i++) acc[i] *= shrink;
         int count = min(32, end - first);
-        for (int k = 0; k < count; k++) {
-            Ptr<const float> value = head_values + (long long)(unit.table + first + k) * s.value_stride;
-            float w = weights[mine + k];
-#pragma unroll
-            for (int i = 0; i < MAX_COLUMNS; i++)
-                if (i * 32 + lane < s.dv) {
-                    float v = value[i * 32 + lane];
-                    acc[i] = fmaf(w, v, acc[i]);
-                }
-        }
+        for (int k = 0; k < count; k++)
+            sums.add(weights[mine + k], head_values + (long long)(unit.table + first + k) * s.value_stride, s.dv);
         // The next tile writes over these.
         __syncwarp();
     }
     long long place = (long long)(unit.first_token + token) * s.heads + head;
     bool is_last = unit.slot > 0;
-    Merge m = Merge{max, 0.0f, 1.0f};
+    float sum = sums.sum;
+    Merge m = Merge{sums.max, 0.0f, 1.0f};
     if (unit.first_range) {
         float2 old = load_vec<float2>(stats + place * 2);
-        m = merge_of(old.x, max);
+        m = merge_of(old.x, sums.max);
         sum = merged(m, old.y, sum);
     }
 #pragma unroll
     for (int i = 0; i < MAX_COLUMNS; i++)
         if (i * 32 + lane < s.dv) {
             Ptr<float> at = out + (place * s.dv + i * 32 + lane);
-            float v = acc[i];
+            float v = sums.values[i];
             if (unit.first_range) v = merged(m, *at, v);
             *at = is_last ? v / sum : v;
         }

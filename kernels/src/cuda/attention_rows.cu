@@ -3,12 +3,10 @@
 // 2·(D + DV) FLOP and size·(D + DV) bytes for each row and key: for caches in f32 and for widths that attention.cu has no
 // instance of; not measured: no GPU was available
 //
-// Keys come in tiles of 32 at absolute positions, one for each lane, with a running maximum and sum; a row is never split, so
-// its bits depend on what it sees alone.
-#include "common.cuh"
+// A row is never split, so that its bits depend on what it sees alone.
+#include "attention_rows.cuh"
 
 constexpr int WARPS = 4;
-constexpr int MAX_COLUMNS = 16;  // of 32: DV up to 512
 
 struct RowsShape {
     int tokens, items, heads, rep;  // rep heads share a key head
@@ -52,46 +50,24 @@ __global__ void __launch_bounds__(WARPS * 32)
     Ptr<const float> query = q + ((long long)token * s.q_stride + (long long)head * s.d);
     Ptr<const C> first_key = keys + (long long)key_head * s.key_head, first_value = values + (long long)key_head * s.value_head;
 
-    float max = -1e30f, sum = 0, acc[MAX_COLUMNS] = {};
+    RowSums sums;
     for (int first = 0; first < visible; first += 32) {
         int position = first + lane, slot = start + position;
         float score = -1e30f;
         if (position < visible) {
             if (s.block_size) slot = tables[table + position / s.block_size] * s.block_size + position % s.block_size;
-            Ptr<const C> key = first_key + (long long)slot * s.key_stride;
-            float dot = 0;
-            for (int i = 0; i < s.d; i++) {
-                C k = key[i];
-                float v = query[i];
-                dot = fmaf(v, to_float(k), dot);
-            }
-            score = dot * s.scale;
+            score = dot(query, first_key + (long long)slot * s.key_stride, s.d) * s.scale;
         }
-        float new_max = fmaxf(max, warp_max(score)), shrink = fast_exp2(max - new_max);
-        float weight = position < visible ? fast_exp2(score - new_max) : 0.0f;
-        sum = fmaf(sum, shrink, warp_sum(weight));
-        max = new_max;
-        weights[mine + lane] = weight;
+        weights[mine + lane] = sums.weigh(score, position < visible);
         slots[mine + lane] = slot;
         __syncwarp();
-#pragma unroll
-        for (int i = 0; i < MAX_COLUMNS; i++) acc[i] *= shrink;
         int count = min(32, visible - first);
-        for (int k = 0; k < count; k++) {
-            Ptr<const C> value = first_value + (long long)slots[mine + k] * s.value_stride;
-            float w = weights[mine + k];
-#pragma unroll
-            for (int i = 0; i < MAX_COLUMNS; i++)
-                if (i * 32 + lane < s.dv) {
-                    C v = value[i * 32 + lane];
-                    acc[i] = fmaf(w, to_float(v), acc[i]);
-                }
-        }
+        for (int k = 0; k < count; k++) sums.add(weights[mine + k], first_value + (long long)slots[mine + k] * s.value_stride, s.dv);
         // The next tile writes over these.
         __syncwarp();
     }
     Ptr<float> result = out + (long long)row * s.dv;
 #pragma unroll
     for (int i = 0; i < MAX_COLUMNS; i++)
-        if (i * 32 + lane < s.dv) result[i * 32 + lane] = acc[i] / sum;
+        if (i * 32 + lane < s.dv) result[i * 32 + lane] = sums.values[i] / sums.sum;
 }

@@ -14,8 +14,9 @@ pub struct Source {
 }
 
 /// The headers that sources may include.
-pub(crate) const HEADERS: [Source; 8] = [
+pub(crate) const HEADERS: [Source; 9] = [
     Source { name: "attention.cuh", text: include_str!("attention.cuh") },
+    Source { name: "attention_rows.cuh", text: include_str!("attention_rows.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
     Source { name: "gemm.cuh", text: include_str!("gemm.cuh") },
     Source { name: "hopper.cuh", text: include_str!("hopper.cuh") },

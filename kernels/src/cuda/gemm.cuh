@@ -244,6 +244,33 @@ template <class X> struct Row {
     int k, pairs;
 };
 
+// Where a block is, of a grid (panels / 4, tokens / 64, heads), and what its threads have of the result.
+struct ManyBlock {
+    int first_panel, first_token, head;
+
+    // Of the first panel, in the weights of all heads.
+    template <class W> __device__ __forceinline__ long long panel(int panels, int units) const {
+        return (long long)(head * panels + first_panel) * units * Weights<W>::LEN;
+    }
+
+    // use(half, i, j, row of the head's weights, token): where this thread's total[half][i][j] belongs, if panels do not take turns.
+    template <class Use> __device__ __forceinline__ void each(const Use& use) const {
+        int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int row = (first_panel + warp_m) * 32 + half * 16 + lane / 4 + j / 2 * 8;
+                    use(half, i, j, row, first_token + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2);
+                }
+    }
+};
+__device__ __forceinline__ ManyBlock many_block() {
+    return ManyBlock{(int)blockIdx.x * MANY_PANELS, (int)blockIdx.y * MANY_TOKENS, (int)blockIdx.z};
+}
+
 // total[i] = 16 rows of w · the warp's 32 tokens, two of them for each warp: 4 warps along the panels, 2 along the tokens. Where panels
 // take TURNS (gate and up), the two are the same half of both, so that a warp has what belongs together; else the halves of a panel.
 // `panel` is the block's first, of `panels` that are there.

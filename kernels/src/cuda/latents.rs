@@ -13,11 +13,11 @@ pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "latents.cu", text: include_str!("latents.cu") },
     instances: &[
         Instance::new("latent_rows<float, 1>", 40, 128),
-        Instance::new("latent_rows<float, 4>", 40, 128),
+        Instance::new("latent_rows<float, 4>", 48, 128),
         Instance::new("latent_rows<bf16, 1>", 40, 128),
-        Instance::new("latent_rows<bf16, 4>", 40, 128),
+        Instance::new("latent_rows<bf16, 4>", 48, 128),
         Instance::new("latent_rows<f16, 1>", 40, 128),
-        Instance::new("latent_rows<f16, 4>", 40, 128),
+        Instance::new("latent_rows<f16, 4>", 48, 128),
     ],
 };
 

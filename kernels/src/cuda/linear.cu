@@ -70,26 +70,17 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
 // grid: (panels / 4, tokens / 64, heads), 256 threads
 template <class X, class W>
 __global__ void __launch_bounds__(256, 1) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
-    int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
-    int first_panel = (int)blockIdx.x * MANY_PANELS, first_token = (int)blockIdx.y * MANY_TOKENS, head = (int)blockIdx.z;
-    int loaded = first_token + (int)threadIdx.x / 4;
-    Row<X> row{x + ((long long)head * s.x_head + (long long)loaded * s.x_stride), loaded < s.rows, s.k, s.pairs};
-    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    ManyBlock at = many_block();
+    int loaded = at.first_token + (int)threadIdx.x / 4;
+    Row<X> row{x + ((long long)at.head * s.x_head + (long long)loaded * s.x_stride), loaded < s.rows, s.k, s.pairs};
     float total[2][4][4] = {};
-    multiply_many<false>(total, w + panel, s.panels - first_panel, s.units, row);
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int row = (first_panel + warp_m) * 32 + half * 16 + lane / 4 + j / 2 * 8;
-                int token = first_token + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;
-                if (row >= s.n || token >= s.rows) continue;
-                float v = total[half][i][j];
-                if (bias != nullptr) v += bias[row];
-                out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(v, s.act);
-            }
+    multiply_many<false>(total, w + at.panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, row);
+    at.each([&](int half, int i, int j, int row, int token) {
+        if (row >= s.n || token >= s.rows) return;
+        float v = total[half][i][j];
+        if (bias != nullptr) v += bias[row];
+        out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = activate(v, s.act);
+    });
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -4,7 +4,7 @@
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
 //   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs. Up to 32 pairs are not
-//                 sorted where moe_few follows: each lane of its warps knows one, and a pair has the row of its number
+//                 sorted where moe_few has one tile: each lane of its warps knows one, and a pair has the row of its number
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
 //                 the first rows of the grid may have the expert of all tokens, whose sums are those of linear_few
 //   moe_many      as linear_many
@@ -140,9 +140,10 @@ __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILE
     unsigned chosen = 0;
     if (!is_shared) {
         int block = (int)blockIdx.y - shared.blocks;
-        work = s.unsorted ? find_pairs<8 * TILES>(order, s.unsorted, block, chosen) : find_work<8 * TILES>(starts, s.experts, block);
+        if (TILES == 1 && s.unsorted) work = find_pairs<8>(order, s.unsorted, block, chosen);
+        else work = find_work<8 * TILES>(starts, s.experts, block);
     }
-    auto place = [&](int row) { return chosen ? place_of_bit(chosen, row) : row; };
+    auto place = [&](int row) { return TILES == 1 && chosen ? place_of_bit(chosen, row) : row; };
     int n = is_shared ? shared.n : s.n, k = is_shared ? shared.k : s.k, units = is_shared ? shared.units : s.units;
     if (work.expert < 0 || unit * 32 >= n) return;
     long long panel_len = (long long)units * Weights<W>::LEN, side_len = is_shared ? shared.side_panels * panel_len : panel_len;
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILE
         source[i] = -1;
         if (row >= work.end) continue;
         if (is_shared) source[i] = row;
-        else if (chosen) source[i] = UP ? place(row) / s.top_k : place(row);
+        else if (TILES == 1 && chosen) source[i] = UP ? place(row) / s.top_k : place(row);
         else source[i] = source_of<UP>(order, row, s.top_k);
     }
     float acc[SIDES][TILES][4] = {};

@@ -123,7 +123,7 @@ pub(crate) fn run<'s>(
         Some(_) => Some(tiles_of(num_tokens)),
         None => few_tiles(experts, ids.len()),
     };
-    let sorted = (tiles.is_none() || ids.len() > MAX_UNSORTED).then(|| {
+    let sorted = (tiles != Some(1) || ids.len() > MAX_UNSORTED).then(|| {
         // The pairs of the rows are needed until `up` has read them, the rows themselves are written after that.
         let (starts, places, order) = (starts.pointer(), places.pointer(), rows.pointer());
         let args = Args::new().pointer(ids.pointer()).value(ids.len() as i32);
@@ -160,7 +160,7 @@ pub(crate) fn run<'s>(
     left
 }
 
-/// Pairs up to which a warp finds those of an expert by itself, one for each lane.
+/// Pairs up to which a warp finds those of an expert by itself, one for each lane, where a block has eight rows.
 const MAX_UNSORTED: usize = 32;
 
 /// Tokens up to which the shared expert is computed beside the others, by blocks that have all of them: its weights are read once.

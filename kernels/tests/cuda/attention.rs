@@ -378,16 +378,8 @@ fn bugs_in_tiles_are_noticed() {
     let packed = |device: &Device| segments.run(device, &qkv, 0..2);
     let cases: [(&'static str, &'static str, Run); 16] = [
         // Barriers and waits.
-        (
-            "        __syncthreads();\n#pragma unroll\n        for (int i = 0; i < STAGES - 1",
-            "#pragma unroll\n        for (int i = 0; i < STAGES - 1",
-            &several,
-        ),
-        (
-            "cp_async_wait<STAGES - 2>();\n                __syncthreads();",
-            "cp_async_wait<STAGES - 2>();",
-            &many,
-        ),
+        ("        __syncthreads();\n        block.begin_tiles", "        block.begin_tiles", &several),
+        ("cp_async_wait<STAGES - 2>();\n            __syncthreads();", "cp_async_wait<STAGES - 2>();", &many),
         ("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", &many),
         (
             "            __syncthreads();\n#pragma unroll\n            for (int other",
@@ -395,8 +387,8 @@ fn bugs_in_tiles_are_noticed() {
             &few,
         ),
         (
-            "block.soften(first, s, scores);\n            __syncthreads();",
-            "block.soften(first, s, scores);",
+            "        soften(first, s, scores);\n        __syncthreads();",
+            "        soften(first, s, scores);",
             &many,
         ),
         ("maxima[row + 8] = sums[2];\n        __syncthreads();", "maxima[row + 8] = sums[2];", &many),
@@ -440,7 +432,7 @@ fn bugs_in_rows_are_noticed() {
         ("context_lens[item] + token - start + 1", "context_lens[item] + token - start", &paged),
         ("if (start <= token) low", "if (start < token) low", &packed),
         ("int count = min(32, visible - first);", "int count = 32;", &packed),
-        ("acc[i] *= shrink;", "acc[i] *= 1.0f;", &paged),
+        ("values[i] *= shrink;", "values[i] *= 1.0f;", &paged),
         ("key_head = head / s.rep;", "key_head = head % (s.heads / s.rep);", &paged),
     ];
     assert_noticed(&cases);

@@ -247,11 +247,15 @@ fn bugs_are_noticed() {
     let rows = |device: &Device| rows.together(device, &rows_data);
     let cases: [(&'static str, &'static str, Run); 13] = [
         // Barriers and waits.
-        ("cp_async_wait<STAGES - 2>();\n        __syncthreads();", "cp_async_wait<STAGES - 2>();", &large),
+        (
+            "cp_async_wait<STAGES - 2>();\n            __syncthreads();",
+            "cp_async_wait<STAGES - 2>();",
+            &large,
+        ),
         ("cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", &chunk),
         (
-            "block.soften(first, s, scores);\n        __syncthreads();",
-            "block.soften(first, s, scores);",
+            "        soften(first, s, scores);\n        __syncthreads();",
+            "        soften(first, s, scores);",
             &large,
         ),
         (
@@ -259,7 +263,7 @@ fn bugs_are_noticed() {
             "#pragma unroll\n        for (int i = 0; i < ROW_GROUPS * 2; i++) {\n            int g",
             &chunk,
         ),
-        ("weights[mine + lane] = weight;\n        __syncwarp();", "weights[mine + lane] = weight;", &rows),
+        ("sums.weigh(score, is_there);\n        __syncwarp();", "sums.weigh(score, is_there);", &rows),
         // Who sees what, and where it lies.
         ("if (place >= 0 && place < segment.count)", "if (place >= 0 && place + 1 < segment.count)", &chunk),
         (
