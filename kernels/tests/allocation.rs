@@ -52,6 +52,11 @@ struct Step {
     weights: Tensor,
     logits: Tensor,
     places: Tensor,
+    /// A latent of 8 with a rotated part of 16, its norm, and room for it.
+    kv: Tensor,
+    latent_norm: Tensor,
+    latents: Tensor,
+    latent_cache: KvTensor,
 }
 
 const H: usize = 3;
@@ -95,6 +100,15 @@ impl Step {
             weights: zeros(&[t, 2]),
             logits: Tensor::random(device, &[t, 8], 1.0, 7),
             places: Tensor::random(device, &[3, 3, WIDTH], 1.0, 8),
+            kv: Tensor::random(device, &[t, D], 1.0, 9),
+            latent_norm: Tensor::random(device, &[8], 1.0, 10),
+            latents: zeros(&[t, 8]),
+            latent_cache: KvTensor::zeros(
+                device,
+                KvType::Int8,
+                2000,
+                KvShape::Latent { rank: 8, rotated: 16 },
+            ),
         }
     }
 
@@ -113,6 +127,17 @@ impl Step {
         rope(q, 3, &self.rope, &self.positions, RopeLayout::Half);
         rope_heads(k, 1..2, &self.rope, &self.positions, RopeLayout::Interleaved);
         store_rows(k, &mut self.cache, &self.positions);
+        let rows = LatentRows {
+            kv: &mut self.kv,
+            norm: &self.latent_norm,
+            eps: 1e-6,
+            q,
+            absorbed: k,
+            scratch: &mut self.latents,
+        };
+        let rotation =
+            Rotation { table: &self.rope, positions: (&self.positions).into(), layout: RopeLayout::Half };
+        prepare_latents(rows, &rotation, &mut self.latent_cache, &self.positions);
         let (cu_seqlens, blocks) = ([0, t as u32], std::array::from_fn::<u32, 40, _>(|i| i as u32));
         let ragged = Ragged {
             cu_seqlens: (&cu_seqlens).into(),

@@ -26,7 +26,7 @@ fn instances_are_compiled_at_once() {
 /// A kernel that does not compile is an error of `prepare`, and of whoever waits for an op that needed it; nothing is lost.
 #[test]
 fn what_does_not_compile_is_reported() {
-    let device = edited(1, "float a = at[first]", "float a = undeclared");
+    let device = edited(1, "float a = at[p.first]", "float a = undeclared");
     let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
     assert!(matches!(
         cuda.prepare(&wanted("rope.cu")),
