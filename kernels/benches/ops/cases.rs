@@ -9,6 +9,8 @@ pub fn all(bench: &Bench) {
     linears(bench);
     heads(bench);
     experts(bench);
+    with_shared(bench);
+    prepared(bench);
     latent(bench);
     expanded(bench);
     eight_bits(bench);
@@ -169,6 +171,78 @@ fn experts_of(bench: &Bench, stored_as: WeightType) {
         let mut weights = zeros(bench, &[t, k]);
         bench.line("route", &format!("T {t} E {e} k {k}"), Work::Bytes((4 * t * e) as f64), || {
             route(&logits, None, &config, &mut ids, &mut weights);
+        });
+    }
+}
+
+/// With the expert that every token takes, twice as wide as the others.
+fn with_shared(bench: &Bench) {
+    if !bench.wants("moe_and_shared") {
+        return;
+    }
+    let sizes = [64, 2048, 1408];
+    let ([e, h, _], i, k) = (sizes, 2816, 6);
+    let experts = Experts::random(&bench.device, DType::BF16, sizes, 0.02, 3);
+    let gate_up = &Matrix::random(&bench.device, DType::BF16, 2 * i, h, 0.02, 4);
+    let down = &Matrix::random(&bench.device, DType::BF16, h, i, 0.02, 5);
+    for t in [1, 8, 32] {
+        let [x, weights] = [h, k].map(|width| random(bench, &[t, width]));
+        let mut ids = Tensor::zeros(&bench.device, DType::I32, &[t, k]);
+        ids.write_i32(0, &(0..t * k).map(|pair| (pair * 11 % e) as i32).collect::<Vec<_>>());
+        let mut scratch = MoeScratch::new(&bench.device, t, sizes, k);
+        let [mut both, mut inner, mut of_shared, mut out] =
+            [2 * i, i, h, h].map(|width| zeros(bench, &[t, width]));
+        let of_chosen = experts.bytes() as f64 * (t * k).min(e) as f64 / e as f64;
+        let work = Work::Bytes(of_chosen + (gate_up.bytes() + down.bytes()) as f64);
+        let line = format!("bfloat16 T {t} E {e} k {k} H {h} I 1408 and {i}");
+        bench.line("moe_and_shared", &line, work, || {
+            let (both, inner, of_shared) = (&mut both, &mut inner, &mut of_shared);
+            let shared = SharedExpert { gate_up, down, both, inner, out: of_shared };
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+        });
+    }
+}
+
+/// Queries and latents of a step, and what makes them ready.
+fn prepared(bench: &Bench) {
+    let (hidden, heads, rank, rotated) = (2048, 16, 512, 64);
+    let (query, row) = (heads * (128 + rotated), rank + rotated);
+    if bench.wants("linear_pair") {
+        let [first, second] =
+            [query, row].map(|n| Matrix::random(&bench.device, DType::BF16, n, hidden, 0.02, 6));
+        for t in [1, 8] {
+            let x = random(bench, &[t, hidden]);
+            let [mut q, mut kv] = [query, row].map(|width| zeros(bench, &[t, width]));
+            let work = Work::Bytes((first.bytes() + second.bytes()) as f64);
+            let line = format!("bfloat16 T {t} N {query} and {row} K {hidden}");
+            bench.line("linear_pair", &line, work, || {
+                let first = LinearPart { weight: &first, bias: None, out: &mut q };
+                linear_pair(&x, [first, LinearPart { weight: &second, bias: None, out: &mut kv }]);
+            });
+        }
+    }
+    if !bench.wants("prepare_latents") {
+        return;
+    }
+    let device = &bench.device;
+    let norm = &random(bench, &[rank]);
+    let angle = |p: usize, i: usize| ((p as f32 + i as f32).cos(), (p as f32 + i as f32).sin());
+    let table = &RopeTable::new(device, 1024, rotated / 2, &angle);
+    for t in [1, 8, 512] {
+        let [mut kv, mut scratch] = [row, rank].map(|width| random(bench, &[t, width]));
+        let mut q = random(bench, &[t, heads, 128 + rotated]);
+        let mut absorbed = zeros(bench, &[t, heads, row]);
+        let stored_as = KvType::Float(DType::BF16);
+        let mut cache = KvTensor::zeros(device, stored_as, 1024, KvShape::Latent { rank, rotated });
+        let mut places = Indices::new(device, t);
+        places.set(&(0..t as u32).collect::<Vec<_>>());
+        let rotation = Rotation { table, positions: (&places).into(), layout: RopeLayout::Interleaved };
+        let work = Work::Bytes((t * (6 * row + 12 * heads * rotated)) as f64);
+        let line = format!("bfloat16 T {t} H {heads} R {rank} P {rotated}");
+        bench.line("prepare_latents", &line, work, || {
+            let (kv, q, absorbed, scratch) = (&mut kv, &mut q, &mut absorbed, &mut scratch);
+            let rows = LatentRows { kv, norm, eps: 1e-6, q, absorbed, scratch };
+            prepare_latents(rows, &rotation, &mut cache, &places);
         });
     }
 }
