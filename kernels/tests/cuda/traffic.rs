@@ -103,6 +103,32 @@ fn only_chosen_experts_are_read_and_once() {
     }
 }
 
+/// Beside the others too: a block has all tokens.
+#[test]
+fn the_expert_of_all_tokens_is_read_once() {
+    let ([e, h, i, top_k], inner) = ([6, 128, 64, 2], 96);
+    for t in [1, 9, 32] {
+        let (device, meter) = metered();
+        let experts = Experts::random(&device, DType::BF16, [e, h, i], 0.1, 1);
+        let gate_up = Matrix::random(&device, DType::BF16, 2 * inner, h, 0.1, 2);
+        let down = Matrix::random(&device, DType::BF16, h, inner, 0.1, 3);
+        let [x, weights] = [h, top_k].map(|width| Host::random(DType::F32, &[t, width], 4).tensor(&device));
+        let mut chosen = Tensor::unwritten(&device, DType::I32, &[t, top_k]);
+        chosen.write_i32(0, &[4, 1].repeat(t));
+        let mut scratch = MoeScratch::new(&device, t, [e, h, i], top_k);
+        let [mut both, mut activated, mut of_shared, mut out] =
+            [2 * inner, inner, h, h].map(|width| Tensor::unwritten(&device, DType::F32, &[t, width]));
+        let (gate_up, down) = (&gate_up, &down);
+        let shared =
+            SharedExpert { gate_up, down, both: &mut both, inner: &mut activated, out: &mut of_shared };
+        launches(&device, &meter);
+        moe_and_shared(&x, &experts, [&chosen, &weights], &mut scratch, Some(shared), &mut out);
+        let counted = launches(&device, &meter);
+        let expected = 2 * 3 * h * (2 * i + inner);
+        assert_eq!(of(&counted, "weights").read, expected as u64, "T {t}: {counted:?}");
+    }
+}
+
 /// One token of each sequence, which attends to `contexts`, as the rule cuts them or as another does.
 fn latents_attended(contexts: &[usize], rule: RangeRule) -> (Vec<LaunchTraffic>, u64) {
     let [heads, d, dv] = [16, 576, 512];
