@@ -1,8 +1,8 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
-use crate::block_pool::BlockId;
+use crate::block_pool::{BlockId, BlockList};
 use crate::{Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// One step of work, in the order in which its tokens are laid out in memory.
@@ -27,7 +27,7 @@ pub struct ImageEncode {
 pub struct BatchItem {
     pub id: SequenceId,
     /// Never empty; the first is at position `context_len`.
-    pub tokens: Vec<TokenId>,
+    pub tokens: ItemTokens,
     /// In a step that was made ahead: the only token is a placeholder, for what this row of the step before samples. Rows are counted as in
     /// [`StepOutput::sampled`]. Where that row brings no token, or one that ends the sequence, this item's results are dropped.
     pub placeholder_for: Option<usize>,
@@ -36,7 +36,7 @@ pub struct BatchItem {
     /// Positions from this one on hold tokens that were generated, whether they are computed for the first time or after a preemption.
     pub prompt_len: usize,
     /// Covers `context_len + tokens.len()` positions: position `p` is slot `blocks[p / B] * B + p % B`, with `B` tokens a block.
-    pub blocks: Vec<BlockId>,
+    pub blocks: BlockList,
     /// Positions among `tokens` whose embedding comes from a picture.
     pub images: Vec<ImageRows>,
     /// What is wanted of its rows, where they are a prompt's.
@@ -51,11 +51,11 @@ impl BatchItem {
         let prompt_len = context_len + tokens.len();
         Self {
             id,
-            tokens,
+            tokens: tokens.into(),
             placeholder_for: None,
             context_len,
             prompt_len,
-            blocks,
+            blocks: blocks.into(),
             images: Vec::new(),
             prompt: None,
             sample: None,
@@ -64,6 +64,40 @@ impl BatchItem {
 
     pub fn end(&self) -> usize {
         self.context_len + self.tokens.len()
+    }
+}
+
+/// Tokens of an item. The one token of a decode, which most items are, lies in the item itself.
+#[derive(Debug, Clone)]
+pub enum ItemTokens {
+    One(TokenId),
+    Several(Vec<TokenId>),
+}
+
+impl ItemTokens {
+    /// A copy of both, one behind the other.
+    pub(crate) fn joined(tokens: &[TokenId], drafts: &[TokenId]) -> Self {
+        match (tokens, drafts) {
+            (&[token], []) => Self::One(token),
+            _ => Self::Several([tokens, drafts].concat()),
+        }
+    }
+}
+
+impl From<Vec<TokenId>> for ItemTokens {
+    fn from(tokens: Vec<TokenId>) -> Self {
+        Self::Several(tokens)
+    }
+}
+
+impl Deref for ItemTokens {
+    type Target = [TokenId];
+
+    fn deref(&self) -> &[TokenId] {
+        match self {
+            Self::One(token) => std::slice::from_ref(token),
+            Self::Several(tokens) => tokens,
+        }
     }
 }
 

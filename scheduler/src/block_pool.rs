@@ -8,7 +8,10 @@
 //! ```
 
 use crate::Digest;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::ops::Deref;
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
@@ -16,7 +19,7 @@ pub struct BlockId(pub u32);
 /// The blocks of one sequence, in order. Must be given back with [`BlockPool::release`].
 #[derive(Debug, Default)]
 pub struct BlockTable {
-    blocks: Vec<BlockId>,
+    blocks: Arc<Vec<BlockId>>,
 }
 
 impl BlockTable {
@@ -26,6 +29,48 @@ impl BlockTable {
 
     pub fn num_blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// The first `len` of its blocks, as they are now.
+    pub fn lend(&self, len: usize) -> BlockList {
+        assert!(len <= self.blocks.len(), "the first {len} of {} blocks", self.blocks.len());
+        BlockList { blocks: self.blocks.clone(), len }
+    }
+
+    /// To be changed: a copy where a list shares them, which keeps what it has.
+    fn blocks_mut(&mut self) -> &mut Vec<BlockId> {
+        Arc::make_mut(&mut self.blocks)
+    }
+}
+
+/// Blocks of a sequence, in order, that a step reads: shared with the sequence's table, so that a step costs no copy of it. The table
+/// changes with one block in many tokens, and makes a copy then if a list is still there.
+#[derive(Debug, Clone)]
+pub struct BlockList {
+    blocks: Arc<Vec<BlockId>>,
+    len: usize,
+}
+
+impl From<Vec<BlockId>> for BlockList {
+    fn from(blocks: Vec<BlockId>) -> Self {
+        Self { len: blocks.len(), blocks: Arc::new(blocks) }
+    }
+}
+
+impl Deref for BlockList {
+    type Target = [BlockId];
+
+    fn deref(&self) -> &[BlockId] {
+        &self.blocks[..self.len]
+    }
+}
+
+impl<'a> IntoIterator for &'a BlockList {
+    type Item = &'a BlockId;
+    type IntoIter = std::slice::Iter<'a, BlockId>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 
@@ -95,7 +140,7 @@ impl BlockPool {
             let block = &mut self.blocks[id.0 as usize];
             assert_eq!(block.references, 0, "a free block has an owner");
             block.references = 1;
-            table.blocks.push(id);
+            table.blocks_mut().push(id);
         }
         true
     }
@@ -115,7 +160,7 @@ impl BlockPool {
                 self.free.remove(&(block.freed_at, id));
             }
             block.references += 1;
-            table.blocks.push(id);
+            table.blocks_mut().push(id);
         }
         table
     }
@@ -127,16 +172,18 @@ impl BlockPool {
         for (&id, &digest) in blocks.iter().zip(digests) {
             let block = &mut self.blocks[id.0 as usize];
             assert!(block.references > 0, "published without an owner");
-            if block.digest.is_none() && !self.by_digest.contains_key(&digest) {
+            if block.digest.is_none()
+                && let Entry::Vacant(entry) = self.by_digest.entry(digest)
+            {
                 block.digest = Some(digest);
-                self.by_digest.insert(digest, id);
+                entry.insert(id);
             }
         }
     }
 
     /// Nobody shall find these blocks again: what they hold cannot be trusted. Those who have them keep them.
     pub fn withdraw(&mut self, table: &BlockTable) {
-        for &id in &table.blocks {
+        for &id in table.blocks() {
             self.forget(id);
         }
     }
@@ -144,8 +191,11 @@ impl BlockPool {
     /// Gives back the blocks beyond `num_tokens` tokens, which nobody else has and which hold nothing that is worth finding: they are
     /// the next ones handed out, so that no others lose what they hold.
     pub fn shrink(&mut self, table: &mut BlockTable, num_tokens: usize) {
-        let num_blocks = num_tokens.div_ceil(self.block_size);
-        for id in table.blocks.drain(num_blocks.min(table.blocks.len())..).rev() {
+        let num_blocks = num_tokens.div_ceil(self.block_size).min(table.num_blocks());
+        if num_blocks == table.num_blocks() {
+            return;
+        }
+        for id in table.blocks_mut().drain(num_blocks..).rev() {
             let block = &mut self.blocks[id.0 as usize];
             assert_eq!(block.references, 1, "only the owner's blocks are cut off");
             assert!(block.digest.is_none(), "a block cut off is findable");
@@ -158,7 +208,7 @@ impl BlockPool {
     /// Gives a table's blocks back. The tail is freed first, so it is handed out first: the head of a prompt is what others may
     /// share.
     pub fn release(&mut self, mut table: BlockTable) {
-        for id in table.blocks.drain(..).rev() {
+        for &id in std::mem::take(&mut table.blocks).iter().rev() {
             let block = &mut self.blocks[id.0 as usize];
             assert!(block.references > 0, "released twice");
             block.references -= 1;
@@ -173,7 +223,7 @@ impl BlockPool {
     /// Asserts that references are exactly what `tables` hold, that free is what nobody holds, and that the index is sound.
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
         let mut references = vec![0; self.blocks.len()];
-        for id in tables.flat_map(|table| &table.blocks) {
+        for id in tables.flat_map(|table| table.blocks()) {
             references[id.0 as usize] += 1;
         }
         let mut num_published = 0;

@@ -2,7 +2,7 @@
 //! now. Its state belongs to the sequence and outlives a preemption; its mask belongs to one step.
 //!
 //! ```text
-//! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has
+//! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has, if accept() has not begun it
 //! execute:  forward pass … Batch::choose_deferred(): which rows go on without theirs   … sampler: TokenMask::allowed()
 //! commit:   accept(token) ──▶ Open | Complete | Failed        or, of a row that was deferred, nothing: next_mask() comes again
 //! ```
@@ -17,7 +17,7 @@ pub trait Constraint: Debug + Send + Sync {
     /// computed then goes on. Must not wait: the work may go on while the model runs.
     fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>>;
 
-    /// Takes in the token that was sampled under the last mask.
+    /// Takes in the token that was sampled under the last mask. The next one may begin to be computed.
     fn accept(&mut self, token: TokenId) -> Accepted;
 
     /// The same state once more, for another sequence.

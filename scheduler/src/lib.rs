@@ -21,6 +21,7 @@
 mod ahead;
 mod batch;
 mod block_pool;
+mod commit;
 mod config;
 mod constraint;
 mod content;
@@ -36,10 +37,11 @@ mod sequence;
 mod step;
 
 pub use batch::{
-    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, MAX_DEFERRALS, PooledSum, PromptLogprob,
-    PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled, SampledToken, StepOutput,
+    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, ItemTokens, MAX_DEFERRALS, PooledSum,
+    PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled, SampledToken,
+    StepOutput,
 };
-pub use block_pool::{BlockId, BlockPool, BlockTable};
+pub use block_pool::{BlockId, BlockList, BlockPool, BlockTable};
 pub use config::{InvalidConfig, SchedulerConfig};
 pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;

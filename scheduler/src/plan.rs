@@ -43,10 +43,14 @@ struct Budget {
 }
 
 struct Decodes {
-    /// With memory for their one token.
+    /// Tokens of those that are planned already.
+    num_planned: usize,
+    /// With memory for their one token, which may be in a picture that is not there yet.
     ready: Vec<Rank>,
     /// Nobody was preempted or has to sit the step out.
     blocks_suffice: bool,
+    /// Nobody has more than one token left.
+    are_all: bool,
 }
 
 /// Who ended the last admission. While no more blocks are free than then, looking again for all its blocks would be for nothing.
@@ -84,6 +88,7 @@ impl Scheduler {
         self.begin();
         let mut budget = Budget { left: self.config.max_batched_tokens, reserved: 0, reserved_for: i32::MAX };
         let decodes = self.grow_decodes();
+        budget.left -= decodes.num_planned;
         // After the last preemption of the step: what is pinned from here on stays.
         self.serve_image_queue();
         for rank in decodes.ready {
@@ -92,12 +97,17 @@ impl Scheduler {
         if !self.image_queue.is_empty() {
             self.finish_pictures(&mut budget);
         }
-        self.reserve_for_long(&mut budget);
-        self.plan_short(&mut budget);
+        if !decodes.are_all {
+            self.reserve_for_long(&mut budget);
+            self.plan_short(&mut budget);
+        }
+        let num_running = self.running.len();
         if decodes.blocks_suffice {
             self.admit(&mut budget);
         }
-        self.plan_long(&mut budget);
+        if !decodes.are_all || self.running.len() > num_running {
+            self.plan_long(&mut budget);
+        }
         self.plan_drafts(&mut budget);
         let batch = self.assemble();
         let (started, stats) = (std::mem::take(&mut self.started), std::mem::take(&mut self.stats));
@@ -108,13 +118,29 @@ impl Scheduler {
     fn begin(&mut self) {
         self.images.begin_step();
         self.stats = Default::default();
-        self.running.values_mut().for_each(|running| running.encoded_patches = 0);
     }
 
-    /// Finds the next block for every sequence with one token left; returns those that have it, by rank.
+    /// Finds the next block for every sequence with one token left, by rank. Who has no picture before it is planned at once.
     fn grow_decodes(&mut self) -> Decodes {
-        let mut decodes = Decodes { ready: Vec::new(), blocks_suffice: true };
-        for rank in self.running_ranks(|running| running.num_left() == 1) {
+        let mut decodes = Decodes { num_planned: 0, ready: Vec::new(), blocks_suffice: true, are_all: true };
+        // From the first that finds no block on.
+        let mut others = Vec::new();
+        for (&rank, running) in &mut self.running {
+            let (len, num_left) = (running.len(), running.num_left());
+            decodes.are_all &= num_left <= 1;
+            if num_left != 1 {
+                continue;
+            }
+            if !others.is_empty() || !self.pool.grow(&mut running.table, len) {
+                others.push(rank);
+            } else if running.has_left_pictures() {
+                running.planned = len;
+                decodes.num_planned += 1;
+            } else {
+                decodes.ready.push(rank);
+            }
+        }
+        for rank in others {
             // Not running any more: it was preempted for one before it.
             while let Some(running) = self.running.get_mut(&rank) {
                 let len = running.len();
@@ -311,12 +337,14 @@ impl Scheduler {
 
     fn assemble(&mut self) -> Batch {
         let encodes = self.images.take_encodes();
-        let item = |running: &mut Running| running.item(&self.images, self.config.block_size);
-        let items: Vec<_> = self.running.values_mut().filter_map(item).collect();
         let stats = &mut self.stats;
         stats.encoded_images = encodes.len();
         stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();
-        for (rank, running) in &self.running {
+        let mut items = std::mem::take(&mut self.spare_items);
+        items.reserve(self.running.len());
+        stats.shares.reserve(self.running.len());
+        for (rank, running) in &mut self.running {
+            items.extend(running.item(&self.images, self.config.block_size));
             let num_tokens = running.planned - running.begun;
             if running.num_left() == 0 {
                 stats.count_to_the_end(num_tokens, running.num_generated());
@@ -325,7 +353,8 @@ impl Scheduler {
             }
             stats.draft_tokens += running.drafts.len();
             let num_tokens = num_tokens + running.drafts.len();
-            let share = ItemShare { id: rank.id, num_tokens, encoded_patches: running.encoded_patches };
+            let encoded_patches = std::mem::take(&mut running.encoded_patches);
+            let share = ItemShare { id: rank.id, num_tokens, encoded_patches };
             if share.num_tokens + share.encoded_patches > 0 {
                 stats.shares.push(share);
             }

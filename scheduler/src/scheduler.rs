@@ -1,23 +1,11 @@
-//! Takes sequences in, gives steps out, takes results in. How a step is chosen is in `plan.rs`.
+//! Takes sequences in and lets them go. How a step is chosen is in `plan.rs`, what becomes of its results in `commit.rs`.
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
 use crate::plan::Blocked;
-use crate::running::{Job, Rank, Running, finish_reason};
-use crate::{
-    Batch, BatchItem, DraftShare, Event, Failure, FinishReason, Occupancy, PromptResult, Reject, Sample,
-    Sampled, SchedulerConfig, Sequence, SequenceId, Step, StepOutput, StepStats, TokenId,
-};
+use crate::running::{Job, Rank, Running};
+use crate::{BatchItem, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats};
 use std::collections::{BTreeMap, VecDeque};
-
-/// What became of an item.
-struct ItemResults<I> {
-    prompt: Option<PromptResult>,
-    /// Its only row that samples has no token yet.
-    is_deferred: bool,
-    /// Of each row that sampled.
-    sampled: Option<I>,
-}
 
 #[derive(Debug)]
 pub struct Scheduler {
@@ -38,6 +26,8 @@ pub struct Scheduler {
     pub(crate) stats: StepStats,
     /// What the steps will tell that were made and are not yet taken in, in their order; at most two.
     pub(crate) in_flight: VecDeque<InFlight>,
+    /// Empty: memory for the items of a step.
+    pub(crate) spare_items: Vec<BatchItem>,
 }
 
 #[derive(Debug)]
@@ -65,6 +55,7 @@ impl Scheduler {
             started: Vec::new(),
             stats: StepStats::default(),
             in_flight: VecDeque::new(),
+            spare_items: Vec::new(),
         }
     }
 
@@ -119,170 +110,6 @@ impl Scheduler {
         }
         self.in_flight.iter_mut().for_each(|step| step.started.retain(|event| event.id() != id));
         true
-    }
-
-    /// Takes in the results of the oldest step that was made. Items of sequences that ended or were aborted meanwhile are passed over.
-    pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
-        let InFlight { started, stats } = self.in_flight.pop_front().expect("a step was made");
-        let mut events = started;
-        self.stats = stats;
-        for digest in &output.encoded {
-            self.images.landed(digest);
-        }
-        let (mut prompts, mut sampled) = (output.prompts.into_iter(), output.sampled.into_iter());
-        for item in batch.items {
-            let prompt = item.prompt.as_ref().map(|_| prompts.next().expect("one result per prompt"));
-            let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
-            assert!(sampled.len() >= num_rows, "one result per row that samples");
-            let mut rows = sampled.by_ref().take(num_rows).peekable();
-            let is_deferred = matches!(rows.peek(), Some(Sampled::Deferred));
-            if let Some(sample) = item.sample.as_ref().filter(|_| is_deferred) {
-                self.stats.count_deferred(item.tokens.len(), sample.num_generated);
-            }
-            if let Some(&priority) = self.priorities.get(&item.id) {
-                let sampled = item.sample.is_some().then_some(&mut rows);
-                let results = ItemResults { prompt, is_deferred, sampled };
-                self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
-            } else if item.placeholder_for.is_some() {
-                self.stats.count_dropped();
-            }
-            // What follows a guess that was wrong.
-            rows.for_each(drop);
-        }
-        let left = prompts.len() + sampled.len();
-        assert_eq!(left, 0, "results that nobody asked for");
-        let stats = StepStats { occupancy: self.occupancy(), ..std::mem::take(&mut self.stats) };
-        Step { events, stats }
-    }
-
-    fn commit_item(
-        &mut self,
-        rank: Rank,
-        item: BatchItem,
-        results: ItemResults<impl Iterator<Item = Sampled>>,
-        events: &mut Vec<Event>,
-    ) {
-        let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
-        assert_eq!(running.computed, item.context_len, "committed twice");
-        let ItemResults { prompt, is_deferred, sampled } = results;
-        let drafts = std::mem::take(&mut running.drafts);
-        // What was being sampled has come; the step behind has its placeholder by now.
-        running.pending = None;
-        running.computed = item.end() - drafts.len() - usize::from(is_deferred);
-        running.deferrals = if is_deferred { running.deferrals + 1 } else { 0 };
-        let told = match (&item.prompt, prompt) {
-            (Some(work), Some(result)) => {
-                let progress = running.job.prompt.as_mut().expect("it asked for something of its prompt");
-                progress.take(rank.id, work, result)
-            }
-            _ => Ok(None),
-        };
-        let reason = match (told, sampled) {
-            (Err(failure), _) => Some(FinishReason::Failed(failure)),
-            (Ok(told), Some(_)) if is_deferred => {
-                self.settle(rank);
-                events.extend(told);
-                None
-            }
-            (Ok(told), Some(sampled)) => self.commit_rows(rank, &drafts, sampled, told, events),
-            (Ok(told), None) => {
-                self.settle(rank);
-                events.extend(told);
-                let running = &self.running[&rank];
-                // Nothing is left to compute and nothing was sampled: nothing is to be generated.
-                (running.computed == running.len()).then_some(FinishReason::Length)
-            }
-        };
-        if let Some(reason) = reason {
-            let preemptions = self.finish(rank, reason);
-            events.push(Event::Finished { id: rank.id, reason, preemptions });
-        }
-    }
-
-    /// Takes rows in, from the first on, while each draws the draft of the next. Each is taken in as if it had been alone in its step, so
-    /// nothing of a guess that was wrong is ever published. `told` goes out before the first token.
-    fn commit_rows(
-        &mut self,
-        rank: Rank,
-        drafts: &[TokenId],
-        sampled: impl Iterator<Item = Sampled>,
-        told: Option<Event>,
-        events: &mut Vec<Event>,
-    ) -> Option<FinishReason> {
-        let (mut told, mut num_accepted, mut reason) = (told, 0, None);
-        for row in sampled {
-            let token = match row {
-                Sampled::Token(token) => token,
-                Sampled::Deferred => unreachable!("{rank:?}: only a row by itself is deferred"),
-                Sampled::Failed(failure) => {
-                    reason = Some(FinishReason::Failed(failure));
-                    break;
-                }
-            };
-            self.settle(rank);
-            events.extend(told.take());
-            let running = self.running.get_mut(&rank).expect("settled");
-            let is_guessed = drafts.get(num_accepted) == Some(&token.token);
-            running.job.sequence.tokens.push(token.token);
-            events.push(Event::Token { id: rank.id, token });
-            num_accepted += usize::from(is_guessed);
-            reason = finish_reason(&mut running.job.sequence);
-            if reason.is_some() || !is_guessed {
-                break;
-            }
-            running.computed += 1;
-        }
-        if !drafts.is_empty() {
-            self.judge(rank, DraftShare { id: rank.id, num_drafted: drafts.len(), num_accepted });
-        }
-        reason
-    }
-
-    /// Gives back what a draft held, as far as its tokens did not come.
-    fn judge(&mut self, rank: Rank, draft: DraftShare) {
-        let running = self.running.get_mut(&rank).expect("it is committed");
-        let len = running.len();
-        self.pool.shrink(&mut running.table, len);
-        let drafter = running.job.drafter.as_mut().expect("it drafted");
-        drafter.judge(draft.num_drafted, draft.num_accepted);
-        self.stats.drafts.push(draft);
-    }
-
-    /// Returns how often it was preempted.
-    fn finish(&mut self, rank: Rank, reason: FinishReason) -> usize {
-        let is_poisoned = reason == FinishReason::Failed(Failure::NonFiniteLogits);
-        if is_poisoned {
-            // Its keys and values may be the cause, those of earlier chunks too.
-            self.pool.withdraw(&self.running[&rank].table);
-        }
-        self.priorities.remove(&rank.id);
-        let job = self.retire(rank);
-        if is_poisoned {
-            for span in job.sequence.images() {
-                self.images.withdraw(&span.image.digest);
-            }
-        }
-        job.preemptions
-    }
-
-    /// Publishes the blocks that became full and lets go of the pictures that were read to their end.
-    fn settle(&mut self, rank: Rank) {
-        let running = self.running.get_mut(&rank).expect("it is running");
-        while let Some(span) = running.pinned().first()
-            && span.end() <= running.computed
-        {
-            self.images.release(&span.image.digest);
-            running.images_left += 1;
-        }
-        running.job.read_for_drafts(running.computed);
-        if self.config.enable_prefix_caching {
-            running.job.extend_chain(running.computed, &self.config);
-            let num_full =
-                running.computed.min(running.job.sharable_len(&self.config)) / self.config.block_size;
-            let new = running.published..num_full;
-            self.pool.publish(&running.table.blocks()[new.clone()], &running.job.chain.digests()[new]);
-            running.published = num_full;
-        }
     }
 
     /// Takes everything from a running sequence. The one place where blocks and pins are given back.

@@ -26,7 +26,7 @@ fn commit(scheduler: &mut Scheduler, counter: &mut Counter, batch: Batch) -> Ste
 
 /// Sequence, tokens, what is a placeholder, and where the item begins.
 fn items(batch: &Batch) -> Vec<(u64, Vec<TokenId>, Option<usize>, usize)> {
-    let item = |item: &BatchItem| (item.id.0, item.tokens.clone(), item.placeholder_for, item.context_len);
+    let item = |item: &BatchItem| (item.id.0, item.tokens.to_vec(), item.placeholder_for, item.context_len);
     batch.items.iter().map(item).collect()
 }
 
@@ -132,7 +132,7 @@ fn nobody_goes_on_behind_who_needs_the_last_token() {
         assert_eq!(fourth.is_some(), goes_on);
         commit(&mut scheduler, counter, third);
         let fourth = fourth.unwrap_or_else(|| scheduler.schedule());
-        let is_placeholder = |item: &BatchItem| item.placeholder_for.is_some() && item.tokens == [0];
+        let is_placeholder = |item: &BatchItem| item.placeholder_for.is_some() && *item.tokens == [0];
         assert!(fourth.items.iter().all(|item| is_placeholder(item) == goes_on));
         commit(&mut scheduler, counter, fourth);
     }
