@@ -1,6 +1,7 @@
 //! Whether streams that a grammar holds and free ones slow each other: the time between the tokens of a stream as its client sees it,
 //! beside others of its kind and of the other kind. The model is made up: a vocabulary of Kimi's size, and steps in which the host's
-//! processors are free, as while a GPU computes.
+//! processors are free, as while a GPU computes. The clients are another process. How many tokens came a step late because their masks were not
+//! there tells apart what waits for masks and what waits for a processor.
 //!
 //! `cargo bench -p perilune --bench company`; without `--bench`, as in a test run, a small vocabulary and a moment of each.
 
@@ -21,6 +22,8 @@ use random::Random;
 use scheduler::{Batch, ModelRunner, Sample, Sampled, SampledToken, SchedulerConfig, StepOutput, TokenId};
 use serde_json::{Value, json};
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -38,7 +41,11 @@ struct Company {
 }
 
 fn main() {
-    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).map(String::as_str) == Some("--client") {
+        return client(&args[2..]);
+    }
+    let is_bench = args.iter().any(|arg| arg == "--bench");
     let (num_tokens, num_streams) = if is_bench { (163_840, 16) } else { (3000, 2) };
     let words = Arc::new(words(num_tokens));
     let watch = Arc::new(Watch::default());
@@ -51,9 +58,9 @@ fn main() {
     // The vocabulary and each grammar are made once.
     held.iter().for_each(|request| drop(server.ask(PATH, request)));
     println!(
-        "| step | measured | beside | p50 | p99 | max | gaps | masks p50 | p99 | max | between steps p50 | p99 | max |"
+        "| step | measured | beside | p50 | p99 | max | gaps | deferred | between steps p50 | p99 | max |"
     );
-    println!("|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|");
     let (steps, observed): (&[u64], _) = match is_bench {
         true => (&[20_000, 5000], Duration::from_secs(12)),
         false => (&[1000], Duration::from_millis(50)),
@@ -64,7 +71,7 @@ fn main() {
             let several = [(other, 0), (measured, num_streams), (other, num_streams)];
             for beside in several {
                 let company = Company { measured: (measured, num_streams), beside };
-                company.report(&server, &held, &watch, observed);
+                company.report(&server, &watch, observed);
             }
         }
     }
@@ -73,38 +80,74 @@ fn main() {
 const PATH: &str = "/v1/completions";
 
 impl Company {
-    fn report(&self, server: &TestServer, held: &[Value], watch: &Watch, observed: Duration) {
+    fn report(&self, server: &TestServer, watch: &Watch, observed: Duration) {
         watch.take();
-        let is_over = AtomicBool::new(false);
-        let mut gaps: Vec<Duration> = std::thread::scope(|scope| {
-            let start = |(kind, num): (Kind, usize)| {
-                let is_over = &is_over;
-                let stream = move |i: usize| scope.spawn(move || stream(server, kind, held, i, is_over));
-                (0..num).map(stream).collect::<Vec<_>>()
-            };
-            let (measured, beside) = (start(self.measured), start(self.beside));
-            std::thread::sleep(observed);
-            is_over.store(true, Relaxed);
-            beside.into_iter().for_each(|stream| drop(stream.join().expect("no panic")));
-            measured.into_iter().flat_map(|stream| stream.join().expect("no panic")).collect()
-        });
-        let name = |(kind, num): (Kind, usize)| match (kind, num) {
-            (_, 0) => "nothing".to_owned(),
-            (Kind::Free, num) => format!("{num} free"),
-            (Kind::Held, num) => format!("{num} structured"),
+        let deferred = || server.metric("perilune:deferred_tokens_total", "");
+        let (deferred_before, held_before) = (deferred(), watch.num_held.load(Relaxed));
+        let count = |(kind, num): (Kind, usize)| [kind.name().to_owned(), num.to_string()];
+        let output = Command::new(std::env::current_exe().expect("a path"))
+            .args(["--client", &server.address.to_string(), &observed.as_millis().to_string()])
+            .args(count(self.measured))
+            .args(count(self.beside))
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("clients");
+        assert!(output.status.success(), "the clients failed");
+        let micros = |gap: &str| Duration::from_micros(gap.parse().expect("a number"));
+        let mut gaps: Vec<_> =
+            std::str::from_utf8(&output.stdout).expect("UTF-8").lines().map(micros).collect();
+        let name = |(kind, num): (Kind, usize)| match num {
+            0 => "nothing".to_owned(),
+            num => format!("{num} {}", kind.name()),
         };
-        let (mut masks, mut between) = watch.take();
+        let num_held = watch.num_held.load(Relaxed) - held_before;
         println!(
-            "| {} ms | {} | {} | {} | {} | {} | {} |",
+            "| {} ms | {} | {} | {} | {} | {:.2} % | {} |",
             watch.step_us.load(Relaxed) as f64 / 1e3,
             name(self.measured),
             name(self.beside),
             quantiles(&mut gaps),
             gaps.len(),
-            quantiles(&mut masks),
-            quantiles(&mut between),
+            100.0 * (deferred() - deferred_before) / (num_held as f64).max(1.0),
+            quantiles(&mut watch.take()),
         );
     }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Free => "free",
+            Kind::Held => "structured",
+        }
+    }
+
+    fn of(name: &str) -> Self {
+        if name == Kind::Free.name() { Kind::Free } else { Kind::Held }
+    }
+}
+
+/// Prints the times between the tokens of the measured streams, in microseconds.
+fn client(args: &[String]) {
+    let [address, observed, measured, num_measured, beside, num_beside] = args else {
+        panic!("what the bench gives")
+    };
+    let address: SocketAddr = address.parse().expect("an address");
+    let observed = Duration::from_millis(observed.parse().expect("a number"));
+    let (held, is_over) = (held_requests(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let start = |kind: &str, num: &str| {
+            let (kind, held, is_over) = (Kind::of(kind), &held, &is_over);
+            let stream = move |i: usize| scope.spawn(move || stream(address, kind, held, i, is_over));
+            (0..num.parse().expect("a number")).map(stream).collect::<Vec<_>>()
+        };
+        let (measured, beside) = (start(measured, num_measured), start(beside, num_beside));
+        std::thread::sleep(observed);
+        is_over.store(true, Relaxed);
+        beside.into_iter().for_each(|stream| drop(stream.join().expect("no panic")));
+        let gaps = measured.into_iter().flat_map(|stream| stream.join().expect("no panic"));
+        gaps.for_each(|gap| println!("{}", gap.as_micros()));
+    });
 }
 
 /// p50, p99 and the longest.
@@ -119,18 +162,20 @@ fn quantiles(times: &mut [Duration]) -> String {
 #[derive(Default)]
 struct Watch {
     step_us: AtomicU64,
-    /// For each step, how long its masks were waited for, and how long the engine was busy before it.
-    seen: Mutex<(Vec<Duration>, Vec<Duration>)>,
+    /// Tokens drawn under a mask.
+    num_held: AtomicU64,
+    /// For each step, how long the device did nothing before it.
+    between: Mutex<Vec<Duration>>,
 }
 
 impl Watch {
-    fn take(&self) -> (Vec<Duration>, Vec<Duration>) {
-        std::mem::take(&mut *self.seen.lock().expect("no panic under the lock"))
+    fn take(&self) -> Vec<Duration> {
+        std::mem::take(&mut *self.between.lock().expect("no panic under the lock"))
     }
 }
 
 /// Requests one after the other until it is over; the times between two pieces of text.
-fn stream(server: &TestServer, kind: Kind, held: &[Value], i: usize, is_over: &AtomicBool) -> Vec<Duration> {
+fn stream(address: SocketAddr, kind: Kind, held: &[Value], i: usize, is_over: &AtomicBool) -> Vec<Duration> {
     let mut gaps = Vec::new();
     for round in 0.. {
         let mut request = match kind {
@@ -139,7 +184,7 @@ fn stream(server: &TestServer, kind: Kind, held: &[Value], i: usize, is_over: &A
         };
         request["stream"] = true.into();
         request["seed"] = (1000 * round + i).into();
-        let mut connection: Connection = server.connect();
+        let mut connection = Connection::open(address);
         connection.send_json(PATH, &request);
         assert_eq!(connection.head().status, 200);
         let mut last = None;
@@ -207,7 +252,7 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
     LoadedModel {
         device_bytes: 0,
         device: "paced".into(),
-        runner: Paced { words, watch, random: Random::new(1), ended: None },
+        runner: Paced { words, watch, random: Random::new(1), begun: None, ended: None },
         info,
         image_processor: None,
         scheduler_config: config,
@@ -215,11 +260,13 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
     }
 }
 
-/// Every step takes its time, and then draws.
+/// A device that takes its time for every step, and then draws.
 struct Paced {
     words: Arc<Vec<Vec<u8>>>,
     watch: Arc<Watch>,
     random: Random,
+    /// When the step that runs was.
+    begun: Option<Instant>,
     /// When the last step was over.
     ended: Option<Instant>,
 }
@@ -227,22 +274,27 @@ struct Paced {
 impl ModelRunner for Paced {
     type Error = Infallible;
 
+    fn works_alone(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, batch: &Batch) {
+        let begun = Instant::now();
+        // Where all sequences are new the engine was idle before.
+        let goes_on = batch.items.iter().any(|item| item.context_len > 16);
+        let between = self.ended.filter(|_| goes_on).map(|ended| begun - ended);
+        self.watch.between.lock().expect("no panic under the lock").extend(between);
+        self.begun = Some(begun);
+    }
+
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
-        let between = self.ended.map(|ended| ended.elapsed());
-        std::thread::sleep(Duration::from_micros(self.watch.step_us.load(Relaxed)));
-        let start = Instant::now();
+        let begun = self.begun.take().expect("begun before");
+        let step = Duration::from_micros(self.watch.step_us.load(Relaxed));
+        std::thread::sleep(step.saturating_sub(begun.elapsed()));
         let deferred = batch.choose_deferred();
-        let going_on = batch.samples().zip(&deferred).filter(|(_, deferred)| !**deferred);
-        going_on.filter_map(|(sample, _)| sample.mask.as_ref()).for_each(|mask| {
-            let _ = mask.allowed();
-        });
-        {
-            let mut seen = self.watch.seen.lock().expect("no panic under the lock");
-            seen.0.push(start.elapsed());
-            // Where all sequences were new the engine was idle before.
-            let goes_on = batch.items.iter().any(|item| item.context_len > 16);
-            seen.1.extend(between.filter(|_| goes_on));
-        }
+        let is_held = |(sample, deferred): &(&Sample, &bool)| sample.mask.is_some() && !**deferred;
+        let num_held = batch.samples().zip(&deferred).filter(is_held).count();
+        self.watch.num_held.fetch_add(num_held as u64, Relaxed);
         let token = |(sample, deferred)| match deferred {
             true => Sampled::Deferred,
             false => {

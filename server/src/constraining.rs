@@ -6,8 +6,8 @@ use crate::chat::parse::grammar::{TriggeredCalls, unmarked_text};
 use crate::chat::parse::{ReasoningMarkers, ToolFormat};
 use crate::constrain::{
     AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, Grammar,
-    GrammarCompiler, GrammarSource, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart, TokenFilter,
-    TokenizerEncoder, Vocabulary, Words,
+    GrammarCompiler, GrammarSource, Host, MaskPool, Pattern, SequenceSpec, Setting, ThinkingPart,
+    TokenFilter, TokenizerEncoder, Vocabulary, Words,
 };
 use crate::error::ApiError;
 use crate::openai::structured::{ConstraintRequest, GrammarRequest, grammar_error};
@@ -50,7 +50,7 @@ impl HeldTools {
 }
 
 impl Constraining {
-    pub fn new(tokenizer: Arc<Tokenizer>, info: &ModelInfo) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, info: &ModelInfo, host: Host) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (ends, num_rows) = (info.eos_token_ids.clone(), info.vocab_size);
         // Made when the first grammar asks for it.
@@ -63,7 +63,7 @@ impl Constraining {
         };
         Self {
             grammars: GrammarCompiler::new(vocabulary, CompilerLimits::default()),
-            masks: Arc::new(MaskPool::for_this_machine()),
+            masks: Arc::new(MaskPool::for_this_machine(host)),
             tokenizer,
             model_ends: ends.into(),
             num_rows,

@@ -8,6 +8,7 @@ use crate::batch::store::Store;
 use crate::chat::parse::Parsers;
 use crate::chat::{ChatTemplate, PromptBuilder, TemplateError, Tokenizer, TokenizerError};
 use crate::config::{DefaultsFrom, Scheduling};
+use crate::constrain::Host;
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
 use crate::http::{HttpLimits, Phase, accept_loop};
@@ -182,15 +183,16 @@ where
         };
         let metrics = Arc::new(Metrics::new(&metrics_name, model.info.max_model_len, cache));
         metrics.device(&model.device, model.device_bytes);
+        let host = if model.runner.works_alone() { Host::WaitsForDevice } else { Host::ComputesSteps };
         Ok::<_, StartError<E>>(engine_thread::Parts {
             runner: model.runner,
             config: scheduler_config,
             metrics: metrics.clone(),
-            loaded: (model.info, model.image_processor, model.generation, metrics),
+            loaded: (model.info, host, model.image_processor, model.generation, metrics),
         })
     })?;
     app.http_metrics.startup("model", start.elapsed());
-    let (info, image_processor, generation, metrics) = loaded;
+    let (info, host, image_processor, generation, metrics) = loaded;
     let defaults = match defaults {
         DefaultsFrom::Model => GenerationDefaults::of_model(&info, &generation),
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
@@ -206,6 +208,7 @@ where
         image_processor,
         pictures,
         info,
+        host,
         metrics,
         defaults,
         names,

@@ -8,7 +8,7 @@ use crate::chat::{
     Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
-use crate::constrain::SequenceSpec;
+use crate::constrain::{Host, SequenceSpec};
 use crate::constraining::{Constraining, HeldTools};
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
@@ -32,6 +32,8 @@ pub struct ServiceParts {
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
     pub pictures: PictureOptions,
     pub info: ModelInfo,
+    /// Where masks of answers are computed.
+    pub host: Host,
     pub metrics: Arc<Metrics>,
     pub defaults: GenerationDefaults,
     /// The first is the canonical one.
@@ -91,7 +93,7 @@ pub enum RawPrompt {
 
 impl Service {
     pub fn new(parts: ServiceParts) -> Self {
-        let ServiceParts { info, names, pictures, image_processor, metrics, .. } = &parts;
+        let ServiceParts { info, host, names, pictures, image_processor, metrics, .. } = &parts;
         assert!(!names.is_empty(), "a model has a name");
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -102,7 +104,7 @@ impl Service {
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
-            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info)),
+            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info, *host)),
             parts,
         }
     }

@@ -25,7 +25,7 @@ pub use compiler::{CompilerLimits, Grammar, GrammarCompiler};
 pub use error::{GrammarError, GrammarFault};
 pub use filter::TokenFilter;
 pub use grammar_state::{Ends, Setting};
-pub use pool::MaskPool;
+pub use pool::{Host, MaskPool};
 pub use source::{GrammarSource, Pattern, Whitespace};
 pub use spec::{AfterCall, BodyPart, CallsPart, ConstraintParts, ConstraintSpec, SequenceSpec, ThinkingPart};
 #[cfg(test)]

@@ -4,6 +4,8 @@
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+const NUM_THREADS_MAX: usize = 8;
+
 /// Work that may be done by anyone, any number of times.
 pub trait Job: Send + Sync {
     fn run(&self);
@@ -11,6 +13,13 @@ pub trait Job: Send + Sync {
 
 pub struct MaskPool {
     jobs: Sender<Arc<dyn Job>>,
+}
+
+/// What the host's processors do while a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    ComputesSteps,
+    WaitsForDevice,
 }
 
 impl MaskPool {
@@ -40,10 +49,15 @@ impl MaskPool {
         Self { jobs }
     }
 
-    /// As many threads as leave most of the machine to the model.
-    pub fn for_this_machine() -> Self {
+    /// Where the host computes the steps most of it is left to them; else it is free for masks while a step runs, but for the one processor on
+    /// which the engine's thread goes on when the step is over: threads for all of them were seen to hold it up by 2 ms.
+    pub fn for_this_machine(host: Host) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::new((cores / 4).clamp(1, 8))
+        let num_threads = match host {
+            Host::ComputesSteps => cores / 4,
+            Host::WaitsForDevice => cores - 1,
+        };
+        Self::new(num_threads.clamp(1, NUM_THREADS_MAX))
     }
 
     pub fn start(&self, job: Arc<dyn Job>) {

@@ -202,6 +202,15 @@ impl SequenceConstraint {
     }
 }
 
+/// The next mask begins with the token before it, not with the step that needs it: what the engine does between two steps is time for it. That
+/// of an answer which ends here nobody waits for.
+fn begun(grammar: &mut GrammarState, accepted: Accepted) -> Accepted {
+    if accepted == Accepted::Open {
+        grammar.next_mask(None);
+    }
+    accepted
+}
+
 fn after_call(call: GrammarState, after: AfterCall, accepted: Accepted) -> (Phase, Accepted) {
     match (accepted, after) {
         (Accepted::Complete, AfterCall::Watch) => (Phase::Watching { tail: Tail::default() }, Accepted::Open),
@@ -273,7 +282,10 @@ impl Constraint for SequenceConstraint {
         let bytes = spec.setting.vocabulary.bytes(token);
         let (phase, accepted) = match &mut self.phase {
             Phase::Free => return Accepted::Open,
-            Phase::Grammar(grammar) => return grammar.accept(token),
+            Phase::Grammar(grammar) => {
+                let accepted = grammar.accept(token);
+                return begun(grammar, accepted);
+            }
             Phase::Opening { .. } => self.accept_opening(token),
             Phase::Start { next } | Phase::Closing { next } => {
                 let next = *next + 1;
@@ -286,6 +298,7 @@ impl Constraint for SequenceConstraint {
                     unreachable!("was matched")
                 };
                 let accepted = call.accept(token);
+                let accepted = begun(&mut call, accepted);
                 after_call(call, after, accepted)
             }
         };

@@ -1,10 +1,11 @@
 //! Constraints without a server: a vocabulary of single bytes and a few words, sampled at random.
 
+use super::pool::Job;
 use super::*;
 use crate::chat::parse::ReasoningMarkers;
 use scheduler::{Accepted, Constraint, TokenId};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 const WORDS: [&str; 10] = ["the", " moon", "é", "日本", "{\"", "\":", "true", "  ", "\n", "k>{"];
 const END: TokenId = 266;
@@ -144,6 +145,53 @@ fn the_same_mask_is_there_when_it_is_asked_for_again() {
     let mut copy = constraint.boxed_clone();
     assert_eq!(world.say(&mut *constraint, &bytes("}")), [Accepted::Complete]);
     assert_eq!(world.say(&mut *copy, &bytes("23}")).last(), Some(&Accepted::Complete));
+}
+
+/// Holds the only thread of a pool, or says when it has come so far.
+#[derive(Default)]
+struct Stop(Mutex<bool>, Condvar);
+
+impl Stop {
+    fn open(&self) {
+        *self.0.lock().expect("no panic under the lock") = true;
+        self.1.notify_all();
+    }
+
+    fn wait(&self) {
+        let is_open = self.0.lock().expect("no panic under the lock");
+        drop(self.1.wait_while(is_open, |is_open| !*is_open).expect("no panic under the lock"));
+    }
+}
+
+/// Says that it was reached, and waits to be let go.
+struct Barrier {
+    reached: Stop,
+    go_on: Stop,
+}
+
+impl Job for Barrier {
+    fn run(&self) {
+        self.reached.open();
+        self.go_on.wait();
+    }
+}
+
+#[test]
+fn a_mask_begins_with_the_token_before_it() {
+    let world = World::new();
+    let mut constraint = world.begin(None, BodyPart::Grammar(number_object(&world)));
+    let barrier = || Arc::new(Barrier { reached: Stop::default(), go_on: Stop::default() });
+    // The pool's thread does one thing after the other.
+    let (before, after) = (barrier(), barrier());
+    world.setting.pool.start(before.clone());
+    before.reached.wait();
+    assert_eq!(constraint.accept(u32::from(b'{')), Accepted::Open);
+    world.setting.pool.start(after.clone());
+    before.go_on.open();
+    after.reached.wait();
+    let mask = constraint.next_mask().expect("a mask");
+    assert!(mask.is_ready(), "it was not begun by the token");
+    after.go_on.open();
 }
 
 #[test]
