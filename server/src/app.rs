@@ -13,7 +13,7 @@ use crate::openai::{
 };
 use crate::openapi;
 use crate::page;
-use crate::request::{observe, panicked, require_key};
+use crate::request::{catch_panics, observe, require_key};
 use crate::service::Service;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -21,7 +21,6 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, post};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tower_http::catch_panic::CatchPanicLayer;
 
 #[derive(Debug, Clone, Copy)]
 pub struct AppLimits {
@@ -188,7 +187,7 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(catch_panics))
         .layer(from_fn(anthropic::errors::in_their_shape))
         .layer(from_fn_with_state(app.clone(), observe))
         .with_state(app)

@@ -5,7 +5,11 @@ use scheduler::{ItemShare, SequenceId};
 use std::time::Duration;
 
 /// `encoding` is the part of `total` that went into pictures, as far as the runner can tell.
-pub fn of_step(total: Duration, encoding: Duration, shares: &[ItemShare]) -> Vec<(SequenceId, Duration)> {
+pub fn of_step(
+    total: Duration,
+    encoding: Duration,
+    shares: &[ItemShare],
+) -> impl Iterator<Item = (SequenceId, Duration)> {
     let patches = shares.iter().map(|share| share.encoded_patches);
     let tokens = shares.iter().map(|share| share.num_tokens);
     // What nobody can be charged for by one measure is shared out by the other.
@@ -16,21 +20,30 @@ pub fn of_step(total: Duration, encoding: Duration, shares: &[ItemShare]) -> Vec
     };
     let by_patches = split(encoding, patches);
     let by_tokens = split(total - encoding, tokens);
-    shares.iter().zip(by_patches.zip(by_tokens)).map(|(share, (a, b))| (share.id, a + b)).collect()
+    shares.iter().zip(by_patches.zip(by_tokens)).map(|(share, (a, b))| (share.id, a + b))
 }
 
 /// In proportion to the weights. Each part ends where the running sum of the weights says, rounded down, so that nothing is lost.
 fn split(time: Duration, weights: impl Iterator<Item = usize> + Clone) -> impl Iterator<Item = Duration> {
     let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let total = weights.clone().sum::<usize>().max(1) as u128;
-    let (mut sum, mut given) = (0u128, 0);
+    let total = weights.clone().sum::<usize>().max(1) as u64;
+    let (mut sum, mut given) = (0, 0);
     weights.map(move |weight| {
-        sum += weight as u128;
-        let end = u64::try_from(u128::from(nanos) * sum / total).unwrap_or(u64::MAX);
+        sum += weight as u64;
+        let end = share_of(nanos, sum, total);
         let part = Duration::from_nanos(end - given);
         given = end;
         part
     })
+}
+
+/// `nanos * sum / total`, where `sum` is at most `total`.
+fn share_of(nanos: u64, sum: u64, total: u64) -> u64 {
+    match nanos.checked_mul(sum) {
+        Some(product) => product / total,
+        // Days, or millions of tokens.
+        None => (u128::from(nanos) * u128::from(sum) / u128::from(total)) as u64,
+    }
 }
 
 #[cfg(test)]
@@ -43,7 +56,7 @@ mod tests {
 
     fn nanos(total: u64, encoding: u64, shares: &[ItemShare]) -> Vec<u128> {
         let shares = of_step(Duration::from_nanos(total), Duration::from_nanos(encoding), shares);
-        shares.iter().map(|(_, time)| time.as_nanos()).collect()
+        shares.map(|(_, time)| time.as_nanos()).collect()
     }
 
     #[test]

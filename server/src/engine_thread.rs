@@ -7,20 +7,26 @@
 //! ```
 //! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
 
-use crate::device_share;
-use crate::mailbox::{Receiver, Sender, mailbox};
-use crate::metrics::{Metrics, SequenceRecord};
+mod clients;
+mod progress;
+mod timed;
+
+pub use progress::{Progress, Spent, Timings};
+
+use crate::mailbox::{Departures, Receiver, Sender, mailbox};
+use crate::metrics::{Metrics, TokenCounts};
 use crate::throughput::Throughput;
+use clients::{Client, Clients, StepTimes};
 use scheduler::{
-    Batch, Engine, Event, FinishReason, ModelRunner, PooledSum, PromptLogprob, Reject, SampledToken,
-    SchedulerConfig, Sequence, SequenceId, StepOutput, StepStats,
+    Engine, Event, FinishReason, ModelRunner, PooledSum, PromptLogprob, Reject, SampledToken,
+    SchedulerConfig, Sequence, SequenceId,
 };
-use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use timed::Timed;
 use tokio::sync::{mpsc, oneshot};
 
 #[derive(Debug)]
@@ -28,8 +34,8 @@ pub enum SequenceEvent {
     /// Of the next so many tokens of the prompt.
     PromptLogprobs(Vec<PromptLogprob>),
     Pooled(PooledSum),
-    Token(SampledToken),
-    Finished(FinishReason),
+    Token(SampledToken, Spent),
+    Finished(FinishReason, Spent),
     Rejected(Reject),
     /// The engine stopped before the sequence ended.
     Failed(StopReason),
@@ -40,69 +46,6 @@ pub enum StopReason {
     /// The server was told to stop and this sequence did not end in time.
     Shutdown,
     Failure(String),
-}
-
-/// Where a sequence stands, written by the engine thread and read by whoever answers the client.
-#[derive(Debug, Default)]
-pub struct Progress {
-    vision_us: AtomicU64,
-    queue_us: AtomicU64,
-    prefill_us: AtomicU64,
-    cached_tokens: AtomicUsize,
-    draft_tokens: AtomicUsize,
-    accepted_tokens: AtomicUsize,
-    /// The client has its whole answer although the engine could go on: a stop string was found.
-    stopped: AtomicBool,
-    each_token: EachToken,
-}
-
-/// Written with every token and read at the end: in a cache line of its own, so that the others need not be fetched with every token.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct EachToken {
-    decode_us: AtomicU64,
-    device_us: AtomicU64,
-}
-
-/// Times of one sequence. Device time is each step's time shared out among those who were in it: `device_share` says how.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Timings {
-    /// Until its pictures were ready, before it was queued.
-    pub vision: Duration,
-    pub queue: Duration,
-    pub prefill: Duration,
-    pub decode: Duration,
-    pub device: Duration,
-    pub cached_tokens: usize,
-    /// Tokens that were guessed for it, and those of them that the model said.
-    pub draft_tokens: usize,
-    pub accepted_tokens: usize,
-}
-
-impl Progress {
-    pub fn timings(&self) -> Timings {
-        let duration = |us: &AtomicU64| Duration::from_micros(us.load(Relaxed));
-        Timings {
-            vision: duration(&self.vision_us),
-            queue: duration(&self.queue_us),
-            prefill: duration(&self.prefill_us),
-            decode: duration(&self.each_token.decode_us),
-            device: duration(&self.each_token.device_us),
-            cached_tokens: self.cached_tokens.load(Relaxed),
-            draft_tokens: self.draft_tokens.load(Relaxed),
-            accepted_tokens: self.accepted_tokens.load(Relaxed),
-        }
-    }
-
-    /// Of the prompt, found in memory.
-    pub fn cached_tokens(&self) -> usize {
-        self.cached_tokens.load(Relaxed)
-    }
-
-    /// Known before the sequence is submitted.
-    pub fn set_vision(&self, vision: Duration) {
-        self.vision_us.store(micros(vision), Relaxed);
-    }
 }
 
 /// What one client can still be sent. Dropping it cancels the sequence.
@@ -118,13 +61,18 @@ impl EventStream {
         self.events.poll_next(context)
     }
 
+    /// Whether there is nothing, and the task will be woken when there is.
+    pub fn is_quiet(&self, context: &Context<'_>) -> bool {
+        self.events.is_quiet(context)
+    }
+
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
     }
 
     /// The answer is complete: what the engine still does for it is for nothing.
     pub fn stop(self) {
-        self.progress.stopped.store(true, Relaxed);
+        self.progress.stop();
     }
 }
 
@@ -148,6 +96,7 @@ pub enum SubmitError {
 pub struct EngineHandle {
     submits: mpsc::Sender<Submit>,
     stopping: Arc<AtomicBool>,
+    departures: Departures,
 }
 
 impl EngineHandle {
@@ -157,7 +106,7 @@ impl EngineHandle {
         let mut streams = Vec::with_capacity(sequences.len());
         let mut submissions = Vec::with_capacity(sequences.len());
         for sequence in sequences {
-            let (sender, events) = mailbox(sequence.num_events_max());
+            let (sender, events) = mailbox(sequence.num_events_max(), &self.departures);
             let progress = Arc::new(Progress::default());
             streams.push(EventStream { events, progress: progress.clone() });
             submissions.push(Submission { sequence, events: sender, progress, submitted });
@@ -199,56 +148,6 @@ pub struct EngineThread<T> {
     pub ended: oneshot::Receiver<Ended>,
 }
 
-/// Times the runner: the scheduler knows no clock. A device does one step after the other, so a step takes from when it was begun, or from the
-/// end of the one before if that is later, to its end.
-struct Timed<R> {
-    runner: R,
-    /// When the steps were begun that are not executed, in order.
-    begun: VecDeque<Instant>,
-    /// When the last step started, and when it ended.
-    start: Instant,
-    end: Instant,
-}
-
-impl<R> Timed<R> {
-    fn new(runner: R) -> Self {
-        let now = Instant::now();
-        Self { runner, begun: VecDeque::new(), start: now, end: now }
-    }
-
-    /// Of the last step.
-    fn elapsed(&self) -> Duration {
-        self.end - self.start
-    }
-}
-
-impl<R: ModelRunner> ModelRunner for Timed<R> {
-    type Error = R::Error;
-
-    fn execute(&mut self, batch: &Batch) -> Result<StepOutput, R::Error> {
-        let begun = self.begun.pop_front().unwrap_or_else(Instant::now);
-        self.start = begun.max(self.end);
-        let output = self.runner.execute(batch);
-        self.end = Instant::now();
-        output
-    }
-
-    fn begin(&mut self, batch: &Batch) {
-        if self.runner.works_alone() {
-            self.begun.push_back(Instant::now());
-            self.runner.begin(batch);
-        }
-    }
-
-    fn takes_ahead(&self) -> bool {
-        self.runner.takes_ahead()
-    }
-
-    fn works_alone(&self) -> bool {
-        self.runner.works_alone()
-    }
-}
-
 /// What `build` hands over: the parts of an engine, and what the server wants to know of them.
 pub struct Parts<R, T> {
     pub runner: R,
@@ -271,7 +170,8 @@ where
 {
     let (submits, receiver) = mpsc::channel(max_pending.max(1));
     let stopping = Arc::new(AtomicBool::new(false));
-    let handle = EngineHandle { submits, stopping: stopping.clone() };
+    let departures = Departures::default();
+    let handle = EngineHandle { submits, stopping: stopping.clone(), departures: departures.clone() };
     let (built_sender, built) = std::sync::mpsc::channel();
     let (ended_sender, ended) = oneshot::channel();
     std::thread::Builder::new()
@@ -288,12 +188,13 @@ where
             let _ = built_sender.send(Ok(loaded));
             let engine = EngineLoop {
                 engine,
+                counts: metrics.token_counts(),
                 metrics,
                 stopping,
-                clients: BTreeMap::new(),
+                clients: Clients::new(departures),
                 next_id: 0,
                 throughput: Throughput::new(),
-                untold: None,
+                untold: Vec::new(),
             };
             let _ = ended_sender.send(engine.run(receiver));
         })
@@ -302,37 +203,17 @@ where
     Ok(EngineThread { handle, loaded, ended })
 }
 
-struct Client {
-    events: Sender<SequenceEvent>,
-    progress: Arc<Progress>,
-    submitted: Instant,
-    scheduled: Option<Instant>,
-    /// Or the end of a prompt that is only read.
-    first_token: Option<Instant>,
-    last_token: Instant,
-    num_tokens: usize,
-    prompt_tokens: usize,
-    max_tokens: usize,
-    device: Duration,
-    preemptions: usize,
-}
-
 struct EngineLoop<R: ModelRunner> {
     engine: Engine<Timed<R>>,
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
-    clients: BTreeMap<SequenceId, Client>,
+    clients: Clients,
+    /// Of the tokens of a step.
+    counts: TokenCounts,
     next_id: u64,
     throughput: Throughput,
     /// What the last step said, if it is told while the next one runs.
-    untold: Option<Told>,
-}
-
-/// The events of a step, and when it began and ended.
-struct Told {
-    events: Vec<Event>,
-    start: Instant,
-    end: Instant,
+    untold: Vec<Event>,
 }
 
 impl<R: ModelRunner> EngineLoop<R>
@@ -362,7 +243,7 @@ where
             }
             self.drop_closed();
             if self.clients.is_empty() && !self.engine.has_begun() {
-                self.untold = None;
+                self.untold.clear();
                 // Blocks of aborted sequences are free again: show it, although there is no step to run.
                 self.metrics.occupancy(&self.engine.occupancy());
                 continue;
@@ -387,19 +268,7 @@ where
             let id = SequenceId(self.next_id);
             self.next_id += 1;
             sequence.id = id;
-            let mut client = Client {
-                events,
-                progress,
-                submitted,
-                scheduled: None,
-                first_token: None,
-                last_token: submitted,
-                num_tokens: 0,
-                prompt_tokens: sequence.prompt_len(),
-                max_tokens: sequence.params.max_tokens,
-                device: Duration::ZERO,
-                preemptions: 0,
-            };
+            let mut client = Client::new(&sequence, events, progress, submitted);
             match self.engine.add(sequence) {
                 Ok(()) => {
                     self.clients.insert(id, client);
@@ -409,13 +278,13 @@ where
                     self.metrics.rejected(&reject);
                     for id in admitted.drain(..) {
                         self.engine.abort(id);
-                        let mut sibling = self.clients.remove(&id).expect("was just admitted");
-                        sibling.events.send(SequenceEvent::Rejected(reject.clone()));
+                        let mut sibling = self.clients.remove(id).expect("was just admitted");
+                        sibling.reject(reject.clone());
                     }
                     for mut sibling in submissions {
                         sibling.events.send(SequenceEvent::Rejected(reject.clone()));
                     }
-                    client.events.send(SequenceEvent::Rejected(reject));
+                    client.reject(reject);
                     return;
                 }
             }
@@ -424,14 +293,9 @@ where
 
     fn drop_closed(&mut self) {
         let Self { engine, clients, metrics, .. } = self;
-        clients.retain(|&id, client| {
-            let gone = client.events.is_closed();
-            if gone {
-                engine.abort(id);
-                let reason = if client.progress.stopped.load(Relaxed) { "stop" } else { "abort" };
-                metrics.sequence_ended(&client.record(reason));
-            }
-            !gone
+        clients.drop_closed(|id, record| {
+            engine.abort(id);
+            metrics.sequence_ended(&record);
         });
     }
 
@@ -450,13 +314,19 @@ where
         let engine = &mut self.engine;
         let step = catch_unwind(AssertUnwindSafe(|| engine.finish())).map_err(panicked)?;
         let step = step.map_err(|error| error.to_string())?;
-        let end = Instant::now();
-        self.share_device_time(&step.stats);
-        self.count_drafts(&step.stats);
+        let runner = self.engine.runner();
+        let times = StepTimes {
+            start: runner.start,
+            end: Instant::now(),
+            device: runner.elapsed(),
+            encoding: Duration::from_micros(runner.runner.encode_us()),
+        };
+        self.metrics.device_time(times.device);
+        self.clients.note(&step, &times, &mut self.counts);
+        self.counts.flush();
         self.metrics.step(&step.stats);
-        self.throughput.add(&step.stats, end);
-        let start = self.engine.runner().start;
-        self.untold = Some(Told { events: step.events, start, end });
+        self.throughput.add(&step.stats, times.end);
+        self.untold = step.events;
         if !self.engine.runner().works_alone() {
             self.tell();
         }
@@ -464,121 +334,12 @@ where
     }
 
     fn tell(&mut self) {
-        let Some(Told { events, start, end }) = self.untold.take() else { return };
-        for event in events {
-            self.publish(event, start, end);
-        }
-    }
-
-    fn share_device_time(&mut self, stats: &StepStats) {
-        let runner = self.engine.runner();
-        let encoding = Duration::from_micros(runner.runner.encode_us());
-        self.metrics.device_time(runner.elapsed());
-        for (id, share) in device_share::of_step(runner.elapsed(), encoding, &stats.shares) {
-            let Some(client) = self.clients.get_mut(&id) else { continue };
-            client.device += share;
-            client.progress.each_token.device_us.store(micros(client.device), Relaxed);
-        }
-    }
-
-    fn count_drafts(&mut self, stats: &StepStats) {
-        for draft in &stats.drafts {
-            let Some(client) = self.clients.get(&draft.id) else { continue };
-            client.progress.draft_tokens.fetch_add(draft.num_drafted, Relaxed);
-            client.progress.accepted_tokens.fetch_add(draft.num_accepted, Relaxed);
-        }
-    }
-
-    /// Of a client that is still there: it may have gone since the step.
-    fn publish(&mut self, event: Event, step_start: Instant, now: Instant) {
-        let Some(client) = self.clients.get_mut(&event.id()) else { return };
-        match event {
-            Event::Started { cached_tokens, .. } => {
-                client.scheduled = Some(step_start);
-                let queue = step_start.saturating_duration_since(client.submitted);
-                client.progress.queue_us.store(micros(queue), Relaxed);
-                client.progress.cached_tokens.store(cached_tokens, Relaxed);
-            }
-            Event::PromptLogprobs { logprobs, .. } => {
-                client.events.send(SequenceEvent::PromptLogprobs(logprobs))
-            }
-            Event::Pooled { pooled, .. } => client.events.send(SequenceEvent::Pooled(pooled)),
-            Event::Token { token, .. } => {
-                client.token(now, &self.metrics);
-                client.events.send(SequenceEvent::Token(token));
-            }
-            Event::Finished { id, reason, preemptions } => {
-                let Some(mut client) = self.clients.remove(&id) else { return };
-                client.preemptions = preemptions;
-                if reason == FinishReason::Length && client.num_tokens == 0 {
-                    client.prompt_read(now, &self.metrics);
-                }
-                client.events.send(SequenceEvent::Finished(reason));
-                let reason = match reason {
-                    FinishReason::Stop | FinishReason::Complete => "stop",
-                    FinishReason::Length => "length",
-                    FinishReason::Failed(_) => {
-                        self.metrics.numerical_error();
-                        "error"
-                    }
-                };
-                self.metrics.sequence_ended(&client.record(reason));
-            }
-        }
+        self.clients.tell(std::mem::take(&mut self.untold), &self.metrics);
     }
 
     fn fail(&mut self, reason: StopReason) {
-        for mut client in std::mem::take(&mut self.clients).into_values() {
-            client.events.send(SequenceEvent::Failed(reason.clone()));
-            self.metrics.sequence_ended(&client.record("error"));
-        }
+        self.clients.fail(reason, &self.metrics);
     }
-}
-
-impl Client {
-    /// It ends without an answer, which nobody wanted.
-    fn prompt_read(&mut self, now: Instant, metrics: &Metrics) {
-        self.first_token = Some(now);
-        let scheduled = self.scheduled.unwrap_or(self.submitted);
-        self.progress.prefill_us.store(micros(now - scheduled), Relaxed);
-        metrics.prompt_read(self.prompt_tokens);
-    }
-
-    fn token(&mut self, now: Instant, metrics: &Metrics) {
-        match self.first_token {
-            None => {
-                self.first_token = Some(now);
-                let scheduled = self.scheduled.unwrap_or(self.submitted);
-                self.progress.prefill_us.store(micros(now - scheduled), Relaxed);
-                metrics.first_token(now - self.submitted, self.prompt_tokens);
-            }
-            Some(first) => {
-                self.progress.each_token.decode_us.store(micros(now - first), Relaxed);
-                // Tokens of one step come at once: the time between them is that between steps, told once, as in vLLM.
-                let since_last = now - self.last_token;
-                metrics.next_token((now > self.last_token).then_some(since_last));
-            }
-        }
-        self.last_token = now;
-        self.num_tokens += 1;
-    }
-
-    fn record(&self, reason: &'static str) -> SequenceRecord {
-        SequenceRecord {
-            reason,
-            timings: self.progress.timings(),
-            has_started: self.first_token.is_some(),
-            e2e: self.submitted.elapsed(),
-            prompt_tokens: self.prompt_tokens,
-            generation_tokens: self.num_tokens,
-            max_tokens: self.max_tokens,
-            preemptions: self.preemptions,
-        }
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> String {

@@ -1,6 +1,7 @@
 //! The channel from the engine's thread to one stream: bounded, for one sender and one receiver. Every token goes through one of these, from one
-//! processor to another, so it touches as little memory as can be: a message costs each side one short lock, and to ask again when
-//! there is nothing costs one load.
+//! processor to another, when both have long lost it from their caches. So it touches as little memory as can be: a message costs each side
+//! one short lock in two cache lines, to ask again when there is nothing costs one load, and who sends is told in one place that some
+//! receiver is gone.
 //!
 //! ```text
 //! sender    lock ── push, quiet = false, take the waker ── unlock ── wake, if the receiver was quiet
@@ -9,22 +10,35 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 /// A channel with room for so many messages in all, however fast they are taken: whoever sends never waits.
-pub fn mailbox<T>(num_messages_max: usize) -> (Sender<T>, Receiver<T>) {
+pub fn mailbox<T>(num_messages_max: usize, departures: &Departures) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         quiet: AtomicBool::new(false),
         receiver_is_gone: AtomicBool::new(false),
-        state: Mutex::new(State { messages: VecDeque::new(), waker: None, sender_is_gone: false }),
+        state: Mutex::new(State { next: None, later: VecDeque::new(), waker: None, sender_is_gone: false }),
     });
     let sender = Sender { shared: shared.clone(), room: num_messages_max };
-    (sender, Receiver { shared, taken: VecDeque::new(), registered: WakerId::default() })
+    let departures = departures.clone();
+    (sender, Receiver { shared, taken: VecDeque::new(), registered: WakerId::default(), departures })
+}
+
+/// How many receivers of several mailboxes are gone. While the number stays the same nobody need be asked.
+#[derive(Debug, Clone, Default)]
+pub struct Departures(Arc<AtomicU64>);
+
+impl Departures {
+    /// Who is counted says that it is gone.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 #[derive(Debug)]
+#[repr(align(64))]
 struct Shared<T> {
     /// Nothing was sent since the receiver left its waker. Written under the lock; read without it by the receiver alone, who set it.
     quiet: AtomicBool,
@@ -34,7 +48,10 @@ struct Shared<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    messages: VecDeque<T>,
+    /// The oldest message, which mostly is the only one: it needs no memory of its own.
+    next: Option<T>,
+    /// None where there is no next one.
+    later: VecDeque<T>,
     /// There while it is quiet.
     waker: Option<Waker>,
     sender_is_gone: bool,
@@ -52,6 +69,7 @@ pub struct Receiver<T> {
     /// Messages that were taken and not handed out.
     taken: VecDeque<T>,
     registered: WakerId,
+    departures: Departures,
 }
 
 /// Which waker was left somewhere. Good for a comparison as long as it is still there, so that its task cannot have been freed.
@@ -87,7 +105,10 @@ impl<T> Sender<T> {
             if self.is_closed() {
                 return;
             }
-            state.messages.push_back(message);
+            match &mut state.next {
+                next @ None => *next = Some(message),
+                Some(_) => state.later.push_back(message),
+            }
             self.shared.disturb(&mut state)
         };
         if let Some(waker) = waker {
@@ -120,21 +141,32 @@ impl<T> Receiver<T> {
         if let Some(message) = self.taken.pop_front() {
             return Poll::Ready(Some(message));
         }
-        let current = WakerId::of(context);
-        if self.shared.quiet.load(Ordering::Acquire) && self.registered == current {
+        if self.is_quiet(context) {
             return Poll::Pending;
         }
         let mut state = lock(&self.shared);
-        std::mem::swap(&mut state.messages, &mut self.taken);
+        let next = state.next.take();
+        if !state.later.is_empty() {
+            std::mem::swap(&mut state.later, &mut self.taken);
+        }
         if state.sender_is_gone {
-            return Poll::Ready(self.taken.pop_front());
+            return Poll::Ready(next);
         }
         // What comes while these messages are handed out wakes the task once more.
         state.waker = Some(context.waker().clone());
         self.shared.quiet.store(true, Ordering::Release);
-        self.registered = current;
+        self.registered = WakerId::of(context);
         drop(state);
-        self.taken.pop_front().map_or(Poll::Pending, |message| Poll::Ready(Some(message)))
+        next.map_or(Poll::Pending, |message| Poll::Ready(Some(message)))
+    }
+}
+
+impl<T> Receiver<T> {
+    /// Whether there is nothing, and the task will be woken when there is.
+    pub fn is_quiet(&self, context: &Context<'_>) -> bool {
+        self.taken.is_empty()
+            && self.shared.quiet.load(Ordering::Acquire)
+            && self.registered == WakerId::of(context)
     }
 }
 
@@ -142,11 +174,12 @@ impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         self.shared.receiver_is_gone.store(true, Ordering::Release);
         // What nobody will read is freed now, and so is the task that would have been woken.
-        let (messages, waker) = {
+        let (next, later, waker) = {
             let mut state = lock(&self.shared);
-            (std::mem::take(&mut state.messages), state.waker.take())
+            (state.next.take(), std::mem::take(&mut state.later), state.waker.take())
         };
-        drop((messages, waker));
+        drop((next, later, waker));
+        self.departures.0.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -177,7 +210,7 @@ mod tests {
 
     #[test]
     fn messages_come_in_order_and_one_wake_is_enough_for_several() {
-        let (mut sender, mut receiver) = mailbox(4);
+        let (mut sender, mut receiver) = mailbox(4, &Departures::default());
         let task = Arc::new(Wakes::default());
         assert_eq!(poll(&mut receiver, &task), Poll::Pending);
         for message in 0..3 {
@@ -188,13 +221,17 @@ mod tests {
             assert_eq!(poll(&mut receiver, &task), Poll::Ready(Some(message)));
         }
         assert_eq!((poll(&mut receiver, &task), poll(&mut receiver, &task)), (Poll::Pending, Poll::Pending));
+        let waker = Waker::from(task.clone());
+        let context = Context::from_waker(&waker);
+        assert!(receiver.is_quiet(&context));
         sender.send(3);
+        assert!(!receiver.is_quiet(&context));
         assert_eq!((task.count(), poll(&mut receiver, &task)), (2, Poll::Ready(Some(3))));
     }
 
     #[test]
     fn what_comes_while_messages_are_handed_out_wakes_again() {
-        let (mut sender, mut receiver) = mailbox(9);
+        let (mut sender, mut receiver) = mailbox(9, &Departures::default());
         let task = Arc::new(Wakes::default());
         sender.send(0);
         sender.send(1);
@@ -208,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_ends_is_heard_after_its_last_message() {
-        let (mut sender, mut receiver) = mailbox(1);
+        let (mut sender, mut receiver) = mailbox(1, &Departures::default());
         let task = Arc::new(Wakes::default());
         assert_eq!(poll(&mut receiver, &task), Poll::Pending);
         sender.send(7);
@@ -222,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_task_that_asked_last_is_woken() {
-        let (mut sender, mut receiver) = mailbox(2);
+        let (mut sender, mut receiver) = mailbox(2, &Departures::default());
         let [first, second] = [(); 2].map(|()| Arc::new(Wakes::default()));
         assert_eq!(poll(&mut receiver, &first), Poll::Pending);
         assert_eq!(poll(&mut receiver, &second), Poll::Pending);
@@ -232,12 +269,16 @@ mod tests {
 
     #[test]
     fn a_receiver_that_is_gone_is_seen_and_keeps_nothing_alive() {
-        let (mut sender, mut receiver) = mailbox(5);
+        let departures = Departures::default();
+        let (mut sender, mut receiver) = mailbox(5, &departures);
+        let (_other, _stays) = mailbox::<u32>(5, &departures);
         let task = Arc::new(Wakes::default());
         assert_eq!(poll(&mut receiver, &task), Poll::Pending);
         assert!(!sender.is_closed());
+        assert_eq!(departures.count(), 0);
         drop(receiver);
         assert!(sender.is_closed());
+        assert_eq!(departures.count(), 1);
         assert_eq!(Arc::strong_count(&task), 1);
         sender.send(1);
         assert_eq!(task.count(), 0);
@@ -246,7 +287,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "more was sent than can be sent")]
     fn there_is_room_for_so_many_and_no_more() {
-        let (mut sender, _receiver) = mailbox(1);
+        let (mut sender, _receiver) = mailbox(1, &Departures::default());
         sender.send(1);
         sender.send(2);
     }
@@ -254,7 +295,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_between_threads() {
         const MESSAGES: u32 = 20_000;
-        let (mut sender, mut receiver) = mailbox(MESSAGES as usize);
+        let (mut sender, mut receiver) = mailbox(MESSAGES as usize, &Departures::default());
         struct Unpark(std::thread::Thread);
         impl Wake for Unpark {
             fn wake(self: Arc<Self>) {

@@ -4,9 +4,10 @@
 use crate::engine_thread::Timings;
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    TextEncoder, local::LocalHistogram,
 };
 use scheduler::{MAX_SPECULATIVE_TOKENS, Occupancy, Reject, StepStats};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What one sequence was, when it ended.
@@ -325,12 +326,8 @@ impl Metrics {
         self.generation_tokens.inc();
     }
 
-    /// `None` for a token of the same step as the last one.
-    pub fn next_token(&self, since_last: Option<Duration>) {
-        if let Some(since_last) = since_last {
-            self.itl.observe(since_last.as_secs_f64());
-        }
-        self.generation_tokens.inc();
+    pub fn token_counts(self: &Arc<Self>) -> TokenCounts {
+        TokenCounts { metrics: self.clone(), itl: self.itl.local(), num_tokens: 0 }
     }
 
     pub fn sequence_ended(&self, record: &SequenceRecord) {
@@ -370,6 +367,28 @@ impl Metrics {
 
     fn encode(&self, text: &mut String) {
         encode(&self.registry, text);
+    }
+}
+
+/// What is counted of every token, by one thread: added to the metrics once a step.
+pub struct TokenCounts {
+    pub metrics: Arc<Metrics>,
+    itl: LocalHistogram,
+    num_tokens: u64,
+}
+
+impl TokenCounts {
+    /// `None` for a token of the same step as the last one.
+    pub fn next_token(&mut self, since_last: Option<Duration>) {
+        if let Some(since_last) = since_last {
+            self.itl.observe(since_last.as_secs_f64());
+        }
+        self.num_tokens += 1;
+    }
+
+    pub fn flush(&mut self) {
+        self.itl.flush();
+        self.metrics.generation_tokens.inc_by(std::mem::take(&mut self.num_tokens));
     }
 }
 

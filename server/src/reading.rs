@@ -88,17 +88,17 @@ impl Reading {
             match event {
                 Some(SequenceEvent::PromptLogprobs(logprobs)) => self.read.logprobs.extend(logprobs),
                 Some(SequenceEvent::Pooled(pooled)) => self.read.pooled = Some(pooled),
-                Some(SequenceEvent::Finished(FinishReason::Failed(failure))) => {
+                Some(SequenceEvent::Finished(FinishReason::Failed(failure), _)) => {
                     return Err(ApiError::Numerical(failure));
                 }
-                Some(SequenceEvent::Finished(_)) => {
-                    self.read.timings = events.progress().timings();
+                Some(SequenceEvent::Finished(_, spent)) => {
+                    self.read.timings = events.progress().timings(spent);
                     self.events = None;
                 }
                 Some(SequenceEvent::Rejected(reject)) => return Err(reject.into()),
                 Some(SequenceEvent::Failed(reason)) => return Err(reason.into()),
                 // A prompt without an answer has no tokens.
-                Some(SequenceEvent::Token(_)) => {}
+                Some(SequenceEvent::Token(..)) => {}
                 None => return Err(ApiError::engine_failed()),
             }
         }

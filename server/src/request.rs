@@ -4,11 +4,13 @@
 use crate::app::App;
 use crate::batch::request::Internal;
 use crate::error::ApiError;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::Instrument;
@@ -141,10 +143,16 @@ fn known_method(method: &Method) -> &'static str {
     }
 }
 
-/// A handler's panic as an answer.
-pub fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
-    let message =
-        panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(message, "a handler panicked");
-    ApiError::Internal.into_response()
+/// A handler's panic becomes an answer. The body of any other answer stays as it is, without one more box around it, which each of its
+/// frames would have to go through.
+pub async fn catch_panics(request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(panic) => {
+            let message =
+                panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+            tracing::error!(message, "a handler panicked");
+            ApiError::Internal.into_response()
+        }
+    }
 }

@@ -168,9 +168,15 @@ fn decodes_as_the_crate_does() {
 
 fn stream(mut decoder: IncrementalDecoder, tokens: &[u32]) -> String {
     let mut all = String::new();
-    for &token in tokens {
+    for (i, &token) in tokens.iter().enumerate() {
+        let whole = decoder.whole(token).map(str::to_owned);
         let mut delta = String::new();
-        decoder.push(token, &mut delta);
+        // What is whole by itself is the same with and without being pushed.
+        match &whole {
+            Some(text) if i % 2 == 0 => delta.push_str(text),
+            _ => decoder.push(token, &mut delta),
+        }
+        assert!(whole.is_none_or(|text| text == delta), "token {token}");
         all.push_str(&delta);
     }
     decoder.finish(&mut all);

@@ -26,6 +26,11 @@ impl IncrementalDecoder {
         &self.tokenizer
     }
 
+    /// What the token makes certain, where that is its own text and nothing else: then it need not be copied, nor [pushed](Self::push).
+    pub fn whole(&self, token: TokenId) -> Option<&str> {
+        self.state.whole(self.tokenizer.vocabulary(), token)
+    }
+
     /// Appends what the token makes certain.
     pub fn push(&mut self, token: TokenId, out: &mut String) {
         self.state.push(self.tokenizer.vocabulary(), token, out);
@@ -58,6 +63,16 @@ struct State {
 impl State {
     fn new(shown: Shown) -> Self {
         Self { shown, at_start: true, pending: Vec::new() }
+    }
+
+    fn whole<'a>(&self, vocabulary: &'a Vocabulary, token: TokenId) -> Option<&'a str> {
+        if self.at_start || !self.pending.is_empty() {
+            return None;
+        }
+        if self.shown == Shown::WithoutSpecials && vocabulary.is_special(token) {
+            return Some("");
+        }
+        std::str::from_utf8(vocabulary.token_bytes(token).unwrap_or_default()).ok()
     }
 
     fn push(&mut self, vocabulary: &Vocabulary, token: TokenId, out: &mut String) {

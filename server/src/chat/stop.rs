@@ -31,6 +31,8 @@ struct Node {
 
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
+    /// Without a stop string nothing is held back and nothing looked up.
+    is_empty: bool,
     automaton: Arc<Automaton>,
     inclusion: StopInclusion,
     node: u32,
@@ -51,7 +53,13 @@ impl StopMatcher {
             return Err(EmptyStop { index });
         }
         let automaton = Arc::new(Automaton::new(stops.iter().map(AsRef::as_ref)));
-        Ok(Self { automaton, inclusion, node: 0, held: String::new(), stopped: false })
+        let is_empty = stops.is_empty();
+        Ok(Self { is_empty, automaton, inclusion, node: 0, held: String::new(), stopped: false })
+    }
+
+    /// Whether there are no stop strings.
+    pub fn is_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Appends the text that is safe to show and says which stop string, if any, ended the answer. After that nothing comes out.
@@ -59,7 +67,7 @@ impl StopMatcher {
         if self.stopped {
             return None;
         }
-        if self.automaton.nodes.len() == 1 {
+        if self.is_empty {
             out.push_str(delta);
             return None;
         }

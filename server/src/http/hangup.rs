@@ -4,7 +4,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -20,6 +20,7 @@ const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
 struct Watched {
     sockets: BTreeMap<u64, (Arc<TcpStream>, Arc<Gone>)>,
     next: u64,
+    num_gone: Arc<AtomicU64>,
 }
 
 /// Whether the client is, and who waits for that.
@@ -46,7 +47,8 @@ impl Hangups {
         let id = watched.next;
         watched.next += 1;
         watched.sockets.insert(id, (socket, gone.clone()));
-        Hangup { watched: self.0.clone(), id, gone }
+        let num_gone = watched.num_gone.clone();
+        Hangup { watched: self.0.clone(), id, gone, asked_at: AtomicU64::new(0), num_gone }
     }
 }
 
@@ -55,6 +57,9 @@ pub struct Hangup {
     watched: Arc<Mutex<Watched>>,
     id: u64,
     gone: Arc<Gone>,
+    /// How many of all clients have gone: while the number stays the same this one's own word, which lies alone in memory, is not looked up.
+    num_gone: Arc<AtomicU64>,
+    asked_at: AtomicU64,
 }
 
 impl Hangup {
@@ -62,9 +67,17 @@ impl Hangup {
         self.gone.notify.notified().await;
     }
 
-    /// True before whoever waits is woken.
+    /// True before whoever waits is woken. Cheap, because it is asked with every token.
     pub fn has_hung_up(&self) -> bool {
-        self.gone.is_gone.load(Ordering::Acquire)
+        let num_gone = self.num_gone.load(Ordering::Acquire);
+        if self.asked_at.load(Ordering::Relaxed) == num_gone {
+            return false;
+        }
+        let is_gone = self.gone.is_gone.load(Ordering::Acquire);
+        if !is_gone {
+            self.asked_at.store(num_gone, Ordering::Relaxed);
+        }
+        is_gone
     }
 }
 
@@ -99,9 +112,12 @@ fn notify_gone(watched: &mut Watched) {
             return;
         }
     }
+    let num_gone = &watched.num_gone;
     for (fd, (_, gone)) in polled.iter().zip(watched.sockets.values()) {
         if fd.revents().intersects(GONE) {
-            gone.is_gone.store(true, Ordering::Release);
+            if !gone.is_gone.swap(true, Ordering::AcqRel) {
+                num_gone.fetch_add(1, Ordering::Release);
+            }
             gone.notify.notify_one();
         }
     }

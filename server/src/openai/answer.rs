@@ -11,7 +11,7 @@ mod reasoning_tokens;
 
 use crate::chat::parse::{Events, Parser};
 use crate::chat::{IncrementalDecoder, Shown, StopInclusion, StopMatcher, Tokenizer};
-use crate::engine_thread::{EventStream, Progress, SequenceEvent, Timings};
+use crate::engine_thread::{EventStream, Progress, SequenceEvent, Spent, Timings};
 use crate::error::ApiError;
 use crate::openai::generation::{Generation, TextOptions};
 use reasoning_tokens::ReasoningTokens;
@@ -28,8 +28,10 @@ pub struct Delta {
     pub reasoning: String,
     /// The answer's text, what stands before, between and after calls joined.
     pub text: String,
-    /// The bytes of the output that `text` is, in order; what lies between them is thinking, markers and calls.
+    /// The bytes of the output that `text` is, in order; what lies between them is thinking, markers and calls. Only where log-probabilities
+    /// are told, which belong to some of them.
     pub text_at: Vec<Range<usize>>,
+    tells_places: bool,
     /// Calls that began or went on, in the order of their indices, each at most once. A call ends before the next begins. What of the text
     /// stands before which of them tells [`Delta::said`].
     pub calls: Vec<CallDelta>,
@@ -153,6 +155,9 @@ impl Events for Delta {
     }
 
     fn text_at(&mut self, bytes: Range<usize>) {
+        if !self.tells_places {
+            return;
+        }
         match self.text_at.last_mut() {
             Some(last) if last.end == bytes.start => last.end = bytes.end,
             _ => self.text_at.push(bytes),
@@ -177,25 +182,49 @@ pub struct Choice {
     /// `None` once the answer is complete.
     events: Option<EventStream>,
     progress: Arc<Progress>,
-    params: Arc<SamplingParams>,
+    ends: EndTokens,
+    has_logprobs: bool,
+    include_stop: bool,
+    wants_tokens: bool,
     decoder: IncrementalDecoder,
     stops: StopMatcher,
     text: Arc<TextOptions>,
     model_ends: Arc<[TokenId]>,
-    wants_tokens: bool,
     parser: Parser,
     /// Control tokens that are not shown and that the parser has to see, in order.
     controls: Arc<[TokenId]>,
     one_call: bool,
     hides_reasoning: bool,
     thinking: ReasoningTokens,
-    /// Decoded and not yet searched for stop strings.
+    /// Decoded and not yet searched for stop strings, where a token is not whole characters by itself.
     decoded: String,
-    /// Searched for stop strings and not yet parsed.
+    /// Searched for stop strings and not yet parsed, where there are some.
     shown: String,
     last_token: Option<TokenId>,
+    /// Up to the last token.
+    spent: Spent,
+    /// Of the prompt; certain once there is a token.
+    cached_tokens: usize,
     num_tokens: usize,
     num_chars: usize,
+}
+
+/// The tokens that end an answer. Most tokens are told apart without a look at the list, which lies elsewhere in memory.
+struct EndTokens {
+    params: Arc<SamplingParams>,
+    /// Bit `i % 64` is set for each token `i` of the list.
+    may_be: u64,
+}
+
+impl EndTokens {
+    fn new(params: Arc<SamplingParams>) -> Self {
+        let may_be = params.stop_token_ids.iter().fold(0, |bits, token| bits | 1 << (token % 64));
+        Self { params, may_be }
+    }
+
+    fn contains(&self, token: TokenId) -> bool {
+        self.may_be >> (token % 64) & 1 == 1 && self.params.stop_token_ids.binary_search(&token).is_ok()
+    }
 }
 
 /// How an answer is read.
@@ -223,7 +252,9 @@ impl Choice {
         Self {
             progress: events.progress().clone(),
             events: Some(events),
-            params,
+            has_logprobs: params.logprobs.is_some(),
+            ends: EndTokens::new(params),
+            include_stop: text.include_stop,
             decoder: IncrementalDecoder::after_prompt(tokenizer.clone(), shown),
             stops: StopMatcher::new(&text.stops, inclusion).expect("lowering refuses empty stop strings"),
             text: Arc::new(text.clone()),
@@ -237,6 +268,8 @@ impl Choice {
             decoded: String::new(),
             shown: String::new(),
             last_token: None,
+            spent: Spent::default(),
+            cached_tokens: 0,
             num_tokens: 0,
             num_chars: 0,
         }
@@ -256,7 +289,7 @@ impl Choice {
     }
 
     pub fn cached_tokens(&self) -> usize {
-        self.progress.cached_tokens()
+        if self.num_tokens > 0 { self.cached_tokens } else { self.progress.cached_tokens() }
     }
 
     /// Adds everything that is there to `delta`, and arranges to be woken for more. Says whether there was anything.
@@ -279,8 +312,14 @@ impl Choice {
             let Poll::Ready(event) = events.poll_next(context) else { break };
             *has_news = true;
             match event {
-                Some(SequenceEvent::Token(token)) => self.push(token, delta),
-                Some(SequenceEvent::Finished(reason)) => self.finish(reason, delta)?,
+                Some(SequenceEvent::Token(token, spent)) => {
+                    self.spent = spent;
+                    self.push(token, delta);
+                }
+                Some(SequenceEvent::Finished(reason, spent)) => {
+                    self.spent = spent;
+                    self.finish(reason, delta)?;
+                }
                 Some(SequenceEvent::Rejected(reject)) => return Err(reject.into()),
                 Some(SequenceEvent::Failed(reason)) => return Err(reason.into()),
                 None => return Err(ApiError::engine_failed()),
@@ -294,6 +333,9 @@ impl Choice {
 
     fn push(&mut self, sampled: SampledToken, delta: &mut Delta) {
         let SampledToken { token, logprob, top } = sampled;
+        if self.num_tokens == 0 {
+            self.cached_tokens = self.progress.cached_tokens();
+        }
         self.num_tokens += 1;
         self.last_token = Some(token);
         if self.wants_tokens {
@@ -305,7 +347,7 @@ impl Choice {
             delta.logprobs.push(TokenLogprob { token, logprob, top, text_offset, bytes: start..start });
         }
         // The token that ends an answer is not part of its text, whatever it is.
-        if self.params.stop_token_ids.binary_search(&token).is_ok() && !self.text.include_stop {
+        if !self.include_stop && self.ends.contains(token) {
             return;
         }
         let stop = if self.controls.binary_search(&token).is_ok() {
@@ -314,7 +356,7 @@ impl Choice {
             self.push_text(token, delta)
         };
         let bytes = start..self.parser.len() + self.stops.held_len();
-        if let Some(entry) = delta.logprobs.last_mut().filter(|_| self.params.logprobs.is_some()) {
+        if let Some(entry) = delta.logprobs.last_mut().filter(|_| self.has_logprobs) {
             entry.bytes = bytes.clone();
         }
         self.thinking.push(bytes, &self.parser);
@@ -328,13 +370,23 @@ impl Choice {
 
     /// Says which stop string is complete with this token.
     fn push_text(&mut self, token: TokenId, delta: &mut Delta) -> Option<usize> {
-        self.decoded.clear();
-        self.decoder.push(token, &mut self.decoded);
-        if self.params.logprobs.is_some() {
-            self.num_chars += self.decoded.chars().count();
+        let text = match self.decoder.whole(token) {
+            Some(text) => text,
+            None => {
+                self.decoded.clear();
+                self.decoder.push(token, &mut self.decoded);
+                &self.decoded
+            }
+        };
+        if self.has_logprobs {
+            self.num_chars += text.chars().count();
+        }
+        if self.stops.is_empty() {
+            self.parser.push(text, delta);
+            return None;
         }
         self.shown.clear();
-        let stop = self.stops.push(&self.decoded, &mut self.shown);
+        let stop = self.stops.push(text, &mut self.shown);
         self.parser.push(&self.shown, delta);
         stop
     }
@@ -343,7 +395,7 @@ impl Choice {
     fn push_control(&mut self, token: TokenId, delta: &mut Delta) -> Option<usize> {
         self.decoded.clear();
         self.decoder.finish(&mut self.decoded);
-        if self.params.logprobs.is_some() {
+        if self.has_logprobs {
             self.num_chars += self.decoded.chars().count();
         }
         self.shown.clear();
@@ -366,7 +418,7 @@ impl Choice {
         let reason = if self.parser.is_in_call() { "stop" } else { self.natural_reason() };
         self.parser.finish(delta);
         self.thinking.settle(&self.parser);
-        delta.finish = Some(Finish { reason, cause, timings: self.progress.timings() });
+        delta.finish = Some(Finish { reason, cause, timings: self.progress.timings(self.spent) });
     }
 
     /// Of an answer that ended by itself.
@@ -400,7 +452,7 @@ impl Choice {
             FinishReason::Length => ("length", None),
             FinishReason::Failed(failure) => return Err(ApiError::Numerical(failure)),
         };
-        delta.finish = Some(Finish { reason, cause, timings: self.progress.timings() });
+        delta.finish = Some(Finish { reason, cause, timings: self.progress.timings(self.spent) });
         Ok(())
     }
 }
@@ -416,7 +468,8 @@ pub struct Answers {
 
 impl Answers {
     pub fn new(choices: Vec<Choice>, n: usize, prompt_tokens: usize) -> Self {
-        let deltas = choices.iter().map(|_| Delta::default()).collect();
+        let delta = |choice: &Choice| Delta { tells_places: choice.has_logprobs, ..Delta::default() };
+        let deltas = choices.iter().map(delta).collect();
         Self { choices, deltas, prompt_tokens, n }
     }
 
@@ -430,6 +483,12 @@ impl Answers {
 
     pub fn is_complete(&self) -> bool {
         self.choices.iter().all(Choice::is_complete)
+    }
+
+    /// Whether nothing has come since the last [drain](Self::drain) of an answer that is not complete.
+    pub fn is_quiet(&self, context: &Context<'_>) -> bool {
+        let is_quiet = |choice: &Choice| choice.events.as_ref().is_none_or(|events| events.is_quiet(context));
+        self.choices.iter().all(is_quiet) && !self.is_complete()
     }
 
     /// Waits until there is something to say, or for `limit`: an error that comes before that can still be a status.

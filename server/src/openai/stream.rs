@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// How one dialect writes its events. Each call appends whole events, each closed by an empty line. What only [`Dialect::begin`],
 /// [`Dialect::fail`], [`Dialect::end`] and [`Dialect::keep_alive`] write is OpenAI's, unless the dialect has its own.
@@ -64,6 +64,8 @@ struct KeepAlive {
     period: Duration,
     last: Instant,
     sleep: Pin<Box<Sleep>>,
+    /// When the timer wakes; it is not looked up before.
+    wakes_at: Instant,
     /// Whom the timer wakes.
     registered: WakerId,
 }
@@ -78,17 +80,19 @@ pub fn event_stream(body: Body) -> Response {
     response
 }
 
-const BUFFER: usize = 8 * 1024;
+/// Of a poll's events. Memory for so few bytes is kept by the allocator for the thread that gave it back last: the buffer of one stream is in the
+/// cache still when the next one writes, which a buffer of each stream's own would not be.
+const BUFFER: usize = 768;
 const DONE: &[u8] = b"data: [DONE]\n\n";
 pub const COMMENT: &[u8] = b": keep-alive\n\n";
 
 impl<D: Dialect> EventBody<D> {
     pub fn new(answers: Answers, dialect: D, keep_alive: Option<Duration>, held: Held) -> Self {
-        let keep_alive = keep_alive.map(|period| KeepAlive {
-            period,
-            last: Instant::now(),
-            sleep: Box::pin(sleep(period)),
-            registered: WakerId::default(),
+        let keep_alive = keep_alive.map(|period| {
+            let now = Instant::now();
+            let wakes_at = now + period;
+            let sleep = Box::pin(sleep_until(wakes_at));
+            KeepAlive { period, last: now, sleep, wakes_at, registered: WakerId::default() }
         });
         Self {
             answers,
@@ -110,7 +114,7 @@ impl<D: Dialect> EventBody<D> {
         self.begin();
         write(&mut self.dialect, &mut self.out);
         self.end();
-        self.out.split().freeze()
+        std::mem::take(&mut self.out).freeze()
     }
 
     fn begin(&mut self) {
@@ -132,6 +136,18 @@ impl<D: Dialect> EventBody<D> {
             self.end();
         }
         Ok(())
+    }
+
+    fn advance_or_fail(&mut self, context: &mut Context<'_>) {
+        self.out = BytesMut::with_capacity(BUFFER);
+        match catch_unwind(AssertUnwindSafe(|| self.advance(context))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(&error),
+            Err(_) => {
+                tracing::error!("a stream panicked");
+                self.fail(&ApiError::Internal);
+            }
+        }
     }
 
     fn write_choice(&mut self, choice: usize) {
@@ -184,14 +200,9 @@ impl<D: Dialect> http_body::Body for EventBody<D> {
         if this.has_ended {
             return Poll::Ready(None);
         }
-        this.out.reserve(BUFFER / 8);
-        match catch_unwind(AssertUnwindSafe(|| this.advance(context))) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => this.fail(&error),
-            Err(_) => {
-                tracing::error!("a stream panicked");
-                this.fail(&ApiError::Internal);
-            }
+        // Two of three times a connection asks there is nothing.
+        if !this.has_begun || !this.answers.is_quiet(context) {
+            this.advance_or_fail(context);
         }
         if let Some(keep_alive) = &mut this.keep_alive {
             if !this.out.is_empty() {
@@ -200,10 +211,11 @@ impl<D: Dialect> http_body::Body for EventBody<D> {
                 this.dialect.keep_alive(&mut this.out);
             }
         }
-        if this.out.is_empty() {
+        let out = std::mem::take(&mut this.out);
+        if out.is_empty() {
             return Poll::Pending;
         }
-        Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))))
+        Poll::Ready(Some(Ok(Frame::data(out.freeze()))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -215,7 +227,7 @@ impl KeepAlive {
     /// Whether the silence is long enough. The timer is set again only when it fires, not with every event, and asked only then.
     fn is_due(&mut self, context: &mut Context<'_>) -> bool {
         let current = WakerId::of(context);
-        if self.registered == current && !self.sleep.is_elapsed() {
+        if self.registered == current && Instant::now() < self.wakes_at {
             return false;
         }
         self.registered = current;
@@ -224,13 +236,18 @@ impl KeepAlive {
             let now = Instant::now();
             if now >= next {
                 self.last = now;
-                self.sleep.as_mut().reset(now + self.period);
+                self.set(now + self.period);
                 // Registers the timer for the next comment.
                 let _ = self.sleep.as_mut().poll(context);
                 return true;
             }
-            self.sleep.as_mut().reset(next);
+            self.set(next);
         }
         false
+    }
+
+    fn set(&mut self, wakes_at: Instant) {
+        self.wakes_at = wakes_at;
+        self.sleep.as_mut().reset(wakes_at);
     }
 }
