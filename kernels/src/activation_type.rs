@@ -81,7 +81,7 @@ impl Rounds {
         }
     }
 
-    /// What queries, and the weights that a softmax gives to values, are beside a latent cache.
+    /// What queries, and the weights that a softmax gives to values, are beside a cache.
     pub fn beside_cache(self, cache: &KvRows) -> ActivationType {
         match (cache.rows.dtype(), cache.scales) {
             (DType::BF16, None) => self.beside(WeightType::BF16),

@@ -62,7 +62,7 @@ impl Device {
         Ok(Self::Cpu(Arc::new(Cpu::new(options)?)))
     }
 
-    /// What activations are rounded to before a product with weights of this type; queries of latent attention over a cache in bf16 are
+    /// What activations are rounded to before a product with weights of this type; queries of attention over a cache in bf16 are
     /// rounded as beside weights in bf16. On a GPU: not by us, its instructions take them
     /// in the type of the weights, beside quantised ones in bf16.
     pub fn activation_type(&self, weights: WeightType) -> ActivationType {

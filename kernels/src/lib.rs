@@ -26,6 +26,7 @@ mod weight_type;
 pub use activation_type::{ActivationChoice, ActivationType};
 pub use beside::{Beside, Ticket};
 pub use cpu::pack::LAYOUT_VERSION as CPU_LAYOUT_VERSION;
+pub use cpu::peaks::Peaks;
 pub use cpu::simd::Isa;
 pub use device::{Cpu, CpuOptions, Device};
 pub use error::Error;

@@ -31,6 +31,7 @@ pub use info::{
     ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, KvCacheDTypeChoice, LoadFormat, LoadOptions,
     MemoryLimit, ModelInfo, QuantizationChoice, WeightsCache,
 };
+pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
 pub use kernels::cuda::driver::CudaError as KernelError;

@@ -6,7 +6,8 @@
 
 Prints, for every job, the median of the pairs' ratios with a 95 % bootstrap interval, both engines' tokens a second and CPU time a
 token. A check of the numbers goes before the speed: log-probabilities of the same prompt in both. Pairs during which the machine was
-not its own (measured by a fixed loop of multiplications before and after) are left out and counted.
+not its own (measured by a fixed loop of multiplications before and after) are left out and counted. The limit is what memory, or products
+from registers, measured before and after the job with the same threads, would allow (`shapes.limit`).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from models import write
+from shapes import CONFIGS, limit
 from turns import Engine, pairs, summary
 
 JOBS = ("prefill:512", "decode:1@128", "decode:8@128", "decode:1@4096", "decode:1@8160")
@@ -47,9 +49,15 @@ def check(ours, theirs):
     return float(difference.mean()), float(difference.max())
 
 
+def best(found):
+    """The peaks of some measurements, each the best of them."""
+    return {name: max((one[name] or 0 for one in found)) for name in found[0] if name != "job"}
+
+
 def table_line(names, s):
     (a, b), (cpu_a, cpu_b), (low, high) = s["tokens_per_s"], s["cpu_ms_per_token"], s["ratio_95"]
     cells = [*names, f"{a:.1f}", f"{b:.1f}", f"**{s['ratio']:.2f}**", f"{low:.2f}–{high:.2f}", f"{cpu_a:.2f}", f"{cpu_b:.2f}"]
+    cells.append(f"{100 * a / s['limit']:.0f} % of {s['limit']:.0f} ({s['bound_by']})")
     return "| " + " | ".join(cells) + f" | {s['pairs']} of {s['pairs'] + s['left_out']} |"
 
 
@@ -67,8 +75,8 @@ def main():
     args = parser.parse_args()
     everything = []
     print(f"load average {os.getloadavg()[0]:.1f} at the start")
-    print("| model | weights | threads | job | Perilune tok/s | llama.cpp tok/s | ratio | 95 % | CPU-ms a token | llama.cpp's | pairs kept |")
-    print("|---|---|--:|---|--:|--:|--:|---|--:|--:|--:|", flush=True)
+    print("| model | weights | threads | job | Perilune tok/s | llama.cpp tok/s | ratio | 95 % | CPU-ms a token | llama.cpp's | of the limit | pairs kept |")
+    print("|---|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|", flush=True)
     notes = []
     for shape in args.shapes.split(","):
         published, ggufs = write(shape, args.work)
@@ -77,8 +85,11 @@ def main():
                 ours, theirs = perilune(args, published, precision, threads), llama(args, ggufs[precision], threads)
                 mean, largest = check(ours, theirs)
                 for job in args.jobs.split(","):
+                    before = ours.run("peaks")
                     found = pairs(ours, theirs, job, args.pairs)
                     s = summary(found)
+                    s["peaks"] = best([before, ours.run("peaks")])
+                    s["limit"], s["bound_by"] = limit(CONFIGS[shape], precision, job, s["peaks"])
                     print(table_line((shape, precision, str(threads), job), s), flush=True)
                     everything.append({"shape": shape, "precision": precision, "threads": threads, "job": job, **s})
                 memory = [found[-1][side]["peak_bytes"] / 2**30 for side in (0, 1)]

@@ -118,3 +118,52 @@ def mlp(at, inner, hidden):
     yield matrix(at + "gate_proj.weight", inner, hidden)
     yield matrix(at + "up_proj.weight", inner, hidden)
     yield matrix(at + "down_proj.weight", hidden, inner)
+
+
+# Bytes of a weight, groups of 32 with their scale in half precision.
+BYTES = {"bf16": 2.0, "int8": 34 / 32, "int4": 18 / 32}
+
+
+def cost(config, precision, job):
+    """What a step of a job needs at least: bytes that come from memory, operations of products by the type of their activations, and
+    how many tokens it computes. Experts are those that a router without a preference chooses. Caches of keys are bfloat16."""
+    kind, size = job.split(":")
+    rows, context = (int(size), int(size) / 2) if kind == "prefill" else (int(n) for n in size.split("@"))
+    sampled = 1 if kind == "prefill" else rows
+    held = {"head": {"int8": "bf16", "int4": "int8"}, "kv_b_proj": {"int4": "int8"}}
+    count, k = config.get("n_routed_experts", 0), config.get("num_experts_per_tok", 0)
+    read, flop = 0.0, {"bf16": 0.0, "int8": 0.0}
+    for weight in weights(config):
+        if len(weight.shape) == 1 or "embed_tokens" in weight.name:
+            continue
+        stored = next((by.get(precision, precision) for part, by in held.items() if part in weight.name), precision)
+        size = weight.shape[0] * weight.shape[1]
+        share, used = 1.0, rows
+        if ".experts." in weight.name:
+            share, used = 1 - (1 - k / count) ** rows, rows * k / count
+        elif "lm_head" in weight.name:
+            used = sampled
+        elif "mlp.gate." in weight.name:
+            read, flop["bf16"] = read + 4 * size, flop["bf16"] + 2 * size * rows
+            continue
+        read += BYTES[stored] * size * share
+        flop["bf16" if stored == "bf16" else "int8"] += 2 * size * used
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    if "kv_lora_rank" in config:
+        rank, rope = config["kv_lora_rank"], config["qk_rope_head_dim"]
+        cached, width = rank + rope, 2 * rank + rope
+    else:
+        cached, width = 2 * config["num_key_value_heads"] * config["head_dim"], 2 * config["head_dim"]
+    sequences = 1 if kind == "prefill" else rows
+    read += 2 * cached * layers * sequences * (0 if kind == "prefill" else context)
+    flop["bf16"] += 2 * heads * width * layers * rows * context
+    return read, flop, rows
+
+
+def limit(config, precision, job, peaks):
+    """Tokens a second that the machine could compute at best, and whether memory or arithmetic says so."""
+    read, flop, rows = cost(config, precision, job)
+    products = {"bf16": peaks["bf16_gflop_s"] or peaks["f32_gflop_s"], "int8": peaks["int8_gop_s"] or peaks["f32_gflop_s"]}
+    seconds = {"memory": read / peaks["read_gb_s"] / 1e9, "products": sum(flop[kind] / products[kind] / 1e9 for kind in flop)}
+    what = max(seconds, key=seconds.get)
+    return rows / seconds[what], what

@@ -11,7 +11,7 @@ use super::attention_load::Keys;
 use super::attention_pairs as pairs;
 use crate::device::Cpu;
 use crate::ops::{AttentionScratch, AttentionSizes, KvRows, Ragged};
-use crate::{ActivationType, Isa, Tensor};
+use crate::{ActivationType, DType, Isa, Tensor, WeightType};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod pairs {
@@ -194,7 +194,7 @@ pub(crate) fn gqa(
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
-        pairs: false,
+        pairs: cpu.rounds.beside_cache(&keys) == ActivationType::BF16,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -241,7 +241,8 @@ pub(crate) fn packed(
         cu_seqlens,
         context_lens: None,
         selected: None,
-        pairs: false,
+        pairs: scratch.multiply_as == DType::BF16
+            && cpu.rounds.beside(WeightType::BF16) == ActivationType::BF16,
     };
     run(cpu, &problem, scratch, out);
 }
@@ -269,6 +270,23 @@ fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut T
     cpu.pool.run(num_blocks, &|index, worker| task.whole_block(index, worker));
 }
 
+/// What a block needs before its first range.
+pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
+    block.fill_visible(work.visible);
+    if problem.pairs {
+        return pairs::pack_queries(problem, block, work);
+    }
+    attention_block::pack_queries(problem, block, work);
+}
+
+/// Fills `work.range`.
+pub(crate) fn attend(isa: Isa, problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+    if problem.pairs {
+        return pairs::attend(problem, block, range, work);
+    }
+    attention_block::attend(isa, problem, block, range, work);
+}
+
 struct Task<'a> {
     isa: Isa,
     problem: &'a Problem<'a>,
@@ -290,29 +308,14 @@ impl Task<'_> {
         State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes, SLOT_ROWS)
     }
 
-    fn pack_queries(&self, block: &Block, work: &mut Workspace) {
-        block.fill_visible(work.visible);
-        if self.problem.pairs {
-            return pairs::pack_queries(self.problem, block, work);
-        }
-        attention_block::pack_queries(self.problem, block, work);
-    }
-
-    fn attend(&self, block: &Block, range: usize, work: &mut Workspace) {
-        if self.problem.pairs {
-            return pairs::attend(self.problem, block, range, work);
-        }
-        attention_block::attend(self.isa, self.problem, block, range, work);
-    }
-
     fn whole_block(&self, index: usize, worker: usize) {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
         let width = attention_block::width(&block);
         work.total.clear(width);
-        self.pack_queries(&block, &mut work);
+        pack_queries(self.problem, &block, &mut work);
         for range in 0..block.num_ranges() {
-            self.attend(&block, range, &mut work);
+            attend(self.isa, self.problem, &block, range, &mut work);
             attention_block::merge(self.isa, &work.range, &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
@@ -321,8 +324,8 @@ impl Task<'_> {
     fn one_range(&self, index: usize, worker: usize) {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
-        self.pack_queries(&block, &mut work);
-        self.attend(&block, range, &mut work);
+        pack_queries(self.problem, &block, &mut work);
+        attend(self.isa, self.problem, &block, range, &mut work);
         self.slot(index).copy_from(&work.range, attention_block::width(&block));
     }
 

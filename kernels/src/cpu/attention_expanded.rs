@@ -9,14 +9,14 @@
 //! on its own position, not on the chunk.
 
 use super::SharedMut;
-use super::attention::{Block, Problem};
+use super::attention::{self, Block, Problem};
 use super::attention_block::{self, RANGE, ROWS, State, Workspace};
 use super::attention_load::{Keys, slots, widen_row};
 use super::gemm::{self, Gemm, Input};
 use super::simd::{Turn, simd_entry};
 use crate::device::Cpu;
 use crate::ops::{Activation, AttentionSizes, ExpandedSizes, KvRows, Ragged};
-use crate::{MatrixBatch, Tensor};
+use crate::{ActivationType, MatrixBatch, Tensor};
 
 /// What is common to the items of a call.
 pub(crate) struct Expansion<'a> {
@@ -96,7 +96,7 @@ pub(crate) fn item(
             cu_seqlens: &[],
             context_lens: None,
             selected: None,
-            pairs: false,
+            pairs: cpu.rounds.beside_cache(&expansion.cache) == ActivationType::BF16,
         };
         let (workspaces, states) = (SharedMut::new(room.workspaces), SharedMut::new(room.states));
         cpu.pool.run(num_tasks, &|task, worker| {
@@ -112,9 +112,8 @@ pub(crate) fn item(
                 total.clear(width);
             }
             if first < block.last_visible {
-                block.fill_visible(work.visible);
-                attention_block::pack_queries(&problem, &block, &mut work);
-                attention_block::attend(cpu.isa, &problem, &block, range, &mut work);
+                attention::pack_queries(&problem, &block, &mut work);
+                attention::attend(cpu.isa, &problem, &block, range, &mut work);
                 attention_block::merge(cpu.isa, &work.range, &mut total, width);
             }
             if first + RANGE >= block.last_visible && first < block.last_visible {

@@ -1,5 +1,5 @@
-//! Attention of one block of rows over one range of a latent cache in bf16, by instructions that multiply pairs of bf16. What
-//! `attention_block` does, with queries and weights rounded to bf16; scores, maxima and sums are f32.
+//! Attention of one block of rows over one range of keys in bf16, by instructions that multiply pairs of bf16. What `attention_block` does,
+//! with queries and weights rounded to bf16, and keys and values that are not bf16 yet; scores, maxima and sums are f32.
 //!
 //! ```text
 //! keys [64, D/2] · queries [D/2, 64 rows] = scores [64, 64]  ─exp─▶  weights [64/2, 64]ᵀ · values [64/2, Dv]  +▶ sums [64, Dv]
@@ -9,12 +9,11 @@
 
 use super::attention::{Block, Problem};
 use super::attention_block::{KEYS, ROWS, Workspace, mask, row_len, shrink, soften, width};
-use super::attention_load::{Ahead, Keys, Places};
+use super::attention_load::{self, Ahead, Places, Source};
 use super::dot::{Words, pair_tile_of};
 use super::simd::{Avx512, Bf16Dot, Simd, Turn};
 use super::tile::{Blocks, Rows, Sums};
 use crate::ops::{AttentionSizes, KvRows};
-use crate::{DType, Tensor};
 
 const LANES: usize = Avx512::LANES;
 
@@ -87,7 +86,7 @@ fn attend_body(dot: Bf16Dot, problem: &Problem, block: &Block, range: usize, wor
     for (first, n) in block.tiles(range) {
         let places = Places::of(problem, block, first, n);
         let mut ahead = Ahead::new(problem, block, first + n, num_calls(problem, block, n));
-        load(dot, problem, &places, work);
+        load(dot, problem, block, &places, work);
         score(dot, problem, n, width, work, &mut || ahead.ask(s, problem, block));
         if first + n > block.first_visible {
             mask(s, first, n, width, work);
@@ -107,32 +106,34 @@ fn num_calls(problem: &Problem, block: &Block, n: usize) -> usize {
     tiles(width(block), n) + tiles(row_len(problem.sizes.value_dim), block.num_rows())
 }
 
-/// Rows of the cache in `keys`, a word for two neighbours; and in `values` a word for each column of two rows.
+/// Rows of keys in `keys`, a word for two neighbours; and in `values` a word for each column of two rows.
 #[inline(always)]
-fn load(dot: Bf16Dot, problem: &Problem, places: &Places, work: &mut Workspace) {
+fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &mut Workspace) {
     let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
-    let bits = cache_of(problem).as_u16();
-    let (key_row, value_row, stride) = (row_len(d), row_len(dv), value_stride(&problem.sizes));
+    let (key_row, stride) = (row_len(d), value_stride(&problem.sizes));
     assert!(work.keys.len() >= KEYS * key_row && work.values.len() >= KEYS / 2 * stride + LANES, "workspace");
     // Half of the room: it is there for floats.
     let keys = work.keys.as_mut_ptr().cast::<u16>();
     for (i, &row) in places.rows().iter().enumerate() {
-        let from = &bits[row * d..(row + 1) * d];
         // SAFETY: a row of `keys`, whose length was checked.
         let to = unsafe { std::slice::from_raw_parts_mut(keys.add(i * key_row), key_row) };
-        to[..d].copy_from_slice(from);
-        to[d..].fill(0);
+        attention_load::key(problem, block, row).round(dot, 0, d, to);
     }
-    for pair in 0..places.len.div_ceil(2) {
-        let a = keys.wrapping_add(2 * pair * key_row).cast_const();
-        let b = (2 * pair + 1 < places.len).then(|| a.wrapping_add(key_row));
+    for (pair, rows) in places.rows().chunks(2).enumerate() {
+        let a = attention_load::value(problem, block, rows[0]);
+        let b = rows.get(1).map(|&row| attention_load::value(problem, block, row));
         let to = work.values.as_mut_ptr().wrapping_add(pair * stride);
-        for column in (0..value_row).step_by(2 * LANES) {
-            // SAFETY: a vector may end behind its row, but within the room that floats would need; one of the last row of values in
-            // what was checked to be behind it.
+        for column in (0..dv).step_by(2 * LANES) {
+            let mut room = [[0; 2 * LANES]; 2];
+            let a = a.bits(dot, column, dv, &mut room[0]);
+            let b = match b {
+                Some(b) => Some(b.bits(dot, column, dv, &mut room[1])),
+                None => None,
+            };
+            // SAFETY: two vectors of words may end behind their row, but within the room that floats would need; those of the last
+            // row in what was checked to be behind it.
             unsafe {
-                let b = b.map(|b| b.add(column));
-                let [lo, hi] = dot.interleave(a.add(column), b);
+                let [lo, hi] = dot.interleave(a, b);
                 dot.store(to.add(column).cast(), lo);
                 dot.store(to.add(column + LANES).cast(), hi);
             }
@@ -140,10 +141,40 @@ fn load(dot: Bf16Dot, problem: &Problem, places: &Places, work: &mut Workspace) 
     }
 }
 
-fn cache_of<'a>(problem: &Problem<'a>) -> &'a Tensor {
-    match problem.keys {
-        Keys::Latent { cache: KvRows { rows, scales: None }, .. } if rows.dtype() == DType::BF16 => rows,
-        _ => unreachable!("pairs are of a latent cache in bf16"),
+impl Source<'_> {
+    /// The bits of columns `column .. column + 32` of `len`, zeros beyond: where they lie, or in `room`, which holds zeros.
+    #[inline(always)]
+    fn bits(self, dot: Bf16Dot, column: usize, len: usize, room: &mut [u16; 2 * LANES]) -> *const u16 {
+        match self {
+            Self::Cached { rows, start, .. } if column + 2 * LANES <= len => {
+                rows.rows.as_u16()[start + column..start + column + 2 * LANES].as_ptr()
+            }
+            _ => {
+                self.round(dot, column, len.min(column + 2 * LANES), room);
+                room.as_ptr()
+            }
+        }
+    }
+
+    /// Columns `from .. to`, rounded where they are floats; what is left of `out`, a whole number of vectors, becomes zero.
+    #[inline(always)]
+    fn round(self, dot: Bf16Dot, from: usize, to: usize, out: &mut [u16]) {
+        let len = to - from;
+        match self {
+            Self::Cached { rows: KvRows { rows, scales: None }, start, .. } => {
+                out[..len].copy_from_slice(&rows.as_u16()[start + from..start + to]);
+                out[len..].fill(0);
+            }
+            Self::Cached { .. } => unreachable!("pairs are of floats"),
+            Self::Floats(row) => {
+                let row = &row[from..to];
+                for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                    let x = dot.simd().load_slice(row.get(i * LANES..).unwrap_or_default());
+                    // SAFETY: sixteen numbers of 16 bits.
+                    unsafe { dot.store_rounded(out.as_mut_ptr().cast(), x) };
+                }
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod interpolate;
 pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod pack;
+pub(crate) mod peaks;
 pub(crate) mod pool;
 pub(crate) mod rope;
 pub(crate) mod rounded;

@@ -1,15 +1,20 @@
-//! The thread pool: one parallel region at a time, tasks handed out by a shared counter, the caller works too.
+//! The thread pool: one parallel region at a time, the caller works too. A region is one phase of tasks or a few; each worker has a stretch
+//! of a phase's tasks, which it takes from the front, and then half of what another has left.
+//!
+//! Tasks that follow each other read memory that does: one worker that reads on is served better by the processor's look-ahead than
+//! several that take turns (docs/performance.md).
 //!
 //! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep. A region is *open*
 //! while it has tasks; a worker enters it by raising a count, and the caller closes it and waits for those inside only. So a
 //! worker that the system has not woken yet costs nothing, which matters when other programs want the processors too.
 //!
 //! ```text
-//! state: | epoch 32 | open 1 | entered 31 |
+//! state: | epoch 32 | open 1 | entered 31 |          stretch: | end 32 | next 32 |, one for each phase and worker
 //! ```
 
 use super::affinity;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,7 +27,10 @@ const OPEN: u64 = 1 << 31;
 const ENTERED: u64 = OPEN - 1;
 const EPOCH: u64 = 1 << 32;
 
-type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
+/// Phases of a region at most.
+const MAX_PHASES: usize = 4;
+
+type Task<'a> = dyn Fn(usize, usize, usize) + Sync + 'a;
 
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -33,8 +41,10 @@ pub(crate) struct Pool {
 
 struct Shared {
     state: AtomicU64,
-    next: AtomicUsize,
-    num_tasks: AtomicUsize,
+    /// Of each worker.
+    stretches: Box<[Stretches]>,
+    phases: [Phase; MAX_PHASES],
+    num_phases: AtomicUsize,
     /// Written before a region opens, read by those who entered it.
     task: UnsafeCell<Option<*const Task<'static>>>,
     panicked: AtomicBool,
@@ -42,6 +52,55 @@ struct Shared {
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
     wake: Condvar,
+}
+
+#[derive(Default)]
+struct Phase {
+    num_tasks: AtomicUsize,
+    /// Tasks that have ended, where another phase follows.
+    done: AtomicUsize,
+}
+
+/// What a worker has left of each phase. Apart from those of others, in cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Stretches([Stretch; MAX_PHASES]);
+
+/// Tasks `next .. end`. Only the worker whose it is fills it again, when it is empty.
+#[derive(Default)]
+struct Stretch(AtomicU64);
+
+impl Stretch {
+    fn fill(&self, tasks: Range<u32>) {
+        self.0.store(u64::from(tasks.end) << 32 | u64::from(tasks.start), Ordering::Relaxed);
+    }
+
+    fn left(bits: u64) -> Range<u32> {
+        bits as u32..(bits >> 32) as u32
+    }
+
+    /// Replaces what is left by `keep(left)` and returns what it was; `None`: it was empty.
+    fn replace(&self, keep: impl Fn(Range<u32>) -> Range<u32>) -> Option<Range<u32>> {
+        let update = |bits| {
+            let left = Self::left(bits);
+            (!left.is_empty()).then(|| {
+                let kept = keep(left);
+                u64::from(kept.end) << 32 | u64::from(kept.start)
+            })
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok().map(Self::left)
+    }
+
+    fn take(&self) -> Option<u32> {
+        self.replace(|left| left.start + 1..left.end).map(|left| left.start)
+    }
+
+    /// The second half of what is left, all where that is one task.
+    fn split(&self) -> Option<Range<u32>> {
+        let middle = |left: &Range<u32>| left.start + left.len() as u32 / 2;
+        let left = self.replace(|left| left.start..middle(&left))?;
+        Some(middle(&left)..left.end)
+    }
 }
 
 // SAFETY: `task` is written only while no worker is inside a region, and read only inside.
@@ -54,8 +113,9 @@ impl Pool {
     pub fn new(num_workers: usize, cpus: &[usize]) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            num_tasks: AtomicUsize::new(0),
+            stretches: (0..num_workers.max(1)).map(|_| Stretches::default()).collect(),
+            phases: Default::default(),
+            num_phases: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             quit: AtomicBool::new(false),
@@ -87,9 +147,18 @@ impl Pool {
 
     /// Calls `task(index, worker)` once for each index below `num_tasks`, on any worker, and returns when all are done.
     /// A task must not call `run`.
-    pub fn run(&self, num_tasks: usize, task: &Task) {
-        if self.threads.is_empty() || num_tasks <= 1 {
-            return (0..num_tasks).for_each(|index| task(index, 0));
+    pub fn run(&self, num_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        self.run_phases(&[num_tasks], &|_, index, worker| task(index, worker));
+    }
+
+    /// As `run`, for tasks of up to four phases in one region: `task(phase, index, worker)`. No task of a phase begins before every
+    /// task of the one before has ended; who comes to one too early waits for those who still have one.
+    pub fn run_phases(&self, phases: &[usize], task: &Task) {
+        if self.threads.is_empty() || phases.iter().sum::<usize>() <= 1 {
+            for (phase, &num_tasks) in phases.iter().enumerate() {
+                (0..num_tasks).for_each(|index| task(phase, index, 0));
+            }
+            return;
         }
         let _one_region = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
@@ -98,57 +167,20 @@ impl Pool {
         unsafe {
             *shared.task.get() = Some(std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task))
         };
-        shared.next.store(0, Ordering::Relaxed);
-        shared.num_tasks.store(num_tasks, Ordering::Relaxed);
+        shared.hand_out(phases);
         let epoch = (shared.state.load(Ordering::Relaxed) & !(OPEN | ENTERED)).wrapping_add(EPOCH);
         shared.state.store(epoch | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             let _awake = shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             shared.wake.notify_all();
         }
-        let own = catch_unwind(AssertUnwindSafe(|| shared.take_tasks(task, 0)));
+        let own = shared.work_through(task, 0);
         shared.close_and_wait();
-        let others_panicked = shared.panicked.swap(false, Ordering::Relaxed);
+        let panicked = shared.panicked.swap(false, Ordering::Relaxed);
         match own {
             Err(panic) => std::panic::resume_unwind(panic),
-            Ok(()) => assert!(!others_panicked, "a task of a parallel region panicked"),
+            Ok(()) => assert!(!panicked, "a task of a parallel region panicked"),
         }
-    }
-}
-
-impl Pool {
-    /// As `run`, for tasks of several phases in one region: `task(phase, index, worker)`. No task of a phase begins before every
-    /// task of the one before has ended; who comes to one too early waits for those who still have one.
-    pub fn run_phases(&self, phases: &[usize], task: &(dyn Fn(usize, usize, usize) + Sync)) {
-        let (done, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
-        self.run(phases.iter().sum(), &|index, worker| {
-            let (mut phase, mut first) = (0, 0);
-            while index - first >= phases[phase] {
-                first += phases[phase];
-                phase += 1;
-            }
-            // Tasks are handed out in order: those that this one waits for are with workers that run.
-            let mut spins = 0u32;
-            while done.load(Ordering::Acquire) < first {
-                if panicked.load(Ordering::Relaxed) {
-                    return;
-                }
-                pause(&mut spins);
-            }
-            let on_panic = SetOnDrop(&panicked);
-            task(phase, index - first, worker);
-            std::mem::forget(on_panic);
-            done.fetch_add(1, Ordering::Release);
-        });
-    }
-}
-
-/// Tells those who wait that nothing will come.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -172,15 +204,65 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn take_tasks(&self, task: &Task, worker: usize) {
-        let num_tasks = self.num_tasks.load(Ordering::Relaxed);
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= num_tasks {
-                return;
+    /// Every worker's stretch of every phase.
+    fn hand_out(&self, phases: &[usize]) {
+        assert!(phases.len() <= MAX_PHASES, "{} phases of a region", phases.len());
+        for (index, &num_tasks) in phases.iter().enumerate() {
+            assert!(num_tasks <= u32::MAX as usize, "{num_tasks} tasks of a phase");
+            self.phases[index].num_tasks.store(num_tasks, Ordering::Relaxed);
+            self.phases[index].done.store(0, Ordering::Relaxed);
+            let start = |worker: usize| (worker * num_tasks).div_ceil(self.stretches.len()) as u32;
+            for (worker, stretches) in self.stretches.iter().enumerate() {
+                stretches.0[index].fill(start(worker)..start(worker + 1));
             }
-            task(index, worker);
         }
+        self.num_phases.store(phases.len(), Ordering::Relaxed);
+    }
+
+    /// Tasks of the open region until there are none left to take. After a panic nobody needs to start what is left.
+    fn work_through(&self, task: &Task, worker: usize) -> std::thread::Result<()> {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            for phase in 0..self.num_phases.load(Ordering::Relaxed) {
+                if phase > 0 && !self.has_ended(phase - 1) {
+                    return;
+                }
+                while let Some(index) = self.take(phase, worker) {
+                    task(phase, index, worker);
+                    self.phases[phase].done.fetch_add(1, Ordering::Release);
+                }
+            }
+        }));
+        if result.is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// The next task of a worker's own stretch, which it fills from others'.
+    fn take(&self, phase: usize, worker: usize) -> Option<usize> {
+        let own = &self.stretches[worker].0[phase];
+        let mut next = own.take();
+        if next.is_none() {
+            let count = self.stretches.len();
+            let others = (1..count).map(|i| &self.stretches[(worker + i) % count].0[phase]);
+            let half = others.filter_map(Stretch::split).next()?;
+            own.fill(half.start + 1..half.end);
+            next = Some(half.start);
+        }
+        next.map(|index| index as usize).filter(|_| !self.panicked.load(Ordering::Relaxed))
+    }
+
+    /// Waits for the tasks of a phase, all of which are with workers that run; false: one of them panicked.
+    fn has_ended(&self, phase: usize) -> bool {
+        let Phase { num_tasks, done } = &self.phases[phase];
+        let (num_tasks, mut spins) = (num_tasks.load(Ordering::Relaxed), 0u32);
+        while done.load(Ordering::Acquire) < num_tasks {
+            if self.panicked.load(Ordering::Relaxed) {
+                return false;
+            }
+            pause(&mut spins);
+        }
+        true
     }
 
     fn close_and_wait(&self) {
@@ -197,11 +279,8 @@ impl Shared {
             seen = epoch;
             // SAFETY: entered: the region's task stays in place, and its target alive, until this worker leaves.
             let task = unsafe { &*(*self.task.get()).expect("an open region has a task") };
-            if catch_unwind(AssertUnwindSafe(|| self.take_tasks(task, worker))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-                // Nobody needs to start what is left.
-                self.next.store(usize::MAX / 2, Ordering::Relaxed);
-            }
+            // What a panic says was told where it happened; the caller hears that there was one.
+            drop(self.work_through(task, worker));
             self.state.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -286,7 +365,7 @@ mod tests {
     fn a_phase_begins_when_the_one_before_has_ended() {
         for workers in [1, 2, 3, 7] {
             let pool = Pool::new(workers, &[]);
-            for phases in [&[][..], &[3], &[0, 5, 0, 0, 7], &[40, 1, 30], &[1, 1, 1]] {
+            for phases in [&[][..], &[3], &[0, 5, 0, 7], &[40, 1, 30], &[1, 1, 1], &[0, 0, 1000, 1]] {
                 let ended: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
                 pool.run_phases(phases, &|phase, index, worker| {
                     assert!(worker < workers);

@@ -4,7 +4,8 @@
 //! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
 //! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
-//! mla_attention over a cache in bf16, where `Device::activation_type` beside bf16 is bf16: scale · q and the softmax's weights are rounded to it
+//! Over a cache in bf16, where `Device::activation_type` beside bf16 is bf16, scale · q and the softmax's weights are rounded to it; so are they, and
+//! keys and values, where a scratch of packed segments multiplies as bf16.
 //!
 //! Keys are visited in tiles at absolute positions, with a running maximum and sum, and in ranges of tiles that are merged in
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
@@ -92,7 +93,8 @@ impl AttentionScratch {
     }
 
     /// On a GPU, packed segments in f32 are rounded to this type and go through tensor cores, where their heads are at most 80 wide
-    /// and the type is one of 16 bits. Elsewhere it changes nothing.
+    /// and the type is one of 16 bits. On a processor they are rounded to bf16, where that is the type and what activations are rounded to beside
+    /// weights of it. Elsewhere it changes nothing.
     pub fn multiplying_as(self, dtype: DType) -> Self {
         assert!(dtype.is_float(), "attention: to multiply as {dtype}");
         Self { multiply_as: dtype, ..self }

@@ -153,7 +153,7 @@ fn chunks_of_a_sequence() {
     let keys = Host::random(DType::BF16, &[pages.num_slots, kv_heads, d], 2);
     let values = Host::random(DType::BF16, &[pages.num_slots, kv_heads, dv], 3);
     let chunks = [0..1, 63..65, 511..514, 1300..1301, 600..1201, 1023..1024];
-    check("gqa_attention", len, &chunks, |device, rows| {
+    check_on(families_of_products(), "gqa_attention", len, &chunks, |device, rows| {
         let sizes =
             AttentionSizes { heads, kv_heads, key_dim: d, value_dim: dv, max_context: len, max_tokens: len };
         let mut scratch = AttentionScratch::new(device, sizes);
@@ -252,7 +252,7 @@ fn sequences_in_a_batch() {
 fn pictures_in_a_batch() {
     let (heads, d, lens) = (3, 10, [5, 130, 64]);
     let qkv = Host::random(DType::F32, &[199, 3, heads, d], 1);
-    for family in families() {
+    for family in families_of_products() {
         let run = |device: &Device, rows: std::ops::Range<usize>, cu_seqlens: &[u32]| {
             let sizes = AttentionSizes {
                 heads,
@@ -262,7 +262,7 @@ fn pictures_in_a_batch() {
                 max_context: 0,
                 max_tokens: 199,
             };
-            let mut scratch = AttentionScratch::new(device, sizes);
+            let mut scratch = AttentionScratch::new(device, sizes).multiplying_as(DType::BF16);
             let x = tensor(device, part(&qkv, rows.clone()));
             guarded(device, rows.len(), heads * d, |out| {
                 out.reshape(&[rows.len(), heads, d]);

@@ -154,6 +154,92 @@ fn latent_attention_over_rounded_queries() {
     }
 }
 
+/// As above, with keys and values apart: few rows and many to a key head, widths of whole vectors and others.
+#[test]
+fn grouped_attention_over_rounded_queries() {
+    let pages = Pages::new(&ITEMS, BLOCK);
+    let t = *pages.cu_seqlens.last().unwrap() as usize;
+    for (heads, kv_heads, d, dv) in [(6, 2, 40, 24), (3, 3, 7, 5), (40, 1, 64, 64), (4, 1, 33, 35)] {
+        let numbers: Vec<f32> = values(1, t * heads * d).iter().map(|v| 8.0 * v).collect();
+        let q = Host::new(DType::F32, &[t, heads, d], &numbers);
+        let [keys, values] =
+            [(d, 2), (dv, 3)].map(|(dim, seed)| cache(DType::BF16, &pages, kv_heads, dim, seed));
+        for device in rounding_devices() {
+            let rounds = device.activation_type(WeightType::BF16) == ActivationType::BF16;
+            let round = |&x: &f64| if rounds { half::bf16::from_f64(x).to_f64() } else { x };
+            let rows: Vec<Vec<f64>> =
+                q.rows().iter().map(|row| row.iter().map(|x| round(&(0.5 * x))).collect()).collect();
+            let expected = expected(&pages, &rows, [heads, kv_heads], 1.0, |slot, head| {
+                let at = slot * kv_heads + head;
+                (keys.values[at * d..][..d].to_vec(), values.values[at * dv..][..dv].to_vec())
+            });
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1200,
+                max_tokens: t,
+            };
+            let mut scratch = AttentionScratch::new(&device, sizes);
+            let mut out = Tensor::from_f32(&device, &[t, heads, dv], &vec![5.0; t * heads * dv]);
+            let (q, k, v) = (q.tensor(&device), keys.tensor(&device), values.tensor(&device));
+            gqa_attention(&q, &k, &v, &pages.ragged(BLOCK), 0.5, &mut scratch, &mut out);
+            let tolerance = if rounds { 1.0 / 512.0 } else { 3e-5 };
+            assert_close(out.as_f32(), &expected, tolerance, &format!("{device:?} {heads} heads of {d}, {dv}"));
+        }
+    }
+}
+
+/// Queries, keys and values are rounded where a picture's attention is told to multiply as bf16, and nowhere else.
+#[test]
+fn packed_segments_over_rounded_rows() {
+    let cu_seqlens = [0, 1, 1, 66, 199];
+    let (t, heads, scale) = (199, 3, 0.5);
+    for (d, multiply_as) in [(9, DType::BF16), (72, DType::BF16), (32, DType::BF16), (9, DType::F32)] {
+        let numbers: Vec<f32> = values(1, t * 3 * heads * d).iter().map(|v| 2.0 * v).collect();
+        let qkv = Host::new(DType::F32, &[t, 3, heads, d], &numbers);
+        for device in rounding_devices() {
+            let rounds = multiply_as == DType::BF16
+                && device.activation_type(WeightType::BF16) == ActivationType::BF16;
+            let row = |token: usize, part: usize, head: usize| -> Vec<f64> {
+                let factor = if part == 0 { scale } else { 1.0 };
+                let row = &qkv.values[((token * 3 + part) * heads + head) * d..][..d];
+                let round = |x: f64| if rounds { half::bf16::from_f64(x).to_f64() } else { x };
+                row.iter().map(|x| round(factor * x)).collect()
+            };
+            let mut expected = Vec::new();
+            for segment in cu_seqlens.windows(2) {
+                let tokens = || segment[0] as usize..segment[1] as usize;
+                let sides: Vec<[Vec<Vec<f64>>; 2]> = (0..heads)
+                    .map(|head| [1, 2].map(|part| tokens().map(|token| row(token, part, head)).collect()))
+                    .collect();
+                for token in tokens() {
+                    for (head, sides) in sides.iter().enumerate() {
+                        let [keys, values] =
+                            sides.each_ref().map(|rows| rows.iter().map(|row| &row[..]).collect::<Vec<_>>());
+                        expected.extend(naive::attend(&row(token, 0, head), &keys, &values, 1.0));
+                    }
+                }
+            }
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: heads,
+                key_dim: d,
+                value_dim: d,
+                max_context: 0,
+                max_tokens: t,
+            };
+            let mut scratch = AttentionScratch::new(&device, sizes).multiplying_as(multiply_as);
+            let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, d]);
+            packed_attention(&qkv.tensor(&device), &cu_seqlens, scale as f32, &mut scratch, &mut out);
+            let tolerance = if rounds { 1.0 / 512.0 } else { 3e-5 };
+            let what = format!("{device:?} heads of {d} as {multiply_as}");
+            assert_close(out.as_f32(), &expected, tolerance, &what);
+        }
+    }
+}
+
 /// `silu(x · gate) * (x · up)`, rounded again, times down, for every pair; and the weighted sums.
 fn composed(device: &Device, parts: &[[Matrix; 3]], x: &[f32], ids: &[i32], weights: &[f32]) -> Vec<f32> {
     let (h, i, k) = (parts[0][0].k(), parts[0][0].n(), ids.len() * parts[0][0].k() / x.len());

@@ -6,11 +6,12 @@
 //! decode:8@1024     8 sequences, each after 1024 tokens, one token for each in every step
 //! encode:896        a picture of 896 x 896 pixels through the vision tower and the projector; its tokens are counted
 //! logprobs:256      log-probabilities of a prompt's tokens, to compare the numbers of two engines before their speed
+//! peaks             what the processor can do at best with these threads: reads of memory, and products of each kind
 //! ```
 //! Prompts are the tokens `(7919 i + 13) mod vocabulary`. Answers are greedy. Every job runs once untimed.
 
 use crate::args::ServeArgs;
-use crate::cli::engine_jobs::{Engine, Job};
+use crate::cli::engine_jobs::{Engine, Job, PEAKS};
 use crate::config::Config;
 use crate::load::{WriteCache, exit_code, keep};
 use crate::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
@@ -126,6 +127,10 @@ impl Session {
     }
 
     fn one(&mut self, text: &str) -> Result<(), String> {
+        if text == PEAKS {
+            let peaks = self.engine.peaks()?;
+            return if self.json { say(&peaks) } else { Ok(println!("{peaks}")) };
+        }
         let job: Job = text.parse()?;
         let result = self.engine.measure(job, self.seconds)?;
         if self.json {

@@ -1,6 +1,6 @@
 //! Jobs of `bench-engine`: batches made by hand for the runner, timed by the clock and by the processor time of the whole process.
 
-use models::{DeviceRunner, ImageProcessor, Loaded};
+use models::{DeviceRunner, ImageProcessor, Loaded, Peaks};
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
     Batch, BatchItem, BlockId, ImageEncode, ModelRunner, PromptResult, PromptTask, PromptWork, Sample,
@@ -31,6 +31,9 @@ pub enum Job {
         side: usize,
     },
 }
+
+/// The job that measures the processor itself.
+pub const PEAKS: &str = "peaks";
 
 /// Largest side of a picture that is encoded.
 const MAX_SIDE: usize = 4096;
@@ -148,6 +151,21 @@ impl Engine {
         }
         measured.runs = runs;
         Ok(measured)
+    }
+
+    /// What the processor could do at best with these threads, by the clock.
+    pub fn peaks(&self) -> Result<Value, String> {
+        let start = Instant::now();
+        let peaks = Peaks::measure(self.runner.device(), &|| start.elapsed().as_secs_f64());
+        let Peaks { read_gb_s, f32_gflop_s, bf16_gflop_s, int8_gop_s } =
+            peaks.ok_or("peaks are those of a processor, and the device is a GPU")?;
+        Ok(json!({
+            "job": PEAKS,
+            "read_gb_s": read_gb_s,
+            "f32_gflop_s": f32_gflop_s,
+            "bf16_gflop_s": bf16_gflop_s,
+            "int8_gop_s": int8_gop_s,
+        }))
     }
 
     /// What the memory and the limits of a step allow.

@@ -14,6 +14,8 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     const BYTE_OFFSET: i32;
     /// Rows of the largest tile whose sums stay in registers, a vector of words and one of floats for each of two columns.
     const TILE_ROWS: usize;
+    /// The same, where half of the rows have their vectors of words after the other half: eight, or `TILE_ROWS`.
+    const SUM_ROWS: usize = Self::TILE_ROWS;
 
     fn simd(self) -> Self::S;
     fn splat(self, x: i32) -> Self::W;

@@ -105,6 +105,7 @@ impl Dot for Vnni {
     // The instruction takes bytes without a sign on one side.
     const BYTE_OFFSET: i32 = 128;
     const TILE_ROWS: usize = 6;
+    const SUM_ROWS: usize = 8;
 
     values! {
         splat(x: i32) -> __m512i = _mm512_set1_epi32(x);
