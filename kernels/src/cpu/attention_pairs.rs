@@ -117,17 +117,20 @@ fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &
     for (i, &row) in places.rows().iter().enumerate() {
         // SAFETY: a row of `keys`, whose length was checked.
         let to = unsafe { std::slice::from_raw_parts_mut(keys.add(i * key_row), key_row) };
-        attention_load::key(problem, block, row).round(dot, 0, d, to);
+        Row::of(attention_load::key(problem, block, row), d).copy(dot, to);
     }
     for (pair, rows) in places.rows().chunks(2).enumerate() {
-        let a = attention_load::value(problem, block, rows[0]);
-        let b = rows.get(1).map(|&row| attention_load::value(problem, block, row));
+        let a = Row::of(attention_load::value(problem, block, rows[0]), dv);
+        let b = match rows.get(1) {
+            Some(&row) => Some(Row::of(attention_load::value(problem, block, row), dv)),
+            None => None,
+        };
         let to = work.values.as_mut_ptr().wrapping_add(pair * stride);
         for column in (0..dv).step_by(2 * LANES) {
             let mut room = [[0; 2 * LANES]; 2];
-            let a = a.bits(dot, column, dv, &mut room[0]);
+            let a = a.bits(dot, column, &mut room[0]);
             let b = match b {
-                Some(b) => Some(b.bits(dot, column, dv, &mut room[1])),
+                Some(b) => Some(b.bits(dot, column, &mut room[1])),
                 None => None,
             };
             // SAFETY: two vectors of words may end behind their row, but within the room that floats would need; those of the last
@@ -141,33 +144,49 @@ fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &
     }
 }
 
-impl Source<'_> {
-    /// The bits of columns `column .. column + 32` of `len`, zeros beyond: where they lie, or in `room`, which holds zeros.
-    #[inline(always)]
-    fn bits(self, dot: Bf16Dot, column: usize, len: usize, room: &mut [u16; 2 * LANES]) -> *const u16 {
-        match self {
-            Self::Cached { rows, start, .. } if column + 2 * LANES <= len => {
-                rows.rows.as_u16()[start + column..start + column + 2 * LANES].as_ptr()
+/// A row of keys or values: as it is kept, or to be rounded.
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Kept(&'a [u16]),
+    Floats(&'a [f32]),
+}
+
+impl<'a> Row<'a> {
+    fn of(source: Source<'a>, len: usize) -> Self {
+        match source {
+            Source::Cached { rows: KvRows { rows, scales: None }, start, .. } => {
+                Self::Kept(&rows.as_u16()[start..start + len])
             }
-            _ => {
-                self.round(dot, column, len.min(column + 2 * LANES), room);
+            Source::Cached { .. } => unreachable!("pairs are of floats"),
+            Source::Floats(row) => Self::Floats(&row[..len]),
+        }
+    }
+
+    /// The bits of columns `column .. column + 32`, zeros beyond the last: where they lie, or in `room`.
+    #[inline(always)]
+    fn bits(self, dot: Bf16Dot, column: usize, room: &mut [u16; 2 * LANES]) -> *const u16 {
+        match self {
+            Self::Kept(row) if column + 2 * LANES <= row.len() => row[column..].as_ptr(),
+            Self::Kept(row) => {
+                Self::Kept(&row[column..]).copy(dot, room);
+                room.as_ptr()
+            }
+            Self::Floats(row) => {
+                Self::Floats(&row[column..row.len().min(column + 2 * LANES)]).copy(dot, room);
                 room.as_ptr()
             }
         }
     }
 
-    /// Columns `from .. to`, rounded where they are floats; what is left of `out`, a whole number of vectors, becomes zero.
+    /// The row in `out`, a whole number of vectors, of which zeros are left.
     #[inline(always)]
-    fn round(self, dot: Bf16Dot, from: usize, to: usize, out: &mut [u16]) {
-        let len = to - from;
+    fn copy(self, dot: Bf16Dot, out: &mut [u16]) {
         match self {
-            Self::Cached { rows: KvRows { rows, scales: None }, start, .. } => {
-                out[..len].copy_from_slice(&rows.as_u16()[start + from..start + to]);
-                out[len..].fill(0);
+            Self::Kept(row) => {
+                out[..row.len()].copy_from_slice(row);
+                out[row.len()..].fill(0);
             }
-            Self::Cached { .. } => unreachable!("pairs are of floats"),
             Self::Floats(row) => {
-                let row = &row[from..to];
                 for (i, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                     let x = dot.simd().load_slice(row.get(i * LANES..).unwrap_or_default());
                     // SAFETY: sixteen numbers of 16 bits.
