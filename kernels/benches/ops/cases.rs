@@ -453,11 +453,13 @@ fn pictures(bench: &Bench) {
         let (qkv, mut out) = (random(bench, &[t, 3, h, d]), zeros(bench, &[t, h, d]));
         let sizes =
             AttentionSizes { heads: h, kv_heads: h, key_dim: d, value_dim: d, max_context: 0, max_tokens: t };
-        let mut scratch = AttentionScratch::new(&bench.device, sizes);
-        let work = Work::Flop(4.0 * (t * t * h * d) as f64);
-        bench.line("packed_attention", &format!("T {t} H {h} D {d}"), work, || {
-            packed_attention(&qkv, &[0, t as u32], 0.12, &mut scratch, &mut out);
-        });
+        for multiply_as in [DType::F32, DType::BF16] {
+            let mut scratch = AttentionScratch::new(&bench.device, sizes).multiplying_as(multiply_as);
+            let work = Work::Flop(4.0 * (t * t * h * d) as f64);
+            bench.line("packed_attention", &format!("{multiply_as} T {t} H {h} D {d}"), work, || {
+                packed_attention(&qkv, &[0, t as u32], 0.12, &mut scratch, &mut out);
+            });
+        }
     }
 }
 

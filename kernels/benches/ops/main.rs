@@ -11,6 +11,7 @@ mod cases;
 mod clock;
 mod gpu;
 mod peak;
+mod reads;
 
 use clock::{best_time, thread_clock, wall_clock};
 use kernels::Device;
@@ -115,6 +116,8 @@ fn main() {
         println!("\n{device:?}, {}, by {name}", peak::processor());
         println!("peak: {:.1} GFLOP/s of f32 FMA, {:.1} GB/s read\n", peak.fma_gflop_s, peak.read_gb_s);
         let (timer, end) = (Timer::Host(clock), options.end());
-        cases::all(&Bench { device, peak, options: options.clone(), timer, end });
+        let bench = Bench { device, peak, options: options.clone(), timer, end };
+        reads::all(&bench);
+        cases::all(&bench);
     }
 }

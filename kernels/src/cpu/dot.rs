@@ -218,37 +218,30 @@ dot_entry! {
 
 #[inline(always)]
 fn panel_of<D: Dot, Q: OfLevels>(d: D, job: &Job) {
-    // As many rows as sums stay in registers for, where that is all of them: what they read comes from memory, and comes once.
-    let most = if job.num_rows <= D::SUM_ROWS { D::SUM_ROWS } else { D::TILE_ROWS };
     for first in (0..PANEL / 2).step_by(D::S::LANES) {
-        let (blocks, mut row) = (Blocks::new(job.num_rows, most), 0);
+        let (blocks, mut row) = (Blocks::new(job.num_rows, D::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
             let part = job.rows(row, rows);
             // SAFETY: the promise of `Job::new`.
-            unsafe {
-                match rows {
-                    7 if D::SUM_ROWS > 6 => tile_of::<D, Q, 7, 4, 3>(d, &part, first),
-                    8 if D::SUM_ROWS > 6 => tile_of::<D, Q, 8, 4, 4>(d, &part, first),
-                    rows => by_rows!(rows, D::TILE_ROWS, |M| tile_of::<D, Q, M, M, 0>(d, &part, first)),
-                }
-            }
+            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M>(d, &part, first) });
             row += rows;
         }
     }
 }
 
-/// `M` rows; columns `first ..` and `first + 16 ..`. A group is multiplied with `A` rows, then with `B`.
+/// `M` rows; columns `first ..` and `first + 16 ..`.
 ///
 /// # Safety
 /// The promise of `Job::new`, and the job has M rows.
 #[inline(always)]
-unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const A: usize, const B: usize>(
-    d: D,
-    job: &Job,
-    first: usize,
-) {
+unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: usize) {
     let s = d.simd();
+    let (quad_bytes, group_bytes) = (4 * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
+    let (words, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
+    // A number that the compiler does not know: it would unroll the loop, load lines in an order of its own, which the processor does
+    // not follow ahead, and run out of registers.
+    let quads = black_box(GROUP / 4);
     let out = job.sums.start.wrapping_add(first);
     let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
@@ -260,80 +253,42 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const A: usize, const B: 
                 }
             }
         }
-        let (words, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
-        let mut group = Group { start: job.panel, x: job.x.start.cast(), headers: job.numbers.start, first };
+        let (mut start, mut x, mut headers) = (job.panel, job.x.start.cast::<i32>(), job.numbers.start);
         for _ in 0..job.k.div_ceil(GROUP) {
-            group.add::<D, Q, M, 0, A>(d, &words, &numbers, &mut sums);
-            if B > 0 {
-                group.add::<D, Q, M, A, B>(d, &words, &numbers, &mut sums);
-            }
-            group.start = group.start.wrapping_add(Q::STORED_AS.group_bytes());
-            group.x = group.x.wrapping_add(GROUP / 4);
-            group.headers = group.headers.wrapping_add(HEADER);
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                s.store(out.add(r * job.sums.row + v * PANEL / 2), *sum);
-            }
-        }
-    }
-}
-
-/// A group of a panel, and of the first row of x.
-struct Group {
-    start: *const u8,
-    x: *const i32,
-    headers: *const f32,
-    /// Of the columns.
-    first: usize,
-}
-
-impl Group {
-    /// Adds the products of rows `FIRST .. FIRST + N` to their sums; words and headers of row r are at `words[r]` and `numbers[r]`.
-    ///
-    /// # Safety
-    /// All that can be read.
-    #[inline(always)]
-    unsafe fn add<D: Dot, Q: OfLevels, const M: usize, const FIRST: usize, const N: usize>(
-        &self,
-        d: D,
-        words: &[usize; M],
-        numbers: &[usize; M],
-        sums: &mut [[Floats<D>; 2]; M],
-    ) {
-        let s = d.simd();
-        // A number that the compiler does not know: it would unroll the loop, load lines in an order of its own, which the processor does
-        // not follow ahead, and run out of registers.
-        let quads = black_box(GROUP / 4);
-        let scales = self.start.cast::<u16>().wrapping_add(self.first);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut parts = [[d.splat(0); 2]; N];
+            let mut parts = [[d.splat(0); 2]; M];
             for (r, parts) in parts.iter_mut().enumerate() {
-                let header = self.headers.wrapping_add(numbers[FIRST + r]);
-                *parts = [d.splat(*header.wrapping_add(START).cast::<i32>()); 2];
+                *parts = [d.splat(*headers.wrapping_add(numbers[r]).wrapping_add(START).cast::<i32>()); 2];
             }
-            let mut quad = self.start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * self.first);
+            let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
             for i in 0..quads {
                 let (lo, hi) = Q::load_words(d, quad);
                 for (r, parts) in parts.iter_mut().enumerate() {
-                    let x = d.splat(*self.x.wrapping_add(words[FIRST + r]).wrapping_add(i));
+                    let x = d.splat(*x.wrapping_add(words[r]).wrapping_add(i));
                     *parts = [Q::dot(d, parts[0], lo, x), Q::dot(d, parts[1], hi, x)];
                 }
-                quad = quad.wrapping_add(4 * Q::STORED_AS.line_bytes());
+                quad = quad.wrapping_add(quad_bytes);
             }
+            let scales = start.cast::<u16>().wrapping_add(first);
             for v in 0..2 {
                 let scale = s.load_f16(scales.wrapping_add(v * PANEL / 2));
                 for (r, parts) in parts.iter().enumerate() {
-                    let header = self.headers.wrapping_add(numbers[FIRST + r]);
+                    let header = headers.wrapping_add(numbers[r]);
                     let mut part: Floats<D> = d.to_floats(parts[v]);
                     if has_zeros::<Q>() {
                         let zero = s.load_f16(scales.wrapping_add(PANEL + v * PANEL / 2));
                         part = s.fma(s.splat(-*header.wrapping_add(SUM)), zero, part);
                     }
                     let scale = s.mul(scale, s.splat(*header.wrapping_add(SCALE)));
-                    sums[FIRST + r][v] = s.fma(scale, part, sums[FIRST + r][v]);
+                    sums[r][v] = s.fma(scale, part, sums[r][v]);
                 }
+            }
+            start = start.wrapping_add(group_bytes);
+            x = x.wrapping_add(GROUP / 4);
+            headers = headers.wrapping_add(HEADER);
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                s.store(out.add(r * job.sums.row + v * PANEL / 2), *sum);
             }
         }
     }

@@ -4,7 +4,8 @@
 //! Tasks that follow each other read memory that does: one worker that reads on is served better by the processor's look-ahead than
 //! several that take turns (docs/performance.md).
 //!
-//! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep. A region is *open*
+//! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep; while one thread works alone they can ask
+//! for the memory that comes next (`expect`). A region is *open*
 //! while it has tasks; a worker enters it by raising a count, and the caller closes it and waits for those inside only. So a
 //! worker that the system has not woken yet costs nothing, which matters when other programs want the processors too.
 //!
@@ -13,6 +14,7 @@
 //! ```
 
 use super::affinity;
+use super::simd::ask_for;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +50,8 @@ struct Shared {
     /// Written before a region opens, read by those who entered it.
     task: UnsafeCell<Option<*const Task<'static>>>,
     panicked: AtomicBool,
+    /// What the next region reads: address, and bytes; none once it is open.
+    expected: [AtomicUsize; 2],
     quit: AtomicBool,
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -108,6 +112,38 @@ unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `task` is used only while `run`, which borrows its target, has not returned.
 unsafe impl Send for Shared {}
 
+/// Bytes that an idle worker asks for: half of a second cache.
+const MOST_EXPECTED: usize = 512 << 10;
+const LINE: usize = 64;
+
+/// The part of what is expected that a worker will read, and how much of it was asked for.
+struct Ahead {
+    worker: usize,
+    of: [usize; 2],
+    asked: usize,
+}
+
+impl Ahead {
+    /// Asks for some lines; false: there are no more.
+    fn ask(&mut self, shared: &Shared) -> bool {
+        let of = shared.expected.each_ref().map(|part| part.load(Ordering::Relaxed));
+        if of != self.of {
+            (self.of, self.asked) = (of, 0);
+        }
+        let [start, len] = of;
+        let share = len / shared.stretches.len();
+        if self.asked >= share.min(MOST_EXPECTED) {
+            return false;
+        }
+        for line in 0..8 {
+            // Any address will do: nothing is read.
+            ask_for((start + self.worker * share + self.asked + line * LINE) as *const u8);
+        }
+        self.asked += 8 * LINE;
+        true
+    }
+}
+
 impl Pool {
     /// Workers are pinned to `cpus`, one each, and with them the caller, which is worker 0; to none where there are none.
     pub fn new(num_workers: usize, cpus: &[usize]) -> Self {
@@ -118,6 +154,7 @@ impl Pool {
             num_phases: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
+            expected: Default::default(),
             quit: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
@@ -143,6 +180,13 @@ impl Pool {
     /// Threads that run tasks, the caller included. Worker 0 is the caller.
     pub fn num_workers(&self) -> usize {
         self.threads.len() + 1
+    }
+
+    /// Tells workers what the next region with tasks for several of them reads, from the first task to the last.
+    pub fn expect(&self, bytes: &[u8]) {
+        let [start, len] = &self.shared.expected;
+        start.store(bytes.as_ptr().addr(), Ordering::Relaxed);
+        len.store(bytes.len(), Ordering::Relaxed);
     }
 
     /// Calls `task(index, worker)` once for each index below `num_tasks`, on any worker, and returns when all are done.
@@ -217,6 +261,7 @@ impl Shared {
             }
         }
         self.num_phases.store(phases.len(), Ordering::Relaxed);
+        self.expected[1].store(0, Ordering::Relaxed);
     }
 
     /// Tasks of the open region until there are none left to take. After a panic nobody needs to start what is left.
@@ -275,7 +320,7 @@ impl Shared {
 
     fn work(&self, worker: usize) {
         let mut seen = 0;
-        while let Some(epoch) = self.wait_for_region(seen) {
+        while let Some(epoch) = self.wait_for_region(seen, worker) {
             seen = epoch;
             // SAFETY: entered: the region's task stays in place, and its target alive, until this worker leaves.
             let task = unsafe { &*(*self.task.get()).expect("an open region has a task") };
@@ -286,7 +331,8 @@ impl Shared {
     }
 
     /// Enters the next open region after the one `seen`, and returns its epoch. None: the pool is being dropped.
-    fn wait_for_region(&self, seen: u64) -> Option<u64> {
+    fn wait_for_region(&self, seen: u64, worker: usize) -> Option<u64> {
+        let mut ahead = Ahead { worker, of: [0; 2], asked: 0 };
         loop {
             let start = Instant::now();
             while start.elapsed() < SPIN {
@@ -294,7 +340,9 @@ impl Shared {
                     if let Some(epoch) = self.try_enter(seen) {
                         return Some(epoch);
                     }
-                    std::hint::spin_loop();
+                    if !ahead.ask(self) {
+                        std::hint::spin_loop();
+                    }
                 }
             }
             let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);

@@ -111,6 +111,8 @@ impl Mla {
         let forms = &step.input.forms;
         let mixed = forms.are_mixed();
         let ragged = Ragged { selected: mixed.then_some(&forms.absorbed), ..step.ragged };
+        // One sequence after few keys is one thread's.
+        ops::expect(&self.value_up);
         ops::mla_attention(&b.absorbed, &*rows, rank, &ragged, scale, attention, &mut b.attended);
         for rows in &forms.absorbed_rows {
             let attended = HeadSlice { tensor: &b.attended, rows: rows.clone(), offset: 0, len: rank };

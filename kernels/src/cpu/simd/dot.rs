@@ -12,10 +12,9 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     type W: Copy;
     /// Added to signed bytes of weights before they are multiplied. What it adds to a sum is known from the other side alone.
     const BYTE_OFFSET: i32;
-    /// Rows of the largest tile whose sums stay in registers, a vector of words and one of floats for each of two columns.
+    /// Rows of the largest tile. The vectors of words of a group stay in registers, two a row; sums of floats need not, which are visited
+    /// once a group.
     const TILE_ROWS: usize;
-    /// The same, where half of the rows have their vectors of words after the other half: eight, or `TILE_ROWS`.
-    const SUM_ROWS: usize = Self::TILE_ROWS;
 
     fn simd(self) -> Self::S;
     fn splat(self, x: i32) -> Self::W;

@@ -179,6 +179,18 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Asks for a line to be brought as near as the second cache. Any address will do.
+#[inline(always)]
+pub(crate) fn ask_for(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every such processor has the instruction, and it reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 pub(crate) const MAX_LANES: usize = 16;
 
 /// Defines `fn name(isa: Isa, args…)` that calls `body(token, args…)`, compiled for each instruction set. With `<Q: Bound>` the body is

@@ -104,8 +104,7 @@ impl Dot for Vnni {
     type W = __m512i;
     // The instruction takes bytes without a sign on one side.
     const BYTE_OFFSET: i32 = 128;
-    const TILE_ROWS: usize = 6;
-    const SUM_ROWS: usize = 8;
+    const TILE_ROWS: usize = 8;
 
     values! {
         splat(x: i32) -> __m512i = _mm512_set1_epi32(x);
@@ -193,9 +192,10 @@ impl Bf16Dot {
     pub fn pairs(self, even: <Avx512 as Simd>::V, odd: <Avx512 as Simd>::V) -> __m512i {
         // SAFETY: the token proves that the processor has the instructions.
         unsafe {
-            let [even, odd] = [even, odd].map(|v| {
-                _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
-            });
+            // A closure would not be inlined, and vectors would go through memory.
+            let even = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(even));
+            let odd = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(odd));
+            let (even, odd) = (_mm512_cvtepu16_epi32(even), _mm512_cvtepu16_epi32(odd));
             _mm512_or_si512(even, _mm512_slli_epi32(odd, 16))
         }
     }
