@@ -1,11 +1,11 @@
 //! What a processor can do at best: products of each kind from registers, and reads of memory beyond the caches. What ops are measured
 //! against, in the same run: a virtual machine gets more at one hour than at another.
 
+use super::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 use super::simd::dot::Dot;
 use super::simd::{Isa, Simd, dot_entry, simd_entry};
-use super::SharedMut;
 use crate::{ActivationType, DType, Device, Tensor, WeightType};
 use std::hint::black_box;
 

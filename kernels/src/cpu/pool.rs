@@ -19,7 +19,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -160,18 +160,23 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
+        let started = Arc::new(Barrier::new(num_workers.max(1)));
         let threads = (1..num_workers).map(|worker| {
-            let shared = Arc::clone(&shared);
+            let (shared, started) = (Arc::clone(&shared), Arc::clone(&started));
             let cpu = cpus.get(worker).copied();
             std::thread::Builder::new()
                 .name(format!("kernels-{worker}"))
                 .spawn(move || {
                     cpu.into_iter().for_each(affinity::pin);
+                    started.wait();
+                    drop(started);
                     shared.work(worker);
                 })
                 .expect("a worker thread can be started")
         });
         let threads = threads.collect();
+        // A thread allocates while it begins, and steps must not.
+        started.wait();
         // Last: who is started by a pinned thread begins where it is.
         cpus.first().copied().into_iter().for_each(affinity::pin);
         Self { threads, shared, caller: Mutex::new(()) }

@@ -6,7 +6,8 @@
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · key[p, h]) value[p, h]
 //!
 //! Only rows of items that `ragged` has selected are written. It computes what `mla_attention` computes between two `heads_linear`, with other
-//! roundings: 2·(N + P + V) FLOP per row, head and key instead of 2·(2·R + P), and 2·R·(N + V) per key and head of each item. On a GPU the
+//! roundings: 2·(N + P + V) FLOP per row, head and key instead of 2·(2·R + P), and 2·R·(N + V) per key and head of each item. On a processor queries,
+//! keys, values and the softmax's weights are rounded to bf16 where those of `mla_attention` over such a cache are. On a GPU the
 //! cache is f32, bf16 or f16, and keys and values are rounded to its type where tensor cores take them: N and V of 128, P of 64.
 
 use super::{KvRows, Ragged};

@@ -186,7 +186,12 @@ fn grouped_attention_over_rounded_queries() {
             let (q, k, v) = (q.tensor(&device), keys.tensor(&device), values.tensor(&device));
             gqa_attention(&q, &k, &v, &pages.ragged(BLOCK), 0.5, &mut scratch, &mut out);
             let tolerance = if rounds { 1.0 / 512.0 } else { 3e-5 };
-            assert_close(out.as_f32(), &expected, tolerance, &format!("{device:?} {heads} heads of {d}, {dv}"));
+            assert_close(
+                out.as_f32(),
+                &expected,
+                tolerance,
+                &format!("{device:?} {heads} heads of {d}, {dv}"),
+            );
         }
     }
 }
