@@ -107,6 +107,10 @@ fn num_calls(problem: &Problem, block: &Block, n: usize) -> usize {
 }
 
 /// Rows of keys in `keys`, a word for two neighbours; and in `values` a word for each column of two rows.
+#[allow(
+    clippy::manual_map,
+    reason = "a closure would not have the features of the function that this is inlined in"
+)]
 #[inline(always)]
 fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &mut Workspace) {
     let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
