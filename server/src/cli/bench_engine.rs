@@ -129,7 +129,11 @@ impl Session {
     fn one(&mut self, text: &str) -> Result<(), String> {
         if text == PEAKS {
             let peaks = self.engine.peaks()?;
-            return if self.json { say(&peaks) } else { Ok(println!("{peaks}")) };
+            if self.json {
+                return say(&peaks);
+            }
+            println!("{peaks}");
+            return Ok(());
         }
         let job: Job = text.parse()?;
         let result = self.engine.measure(job, self.seconds)?;
