@@ -4,10 +4,14 @@
 use crate::constrain::SequenceSpec;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
+use crate::openai::answer::Usage;
 use crate::openai::chat::lower::check_top;
 use crate::openai::fields::request_fields;
+use crate::openai::json;
+use crate::openai::report::UsageJson;
 use crate::openai::structured::{ConstraintRequest, StructuredFields};
 use crate::openai::tools::ToolUse;
+use bytes::BytesMut;
 use scheduler::{Digest, NgramConfig, PromptOutput, SamplingParams, TokenId};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -76,13 +80,28 @@ pub enum Stop {
     Many(Vec<String>),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 pub struct StreamOptions {
     #[serde(default)]
     pub include_usage: bool,
     /// Usage so far in every chunk.
     #[serde(default)]
     pub continuous_usage_stats: bool,
+}
+
+impl StreamOptions {
+    /// Ends a chunk that has a choice open: with the usage so far, or null where it comes in a chunk of its own.
+    pub fn close_chunk(self, out: &mut BytesMut, usage: Usage) {
+        match self {
+            Self { continuous_usage_stats: true, .. } => {
+                json::raw(out, "}],\"usage\":");
+                json::value(out, &UsageJson::from(usage));
+                json::raw(out, "}\n\n");
+            }
+            Self { include_usage: true, .. } => json::raw(out, "}],\"usage\":null}\n\n"),
+            _ => json::raw(out, "}]}\n\n"),
+        }
+    }
 }
 
 /// Limits that a request is held to, from the configuration.
@@ -233,9 +252,7 @@ impl GenerationFields {
             ));
         }
         let stream = match (stream.unwrap_or(false), stream_options) {
-            (true, options) => {
-                Some(options.unwrap_or(StreamOptions { include_usage: false, continuous_usage_stats: false }))
-            }
+            (true, options) => Some(options.unwrap_or_default()),
             (false, None) => None,
             (false, Some(_)) => {
                 return Err(ApiError::invalid("stream_options", "is only allowed when `stream` is true"));

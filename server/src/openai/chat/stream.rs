@@ -46,9 +46,7 @@ impl ChatChunks {
             head: format!("data: {},\"choices\":[", head.opened("chat.completion.chunk")),
             tokenizer,
             report,
-            stream: report
-                .stream
-                .unwrap_or(StreamOptions { include_usage: false, continuous_usage_stats: false }),
+            stream: report.stream.unwrap_or_default(),
             prompt: report.token_ids.then_some(prompt),
             has_role: vec![false; num_choices],
         }
@@ -82,7 +80,7 @@ impl ChatChunks {
         };
         self.details(out, logprobs, tokens);
         json::raw(out, ",\"finish_reason\":null");
-        self.close(out, place.usage);
+        self.stream.close_chunk(out, place.usage);
     }
 
     fn call(&mut self, out: &mut BytesMut, place: &mut Place<'_>, call: &CallDelta) {
@@ -142,18 +140,6 @@ impl ChatChunks {
         let names = TokenNames { tokenizer: &self.tokenizer, as_ids: self.report.tokens_as_ids };
         json::value(out, &names.chat(logprobs));
     }
-
-    fn close(&self, out: &mut BytesMut, usage: Usage) {
-        match self.stream {
-            StreamOptions { continuous_usage_stats: true, .. } => {
-                json::raw(out, "}],\"usage\":");
-                json::value(out, &UsageJson::from(usage));
-                json::raw(out, "}\n\n");
-            }
-            StreamOptions { include_usage: true, .. } => json::raw(out, "}],\"usage\":null}\n\n"),
-            _ => json::raw(out, "}]}\n\n"),
-        }
-    }
 }
 
 impl Dialect for ChatChunks {
@@ -192,7 +178,7 @@ impl Dialect for ChatChunks {
             json::raw(out, ",\"timings\":");
             json::value(out, &TimingsJson::from(finish.timings));
         }
-        self.close(out, usage);
+        self.stream.close_chunk(out, usage);
     }
 
     fn usage(&mut self, out: &mut BytesMut, usage: Usage) {

@@ -35,9 +35,7 @@ impl CompletionChunks {
             head: format!("data: {},\"choices\":[", head.opened("text_completion")),
             tokenizer,
             report,
-            stream: report
-                .stream
-                .unwrap_or(StreamOptions { include_usage: false, continuous_usage_stats: false }),
+            stream: report.stream.unwrap_or_default(),
             has_begun: vec![false; prompts.len() * n],
             prompts,
             n,
@@ -80,25 +78,13 @@ impl CompletionChunks {
         }
         self.has_begun[choice] = true;
     }
-
-    fn close(&self, out: &mut BytesMut, usage: Usage) {
-        match self.stream {
-            StreamOptions { continuous_usage_stats: true, .. } => {
-                json::raw(out, "}],\"usage\":");
-                json::value(out, &UsageJson::from(usage));
-                json::raw(out, "}\n\n");
-            }
-            StreamOptions { include_usage: true, .. } => json::raw(out, "}],\"usage\":null}\n\n"),
-            _ => json::raw(out, "}]}\n\n"),
-        }
-    }
 }
 
 impl Dialect for CompletionChunks {
     fn delta(&mut self, out: &mut BytesMut, choice: usize, delta: &Delta, usage: Usage) {
         self.choice(out, choice, delta);
         json::raw(out, ",\"finish_reason\":null");
-        self.close(out, usage);
+        self.stream.close_chunk(out, usage);
     }
 
     fn finish(&mut self, out: &mut BytesMut, choice: usize, last: &Delta, finish: &Finish, usage: Usage) {
@@ -111,7 +97,7 @@ impl Dialect for CompletionChunks {
             json::raw(out, ",\"timings\":");
             json::value(out, &TimingsJson::from(finish.timings));
         }
-        self.close(out, usage);
+        self.stream.close_chunk(out, usage);
     }
 
     fn usage(&mut self, out: &mut BytesMut, usage: Usage) {
