@@ -8,6 +8,7 @@ use super::simd::dot::Dot;
 use super::simd::{Isa, Simd, dot_entry, simd_entry};
 use crate::{ActivationType, DType, Device, Tensor, WeightType};
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 /// Of all threads of a device together.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +27,9 @@ pub struct Peaks {
 const READ_BYTES: usize = 128 << 20;
 /// Of products: some milliseconds.
 const ROUNDS: usize = 200_000;
+/// Of each peak at least: a processor that was idle takes some milliseconds to reach its clock.
 const TRIES: usize = 5;
+const LEAST: Duration = Duration::from_millis(150);
 
 impl Peaks {
     /// `clock` gives seconds: those of the day, or with one thread those that it ran. None where the device is a GPU.
@@ -37,7 +40,9 @@ impl Peaks {
         let mut rate = |work: &(dyn Fn(usize, &mut f64) + Sync)| {
             let shared = SharedMut::new(&mut counts);
             let mut best = f64::MAX;
-            for _ in 0..TRIES {
+            let (begun, mut tries) = (Instant::now(), 0);
+            while tries < TRIES || begun.elapsed() < LEAST {
+                tries += 1;
                 let start = clock();
                 // SAFETY: each task has its own count.
                 cpu.pool.run(threads, &|task, _| work(task, &mut unsafe { shared.slice(task, 1) }[0]));
@@ -104,7 +109,9 @@ fn floats<S: Simd, const CHAINS: usize>(s: S, count: &mut f64) {
             *sum = s.fma(*sum, a, b);
         }
     }
-    black_box(sums.map(|sum| s.sum(sum)));
+    for sum in &sums {
+        black_box(s.sum(*sum));
+    }
     *count = (ROUNDS * CHAINS * S::LANES * 2) as f64;
 }
 
@@ -127,7 +134,9 @@ fn bytes<D: Dot, const CHAINS: usize>(d: D, count: &mut f64) {
             *sum = d.dot_nibbles(*sum, a, b);
         }
     }
-    black_box(sums.map(|sum| d.sum(sum)));
+    for sum in &sums {
+        black_box(d.sum(*sum));
+    }
     *count = (ROUNDS * CHAINS * D::S::LANES * 8) as f64;
 }
 
@@ -150,7 +159,9 @@ fn multiply_pairs(count: &mut f64) {
                 *sum = d.dot_pairs(*sum, a, b);
             }
         }
-        black_box(sums.map(|sum| s.sum(sum)));
+        for sum in &sums {
+            black_box(s.sum(*sum));
+        }
         *count = (ROUNDS * sums.len() * 16 * 4) as f64;
     }
     // SAFETY: a device rounds to bf16 only where `Isa::has_bf16_dots`.
@@ -164,7 +175,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_product_that_a_device_has_is_measured() {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         for activations in [ActivationChoice::F32, ActivationChoice::Auto] {
             let options = CpuOptions { threads: Some(2), activations, ..CpuOptions::default() };
             let device = Device::cpu_with(options).unwrap();
