@@ -110,7 +110,7 @@ fn floats<S: Simd, const CHAINS: usize>(s: S, count: &mut f64) {
         }
     }
     for sum in &sums {
-        black_box(s.sum(*sum));
+        black_box(*sum);
     }
     *count = (ROUNDS * CHAINS * S::LANES * 2) as f64;
 }
@@ -135,7 +135,7 @@ fn bytes<D: Dot, const CHAINS: usize>(d: D, count: &mut f64) {
         }
     }
     for sum in &sums {
-        black_box(d.sum(*sum));
+        black_box(*sum);
     }
     *count = (ROUNDS * CHAINS * D::S::LANES * 8) as f64;
 }
@@ -160,7 +160,7 @@ fn multiply_pairs(count: &mut f64) {
             }
         }
         for sum in &sums {
-            black_box(s.sum(*sum));
+            black_box(*sum);
         }
         *count = (ROUNDS * sums.len() * 16 * 4) as f64;
     }
