@@ -27,7 +27,7 @@ pub struct Peaks {
 const READ_BYTES: usize = 128 << 20;
 /// Of products: some milliseconds.
 const ROUNDS: usize = 200_000;
-/// Of each peak at least: a processor that was idle takes some milliseconds to reach its clock.
+/// Of each peak at least; the best counts.
 const TRIES: usize = 5;
 const LEAST: Duration = Duration::from_millis(150);
 
@@ -109,6 +109,7 @@ fn floats<S: Simd, const CHAINS: usize>(s: S, count: &mut f64) {
             *sum = s.fma(*sum, a, b);
         }
     }
+    // Not their sums over lanes: instructions for these know 16 registers, and the loop would keep the others' sums in memory.
     for sum in &sums {
         black_box(*sum);
     }

@@ -3,7 +3,7 @@
 
 use crate::args::ServeArgs;
 use crate::config::Config;
-use crate::run::{EXIT_LOAD, EXIT_MEMORY};
+use crate::run::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
 use crate::source::{self, HubSettings, Needed};
 use clap::Args as ClapArgs;
 use models::LoadError;
@@ -19,9 +19,6 @@ pub struct PlanArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-/// The values of the flags mean nothing.
-const EXIT_USAGE: u8 = 2;
 
 pub fn run(args: PlanArgs) -> ExitCode {
     let PlanArgs { serve, json } = args;
