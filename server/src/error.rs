@@ -197,8 +197,9 @@ impl ApiError {
                     StatusCode::BAD_REQUEST,
                     INVALID,
                     Some("context_length_exceeded"),
+                    // Opens as OpenAI's and vLLM's do: clients know by these words that a shorter prompt would help.
                     format!(
-                        "maximum context length is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} for the answer are {} tokens",
+                        "This model's maximum context length is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} for the answer are {} tokens",
                         prompt_tokens.saturating_add(*max_tokens)
                     ),
                 )

@@ -271,6 +271,9 @@ fn errors_have_their_shape() {
             json!({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "ftp://x"}}]}]}),
             "`messages[0].content[0].source`",
         ),
+        // What Anthropic says of a context that is full: clients compact the conversation, or ask for less.
+        (json!({"messages": [{"role": "user", "content": "a".repeat(20_000)}]}), "prompt is too long: "),
+        (json!({"max_tokens": 16_384}), "input length and `max_tokens` exceed context limit: "),
     ] {
         for stream in [false, true] {
             let mut body = request(more.clone());

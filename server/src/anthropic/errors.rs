@@ -27,10 +27,23 @@ fn kind(status: StatusCode) -> &'static str {
     }
 }
 
+/// Clients know by these words of Anthropic's that the conversation must be made shorter, or `max_tokens` smaller.
+fn message(error: &ApiError) -> String {
+    match error {
+        ApiError::TooLong { prompt_tokens, limit, .. } if prompt_tokens >= limit => {
+            format!("prompt is too long: {prompt_tokens} tokens > {limit} maximum")
+        }
+        ApiError::TooLong { prompt_tokens, max_tokens, limit, .. } => format!(
+            "input length and `max_tokens` exceed context limit: {prompt_tokens} + {max_tokens} > {limit}, decrease input length or `max_tokens` and try again"
+        ),
+        error => error.to_string(),
+    }
+}
+
 pub fn body(error: &ApiError, request_id: Option<&RequestId>) -> Value {
     let mut body = json!({
         "type": "error",
-        "error": { "type": kind(error.parts().status), "message": error.to_string() },
+        "error": { "type": kind(error.parts().status), "message": message(error) },
     });
     if let Some(RequestId(id)) = request_id {
         body["request_id"] = (**id).into();
