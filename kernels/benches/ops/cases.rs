@@ -62,7 +62,7 @@ fn linears(bench: &Bench) {
         return;
     }
     // The one that is read from memory, not from a cache, is larger than the caches of the machine.
-    for (t, n, k) in [(1, 65536, 2048), (1, 16384, 8192), (4, 65536, 2048)] {
+    for (t, n, k) in [(1, 65536, 2048), (1, 16384, 8192), (4, 65536, 2048), (8, 65536, 2048)] {
         for dtype in WeightType::ALL {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));

@@ -25,7 +25,7 @@ fn value_stride(sizes: &AttentionSizes) -> usize {
 
 /// As `attention_block::pack_queries`, rounded, a word for each pair.
 pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn entry(problem: &Problem, block: &Block, work: &mut Workspace) {
         // SAFETY: this function has the features.
         pack_queries_body(unsafe { Bf16Dot::new() }, problem, block, work);
@@ -70,7 +70,7 @@ fn pack_queries_body(dot: Bf16Dot, problem: &Problem, block: &Block, work: &mut 
 
 /// As `attention_block::attend`.
 pub(crate) fn attend(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn entry(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
         // SAFETY: this function has the features.
         attend_body(unsafe { Bf16Dot::new() }, problem, block, range, work);

@@ -67,7 +67,7 @@ fn bf16_panel(_: &Job) {
 
 #[cfg(target_arch = "x86_64")]
 fn bf16_panel(job: &Job) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn entry(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };

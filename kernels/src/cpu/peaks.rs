@@ -109,7 +109,7 @@ fn floats<S: Simd, const CHAINS: usize>(s: S, count: &mut f64) {
             *sum = s.fma(*sum, a, b);
         }
     }
-    // Not their sums over lanes: instructions for these know 16 registers, and the loop would keep the others' sums in memory.
+    // Not their sums over lanes, beside which the compiler once kept sums of the loop in memory.
     for sum in &sums {
         black_box(*sum);
     }
@@ -148,7 +148,7 @@ fn multiply_pairs(_: &mut f64) {
 
 #[cfg(target_arch = "x86_64")]
 fn multiply_pairs(count: &mut f64) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn entry(count: &mut f64) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };

@@ -116,7 +116,7 @@ pub(crate) unsafe fn round_rows(isa: Isa, rounding: &Rounding, job: &RoundRows) 
 
 #[cfg(target_arch = "x86_64")]
 fn bf16_rows(rounding: &Rounding, job: &RoundRows) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn entry(rounding: &Rounding, job: &RoundRows) {
         // SAFETY: this function has the features.
         let dot = unsafe { Bf16Dot::new() };

@@ -26,7 +26,8 @@ pub(crate) use x86_dot::{Bf16Dot, Vnni};
 
 use std::fmt;
 
-/// Instruction sets that there are kernels for.
+/// Instruction sets that there are kernels for. `Avx512` is F, BW, DQ and VL: without VL, what is narrower than a whole vector, such as
+/// the last steps of a sum over lanes, knows 16 of the 32 registers, and sums in the others are copied or spilled around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
@@ -73,7 +74,13 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => is_x86_feature_detected!("avx512f") && Self::Avx2.is_available(),
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && Self::Avx2.is_available()
+            }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
         }
@@ -201,7 +208,7 @@ macro_rules! simd_entry {
         #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
         $vis fn $name $(<$q: $bound>)? (isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments, reason = "as many as the body has")]
             fn avx512 $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
@@ -236,7 +243,7 @@ macro_rules! dot_entry {
         $(#[$meta])*
         $vis fn $name $(<$q: $bound>)? (isa: $crate::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512vnni,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
             fn vnni $(<$q: $bound>)? ($($arg: $ty),*) {
                 // SAFETY: this function has the features.
                 $body::<$crate::cpu::simd::Vnni $(, $q)?>(unsafe { $crate::cpu::simd::Vnni::new() }, $($arg),*)

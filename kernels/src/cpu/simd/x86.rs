@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C (8 lanes) and AVX-512F (16 lanes).
+//! AVX2 with FMA and F16C (8 lanes) and AVX-512 (16 lanes).
 
 use super::{Isa, Simd};
 use std::arch::x86_64::*;
@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Proof that the processor has AVX-512F and what `Avx2` needs.
+/// Proof that the processor has AVX-512F, BW, DQ, VL and what `Avx2` needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -22,7 +22,7 @@ impl Avx2 {
 
 impl Avx512 {
     /// # Safety
-    /// The processor has AVX-512F, AVX2, FMA and F16C.
+    /// The processor has AVX-512F, BW, DQ, VL, AVX2, FMA and F16C.
     #[inline(always)]
     pub unsafe fn new() -> Self {
         Self(())

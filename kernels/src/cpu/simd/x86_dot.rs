@@ -150,11 +150,11 @@ impl Bf16Dot {
     pub const TILE_ROWS: usize = 8;
 
     pub fn is_available() -> bool {
-        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
+        is_x86_feature_detected!("avx512bf16")
     }
 
     /// # Safety
-    /// The processor has AVX512-BF16, AVX512-BW and what `Avx512` needs.
+    /// The processor has AVX512-BF16 and what `Avx512` needs.
     #[inline(always)]
     pub unsafe fn new() -> Self {
         // SAFETY: the caller's promise.
