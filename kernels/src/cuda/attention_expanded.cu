@@ -31,7 +31,7 @@ struct ExpandShape {
     int heads, key_row, key_head;            // of keys: elements from one row, and from one head to the next
     int n, panels, units;                    // of one head of the weights
     int out_row, out_head;
-    int pairs;                               // 1: every even element of a row of the cache begins an aligned pair
+    int pairs;                               // of the cache, see Row
 };
 
 // Where a row of the workspace comes from; -1: it is nobody's.
@@ -77,11 +77,11 @@ __global__ void __launch_bounds__(GATHER_THREADS)
 // grid: (panels / 4, rows of the workspace / 64, heads), 256 threads
 template <class C, class W>
 __global__ void __launch_bounds__(256, 1) expand(In<C> cache, In<int> tables, In<int> work, In<W> w, ExpandShape s, Out<C> out) {
-    ManyBlock at = many_block();
+    ManyBlock<64> at = many_block<64>();
     int slot = slot_of(tables, work, at.first_token + (int)threadIdx.x / 4, s);
-    Row<C> latent{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs};
+    Row<C> latent[1] = {{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs}};
     float total[2][4][4] = {};
-    multiply_many<false>(total, w + at.panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, latent);
+    multiply_many<false, 64>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, latent, 64);
     at.each([&](int half, int i, int j, int column, int row) {
         // Rows of the workspace that are nobody's are zeros, which nobody reads.
         if (column < s.n) out[(long long)at.head * s.out_head + (long long)row * s.out_row + column] = Float<C>::from(total[half][i][j]);

@@ -7,6 +7,7 @@ use super::attention_tiles::AttendShape;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
+use super::linear::pairs_of;
 use super::linear::{self, DeviceSlice, Strides};
 use crate::index::OnDevice;
 use crate::ops::{Activation, ExpandedSizes, Latents, Ragged};
@@ -21,7 +22,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("gather<bf16, float>", 40, 0),
         Instance::new("gather<f16, float>", 40, 0),
         Instance::new("expand<bf16, bf16>", 136, 34816),
-        Instance::new("expand<bf16, q8>", 168, 23296),
+        Instance::new("expand<bf16, q8>", 168, 23552),
         Instance::new("expand<f16, f16>", 136, 34816),
         Instance::new("expand<f16, q8>", 168, 23552),
         Instance::new("attend_expanded<bf16, 192, 128, 64, 4, 2>", 224, 0),
@@ -282,7 +283,7 @@ impl Launch<'_> {
             units,
             out_row: int(out_row),
             out_head: int(self.rows * out_row),
-            pairs: i32::from(cache.row_len().is_multiple_of(2)),
+            pairs: pairs_of(cache.row_len()),
         }
     }
 

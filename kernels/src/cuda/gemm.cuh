@@ -5,7 +5,7 @@
 //
 // Weights are the large side (M) of mma.m16n8k16 and tokens the small one (N), so that one order serves 1 token and 1,000.
 //   multiply_few    a warp has one range of 16 rows, for tokens that its lanes read themselves
-//   multiply_many   a block has 128 rows and 64 tokens, ranges one after the other
+//   multiply_many   a block has 128 rows and 64 or 128 tokens, ranges one after the other
 #pragma once
 #include "common.cuh"
 
@@ -231,21 +231,45 @@ template <int TILES> __device__ __forceinline__ float sum_ranges(Ptr<float> part
 
 // ---- many tokens
 
-constexpr int MANY_TOKENS = 64;
 constexpr int MANY_PANELS = 4;
 constexpr int STAGES = 3;
 // One step of K is two tiles. Rows of tokens in shared memory are 40 long: 80 bytes apart, eight of them touch every bank once.
 constexpr int X_STRIDE = 40;
 
-// A row of x that a thread loads: row (thread / 4) of the block's 64.
+template <class A, class B> constexpr bool SAME = false;
+template <class A> constexpr bool SAME<A, A> = true;
+
+// Blocks that a multiprocessor has room for: two of 64 tokens and weights of 16 bits, 128 registers a thread.
+template <class W> constexpr int many_blocks(int tokens) { return tokens == 64 && !Weights<W>::SCALES ? 2 : 1; }
+
+// A row of x that a thread loads: of each 64 of the block's, row (thread / 4).
 template <class X> struct Row {
     Ptr<const X> x;
     bool there;
-    int k, pairs;
+    int k, pairs;   // 8: every eighth element begins 16 aligned bytes; 1: every even one an aligned pair
 };
 
-// Where a block is, of a grid (panels / 4, tokens / 64, heads), and what its threads have of the result.
-struct ManyBlock {
+template <class T, class X> __device__ __forceinline__ uint4 load_four_pairs(const Row<X>& row, int k) {
+    unsigned v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = load_pair<X, T>(row.x, k + 2 * i, row.k, row.pairs);
+    return make_uint4(v[0], v[1], v[2], v[3]);
+}
+// x[k] .. x[k + 7], rounded to T and packed; zero from the end on. k is a multiple of eight.
+template <class T, class X> __device__ __forceinline__ uint4 load_eight(const Row<X>& row, int k) {
+    if (row.pairs != 8 || k + 8 > row.k) return load_four_pairs<T>(row, k);
+    if constexpr (SAME<X, T>) {
+        return load_vec<uint4>(row.x + k);
+    } else {
+        float a[4], b[4];
+        Wide<4>::load(row.x + k, a);
+        Wide<4>::load(row.x + (k + 4), b);
+        return make_uint4(Float<T>::pack(a[0], a[1]), Float<T>::pack(a[2], a[3]), Float<T>::pack(b[0], b[1]), Float<T>::pack(b[2], b[3]));
+    }
+}
+
+// Where a block is, of a grid (panels / 4, tokens / TOKENS, heads), and what its threads have of the result.
+template <int TOKENS> struct ManyBlock {
     int first_panel, first_token, head;
 
     // Of the first panel, in the weights of all heads.
@@ -259,32 +283,38 @@ struct ManyBlock {
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < TOKENS / 16; i++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     int row = (first_panel + warp_m) * 32 + half * 16 + lane / 4 + j / 2 * 8;
-                    use(half, i, j, row, first_token + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2);
+                    use(half, i, j, row, first_token + warp_n * (TOKENS / 2) + i * 8 + lane % 4 * 2 + j % 2);
                 }
     }
 };
-__device__ __forceinline__ ManyBlock many_block() {
-    return ManyBlock{(int)blockIdx.x * MANY_PANELS, (int)blockIdx.y * MANY_TOKENS, (int)blockIdx.z};
+template <int TOKENS> __device__ __forceinline__ ManyBlock<TOKENS> many_block() {
+    return ManyBlock<TOKENS>{(int)blockIdx.x * MANY_PANELS, (int)blockIdx.y * TOKENS, (int)blockIdx.z};
 }
 
-// total[i] = 16 rows of w · the warp's 32 tokens, two of them for each warp: 4 warps along the panels, 2 along the tokens. Where panels
-// take TURNS (gate and up), the two are the same half of both, so that a warp has what belongs together; else the halves of a panel.
-// `panel` is the block's first, of `panels` that are there.
-template <bool TURNS, class X, class W>
-__device__ __forceinline__ void multiply_many(float (&total)[2][4][4], Ptr<const W> panel, int panels, int units, const Row<X>& row) {
+// total[i] = 16 rows of w · the warp's half of the tokens, two of them for each warp: 4 warps along the panels, 2 along the tokens. Where
+// panels take TURNS (gate and up), the two are the same half of both, so that a warp has what belongs together; else the halves of a
+// panel. `panel` is the block's first, of `panels` that are there; `count` of the tokens are.
+//
+// More tokens cost less each: with 64 in f32 there are 32 FLOP for each byte from the L2 cache and 12
+// for each from and to shared memory, with 128 in 16 bits 64 and 16.
+template <bool TURNS, int TOKENS, class X, class W>
+__device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4], Ptr<const W> panel, int panels, int units,
+                                              const Row<X> (&rows)[TOKENS / 64], int count) {
     using Format = Weights<W>;
     using Taken = typename Format::Taken;
     constexpr int UNITS = 2 / Format::TILES;                                  // of a step
     constexpr int STEP = UNITS * Format::LEN, STAGE = MANY_PANELS * STEP;     // elements of a panel and of all four
     constexpr int PIECE = 16 / (int)sizeof(W), PIECES = STAGE / PIECE;        // copies of 16 bytes
     SHARED(W, weights, STAGES * STAGE);
-    SHARED(Taken, tokens, 2 * MANY_TOKENS * X_STRIDE);
+    SHARED(Taken, tokens, 2 * TOKENS * X_STRIDE);
     int thread = (int)threadIdx.x, lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
     int steps = (units + UNITS - 1) / UNITS;
+    // Sixteens of tokens that this warp has.
+    int mine = min(TOKENS / 32, (count - warp_n * (TOKENS / 2) + 15) / 16);
 
     auto copy_weights = [&](int step) {
         if (step < steps) {
@@ -300,19 +330,20 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][4][4], Ptr<const
         }
         cp_async_commit();
     };
-    // A step of tokens: 64 x 32, eight neighbours for each thread, through registers because they are rounded on the way.
-    unsigned held[4];
+    // A step of tokens: 32 of K for each, eight neighbours for each thread, through registers because they may be rounded on the way.
+    uint4 held[TOKENS / 64];
     auto load_tokens = [&](int step) {
-        int k = step * 32 + thread % 4 * 8;
 #pragma unroll
-        for (int i = 0; i < 4; i++) held[i] = row.there ? load_pair<X, Taken>(row.x, k + 2 * i, row.k, row.pairs) : 0u;
+        for (int i = 0; i < TOKENS / 64; i++)
+            held[i] = rows[i].there ? load_eight<Taken>(rows[i], step * 32 + thread % 4 * 8) : make_uint4(0, 0, 0, 0);
     };
     auto store_tokens = [&](int step) {
-        store_vec(tokens + ((step % 2 * MANY_TOKENS + thread / 4) * X_STRIDE + thread % 4 * 8),
-                  make_uint4(held[0], held[1], held[2], held[3]));
+#pragma unroll
+        for (int i = 0; i < TOKENS / 64; i++)
+            store_vec(tokens + ((step % 2 * TOKENS + i * 64 + thread / 4) * X_STRIDE + thread % 4 * 8), held[i]);
     };
 
-    float acc[2][4][4] = {};
+    float acc[2][TOKENS / 16][4] = {};
     int per = units_per_range(units);
     copy_weights(0);
     copy_weights(1);
@@ -333,29 +364,31 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][4][4], Ptr<const
                 int p = TURNS ? warp_m / 2 * 2 + i : warp_m, half = TURNS ? warp_m % 2 : i;
                 load_rows<Shared>(a[i], weights + (step % STAGES * STAGE + p * STEP + u * Format::LEN), half, lane);
             }
-            Tokens<W> b[4];
 #pragma unroll
-            for (int t = 0; t < Format::TILES; t++)
+            for (int i = 0; i < TOKENS / 32; i++) {
+                if (i >= mine) break;
+                Tokens<W> b[2];
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
+                for (int t = 0; t < Format::TILES; t++) {
                     // Matrices: tokens 0..8 with k 0..8 and 8..16, then tokens 8..16.
-                    int token = warp_n * 32 + i * 16 + lane / 16 * 8 + lane % 8, k = (u * Format::TILES + t) * 16 + lane / 8 % 2 * 8;
+                    int token = warp_n * (TOKENS / 2) + i * 16 + lane / 16 * 8 + lane % 8, k = (u * Format::TILES + t) * 16 + lane / 8 % 2 * 8;
                     unsigned r[4];
-                    ldmatrix_x4(r, tokens + ((step % 2 * MANY_TOKENS + token) * X_STRIDE + k));
-                    b[2 * i].b[t][0] = r[0], b[2 * i].b[t][1] = r[1];
-                    b[2 * i + 1].b[t][0] = r[2], b[2 * i + 1].b[t][1] = r[3];
+                    ldmatrix_x4(r, tokens + ((step % 2 * TOKENS + token) * X_STRIDE + k));
+                    b[0].b[t][0] = r[0], b[0].b[t][1] = r[1];
+                    b[1].b[t][0] = r[2], b[1].b[t][1] = r[3];
                 }
 #pragma unroll
-            for (int j = 0; j < 4; j++) add_up(b[j]);
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) multiply(acc[i][j], a[i], b[j]);
+                for (int j = 0; j < 2; j++) {
+                    add_up(b[j]);
+                    multiply(acc[0][2 * i + j], a[0], b[j]);
+                    multiply(acc[1][2 * i + j], a[1], b[j]);
+                }
+            }
             if ((unit + 1) % per == 0 || unit + 1 == units) {
 #pragma unroll
                 for (int i = 0; i < 2; i++)
 #pragma unroll
-                    for (int j = 0; j < 4; j++)
+                    for (int j = 0; j < TOKENS / 16; j++)
 #pragma unroll
                         for (int e = 0; e < 4; e++) total[i][j][e] += acc[i][j][e], acc[i][j][e] = 0;
             }

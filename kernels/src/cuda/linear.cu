@@ -5,7 +5,7 @@
 //
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers; the last blocks may
 //                 have another layer of the same x and K
-//   linear_many   a block has 128 rows of w and 64 tokens
+//   linear_many   a block has 128 rows of w and 64 or 128 tokens
 //   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
 #include "wgmma.cuh"
@@ -16,7 +16,7 @@ struct LinearShape {
     int x_stride, out_stride;   // elements from one token to the next
     int x_head, out_head;       // and from one head to the next
     int act;                    // Activation, see activate()
-    int pairs;                  // 1: every even element of a row of x begins an aligned pair
+    int pairs;                  // of x: 8: every eighth element of a row begins 16 aligned bytes; 1: every even one an aligned pair
 };
 
 // Another layer beside the first: its outputs, and panels, 0 if there is none.
@@ -67,14 +67,18 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
     }
 }
 
-// grid: (panels / 4, tokens / 64, heads), 256 threads
-template <class X, class W>
-__global__ void __launch_bounds__(256, 1) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
-    ManyBlock at = many_block();
-    int loaded = at.first_token + (int)threadIdx.x / 4;
-    Row<X> row{x + ((long long)at.head * s.x_head + (long long)loaded * s.x_stride), loaded < s.rows, s.k, s.pairs};
-    float total[2][4][4] = {};
-    multiply_many<false>(total, w + at.panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, row);
+// grid: (panels / 4, tokens / TOKENS, heads), 256 threads
+template <class X, class W, int TOKENS>
+__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    ManyBlock<TOKENS> at = many_block<TOKENS>();
+    Row<X> rows[TOKENS / 64];
+#pragma unroll
+    for (int i = 0; i < TOKENS / 64; i++) {
+        int token = at.first_token + i * 64 + (int)threadIdx.x / 4;
+        rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
+    }
+    float total[2][TOKENS / 16][4] = {};
+    multiply_many<false, TOKENS>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, rows, s.rows - at.first_token);
     at.each([&](int half, int i, int j, int row, int token) {
         if (row >= s.n || token >= s.rows) return;
         float v = total[half][i][j];

@@ -19,9 +19,12 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_few<bf16, bf16, 1>", 64, 4096),
         Instance::new("linear_few<bf16, bf16, 2>", 80, 8192),
         Instance::new("linear_few<bf16, bf16, 4>", 128, 16384),
-        Instance::new("linear_many<float, bf16>", 168, 34816),
-        Instance::new("linear_many<float, f16>", 168, 34816),
-        Instance::new("linear_many<bf16, bf16>", 168, 34816),
+        Instance::new("linear_many<float, bf16, 64>", 128, 34816),
+        Instance::new("linear_many<float, bf16, 128>", 255, 45056),
+        Instance::new("linear_many<float, f16, 64>", 128, 34816),
+        Instance::new("linear_many<float, f16, 128>", 255, 45056),
+        Instance::new("linear_many<bf16, bf16, 64>", 128, 34816),
+        Instance::new("linear_many<bf16, bf16, 128>", 255, 45056),
         Instance::new("linear_few<float, q8, 1>", 85, 4096),
         Instance::new("linear_few<float, q8, 2>", 85, 8192),
         Instance::new("linear_few<float, q8, 4>", 85, 16384),
@@ -31,9 +34,9 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_few<float, q4z, 1>", 85, 4096),
         Instance::new("linear_few<float, q4z, 2>", 85, 8192),
         Instance::new("linear_few<float, q4z, 4>", 85, 16384),
-        Instance::new("linear_many<float, q8>", 168, 23296),
-        Instance::new("linear_many<float, q4>", 168, 17152),
-        Instance::new("linear_many<float, q4z>", 168, 17920),
+        Instance::new("linear_many<float, q8, 64>", 168, 23552),
+        Instance::new("linear_many<float, q4, 64>", 168, 17408),
+        Instance::new("linear_many<float, q4z, 64>", 168, 18432),
         Instance::hopper("linear_wgmma<float, bf16>", 168, 1024),
         Instance::hopper("linear_wgmma<float, f16>", 168, 1024),
         Instance::hopper("linear_wgmma<bf16, bf16>", 168, 1024),
@@ -48,6 +51,11 @@ const FEW: usize = 32;
 /// Dynamic shared memory of the kernels with wgmma: four stages of 4 panels and 128 tokens, or of 8 and 64, by 64 of K (wgmma.cuh).
 pub(super) const WGMMA_SHARED: u32 = 4 * (4 * 4096 + 128 * 128);
 pub(super) const WGMMA_TURNS_SHARED: u32 = 4 * (8 * 4096 + 64 * 128);
+
+/// How rows of so many elements, one behind the other from an aligned place on, may be read: `pairs` of the kernels.
+pub(super) fn pairs_of(k: usize) -> i32 {
+    if k.is_multiple_of(8) { 8 } else { i32::from(k.is_multiple_of(2)) }
+}
 
 /// From one token and from one head to the next, in elements.
 pub(crate) struct Strides {
@@ -155,11 +163,14 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             Activation::GeluErf => 2,
             Activation::QuickGelu => 3,
         },
-        pairs: i32::from(
-            [strides.x, strides.x_head, x.start.0 as usize / x.dtype.size()]
-                .iter()
-                .all(|n| n.is_multiple_of(2)),
-        ),
+        pairs: {
+            let steps = [strides.x, strides.x_head];
+            let (start, size) = (x.start.0 as usize, x.dtype.size());
+            let starts_at = |n: usize, bytes: usize| {
+                steps.iter().all(|step| step.is_multiple_of(n)) && start.is_multiple_of(bytes)
+            };
+            if starts_at(8, 16) { 8 } else { i32::from(starts_at(2, 2 * size)) }
+        },
     };
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
     let mut args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(pointer_of(*bias));
@@ -173,7 +184,13 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         (stored_as, _) if cuda.uses_wgmma() && !stored_as.is_quantised() => {
             (format!("linear_wgmma<{x}, {w}>"), [128, 128], 384)
         }
-        (_, _) => (format!("linear_many<{x}, {w}>"), [128, 64], 256),
+        (stored_as, _) => {
+            // Wider blocks cost less a token, if there are enough of them for the device.
+            let wide = panels.div_ceil(4) * rows.div_ceil(128) * weights.count();
+            let is_wide = *rows > 64 && wide >= cuda.info().num_sms as usize && !stored_as.is_quantised();
+            let tokens = if is_wide { 128 } else { 64 };
+            (format!("linear_many<{x}, {w}, {tokens}>"), [128, tokens], 256)
+        }
     };
     let mut all_panels = panels;
     if rows_each == 16 {

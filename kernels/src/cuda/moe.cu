@@ -1,13 +1,13 @@
 // moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
 //      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others
-// x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
+// x, out [T, H] f32 (moe_many, moe_wgmma: x as tensor cores take it) · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
 //   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs. Up to 32 pairs are not
 //                 sorted where moe_few has one tile: each lane of its warps knows one, and a pair has the row of its number
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
 //                 the first rows of the grid may have the expert of all tokens, whose sums are those of linear_few
-//   moe_many      as linear_many
+//   moe_many      as linear_many; x is rounded before, and what is between the layers when it is written: to what tensor cores take anyway
 //   moe_wgmma     as linear_wgmma; UP: 64 rows of x
 //   moe_f32       as linear_f32
 //   moe_combine   a block has one token
@@ -20,7 +20,7 @@ struct MoeShape {
     int experts, top_k;
     int n, k;           // outputs and inputs of the layer
     int panels, units;  // of 32 rows and along K, in one expert; with UP panels of gate and up take turns
-    int pairs;          // 1: every even element of a row of x begins an aligned pair
+    int pairs;          // of x: 8: every eighth element of a row begins 16 aligned bytes; 1: every even one an aligned pair
     int unsorted;       // pairs (token, choice), at most 32, whose ids take the place of `order`; 0: they are sorted
 };
 
@@ -173,30 +173,44 @@ __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILE
     }
 }
 
-// grid: (panels / 4, blocks of 64 rows), 256 threads
-template <class W, bool UP>
-__global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
-    Work work = find_work<MANY_TOKENS>(starts, s.experts, (int)blockIdx.y);
+// What is between the two layers, in the type that the second one takes.
+template <class W, bool UP> struct Made {
+    using Type = float;
+};
+template <class W> struct Made<W, true> {
+    using Type = typename Weights<W>::Taken;
+};
+
+// grid: (panels / 4, blocks of TOKENS rows), 256 threads
+template <class W, int TOKENS, bool UP>
+__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
+    moe_many(In<typename Weights<W>::Taken> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<typename Made<W, UP>::Type> out) {
+    using Taken = typename Weights<W>::Taken;
+    Work work = find_work<TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
     int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4, first_panel = (int)blockIdx.x * MANY_PANELS;
-    int loaded = work.first + (int)threadIdx.x / 4;
-    int source = loaded < work.end ? source_of<UP>(order, loaded, s.top_k) : -1;
-    Row<float> row{x + (long long)max(source, 0) * s.k, source >= 0, s.k, s.pairs};
+    Row<Taken> rows[TOKENS / 64];
+#pragma unroll
+    for (int i = 0; i < TOKENS / 64; i++) {
+        int loaded = work.first + i * 64 + (int)threadIdx.x / 4;
+        int source = loaded < work.end ? source_of<UP>(order, loaded, s.top_k) : -1;
+        rows[i] = Row<Taken>{x + (long long)max(source, 0) * s.k, source >= 0, s.k, s.pairs};
+    }
     long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
-    float total[2][4][4] = {};
-    multiply_many<UP>(total, w + panel, s.panels - first_panel, s.units, row);
+    float total[2][TOKENS / 16][4] = {};
+    multiply_many<UP, TOKENS>(total, w + panel, s.panels - first_panel, s.units, rows, work.end - work.first);
 #pragma unroll
     for (int half = 0; half < (UP ? 1 : 2); half++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < TOKENS / 16; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int block = UP ? first_panel / 2 * 2 + warp_m : (first_panel + warp_m) * 2 + half;
                 int column = block * 16 + lane / 4 + j / 2 * 8;
-                int row = work.first + warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;
+                int row = work.first + warp_n * (TOKENS / 2) + i * 8 + lane % 4 * 2 + j % 2;
                 if (column >= s.n || row >= work.end) continue;
                 float v = UP ? silu(total[0][i][j]) * total[1][i][j] : total[half][i][j];
-                out[(long long)row * s.n + column] = v;
+                out[(long long)row * s.n + column] = Float<typename Made<W, UP>::Type>::from(v);
             }
 }
 
@@ -204,13 +218,13 @@ __global__ void __launch_bounds__(256) moe_many(In<float> x, In<W> w, In<int> st
 // grid: (UP: panels / 8, else panels / 4; blocks of 64 or 128 rows), 384 threads, a ring of stages
 template <class W, bool UP>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1)
-    moe_wgmma(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    moe_wgmma(In<W> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<typename Made<W, UP>::Type> out) {
     using Tile = WgmmaTile<UP>;
     Work work = find_work<Tile::TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
     int first_panel = (int)blockIdx.x * Tile::PANELS;
     long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
-    Source<float> from{x, s.k, s.k, s.pairs};
+    Source<W> from{x, s.k, s.k, s.pairs};
     auto row_of = [&](int i) { return work.first + i < work.end ? source_of<UP>(order, work.first + i, s.top_k) : -1; };
     float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
     if (!multiply_wgmma<UP>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
@@ -222,7 +236,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1)
             int column = block * 32 + wgmma_half() * 16 + lane / 4 + e / 2 * 8, row = work.first + j * 8 + lane % 4 * 2 + e % 2;
             if (column >= s.n || row >= work.end) continue;
             float v = UP ? silu(total[0][j][e]) * total[Tile::PARTS - 1][j][e] : total[0][j][e];
-            out[(long long)row * s.n + column] = v;
+            out[(long long)row * s.n + column] = Float<typename Made<W, UP>::Type>::from(v);
         }
 }
 #endif

@@ -6,7 +6,8 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
-use super::linear::{WGMMA_SHARED, WGMMA_TURNS_SHARED};
+use super::linear::{WGMMA_SHARED, WGMMA_TURNS_SHARED, pairs_of};
+use super::rows::round_rows;
 use crate::matrix::PANEL;
 use crate::ops::{MoeScratch, SharedExpert};
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
@@ -27,10 +28,14 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_few<f16, 1, false>", 80, 4096),
         Instance::new("moe_few<f16, 2, false>", 80, 8192),
         Instance::new("moe_few<f16, 4, false>", 85, 16384),
-        Instance::new("moe_many<bf16, true>", 168, 34816),
-        Instance::new("moe_many<bf16, false>", 168, 34816),
-        Instance::new("moe_many<f16, true>", 168, 34816),
-        Instance::new("moe_many<f16, false>", 168, 34816),
+        Instance::new("moe_many<bf16, 64, true>", 128, 34816),
+        Instance::new("moe_many<bf16, 128, true>", 255, 45056),
+        Instance::new("moe_many<bf16, 64, false>", 128, 34816),
+        Instance::new("moe_many<bf16, 128, false>", 255, 45056),
+        Instance::new("moe_many<f16, 64, true>", 128, 34816),
+        Instance::new("moe_many<f16, 128, true>", 255, 45056),
+        Instance::new("moe_many<f16, 64, false>", 128, 34816),
+        Instance::new("moe_many<f16, 128, false>", 255, 45056),
         Instance::new("moe_few<q8, 1, true>", 128, 8192),
         Instance::new("moe_few<q8, 2, true>", 128, 16384),
         Instance::new("moe_few<q8, 4, true>", 128, 32768),
@@ -49,12 +54,18 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_few<q4z, 1, false>", 85, 4096),
         Instance::new("moe_few<q4z, 2, false>", 85, 8192),
         Instance::new("moe_few<q4z, 4, false>", 128, 16384),
-        Instance::new("moe_many<q8, true>", 168, 23296),
-        Instance::new("moe_many<q8, false>", 168, 23296),
-        Instance::new("moe_many<q4, true>", 168, 17152),
-        Instance::new("moe_many<q4, false>", 168, 17152),
-        Instance::new("moe_many<q4z, true>", 168, 17920),
-        Instance::new("moe_many<q4z, false>", 168, 18432),
+        Instance::new("moe_many<q8, 64, true>", 168, 23296),
+        Instance::new("moe_many<q8, 128, true>", 255, 33536),
+        Instance::new("moe_many<q8, 64, false>", 168, 23296),
+        Instance::new("moe_many<q8, 128, false>", 255, 33536),
+        Instance::new("moe_many<q4, 64, true>", 168, 17152),
+        Instance::new("moe_many<q4, 128, true>", 255, 27392),
+        Instance::new("moe_many<q4, 64, false>", 168, 17152),
+        Instance::new("moe_many<q4, 128, false>", 255, 27392),
+        Instance::new("moe_many<q4z, 64, true>", 168, 17920),
+        Instance::new("moe_many<q4z, 128, true>", 255, 28672),
+        Instance::new("moe_many<q4z, 64, false>", 168, 18432),
+        Instance::new("moe_many<q4z, 128, false>", 255, 28672),
         Instance::hopper("moe_wgmma<bf16, true>", 168, 1024),
         Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
         Instance::hopper("moe_wgmma<f16, true>", 168, 1024),
@@ -148,7 +159,20 @@ pub(crate) fn run<'s>(
         tiles,
         beside: beside.as_ref().map(|shared| Beside::of(shared, side, x, num_tokens)),
     };
-    layer(Side::Up, &experts.gate_up, experts.inner(), x.pointer(), inner.pointer()).launch(cuda);
+    let taken = match (tiles, experts.gate_up.stored_as()) {
+        (Some(_), _) | (_, WeightType::F32) => x.pointer(),
+        // All blocks read x: once rounded it is half of the bytes. Its place is the rows', behind the pairs.
+        (None, stored_as) => {
+            let start = (ids.len() * size_of::<i32>()).next_multiple_of(16);
+            let dtype = stored_as.float().unwrap_or(DType::BF16);
+            assert!(start + num_tokens * hidden * dtype.size() <= rows.bytes() as usize, "moe: scratch");
+            let rounded = order.offset(start as u64);
+            // SAFETY: x has T rows of H, and the assertion says that they have room.
+            unsafe { round_rows(cuda, x.pointer(), [num_tokens, hidden], dtype, rounded) };
+            rounded
+        }
+    };
+    layer(Side::Up, &experts.gate_up, experts.inner(), taken, inner.pointer()).launch(cuda);
     layer(Side::Down, &experts.down, hidden, inner.pointer(), rows.pointer()).launch(cuda);
 
     let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
@@ -240,7 +264,7 @@ impl Beside {
             k: weights.k() as i32,
             units: weights.as_batch().units() as i32,
             side_panels: (n / PANEL) as i32,
-            pairs: i32::from(weights.k().is_multiple_of(2)),
+            pairs: pairs_of(weights.k()),
         };
         Self { shape, pointers: [x, weights.as_batch().pointer(), out] }
     }
@@ -263,7 +287,7 @@ impl Layer {
             k: k as i32,
             panels: panels as i32,
             units: units as i32,
-            pairs: i32::from(k.is_multiple_of(2)),
+            pairs: pairs_of(k),
             unsorted: if is_sorted { 0 } else { num_pairs as i32 },
         };
         let up = side == Side::Up;
@@ -278,7 +302,12 @@ impl Layer {
                 let expression = format!("moe_wgmma<{}, {up}>", w.cpp());
                 (expression, panels.div_ceil(panels_each), rows_each, 384)
             }
-            (w, None) => (format!("moe_many<{}, {up}>", w.cpp()), panels.div_ceil(4), 64, 256),
+            (w, None) => {
+                // Wider blocks cost less a row, if they are full.
+                let rows_each = if num_pairs > 64 * experts { 128 } else { 64 };
+                let expression = format!("moe_many<{}, {rows_each}, {up}>", w.cpp());
+                (expression, panels.div_ceil(4), rows_each, 256)
+            }
         };
         let shared = match (threads, side) {
             (384, Side::Up) => WGMMA_TURNS_SHARED,

@@ -52,6 +52,25 @@ pub(crate) fn move_rows(cuda: &Cuda, src: &Tensor, width: usize, rows: &Move, ds
     unsafe { cuda.launch(&KERNEL, &expression, grid(rows.count, THREADS), args) };
 }
 
+/// Rows of f32, rounded to 16 bits at another place.
+///
+/// # Safety
+/// Both places hold so many rows of `width` elements, aligned to four of them.
+pub(super) unsafe fn round_rows(
+    cuda: &Cuda,
+    src: DevicePtr,
+    [count, width]: [usize; 2],
+    dtype: DType,
+    dst: DevicePtr,
+) {
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let expression = format!("move_rows<float, {}, {vector}>", dtype.cpp());
+    let args = Args::new().pointer(src).pointer(DevicePtr::NULL).value(width as i32);
+    let args = args.pointer(dst).pointer(DevicePtr::NULL);
+    // SAFETY: the caller's promise.
+    unsafe { cuda.launch(&KERNEL, &expression, grid(count, THREADS), args) };
+}
+
 /// As in rows.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]

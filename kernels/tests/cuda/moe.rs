@@ -122,6 +122,10 @@ fn experts_of_tokens() {
         (WeightType::Int8, [67, 34, 65, 3, 2]),
         (WeightType::Int4, [67, 50, 33, 3, 2]),
         (WeightType::Int4Zero, [67, 34, 40, 3, 2]),
+        // Blocks of 128 rows.
+        (WeightType::BF16, [140, 40, 48, 3, 2]),
+        (WeightType::F16, [150, 34, 37, 2, 1]),
+        (WeightType::Int4, [140, 40, 33, 3, 2]),
     ] {
         let case = Case { stored_as, sizes };
         let found = floats(&case.run(&device, 0..sizes[0]).expect("a result"));
@@ -132,7 +136,7 @@ fn experts_of_tokens() {
     }
 }
 
-/// 163 tokens take `moe_many`, the others one of the rest, under another schedule.
+/// 163 tokens take `moe_many` in blocks of 128 rows, 30 of them in blocks of 64, the others one of the rest, under another schedule.
 #[test]
 fn tokens_have_the_same_bits_alone() {
     let (t, h) = (163, 70);
@@ -202,12 +206,12 @@ fn a_shared_expert_is_computed_beside_the_others() {
         ([BF16; 2], 1, 64, [7, 3]),
         ([BF16; 2], 8, 96, [8, 3]),
         ([BF16; 2], 9, 32, [8, 4]),
-        ([F16; 2], 32, 64, [8, 4]),
+        ([F16; 2], 32, 64, [9, 4]),
         ([Int8; 2], 3, 64, [7, 3]),
         ([Int4; 2], 17, 128, [8, 4]),
         ([Int4Zero; 2], 1, 32, [7, 3]),
         // Too many tokens, gate that ends within a panel, other types.
-        ([BF16; 2], 33, 64, [8, 8]),
+        ([BF16; 2], 33, 64, [9, 9]),
         ([BF16; 2], 2, 48, [7, 7]),
         ([Int4, BF16], 2, 64, [7, 7]),
         ([F32; 2], 2, 64, [8, 8]),
@@ -293,7 +297,7 @@ fn bugs_are_noticed() {
         let case = WithShared { stored_as: [WeightType::BF16; 2], tokens: 7, inner: 96 };
         case.run(device, true).map(|(out, _)| out)
     };
-    let cases: [(&'static str, &'static str, Run); 24] = [
+    let cases: [(&'static str, &'static str, Run); 27] = [
         // Places.
         ("int next = 0;\n    for (int w = 0;", "int next = 0;\n    for (int w = 1;", &many),
         (
@@ -318,6 +322,14 @@ fn bugs_are_noticed() {
         // Panels.
         ("int p = TURNS ? warp_m / 2 * 2 + i : warp_m,", "int p = TURNS ? warp_m / 2 + i : warp_m,", &many),
         ("column / 32 * SIDES) * 32", "column / 32) * 32", &f32),
+        // Rows and columns of wide blocks, and what is between the layers.
+        ("work.first + i * 64 + (int)threadIdx.x / 4", "work.first + (int)threadIdx.x / 4", &many),
+        ("rows, work.end - work.first);", "rows, work.end - work.first - 16);", &many),
+        (
+            "warp_n * (TOKENS / 2) + i * 8 + lane % 4 * 2 + j % 2;\n                if (column",
+            "warp_n * 32 + i * 8 + lane % 4 * 2 + j % 2;\n                if (column",
+            &many,
+        ),
         // Waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
         // Pairs that are not sorted.

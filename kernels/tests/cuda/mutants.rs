@@ -39,8 +39,14 @@ pub fn assert_noticed(cases: &[(&'static str, &'static str, Run)]) {
 }
 
 fn linear_of(t: usize, stored_as: WeightType) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
+    linear_of_size([t, 40, 299], stored_as)
+}
+
+fn linear_of_size(
+    [t, n, k]: [usize; 3],
+    stored_as: WeightType,
+) -> impl Fn(&Device) -> Result<Vec<u8>, Error> {
     move |device| {
-        let (n, k) = (40, 299);
         let dtype = stored_as.float().unwrap_or(DType::F32);
         let (x, w) = (Host::random(DType::F32, &[t, k], 1), Host::random(dtype, &[n, k], 2));
         let w = Matrix::pack(device, stored_as, &[w.view()]);
@@ -55,6 +61,8 @@ fn linear_of(t: usize, stored_as: WeightType) -> impl Fn(&Device) -> Result<Vec<
 fn in_linear_layers() {
     let few = linear_of(5, WeightType::BF16);
     let many = linear_of(45, WeightType::BF16);
+    // Blocks of 128 tokens, which are read eight elements at a time.
+    let wide = linear_of_size([140, 150, 72], WeightType::BF16);
     let f32 = linear_of(5, WeightType::F32);
     let pair = |device: &Device| {
         let x = Host::random(DType::F32, &[5, 99], 1).tensor(device);
@@ -68,7 +76,7 @@ fn in_linear_layers() {
         linear_pair(&x, [first, LinearPart { weight: &second.0, bias: Some(&second.1), out: &mut b }]);
         Ok([a.read()?, b.read()?].concat())
     };
-    let cases: [(&'static str, &'static str, Run); 17] = [
+    let cases: [(&'static str, &'static str, Run); 21] = [
         // Barriers and waits.
         ("cp_async_wait<1>();\n        __syncthreads();", "cp_async_wait<1>();", &many),
         ("cp_async_wait<1>();", "cp_async_wait<2>();", &many),
@@ -85,7 +93,11 @@ fn in_linear_layers() {
             &few,
         ),
         ("} else if (k + 1 < end) {", "} else if (k < end) {", &few),
-        ("loaded < s.rows, s.k", "loaded <= s.rows, s.k", &many),
+        ("token < s.rows, s.k", "token <= s.rows, s.k", &many),
+        ("(TOKENS / 2) + 15) / 16", "(TOKENS / 2)) / 16", &many),
+        ("at.first_token + i * 64 + (int)threadIdx.x / 4", "at.first_token + (int)threadIdx.x / 4", &wide),
+        ("i * 64 + thread / 4) * X_STRIDE", "thread / 4) * X_STRIDE", &wide),
+        ("row.pairs != 8 || k + 8 > row.k", "row.pairs != 8", &wide),
         ("p < panels && step * UNITS + at / Format::LEN < units", "p <= panels", &many),
         ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
         // Lanes and places.
