@@ -2,7 +2,7 @@
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
-use crate::running::{Rank, Running, finish_reason};
+use crate::running::{Outcome, Rank, Running, outcome};
 use crate::scheduler::InFlight;
 use crate::{
     Batch, BatchItem, DraftShare, Event, Failure, FinishReason, PromptResult, Sample, Sampled, Scheduler,
@@ -32,7 +32,8 @@ struct Taking<'a> {
 impl Scheduler {
     /// Takes in the results of the oldest step that was made. Items of sequences that ended or were aborted meanwhile are passed over.
     pub fn commit(&mut self, batch: Batch, output: StepOutput) -> Step {
-        let InFlight { started, stats } = self.in_flight.pop_front().expect("a step was made");
+        assert!(self.accepting.is_empty(), "tokens of the step before are still being taken in");
+        let InFlight { started, stats, ended } = self.in_flight.pop_front().expect("a step was made");
         let mut events = started;
         events.reserve(output.prompts.len() + output.sampled.len());
         self.stats = stats;
@@ -46,6 +47,11 @@ impl Scheduler {
             let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
             assert!(sampled.len() >= num_rows, "one result per row that samples");
             let mut rows = sampled.by_ref().take(num_rows).peekable();
+            if ended.contains(&item.id) {
+                self.stats.count_for_nothing(item);
+                rows.for_each(drop);
+                continue;
+            }
             let is_deferred = matches!(rows.peek(), Some(Sampled::Deferred));
             if let Some(sample) = item.sample.as_ref().filter(|_| is_deferred) {
                 self.stats.count_deferred(item.tokens.len(), sample.num_generated);
@@ -97,14 +103,18 @@ impl Scheduler {
         let running = self.running.get_mut(&rank).expect("an item's sequence is running or was aborted");
         let Self { config, pool, images, stats, .. } = self;
         let taking = Taking { id: rank.id, running, config, pool, images, stats, events };
-        if let Some(reason) = taking.item(item, results) {
-            let preemptions = self.finish(rank, reason);
-            events.push(Event::Finished { id: rank.id, reason, preemptions });
+        match taking.item(item, results) {
+            Outcome::GoesOn => {}
+            Outcome::Accepting => self.accepting.push(rank),
+            Outcome::Ends(reason) => {
+                let preemptions = self.finish(rank, reason);
+                events.push(Event::Finished { id: rank.id, reason, preemptions });
+            }
         }
     }
 
-    /// Returns how often it was preempted.
-    fn finish(&mut self, rank: Rank, reason: FinishReason) -> usize {
+    /// Ends a running sequence; returns how often it was preempted.
+    pub(crate) fn finish(&mut self, rank: Rank, reason: FinishReason) -> usize {
         let is_poisoned = reason == FinishReason::Failed(Failure::NonFiniteLogits);
         if is_poisoned {
             // Its keys and values may be the cause, those of earlier chunks too.
@@ -122,12 +132,8 @@ impl Scheduler {
 }
 
 impl Taking<'_> {
-    /// Says how the sequence ends, where it does.
-    fn item(
-        mut self,
-        item: &BatchItem,
-        results: ItemResults<impl Iterator<Item = Sampled>>,
-    ) -> Option<FinishReason> {
+    /// Says what becomes of the sequence.
+    fn item(mut self, item: &BatchItem, results: ItemResults<impl Iterator<Item = Sampled>>) -> Outcome {
         let running = &mut *self.running;
         assert_eq!(running.computed, item.context_len, "committed twice");
         let ItemResults { prompt, is_deferred, sampled } = results;
@@ -144,11 +150,11 @@ impl Taking<'_> {
             _ => Ok(None),
         };
         match (told, sampled) {
-            (Err(failure), _) => Some(FinishReason::Failed(failure)),
+            (Err(failure), _) => Outcome::Ends(FinishReason::Failed(failure)),
             (Ok(told), Some(_)) if is_deferred => {
                 self.settle();
                 self.events.extend(told);
-                None
+                Outcome::GoesOn
             }
             (Ok(told), Some(sampled)) => self.rows(&drafts, sampled, told),
             (Ok(told), None) => {
@@ -156,7 +162,7 @@ impl Taking<'_> {
                 self.events.extend(told);
                 let running = &self.running;
                 // Nothing is left to compute and nothing was sampled: nothing is to be generated.
-                (running.computed == running.len()).then_some(FinishReason::Length)
+                (running.computed == running.len()).then_some(FinishReason::Length).into()
             }
         }
     }
@@ -168,14 +174,14 @@ impl Taking<'_> {
         drafts: &[TokenId],
         sampled: impl Iterator<Item = Sampled>,
         told: Option<Event>,
-    ) -> Option<FinishReason> {
-        let (mut told, mut num_accepted, mut reason) = (told, 0, None);
+    ) -> Outcome {
+        let (mut told, mut num_accepted, mut end) = (told, 0, Outcome::GoesOn);
         for row in sampled {
             let token = match row {
                 Sampled::Token(token) => token,
                 Sampled::Deferred => unreachable!("{:?}: only a row by itself is deferred", self.id),
                 Sampled::Failed(failure) => {
-                    reason = Some(FinishReason::Failed(failure));
+                    end = Outcome::Ends(FinishReason::Failed(failure));
                     break;
                 }
             };
@@ -185,8 +191,8 @@ impl Taking<'_> {
             self.running.job.sequence.tokens.push(token.token);
             self.events.push(Event::Token { id: self.id, token });
             num_accepted += usize::from(is_guessed);
-            reason = finish_reason(&mut self.running.job.sequence);
-            if reason.is_some() || !is_guessed {
+            end = outcome(&mut self.running.job.sequence);
+            if end != Outcome::GoesOn || !is_guessed {
                 break;
             }
             self.running.computed += 1;
@@ -194,7 +200,7 @@ impl Taking<'_> {
         if !drafts.is_empty() {
             self.judge(DraftShare { id: self.id, num_drafted: drafts.len(), num_accepted });
         }
-        reason
+        end
     }
 
     /// Gives back what a draft held, as far as its tokens did not come.

@@ -4,7 +4,10 @@
 //! ```text
 //! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has, if accept() has not begun it
 //! execute:  forward pass … Batch::choose_deferred(): which rows go on without theirs   … sampler: TokenMask::allowed()
-//! commit:   accept(token) ──▶ Open | Complete | Failed        or, of a row that was deferred, nothing: next_mask() comes again
+//! commit:   begin_accept(token) ──▶ Open | Complete | Failed, or nothing yet
+//!                                                             or, of a row that was deferred, nothing: next_mask() comes again
+//! where nothing came yet, at the end of the commit, or on a device that works alone while it runs the next step:
+//!           finish_accept() ──▶ Open | Complete | Failed
 //! ```
 
 use crate::TokenId;
@@ -14,11 +17,23 @@ use std::sync::Arc;
 /// The state of a constraint of one sequence. It is a function of the tokens accepted so far and of nothing else.
 pub trait Constraint: Debug + Send + Sync {
     /// The tokens that may come next; `None` where any may. Asked before each token, and again where no token came of it; what is being
-    /// computed then goes on. Must not wait: the work may go on while the model runs.
+    /// computed then goes on. Must not wait: the work may go on while the model runs. Also asked between `begin_accept` and `finish_accept`,
+    /// which may say that nothing comes next: then what is drawn under the mask is not looked at.
     fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>>;
 
     /// Takes in the token that was sampled under the last mask. The next one may begin to be computed.
     fn accept(&mut self, token: TokenId) -> Accepted;
+
+    /// Begins to do what `accept` does: the result is there at once, or [`Constraint::finish_accept`] is to be asked for it, before the next
+    /// token. Must not wait: others have their tokens taken in meanwhile.
+    fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
+        Some(self.accept(token))
+    }
+
+    /// What became of the last token, where `begin_accept` did not say; waits for it.
+    fn finish_accept(&mut self) -> Accepted {
+        unreachable!("{self:?}: begin_accept has said all")
+    }
 
     /// The same state once more, for another sequence.
     fn boxed_clone(&self) -> Box<dyn Constraint>;

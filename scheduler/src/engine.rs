@@ -1,7 +1,7 @@
 //! One step: schedule, run, commit. The only place where scheduler and model meet. On a device that works by itself, whoever drives
 //! the engine has time between `begin` and `finish`, and the next step can be begun before this one is finished.
 
-use crate::{Batch, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput};
+use crate::{Batch, Event, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput};
 use std::collections::VecDeque;
 
 /// Runs a batch on some device and samples one token for each row that asks for one. Defined here and implemented in `models`,
@@ -100,12 +100,30 @@ impl<R: ModelRunner> Engine<R> {
         true
     }
 
+    /// Who ends with a token of the last step, as its constraint says, which may take its time over it. To be asked while a device that works
+    /// alone is at work; else `finish` does it.
+    pub fn finish_accepting(&mut self) -> Vec<Event> {
+        self.scheduler.finish_accepting()
+    }
+
     /// Waits for the oldest step that was begun and takes its results in; nothing if none was. After an error the engine cannot go on: the
     /// caller ends all sequences and drops it.
     pub fn finish(&mut self) -> Result<Step, R::Error> {
-        let Some(batch) = self.begun.pop_front() else { return Ok(Step::default()) };
+        let mut events = self.scheduler.finish_accepting();
+        let Some(batch) = self.begun.pop_front() else { return Ok(Step { events, ..Step::default() }) };
         let output = self.runner.execute(&batch)?;
-        Ok(self.scheduler.commit(batch, output))
+        let mut step = self.scheduler.commit(batch, output);
+        // A step for one alone that ends would be for nothing, and nobody waits meanwhile.
+        let is_waited_for = !self.runner.works_alone() || self.scheduler.num_running() == 1;
+        if is_waited_for && self.scheduler.is_accepting() {
+            step.events.extend(self.scheduler.finish_accepting());
+            step.stats.occupancy = self.scheduler.occupancy();
+        }
+        if !events.is_empty() {
+            events.append(&mut step.events);
+            step.events = events;
+        }
+        Ok(step)
     }
 
     pub fn scheduler(&self) -> &Scheduler {

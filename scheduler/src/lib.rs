@@ -18,6 +18,7 @@
 //! One step is [`Engine::step`]: `schedule` (policy: `plan.rs`) makes a [`Batch`], the [`ModelRunner`] executes it, `commit`
 //! takes in what was sampled. Everything is a pure function of the calls made so far: same calls, same batches.
 
+mod accepting;
 mod ahead;
 mod batch;
 mod block_pool;

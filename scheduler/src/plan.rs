@@ -111,7 +111,7 @@ impl Scheduler {
         self.plan_drafts(&mut budget);
         let batch = self.assemble();
         let (started, stats) = (std::mem::take(&mut self.started), std::mem::take(&mut self.stats));
-        self.in_flight.push_back(InFlight { started, stats });
+        self.in_flight.push_back(InFlight { started, stats, ended: Vec::new() });
         batch
     }
 

@@ -264,15 +264,41 @@ impl Running {
     }
 }
 
-/// Takes in the token sampled last; says whether it ends the sequence.
-pub(crate) fn finish_reason(sequence: &mut Sequence) -> Option<FinishReason> {
+/// What becomes of a sequence with the token sampled last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    GoesOn,
+    Ends(FinishReason),
+    /// It goes on unless its constraint, which has begun to take the token in, says that it ends.
+    Accepting,
+}
+
+impl From<Option<FinishReason>> for Outcome {
+    fn from(reason: Option<FinishReason>) -> Self {
+        reason.map_or(Outcome::GoesOn, Outcome::Ends)
+    }
+}
+
+/// Takes in the token sampled last, or has its constraint begin to.
+pub(crate) fn outcome(sequence: &mut Sequence) -> Outcome {
     let last = *sequence.tokens.last().expect("a prompt is not empty");
-    let accepted = sequence.constraint.as_mut().map(|constraint| constraint.accept(last));
-    match (end_of(sequence), accepted) {
-        (Some(FinishReason::Stop), _) => Some(FinishReason::Stop),
-        (_, Some(Accepted::Complete)) => Some(FinishReason::Complete),
-        (end, Some(Accepted::Failed)) => Some(end.unwrap_or(FinishReason::Failed(Failure::Constraint))),
-        (end, Some(Accepted::Open) | None) => end,
+    let end = end_of(sequence);
+    let Some(constraint) = &mut sequence.constraint else { return end.into() };
+    match (constraint.begin_accept(last), end) {
+        (_, Some(FinishReason::Stop)) => Outcome::Ends(FinishReason::Stop),
+        (None, None) => Outcome::Accepting,
+        // It ends here in any case: how is what the constraint says, which is asked once an answer.
+        (None, Some(_)) => end_by(constraint.finish_accept(), end).into(),
+        (Some(accepted), _) => end_by(accepted, end).into(),
+    }
+}
+
+/// How a sequence ends with a token of which its constraint said `accepted`, and which ends it as `end` says in any case.
+pub(crate) fn end_by(accepted: Accepted, end: Option<FinishReason>) -> Option<FinishReason> {
+    match accepted {
+        Accepted::Open => end,
+        Accepted::Complete => Some(FinishReason::Complete),
+        Accepted::Failed => Some(end.unwrap_or(FinishReason::Failed(Failure::Constraint))),
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Scheduler {
     pub(crate) stats: StepStats,
     /// What the steps will tell that were made and are not yet taken in, in their order; at most two.
     pub(crate) in_flight: VecDeque<InFlight>,
+    /// Whose last tokens their constraints are taking in, in the order in which these began; some may have been aborted since.
+    pub(crate) accepting: Vec<Rank>,
     /// Empty: memory for the items of a step.
     pub(crate) spare_items: Vec<BatchItem>,
 }
@@ -34,6 +36,8 @@ pub struct Scheduler {
 pub(crate) struct InFlight {
     pub started: Vec<Event>,
     pub stats: StepStats,
+    /// Who ended while it ran, by what a constraint said of a token of an earlier step.
+    pub ended: Vec<SequenceId>,
 }
 
 impl Scheduler {
@@ -55,6 +59,7 @@ impl Scheduler {
             started: Vec::new(),
             stats: StepStats::default(),
             in_flight: VecDeque::new(),
+            accepting: Vec::new(),
             spare_items: Vec::new(),
         }
     }
@@ -127,6 +132,10 @@ impl Scheduler {
     /// Who runs now, by rank.
     pub fn running_ids(&self) -> impl Iterator<Item = SequenceId> {
         self.running.keys().map(|rank| rank.id)
+    }
+
+    pub(crate) fn num_running(&self) -> usize {
+        self.running.len()
     }
 
     pub fn occupancy(&self) -> Occupancy {

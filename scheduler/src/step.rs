@@ -1,7 +1,7 @@
 //! What a step tells its caller: events for the streams, numbers for the metrics.
 
 use crate::image_cache::Acquired;
-use crate::{FinishReason, PooledSum, PromptLogprob, SampledToken, SequenceId};
+use crate::{BatchItem, FinishReason, PooledSum, PromptLogprob, SampledToken, SequenceId};
 
 #[derive(Debug, Default)]
 pub struct Step {
@@ -60,7 +60,7 @@ pub struct StepStats {
     /// Of the batch's tokens those that run again, because their sequences were deferred; they are not among the two above.
     pub deferred_tokens: usize,
     /// Of the batch's tokens those that ran for nothing: each stood for a token that was still being sampled, and that one ended its sequence,
-    /// or its client went. They are not among the ones above.
+    /// or its client went; or was one that ended its sequence, as its constraint said when the step was made. They are not among the ones above.
     pub dropped_tokens: usize,
     /// The step was made, and may have been begun, while the one before it ran.
     pub is_ahead: bool,
@@ -94,6 +94,17 @@ impl StepStats {
     pub(crate) fn count_deferred(&mut self, num_tokens: usize, num_generated: usize) {
         *self.counter_to_the_end(num_tokens, num_generated) -= 1;
         self.deferred_tokens += 1;
+    }
+
+    /// An item of a sequence that had ended by the time.
+    pub(crate) fn count_for_nothing(&mut self, item: &BatchItem) {
+        let num_tokens = item.tokens.len();
+        let counter = match &item.sample {
+            Some(sample) => self.counter_to_the_end(num_tokens, sample.num_generated),
+            None => &mut self.prefill_tokens,
+        };
+        *counter -= num_tokens;
+        self.dropped_tokens += num_tokens;
     }
 
     /// The sequence of a placeholder has gone.

@@ -1,7 +1,8 @@
 //! Whether streams that a grammar holds and free ones slow each other: the time between the tokens of a stream as its client sees it,
 //! beside others of its kind and of the other kind. The model is made up: a vocabulary of Kimi's size, and steps in which the host's
 //! processors are free, as while a GPU computes. The clients are another process. How many tokens came a step late because their masks were not
-//! there tells apart what waits for masks and what waits for a processor.
+//! there tells apart what waits for masks and what waits for a processor; the processor time of the engine's thread, which others on the machine
+//! change least, tells what is ours: between two steps, where everybody waits for it, and beside one, while the device computes.
 //!
 //! `cargo bench -p perilune --bench company`; without `--bench`, as in a test run, a small vocabulary and a moment of each.
 
@@ -19,13 +20,14 @@ use models::{ModelFiles, ModelInfo};
 use perilune::constrain::GrammarSource;
 use perilune::serve::LoadedModel;
 use random::Random;
+use rustix::time::{ClockId, clock_gettime};
 use scheduler::{Batch, ModelRunner, Sample, Sampled, SampledToken, SchedulerConfig, StepOutput, TokenId};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -58,9 +60,9 @@ fn main() {
     // The vocabulary and each grammar are made once.
     held.iter().for_each(|request| drop(server.ask(PATH, request)));
     println!(
-        "| step | measured | beside | p50 | p99 | max | gaps | deferred | between steps p50 | p99 | max |"
+        "| step | measured | beside | p50 | p99 | max | gaps | deferred | between steps p50 | p99 | max | CPU between | beside |"
     );
-    println!("|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     let (steps, observed): (&[u64], _) = match is_bench {
         true => (&[20_000, 5000], Duration::from_secs(12)),
         false => (&[1000], Duration::from_millis(50)),
@@ -101,15 +103,18 @@ impl Company {
             num => format!("{num} {}", kind.name()),
         };
         let num_held = watch.num_held.load(Relaxed) - held_before;
+        let Times { mut between, cpu_between, cpu_beside } = watch.take();
         println!(
-            "| {} ms | {} | {} | {} | {} | {:.2} % | {} |",
+            "| {} ms | {} | {} | {} | {} | {:.2} % | {} | {} | {} |",
             watch.step_us.load(Relaxed) as f64 / 1e3,
             name(self.measured),
             name(self.beside),
             quantiles(&mut gaps),
             gaps.len(),
             100.0 * (deferred() - deferred_before) / (num_held as f64).max(1.0),
-            quantiles(&mut watch.take()),
+            quantiles(&mut between),
+            median_micros(cpu_between),
+            median_micros(cpu_beside),
         );
     }
 }
@@ -158,19 +163,52 @@ fn quantiles(times: &mut [Duration]) -> String {
     [0.5, 0.99, 1.0].map(show).join(" | ")
 }
 
+fn median_micros(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    format!("{} µs", times.get(times.len() / 2).map_or(0, Duration::as_micros))
+}
+
 /// What the model sees of the steps.
 #[derive(Default)]
 struct Watch {
     step_us: AtomicU64,
     /// Tokens drawn under a mask.
     num_held: AtomicU64,
-    /// For each step, how long the device did nothing before it.
-    between: Mutex<Vec<Duration>>,
+    times: Mutex<Times>,
+}
+
+/// Of each step.
+#[derive(Default)]
+struct Times {
+    /// How long the device did nothing before it.
+    between: Vec<Duration>,
+    /// What the engine's thread computed meanwhile.
+    cpu_between: Vec<Duration>,
+    /// And what it computed while the device was at work, until it had nothing else to do than to wait for it.
+    cpu_beside: Vec<Duration>,
 }
 
 impl Watch {
-    fn take(&self) -> Vec<Duration> {
-        std::mem::take(&mut *self.between.lock().expect("no panic under the lock"))
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().expect("no panic under the lock")
+    }
+
+    fn take(&self) -> Times {
+        std::mem::take(&mut *self.times())
+    }
+}
+
+/// The clock on the wall, and that of the processor for this thread.
+#[derive(Clone, Copy)]
+struct Moment {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Moment {
+    fn now() -> Self {
+        let cpu = clock_gettime(ClockId::ThreadCPUTime);
+        Self { wall: Instant::now(), cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32) }
     }
 }
 
@@ -266,9 +304,9 @@ struct Paced {
     watch: Arc<Watch>,
     random: Random,
     /// When the step that runs was.
-    begun: Option<Instant>,
+    begun: Option<Moment>,
     /// When the last step was over.
-    ended: Option<Instant>,
+    ended: Option<Moment>,
 }
 
 impl ModelRunner for Paced {
@@ -279,18 +317,22 @@ impl ModelRunner for Paced {
     }
 
     fn begin(&mut self, batch: &Batch) {
-        let begun = Instant::now();
+        let begun = Moment::now();
         // Where all sequences are new the engine was idle before.
         let goes_on = batch.items.iter().any(|item| item.context_len > 16);
-        let between = self.ended.filter(|_| goes_on).map(|ended| begun - ended);
-        self.watch.between.lock().expect("no panic under the lock").extend(between);
+        if let Some(ended) = self.ended.filter(|_| goes_on) {
+            let mut times = self.watch.times();
+            times.between.push(begun.wall - ended.wall);
+            times.cpu_between.push(begun.cpu - ended.cpu);
+        }
         self.begun = Some(begun);
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
         let begun = self.begun.take().expect("begun before");
+        self.watch.times().cpu_beside.push(Moment::now().cpu - begun.cpu);
         let step = Duration::from_micros(self.watch.step_us.load(Relaxed));
-        std::thread::sleep(step.saturating_sub(begun.elapsed()));
+        std::thread::sleep(step.saturating_sub(begun.wall.elapsed()));
         let deferred = batch.choose_deferred();
         let is_held = |(sample, deferred): &(&Sample, &bool)| sample.mask.is_some() && !**deferred;
         let num_held = batch.samples().zip(&deferred).filter(is_held).count();
@@ -302,7 +344,7 @@ impl ModelRunner for Paced {
             }
         };
         let sampled = batch.samples().zip(deferred).map(token).collect();
-        self.ended = Some(Instant::now());
+        self.ended = Some(Moment::now());
         Ok(StepOutput { sampled, ..StepOutput::default() })
     }
 }

@@ -234,6 +234,9 @@ where
             }
             if self.stopping.load(Relaxed) {
                 self.tell();
+                if let Err(message) = self.finish_accepting() {
+                    tracing::error!(error = message, "failed to take in the last tokens");
+                }
                 submits.close();
                 while let Some(submit) = submits.blocking_recv() {
                     self.admit(submit);
@@ -306,8 +309,9 @@ where
             engine.begin_ahead();
         };
         catch_unwind(AssertUnwindSafe(begin)).map_err(panicked)?;
-        // A device that works alone has begun: clients are told of the step before this one meanwhile.
+        // A device that works alone has begun: clients are told of the step before this one meanwhile, and grammars take its tokens in.
         self.tell();
+        self.finish_accepting()?;
         if !self.engine.has_begun() {
             return Ok(());
         }
@@ -330,6 +334,14 @@ where
         if !self.engine.runner().works_alone() {
             self.tell();
         }
+        Ok(())
+    }
+
+    /// Ends those of whom their constraints say so now, after all that was told of them.
+    fn finish_accepting(&mut self) -> Result<(), String> {
+        let engine = &mut self.engine;
+        let ended = catch_unwind(AssertUnwindSafe(|| engine.finish_accepting())).map_err(panicked)?;
+        self.clients.tell(ended, &self.metrics);
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub struct Counter {
     pub fail_prompt: Option<(u64, usize)>,
     /// As a device that takes the next step while it runs one.
     pub takes_ahead: bool,
+    /// As a device whose host does something else meanwhile.
+    pub works_alone: bool,
     /// How many steps after its own a picture that is encoded ahead is there.
     pub encode_steps: usize,
     /// Pictures under way, and when each is there.
@@ -92,6 +94,10 @@ impl ModelRunner for Counter {
 
     fn takes_ahead(&self) -> bool {
         self.takes_ahead
+    }
+
+    fn works_alone(&self) -> bool {
+        self.works_alone
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {

@@ -30,6 +30,8 @@ pub struct Report {
     pub drafted: usize,
     pub accepted: usize,
     pub finished: usize,
+    /// Of them those whose constraint said so.
+    pub completed: usize,
     pub failed: usize,
     pub aborted: usize,
     pub rejected: usize,
@@ -55,6 +57,7 @@ impl std::ops::AddAssign<&Report> for Report {
         self.drafted += day.drafted;
         self.accepted += day.accepted;
         self.finished += day.finished;
+        self.completed += day.completed;
         self.failed += day.failed;
         self.aborted += day.aborted;
         self.rejected += day.rejected;
@@ -331,7 +334,16 @@ impl Day {
         let output = parts.shadow.execute(&batch).unwrap();
         self.hang_ups();
         let Machinery::Parts(parts) = &mut self.machinery else { unreachable!() };
-        parts.scheduler.commit(batch, output)
+        let Parts { scheduler, shadow, .. } = &mut **parts;
+        let mut events = scheduler.finish_accepting();
+        scheduler.check();
+        let mut step = scheduler.commit(batch, output);
+        events.append(&mut step.events);
+        step.events = events;
+        if !shadow.works_alone() {
+            step.events.extend(scheduler.finish_accepting());
+        }
+        step
     }
 
     /// The truth goes on by what was said; who ended or was preempted starts over or is gone.
@@ -373,7 +385,10 @@ impl Day {
         for event in &step.events {
             match event {
                 Event::Finished { reason: FinishReason::Failed(_), .. } => report.failed += 1,
-                Event::Finished { .. } => report.finished += 1,
+                Event::Finished { reason, .. } => {
+                    report.finished += 1;
+                    report.completed += usize::from(*reason == FinishReason::Complete);
+                }
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    Event, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
+    Event, Failure, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
     SchedulerConfig, Sequence, SequenceId, Step,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -145,20 +145,28 @@ impl Oracle {
         let is_here = |id: &SequenceId| self.live.contains_key(id);
         let num_known =
             stats.prefill_tokens + stats.decode_tokens + stats.deferred_tokens + stats.dropped_tokens;
-        let dropped = counts.placeholders.iter().filter(|id| !is_here(id));
-        assert_eq!(stats.dropped_tokens, dropped.count(), "tokens that ran for nothing");
+        let ended = ended_before(step);
+        let items_of_ended = counts.items.iter().filter(|(id, _)| ended.contains(id));
+        let dropped = counts.placeholders.iter().filter(|id| !is_here(id)).count()
+            + items_of_ended.map(|(_, num_tokens)| num_tokens).sum::<usize>();
+        assert_eq!(stats.dropped_tokens, dropped, "tokens that ran for nothing");
         assert!(
             stats.is_ahead || counts.placeholders.is_empty(),
             "a placeholder in a step that need not have any"
         );
         assert!(self.config.async_scheduling || !stats.is_ahead, "a step was made ahead unasked");
         let num_tokens = num_known + stats.draft_tokens;
-        assert_eq!(stats.deferred_tokens, counts.deferred.len(), "tokens that run again");
+        let deferred = counts.deferred.iter().filter(|id| !ended.contains(id));
+        assert_eq!(stats.deferred_tokens, deferred.count(), "tokens that run again");
         assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
         assert_eq!(stats.draft_tokens, counts.draft_tokens, "guesses of the step");
         let drafts: Vec<_> = counts.drafts.iter().filter(|draft| is_here(&draft.id)).copied().collect();
         assert_eq!(stats.drafts, drafts, "what became of the guesses");
-        assert_eq!(stats.decode_tokens + stats.dropped_tokens, counts.decode_tokens, "decodes of the step");
+        let is_dropped = |id: &SequenceId| {
+            ended.contains(id) || (counts.placeholders.contains(id) && !is_here(id))
+        };
+        let decodes = counts.decodes.iter().filter(|id| !is_dropped(id));
+        assert_eq!(stats.decode_tokens, decodes.count(), "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
         let shares = stats.shares.iter().filter(|share| share.num_tokens > 0);
         let items: Vec<_> = shares.map(|share| (share.id, share.num_tokens)).collect();
@@ -306,6 +314,24 @@ impl Oracle {
             |live: &Live| live.truth.sequence.prompt_len() + live.answer.len() * steps_for_a_token(live);
         self.config.max_running + self.live.values().map(tokens).sum::<usize>()
     }
+}
+
+/// Who had ended, as a constraint said of a token of the step before, when this one was taken in.
+fn ended_before(step: &Step) -> BTreeSet<SequenceId> {
+    let mut ended = BTreeSet::new();
+    for event in &step.events {
+        match event {
+            Event::Finished { id, reason, .. } if is_by_constraint(*reason) => {
+                ended.insert(*id);
+            }
+            _ => break,
+        }
+    }
+    ended
+}
+
+fn is_by_constraint(reason: FinishReason) -> bool {
+    matches!(reason, FinishReason::Complete | FinishReason::Failed(Failure::Constraint))
 }
 
 impl Live {

@@ -63,7 +63,8 @@ struct Flight {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub num_tokens: usize,
-    pub decode_tokens: usize,
+    /// Who needs one token only and had generated it, but for those deferred.
+    pub decodes: Vec<SequenceId>,
     pub images: usize,
     pub patches: usize,
     /// Rows of which something was told.
@@ -320,8 +321,7 @@ impl Shadow {
         self.slots[index] = None;
         self.ends.insert(item.id, item.end() - 1);
         self.last_counts.deferred.push(item.id);
-        let is_decode = item.tokens.len() == 1 && sample.num_generated > 0;
-        self.last_counts.decode_tokens -= usize::from(is_decode);
+        self.last_counts.decodes.retain(|id| *id != item.id);
         true
     }
 
@@ -407,7 +407,7 @@ impl Shadow {
                 && (is_placeholder || truth.tokens.len() > truth.sequence.prompt_len());
             counts.placeholders.extend(is_placeholder.then_some(item.id));
             counts.draft_tokens += num_drafts;
-            counts.decode_tokens += usize::from(is_decode && item.sample.is_some());
+            counts.decodes.extend((is_decode && item.sample.is_some()).then_some(item.id));
             counts.items.push((item.id, item.tokens.len()));
         }
         self.last_batch = text;
@@ -443,6 +443,10 @@ impl ModelRunner for Shadow {
 
     fn takes_ahead(&self) -> bool {
         chain(self.now_us, 3) % 100 < self.machine.ahead_percent
+    }
+
+    fn works_alone(&self) -> bool {
+        self.machine.works_alone
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {

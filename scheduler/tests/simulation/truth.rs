@@ -2,7 +2,7 @@
 
 use crate::rng::chain;
 use scheduler::{
-    Failure, FinishReason, Pooling, PromptLogprob, PromptOutput, RowSum, Sampled, SampledToken,
+    Accepted, Failure, FinishReason, Pooling, PromptLogprob, PromptOutput, RowSum, Sampled, SampledToken,
     SamplingParams, Sequence, TokenId,
 };
 use std::ops::Range;
@@ -24,6 +24,10 @@ pub struct Machine {
     pub only_constrained_wait: bool,
     /// Of 100 steps so many can be followed by one that is made ahead.
     pub ahead_percent: u64,
+    /// The host has time while a step runs, in which constraints take tokens in.
+    pub works_alone: bool,
+    /// Some sequences have a constraint that takes its time and ends them.
+    pub holds: bool,
     /// So many of 100 tokens are those a few positions before: what is guessed from earlier text is right about as often.
     pub copies_percent: u64,
 }
@@ -72,6 +76,10 @@ impl Truth {
     pub fn may_be_deferred(&self) -> bool {
         let waits = self.sequence.constraint.is_some() || !self.machine.only_constrained_wait;
         self.machine.deferral_rate > 0 && waits
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.machine.holds && is_held(self.params())
     }
 
     pub fn params(&self) -> &Arc<SamplingParams> {
@@ -144,14 +152,35 @@ impl Truth {
             };
             truth.push(sampled.token);
             let is_stop = truth.params().stop_token_ids.contains(&sampled.token);
+            let accepted = if self.is_held() { accept(self.params(), sampled.token) } else { Accepted::Open };
             answer.push(sampled);
             if is_stop && answer.len() > truth.params().min_tokens {
                 return (answer, FinishReason::Stop);
             }
+            if accepted == Accepted::Complete {
+                return (answer, FinishReason::Complete);
+            }
             if answer.len() == truth.params().max_tokens {
                 return (answer, FinishReason::Length);
             }
+            if accepted == Accepted::Failed {
+                return (answer, FinishReason::Failed(Failure::Constraint));
+            }
         }
+    }
+}
+
+/// Who has a constraint that takes its time, where there are any.
+pub fn is_held(params: &SamplingParams) -> bool {
+    params.seed % 4 == 1
+}
+
+/// What such a constraint says of a token.
+pub fn accept(params: &SamplingParams, token: TokenId) -> Accepted {
+    match chain(params.seed, u64::from(token)) % 32 {
+        0..3 => Accepted::Complete,
+        3 => Accepted::Failed,
+        _ => Accepted::Open,
     }
 }
 

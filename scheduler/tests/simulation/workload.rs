@@ -1,7 +1,7 @@
 //! What happens on a day: a configuration, arrivals, prompts that share beginnings and pictures, follow-up turns, tenants.
 
 use crate::rng::Rng;
-use crate::truth::{Machine, NUM_TOKENS};
+use crate::truth::{Machine, NUM_TOKENS, accept, is_held};
 use scheduler::{
     Accepted, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
     SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
@@ -70,6 +70,8 @@ impl Workload {
         let mut beside = Rng(!rng.0.rotate_left(17));
         let speculates = beside.one_in(2);
         let is_plain = config.async_scheduling && Rng(!rng.0.rotate_left(31)).one_in(2);
+        let holds = Rng(!rng.0.rotate_left(37)).one_in(3);
+        let works_alone = Rng(!rng.0.rotate_left(41)).one_in(2);
         let copies_percent = if speculates { *beside.pick(&[0, 50, 90, 98]) } else { 0 };
         let ahead_percent = if config.async_scheduling { *beside.pick(&[100, 100, 70]) } else { 0 };
         let machine = Machine {
@@ -78,6 +80,8 @@ impl Workload {
             deferral_rate,
             only_constrained_wait: config.async_scheduling,
             ahead_percent,
+            works_alone,
+            holds,
             copies_percent,
         };
         let images: Vec<_> = (0..rng.range(1, 6)).map(|_| Arc::new(image(rng))).collect();
@@ -126,6 +130,10 @@ impl Workload {
                 && sequence.params.seed.is_multiple_of(4)
             {
                 sequence.constraint = Some(Box::new(Anything));
+            }
+            if machine.holds && is_held(&sequence.params) {
+                let params = sequence.params.clone();
+                sequence.constraint = Some(Box::new(Ending { params, token: None }));
             }
             match speculation {
                 Some(config) => sequence.speculating(config).expect("a valid configuration"),
@@ -183,6 +191,36 @@ impl Constraint for Anything {
 
     fn accept(&mut self, _: TokenId) -> Accepted {
         Accepted::Open
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+/// Ends its sequence some day, and is not asked whether it does at once.
+#[derive(Debug, Clone)]
+struct Ending {
+    params: Arc<SamplingParams>,
+    token: Option<TokenId>,
+}
+
+impl Constraint for Ending {
+    fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+        None
+    }
+
+    fn accept(&mut self, _: TokenId) -> Accepted {
+        unreachable!("the scheduler begins and finishes")
+    }
+
+    fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
+        assert_eq!(self.token.replace(token), None, "it was not asked of the token before");
+        None
+    }
+
+    fn finish_accept(&mut self) -> Accepted {
+        accept(&self.params, self.token.take().expect("there is a token"))
     }
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {

@@ -36,34 +36,89 @@ pub struct Setting {
 }
 
 pub struct GrammarState {
-    matcher: Arc<Mutex<Matcher>>,
-    setting: Setting,
-    /// The mask of this state, once it was asked for.
+    grammar: Arc<Advancing>,
+    /// The mask of this state, once it was asked for, or once the token before it is being taken in.
     mask: Option<Arc<GrammarMask>>,
+}
+
+/// A grammar that one sequence goes through.
+struct Advancing {
+    matcher: Mutex<Matcher>,
+    setting: Setting,
 }
 
 impl GrammarState {
     pub fn new(matcher: Matcher, setting: Setting) -> Self {
-        Self { matcher: Arc::new(Mutex::new(matcher)), setting, mask: None }
+        Self { grammar: Arc::new(Advancing { matcher: Mutex::new(matcher), setting }), mask: None }
     }
 
     /// Begins to compute the mask. `also` is allowed whatever the grammar says.
     pub fn next_mask(&mut self, also: Option<TokenId>) -> Arc<GrammarMask> {
-        let make = || {
-            let mask = Arc::new(GrammarMask {
-                matcher: self.matcher.clone(),
-                ends: self.setting.ends.clone(),
-                also,
-                computed: OnceLock::new(),
-            });
-            self.setting.pool.start(mask.clone());
-            mask
-        };
-        self.mask.get_or_insert_with(make).clone()
+        let grammar = &self.grammar;
+        self.mask.get_or_insert_with(|| grammar.start(Turn { also, ..Turn::default() })).clone()
     }
 
-    pub fn accept(&mut self, token: TokenId) -> Accepted {
+    /// Takes a token in, at once.
+    fn accept(&mut self, token: TokenId) -> Accepted {
         self.mask = None;
+        self.grammar.accept(token)
+    }
+
+    /// Begins to take a token in and to compute the mask after it. `None`: [`GrammarState::finish_accept`] says what came of it. `rest`: what is
+    /// allowed where the grammar ends with this token and the answer does not.
+    pub fn begin_accept(&mut self, token: TokenId, rest: Option<Arc<TokenSet>>) -> Option<Accepted> {
+        if self.grammar.setting.ends.contains(token) {
+            self.mask = None;
+            return Some(Accepted::Complete);
+        }
+        self.mask = Some(self.grammar.start(Turn { token: Some(token), rest, ..Turn::default() }));
+        None
+    }
+
+    pub fn finish_accept(&mut self) -> Accepted {
+        self.mask.as_ref().expect("a token is being taken in").accepted()
+    }
+
+    /// Takes in bytes that came with the end of something else.
+    pub fn accept_bytes(&mut self, bytes: &[u8]) -> Accepted {
+        let grammar = self.grammar.clone();
+        for token in grammar.setting.vocabulary.cut(bytes) {
+            match self.accept(token) {
+                Accepted::Open => {}
+                other => return other,
+            }
+        }
+        Accepted::Open
+    }
+
+    pub fn fork(&self) -> Self {
+        // What is being taken in is part of the state.
+        let accepted = self.mask.as_ref().map(|mask| mask.accepted());
+        let matcher = lock(&self.grammar.matcher).deep_clone();
+        let mut fork = Self::new(matcher, self.grammar.setting.clone());
+        if let (Some(accepted), Some(mask)) = (accepted, &self.mask) {
+            let Turn { token: _, also, rest } = &mask.turn;
+            let turn = Turn { token: None, also: *also, rest: rest.clone() };
+            fork.mask = Some(fork.grammar.start_after(accepted.into(), turn));
+        }
+        fork
+    }
+}
+
+impl Advancing {
+    fn start(self: &Arc<Self>, turn: Turn) -> Arc<GrammarMask> {
+        let accepted = if turn.token.is_some() { OnceLock::new() } else { Accepted::Open.into() };
+        self.start_after(accepted, turn)
+    }
+
+    fn start_after(self: &Arc<Self>, accepted: OnceLock<Accepted>, turn: Turn) -> Arc<GrammarMask> {
+        let mask =
+            Arc::new(GrammarMask { grammar: self.clone(), turn, accepted, computed: OnceLock::new() });
+        self.setting.pool.start(mask.clone());
+        mask
+    }
+
+    fn accept(&self, token: TokenId) -> Accepted {
         if self.setting.ends.contains(token) {
             return Accepted::Complete;
         }
@@ -77,29 +132,25 @@ impl GrammarState {
             Ok(()) => Accepted::Open,
         }
     }
-
-    /// Takes in bytes that came with the end of something else.
-    pub fn accept_bytes(&mut self, bytes: &[u8]) -> Accepted {
-        let vocabulary = self.setting.vocabulary.clone();
-        for token in vocabulary.cut(bytes) {
-            match self.accept(token) {
-                Accepted::Open => {}
-                other => return other,
-            }
-        }
-        Accepted::Open
-    }
-
-    pub fn fork(&self) -> Self {
-        Self::new(lock(&self.matcher).deep_clone(), self.setting.clone())
-    }
 }
 
-/// The tokens that a grammar allows in one state.
-pub struct GrammarMask {
-    matcher: Arc<Mutex<Matcher>>,
-    ends: Ends,
+/// What comes before a mask, and beside the grammar.
+#[derive(Default)]
+struct Turn {
+    /// To be taken in first.
+    token: Option<TokenId>,
+    /// Allowed whatever the grammar says.
     also: Option<TokenId>,
+    /// What is allowed instead where the grammar ends with the token.
+    rest: Option<Arc<TokenSet>>,
+}
+
+/// The tokens that a grammar allows in one state, and what the token that led to it made of the grammar. Both are computed once, by whoever comes
+/// first.
+pub struct GrammarMask {
+    grammar: Arc<Advancing>,
+    turn: Turn,
+    accepted: OnceLock<Accepted>,
     computed: OnceLock<Option<Computed>>,
 }
 
@@ -123,7 +174,11 @@ impl Job for GrammarMask {
 
 impl TokenMask for GrammarMask {
     fn allowed(&self) -> Option<&[u32]> {
-        self.wait().map(|computed| computed.allowed.as_slice())
+        let computed = self.wait();
+        match (&self.turn.rest, self.accepted()) {
+            (Some(rest), Accepted::Complete) => rest.allowed(),
+            _ => computed.map(|computed| computed.allowed.as_slice()),
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -137,12 +192,22 @@ impl GrammarMask {
         self.wait().is_some_and(|computed| computed.also_by_grammar)
     }
 
+    fn accepted(&self) -> Accepted {
+        let accept = || self.turn.token.map_or(Accepted::Open, |token| self.grammar.accept(token));
+        *self.accepted.get_or_init(accept)
+    }
+
     fn wait(&self) -> Option<&Computed> {
         self.computed.get_or_init(|| self.compute()).as_ref()
     }
 
     fn compute(&self) -> Option<Computed> {
-        let mut matcher = lock(&self.matcher);
+        // Nobody is told of a failure twice.
+        if self.accepted() == Accepted::Failed {
+            return None;
+        }
+        let Advancing { matcher, setting: Setting { ends, .. } } = &*self.grammar;
+        let mut matcher = lock(matcher);
         let mut allowed = match matcher.compute_mask_or_eos() {
             Ok(mask) => mask,
             Err(error) => {
@@ -158,19 +223,19 @@ impl GrammarMask {
                 allowed.set(token as usize, is_allowed);
             }
         };
-        self.ends.model.iter().for_each(|&end| put(end, false));
-        self.ends.stops.iter().for_each(|&end| put(end, may_end));
+        ends.model.iter().for_each(|&end| put(end, false));
+        ends.stops.iter().for_each(|&end| put(end, may_end));
         if may_end && allowed.is_zero() {
             // Nothing can follow and the request ignores the model's ends: one of them ends the answer all the same.
-            self.ends.model.iter().for_each(|&end| {
+            ends.model.iter().for_each(|&end| {
                 if (end as usize) < size {
                     allowed.set(end as usize, true);
                 }
             });
         }
         let also_by_grammar =
-            self.also.is_some_and(|token| (token as usize) < size && allowed.is_allowed(token));
-        if let Some(token) = self.also.filter(|&token| (token as usize) < size) {
+            self.turn.also.is_some_and(|token| (token as usize) < size && allowed.is_allowed(token));
+        if let Some(token) = self.turn.also.filter(|&token| (token as usize) < size) {
             allowed.allow_token(token);
         }
         Some(Computed { allowed, also_by_grammar })

@@ -4,7 +4,7 @@ use scheduler::{TokenId, TokenMask};
 use std::sync::Arc;
 
 /// A set that is there already.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct TokenSet(Vec<u32>);
 
 impl std::fmt::Debug for TokenSet {

@@ -105,7 +105,7 @@ impl SequenceConstraint {
         }
     }
 
-    fn accept_opening(&mut self, token: TokenId) -> (Phase, Accepted) {
+    fn accept_opening(&mut self, token: TokenId) -> (Phase, Option<Accepted>) {
         let spec = self.spec.clone();
         let thinking = self.thinking();
         let start = thinking.start_tokens[0];
@@ -114,9 +114,9 @@ impl SequenceConstraint {
             let mask = grammar.next_mask(Some(start));
             if token == start && !mask.also_by_grammar() {
                 self.phase = Phase::Start { next: 0 };
-                return (self.after_marker_token(1), Accepted::Open);
+                return (self.after_marker_token(1), Some(Accepted::Open));
             }
-            let accepted = grammar.accept(token);
+            let accepted = grammar.begin_accept(token, None);
             return (Phase::Grammar(grammar), accepted);
         }
         seen.extend_from_slice(spec.setting.vocabulary.bytes(token));
@@ -126,18 +126,18 @@ impl SequenceConstraint {
             let rest = text[marker.len()..].to_vec();
             self.phase = begin_thinking(self.thinking());
             return if rest.is_empty() {
-                (std::mem::replace(&mut self.phase, Phase::Free), Accepted::Open)
+                (std::mem::replace(&mut self.phase, Phase::Free), Some(Accepted::Open))
             } else {
-                self.accept_thinking(token, &rest)
+                said(self.accept_thinking(token, &rest))
             };
         }
         if marker.starts_with(text) {
             let seen = std::mem::take(seen);
-            return (Phase::Opening { seen, grammar: None }, Accepted::Open);
+            return (Phase::Opening { seen, grammar: None }, Some(Accepted::Open));
         }
         let seen = std::mem::take(seen);
         self.phase = body(&spec);
-        self.accept_text(&seen)
+        said(self.accept_text(&seen))
     }
 
     fn accept_thinking(&mut self, token: TokenId, bytes: &[u8]) -> (Phase, Accepted) {
@@ -194,6 +194,17 @@ impl SequenceConstraint {
         }
     }
 
+    /// Where a token of a call was taken in.
+    fn after_call(&mut self, accepted: Accepted) -> Accepted {
+        match &self.phase {
+            Phase::Call { after: AfterCall::Watch, .. } if accepted == Accepted::Complete => {
+                self.phase = Phase::Watching { tail: Tail::default() };
+                Accepted::Open
+            }
+            _ => accepted,
+        }
+    }
+
     /// `bytes` follow what begins a call.
     fn begin_call(&self, triggered: &Triggered, bytes: &[u8]) -> (Phase, Accepted) {
         let mut call = triggered.grammar.state(&self.spec.setting);
@@ -202,13 +213,9 @@ impl SequenceConstraint {
     }
 }
 
-/// The next mask begins with the token before it, not with the step that needs it: what the engine does between two steps is time for it. That
-/// of an answer which ends here nobody waits for.
-fn begun(grammar: &mut GrammarState, accepted: Accepted) -> Accepted {
-    if accepted == Accepted::Open {
-        grammar.next_mask(None);
-    }
-    accepted
+/// Only grammars take their time.
+fn said((phase, accepted): (Phase, Accepted)) -> (Phase, Option<Accepted>) {
+    (phase, Some(accepted))
 }
 
 fn after_call(call: GrammarState, after: AfterCall, accepted: Accepted) -> (Phase, Accepted) {
@@ -278,32 +285,49 @@ impl Constraint for SequenceConstraint {
     }
 
     fn accept(&mut self, token: TokenId) -> Accepted {
+        self.begin_accept(token).unwrap_or_else(|| self.finish_accept())
+    }
+
+    /// The next mask begins with the token before it, not with the step that needs it: what the engine does between two steps is time for it.
+    fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
+        match &mut self.phase {
+            Phase::Free => return Some(Accepted::Open),
+            Phase::Grammar(grammar) => return grammar.begin_accept(token, None),
+            Phase::Call { call, after } => {
+                let rest = match (after, &self.spec.body) {
+                    (AfterCall::Watch, Body::Triggered(triggered)) => Some(triggered.after_call.clone()),
+                    _ => None,
+                };
+                let accepted = call.begin_accept(token, rest)?;
+                return Some(self.after_call(accepted));
+            }
+            _ => {}
+        }
         let spec = self.spec.clone();
         let bytes = spec.setting.vocabulary.bytes(token);
-        let (phase, accepted) = match &mut self.phase {
-            Phase::Free => return Accepted::Open,
-            Phase::Grammar(grammar) => {
-                let accepted = grammar.accept(token);
-                return begun(grammar, accepted);
-            }
+        let (phase, accepted) = match &self.phase {
             Phase::Opening { .. } => self.accept_opening(token),
             Phase::Start { next } | Phase::Closing { next } => {
                 let next = *next + 1;
-                (self.after_marker_token(next), Accepted::Open)
+                (self.after_marker_token(next), Some(Accepted::Open))
             }
-            Phase::Thinking { .. } => self.accept_thinking(token, bytes),
-            Phase::Watching { .. } => self.accept_text(bytes),
-            Phase::Call { .. } => {
-                let Phase::Call { mut call, after } = std::mem::replace(&mut self.phase, Phase::Free) else {
-                    unreachable!("was matched")
-                };
-                let accepted = call.accept(token);
-                let accepted = begun(&mut call, accepted);
-                after_call(call, after, accepted)
-            }
+            Phase::Thinking { .. } => said(self.accept_thinking(token, bytes)),
+            Phase::Watching { .. } => said(self.accept_text(bytes)),
+            Phase::Free | Phase::Grammar(_) | Phase::Call { .. } => unreachable!("dealt with above"),
         };
         self.phase = phase;
         accepted
+    }
+
+    fn finish_accept(&mut self) -> Accepted {
+        match &mut self.phase {
+            Phase::Grammar(grammar) => grammar.finish_accept(),
+            Phase::Call { call, .. } => {
+                let accepted = call.finish_accept();
+                self.after_call(accepted)
+            }
+            other => unreachable!("{}: only grammars take their time", other.name()),
+        }
     }
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {

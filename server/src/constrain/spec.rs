@@ -128,6 +128,8 @@ pub(super) struct Triggered {
     pub markers: Markers,
     pub grammar: Grammar,
     pub after: AfterCall,
+    /// What may come right after a call.
+    pub after_call: Arc<TokenSet>,
     misfits: HashSet<(TokenId, usize)>,
 }
 
@@ -152,12 +154,14 @@ impl Thinking {
 }
 
 impl Triggered {
-    fn new(part: CallsPart, setting: &Setting) -> Self {
+    fn new(part: CallsPart, setting: &Setting, everything: &TokenSet) -> Self {
         let CallsPart { triggers, grammar, after } = part;
         let triggers: Vec<&str> = triggers.iter().map(String::as_str).collect();
         let markers = Markers::new(&triggers, &setting.vocabulary);
         let misfits = misfits(&markers, setting, &grammar);
-        Self { markers, grammar, after, misfits }
+        let mut triggered = Self { markers, grammar, after, after_call: Arc::default(), misfits };
+        triggered.after_call = Arc::new(everything.without(triggered.misfits(&Tail::default())));
+        triggered
     }
 
     /// The tokens that may not come now: they would begin a call and go on with what is none.
@@ -183,7 +187,7 @@ impl ConstraintSpec {
         let body = match body {
             BodyPart::Free => Body::Free,
             BodyPart::Grammar(grammar) => Body::Grammar(grammar),
-            BodyPart::Triggered(part) => Body::Triggered(Arc::new(Triggered::new(part, &setting))),
+            BodyPart::Triggered(part) => Body::Triggered(Arc::new(Triggered::new(part, &setting, &everything))),
         };
         let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         Some(Self(Arc::new(Spec { setting, thinking, body, everything })))
@@ -213,7 +217,7 @@ fn make_thinking(
     };
     let calls = match body {
         Body::Triggered(triggered) => Some(triggered.clone()),
-        Body::Free | Body::Grammar(_) => calls.map(|part| Arc::new(Triggered::new(part, setting))),
+        Body::Free | Body::Grammar(_) => calls.map(|part| Arc::new(Triggered::new(part, setting, everything))),
     };
     Some(Thinking {
         start_tokens: vocabulary.encode_marker(&start)?,
