@@ -1,9 +1,9 @@
 //! Tokens that constraints take time to take in, many at once and beside the device.
 //!
 //! ```text
-//! step runs · commit: begin_accept(t) · schedule · next step runs ················· commit
-//!                      └── other threads take t in, then compute the mask ──┘
-//!                                                 └ finish_accepting: who ends with t
+//! step runs · commit: begin_accept(t) · schedule · begin · next step runs ························· commit
+//!                                                          start_accepting · finish_accepting: who ends with t
+//!                                                           └─ other threads take t in, then compute the mask
 //! ```
 //! On a device that works alone the next step is made before it is known whether `t` ends its sequence, so that nobody waits for a grammar. Who
 //! ends has a row in that step for nothing: `commit` passes it over, as in a step that was made ahead, nothing of it is published, and its blocks
@@ -11,21 +11,29 @@
 //! step is made.
 
 use crate::running::{Rank, end_by};
-use crate::{Accepted, Event, FinishReason, Scheduler};
+use crate::{Accepted, Constraint, Event, FinishReason, Scheduler};
 
 impl Scheduler {
-    /// Whether a constraint is still to say whether its sequence ends.
-    pub fn is_accepting(&self) -> bool {
-        !self.accepting.is_empty()
+    /// Has the threads that constraints may have begin with what is to be taken in.
+    pub fn start_accepting(&mut self) {
+        for i in self.num_started..self.accepting.len() {
+            if let Some(constraint) = self.accepting_constraint(self.accepting[i]) {
+                constraint.start_accept();
+            }
+        }
+        self.num_started = self.accepting.len();
     }
 
-    /// Asks every constraint that has begun to take a token in, waits for its answer, and says who ends. The result of a later step
+    /// Asks every constraint that has a token to take in, waits for its answer, and says who ends. The result of a later step
     /// must not be taken in before.
     pub fn finish_accepting(&mut self) -> Vec<Event> {
+        self.start_accepting();
+        self.num_started = 0;
+        self.spent_masks.clear();
         let accepting = std::mem::take(&mut self.accepting);
         // The threads that take tokens in begin with the first: what they have not come to is done here.
-        let accepted: Vec<Option<Accepted>> =
-            accepting.iter().rev().map(|&rank| self.finish_accept(rank)).collect();
+        let finish = |&rank| Some(self.accepting_constraint(rank)?.finish_accept());
+        let accepted: Vec<Option<Accepted>> = accepting.iter().rev().map(finish).collect();
         let mut events = Vec::new();
         for (&rank, accepted) in accepting.iter().zip(accepted.into_iter().rev()) {
             if let Some(reason) = accepted.and_then(|accepted| end_by(accepted, None)) {
@@ -37,11 +45,10 @@ impl Scheduler {
     }
 
     /// `None`: it was aborted meanwhile.
-    fn finish_accept(&mut self, rank: Rank) -> Option<Accepted> {
+    fn accepting_constraint(&mut self, rank: Rank) -> Option<&mut dyn Constraint> {
         let running = self.running.get_mut(&rank).map(|running| &mut running.job);
         let job = running.or_else(|| self.waiting.get_mut(&rank))?;
-        let constraint = job.sequence.constraint.as_mut().expect("it has begun to take a token in");
-        Some(constraint.finish_accept())
+        Some(&mut **job.sequence.constraint.as_mut().expect("it has a token to take in"))
     }
 
     /// Ends a sequence, which may have lost its place since its last token; returns how often that happened to it.

@@ -89,6 +89,8 @@ impl Scheduler {
 
     /// The memory of one batch becomes that of the next.
     fn keep(&mut self, mut batch: Batch) {
+        let masks = batch.items.iter_mut().filter_map(|item| item.sample.as_mut()?.mask.take());
+        self.spent_masks.extend(masks);
         batch.items.clear();
         self.spare_items = batch.items;
     }

@@ -2,12 +2,12 @@
 //! now. Its state belongs to the sequence and outlives a preemption; its mask belongs to one step.
 //!
 //! ```text
-//! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has, if accept() has not begun it
+//! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has, unless a token is to be taken in first
 //! execute:  forward pass … Batch::choose_deferred(): which rows go on without theirs   … sampler: TokenMask::allowed()
 //! commit:   begin_accept(token) ──▶ Open | Complete | Failed, or nothing yet
 //!                                                             or, of a row that was deferred, nothing: next_mask() comes again
 //! where nothing came yet, at the end of the commit, or on a device that works alone while it runs the next step:
-//!           finish_accept() ──▶ Open | Complete | Failed
+//!           start_accept() of each, then finish_accept() ──▶ Open | Complete | Failed
 //! ```
 
 use crate::TokenId;
@@ -24,11 +24,14 @@ pub trait Constraint: Debug + Send + Sync {
     /// Takes in the token that was sampled under the last mask. The next one may begin to be computed.
     fn accept(&mut self, token: TokenId) -> Accepted;
 
-    /// Begins to do what `accept` does: the result is there at once, or [`Constraint::finish_accept`] is to be asked for it, before the next
-    /// token. Must not wait: others have their tokens taken in meanwhile.
+    /// Does what `accept` does, or only notes the token: then [`Constraint::finish_accept`] is to be asked for the result, before the next token.
+    /// Everybody waits for this call.
     fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
         Some(self.accept(token))
     }
+
+    /// Has other threads, where there are some, take in what `begin_accept` noted, and compute the mask after it.
+    fn start_accept(&mut self) {}
 
     /// What became of the last token, where `begin_accept` did not say; waits for it.
     fn finish_accept(&mut self) -> Accepted {

@@ -1,7 +1,9 @@
 //! One step: schedule, run, commit. The only place where scheduler and model meet. On a device that works by itself, whoever drives
 //! the engine has time between `begin` and `finish`, and the next step can be begun before this one is finished.
 
-use crate::{Batch, Event, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput};
+use crate::{
+    Batch, Event, Occupancy, Reject, Scheduler, SchedulerConfig, Sequence, SequenceId, Step, StepOutput,
+};
 use std::collections::VecDeque;
 
 /// Runs a batch on some device and samples one token for each row that asks for one. Defined here and implemented in `models`,
@@ -84,6 +86,7 @@ impl<R: ModelRunner> Engine<R> {
             let batch = self.scheduler.schedule();
             self.runner.begin(&batch);
             self.begun.push_back(batch);
+            self.scheduler.start_accepting();
         }
     }
 
@@ -114,8 +117,7 @@ impl<R: ModelRunner> Engine<R> {
         let output = self.runner.execute(&batch)?;
         let mut step = self.scheduler.commit(batch, output);
         // A step for one alone that ends would be for nothing, and nobody waits meanwhile.
-        let is_waited_for = !self.runner.works_alone() || self.scheduler.num_running() == 1;
-        if is_waited_for && self.scheduler.is_accepting() {
+        if !self.runner.works_alone() || self.scheduler.num_running() <= 1 {
             step.events.extend(self.scheduler.finish_accepting());
             step.stats.occupancy = self.scheduler.occupancy();
         }

@@ -4,8 +4,11 @@ use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
 use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running};
-use crate::{BatchItem, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats};
+use crate::{
+    BatchItem, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats, TokenMask,
+};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub struct Scheduler {
@@ -28,6 +31,10 @@ pub struct Scheduler {
     pub(crate) in_flight: VecDeque<InFlight>,
     /// Whose last tokens their constraints are taking in, in the order in which these began; some may have been aborted since.
     pub(crate) accepting: Vec<Rank>,
+    /// Of these so many have been handed to other threads.
+    pub(crate) num_started: usize,
+    /// Of steps that were taken in: large, and freed where nobody waits for it.
+    pub(crate) spent_masks: Vec<Arc<dyn TokenMask>>,
     /// Empty: memory for the items of a step.
     pub(crate) spare_items: Vec<BatchItem>,
 }
@@ -60,6 +67,8 @@ impl Scheduler {
             stats: StepStats::default(),
             in_flight: VecDeque::new(),
             accepting: Vec::new(),
+            num_started: 0,
+            spent_masks: Vec::new(),
             spare_items: Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ struct Slow {
     last: TokenId,
     end: Accepted,
     token: Option<TokenId>,
+    is_started: bool,
 }
 
 #[derive(Debug)]
@@ -42,8 +43,16 @@ impl Constraint for Slow {
         None
     }
 
+    fn start_accept(&mut self) {
+        assert!(self.token.is_some() && !self.is_started, "once for each token");
+        self.is_started = true;
+    }
+
     fn finish_accept(&mut self) -> Accepted {
         let token = self.token.take().expect("there is a token");
+        // An end that is sure is asked for at once.
+        let is_started = std::mem::take(&mut self.is_started);
+        assert!(is_started || token == self.last, "other threads were not asked first");
         self.asked.lock().unwrap().push((self.id, token));
         if token == self.last { self.end } else { Accepted::Open }
     }
@@ -58,7 +67,8 @@ fn held(id: u64, params: SamplingParams, last: TokenId, end: Accepted) -> (Seque
     let asked = Asked::default();
     let first = 100 * id as TokenId;
     let mut sequence = sequence_with(id, (first..first + 5).collect(), Vec::new(), params);
-    sequence.constraint = Some(Box::new(Slow { id, asked: asked.clone(), last, end, token: None }));
+    sequence.constraint =
+        Some(Box::new(Slow { id, asked: asked.clone(), last, end, token: None, is_started: false }));
     (sequence, asked)
 }
 
@@ -126,7 +136,10 @@ fn nobody_is_found_in_what_ran_for_nothing() {
     engine.add(sequence(2, vec![7; 5], 9)).unwrap();
     (0..3).for_each(|_| drop(step(&mut engine)));
     let ends = step(&mut engine);
-    assert_eq!((finished(&ends.events), ends.stats.dropped_tokens), (vec![(1, FinishReason::Complete, 0)], 1));
+    assert_eq!(
+        (finished(&ends.events), ends.stats.dropped_tokens),
+        (vec![(1, FinishReason::Complete, 0)], 1)
+    );
     let all: Vec<TokenId> = (100..105).chain(1..4).chain([9]).collect();
     engine.add(sequence(3, all, 1)).unwrap();
     assert_eq!(cached_tokens(&run(&mut engine), 3), 4);
@@ -148,7 +161,14 @@ fn everybody_is_asked_once_a_token_and_the_last_first() {
     let mut engine = engine_that_works_alone();
     for id in 1..=3 {
         let (mut sequence, _) = held(id, params(9), 2, Accepted::Complete);
-        let slow = Slow { id, asked: asked.clone(), last: 2, end: Accepted::Complete, token: None };
+        let slow = Slow {
+            id,
+            asked: asked.clone(),
+            last: 2,
+            end: Accepted::Complete,
+            token: None,
+            is_started: false,
+        };
         sequence.constraint = Some(Box::new(slow));
         engine.add(sequence).unwrap();
     }

@@ -212,7 +212,7 @@ impl Metrics {
             preemptions: make.counter("vllm:num_preemptions_total", "sequences that lost their blocks and wait again"),
             deferred_tokens: make.counter("perilune:deferred_tokens_total", "tokens computed again because the mask of the next one was late"),
             steps_ahead: make.counter("perilune:steps_ahead_total", "steps that were begun while the one before them ran"),
-            dropped_tokens: make.counter("perilune:dropped_tokens_total", "tokens computed in such steps for sequences that had ended by then"),
+            dropped_tokens: make.counter("perilune:dropped_tokens_total", "tokens computed for sequences that had ended by then: in such steps, or behind a token that completed a grammar"),
             prefix_queries: make.counter("vllm:prefix_cache_queries_total", "tokens looked up in the prefix cache"),
             prefix_hits: make.counter("vllm:prefix_cache_hits_total", "tokens found in the prefix cache"),
             mm_queries: make.counter("vllm:mm_cache_queries_total", "pictures looked up among those that are ready for the model"),

@@ -182,6 +182,54 @@ fn the_free_and_the_constrained_do_not_disturb_each_other() {
     assert_eq!(most, Some(5), "all of them were in one step");
 }
 
+/// The next step is begun before it is known whether a grammar is complete; while it runs its client is told.
+#[test]
+fn an_answer_ends_while_the_next_step_runs() {
+    let server = TestServer::working_alone();
+    let free = body(COMPLETIONS, &json!({"max_tokens": 200, "ignore_eos": true}));
+    let held = body(COMPLETIONS, &json!({"structured_outputs": {"choice": ["some", "none"]}}));
+    let alone = [&free, &held].map(|request| server.ask(COMPLETIONS, request)["choices"].clone());
+    assert_eq!(alone[1][0]["finish_reason"], "stop");
+    let ended = || server.metric("vllm:request_success_total", "finished_reason=\"stop\"");
+    let ended_before = ended();
+    server.control.close();
+    let mut connections = [&free, &held].map(|request| {
+        let mut connection = server.connect();
+        connection.send_json(COMPLETIONS, request);
+        connection
+    });
+    server.wait_for_metric("vllm:num_requests_waiting", 0.0);
+    server.wait_for_metric("vllm:request_params_n_count", 4.0);
+    // A mask that is late is a step more.
+    for _ in 0..150 {
+        server.control.permit(1);
+        server.control.wait_until_blocked();
+        if ended() > ended_before {
+            break;
+        }
+    }
+    assert_eq!(ended(), ended_before + 1.0, "it was not told before the end of the step that runs");
+    let running = server.control.batches().last().expect("a step runs").len();
+    assert_eq!(running, 2, "a row that nobody wants any more");
+    let [for_free, for_held] = &mut connections;
+    assert_eq!(for_held.receive().json()["choices"], alone[1]);
+    server.control.open();
+    assert_eq!(for_free.receive().json()["choices"], alone[0]);
+    assert_eq!(server.metric("perilune:dropped_tokens_total", ""), 1.0);
+}
+
+#[test]
+fn a_device_that_works_alone_is_held_to_the_same() {
+    let [usual, alone] = [TestServer::start(), TestServer::working_alone()];
+    let json =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema()}}});
+    for more in [json, json!({"structured_outputs": {"regex": "[a-f]{3,20}"}, "n": 4, "temperature": 1})] {
+        let request = body(CHAT, &more);
+        let [usual, alone] = [&usual, &alone].map(|server| server.ask(CHAT, &request)["choices"].clone());
+        assert_eq!(usual, alone);
+    }
+}
+
 #[test]
 fn a_request_that_holds_nothing_has_no_mask() {
     let server = TestServer::start();

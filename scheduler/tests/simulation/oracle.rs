@@ -3,8 +3,8 @@
 use crate::shadow::Shadow;
 use crate::truth::Truth;
 use scheduler::{
-    Event, Failure, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum, SampledToken,
-    SchedulerConfig, Sequence, SequenceId, Step,
+    Event, Failure, FinishReason, MAX_DEFERRALS, PooledSum, PromptLogprob, PromptOutput, Reject, RowSum,
+    SampledToken, SchedulerConfig, Sequence, SequenceId, Step,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -162,9 +162,8 @@ impl Oracle {
         assert_eq!(stats.draft_tokens, counts.draft_tokens, "guesses of the step");
         let drafts: Vec<_> = counts.drafts.iter().filter(|draft| is_here(&draft.id)).copied().collect();
         assert_eq!(stats.drafts, drafts, "what became of the guesses");
-        let is_dropped = |id: &SequenceId| {
-            ended.contains(id) || (counts.placeholders.contains(id) && !is_here(id))
-        };
+        let is_dropped =
+            |id: &SequenceId| ended.contains(id) || (counts.placeholders.contains(id) && !is_here(id));
         let decodes = counts.decodes.iter().filter(|id| !is_dropped(id));
         assert_eq!(stats.decode_tokens, decodes.count(), "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");

@@ -55,7 +55,12 @@ impl GrammarState {
     /// Begins to compute the mask. `also` is allowed whatever the grammar says.
     pub fn next_mask(&mut self, also: Option<TokenId>) -> Arc<GrammarMask> {
         let grammar = &self.grammar;
-        self.mask.get_or_insert_with(|| grammar.start(Turn { also, ..Turn::default() })).clone()
+        let make = || {
+            let mask = grammar.mask(Accepted::Open.into(), Turn { also, ..Turn::default() });
+            grammar.setting.pool.start(mask.clone());
+            mask
+        };
+        self.mask.get_or_insert_with(make).clone()
     }
 
     /// Takes a token in, at once.
@@ -64,19 +69,21 @@ impl GrammarState {
         self.grammar.accept(token)
     }
 
-    /// Begins to take a token in and to compute the mask after it. `None`: [`GrammarState::finish_accept`] says what came of it. `rest`: what is
-    /// allowed where the grammar ends with this token and the answer does not.
-    pub fn begin_accept(&mut self, token: TokenId, rest: Option<Arc<TokenSet>>) -> Option<Accepted> {
-        if self.grammar.setting.ends.contains(token) {
-            self.mask = None;
-            return Some(Accepted::Complete);
+    /// Notes a token that is to be taken in before the next mask is computed: `start_accept` has threads begin with both, `finish_accept` says
+    /// what came of it. Touches nothing of the grammar. `rest`: what is allowed where the grammar ends with this token and the answer does not.
+    pub fn begin_accept(&mut self, token: TokenId, rest: Option<Arc<TokenSet>>) {
+        let turn = Turn { token: Some(token), also: None, rest };
+        self.mask = Some(self.grammar.mask(OnceLock::new(), turn));
+    }
+
+    pub fn start_accept(&mut self) {
+        if let Some(mask) = &self.mask {
+            self.grammar.setting.pool.start(mask.clone());
         }
-        self.mask = Some(self.grammar.start(Turn { token: Some(token), rest, ..Turn::default() }));
-        None
     }
 
     pub fn finish_accept(&mut self) -> Accepted {
-        self.mask.as_ref().expect("a token is being taken in").accepted()
+        self.mask.as_ref().expect("a token is to be taken in").accepted()
     }
 
     /// Takes in bytes that came with the end of something else.
@@ -99,23 +106,16 @@ impl GrammarState {
         if let (Some(accepted), Some(mask)) = (accepted, &self.mask) {
             let Turn { token: _, also, rest } = &mask.turn;
             let turn = Turn { token: None, also: *also, rest: rest.clone() };
-            fork.mask = Some(fork.grammar.start_after(accepted.into(), turn));
+            fork.mask = Some(fork.grammar.mask(accepted.into(), turn));
+            fork.start_accept();
         }
         fork
     }
 }
 
 impl Advancing {
-    fn start(self: &Arc<Self>, turn: Turn) -> Arc<GrammarMask> {
-        let accepted = if turn.token.is_some() { OnceLock::new() } else { Accepted::Open.into() };
-        self.start_after(accepted, turn)
-    }
-
-    fn start_after(self: &Arc<Self>, accepted: OnceLock<Accepted>, turn: Turn) -> Arc<GrammarMask> {
-        let mask =
-            Arc::new(GrammarMask { grammar: self.clone(), turn, accepted, computed: OnceLock::new() });
-        self.setting.pool.start(mask.clone());
-        mask
+    fn mask(self: &Arc<Self>, accepted: OnceLock<Accepted>, turn: Turn) -> Arc<GrammarMask> {
+        Arc::new(GrammarMask { grammar: self.clone(), turn, accepted, computed: OnceLock::new() })
     }
 
     fn accept(&self, token: TokenId) -> Accepted {

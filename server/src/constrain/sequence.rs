@@ -116,8 +116,8 @@ impl SequenceConstraint {
                 self.phase = Phase::Start { next: 0 };
                 return (self.after_marker_token(1), Some(Accepted::Open));
             }
-            let accepted = grammar.begin_accept(token, None);
-            return (Phase::Grammar(grammar), accepted);
+            grammar.begin_accept(token, None);
+            return (Phase::Grammar(grammar), None);
         }
         seen.extend_from_slice(spec.setting.vocabulary.bytes(token));
         let text = seen.trim_ascii_start();
@@ -191,17 +191,6 @@ impl SequenceConstraint {
                 after_call(call, after, accepted)
             }
             other => (other, Accepted::Open),
-        }
-    }
-
-    /// Where a token of a call was taken in.
-    fn after_call(&mut self, accepted: Accepted) -> Accepted {
-        match &self.phase {
-            Phase::Call { after: AfterCall::Watch, .. } if accepted == Accepted::Complete => {
-                self.phase = Phase::Watching { tail: Tail::default() };
-                Accepted::Open
-            }
-            _ => accepted,
         }
     }
 
@@ -285,21 +274,26 @@ impl Constraint for SequenceConstraint {
     }
 
     fn accept(&mut self, token: TokenId) -> Accepted {
-        self.begin_accept(token).unwrap_or_else(|| self.finish_accept())
+        self.begin_accept(token).unwrap_or_else(|| {
+            self.start_accept();
+            self.finish_accept()
+        })
     }
 
-    /// The next mask begins with the token before it, not with the step that needs it: what the engine does between two steps is time for it.
     fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
         match &mut self.phase {
             Phase::Free => return Some(Accepted::Open),
-            Phase::Grammar(grammar) => return grammar.begin_accept(token, None),
+            Phase::Grammar(grammar) => {
+                grammar.begin_accept(token, None);
+                return None;
+            }
             Phase::Call { call, after } => {
                 let rest = match (after, &self.spec.body) {
                     (AfterCall::Watch, Body::Triggered(triggered)) => Some(triggered.after_call.clone()),
                     _ => None,
                 };
-                let accepted = call.begin_accept(token, rest)?;
-                return Some(self.after_call(accepted));
+                call.begin_accept(token, rest);
+                return None;
             }
             _ => {}
         }
@@ -319,13 +313,23 @@ impl Constraint for SequenceConstraint {
         accepted
     }
 
+    /// The next mask begins with the token before it.
+    fn start_accept(&mut self) {
+        if let Phase::Grammar(grammar) | Phase::Call { call: grammar, .. } = &mut self.phase {
+            grammar.start_accept();
+        }
+    }
+
     fn finish_accept(&mut self) -> Accepted {
         match &mut self.phase {
             Phase::Grammar(grammar) => grammar.finish_accept(),
-            Phase::Call { call, .. } => {
-                let accepted = call.finish_accept();
-                self.after_call(accepted)
-            }
+            Phase::Call { call, after } => match (call.finish_accept(), after) {
+                (Accepted::Complete, AfterCall::Watch) => {
+                    self.phase = Phase::Watching { tail: Tail::default() };
+                    Accepted::Open
+                }
+                (accepted, _) => accepted,
+            },
             other => unreachable!("{}: only grammars take their time", other.name()),
         }
     }

@@ -187,7 +187,9 @@ impl ConstraintSpec {
         let body = match body {
             BodyPart::Free => Body::Free,
             BodyPart::Grammar(grammar) => Body::Grammar(grammar),
-            BodyPart::Triggered(part) => Body::Triggered(Arc::new(Triggered::new(part, &setting, &everything))),
+            BodyPart::Triggered(part) => {
+                Body::Triggered(Arc::new(Triggered::new(part, &setting, &everything)))
+            }
         };
         let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         Some(Self(Arc::new(Spec { setting, thinking, body, everything })))
@@ -217,7 +219,9 @@ fn make_thinking(
     };
     let calls = match body {
         Body::Triggered(triggered) => Some(triggered.clone()),
-        Body::Free | Body::Grammar(_) => calls.map(|part| Arc::new(Triggered::new(part, setting, everything))),
+        Body::Free | Body::Grammar(_) => {
+            calls.map(|part| Arc::new(Triggered::new(part, setting, everything)))
+        }
     };
     Some(Thinking {
         start_tokens: vocabulary.encode_marker(&start)?,

@@ -194,6 +194,102 @@ fn a_mask_begins_with_the_token_before_it() {
     after.go_on.open();
 }
 
+/// What the engine's thread does with a token: it waits neither for a grammar nor for a mask before it asks for them.
+#[test]
+fn a_token_is_taken_in_by_whoever_comes_first() {
+    let world = World::new();
+    let begin = || world.begin(None, BodyPart::Grammar(number_object(&world)));
+    let barrier = || Arc::new(Barrier { reached: Stop::default(), go_on: Stop::default() });
+    let (mut first, mut second, mut copied) = (begin(), begin(), begin());
+    let (before, after) = (barrier(), barrier());
+    world.setting.pool.start(before.clone());
+    before.reached.wait();
+    let token = u32::from(b'{');
+    for constraint in [&mut first, &mut second, &mut copied] {
+        assert_eq!(constraint.begin_accept(token), None);
+        constraint.start_accept();
+        assert!(!constraint.next_mask().expect("a mask").is_ready(), "nobody has time for it");
+    }
+    // By who asks.
+    let mask = first.next_mask().expect("a mask");
+    assert_eq!(first.finish_accept(), Accepted::Open);
+    assert!(!mask.is_ready(), "the mask is not waited for");
+    // A copy has taken it in too, and each is asked by itself.
+    let mut copy = copied.boxed_clone();
+    assert_eq!((copied.finish_accept(), copy.finish_accept()), (Accepted::Open, Accepted::Open));
+    assert_eq!(copied.begin_accept(u32::from(b'x')), None);
+    assert_eq!(copied.finish_accept(), Accepted::Failed);
+    assert_eq!(world.allowed(&mut *copy), world.allowed(&mut *first));
+    // By the pool.
+    world.setting.pool.start(after.clone());
+    before.go_on.open();
+    after.reached.wait();
+    assert!(second.next_mask().expect("a mask").is_ready());
+    assert_eq!(second.finish_accept(), Accepted::Open);
+    assert_eq!(world.allowed(&mut *second), world.allowed(&mut *first));
+    after.go_on.open();
+}
+
+/// The step is made before it is known whether the call is complete.
+#[test]
+fn after_a_call_that_ends_meanwhile_comes_what_may_come_after_it() {
+    let world = World::new();
+    let grammar = world.grammar(GrammarSource::Regex("ab?".into()));
+    let part = CallsPart { triggers: vec!["<call>".to_owned()], grammar, after: AfterCall::Watch };
+    let mut constraint = world.begin(None, BodyPart::Triggered(part));
+    world.say(&mut *constraint, &[CALL]);
+    world.say(&mut *constraint, &bytes("a"));
+    assert_eq!(constraint.begin_accept(u32::from(b'b')), None);
+    let everything: Vec<TokenId> = (0..NUM_ROWS as TokenId).collect();
+    assert_eq!(world.allowed(&mut *constraint), Some(everything));
+    assert_eq!(constraint.finish_accept(), Accepted::Open);
+    assert_eq!(world.allowed(&mut *constraint), None);
+    world.say(&mut *constraint, &bytes("free"));
+}
+
+#[test]
+fn threads_of_a_pool_call_each_other() {
+    let pool = MaskPool::new(3);
+    for _ in 0..50 {
+        let barrier = |_| Arc::new(Barrier { reached: Stop::default(), go_on: Stop::default() });
+        let barriers: Vec<_> = (0..3).map(barrier).collect();
+        barriers.iter().for_each(|barrier| pool.start(barrier.clone()));
+        // None ends before all have begun.
+        barriers.iter().for_each(|barrier| barrier.reached.wait());
+        barriers.iter().for_each(|barrier| barrier.go_on.open());
+    }
+}
+
+#[test]
+fn what_nobody_wants_is_not_done_and_threads_end_with_the_pool() {
+    struct Once(Stop);
+    impl Job for Once {
+        fn run(&self) {
+            assert!(!*self.0.0.lock().expect("no panic under the lock"), "nobody wants it");
+            self.0.open();
+        }
+    }
+    let pool = MaskPool::new(1);
+    let barrier = Arc::new(Barrier { reached: Stop::default(), go_on: Stop::default() });
+    pool.start(barrier.clone());
+    barrier.reached.wait();
+    let (wanted, unwanted) = (Arc::new(Once(Stop::default())), Arc::new(Once(Stop::default())));
+    unwanted.0.open();
+    let gone = Arc::downgrade(&unwanted);
+    pool.start(unwanted);
+    pool.start(wanted.clone());
+    barrier.go_on.open();
+    wanted.0.wait();
+    assert!(gone.upgrade().is_none());
+    let left = Arc::downgrade(&barrier);
+    pool.start(barrier);
+    drop(pool);
+    // The thread drops what it was given, and ends.
+    while left.upgrade().is_some() {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_token_against_the_grammar_fails_the_sequence() {
     let world = World::new();
