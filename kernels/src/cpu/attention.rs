@@ -312,8 +312,13 @@ impl Task<'_> {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
         let width = attention_block::width(&block);
-        work.total.clear(width);
         pack_queries(self.problem, &block, &mut work);
+        if block.num_ranges() == 1 {
+            // What merging it with nothing would leave.
+            attend(self.isa, self.problem, &block, 0, &mut work);
+            return attention_block::write(self.problem, &block, &work.range, &self.out);
+        }
+        work.total.clear(width);
         for range in 0..block.num_ranges() {
             attend(self.isa, self.problem, &block, range, &mut work);
             attention_block::merge(self.isa, &work.range, &mut work.total, width);

@@ -331,7 +331,7 @@ fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>, width: us
     }
 }
 
-/// The block's rows of `out`, divided by their sums.
+/// The block's rows of `out`, divided by their sums. A sum of -0 counts as 0, which it is once it was merged with anything.
 pub(crate) fn write(problem: &Problem, block: &Block, total: &State, out: &SharedMut<f32>) {
     let AttentionSizes { heads, value_dim, .. } = problem.sizes;
     for (row, values) in total.values.chunks_exact(row_len(value_dim)).take(block.num_rows()).enumerate() {
@@ -340,7 +340,7 @@ pub(crate) fn write(problem: &Problem, block: &Block, total: &State, out: &Share
         let out = unsafe { out.slice((token * heads + head) * value_dim, value_dim) };
         let factor = 1.0 / total.sum[row];
         for (out, value) in out.iter_mut().zip(values) {
-            *out = value * factor;
+            *out = (value + 0.0) * factor;
         }
     }
 }

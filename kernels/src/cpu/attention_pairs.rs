@@ -229,9 +229,9 @@ fn score(
             // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
             unsafe {
                 if lane + 2 * LANES <= width {
-                    pair_tile_of::<2>(dot, rows, w, x, pairs, sums);
+                    pair_tile_of::<2, false>(dot, rows, w, x, pairs, sums);
                 } else {
-                    pair_tile_of::<1>(dot, rows, w, x, pairs, sums);
+                    pair_tile_of::<1, false>(dot, rows, w, x, pairs, sums);
                 }
             }
             key += rows;
@@ -288,9 +288,9 @@ fn accumulate(
             // which is a whole number of vectors.
             unsafe {
                 if column + 2 * LANES <= sum_row {
-                    pair_tile_of::<2>(dot, rows, w, x, n.div_ceil(2), sums);
+                    pair_tile_of::<2, false>(dot, rows, w, x, n.div_ceil(2), sums);
                 } else {
-                    pair_tile_of::<1>(dot, rows, w, x, n.div_ceil(2), sums);
+                    pair_tile_of::<1, false>(dot, rows, w, x, n.div_ceil(2), sums);
                 }
             }
             row += rows;

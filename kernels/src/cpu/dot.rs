@@ -14,7 +14,7 @@ use super::rounded::{HEADER, SCALE, START, SUM};
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
-use super::simd::{Simd, dot_entry};
+use super::simd::{Simd, ask_for, dot_entry};
 use super::tile::{Blocks, Job, PanelFormat, by_rows};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Rows, Sums};
@@ -23,6 +23,16 @@ use crate::weight_type::GROUP;
 use crate::{ActivationType, WeightType};
 use std::hint::black_box;
 use std::marker::PhantomData;
+
+/// How far ahead a tile asks for lines, as near as the second cache. The processor follows a stream by itself, one page of 4 KiB at a time:
+/// a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One of
+/// many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
+const BYTES_AHEAD: usize = 16 << 10;
+/// From so many rows on.
+#[cfg(target_arch = "x86_64")]
+const LEAST_PAIRS_AHEAD: usize = 5;
+const LEAST_LEVELS_AHEAD: usize = 4;
+const CACHE_LINE: usize = 64;
 
 /// Panels of bf16 times rows of bf16.
 pub(crate) struct Bf16Pairs;
@@ -80,7 +90,12 @@ fn bf16_panel(job: &Job) {
             let Job { x, sums, .. } = job.rows(row, rows);
             let sums = Sums { hi: PANEL / 2, ..sums };
             // SAFETY: the promise of `Job::new`.
-            unsafe { pair_tile_of::<2>(d, rows, w, x, pairs, sums) };
+            unsafe {
+                match rows >= LEAST_PAIRS_AHEAD && block == 0 {
+                    true => pair_tile_of::<2, true>(d, rows, w, x, pairs, sums),
+                    false => pair_tile_of::<2, false>(d, rows, w, x, pairs, sums),
+                }
+            }
             row += rows;
         }
     }
@@ -97,14 +112,13 @@ pub(crate) struct Words {
     pub hi: usize,
 }
 
-/// A tile of up to `Bf16Dot::TILE_ROWS` rows of words times `V` vectors, 1 or 2. No line is asked for ahead, here and below: the
-/// processor follows a stream better than requests that run before it (docs/performance.md).
+/// A tile of up to `Bf16Dot::TILE_ROWS` rows of words times `V` vectors, 1 or 2; `AHEAD` asks for lines that come later.
 ///
 /// # Safety
 /// As for `tile::tile`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) unsafe fn pair_tile_of<const V: usize>(
+pub(crate) unsafe fn pair_tile_of<const V: usize, const AHEAD: bool>(
     d: Bf16Dot,
     num_rows: usize,
     w: Words,
@@ -113,7 +127,7 @@ pub(crate) unsafe fn pair_tile_of<const V: usize>(
     sums: Sums,
 ) {
     // SAFETY: the caller's promise.
-    by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V>(d, w, x, pairs, sums) });
+    by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, AHEAD>(d, w, x, pairs, sums) });
 }
 
 /// Where rows begin. Sums in a loop would be checked for overflow again and again.
@@ -130,7 +144,13 @@ fn starts<const M: usize>(row: usize) -> [usize; M] {
 /// As for `tile::tile`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn pair_tile<const M: usize, const V: usize>(d: Bf16Dot, w: Words, x: Rows, pairs: usize, sums: Sums) {
+unsafe fn pair_tile<const M: usize, const V: usize, const AHEAD: bool>(
+    d: Bf16Dot,
+    w: Words,
+    x: Rows,
+    pairs: usize,
+    sums: Sums,
+) {
     let s = d.simd();
     let rows = starts::<M>(x.row);
     let mut acc = [[s.zero(); V]; M];
@@ -145,6 +165,10 @@ unsafe fn pair_tile<const M: usize, const V: usize>(d: Bf16Dot, w: Words, x: Row
         }
         let (mut line, mut pair) = (w.start, x.start.cast::<u32>());
         for _ in 0..pairs {
+            if AHEAD {
+                ask_for(line.cast::<u8>().wrapping_add(BYTES_AHEAD));
+                ask_for(line.cast::<u8>().wrapping_add(BYTES_AHEAD + CACHE_LINE));
+            }
             let lo = d.load(line.cast());
             let hi = if V == 2 { d.load(line.wrapping_add(w.hi).cast()) } else { lo };
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -224,18 +248,18 @@ fn panel_of<D: Dot, Q: OfLevels>(d: D, job: &Job) {
             let rows = blocks.len(block);
             let part = job.rows(row, rows);
             // SAFETY: the promise of `Job::new`.
-            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M>(d, &part, first) });
+            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M>(d, &part, first, block == 0) });
             row += rows;
         }
     }
 }
 
-/// `M` rows; columns `first ..` and `first + 16 ..`.
+/// `M` rows; columns `first ..` and `first + 16 ..`. With `ahead`, tiles of many rows ask for lines that come later.
 ///
 /// # Safety
 /// The promise of `Job::new`, and the job has M rows.
 #[inline(always)]
-unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: usize) {
+unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: usize, ahead: bool) {
     let s = d.simd();
     let (quad_bytes, group_bytes) = (4 * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
     let (words, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
@@ -260,6 +284,11 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
                 *parts = [d.splat(*headers.wrapping_add(numbers[r]).wrapping_add(START).cast::<i32>()); 2];
             }
             let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
+            if M >= LEAST_LEVELS_AHEAD && ahead {
+                for line in (0..group_bytes).step_by(CACHE_LINE) {
+                    ask_for(start.wrapping_add(BYTES_AHEAD + line));
+                }
+            }
             for i in 0..quads {
                 let (lo, hi) = Q::load_words(d, quad);
                 for (r, parts) in parts.iter_mut().enumerate() {

@@ -20,6 +20,7 @@ use std::ops::Range;
 const TASK_BYTES: usize = 96 << 10;
 
 /// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights.
+#[derive(Clone, Copy)]
 pub(crate) struct Gemm<'a> {
     pub x: Input<'a>,
     pub rows: usize,
@@ -144,11 +145,27 @@ pub(crate) struct Part {
 
 /// Rows are rounded where the device does that beside such weights, as many at a time as its scratch holds.
 pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
-    let weights = job.weights;
-    let (Input::Floats { x, row, member }, Some(rounding)) = (job.x, Rounding::beside(cpu, weights)) else {
-        return run_rows(cpu, job);
+    run_together(cpu, &[*job]);
+}
+
+/// Products of the same rows with several weights, each with the bits that it has alone: rows are rounded once, and there is one region
+/// for all tasks. The weights are of one type, and as wide and as many as each other.
+pub(crate) fn run_together<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
+    let [first, ..] = jobs.as_slice() else { return };
+    let (weights, num_rows) = (first.weights, first.rows);
+    for job in jobs {
+        let Gemm { weights: other, rows, .. } = job;
+        assert_eq!(other.stored_as(), weights.stored_as(), "weights that share rounded rows");
+        assert_eq!(
+            (other.k(), other.count(), *rows),
+            (weights.k(), weights.count(), num_rows),
+            "shared rows"
+        );
+    }
+    let (Input::Floats { x, row, member }, Some(rounding)) = (first.x, Rounding::beside(cpu, weights)) else {
+        return run_rows(cpu, jobs);
     };
-    if job.rows == 0 {
+    if num_rows == 0 {
         return;
     }
     let mut words = cpu.scratch();
@@ -156,20 +173,16 @@ pub(crate) fn run(cpu: &Cpu, job: &Gemm) {
     let per_row = weights.count() * rounding.row();
     let at_once = words.len() / per_row;
     assert!(at_once > 0, "a row of {} terms exceeds the scratch", weights.k());
-    let blocks = tile::Blocks::new(job.rows, at_once);
+    let blocks = tile::Blocks::new(num_rows, at_once);
     let mut first = 0;
     for block in 0..blocks.count {
         let rows = blocks.len(block);
         let to = &mut words[..rows * per_row];
         let from = Floats { x: x.from(first * row), row, member };
         round(cpu, &rounding, &from, [weights.count(), rows], to);
-        let part = Gemm {
-            x: Input::Rounded { words: (&*to).into(), rounding, member: rows * rounding.row() },
-            rows,
-            out: job.out.from(first * job.out_stride),
-            ..*job
-        };
-        run_rows(cpu, &part);
+        let x = Input::Rounded { words: (&*to).into(), rounding, member: rows * rounding.row() };
+        let parts = jobs.map(|job| Gemm { x, rows, out: job.out.from(first * job.out_stride), ..job });
+        run_rows(cpu, &parts);
         first += rows;
     }
 }
@@ -198,27 +211,51 @@ fn round(cpu: &Cpu, rounding: &Rounding, from: &Floats, [members, rows]: [usize;
     });
 }
 
-fn run_rows(cpu: &Cpu, job: &Gemm) {
-    let panels = job.weights.panels_per_member();
-    let row_blocks = tile::Blocks::new(job.rows, MAX_ROWS);
-    if row_blocks.count == 0 {
-        return;
+fn run_rows<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
+    let tasks = jobs.map(|job| Tasks::of(cpu, &job));
+    cpu.pool.run(tasks.iter().map(|tasks| tasks.count).sum(), &|mut index, _| {
+        for (job, tasks) in jobs.iter().zip(&tasks) {
+            if index < tasks.count {
+                let (member, part) = tasks.part(job, index);
+                return run_part(cpu.isa, job, member, &part);
+            }
+            index -= tasks.count;
+        }
+    });
+}
+
+/// How a job is cut.
+struct Tasks {
+    count: usize,
+    /// Panels of a task.
+    group: usize,
+    row_blocks: usize,
+}
+
+impl Tasks {
+    fn of(cpu: &Cpu, job: &Gemm) -> Self {
+        let row_blocks = tile::Blocks::new(job.rows, MAX_ROWS).count;
+        let group = panels_per_task(cpu, job);
+        let groups = job.weights.panels_per_member().div_ceil(group);
+        Self { count: job.weights.count() * groups * row_blocks, group, row_blocks }
     }
-    let group = panels_per_task(cpu, job);
-    let groups = panels.div_ceil(group);
-    let per_member = groups * row_blocks.count;
-    let rows_each = job.rows.div_ceil(row_blocks.count);
-    cpu.pool.run(job.weights.count() * per_member, &|task, _| {
-        let (member, rest) = (task / per_member, task % per_member);
+
+    /// The member of a task, and what it computes.
+    fn part(&self, job: &Gemm, index: usize) -> (usize, Part) {
+        let Self { group, row_blocks, .. } = *self;
+        let panels = job.weights.panels_per_member();
+        let per_member = panels.div_ceil(group) * row_blocks;
+        let rows_each = job.rows.div_ceil(row_blocks);
+        let (member, rest) = (index / per_member, index % per_member);
         // Row blocks of one group follow each other: its weights are still in the shared cache.
-        let (group_index, block) = (rest / row_blocks.count, rest % row_blocks.count);
+        let (group_index, block) = (rest / row_blocks, rest % row_blocks);
         let first = group_index * group;
         let part = Part {
             panels: member * panels + first..member * panels + panels.min(first + group),
             rows: (block * rows_each).min(job.rows)..((block + 1) * rows_each).min(job.rows),
         };
-        run_part(cpu.isa, job, member, &part);
-    });
+        (member, part)
+    }
 }
 
 fn panels_per_task(cpu: &Cpu, job: &Gemm) -> usize {

@@ -7,8 +7,11 @@
 //! width of the table. It rounds as `store_kv`, which leaves out rows whose slot is `NOWHERE`, normalises as `rms_norm` and rotates as
 //! `rope`; on a GPU it is one launch · moves (4 + size)·(R + P) + 12·H·P bytes a token
 
+use super::rope::rotate;
 use super::rows::{as_heads, check_slots};
-use super::{KvTensor, RopeLayout, RopeTable, copy_slice, rope, store_kv};
+use super::{KvTensor, RopeLayout, RopeTable, store_kv};
+use crate::cpu::rope::RopePlan;
+use crate::cpu::rows::{self, SlicePlan};
 use crate::cpu::{SharedMut, norm};
 use crate::cuda::latents;
 use crate::device::Cpu;
@@ -80,19 +83,38 @@ impl LatentRows<'_> {
         let Self { kv, norm: weight, eps, q, absorbed, scratch } = self;
         let Rotation { table, positions, layout } = *rotation;
         let (rank, row_len, rotated) = (weight.len(), kv.row_len(), 2 * table.cos.row_len());
-        let (weight, latents) = (weight.as_f32(), SharedMut::new(scratch.as_f32_mut()));
-        cpu.for_rows(kv.as_f32_mut(), row_len, |first, block| {
-            for (i, row) in block.chunks_exact_mut(row_len).enumerate() {
-                // SAFETY: blocks of kv are disjoint, and so are the same rows of the scratch.
-                let latent = unsafe { latents.slice((first + i) * rank, rank) };
-                latent.copy_from_slice(&row[..rank]);
-                norm::rms_norm(cpu.isa, latent, weight, *eps, &mut row[..rank]);
-            }
+        let ([num_tokens, heads, query_len], weight) = (as_heads(q), weight.as_f32());
+        let nope = query_len - rotated;
+        let of_kv = RopePlan { head_len: row_len, heads: 0..1, offset: rank };
+        let of_q = RopePlan { head_len: query_len, heads: 0..heads, offset: nope };
+        let copies = SlicePlan {
+            src_len: query_len,
+            src_offset: nope,
+            dst_len: row_len,
+            dst_offset: rank,
+            len: rotated,
+            dst_per_src: 1,
+        };
+        let [kv_rows, queries, targets, latents] =
+            [kv.as_f32_mut(), q.as_f32_mut(), absorbed.as_f32_mut(), scratch.as_f32_mut()]
+                .map(SharedMut::new);
+        cpu.for_each(num_tokens, row_len + 2 * heads * rotated, |token| {
+            // SAFETY: nobody else has rows of this token.
+            let [row, query, target, latent] = unsafe {
+                [
+                    kv_rows.slice(token * row_len, row_len),
+                    queries.slice(token * heads * query_len, heads * query_len),
+                    targets.slice(token * heads * row_len, heads * row_len),
+                    latents.slice(token * rank, rank),
+                ]
+            };
+            latent.copy_from_slice(&row[..rank]);
+            norm::rms_norm(cpu.isa, latent, weight, *eps, &mut row[..rank]);
+            let position = positions.as_slice()[token] as usize;
+            rotate(cpu.isa, row, &of_kv, table, (position, layout));
+            rotate(cpu.isa, query, &of_q, table, (position, layout));
+            rows::copy_slices(query, target, &copies);
         });
-        rope(kv, rank, table, positions, layout);
         store_kv(kv, cache, slots);
-        let nope = as_heads(q)[2] - rotated;
-        rope(q, nope, table, positions, layout);
-        copy_slice(q, nope, absorbed, rank, rotated);
     }
 }

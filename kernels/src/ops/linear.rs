@@ -23,23 +23,31 @@ pub enum Activation {
 }
 
 pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
-    let t = check(x, w, bias, out);
-    let (k, n) = (w.k(), w.n());
+    check(x, w, bias, out);
     match &out.device().clone() {
-        Device::Cpu(cpu) => {
-            let job = Gemm {
-                x: Input::Floats { x: x.as_f32().into(), row: k, member: 0 },
-                rows: t,
-                weights: w.as_batch(),
-                bias: bias.map(Tensor::as_f32),
-                act,
-                out: SharedMut::new(out.as_f32_mut()),
-                out_stride: n,
-                out_member: 0,
-            };
-            gemm::run(cpu, &job);
-        }
+        Device::Cpu(cpu) => gemm::run(cpu, &cpu_job(x, w, bias, act, out)),
         Device::Cuda(cuda) => cuda_linear::run(cuda, &cuda_job(x, w, bias, act, &*out)),
+    }
+}
+
+/// Writes `out`.
+fn cpu_job<'a>(
+    x: &'a Tensor,
+    w: &'a Matrix,
+    bias: Option<&'a Tensor>,
+    act: Activation,
+    out: &mut Tensor,
+) -> Gemm<'a> {
+    let (k, n) = (w.k(), w.n());
+    Gemm {
+        x: Input::Floats { x: x.as_f32().into(), row: k, member: 0 },
+        rows: x.len() / k,
+        weights: w.as_batch(),
+        bias: bias.map(Tensor::as_f32),
+        act,
+        out: SharedMut::new(out.as_f32_mut()),
+        out_stride: n,
+        out_member: 0,
     }
 }
 
@@ -52,14 +60,22 @@ pub struct LinearPart<'a> {
     pub out: &'a mut Tensor,
 }
 
-/// Two layers without an activation: the bits of `linear` for each. On a GPU few tokens take one launch for both.
+/// Two layers without an activation: the bits of `linear` for each. On a GPU few tokens take one launch for both, and on a processor x
+/// is rounded once where both have the same type.
 pub fn linear_pair(x: &Tensor, parts: [LinearPart; 2]) {
     let [first, second] = parts;
     assert_eq!(first.weight.k(), second.weight.k(), "linear_pair: widths of x");
     match x.device() {
-        Device::Cpu(_) => {
-            for LinearPart { weight, bias, out } in [first, second] {
-                linear(x, weight, bias, Activation::None, out);
+        Device::Cpu(cpu) => {
+            let share = first.weight.stored_as() == second.weight.stored_as();
+            let jobs = [first, second].map(|LinearPart { weight, bias, out }| {
+                check(x, weight, bias, out);
+                cpu_job(x, weight, bias, Activation::None, out)
+            });
+            if share {
+                gemm::run_together(cpu, &jobs);
+            } else {
+                jobs.iter().for_each(|job| gemm::run(cpu, job));
             }
         }
         Device::Cuda(cuda) => {

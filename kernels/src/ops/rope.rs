@@ -5,7 +5,7 @@
 use super::rows::as_heads;
 use crate::cpu::rope::{self, RopePlan};
 use crate::cuda::rope as cuda_rope;
-use crate::{DType, Device, Index, Tensor};
+use crate::{DType, Device, Index, Isa, Tensor};
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,18 +85,29 @@ fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, index: Index, layout: 
     let row_len = x.row_len();
     match &x.device().clone() {
         Device::Cpu(cpu) => {
-            let (cos, sin) = (table.cos.as_f32(), table.sin.as_f32());
             cpu.for_rows(x.as_f32_mut(), row_len, |first, block| {
                 for (i, row) in block.chunks_exact_mut(row_len).enumerate() {
-                    let angles = positions[first + i] as usize * half;
-                    let (cos, sin) = (&cos[angles..angles + half], &sin[angles..angles + half]);
-                    match layout {
-                        RopeLayout::Half => rope::rotate_half(cpu.isa, row, &plan, cos, sin),
-                        RopeLayout::Interleaved => rope::rotate_interleaved(row, &plan, cos, sin),
-                    }
+                    rotate(cpu.isa, row, &plan, table, (positions[first + i] as usize, layout));
                 }
             });
         }
         Device::Cuda(cuda) => cuda_rope::rope(cuda, x, &plan, table, (index, layout)),
+    }
+}
+
+/// One token's row.
+pub(super) fn rotate(
+    isa: Isa,
+    row: &mut [f32],
+    plan: &RopePlan,
+    table: &RopeTable,
+    (position, layout): (usize, RopeLayout),
+) {
+    let half = table.cos.row_len();
+    let angles = position * half..(position + 1) * half;
+    let (cos, sin) = (&table.cos.as_f32()[angles.clone()], &table.sin.as_f32()[angles]);
+    match layout {
+        RopeLayout::Half => rope::rotate_half(isa, row, plan, cos, sin),
+        RopeLayout::Interleaved => rope::rotate_interleaved(row, plan, cos, sin),
     }
 }

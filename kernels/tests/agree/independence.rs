@@ -104,6 +104,39 @@ fn rows_of_linear_layers() {
     }
 }
 
+/// Two layers of one x, which round it once where they are of one type, have the bits of each alone.
+#[test]
+fn pairs_of_linear_layers() {
+    let (t, k, [n, m]) = (37, 133, [70, 35]);
+    let x = Host::random(DType::F32, &[t, k], 1);
+    let [first, second] = [(n, 2), (m, 3)].map(|(n, seed)| Host::random(DType::F32, &[n, k], seed));
+    let bias = Host::random(DType::F32, &[m], 4);
+    for types in [[WeightType::BF16; 2], [WeightType::Int8; 2], [WeightType::Int8, WeightType::Int4]] {
+        for device in families_of_products().into_iter().flatten() {
+            let [a, b] = [(types[0], &first), (types[1], &second)]
+                .map(|(stored_as, w)| Matrix::pack(&device, stored_as, &[w.view()]));
+            let bias = bias.tensor(&device);
+            for rows in [0..0, 0..1, 3..11, 0..t] {
+                let num_rows = rows.len();
+                let x = tensor(&device, part(&x, rows));
+                let alone = |w: &Matrix, bias| {
+                    guarded(&device, num_rows, w.n(), |out| linear(&x, w, bias, Activation::None, out))
+                };
+                let expected = [alone(&a, None), alone(&b, Some(&bias))].map(|values| bits(&values));
+                let mut of_second = Vec::new();
+                let of_first = guarded(&device, num_rows, n, |out| {
+                    of_second = guarded(&device, num_rows, m, |second| {
+                        let first = LinearPart { weight: &a, bias: None, out };
+                        linear_pair(&x, [first, LinearPart { weight: &b, bias: Some(&bias), out: second }]);
+                    });
+                });
+                let found = [of_first, of_second].map(|values| bits(&values));
+                assert!(found == expected, "{types:?}, {num_rows} rows on {device:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rows_of_heads() {
     let (t, h, n, k) = (37, 3, 35, 41);

@@ -196,16 +196,25 @@ fn top_k(values: &[f32], k: usize) -> Vec<(TokenId, f32)> {
 
 /// The place of the largest value, the first of equals; none of them is NaN.
 fn largest(values: &[f32]) -> Option<TokenId> {
-    // A maximum for each place in a chunk: several to an instruction.
-    let (chunks, rest) = values.as_chunks::<16>();
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        for (max, &value) in lanes.iter_mut().zip(chunk) {
-            *max = if value > *max { value } else { *max };
+    const SOME: usize = 512;
+    let (mut max, mut first) = (f32::NEG_INFINITY, 0);
+    for (index, some) in values.chunks(SOME).enumerate() {
+        // A maximum for each place in a chunk: several to an instruction.
+        let (chunks, rest) = some.as_chunks::<16>();
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        for chunk in chunks {
+            for (max, &value) in lanes.iter_mut().zip(chunk) {
+                *max = if value > *max { value } else { *max };
+            }
+        }
+        let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        // Of equals the first stays.
+        if largest > max {
+            (max, first) = (largest, index * SOME);
         }
     }
-    let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
-    values.iter().position(|&value| value == max).map(|place| place as TokenId)
+    let place = values[first..].iter().position(|&value| value == max)?;
+    Some((first + place) as TokenId)
 }
 
 /// Masks of the parameters, bias and penalties, in vLLM's order.
@@ -218,6 +227,9 @@ fn adjust(logits: &mut [f32], row: SampleRow, work: &mut Workspace) {
     }
     for &(token, bias) in &params.logit_bias {
         logits[token as usize] += bias;
+    }
+    if params.logit_bias.is_empty() && !params.needs_history() {
+        return;
     }
     if params.needs_history() {
         let history = row.history().expect("penalties come with a history");
