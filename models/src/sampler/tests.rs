@@ -63,6 +63,14 @@ const LOGITS: [f32; 11] = [0.3, -1.2, 2.0, 0.0, 1.1, -3.0, 0.9, 2.0, -0.4, 0.25,
 fn greedy_takes_the_largest_and_the_lower_id_of_equal_ones() {
     assert_eq!(token(&LOGITS, &request(greedy())), 2);
     assert_eq!(token(&[-5.0], &request(greedy())), 0);
+    // Long rows are looked through in pieces.
+    for (len, places, expected) in
+        [(1300, vec![1299], 1299), (1300, vec![512, 1024], 512), (512, vec![511], 511), (513, vec![512], 512)]
+    {
+        let mut logits: Vec<f32> = (0..len).map(|i| -((i % 7) as f32) - 1.0).collect();
+        places.iter().for_each(|&place: &usize| logits[place] = 3.0);
+        assert_eq!(token(&logits, &request(greedy())), expected, "{len} logits");
+    }
 }
 
 #[test]
