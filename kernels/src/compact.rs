@@ -230,22 +230,33 @@ const fn k_of(vector: usize, lane: usize) -> usize {
 /// Writes a block without its spilled outliers. Returns all of its outliers; up to `NUM_INLINE` are in its header.
 fn pack_block(words: &[u16], k: usize, block: &mut [u8]) -> Vec<Outlier> {
     let bases = bases(words, k);
+    let of_lanes: [[u16; LANES]; 2] =
+        [0, 1].map(|vector| std::array::from_fn(|lane| u16::from(bases[row(vector, lane)])));
     let (header, quads) = block.split_at_mut(HEADER_BYTES);
     let mut outliers = Vec::new();
     let quads = quads.chunks_exact_mut(QUAD_BYTES).zip(words.chunks_exact(QUAD_WORDS));
     for (index, (quad, words)) in quads.enumerate() {
         let mut fields = [0u16; QUAD_WORDS];
-        for (place, (field, &word)) in fields.iter_mut().zip(words).enumerate() {
-            let (vector, lane) = (place / LANES, place % LANES);
-            if 4 * index + k_of(vector, lane) >= k {
-                continue;
+        // Whether there is an outlier at all is seen without a branch.
+        let mut all_above = 0;
+        let vectors = fields.as_chunks_mut::<LANES>().0.iter_mut().zip(words.as_chunks::<LANES>().0);
+        for (vector, (fields, words)) in vectors.enumerate() {
+            for lane in 0..LANES {
+                let above = (words[lane] >> 7 & 255).wrapping_sub(of_lanes[vector % 2][lane]);
+                all_above |= above;
+                fields[lane] = words[lane] & KEPT | (above & 15) << 7;
             }
-            let above = exponent(word).wrapping_sub(bases[row(vector, lane)]);
-            *field = word & KEPT;
-            if above <= SPAN {
-                *field |= u16::from(above) << 7;
-            } else {
-                outliers.push(Outlier::new(index * QUAD_WORDS + place, word));
+        }
+        if all_above > u16::from(SPAN) || 4 * index + 4 > k {
+            for (place, (field, &word)) in fields.iter_mut().zip(words).enumerate() {
+                let (vector, lane) = (place / LANES, place % LANES);
+                let above = exponent(word).wrapping_sub(bases[row(vector, lane)]);
+                if 4 * index + k_of(vector, lane) >= k {
+                    *field = 0;
+                } else if above > SPAN {
+                    *field = word & KEPT;
+                    outliers.push(Outlier::new(index * QUAD_WORDS + place, word));
+                }
             }
         }
         for (cell, word) in quad.chunks_exact_mut(2).zip(pack_quad(&fields)) {
@@ -307,11 +318,14 @@ fn most_frequent(words: &[u16], k: usize, row: usize) -> u8 {
 fn pack_quad(fields: &[u16; QUAD_WORDS]) -> [u16; QUAD_WORDS / 4 * 3] {
     let mut words = [0; QUAD_WORDS / 4 * 3];
     words.copy_from_slice(&fields[..3 * LANES]);
-    for (lane, &d) in fields[3 * LANES..].iter().enumerate() {
+    let d = &fields[3 * LANES..];
+    for (lane, &d) in d.iter().enumerate() {
         words[lane] |= (d >> 7 & 15) << 11;
         words[LANES + lane] |= (d >> 3 & 15) << 11;
-        words[2 * LANES + lane] |= d >> 15 << 11;
-        words[2 * LANES + (lane ^ 1)] |= (d & 7) << 12;
+    }
+    for (words, d) in words[2 * LANES..].as_chunks_mut::<2>().0.iter_mut().zip(d.as_chunks::<2>().0) {
+        words[0] |= d[0] >> 15 << 11 | (d[1] & 7) << 12;
+        words[1] |= d[1] >> 15 << 11 | (d[0] & 7) << 12;
     }
     words
 }
