@@ -98,14 +98,14 @@ fn pairs_panel(_: &Job) {
 
 #[cfg(target_arch = "x86_64")]
 fn pairs_panel(job: &Job) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn few(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
         // SAFETY: the promise of `Job::new`.
         by_rows!(job.num_rows, FEW_ROWS, |M| unsafe { few_rows::<M>(d, job) });
     }
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn unpack_wide(block: *const u8, quads: usize, words: *mut u16) {
         // SAFETY: this function has the features, and its caller the promise of `through_blocks`.
         unsafe { x86::Avx512Quads::new(Bf16Dot::new(), block).unpack(block, quads, words) }
