@@ -402,7 +402,7 @@ mod tests {
                 let num = check_block(k, |row, k| {
                     let number = row * 131 + k * 29;
                     let exponent = first + number % 16;
-                    ((number / 16 % 2) << 15 | exponent << 7 | number / 32 % 128) as u16
+                    (((number / 16 % 2) << 15) | (exponent << 7) | (number / 32 % 128)) as u16
                 });
                 assert_eq!(num, 0, "K {k}, exponents from {first}");
             }
@@ -415,7 +415,7 @@ mod tests {
         let strange = [(0, 0, 0x0000), (7, 100, 0x7fc1), (31, 255, 0x8001)];
         let of = |row, k| {
             let found = strange.iter().find(|(r, c, _)| (*r, *c) == (row, k));
-            found.map_or(((100 + (row + k) % 16) << 7 | k % 128) as u16, |(_, _, word)| *word)
+            found.map_or((((100 + (row + k) % 16) << 7) | (k % 128)) as u16, |(_, _, word)| *word)
         };
         assert_eq!(check_block(256, of), 3);
         // Half of the weights are zero: the other half are outliers, whichever is larger is not.

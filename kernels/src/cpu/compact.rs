@@ -11,12 +11,8 @@ use super::dot::Bf16Pairs;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 #[cfg(target_arch = "x86_64")]
-use super::simd::ask_for;
-#[cfg(target_arch = "x86_64")]
 use super::simd::compact as x86;
 use super::simd::{Isa, Simd, simd_entry};
-#[cfg(target_arch = "x86_64")]
-use super::tile::Blocks;
 #[cfg(target_arch = "x86_64")]
 use super::tile::by_rows;
 use super::tile::{Bf16, Floats, Job, K_BLOCK, PanelFormat, Rows, Sums};
@@ -25,8 +21,6 @@ use crate::compact::{
     BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad,
 };
 use crate::matrix::PANEL;
-#[cfg(target_arch = "x86_64")]
-use crate::memory::CACHE_LINE;
 use std::mem::MaybeUninit;
 
 /// Panels of compact bf16 times rows of bf16.
@@ -44,8 +38,7 @@ fn offset(k: usize) -> usize {
 impl PanelFormat for CompactPairs {
     const ROUNDED_TO: ActivationType = ActivationType::BF16;
     const GROUP_SUMS: bool = false;
-    // Blocks that follow each other are asked for in time.
-    const K_BLOCK: usize = 4 * BLOCK_K;
+    const K_BLOCK: usize = BLOCK_K;
 
     fn offset(k: usize) -> usize {
         offset(k)
@@ -83,7 +76,7 @@ fn floats_panel_body<S: Simd>(s: S, job: &Job) {
         1,
         // SAFETY: the promise of `through_blocks`.
         |block, quads, words| unsafe { unpack(S::ISA, block, quads, words) },
-        |job, _| Floats::<Bf16>::panel(s, job),
+        |job| Floats::<Bf16>::panel(s, job),
     );
 }
 
@@ -119,21 +112,7 @@ fn pairs_panel(job: &Job) {
         2,
         // SAFETY: as above.
         |block, quads, words| unsafe { unpack_wide(block, quads, words) },
-        |job, next| {
-            // While tiles are multiplied the next block is brought near, some lines with each: to unpack it is to read it all at once.
-            let (blocks, mut row) = (Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS), 0);
-            let lines = BLOCK_BYTES.div_ceil(CACHE_LINE).div_ceil(blocks.count);
-            for block in 0..blocks.count {
-                if let Some(next) = next {
-                    for line in block * lines..(block + 1) * lines {
-                        ask_for(next.wrapping_add(line * CACHE_LINE));
-                    }
-                }
-                let rows = blocks.len(block);
-                Bf16Pairs::panel(super::simd::Portable, &job.rows(row, rows));
-                row += rows;
-            }
-        },
+        |job| Bf16Pairs::panel(super::simd::Portable, job),
     );
 }
 
@@ -141,14 +120,14 @@ fn pairs_panel(job: &Job) {
 #[repr(C, align(64))]
 struct Words([MaybeUninit<u16>; BLOCK_WORDS]);
 
-/// Unpacks a job's blocks one after the other, by `unpack(block, quads, words)`, and has each multiplied by `multiply(part, next block)`; x has a word for
+/// Unpacks a job's blocks one after the other, by `unpack(block, quads, words)`, and has each multiplied by `multiply`; x has a word for
 /// every `terms` terms. `unpack` writes so many quads, and may rely on the promise of `Job::new`.
 #[inline(always)]
 fn through_blocks(
     job: &Job,
     terms: usize,
     unpack: impl Fn(*const u8, usize, *mut u16),
-    multiply: impl Fn(&Job, Option<*const u8>),
+    multiply: impl Fn(&Job),
 ) {
     let mut room = Words([MaybeUninit::uninit(); BLOCK_WORDS]);
     let words = room.0.as_mut_ptr().cast::<u16>();
@@ -164,9 +143,8 @@ fn through_blocks(
         let x = Rows { start: job.x.start.wrapping_add(first / terms), ..job.x };
         let sums = Sums { fresh: job.sums.fresh && first == 0, ..job.sums };
         // SAFETY: the promise of `Job::new`, for some of its terms: `words` holds them as a panel of bf16.
-        let part = unsafe { Job::new(job.num_rows, words.cast(), (x, job.numbers), k, sums) };
+        multiply(&unsafe { Job::new(job.num_rows, words.cast(), (x, job.numbers), k, sums) });
         block = block.wrapping_add(BLOCK_BYTES);
-        multiply(&part, (first + BLOCK_K < job.k).then_some(block));
     }
 }
 
