@@ -75,7 +75,7 @@ impl Rounds {
     /// What activations are beside weights of this type.
     pub fn beside(self, weights: WeightType) -> ActivationType {
         match weights {
-            WeightType::BF16 if self.bf16 => ActivationType::BF16,
+            WeightType::BF16 | WeightType::CompactBf16 if self.bf16 => ActivationType::BF16,
             WeightType::Int8 | WeightType::Int4 | WeightType::Int4Zero if self.int8 => ActivationType::Int8,
             _ => ActivationType::F32,
         }

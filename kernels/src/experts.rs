@@ -120,6 +120,11 @@ impl Packed for Experts {
         Self { gate_up, down, inner: form.1[2] }
     }
 
+    fn is(&self, form: &Self::Form) -> bool {
+        let [gate_up, down] = batches(form);
+        self.gate_up.is(&gate_up) && self.down.is(&down) && self.inner == form.1[2]
+    }
+
     fn share(&mut self) -> Vec<SharedBytes> {
         [&mut self.gate_up, &mut self.down].into_iter().flat_map(MatrixBatch::share).collect()
     }

@@ -5,6 +5,7 @@
 
 mod activation_type;
 mod beside;
+mod compact;
 mod cpu;
 pub mod cuda;
 mod device;

@@ -1,13 +1,14 @@
 //! Weights of linear layers, packed for the device when they are loaded.
 //!
 //! A matrix `[N, K]` is cut into panels of 32 rows; N is filled up with zeros to whole panels. What a panel holds for the processor
-//! is in `cpu/pack.rs`, what it holds for a GPU in `cuda/pack.rs`. The size is the same. A change to what is packed for the processor
+//! is in `cpu/pack.rs` and `compact.rs`, what it holds for a GPU in `cuda/pack.rs`. The size is the same. A change to what is packed for the processor
 //! raises [`crate::CPU_LAYOUT_VERSION`].
 
+use crate::compact::{self, Spill, TooManyOutliers};
 use crate::cpu::pack as cpu_pack;
 use crate::cuda::driver::DevicePtr;
 use crate::cuda::pack as gpu_pack;
-use crate::memory::Buffer;
+use crate::memory::{self, Buffer};
 use crate::packed::{Packed, one_part};
 use crate::quantize::GroupedRow;
 use crate::random::RandomRows;
@@ -35,7 +36,7 @@ pub struct MatrixBatch {
 }
 
 impl Matrix {
-    /// Parts `[Ni, K]` of any types, stacked along N and kept as `stored_as`.
+    /// Parts `[Ni, K]` of any types, stacked along N and kept as `stored_as`; see [`MatrixBatch::pack`].
     pub fn pack<R: WeightRows>(device: &Device, stored_as: impl Into<WeightType>, parts: &[R]) -> Self {
         let k = parts.first().expect("a matrix has parts").shape()[1];
         for part in parts {
@@ -95,7 +96,8 @@ impl Matrix {
 }
 
 impl MatrixBatch {
-    /// One source `[N, K]` for each member.
+    /// One source `[N, K]` for each member. Compact bf16 that has more outliers than there is room for is kept as plain bf16, as
+    /// `stored_as` of what comes out says; so it is with all that makes a matrix.
     pub fn pack<R: WeightRows>(device: &Device, stored_as: impl Into<WeightType>, parts: &[R]) -> Self {
         let [n, k] = parts.first().expect("a batch has members").shape();
         for part in parts {
@@ -137,7 +139,8 @@ impl MatrixBatch {
     }
 
     pub fn packed_bytes(stored_as: impl Into<WeightType>, [count, n, k]: [usize; 3]) -> u64 {
-        (count * n.div_ceil(PANEL)) as u64 * stored_as.into().panel_bytes(k) as u64
+        let (stored_as, panels) = (stored_as.into(), count * n.div_ceil(PANEL));
+        panels as u64 * stored_as.panel_bytes(k) as u64 + stored_as.spill_bytes(panels, k) as u64
     }
 
     /// Members.
@@ -170,7 +173,7 @@ impl MatrixBatch {
         self.buffer.len() as u64
     }
 
-    /// The panels of all members, one after the other.
+    /// The panels of all members, one after the other, and what they spill.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.buffer.as_slice()
     }
@@ -210,8 +213,33 @@ impl MatrixBatch {
         Self { buffer: Buffer::unwritten(device, bytes, &name), stored_as, count, n, k }
     }
 
-    /// Packs every row; panels are shared out to all threads.
+    /// Packs every row; panels are shared out to all threads. Compact bf16 becomes plain where there is no room for its outliers.
     pub(crate) fn fill(&mut self, source: &dyn MemberRows) {
+        if self.stored_as != WeightType::CompactBf16 {
+            return self.fill_panels(source);
+        }
+        if let Err(TooManyOutliers) = self.fill_compact(source) {
+            let device = self.device().clone();
+            *self = Self::unwritten(&device, WeightType::BF16, [self.count, self.n, self.k]);
+            self.fill_panels(source);
+        }
+    }
+
+    fn fill_compact(&mut self, source: &dyn MemberRows) -> Result<(), TooManyOutliers> {
+        let Device::Cpu(cpu) = self.device().clone() else { panic!("a GPU has no kernels for compact bf16") };
+        let (panels, panel_bytes) = (self.panels_per_member(), self.panel_bytes());
+        let rows = PanelRows { source, stored_as: self.stored_as, n: self.n, k: self.k };
+        let spill = Spill::new();
+        let bytes = self.buffer.as_mut_slice::<u8>();
+        let end = self.count * panels * panel_bytes;
+        cpu.for_blocks(&mut bytes[..end], panel_bytes, |index, panel| {
+            let (member, first) = (index / panels, index % panels * PANEL);
+            rows.pack_compact(member, first, panel, (&spill, index * panel_bytes));
+        });
+        spill.finish(bytes, end)
+    }
+
+    fn fill_panels(&mut self, source: &dyn MemberRows) {
         let panels = self.panels_per_member();
         let total = self.count * panels;
         let panel_bytes = self.panel_bytes();
@@ -283,6 +311,29 @@ impl PanelRows<'_> {
         self.source.done(member, rows);
     }
 
+    /// As compact bf16, into a panel that begins at `at` in its matrix.
+    fn pack_compact(&self, member: usize, first: usize, panel: &mut [u8], (spill, at): (&Spill, usize)) {
+        let rows = first..self.n.min(first + PANEL);
+        let k = self.k;
+        let mut values = vec![0.0; rows.len() * k];
+        for (row, values) in rows.clone().zip(values.chunks_exact_mut(k)) {
+            self.source.read_f32(member, row, values);
+        }
+        let mut words = vec![0; compact::BLOCK_WORDS];
+        let starts = (0..k).step_by(compact::BLOCK_K);
+        for (index, (start, block)) in starts.zip(panel.chunks_mut(compact::BLOCK_BYTES)).enumerate() {
+            let block_k = compact::BLOCK_K.min(k - start);
+            let words = &mut words[..WeightType::k_padded(block_k) * PANEL];
+            words.fill(0);
+            for (column, values) in values.chunks_exact(k).enumerate() {
+                let words = memory::bytes_of_slice_mut(words);
+                cpu_pack::pack_row(words, DType::BF16, column, &values[start..start + block_k]);
+            }
+            spill.pack_block(words, block_k, block, at + index * compact::BLOCK_BYTES);
+        }
+        self.source.done(member, rows);
+    }
+
     /// The same for a GPU, into a panel that was zeroed.
     fn pack_for_gpu(&self, member: usize, first: usize, panel: &mut [u8]) {
         let (mut values, mut groups) = (vec![0.0; self.k], GroupedRow::new(self.k));
@@ -320,7 +371,15 @@ impl Packed for MatrixBatch {
     fn from_parts(device: &Device, form: &Self::Form, parts: Vec<SharedBytes>) -> Self {
         let (stored_as, [count, n, k]) = *form;
         let buffer = Buffer::shared(device, one_part::<Self>(form, parts));
-        Self { buffer, stored_as, count, n, k }
+        let made = Self { buffer, stored_as, count, n, k };
+        if stored_as == WeightType::CompactBf16 {
+            compact::check(made.as_bytes(), count * made.panels_per_member(), k);
+        }
+        made
+    }
+
+    fn is(&self, &(stored_as, shape): &Self::Form) -> bool {
+        (self.stored_as, [self.count, self.n, self.k]) == (stored_as, shape)
     }
 
     fn share(&mut self) -> Vec<SharedBytes> {
@@ -338,6 +397,10 @@ impl Packed for Matrix {
 
     fn from_parts(device: &Device, &(stored_as, [n, k]): &Self::Form, parts: Vec<SharedBytes>) -> Self {
         Self { batch: MatrixBatch::from_parts(device, &(stored_as, [1, n, k]), parts) }
+    }
+
+    fn is(&self, &(stored_as, [n, k]): &Self::Form) -> bool {
+        self.batch.is(&(stored_as, [1, n, k]))
     }
 
     fn share(&mut self) -> Vec<SharedBytes> {

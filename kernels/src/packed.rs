@@ -14,6 +14,9 @@ pub trait Packed: Sized {
     /// From its parts. Panics where their number or their bytes are not those of `part_bytes`.
     fn from_parts(device: &Device, form: &Self::Form, parts: Vec<SharedBytes>) -> Self;
 
+    /// Whether it is of this form: compact weights with too many outliers become plain ones when they are packed.
+    fn is(&self, form: &Self::Form) -> bool;
+
     /// Its parts, which are not written any more.
     fn share(&mut self) -> Vec<SharedBytes>;
 }
@@ -29,6 +32,10 @@ impl<A: Packed, B: Packed> Packed for (A, B) {
     fn from_parts(device: &Device, (a, b): &Self::Form, mut parts: Vec<SharedBytes>) -> Self {
         let of_b = parts.split_off(A::part_bytes(a).len());
         (A::from_parts(device, a, parts), B::from_parts(device, b, of_b))
+    }
+
+    fn is(&self, (a, b): &Self::Form) -> bool {
+        self.0.is(a) && self.1.is(b)
     }
 
     fn share(&mut self) -> Vec<SharedBytes> {

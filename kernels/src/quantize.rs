@@ -39,7 +39,7 @@ impl GroupedRow {
                 WeightType::Int8 => int8(values, levels),
                 WeightType::Int4 => int4(values, levels),
                 WeightType::Int4Zero => int4_zero(values, levels, zero),
-                WeightType::F32 | WeightType::BF16 | WeightType::F16 => {
+                WeightType::F32 | WeightType::BF16 | WeightType::CompactBf16 | WeightType::F16 => {
                     panic!("{stored_as} weights have no groups")
                 }
             };

@@ -69,7 +69,9 @@ fn deviation(stored_as: WeightType) -> f32 {
         WeightType::Int8 => 73.61,
         // -8 ..= 7: √(344 / 16).
         WeightType::Int4 | WeightType::Int4Zero => 4.637,
-        WeightType::F32 | WeightType::BF16 | WeightType::F16 => panic!("{stored_as} weights have no levels"),
+        WeightType::F32 | WeightType::BF16 | WeightType::CompactBf16 | WeightType::F16 => {
+            panic!("{stored_as} weights have no levels")
+        }
     }
 }
 

@@ -469,6 +469,10 @@ impl Packed for Tensor {
         Self::with(form.0, &form.1, |_, _| Buffer::shared(device, bytes))
     }
 
+    fn is(&self, (dtype, shape): &Self::Form) -> bool {
+        self.dtype == *dtype && self.shape() == shape
+    }
+
     fn share(&mut self) -> Vec<SharedBytes> {
         vec![self.buffer.share()]
     }

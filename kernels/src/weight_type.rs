@@ -1,7 +1,7 @@
 //! The types that weights of linear layers are stored in: floats, and whole numbers in groups along K with a scale for each.
 
-use crate::DType;
 use crate::matrix::PANEL;
+use crate::{DType, compact};
 use std::fmt;
 
 /// Weights of one row that share a scale: neighbours along K.
@@ -15,6 +15,8 @@ pub(crate) const K_GRAIN: usize = 16;
 pub enum WeightType {
     F32,
     BF16,
+    /// The bits of bf16 in 12 bits a weight (compact.rs); on the processor alone.
+    CompactBf16,
     F16,
     /// `scale · level`, level a whole number of 8 bits, a scale in f16 for each group: 8.5 bits a weight.
     Int8,
@@ -26,13 +28,16 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    pub const ALL: [Self; 6] = [Self::F32, Self::BF16, Self::F16, Self::Int8, Self::Int4, Self::Int4Zero];
+    pub const ALL: [Self; 7] =
+        [Self::F32, Self::BF16, Self::CompactBf16, Self::F16, Self::Int8, Self::Int4, Self::Int4Zero];
+    /// Those that a GPU has kernels for.
+    pub const ON_GPU: [Self; 6] = [Self::F32, Self::BF16, Self::F16, Self::Int8, Self::Int4, Self::Int4Zero];
 
     /// The type of floats that it is; `None` where weights are quantised.
     pub const fn float(self) -> Option<DType> {
         match self {
             Self::F32 => Some(DType::F32),
-            Self::BF16 => Some(DType::BF16),
+            Self::BF16 | Self::CompactBf16 => Some(DType::BF16),
             Self::F16 => Some(DType::F16),
             Self::Int8 | Self::Int4 | Self::Int4Zero => None,
         }
@@ -46,6 +51,7 @@ impl WeightType {
         match self {
             Self::F32 => DType::F32.name(),
             Self::BF16 => DType::BF16.name(),
+            Self::CompactBf16 => "compact bf16",
             Self::F16 => DType::F16.name(),
             Self::Int8 => "int8",
             Self::Int4 => "int4",
@@ -58,6 +64,7 @@ impl WeightType {
         match self {
             Self::F32 => DType::F32.cpp(),
             Self::BF16 => DType::BF16.cpp(),
+            Self::CompactBf16 => panic!("a GPU has no kernels for compact bf16"),
             Self::F16 => DType::F16.cpp(),
             Self::Int8 => "q8",
             Self::Int4 => "q4",
@@ -70,6 +77,7 @@ impl WeightType {
         match self {
             Self::F32 => 4 * PANEL,
             Self::BF16 | Self::F16 => 2 * PANEL,
+            Self::CompactBf16 => 3 * PANEL / 2,
             Self::Int8 => PANEL,
             Self::Int4 | Self::Int4Zero => PANEL / 2,
         }
@@ -92,8 +100,18 @@ impl WeightType {
     pub(crate) const fn panel_bytes(self, k: usize) -> usize {
         if self.is_quantised() {
             k.div_ceil(GROUP) * self.group_bytes()
+        } else if matches!(self, Self::CompactBf16) {
+            compact::panel_bytes(Self::k_padded(k))
         } else {
             Self::k_padded(k) * self.line_bytes()
+        }
+    }
+
+    /// Bytes behind so many panels.
+    pub(crate) const fn spill_bytes(self, num_panels: usize, k: usize) -> usize {
+        match self {
+            Self::CompactBf16 => compact::spill_bytes(num_panels, Self::k_padded(k)),
+            _ => 0,
         }
     }
 

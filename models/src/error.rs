@@ -35,6 +35,11 @@ pub enum LoadError {
     /// An option of the command line, by its name in [`crate::LoadOptions`].
     #[error("{option}: {message}")]
     Option { option: &'static str, message: String },
+    /// The first tensor of what cannot be kept in compact bf16.
+    #[error(
+        "weight_layout: {tensor} has too many exponents that differ from those of its row to be kept in compact form: use auto or plain"
+    )]
+    NotCompact { tensor: String },
     #[error(transparent)]
     DoesNotFit(Box<DoesNotFit>),
     /// The device cannot be used, or failed while the model was loaded.

@@ -34,6 +34,17 @@ pub enum QuantizationChoice {
 /// How far activations are rounded before products on a processor; see [`kernels::ActivationChoice`].
 pub use kernels::ActivationChoice as ActivationsChoice;
 
+/// The form in which weights of linear layers that are bf16 lie in memory. It changes no bit of any result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightLayoutChoice {
+    /// `Compact` where the device gains by it and the weights allow it.
+    Auto,
+    /// 16 bits a weight.
+    Plain,
+    /// 12 bits a weight, on the processor; weights that cannot be kept so are an error.
+    Compact,
+}
+
 /// What keys and values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvCacheDTypeChoice {
@@ -75,6 +86,8 @@ pub struct LoadOptions {
     pub quantization: QuantizationChoice,
     /// Of products on a processor; a GPU takes `Auto` alone.
     pub activations: ActivationsChoice,
+    /// Of weights of linear layers in bf16.
+    pub weight_layout: WeightLayoutChoice,
     pub kv_cache_dtype: KvCacheDTypeChoice,
     /// Rows of prompts at this position and beyond go through latent attention in its expanded form; `None`: in the absorbed form, as
     /// all other rows do.
@@ -108,6 +121,7 @@ impl Default for LoadOptions {
             dtype: DTypeChoice::Auto,
             quantization: QuantizationChoice::Auto,
             activations: ActivationsChoice::Auto,
+            weight_layout: WeightLayoutChoice::Auto,
             kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from: None,
             max_model_len: None,
@@ -147,6 +161,8 @@ pub struct ModelInfo {
     pub quantization: Option<&'static str>,
     /// What activations are rounded to before most products, such as `bfloat16`.
     pub activations: &'static str,
+    /// `compact` where weights in bf16 are kept in 12 bits, else `plain`.
+    pub weight_layout: &'static str,
     /// Such as `bfloat16`, or `int8`.
     pub kv_cache_dtype: &'static str,
 }

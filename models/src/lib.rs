@@ -29,7 +29,7 @@ pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
     ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, ModelInfo, QuantizationChoice, WeightsCache,
+    MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;
@@ -38,5 +38,5 @@ pub use kernels::cuda::driver::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use runner::DeviceRunner;
-pub use storage::{Quantization, Storage};
+pub use storage::{Quantization, Storage, WeightLayout};
 pub use weights::{CacheUse, Checkpoint, Exported, HostWeights, PendingWrite, Written, quantize};

@@ -11,7 +11,7 @@ use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 use crate::weights::{CacheUse, Checkpoint};
-use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo};
+use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo, WeightLayoutChoice};
 use kernels::{DType, Device, Indices, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Loaded {
     pub generation_defaults: GenerationDefaults,
     /// What became of the packed weights on disk: the caller says when they are written.
     pub cache_use: CacheUse,
+    /// Why weights are not compact although the device would gain by it.
+    pub not_compact: Option<LoadError>,
 }
 
 /// How far loading is.
@@ -79,20 +81,39 @@ impl Description {
     }
 }
 
-/// What fits, from the configuration alone: no weight file is opened, and a GPU need not be there.
+/// What fits, from the configuration alone: no weight file is opened, and a GPU need not be there. Where weights turn out not to be ones that
+/// can be compact, `load` keeps them plain and has the plan of `WeightLayoutChoice::Plain`.
 pub fn plan(files: &ModelFiles, options: &LoadOptions) -> Result<Plan, LoadError> {
     let device = device::on_paper(options)?;
-    Description::read(files, options)?.request(options, &device)?.plan()
+    let mut description = Description::read(files, options)?;
+    description.storage.choose_layout(options.weight_layout, &device)?;
+    description.request(options, &device)?.plan()
 }
 
-/// Loads a model. `progress` is called now and then, and once at the end.
+/// Loads a model. `progress` is called now and then, and once at the end; from the beginning again where weights that were to be compact cannot be.
 pub fn load(
     files: &ModelFiles,
     options: &LoadOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded, LoadError> {
-    let description = Description::read(files, options)?;
+    // Compact or plain is a choice for all weights, so that every size is known from the shapes.
+    match (load_once(files, options, progress), options.weight_layout) {
+        (Err(not_compact @ LoadError::NotCompact { .. }), WeightLayoutChoice::Auto) => {
+            let plain = LoadOptions { weight_layout: WeightLayoutChoice::Plain, ..options.clone() };
+            Ok(Loaded { not_compact: Some(not_compact), ..load_once(files, &plain, progress)? })
+        }
+        (loaded, _) => loaded,
+    }
+}
+
+fn load_once(
+    files: &ModelFiles,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Loaded, LoadError> {
+    let mut description = Description::read(files, options)?;
     let device = device::open(options)?;
+    description.storage.choose_layout(options.weight_layout, &device)?;
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;
@@ -138,7 +159,16 @@ pub fn load(
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
-    Ok(Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults, cache_use })
+    Ok(Loaded {
+        runner,
+        info,
+        image_processor,
+        scheduler_config,
+        plan,
+        generation_defaults,
+        cache_use,
+        not_compact: None,
+    })
 }
 
 fn load_eyes(
@@ -173,6 +203,7 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         dtype: plan.dtype,
         quantization: plan.quantization,
         activations: plan.activations,
+        weight_layout: plan.weight_layout,
         kv_cache_dtype: plan.kv_cache_dtype,
     }
 }

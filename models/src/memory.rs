@@ -12,7 +12,7 @@ use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
-use crate::storage::Storage;
+use crate::storage::{Storage, WeightLayout};
 use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
 use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
@@ -35,6 +35,8 @@ pub struct Plan {
     pub quantization: Option<&'static str>,
     /// What activations are rounded to before products with most weights, such as `int8`.
     pub activations: &'static str,
+    /// `compact` where weights in bf16 are kept in 12 bits, else `plain`.
+    pub weight_layout: &'static str,
     pub kv_cache_dtype: &'static str,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
@@ -273,6 +275,7 @@ impl Request<'_> {
             dtype: published_name(self.storage.float),
             quantization: self.storage.describe(),
             activations: self.storage.activations(self.device),
+            weight_layout: self.storage.layout.name(),
             kv_cache_dtype: self.kv_type().name(),
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
@@ -421,7 +424,11 @@ impl fmt::Display for Plan {
         if let Some(quantization) = self.quantization {
             write!(f, ", {quantization}")?;
         }
-        writeln!(f, ", activations in {}", self.activations)?;
+        write!(f, ", activations in {}", self.activations)?;
+        if self.weight_layout != WeightLayout::Plain.name() {
+            write!(f, ", {} weights", self.weight_layout)?;
+        }
+        writeln!(f)?;
         let m = &self.memory;
         let rows = [
             ("weights", m.weights),

@@ -10,12 +10,15 @@
 //! | embedding, norms, biases | as ever | as ever | as ever | a step reads a few rows of them |
 //! | vision tower, projector | dtype | dtype | dtype | small beside the decoder, and limited by arithmetic |
 //!
+//! A dtype of bf16 is compact on the processor where that pays: the same bits in 12 bits a weight ([`Storage::choose_layout`]). The vision tower's is
+//! not: its products are many rows' and wait for no memory.
+//!
 //! What a checkpoint holds quantised stays as it is, whatever the options ask for.
 
-use crate::LoadError;
 use crate::memory::published_name;
 use crate::published::{Published, Scheme};
-use kernels::{DType, Device, WeightType};
+use crate::{LoadError, WeightLayoutChoice};
+use kernels::{ActivationType, DType, Device, WeightType};
 
 /// What weights that a checkpoint holds as floats are quantised to when they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,11 +51,36 @@ pub enum Part {
     Vision,
 }
 
+/// The form of matrices in bf16, of all that [`Part::may_be_compact`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightLayout {
+    #[default]
+    Plain,
+    Compact,
+}
+
+impl WeightLayout {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Compact => "compact",
+        }
+    }
+}
+
+impl Part {
+    /// What few rows at a time go through: it waits for memory.
+    const fn may_be_compact(self) -> bool {
+        matches!(self, Self::Linear | Self::Absorbed | Self::Head)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Storage {
     /// Of everything that is not quantised: matrices, embedding, and the KV cache unless another type is asked for.
     pub float: DType,
     pub quantization: Quantization,
+    pub layout: WeightLayout,
     /// How the checkpoint's own quantised weights are to be read.
     pub(crate) published: Option<Published>,
 }
@@ -60,7 +88,37 @@ pub struct Storage {
 impl Storage {
     /// All in one type of floats.
     pub fn floats(float: DType) -> Self {
-        Self { float, quantization: Quantization::None, published: None }
+        Self { float, quantization: Quantization::None, layout: WeightLayout::Plain, published: None }
+    }
+
+    /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where products with bf16 are instructions: few rows then wait for
+    /// memory (docs/performance.md).
+    pub(crate) fn choose_layout(
+        &mut self,
+        choice: WeightLayoutChoice,
+        device: &Device,
+    ) -> Result<(), LoadError> {
+        let fail = |message: String| Err(LoadError::Option { option: "weight_layout", message });
+        self.layout = match (choice, device) {
+            (WeightLayoutChoice::Compact, Device::Cuda(_)) => {
+                return fail("a GPU has no compact weights: use auto or plain".into());
+            }
+            (WeightLayoutChoice::Compact, _) if self.float != DType::BF16 => {
+                return fail(format!(
+                    "compact is a form of bfloat16, and weights are kept in {}",
+                    self.float
+                ));
+            }
+            (WeightLayoutChoice::Compact, _) => WeightLayout::Compact,
+            (WeightLayoutChoice::Auto, Device::Cpu(_))
+                if self.float == DType::BF16
+                    && device.activation_type(WeightType::CompactBf16) == ActivationType::BF16 =>
+            {
+                WeightLayout::Compact
+            }
+            (WeightLayoutChoice::Auto | WeightLayoutChoice::Plain, _) => WeightLayout::Plain,
+        };
+        Ok(())
     }
 
     /// The form in which the checkpoint holds a module's weight, if it is not floats.
@@ -74,7 +132,10 @@ impl Storage {
             (Part::Router, ..) => WeightType::F32,
             (Part::Linear | Part::Head | Part::Vision, Some(held), _) => held,
             (Part::Vision, None, _) | (_, _, Quantization::None) | (Part::Head, _, Quantization::Int8) => {
-                self.float.into()
+                match self.layout {
+                    WeightLayout::Compact if part.may_be_compact() => WeightType::CompactBf16,
+                    _ => self.float.into(),
+                }
             }
             (Part::Linear, None, Quantization::Int4) => WeightType::Int4,
             (Part::Linear | Part::Absorbed | Part::Head, ..) => WeightType::Int8,
@@ -115,7 +176,8 @@ impl Storage {
         let is_kept = self.published.as_ref().is_some_and(Published::is_kept);
         let quantised = WeightType::ALL.into_iter().filter(|kept| kept.is_quantised());
         let quantised = quantised.filter(|kept| is_kept || asked.contains(kept));
-        std::iter::once(self.float.into()).chain(quantised).collect()
+        let compact = (self.layout == WeightLayout::Compact).then_some(WeightType::CompactBf16);
+        std::iter::once(self.float.into()).chain(compact).chain(quantised).collect()
     }
 
     /// What activations are rounded to before products with most weights.
@@ -158,6 +220,15 @@ mod tests {
             assert_eq!(parts.map(|part| of(quantization, part)), expected, "{quantization:?}");
             let types = Storage { quantization, ..Storage::floats(DType::BF16) }.weight_types();
             assert!(expected.iter().all(|kept| *kept == F32 || types.contains(kept)), "{quantization:?}");
+            // What waits for no memory stays plain.
+            let compact =
+                Storage { quantization, layout: WeightLayout::Compact, ..Storage::floats(DType::BF16) };
+            let last = parts.len() - 1;
+            for (i, (part, expected)) in parts.into_iter().zip(expected).enumerate() {
+                let expected = if expected == BF16 && i < last { WeightType::CompactBf16 } else { expected };
+                assert_eq!(compact.of(part, "model.layers.0.x"), expected, "{quantization:?} {part:?}");
+                assert!(expected == F32 || compact.weight_types().contains(&expected));
+            }
             assert!(types.iter().all(|kept| expected.contains(kept)), "{quantization:?}");
         }
     }

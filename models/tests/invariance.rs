@@ -5,7 +5,10 @@ mod common;
 
 use common::late::Late;
 use common::{files, fixture, load, options};
-use models::{ActivationsChoice, DTypeChoice, DeviceRunner, KvCacheDTypeChoice, Loaded, QuantizationChoice};
+use models::{
+    ActivationsChoice, DTypeChoice, DeviceRunner, KvCacheDTypeChoice, Loaded, QuantizationChoice,
+    WeightLayoutChoice,
+};
 use scheduler::{
     Engine, Event, FinishReason, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
 };
@@ -16,7 +19,7 @@ use std::sync::Arc;
 const VOCAB: usize = 110;
 const MAX_TOKENS: usize = 21;
 
-/// A model, whether its prompts hold pictures, what its weights are quantised to, and how far activations are rounded.
+/// A model, whether its prompts hold pictures, what its weights are quantised to and how they lie, and how far activations are rounded.
 #[derive(Clone, Copy)]
 struct Subject {
     family: &'static str,
@@ -25,6 +28,7 @@ struct Subject {
     activations: ActivationsChoice,
     kv_cache_dtype: KvCacheDTypeChoice,
     mla_expand_from: Option<usize>,
+    weight_layout: WeightLayoutChoice,
 }
 
 /// Tokens with their log-probabilities, as bits.
@@ -77,13 +81,14 @@ fn random(seed: u64) -> impl FnMut(usize) -> usize {
 
 impl Subject {
     fn options(&self) -> models::LoadOptions {
-        let Self { quantization, activations, kv_cache_dtype, mla_expand_from, .. } = *self;
+        let Self { quantization, activations, kv_cache_dtype, mla_expand_from, weight_layout, .. } = *self;
         models::LoadOptions {
             dtype: DTypeChoice::Auto,
             quantization,
             activations,
             kv_cache_dtype,
             mla_expand_from,
+            weight_layout,
             ..options()
         }
     }
@@ -417,7 +422,7 @@ fn on_other_threads(subject: Subject) {
 }
 
 macro_rules! subjects {
-    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident, $activations:ident, $kv:ident, $expand:expr;)*) => {
+    ($($module:ident: $family:literal, $pictures:literal, $quantization:ident, $activations:ident, $kv:ident, $expand:expr, $layout:ident;)*) => {
         $(mod $module {
             use super::*;
 
@@ -428,6 +433,7 @@ macro_rules! subjects {
                 activations: ActivationsChoice::$activations,
                 kv_cache_dtype: KvCacheDTypeChoice::$kv,
                 mla_expand_from: $expand,
+                weight_layout: WeightLayoutChoice::$layout,
             };
 
             #[test]
@@ -495,22 +501,24 @@ macro_rules! subjects {
 
 // `Auto` is what the machine has instructions for, `Int8` is there on every machine.
 subjects! {
-    kimi_vl_text: "kimi_vl", false, Auto, F32, Auto, None;
-    kimi_vl_text_rounded: "kimi_vl", false, Auto, Auto, Auto, None;
-    kimi_vl_pictures: "kimi_vl", true, Auto, Auto, Auto, None;
-    grouped_queries: "llama31", false, Auto, F32, Auto, None;
-    grouped_queries_rounded: "llama31", false, Auto, Auto, Auto, None;
-    experts: "qwen3_moe", false, Auto, F32, Auto, None;
-    experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None;
-    kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None;
-    kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8, Auto, None;
-    grouped_queries_int4: "llama31", false, Int4, F32, Auto, None;
-    experts_int8: "qwen3_moe", false, Int8, Int8, Auto, None;
-    experts_int4: "qwen3_moe", false, Int4, F32, Auto, None;
-    experts_int4_rounded: "qwen3_moe", false, Int4, Int8, Auto, None;
-    kv_int8: "llama31", false, Auto, F32, Int8, None;
-    latents_int8: "kimi_vl", true, Auto, Auto, Int8, None;
-    expanded: "kimi_vl", false, Auto, F32, Auto, Some(0);
-    expanded_later: "kimi_vl", true, Int8, Int8, Int8, Some(37);
-    expanded_rounded: "kimi_vl", false, Auto, Auto, Auto, Some(20);
+    kimi_vl_text: "kimi_vl", false, Auto, F32, Auto, None, Auto;
+    kimi_vl_text_rounded: "kimi_vl", false, Auto, Auto, Auto, None, Auto;
+    kimi_vl_pictures: "kimi_vl", true, Auto, Auto, Auto, None, Auto;
+    grouped_queries: "llama31", false, Auto, F32, Auto, None, Auto;
+    grouped_queries_rounded: "llama31", false, Auto, Auto, Auto, None, Auto;
+    experts: "qwen3_moe", false, Auto, F32, Auto, None, Auto;
+    experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None, Auto;
+    experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;
+    kimi_vl_pictures_compact: "kimi_vl", true, Auto, Auto, Auto, None, Compact;
+    kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None, Auto;
+    kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8, Auto, None, Auto;
+    grouped_queries_int4: "llama31", false, Int4, F32, Auto, None, Auto;
+    experts_int8: "qwen3_moe", false, Int8, Int8, Auto, None, Auto;
+    experts_int4: "qwen3_moe", false, Int4, F32, Auto, None, Auto;
+    experts_int4_rounded: "qwen3_moe", false, Int4, Int8, Auto, None, Auto;
+    kv_int8: "llama31", false, Auto, F32, Int8, None, Auto;
+    latents_int8: "kimi_vl", true, Auto, Auto, Int8, None, Auto;
+    expanded: "kimi_vl", false, Auto, F32, Auto, Some(0), Auto;
+    expanded_later: "kimi_vl", true, Int8, Int8, Int8, Some(37), Auto;
+    expanded_rounded: "kimi_vl", false, Auto, Auto, Auto, Some(20), Auto;
 }

@@ -5,7 +5,8 @@ mod common;
 use common::{FAMILIES, fixture, options};
 use models::gguf::Gguf;
 use models::{
-    CacheUse, DTypeChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice, WeightsCache, Written,
+    CacheUse, DTypeChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice, WeightLayoutChoice,
+    WeightsCache, Written,
 };
 use scheduler::{Batch, BatchItem, BlockId, ImageEncode, ImageRows, Sample, SamplingParams, SequenceId};
 use std::fs::{self, File};
@@ -101,6 +102,11 @@ fn the_same_bits_packed_and_mapped() {
         let options = LoadOptions { dtype: DTypeChoice::BF16, quantization: int4, ..cached(&folder) };
         check(name, &common::files(name), &options);
     }
+    for name in ["kimi_vl", "llama31", "deepseek_v2", "qwen3_moe"] {
+        let weight_layout = WeightLayoutChoice::Compact;
+        let options = LoadOptions { dtype: DTypeChoice::BF16, weight_layout, ..cached(&folder) };
+        check(name, &common::files(name), &options);
+    }
     for name in ["awq", "fp8", "compressed_int4_zeros", "gptq_int8"] {
         let directory = ModelFiles::Directory(fixture("quantised").join(name));
         check(name, &directory, &LoadOptions { dtype: DTypeChoice::Auto, ..cached(&folder) });
@@ -186,7 +192,10 @@ fn other_sources_and_other_options_are_other_files() {
     for quantization in [QuantizationChoice::Int8, QuantizationChoice::Int4] {
         is_new(&LoadOptions { quantization, ..options.clone() }, "another type");
     }
-    is_new(&LoadOptions { dtype: DTypeChoice::BF16, ..options.clone() }, "another type of floats");
+    for weight_layout in [WeightLayoutChoice::Plain, WeightLayoutChoice::Compact] {
+        let options = LoadOptions { dtype: DTypeChoice::BF16, weight_layout, ..options.clone() };
+        is_new(&options, "another type of floats, and another form");
+    }
     // What changes no weight takes the same file.
     let more = LoadOptions { max_num_seqs: 3, threads: Some(1), block_size: 7, ..options.clone() };
     assert!(is_mapped(&load(&files, &more)));

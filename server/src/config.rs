@@ -6,7 +6,8 @@ mod shown;
 use crate::app::AppLimits;
 use crate::args::{
     ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg,
-    MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, default_kernel_cache, default_weights_cache,
+    MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg, default_kernel_cache,
+    default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -22,7 +23,7 @@ use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    Matmul, QuantizationChoice, WeightsCache,
+    Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -114,6 +115,7 @@ impl TryFrom<ServeArgs> for Config {
             dtype,
             quantization,
             activations,
+            weight_layout,
             kv_cache_dtype,
             mla_expand_from,
             max_model_len,
@@ -245,6 +247,11 @@ impl TryFrom<ServeArgs> for Config {
                     ActivationsArg::Float32 => ActivationsChoice::F32,
                     ActivationsArg::Bfloat16 => ActivationsChoice::BF16,
                     ActivationsArg::Int8 => ActivationsChoice::Int8,
+                },
+                weight_layout: match weight_layout {
+                    WeightLayoutArg::Auto => WeightLayoutChoice::Auto,
+                    WeightLayoutArg::Plain => WeightLayoutChoice::Plain,
+                    WeightLayoutArg::Compact => WeightLayoutChoice::Compact,
                 },
                 kv_cache_dtype: match kv_cache_dtype {
                     KvCacheDTypeArg::Auto => KvCacheDTypeChoice::Auto,

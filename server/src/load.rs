@@ -29,14 +29,26 @@ pub fn load(
         }
     };
     let loaded = models::load(files, options, &mut report)?;
-    let Loaded { runner, info, image_processor, scheduler_config, plan, generation_defaults, cache_use } =
-        loaded;
+    let Loaded {
+        runner,
+        info,
+        image_processor,
+        scheduler_config,
+        plan,
+        generation_defaults,
+        cache_use,
+        not_compact,
+    } = loaded;
+    if let Some(reason) = not_compact {
+        tracing::warn!(%reason, "weights are plain, and were read twice; --weight-layout plain reads them once");
+    }
     tracing::info!(
         device = ?runner.device(),
         architecture = info.architecture,
         dtype = info.dtype,
         quantization = info.quantization,
         activations = info.activations,
+        weight_layout = info.weight_layout,
         parameters = info.num_parameters,
         weights_gib = gib(plan.memory.weights + plan.memory.vision_weights),
         total_gib = gib(plan.memory.total),
@@ -55,7 +67,12 @@ pub fn load(
     keep(cache_use, write);
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
-        device: format!("{:?}, activations in {}", runner.device(), info.activations),
+        device: format!(
+            "{:?}, activations in {}, {} weights",
+            runner.device(),
+            info.activations,
+            info.weight_layout
+        ),
         device_bytes,
         runner,
         info,

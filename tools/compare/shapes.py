@@ -120,8 +120,8 @@ def mlp(at, inner, hidden):
     yield matrix(at + "down_proj.weight", hidden, inner)
 
 
-# Bytes of a weight, groups of 32 with their scale in half precision.
-BYTES = {"bf16": 2.0, "int8": 34 / 32, "int4": 18 / 32}
+# Bytes of a weight: bf16 in its compact form, 64 bytes of header and 12 bits a weight for each 8,192; groups of 32 with their scale in half precision.
+BYTES = {"bf16": 193 / 128, "int8": 34 / 32, "int4": 18 / 32}
 
 
 def cost(config, precision, job):

@@ -57,13 +57,19 @@ fn random(bench: &Bench, shape: &[usize]) -> Tensor {
     Tensor::random(&bench.device, shape, 1.0, 1)
 }
 
+/// Those that the device has products with.
+fn known(bench: &Bench, types: &[WeightType]) -> Vec<WeightType> {
+    let on_gpu = matches!(bench.device, Device::Cuda(_));
+    types.iter().copied().filter(|stored_as| !on_gpu || WeightType::ON_GPU.contains(stored_as)).collect()
+}
+
 fn linears(bench: &Bench) {
     if !bench.wants("linear") {
         return;
     }
     // The one that is read from memory, not from a cache, is larger than the caches of the machine.
     for (t, n, k) in [(1, 65536, 2048), (1, 16384, 8192), (4, 65536, 2048), (8, 65536, 2048)] {
-        for dtype in WeightType::ALL {
+        for dtype in known(bench, &WeightType::ALL) {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
@@ -75,9 +81,17 @@ fn linears(bench: &Bench) {
     for (t, n, k) in
         [(64, 2816, 2048), (256, 2048, 2048), (512, 2816, 2048), (512, 2048, 1408), (1024, 3456, 1152)]
     {
-        for dtype in
-            [WeightType::BF16, WeightType::F32, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero]
-        {
+        for dtype in known(
+            bench,
+            &[
+                WeightType::BF16,
+                WeightType::CompactBf16,
+                WeightType::F32,
+                WeightType::Int8,
+                WeightType::Int4,
+                WeightType::Int4Zero,
+            ],
+        ) {
             let w = Matrix::random(&bench.device, dtype, n, k, 0.02, 2);
             let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
@@ -124,7 +138,9 @@ fn experts(bench: &Bench) {
     if !bench.wants("moe") {
         return;
     }
-    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4] {
+    for stored_as in
+        known(bench, &[WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4])
+    {
         experts_of(bench, stored_as);
     }
 }

@@ -8,6 +8,7 @@ mod attention_load;
 #[cfg(target_arch = "x86_64")]
 mod attention_pairs;
 mod attention_thin;
+mod compact;
 mod dot;
 pub(crate) mod gemm;
 mod grouped;

@@ -102,7 +102,7 @@ impl Cuda {
         if self.driver.compiles_whole_sources() {
             return Ok(());
         }
-        let others: Vec<&str> = WeightType::ALL
+        let others: Vec<&str> = WeightType::ON_GPU
             .iter()
             .filter(|t| **t != WeightType::F32 && !stored_as.contains(t))
             .map(|t| t.cpp())

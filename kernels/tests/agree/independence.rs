@@ -142,7 +142,7 @@ fn rows_of_heads() {
     let (t, h, n, k) = (37, 3, 35, 41);
     let x = Host::random(DType::F32, &[t, h, k], 1);
     let w = Host::random(DType::BF16, &[h * n, k], 2);
-    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4Zero] {
+    for stored_as in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4Zero] {
         check_on(families_of_products(), "heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
             let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
             let w = MatrixBatch::pack_f32(device, stored_as, [h, n, k], &value);
@@ -162,7 +162,9 @@ fn rows_of_experts() {
     let weights = Host::random(DType::F32, &[t, k], 2);
     let ids: Vec<f32> = (0..t * k).map(|pair| ((pair * 7 + pair / 11) % e) as f32).collect();
     let ids = Host::new(DType::F32, &[t, k], &ids);
-    for stored_as in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
+    for stored_as in
+        [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero]
+    {
         check_on(families_of_products(), "moe", t, &[0..1, 162..163, 9..12, 1..150], |device, rows| {
             let experts = Experts::random(device, stored_as, [e, h, i], 0.2, 4);
             let mut chosen = Tensor::zeros(device, DType::I32, &[rows.len(), k]);

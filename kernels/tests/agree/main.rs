@@ -4,6 +4,7 @@
 mod attention;
 mod caches;
 mod common;
+mod compact;
 mod independence;
 #[allow(dead_code, reason = "shared with the tests of GPUs, of which this one uses a part")]
 mod latent_rows;

@@ -48,7 +48,8 @@ fn devices_round_as_they_were_told() {
                 Ok(device) => {
                     assert!(isa.has_bf16_dots());
                     let to_bf16 = device.activation_type(weights) == ActivationType::BF16;
-                    assert_eq!(to_bf16, weights == WeightType::BF16, "{isa} {weights}");
+                    let expected = matches!(weights, WeightType::BF16 | WeightType::CompactBf16);
+                    assert_eq!(to_bf16, expected, "{isa} {weights}");
                 }
                 Err(error) => {
                     assert!(!isa.has_bf16_dots());

@@ -38,7 +38,7 @@ fn linear_layers() {
         (129, 140, 70),
     ];
     for (i, (t, n, k)) in sizes.into_iter().enumerate() {
-        for stored_as in WeightType::ALL {
+        for stored_as in WeightType::ON_GPU {
             let what = format!("{stored_as} T {t} N {n} K {k}");
             let (x, bias) = (Host::random(DType::F32, &[t, k], 1), Host::random(DType::F32, &[n], 2));
             let w = weights(stored_as, [n, k], 3);
@@ -111,7 +111,7 @@ fn linear_layers_of_heads() {
     // Heads of 11 of which 7 are read, from 3 on; heads of 40 of which 37 are written, from 2 on.
     let (t, h, k, n) = (5, 3, 7, 37);
     let device = emulated(SEEDS[0]);
-    for stored_as in WeightType::ALL {
+    for stored_as in WeightType::ON_GPU {
         let x = Host::random(DType::F32, &[t, h, 11], 1);
         let weights: Vec<Host> = (0..h).map(|head| weights(stored_as, [n, k], 10 + head as u64)).collect();
         let views: Vec<HostTensor> = weights.iter().map(Host::view).collect();
@@ -135,7 +135,7 @@ fn tokens_have_the_same_bits_alone() {
     let (t, n, k) = (150, 131, 523);
     let x = Host::random(DType::F32, &[t, k], 1);
     let bias = Host::random(DType::F32, &[n], 2);
-    for stored_as in WeightType::ALL {
+    for stored_as in WeightType::ON_GPU {
         let w = weights(stored_as, [n, k], 3);
         let run = |seed: u64, rows: std::ops::Range<usize>| {
             let device = emulated(seed);

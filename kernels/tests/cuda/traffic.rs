@@ -35,9 +35,10 @@ fn with_repeated_scales(stored_as: WeightType, weights: usize) -> u64 {
         WeightType::BF16 | WeightType::F16 => 16,
         WeightType::Int8 => 8,
         WeightType::Int4 | WeightType::Int4Zero => 4,
+        WeightType::CompactBf16 => unreachable!("not on a GPU"),
     };
     let scales = match stored_as {
-        WeightType::F32 | WeightType::BF16 | WeightType::F16 => 0,
+        WeightType::F32 | WeightType::BF16 | WeightType::CompactBf16 | WeightType::F16 => 0,
         WeightType::Int8 | WeightType::Int4 => 2,
         WeightType::Int4Zero => 4,
     };

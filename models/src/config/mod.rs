@@ -13,7 +13,7 @@ pub use generation::GenerationDefaults;
 pub use rope::{RopeConfig, RopeScaling, Yarn};
 
 use crate::published::Published;
-use crate::storage::{Quantization, Storage};
+use crate::storage::{Quantization, Storage, WeightLayout};
 use crate::{DTypeChoice, LoadError, LoadOptions, ModelFiles, QuantizationChoice};
 use json::Fields;
 use kernels::DType;
@@ -249,7 +249,7 @@ impl ModelConfig {
             QuantizationChoice::Int8 => Quantization::Int8,
             QuantizationChoice::Int4 => Quantization::Int4,
         };
-        Storage { float, quantization, published: self.published.clone() }
+        Storage { float, quantization, layout: WeightLayout::Plain, published: self.published.clone() }
     }
 }
 

@@ -167,7 +167,7 @@ fn width(kept_as: Option<WeightType>) -> u8 {
         Some(WeightType::Int4) => 0,
         Some(WeightType::Int4Zero) => 1,
         Some(WeightType::Int8) => 2,
-        Some(WeightType::F32 | WeightType::BF16 | WeightType::F16) | None => 3,
+        Some(WeightType::F32 | WeightType::BF16 | WeightType::CompactBf16 | WeightType::F16) | None => 3,
     }
 }
 

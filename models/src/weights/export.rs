@@ -44,7 +44,7 @@ pub fn quantize(
     let weights = WeightFiles::open(files)?;
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
     prepare(output)?;
-    let storage = Storage { float: config.dtype, quantization, published: None };
+    let storage = Storage { quantization, ..Storage::floats(config.dtype) };
     let job = Job { config: &config, storage, device: &Device::cpu(threads), output };
     let mut exported = Exported::default();
     let mut placed = Map::new();

@@ -259,6 +259,9 @@ impl Checkpoint {
         }
         let mut made = make()?;
         self.release();
+        if !made.is(&form) {
+            return Err(LoadError::NotCompact { tensor: key.into() });
+        }
         self.store.collect(key, &form, &mut made);
         Ok(made)
     }

@@ -9,7 +9,7 @@ pub use caches::{default_kernel_cache, default_weights_cache};
 pub use serve::{DataArgs, HarmlessArgs, ResponsesArgs, ServeArgs};
 pub use values::{
     ActivationsArg, DTypeArg, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg,
+    QuantizationArg, WeightLayoutArg,
 };
 
 use crate::cli::bench::BenchArgs;

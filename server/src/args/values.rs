@@ -44,6 +44,16 @@ pub enum ActivationsArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightLayoutArg {
+    /// compact where the processor multiplies bfloat16 and the weights allow it
+    Auto,
+    /// 16 bits a weight
+    Plain,
+    /// 12 bits a weight, on the processor; the same answers
+    Compact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheDTypeArg {
     /// The type of weights that are not quantised
     Auto,

@@ -81,6 +81,7 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         "model": found.name,
         "architecture": loaded.info.architecture,
         "dtype": loaded.info.dtype,
+        "weight_layout": loaded.info.weight_layout,
         "parameters": loaded.info.num_parameters,
         "weights_bytes": plan.weights + plan.vision_weights,
         "load_seconds": load_seconds,

@@ -75,6 +75,7 @@ impl Config {
             ("kv_cache_dtype", json!(format!("{:?}", load.kv_cache_dtype))),
             ("mla_expand_from", json!(load.mla_expand_from)),
             ("activations", json!(format!("{:?}", load.activations))),
+            ("weight_layout", json!(format!("{:?}", load.weight_layout))),
             ("threads_bind", json!(load.threads_bind)),
             ("device", json!(format!("{:?}", load.device))),
             ("kernel_cache", json!(load.kernels.cache)),

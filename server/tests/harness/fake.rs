@@ -213,6 +213,7 @@ pub fn info() -> ModelInfo {
         dtype: "float32",
         quantization: None,
         activations: "float32",
+        weight_layout: "plain",
         kv_cache_dtype: "float32",
     }
 }

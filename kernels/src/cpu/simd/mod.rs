@@ -4,6 +4,8 @@
 //! inside a function that has the features, and picks one by [`Isa`]. The vector types are tokens: holding an `Avx512`
 //! proves that the processor has it, so arithmetic is safe to call and only raw loads and stores are not.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod compact;
 pub(crate) mod dot;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]

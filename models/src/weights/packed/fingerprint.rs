@@ -6,7 +6,7 @@
 
 use super::super::Content;
 use crate::config::CONFIG_FILE;
-use crate::storage::Storage;
+use crate::storage::{Storage, WeightLayout};
 use crate::weights::packed::file::FORMAT_VERSION;
 use crate::{FileError, LoadError, ModelFiles};
 use kernels::{CPU_LAYOUT_VERSION, FileMap};
@@ -84,6 +84,10 @@ pub(super) fn of(files: &ModelFiles, sources: &[SourceFile], storage: &Storage) 
     hash.number(FORMAT_VERSION.into());
     hash.number(CPU_LAYOUT_VERSION.into());
     hash.part(format!("{:?} {:?}", storage.float, storage.quantization).as_bytes());
+    // What was packed before there was another form stays good.
+    if storage.layout != WeightLayout::Plain {
+        hash.part(storage.layout.name().as_bytes());
+    }
     // The forms of published weights, and how matrices are taken apart.
     hash.part(&files.read(CONFIG_FILE)?.unwrap_or_default());
     for source in sources {

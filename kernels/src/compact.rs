@@ -1,0 +1,429 @@
+//! Compact bf16: weights in 12 bits from which the 16 of bf16 come back exactly, for the processor.
+//!
+//! Within some hundred weights of one row nearly all exponents lie within 16 neighbours. So a weight keeps its sign, its mantissa and four
+//! bits above the lowest of these, and the few weights that lie outside are listed as they are. Every length is known from the shape.
+//!
+//! ```text
+//! matrix   panel | panel | … | room for spilled outliers, 4 bytes each
+//! panel    block of 256 k | … | last block: what is left of K
+//! block    header | quad of 4 k | quad | …
+//! header   32 exponents, one for each row | where: u64 | count: u32 | 5 outliers
+//! quad     three vectors of 32 words, A B C, for the four vectors a b c d that a panel of bf16 has in its place (cpu/pack.rs)
+//!
+//!          15   14 .. 11          10 .. 7            6 .. 0
+//! A        sign exponent of d     exponent of a      mantissa of a
+//! B        sign mantissa of d: 6..3   of b               of b
+//! C        sign see below         of c               of c
+//!               bit 11: sign of d; bits 12, 13, 14: mantissa 0, 1, 2 of the d of the other word of the pair (even and odd)
+//! ```
+//! Four bits and the row's exponent are added; C's bits come to their places when words of 32 bits are turned round by four. An outlier
+//! is its place among the words of the block as bf16, and its 16 bits above that; in the quad its exponent's four bits are zero. Where a block has more than five, all of them are
+//! spilled. `where` is the distance from the header to the first, in bytes. K and N are filled up as bf16 is; what fills K up decodes to any finite number, since activations are +0 there.
+//! A matrix with more outliers than there is room for is not kept so: [`crate::MatrixBatch`] keeps it in plain bf16.
+
+use crate::matrix::PANEL;
+use crate::weight_type::WeightType;
+use std::sync::Mutex;
+
+/// K of a whole block.
+pub(crate) const BLOCK_K: usize = 256;
+/// Words of bf16 in a whole block.
+pub(crate) const BLOCK_WORDS: usize = BLOCK_K * PANEL;
+/// Bytes before the quads of a block.
+pub(crate) const HEADER_BYTES: usize = 64;
+/// Words of bf16 in a quad.
+pub(crate) const QUAD_WORDS: usize = 4 * PANEL;
+/// Bytes of a quad.
+pub(crate) const QUAD_BYTES: usize = QUAD_WORDS / 4 * 3 * 2;
+
+/// Words of a vector.
+const LANES: usize = PANEL;
+/// Weights for each of which there is room for one spilled outlier.
+const WEIGHTS_PER_SPILLED: usize = 256;
+/// Exponents that a row of a block has beside its lowest.
+const SPAN: u8 = 15;
+/// The highest that the lowest may be: sums of exponents stay within eight bits.
+const HIGHEST_BASE: u8 = 255 - SPAN;
+/// Of sign and mantissa.
+const KEPT: u16 = 0x807f;
+
+/// Bytes of a panel of K, which is filled up to `k_padded`.
+pub(crate) const fn panel_bytes(k_padded: usize) -> usize {
+    k_padded.div_ceil(BLOCK_K) * HEADER_BYTES + k_padded * WeightType::CompactBf16.line_bytes()
+}
+
+/// Bytes of a whole block.
+pub(crate) const BLOCK_BYTES: usize = panel_bytes(BLOCK_K);
+
+/// Room for spilled outliers of some panels, in bytes.
+pub(crate) const fn spill_bytes(num_panels: usize, k_padded: usize) -> usize {
+    (num_panels * k_padded * PANEL / WEIGHTS_PER_SPILLED * size_of::<Outlier>()).next_multiple_of(64)
+}
+
+/// A weight as it is, and its place among the words of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Outlier(u32);
+
+impl Outlier {
+    fn new(place: usize, word: u16) -> Self {
+        Self(u32::from(word) << 16 | place as u32)
+    }
+
+    #[inline(always)]
+    pub fn place(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+
+    #[inline(always)]
+    pub fn word(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+}
+
+/// What a block begins with.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Header {
+    /// The lowest exponent of each row.
+    pub bases: [u8; PANEL],
+    /// From the header to the first outlier, in bytes.
+    distance: u64,
+    count: u32,
+    outliers: [Outlier; NUM_INLINE],
+}
+
+/// Outliers that a block has room for.
+const NUM_INLINE: usize = 5;
+
+const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
+
+impl Header {
+    const INLINE: u64 = std::mem::offset_of!(Self, outliers) as u64;
+
+    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        let Self { bases, distance, count, outliers } = self;
+        bytes[..PANEL].copy_from_slice(&bases);
+        bytes[32..40].copy_from_slice(&distance.to_ne_bytes());
+        bytes[40..44].copy_from_slice(&count.to_ne_bytes());
+        for (cell, outlier) in bytes[44..].chunks_exact_mut(4).zip(outliers) {
+            cell.copy_from_slice(&outlier.0.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        Self {
+            bases: bytes[..PANEL].try_into().expect("a byte for each row"),
+            distance: u64::from_ne_bytes(bytes[32..40].try_into().expect("eight bytes")),
+            count: word(40),
+            outliers: std::array::from_fn(|i| Outlier(word(44 + 4 * i))),
+        }
+    }
+
+    /// The outliers of the block that begins there, in the order of their places.
+    ///
+    /// # Safety
+    /// A block of a matrix that was packed or checked begins there, and lives as long as `'a`.
+    #[inline(always)]
+    pub unsafe fn outliers<'a>(block: *const u8) -> &'a [Outlier] {
+        // SAFETY: the caller's promise: blocks begin at cache lines, and outliers lie within the matrix, at multiples of their size.
+        unsafe {
+            let header = &*block.cast::<Self>();
+            std::slice::from_raw_parts(block.add(header.distance as usize).cast(), header.count as usize)
+        }
+    }
+}
+
+/// The outliers of one block that are to be spilled.
+struct Spilled {
+    /// Where the block is in the matrix, in bytes.
+    block: usize,
+    outliers: Vec<Outlier>,
+}
+
+/// What the panels of a matrix spill, while they are packed by several threads.
+pub(crate) struct Spill(Mutex<Vec<Spilled>>);
+
+/// A matrix has more outliers than there is room for.
+#[derive(Debug)]
+pub(crate) struct TooManyOutliers;
+
+impl Spill {
+    pub fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Packs a block of `k` weights of each row: `words` are those of the same block as bf16, and `at` is where it is in the matrix.
+    pub fn pack_block(&self, words: &[u16], k: usize, block: &mut [u8], at: usize) {
+        let outliers = pack_block(words, k, block);
+        if outliers.len() > NUM_INLINE {
+            let mut all = self.0.lock().expect("no thread panics with the lock held");
+            all.push(Spilled { block: at, outliers });
+        }
+    }
+
+    /// Writes what was spilled behind the panels.
+    pub fn finish(self, matrix: &mut [u8], panels: usize) -> Result<(), TooManyOutliers> {
+        let mut all = self.0.into_inner().expect("no thread panics with the lock held");
+        // Whoever packed which panel when: the bytes are the same.
+        all.sort_by_key(|spilled| spilled.block);
+        let (panels, mut room) = matrix.split_at_mut(panels);
+        let mut at = panels.len();
+        for Spilled { block, outliers } in all {
+            let len = size_of_val(&outliers[..]);
+            let (to, rest) = room.split_at_mut_checked(len).ok_or(TooManyOutliers)?;
+            for (cell, outlier) in to.chunks_exact_mut(4).zip(&outliers) {
+                cell.copy_from_slice(&outlier.0.to_ne_bytes());
+            }
+            panels[block + 32..block + 40].copy_from_slice(&((at - block) as u64).to_ne_bytes());
+            at += len;
+            room = rest;
+        }
+        Ok(())
+    }
+}
+
+/// Panics unless every block names outliers that lie within the matrix, sorted by places that are within the block.
+pub(crate) fn check(matrix: &[u8], num_panels: usize, k: usize) {
+    let k_padded = WeightType::k_padded(k);
+    let panel_bytes = panel_bytes(k_padded);
+    for panel in 0..num_panels {
+        for (index, first) in (0..k_padded).step_by(BLOCK_K).enumerate() {
+            let start = panel * panel_bytes + index * BLOCK_BYTES;
+            let header = Header::from_bytes(&matrix[start..start + HEADER_BYTES]);
+            let from = usize::try_from(header.distance).ok().and_then(|distance| start.checked_add(distance));
+            let bytes = (header.count as usize).checked_mul(size_of::<Outlier>());
+            let end = from.zip(bytes).and_then(|(from, bytes)| from.checked_add(bytes));
+            let list = from.zip(end).and_then(|(from, end)| matrix.get(from..end));
+            let list = list.expect("outliers of compact weights lie within them");
+            assert!(
+                from.is_some_and(|from| from.is_multiple_of(size_of::<Outlier>())),
+                "outliers are aligned"
+            );
+            let places =
+                list.as_chunks::<4>().0.iter().map(|&bytes| Outlier(u32::from_ne_bytes(bytes)).place());
+            let words = (k_padded - first).min(BLOCK_K) * PANEL;
+            assert!(places.is_sorted_by(|a, b| a < b), "outliers of compact weights are sorted");
+            let last =
+                list.as_chunks::<4>().0.last().map(|&bytes| Outlier(u32::from_ne_bytes(bytes)).place());
+            assert!(
+                last.is_none_or(|last| last < words),
+                "outliers of compact weights lie within their block"
+            );
+        }
+    }
+}
+
+/// The row of a lane of the vectors a and c; b and d have the 16 that follow.
+const fn row(vector: usize, lane: usize) -> usize {
+    vector % 2 * (PANEL / 2) + lane / 2
+}
+
+/// The k of a lane, within its quad.
+const fn k_of(vector: usize, lane: usize) -> usize {
+    vector / 2 * 2 + lane % 2
+}
+
+/// Writes a block without its spilled outliers. Returns all of its outliers; up to `NUM_INLINE` are in its header.
+fn pack_block(words: &[u16], k: usize, block: &mut [u8]) -> Vec<Outlier> {
+    let bases = bases(words, k);
+    let of_lanes: [[u16; LANES]; 2] =
+        [0, 1].map(|vector| std::array::from_fn(|lane| u16::from(bases[row(vector, lane)])));
+    let (header, quads) = block.split_at_mut(HEADER_BYTES);
+    let mut outliers = Vec::new();
+    let quads = quads.chunks_exact_mut(QUAD_BYTES).zip(words.chunks_exact(QUAD_WORDS));
+    for (index, (quad, words)) in quads.enumerate() {
+        let mut fields = [0u16; QUAD_WORDS];
+        // Whether there is an outlier at all is seen without a branch.
+        let mut all_above = 0;
+        let vectors = fields.as_chunks_mut::<LANES>().0.iter_mut().zip(words.as_chunks::<LANES>().0);
+        for (vector, (fields, words)) in vectors.enumerate() {
+            for lane in 0..LANES {
+                let above = (words[lane] >> 7 & 255).wrapping_sub(of_lanes[vector % 2][lane]);
+                all_above |= above;
+                fields[lane] = words[lane] & KEPT | (above & 15) << 7;
+            }
+        }
+        if all_above > u16::from(SPAN) || 4 * index + 4 > k {
+            for (place, (field, &word)) in fields.iter_mut().zip(words).enumerate() {
+                let (vector, lane) = (place / LANES, place % LANES);
+                let above = exponent(word).wrapping_sub(bases[row(vector, lane)]);
+                if 4 * index + k_of(vector, lane) >= k {
+                    *field = 0;
+                } else if above > SPAN {
+                    *field = word & KEPT;
+                    outliers.push(Outlier::new(index * QUAD_WORDS + place, word));
+                }
+            }
+        }
+        for (cell, word) in quad.chunks_exact_mut(2).zip(pack_quad(&fields)) {
+            cell.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+    let mut inline = [Outlier(0); NUM_INLINE];
+    if outliers.len() <= NUM_INLINE {
+        inline[..outliers.len()].copy_from_slice(&outliers);
+    }
+    let count = outliers.len() as u32;
+    header.copy_from_slice(&Header { bases, distance: Header::INLINE, count, outliers: inline }.to_bytes());
+    outliers
+}
+
+fn exponent(word: u16) -> u8 {
+    (word >> 7) as u8
+}
+
+/// For each row the lowest of 16 neighbouring exponents that most of its first `k` weights have.
+fn bases(words: &[u16], k: usize) -> [u8; PANEL] {
+    let (mut low, mut high) = ([255u8; PANEL], [0u8; PANEL]);
+    for pair in words.chunks_exact(2 * PANEL).take(k / 2) {
+        for (row, pair) in pair.as_chunks::<2>().0.iter().enumerate() {
+            for &word in pair {
+                low[row] = low[row].min(exponent(word));
+                high[row] = high[row].max(exponent(word));
+            }
+        }
+    }
+    if k % 2 == 1 {
+        for row in 0..PANEL {
+            let exponent = exponent(words[(k - 1) * PANEL + 2 * row]);
+            low[row] = low[row].min(exponent);
+            high[row] = high[row].max(exponent);
+        }
+    }
+    std::array::from_fn(|row| match high[row] - low[row] <= SPAN {
+        true => low[row].min(HIGHEST_BASE),
+        false => most_frequent(words, k, row),
+    })
+}
+
+fn most_frequent(words: &[u16], k: usize, row: usize) -> u8 {
+    let mut counts = [0u16; 256];
+    for k in 0..k {
+        counts[usize::from(exponent(words[k / 2 * 2 * PANEL + 2 * row + k % 2]))] += 1;
+    }
+    let mut inside: u16 = counts[..=usize::from(SPAN)].iter().sum();
+    let mut best = (inside, 0);
+    for base in 1..=HIGHEST_BASE {
+        inside = inside + counts[usize::from(base + SPAN)] - counts[usize::from(base - 1)];
+        best = best.max((inside, base));
+    }
+    best.1
+}
+
+/// A B C of a b c d, whose exponents are less the row's.
+fn pack_quad(fields: &[u16; QUAD_WORDS]) -> [u16; QUAD_WORDS / 4 * 3] {
+    let mut words = [0; QUAD_WORDS / 4 * 3];
+    words.copy_from_slice(&fields[..3 * LANES]);
+    let d = &fields[3 * LANES..];
+    for (lane, &d) in d.iter().enumerate() {
+        words[lane] |= (d >> 7 & 15) << 11;
+        words[LANES + lane] |= (d >> 3 & 15) << 11;
+    }
+    for (words, d) in words[2 * LANES..].as_chunks_mut::<2>().0.iter_mut().zip(d.as_chunks::<2>().0) {
+        words[0] |= d[0] >> 15 << 11 | (d[1] & 7) << 12;
+        words[1] |= d[1] >> 15 << 11 | (d[0] & 7) << 12;
+    }
+    words
+}
+
+/// a b c d of A B C, in plain code; `bases` of the block.
+#[inline(always)]
+pub(crate) fn unpack_quad(
+    quad: &[u16; QUAD_WORDS / 4 * 3],
+    bases: &[u8; PANEL],
+    out: &mut [u16; QUAD_WORDS],
+) {
+    let base = |row: usize| u16::from(bases[row]) << 7;
+    for lane in 0..LANES {
+        let [low, high] = [base(row(0, lane)), base(row(1, lane))];
+        let [a, b, c] = [0, 1, 2].map(|vector| quad[vector * LANES + lane]);
+        out[lane] = (a & 0x87ff) + low;
+        out[LANES + lane] = (b & 0x87ff) + high;
+        out[2 * LANES + lane] = (c & 0x87ff) + low;
+        let mantissa = b >> 8 & 0x78 | quad[2 * LANES + (lane ^ 1)] >> 12 & 7;
+        out[3 * LANES + lane] = (c << 4 & 0x8000 | a >> 4 & 0x780 | mantissa) + high;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words that a block of `k` holds, and its outliers.
+    fn unpack(block: &[u8], k_padded: usize, outliers: &[Outlier]) -> Vec<u16> {
+        let header = Header::from_bytes(&block[..HEADER_BYTES]);
+        assert_eq!(header.count as usize, outliers.len());
+        let mut words = vec![0; k_padded * PANEL];
+        let quads = block[HEADER_BYTES..].chunks_exact(QUAD_BYTES);
+        for (quad, out) in quads.zip(words.as_chunks_mut::<QUAD_WORDS>().0) {
+            let mut packed = [0; QUAD_WORDS / 4 * 3];
+            for (word, cell) in packed.iter_mut().zip(quad.as_chunks::<2>().0) {
+                *word = u16::from_ne_bytes(*cell);
+            }
+            unpack_quad(&packed, &header.bases, out);
+        }
+        for outlier in outliers {
+            words[outlier.place()] = outlier.word();
+        }
+        words
+    }
+
+    fn check_block(k: usize, word: impl Fn(usize, usize) -> u16) -> usize {
+        let k_padded = WeightType::k_padded(k);
+        let mut words = vec![0; k_padded * PANEL];
+        for row in 0..PANEL {
+            for k in 0..k {
+                words[k / 2 * 2 * PANEL + 2 * row + k % 2] = word(row, k);
+            }
+        }
+        let mut block = vec![0xaa; panel_bytes(k_padded)];
+        let outliers = pack_block(&words, k, &mut block);
+        let found = unpack(&block, k_padded, &outliers);
+        for row in 0..PANEL {
+            for k in 0..k {
+                let at = k / 2 * 2 * PANEL + 2 * row + k % 2;
+                assert_eq!(found[at], words[at], "row {row}, k {k}");
+            }
+        }
+        // What fills K up is finite.
+        assert!(found.iter().zip(&words).all(|(found, word)| exponent(*found) < 255 || found == word));
+        outliers.len()
+    }
+
+    #[test]
+    fn every_word_comes_back() {
+        for k in [1, 2, 3, 16, 17, 255, 256] {
+            // All 65,536 patterns: each row has all signs and mantissas of one stretch of exponents.
+            for first in (0..=240).step_by(16) {
+                let num = check_block(k, |row, k| {
+                    let number = row * 131 + k * 29;
+                    let exponent = first + number % 16;
+                    (((number / 16 % 2) << 15) | (exponent << 7) | (number / 32 % 128)) as u16
+                });
+                assert_eq!(num, 0, "K {k}, exponents from {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn outliers_are_listed() {
+        // Exponents 100 ..= 115, and 3 weights that are not.
+        let strange = [(0, 0, 0x0000), (7, 100, 0x7fc1), (31, 255, 0x8001)];
+        let of = |row, k| {
+            let found = strange.iter().find(|(r, c, _)| (*r, *c) == (row, k));
+            found.map_or((((100 + (row + k) % 16) << 7) | (k % 128)) as u16, |(_, _, word)| *word)
+        };
+        assert_eq!(check_block(256, of), 3);
+        // Half of the weights are zero: the other half are outliers, whichever is larger is not.
+        assert_eq!(check_block(64, |_, k| if k % 2 == 0 { 0 } else { 0x3f80 }), 32 * 32);
+        assert_eq!(check_block(63, |_, k| if k % 2 == 0 { 0 } else { 0x3f80 }), 32 * 31);
+        // Rows of zeros, of denormals, of infinities and NaN.
+        for word in [0, 0x8000, 0x0001, 0x7f80, 0xff80, 0x7fc1, 0xffff] {
+            assert_eq!(check_block(48, |_, _| word), 0);
+        }
+    }
+}
