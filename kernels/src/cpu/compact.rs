@@ -2,20 +2,19 @@
 //!
 //! ```text
 //! few rows     a quad becomes four vectors in registers, for all rows at once
-//! many rows    a block becomes 16 KiB of plain bf16 in the first cache, and tiles of rows pass by that
+//! many rows    the first of them do the same, and leave a block as 16 KiB of plain bf16 in the first cache, for the others to pass by
 //! outliers     are in a sorted list, so that the loop over quads runs to the next one without a look at it
 //! ```
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
-use super::dot::Bf16Pairs;
 #[cfg(target_arch = "x86_64")]
-use super::simd::Bf16Dot;
+use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Words as Pairs, pair_tile_of};
 #[cfg(target_arch = "x86_64")]
-use super::simd::compact as x86;
+use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-#[cfg(target_arch = "x86_64")]
-use super::tile::by_rows;
 use super::tile::{Bf16, Floats, Job, K_BLOCK, PanelFormat, Rows, Sums};
+#[cfg(target_arch = "x86_64")]
+use super::tile::{Blocks, by_rows};
 use crate::ActivationType;
 use crate::compact::{
     BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad,
@@ -71,13 +70,18 @@ simd_entry! {
 
 #[inline(always)]
 fn floats_panel_body<S: Simd>(s: S, job: &Job) {
-    through_blocks(
-        job,
-        1,
-        // SAFETY: the promise of `through_blocks`.
-        |block, quads, words| unsafe { unpack(S::ISA, block, quads, words) },
-        |job| Floats::<Bf16>::panel(s, job),
-    );
+    blocks(job, 1, |job, words| {
+        // SAFETY: the promise of `blocks`: a block begins there, and its words have room.
+        unsafe {
+            unpack(S::ISA, job.panel, job.k.div_ceil(4), words);
+            for outlier in Header::outliers(job.panel) {
+                words.add(outlier.place()).write(outlier.word());
+            }
+        }
+        // SAFETY: as above, and `words` is the same as a panel of bf16.
+        let plain = unsafe { Job::new(job.num_rows, words.cast(), (job.x, job.numbers), job.k, job.sums) };
+        Floats::<Bf16>::panel(s, &plain);
+    });
 }
 
 /// Rows that a quad in registers serves. With more of them the products take longer than memory.
@@ -96,54 +100,50 @@ fn pairs_panel(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
         // SAFETY: the promise of `Job::new`.
-        by_rows!(job.num_rows, FEW_ROWS, |M| unsafe { few_rows::<M>(d, job) });
+        by_rows!(job.num_rows, FEW_ROWS, |M| unsafe { few_rows::<M, false>(d, job, std::ptr::null_mut()) });
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn unpack_wide(block: *const u8, quads: usize, words: *mut u16) {
-        // SAFETY: this function has the features, and its caller the promise of `through_blocks`.
-        unsafe { x86::Avx512Quads::new(Bf16Dot::new(), block).unpack(block, quads, words) }
+    fn many(job: &Job) {
+        // SAFETY: this function has the features.
+        let d = unsafe { Bf16Dot::new() };
+        let tiles = Blocks::new(job.num_rows, FEW_ROWS);
+        blocks(job, 2, |job, words| {
+            // The first rows unpack, beside their products, and leave what comes of it for the others.
+            let mut row = tiles.len(0);
+            // SAFETY: the promise of `blocks`.
+            by_rows!(row, FEW_ROWS, |M| unsafe { few_rows::<M, true>(d, &job.rows(0, M), words) });
+            let w = Pairs { start: words.cast(), stride: PANEL, hi: PANEL / 2 };
+            for tile in 1..tiles.count {
+                let rows = tiles.len(tile);
+                let Job { x, sums, .. } = job.rows(row, rows);
+                let sums = Sums { hi: PANEL / 2, ..sums };
+                // SAFETY: the promise of `blocks`, and all its words were written.
+                unsafe { pair_tile_of::<2, false>(d, rows, w, x, job.k.div_ceil(2), sums) };
+                row += rows;
+            }
+        });
     }
-    if job.num_rows <= FEW_ROWS {
-        // SAFETY: a device rounds to bf16 only where `Isa::has_bf16_dots`.
-        return unsafe { few(job) };
-    }
-    through_blocks(
-        job,
-        2,
-        // SAFETY: as above.
-        |block, quads, words| unsafe { unpack_wide(block, quads, words) },
-        |job| Bf16Pairs::panel(super::simd::Portable, job),
-    );
+    // SAFETY: a device rounds to bf16 only where `Isa::has_bf16_dots`.
+    unsafe { if job.num_rows <= FEW_ROWS { few(job) } else { many(job) } }
 }
 
 /// Room for a block as plain bf16; on the stack, and written before it is read.
 #[repr(C, align(64))]
 struct Words([MaybeUninit<u16>; BLOCK_WORDS]);
 
-/// Unpacks a job's blocks one after the other, by `unpack(block, quads, words)`, and has each multiplied by `multiply`; x has a word for
-/// every `terms` terms. `unpack` writes so many quads, and may rely on the promise of `Job::new`.
+/// A job's blocks one after the other, each as a job of its own that begins with the block, and with room for it as plain bf16; x has a word
+/// for every `terms` terms. The jobs have the promise of `Job::new`.
 #[inline(always)]
-fn through_blocks(
-    job: &Job,
-    terms: usize,
-    unpack: impl Fn(*const u8, usize, *mut u16),
-    multiply: impl Fn(&Job),
-) {
+fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
     let mut room = Words([MaybeUninit::uninit(); BLOCK_WORDS]);
     let words = room.0.as_mut_ptr().cast::<u16>();
     let mut block = job.panel;
     for first in (0..job.k).step_by(BLOCK_K) {
         let k = BLOCK_K.min(job.k - first);
-        unpack(block, k.div_ceil(4), words);
-        // SAFETY: the promise of `Job::new`: a block begins there.
-        for outlier in unsafe { Header::outliers(block) } {
-            // SAFETY: places are within the block, which has room.
-            unsafe { words.add(outlier.place()).write(outlier.word()) };
-        }
         let x = Rows { start: job.x.start.wrapping_add(first / terms), ..job.x };
         let sums = Sums { fresh: job.sums.fresh && first == 0, ..job.sums };
-        // SAFETY: the promise of `Job::new`, for some of its terms: `words` holds them as a panel of bf16.
-        multiply(&unsafe { Job::new(job.num_rows, words.cast(), (x, job.numbers), k, sums) });
+        // SAFETY: the promise of `Job::new`, for some of its terms.
+        each(&unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums) }, words);
         block = block.wrapping_add(BLOCK_BYTES);
     }
 }
@@ -170,13 +170,13 @@ unsafe fn unpack(isa: Isa, block: *const u8, quads: usize, words: *mut u16) {
     }
 }
 
-/// `M` rows.
+/// `M` rows. `KEEP` writes the job's only block as plain bf16 to `words`.
 ///
 /// # Safety
-/// The promise of `Job::new`, and the job has M rows.
+/// The promise of `Job::new`, the job has M rows, and `words` room for a block where they are kept.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn few_rows<const M: usize>(d: Bf16Dot, job: &Job) {
+unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, words: *mut u16) {
     let s = d.simd();
     let Job { x, sums, .. } = *job;
     let mut rows = [0; M];
@@ -203,6 +203,13 @@ unsafe fn few_rows<const M: usize>(d: Bf16Dot, job: &Job) {
                 }
             };
         }
+        let keep = |quad: usize, vectors: [_; 4]| {
+            if KEEP {
+                for (v, vector) in vectors.into_iter().enumerate() {
+                    x86::store(words.add(quad * QUAD_WORDS + v * PANEL), vector);
+                }
+            }
+        };
         let (mut block, mut pair) = (job.panel, x.start.cast::<u32>());
         let mut left = job.k.div_ceil(2);
         while left > 0 {
@@ -217,7 +224,13 @@ unsafe fn few_rows<const M: usize>(d: Bf16Dot, job: &Job) {
             loop {
                 let until = next.map_or(pairs / 2, |outlier| (outlier.place() / QUAD_WORDS).min(pairs / 2));
                 while done < until {
+                    if M >= LEAST_PAIRS_AHEAD {
+                        for line in 0..QUAD_BYTES / CACHE_LINE {
+                            ask_for(quad.wrapping_add(BYTES_AHEAD + line * CACHE_LINE));
+                        }
+                    }
                     let [a, b, c, e] = quads.load(quad);
+                    keep(done, [a, b, c, e]);
                     multiply!(pair, a, b);
                     multiply!(pair.wrapping_add(1), c, e);
                     quad = quad.wrapping_add(QUAD_BYTES);
@@ -227,14 +240,15 @@ unsafe fn few_rows<const M: usize>(d: Bf16Dot, job: &Job) {
                 if done == total {
                     break;
                 }
-                let mut words = quads.load(quad);
+                let mut vectors = quads.load(quad);
                 while let Some(outlier) = next.filter(|outlier| outlier.place() / QUAD_WORDS == done) {
-                    quads.put(&mut words, outlier.place() % QUAD_WORDS, outlier.word());
+                    quads.put(&mut vectors, outlier.place() % QUAD_WORDS, outlier.word());
                     next = outliers.next();
                 }
-                multiply!(pair, words[0], words[1]);
+                keep(done, vectors);
+                multiply!(pair, vectors[0], vectors[1]);
                 if 2 * done + 1 < pairs {
-                    multiply!(pair.wrapping_add(1), words[2], words[3]);
+                    multiply!(pair.wrapping_add(1), vectors[2], vectors[3]);
                 }
                 quad = quad.wrapping_add(QUAD_BYTES);
                 pair = pair.wrapping_add(2);

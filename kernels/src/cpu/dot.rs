@@ -27,12 +27,12 @@ use std::marker::PhantomData;
 /// How far ahead a tile asks for lines, as near as the second cache. The processor follows a stream by itself, one page of 4 KiB at a time:
 /// a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One of
 /// many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
-const BYTES_AHEAD: usize = 16 << 10;
+pub(super) const BYTES_AHEAD: usize = 16 << 10;
 /// From so many rows on.
 #[cfg(target_arch = "x86_64")]
-const LEAST_PAIRS_AHEAD: usize = 5;
+pub(super) const LEAST_PAIRS_AHEAD: usize = 5;
 const LEAST_LEVELS_AHEAD: usize = 4;
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 
 /// Panels of bf16 times rows of bf16.
 pub(crate) struct Bf16Pairs;

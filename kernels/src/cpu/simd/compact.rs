@@ -88,23 +88,16 @@ impl Avx512Quads {
             *vector = unsafe { _mm512_mask_set1_epi16(*vector, mask, word.cast_signed()) };
         }
     }
+}
 
-    /// The first quads of a block as plain bf16.
-    ///
-    /// # Safety
-    /// They can be read, and their words written.
-    #[inline(always)]
-    pub unsafe fn unpack(self, block: *const u8, quads: usize, words: *mut u16) {
-        for index in 0..quads {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let vectors = self.load(block.add(HEADER_BYTES + index * QUAD_BYTES));
-                for (v, vector) in vectors.into_iter().enumerate() {
-                    _mm512_storeu_si512(words.add(index * QUAD_WORDS + 32 * v).cast(), vector);
-                }
-            }
-        }
-    }
+/// Writes one of a quad's vectors.
+///
+/// # Safety
+/// 32 words can be written; the processor has AVX-512.
+#[inline(always)]
+pub(crate) unsafe fn store(words: *mut u16, vector: __m512i) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_storeu_si512(words.cast(), vector) }
 }
 
 /// The first quads of a block as plain bf16.
