@@ -63,10 +63,12 @@ fn routers() -> usize {
     (NUM_LAYERS - 1) * NUM_EXPERTS * HIDDEN
 }
 
-/// Bytes read to decode a token: weights in bf16, routers in f32, the head, and the cached rows before it.
-fn decode_bytes(context: usize) -> f64 {
+/// Bytes read to decode a token: weights in bf16, 12 bits each and a header for 8,192 of them where they are compact, routers in f32, the head,
+/// and the cached rows before it.
+fn decode_bytes(context: usize, weight_layout: &str) -> f64 {
+    let weight = if weight_layout == "compact" { 193.0 / 128.0 } else { 2.0 };
     let cached = NUM_LAYERS * context * (RANK + ROPE);
-    (2 * (active_weights() + VOCAB * HIDDEN + cached) + 4 * routers()) as f64
+    weight * (active_weights() + VOCAB * HIDDEN) as f64 + (2 * cached + 4 * routers()) as f64
 }
 
 /// Multiplications and additions of a prompt; its last row meets the head.
@@ -121,7 +123,7 @@ fn main() {
     for (threads, clock, name) in clocks {
         let isa = Device::cpu(Some(1)).isa();
         let before = Peak::measure(isa, threads, clock);
-        let mut runner = load(threads).runner;
+        let Loaded { mut runner, info, .. } = load(threads);
         let mut rows = Vec::new();
         for len in PROMPTS {
             let batch = batch(0, len);
@@ -132,13 +134,21 @@ fn main() {
             run(&mut runner, &batch(0, context));
             let batch = batch(context, context + 1);
             let seconds = best_time(clock, &mut || run(&mut runner, &batch));
-            rows.push(("decode", context, 1.0 / seconds, decode_bytes(context) / seconds / 1e9));
+            rows.push((
+                "decode",
+                context,
+                1.0 / seconds,
+                decode_bytes(context, info.weight_layout) / seconds / 1e9,
+            ));
         }
         // Others may use the machine: the best of two peaks is the one to compare with.
         let after = Peak::measure(isa, threads, clock);
         let fma = before.fma_gflop_s.max(after.fma_gflop_s);
         let read = before.read_gb_s.max(after.read_gb_s);
-        println!("\n{threads} threads, by {name}: peak {fma:.1} GFLOP/s of f32 FMA, {read:.1} GB/s read");
+        let layout = info.weight_layout;
+        println!(
+            "\n{threads} threads, by {name}, {layout} weights: peak {fma:.1} GFLOP/s of f32 FMA, {read:.1} GB/s read"
+        );
         println!("| step | tokens before or in it | tokens/s | GFLOP/s or GB/s | share of peak |");
         println!("|---|---|---|---|---|");
         for (step, len, tokens, rate) in rows {
