@@ -4,11 +4,11 @@
 #[macro_use]
 mod common;
 
-use common::{fixture, load, on_gpu, options};
+use common::{Picture, load, on_gpu, options, picture, put_picture};
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, QuantizationChoice};
 use scheduler::{
-    DraftShare, Engine, Event, FinishReason, ImageInput, ImageSpan, NgramConfig, SamplingParams,
-    SchedulerConfig, Sequence, SequenceId,
+    DraftShare, Engine, Event, FinishReason, NgramConfig, SamplingParams, SchedulerConfig, Sequence,
+    SequenceId,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ struct Answer {
 struct World {
     engine: Engine<DeviceRunner>,
     vocab_size: usize,
-    picture: Option<(u32, Arc<ImageInput>)>,
+    picture: Option<Picture>,
     answers: BTreeMap<u64, Answer>,
     drafts: Vec<DraftShare>,
     num_steps: usize,
@@ -50,12 +50,7 @@ impl World {
         let Loaded { runner, info, image_processor, mut scheduler_config, .. } = load(family, options);
         change(&mut scheduler_config);
         scheduler_config.check().unwrap();
-        let picture = image_processor.map(|processor| {
-            let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
-            let (width, height) = (picture.width() as usize, picture.height() as usize);
-            let input = processor.process(&picture, width, height).unwrap();
-            (info.image_token_id.unwrap(), Arc::new(input))
-        });
+        let picture = picture(family, &info, image_processor);
         Self {
             engine: Engine::new(scheduler_config, runner),
             vocab_size: info.vocab_size,
@@ -70,11 +65,7 @@ impl World {
 
     fn add(&mut self, id: usize, request: &Request, speculation: Option<NgramConfig>) {
         let mut prompt = request.prompt.clone();
-        let mut spans = Vec::new();
-        if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
-            prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
-            spans.push(ImageSpan { start, image: image.clone() });
-        }
+        let spans = put_picture(&mut prompt, request.picture_at, &self.picture);
         let (id, params) = (SequenceId(id as u64), Arc::new(request.params.clone()));
         let mut sequence = Sequence::new(id, prompt, spans, params, self.vocab_size).unwrap();
         if let Some(config) = speculation {

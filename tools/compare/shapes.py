@@ -120,7 +120,7 @@ def mlp(at, inner, hidden):
     yield matrix(at + "down_proj.weight", hidden, inner)
 
 
-# Bytes of a weight: bf16 in its compact form, 64 bytes of header and 12 bits a weight for each 8,192; groups of 32 with their scale in half precision.
+# Bytes of a weight: bf16 in its compact form, as on a processor with AVX512-BF16, 64 bytes of header and 12 bits a weight for each 8,192; groups of 32 with their scale in half precision.
 BYTES = {"bf16": 193 / 128, "int8": 34 / 32, "int4": 18 / 32}
 
 

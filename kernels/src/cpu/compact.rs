@@ -8,7 +8,7 @@
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Words as Pairs, pair_tile_of};
+use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Words as Pairs, pair_tile_of, starts};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
@@ -179,10 +179,7 @@ unsafe fn unpack(isa: Isa, block: *const u8, quads: usize, words: *mut u16) {
 unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, words: *mut u16) {
     let s = d.simd();
     let Job { x, sums, .. } = *job;
-    let mut rows = [0; M];
-    for r in 1..M {
-        rows[r] = rows[r - 1] + x.row;
-    }
+    let rows = starts::<M>(x.row);
     let mut acc = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
     unsafe {

@@ -132,7 +132,7 @@ pub(crate) unsafe fn pair_tile_of<const V: usize, const AHEAD: bool>(
 
 /// Where rows begin. Sums in a loop would be checked for overflow again and again.
 #[inline(always)]
-fn starts<const M: usize>(row: usize) -> [usize; M] {
+pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
     let mut starts = [0; M];
     for r in 1..M {
         starts[r] = starts[r - 1] + row;

@@ -39,36 +39,48 @@ pub(crate) fn move_rows(cuda: &Cuda, src: &Tensor, width: usize, rows: &Move, ds
     if rows.count == 0 || width == 0 {
         return;
     }
-    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
-    let expression = format!("move_rows<{}, {}, {vector}>", src.dtype().cpp(), dst.dtype().cpp());
     let device = dst.device().clone();
     let [src_rows, dst_rows] =
         [rows.src_rows, rows.dst_rows].map(|rows| rows.map(|rows| rows.on_device(&device)));
     let [from, to] =
         [&src_rows, &dst_rows].map(|rows| rows.as_ref().map_or(DevicePtr::NULL, |rows| rows.pointer));
-    let args = Args::new().pointer(src.pointer()).pointer(from).value(width as i32);
-    let args = args.pointer(dst.pointer()).pointer(to);
+    let (from, to) = ((src.pointer(), from, src.dtype()), (dst.pointer(), to, dst.dtype()));
     // SAFETY: `ops` checked that every named row is in src and dst, whose rows have one width.
-    unsafe { cuda.launch(&KERNEL, &expression, grid(rows.count, THREADS), args) };
+    unsafe { launch(cuda, from, to, [rows.count, width]) };
+}
+
+/// So many rows of so many elements; of both sides where they begin, which rows (NULL: row i), and what they are.
+///
+/// # Safety
+/// Every row that is named is there.
+unsafe fn launch(
+    cuda: &Cuda,
+    (src, src_rows, from): (DevicePtr, DevicePtr, DType),
+    (dst, dst_rows, to): (DevicePtr, DevicePtr, DType),
+    [count, width]: [usize; 2],
+) {
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let expression = format!("move_rows<{}, {}, {vector}>", from.cpp(), to.cpp());
+    let args = Args::new().pointer(src).pointer(src_rows).value(width as i32);
+    let args = args.pointer(dst).pointer(dst_rows);
+    // SAFETY: the caller's promise.
+    unsafe { cuda.launch(&KERNEL, &expression, grid(count, THREADS), args) };
 }
 
 /// Rows of f32, rounded to 16 bits at another place.
 ///
 /// # Safety
-/// Both places hold so many rows of `width` elements, aligned to four of them.
+/// Both places hold `sizes` rows and elements of each, aligned to four elements.
 pub(super) unsafe fn round_rows(
     cuda: &Cuda,
     src: DevicePtr,
-    [count, width]: [usize; 2],
+    sizes: [usize; 2],
     dtype: DType,
     dst: DevicePtr,
 ) {
-    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
-    let expression = format!("move_rows<float, {}, {vector}>", dtype.cpp());
-    let args = Args::new().pointer(src).pointer(DevicePtr::NULL).value(width as i32);
-    let args = args.pointer(dst).pointer(DevicePtr::NULL);
+    let (from, to) = ((src, DevicePtr::NULL, DType::F32), (dst, DevicePtr::NULL, dtype));
     // SAFETY: the caller's promise.
-    unsafe { cuda.launch(&KERNEL, &expression, grid(count, THREADS), args) };
+    unsafe { launch(cuda, from, to, sizes) };
 }
 
 /// As in rows.cu.

@@ -9,13 +9,15 @@ use kernels::cuda::emulated::{Emulator, EmulatorOptions};
 use kernels::cuda::nvidia::{Nvidia, NvidiaOptions};
 use kernels::{CpuOptions, Device};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, LoadOptions, Loaded, Matmul, MemoryLimit,
-    ModelFiles,
+    ActivationsChoice, DTypeChoice, DeviceChoice, ImageProcessor, KernelOptions, LoadOptions, Loaded, Matmul,
+    MemoryLimit, ModelFiles, ModelInfo,
 };
 use safetensors::SafeTensors;
+use scheduler::{ImageInput, ImageSpan};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
@@ -54,6 +56,30 @@ families!(
 pub fn fixture(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     std::env::var_os("PERILUNE_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name)
+}
+
+/// A fixture's picture, and the token that stands for a row of it.
+pub type Picture = (u32, Arc<ImageInput>);
+
+/// The small one, if the model sees pictures.
+pub fn picture(
+    family: &str,
+    info: &ModelInfo,
+    processor: Option<Arc<dyn ImageProcessor>>,
+) -> Option<Picture> {
+    processor.map(|processor| {
+        let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let input = processor.process(&picture, width, height).unwrap();
+        (info.image_token_id.unwrap(), Arc::new(input))
+    })
+}
+
+/// Puts a picture into a prompt, where both are there.
+pub fn put_picture(prompt: &mut Vec<u32>, at: Option<usize>, picture: &Option<Picture>) -> Vec<ImageSpan> {
+    let (Some(start), Some((token, image))) = (at, picture) else { return Vec::new() };
+    prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
+    vec![ImageSpan { start, image: image.clone() }]
 }
 
 pub fn files(name: &str) -> ModelFiles {

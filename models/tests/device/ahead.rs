@@ -1,13 +1,13 @@
 //! Steps that are begun while the one before runs, on a GPU's code: tokens, log-probabilities and ends are those without, bit for bit, with
 //! stop tokens, aborts, preemption, pictures, graphs, guesses and prompts that are told of beside them.
 
-use crate::common::{fixture, load, on_gpu};
+use crate::common::{Picture, load, on_gpu, picture, put_picture};
 use kernels::Device;
 use kernels::cuda::driver::CudaError;
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded};
 use scheduler::{
-    Engine, Event, FinishReason, ImageInput, ImageSpan, NgramConfig, PromptOutput, SamplingParams,
-    SchedulerConfig, Sequence, SequenceId,
+    Engine, Event, FinishReason, NgramConfig, PromptOutput, SamplingParams, SchedulerConfig, Sequence,
+    SequenceId,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ struct Counts {
 struct World {
     engine: Engine<DeviceRunner>,
     vocab_size: usize,
-    picture: Option<(u32, Arc<ImageInput>)>,
+    picture: Option<Picture>,
     answers: BTreeMap<u64, Answer>,
     counts: Counts,
 }
@@ -52,12 +52,7 @@ impl World {
     fn new(family: &str, options: &LoadOptions, config: SchedulerConfig) -> Self {
         let Loaded { runner, info, image_processor, scheduler_config, .. } = load(family, options);
         assert!(scheduler_config.async_scheduling, "as it is loaded");
-        let picture = image_processor.map(|processor| {
-            let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
-            let (width, height) = (picture.width() as usize, picture.height() as usize);
-            let input = processor.process(&picture, width, height).unwrap();
-            (info.image_token_id.unwrap(), Arc::new(input))
-        });
+        let picture = picture(family, &info, image_processor);
         let engine = Engine::new(config, runner);
         let (answers, counts) = (BTreeMap::new(), Counts::default());
         Self { engine, vocab_size: info.vocab_size, picture, answers, counts }
@@ -66,11 +61,7 @@ impl World {
     fn add(&mut self, id: usize, request: &Request) {
         let len = request.len;
         let mut prompt: Vec<u32> = (0..len).map(|i| ((i * 37 + 11 * len) % 90) as u32).collect();
-        let mut spans = Vec::new();
-        if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
-            prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
-            spans.push(ImageSpan { start, image: image.clone() });
-        }
+        let spans = put_picture(&mut prompt, request.picture_at, &self.picture);
         let (id, params) = (SequenceId(id as u64), Arc::new(request.params.clone()));
         let mut sequence = Sequence::new(id, prompt, spans, params, self.vocab_size).unwrap();
         if request.speculates {

@@ -1,10 +1,8 @@
 //! What the tests ask of a tiny model, and the engine that answers.
 
-use crate::common::{fixture, load};
+use crate::common::{Picture, load, picture, put_picture};
 use models::{DeviceRunner, LoadOptions, Loaded};
-use scheduler::{
-    Engine, Event, ImageInput, ImageSpan, SamplingParams, SchedulerConfig, Sequence, SequenceId,
-};
+use scheduler::{Engine, Event, SamplingParams, SchedulerConfig, Sequence, SequenceId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -37,7 +35,7 @@ impl Answer {
 pub struct World {
     pub engine: Engine<DeviceRunner>,
     vocab_size: usize,
-    pub picture: Option<(u32, Arc<ImageInput>)>,
+    pub picture: Option<Picture>,
     pub cached_tokens: usize,
     pub num_deferred: usize,
 }
@@ -47,12 +45,7 @@ impl World {
         let Loaded { runner, info, image_processor, mut scheduler_config, .. } = load(family, options);
         change(&mut scheduler_config);
         scheduler_config.check().unwrap();
-        let picture = image_processor.map(|processor| {
-            let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
-            let (width, height) = (picture.width() as usize, picture.height() as usize);
-            let input = processor.process(&picture, width, height).unwrap();
-            (info.image_token_id.unwrap(), Arc::new(input))
-        });
+        let picture = picture(family, &info, image_processor);
         Self {
             engine: Engine::new(scheduler_config, runner),
             vocab_size: info.vocab_size,
@@ -71,11 +64,7 @@ impl World {
         let mut prompt: Vec<u32> = (0..request.len)
             .map(|i| ((i * 37 + 11 * request.len) % 90.min(self.vocab_size)) as u32)
             .collect();
-        let mut spans = Vec::new();
-        if let (Some(start), Some((token, image))) = (request.picture_at, &self.picture) {
-            prompt.splice(start..start, std::iter::repeat_n(*token, image.num_tokens));
-            spans.push(ImageSpan { start, image: image.clone() });
-        }
+        let spans = put_picture(&mut prompt, request.picture_at, &self.picture);
         let params = Arc::new(request.params.clone());
         Sequence::new(SequenceId(id), prompt, spans, params, self.vocab_size).unwrap()
     }

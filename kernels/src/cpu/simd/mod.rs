@@ -28,8 +28,7 @@ pub(crate) use x86_dot::{Bf16Dot, Vnni};
 
 use std::fmt;
 
-/// Instruction sets that there are kernels for. `Avx512` is F, BW, DQ and VL: without VL, what is narrower than a whole vector, such as
-/// the last steps of a sum over lanes, knows 16 of the 32 registers, and sums in the others are copied or spilled around it.
+/// Instruction sets that there are kernels for. `Avx512` is F, BW, DQ and VL, which every server processor with AVX-512 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
