@@ -14,9 +14,10 @@ use crate::layers::gqa::Gqa;
 use crate::layers::mla::Mla;
 use crate::layers::mlp::{Mlp, MlpShape};
 use crate::layers::moe::Moe;
-use crate::layers::{Loader, Names, WeightSize, rope};
+use crate::layers::{Loader, Names, Step, WeightSize, rope};
+use crate::parts::Part;
 use crate::scratch::Scratch;
-use crate::storage::{Part, Storage};
+use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
 use kernels::{Device, Indices, Matrix, Tensor, WeightType};
@@ -46,20 +47,6 @@ enum Attention {
 enum LayerMlp {
     Dense(Box<Mlp>),
     Moe(Box<Moe>),
-}
-
-/// What the layers need of a step beside its activations.
-pub struct Step<'a> {
-    pub input: &'a StepInput,
-    pub ragged: Ragged<'a>,
-    pub rope: &'a RopeTable,
-    pub layout: RopeLayout,
-}
-
-impl Step<'_> {
-    pub fn num_tokens(&self) -> usize {
-        self.input.num_tokens()
-    }
 }
 
 /// How the weights are kept on the device.

@@ -2,11 +2,12 @@
 //! says in their place.
 
 use crate::LoadError;
-use crate::config::CONFIG_FILE;
 use crate::gguf::Gguf;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+pub(crate) const CONFIG_FILE: &str = "config.json";
 
 /// A model's files by name. Never written to.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 //! and HTTP do not go below the server.
 
 mod config;
+mod content;
 mod decode_graphs;
 mod decoder;
 mod device;
@@ -16,6 +17,7 @@ mod kv_cache;
 mod layers;
 mod load;
 mod memory;
+mod parts;
 mod published;
 mod runner;
 pub mod sampler;
@@ -37,6 +39,7 @@ pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
 pub use kernels::cuda::driver::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
+pub use parts::{Quantization, WeightLayout};
 pub use runner::DeviceRunner;
-pub use storage::{Quantization, Storage, WeightLayout};
+pub use storage::Storage;
 pub use weights::{CacheUse, Checkpoint, Exported, HostWeights, PendingWrite, Written, quantize};

@@ -57,11 +57,11 @@ impl Description {
             };
             attention.expand_from = options.mla_expand_from;
         }
-        let storage = config.storage(options);
+        let storage = Storage::of_model(&config, options);
         let vision = match &config.vision {
             None => None,
             Some(part) => {
-                let file = files.describe(crate::config::CONFIG_FILE);
+                let file = files.describe(crate::files::CONFIG_FILE);
                 let shape = VisionConfig::read(&file, &part.object, config.decoder.hidden_size)?;
                 let processor = KimiVlImageProcessor::from_files(files)?;
                 processor.check(files, &shape)?;

@@ -10,9 +10,10 @@ use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
+use crate::parts::{WeightLayout, published_name};
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
-use crate::storage::{Storage, WeightLayout};
+use crate::storage::Storage;
 use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
 use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
@@ -466,16 +467,6 @@ impl fmt::Display for Plan {
             writeln!(f, "  {context_len:>10} tokens each {sequences:>8}")?;
         }
         Ok(())
-    }
-}
-
-/// The name in config.json.
-pub(crate) fn published_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "float32",
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        DType::I32 | DType::U8 => unreachable!("weights are floats"),
     }
 }
 

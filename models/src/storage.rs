@@ -15,65 +15,11 @@
 //!
 //! What a checkpoint holds quantised stays as it is, whatever the options ask for.
 
-use crate::memory::published_name;
+use crate::config::ModelConfig;
+use crate::parts::{Part, Quantization, WeightLayout, published_name};
 use crate::published::{Published, Scheme};
-use crate::{LoadError, WeightLayoutChoice};
+use crate::{DTypeChoice, LoadError, LoadOptions, QuantizationChoice, WeightLayoutChoice};
 use kernels::{ActivationType, DType, Device, WeightType};
-
-/// What weights that a checkpoint holds as floats are quantised to when they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Quantization {
-    #[default]
-    None,
-    Int8,
-    Int4,
-}
-
-impl Quantization {
-    pub const fn name(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::Int8 => Some("int8"),
-            Self::Int4 => Some("int4"),
-        }
-    }
-}
-
-/// What a matrix is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// A linear layer of the decoder, or an expert.
-    Linear,
-    /// The halves of `kv_b_proj` in latent attention, which are not kept as the file has them.
-    Absorbed,
-    Head,
-    Router,
-    Vision,
-}
-
-/// The form of matrices in bf16, of all that [`Part::may_be_compact`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WeightLayout {
-    #[default]
-    Plain,
-    Compact,
-}
-
-impl WeightLayout {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Compact => "compact",
-        }
-    }
-}
-
-impl Part {
-    /// What few rows at a time go through: it waits for memory.
-    const fn may_be_compact(self) -> bool {
-        matches!(self, Self::Linear | Self::Absorbed | Self::Head)
-    }
-}
 
 #[derive(Debug, Clone)]
 pub struct Storage {
@@ -89,6 +35,22 @@ impl Storage {
     /// All in one type of floats.
     pub fn floats(float: DType) -> Self {
         Self { float, quantization: Quantization::None, layout: WeightLayout::Plain, published: None }
+    }
+
+    /// What weights are kept as under these options.
+    pub fn of_model(config: &ModelConfig, options: &LoadOptions) -> Self {
+        let float = match options.dtype {
+            DTypeChoice::Auto => config.dtype,
+            DTypeChoice::F32 => DType::F32,
+            DTypeChoice::BF16 => DType::BF16,
+            DTypeChoice::F16 => DType::F16,
+        };
+        let quantization = match options.quantization {
+            QuantizationChoice::Auto => config.written_for,
+            QuantizationChoice::Int8 => Quantization::Int8,
+            QuantizationChoice::Int4 => Quantization::Int4,
+        };
+        Self { float, quantization, layout: WeightLayout::Plain, published: config.published.clone() }
     }
 
     /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where products with bf16 are instructions: few rows then wait for

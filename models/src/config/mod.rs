@@ -12,16 +12,15 @@ mod rope;
 pub use generation::GenerationDefaults;
 pub use rope::{RopeConfig, RopeScaling, Yarn};
 
+use crate::files::CONFIG_FILE;
+use crate::parts::Quantization;
 use crate::published::Published;
-use crate::storage::{Quantization, Storage, WeightLayout};
-use crate::{DTypeChoice, LoadError, LoadOptions, ModelFiles, QuantizationChoice};
+use crate::{LoadError, ModelFiles};
 use json::Fields;
 use kernels::DType;
 use kernels::ops::RouterConfig;
 use scheduler::TokenId;
 use serde_json::{Map, Value};
-
-pub(crate) const CONFIG_FILE: &str = "config.json";
 
 /// A whole model as its files describe it, before any weight is read.
 #[derive(Debug, Clone)]
@@ -170,7 +169,12 @@ impl ModelConfig {
         if let ModelFiles::Gguf(files) = files {
             config.published = Some(Published::gguf(&files.gguf));
         }
-        generation::read(files, &mut config)?;
+        let vocab_size = config.decoder.vocab_size;
+        if let Some(generation) = generation::read(files, vocab_size, config.bos_token_id)? {
+            config.eos_token_ids = generation::first_of_each(generation.eos_token_ids, &config.eos_token_ids);
+            config.bos_token_id = generation.bos_token_id;
+            config.generation = generation.defaults;
+        }
         Ok(config)
     }
 
@@ -234,22 +238,6 @@ impl ModelConfig {
             generation: GenerationDefaults::default(),
             decoder,
         })
-    }
-
-    /// What weights are kept as under these options.
-    pub fn storage(&self, options: &LoadOptions) -> Storage {
-        let float = match options.dtype {
-            DTypeChoice::Auto => self.dtype,
-            DTypeChoice::F32 => DType::F32,
-            DTypeChoice::BF16 => DType::BF16,
-            DTypeChoice::F16 => DType::F16,
-        };
-        let quantization = match options.quantization {
-            QuantizationChoice::Auto => self.written_for,
-            QuantizationChoice::Int8 => Quantization::Int8,
-            QuantizationChoice::Int4 => Quantization::Int4,
-        };
-        Storage { float, quantization, layout: WeightLayout::Plain, published: self.published.clone() }
     }
 }
 

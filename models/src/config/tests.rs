@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::decoder::Decoder;
+use crate::storage::Storage;
 use kernels::ops::{KvType, RopeLayout};
 use serde_json::json;
 

@@ -17,7 +17,7 @@ pub use metadata::Value as GgufValue;
 pub(crate) use places::{Place, RowOrder, place};
 
 use crate::LoadError;
-use crate::weights::{Content, map_file};
+use crate::content::{Content, map_file};
 use kernels::FileMap;
 use metadata::{Head, TensorInfo};
 use serde_json::{Map, Value};

@@ -22,7 +22,8 @@ pub use resize::resize;
 
 use crate::LoadError;
 use crate::layers::{Loader, Names};
-use crate::storage::{Part, Storage};
+use crate::parts::Part;
+use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use kernels::{Device, Tensor};
 use projector::Projector;

@@ -6,10 +6,9 @@
 //!        ─▶ v [T, Hk, D] ─────────────────────▶ cache ─────────┘
 //! ```
 
-use super::{Linear, Loader, Names, WeightSize};
+use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::GqaConfig;
-use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, Scratch};
 use kernels::{Tensor, ops};

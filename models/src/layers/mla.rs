@@ -8,13 +8,12 @@
 //! Every row is computed this way, prompt or not, so that a cached row does not depend on how it came about; unless the options ask for
 //! the expanded form, which rows of prompts then have from one position on: keys and values are made of the latents again.
 
-use super::{Linear, Loader, Names, WeightSize};
+use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::{LATENT_NORM_EPS, MlaConfig};
-use crate::decoder::Step;
 use crate::kv_cache::LayerCache;
+use crate::parts::Part;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
-use crate::storage::Part;
 use kernels::ops::{self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, Rotation};
 use kernels::{MatrixBatch, Tensor};
 use std::cell::RefCell;

@@ -8,10 +8,26 @@ pub mod moe;
 pub mod rope;
 
 use crate::LoadError;
-use crate::storage::{Part, Storage};
+use crate::input::StepInput;
+use crate::parts::Part;
+use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::LinearPart;
+use kernels::ops::{LinearPart, Ragged, RopeLayout, RopeTable};
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
+
+/// What the layers need of a step beside its activations.
+pub struct Step<'a> {
+    pub input: &'a StepInput,
+    pub ragged: Ragged<'a>,
+    pub rope: &'a RopeTable,
+    pub layout: RopeLayout,
+}
+
+impl Step<'_> {
+    pub fn num_tokens(&self) -> usize {
+        self.input.num_tokens()
+    }
+}
 
 /// Where a layer's weights are by name, and what they are kept as. All that sizes depend on beside the configuration.
 #[derive(Clone)]

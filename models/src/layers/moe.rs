@@ -5,8 +5,8 @@ use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
+use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use crate::storage::Part;
 use kernels::ops::{self, Activation, RouterConfig};
 use kernels::{Experts, Matrix, Tensor};
 

@@ -10,7 +10,7 @@ mod pattern;
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::gguf::{Gguf, place};
-use crate::storage::Part;
+use crate::parts::Part;
 use kernels::{GROUP, WeightType};
 use pattern::Pattern;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Random weights of any shape: enough to measure speed and memory without a checkpoint. Norms are ones and biases zeros, so
 //! that activations neither vanish nor overflow however deep the model is.
 
-use super::HostWeights;
+use super::host::HostWeights;
 use kernels::DType;
 use std::borrow::Cow;
 

@@ -4,10 +4,14 @@
 //! gives the same weights, bit for bit. What keeps its precision is copied. A file is written for each file of the source, tensor
 //! by tensor; `config.json` comes last, so that half of a checkpoint is none.
 
+use super::files::{INDEX_FILE, SINGLE_FILE, WeightFiles};
+use super::header::TensorInfo;
 use super::write::{Entry, TensorFile};
-use super::{Content, INDEX_FILE, SINGLE_FILE, TensorInfo, WeightFiles};
-use crate::config::{CONFIG_FILE, ModelConfig, OWN_KEY, json};
-use crate::storage::{Part, Quantization, Storage};
+use crate::config::{ModelConfig, OWN_KEY, json};
+use crate::content::Content;
+use crate::files::CONFIG_FILE;
+use crate::parts::{Part, Quantization};
+use crate::storage::Storage;
 use crate::{LoadError, ModelFiles};
 use kernels::{Device, GROUP, GroupedRow, HostTensor, WeightRows, WeightType};
 use serde_json::{Map, Value};

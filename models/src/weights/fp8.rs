@@ -5,7 +5,7 @@
 //! weight = value · scale_inv of its block
 //! ```
 
-use super::HostWeights;
+use super::host::HostWeights;
 use std::borrow::Cow;
 
 pub struct Fp8<'a> {

@@ -1,8 +1,9 @@
 //! The tensors of a GGUF file under the names of the published checkpoint: rows in their published order, as floats or in the groups
 //! that the file has.
 
-use super::{Content, HostWeights, release_rows};
+use super::host::HostWeights;
 use crate::LoadError;
+use crate::content::{Content, release_rows};
 use crate::files::GgufFiles;
 use crate::gguf::{BlockType, Blocks, Gguf, Place, RowOrder, place};
 use kernels::{DType, FileMap, GROUP, GroupedRow, WeightRows, WeightType};

@@ -11,7 +11,7 @@
 //! ```
 //! Scales are rounded to f16 where they are not numbers of it: f16 scales never, bf16 scales only below 2^-17.
 
-use super::HostWeights;
+use super::host::HostWeights;
 use kernels::{GROUP, GroupedRow, WeightType};
 use std::borrow::Cow;
 

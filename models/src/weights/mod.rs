@@ -4,34 +4,34 @@
 
 mod dummy;
 mod export;
+mod files;
 mod fp8;
 mod gguf;
 mod grouped;
 mod header;
+mod host;
 mod packed;
 mod quantised;
 mod tensor;
 mod write;
 
 pub use export::{Exported, quantize};
+pub use host::HostWeights;
 pub use packed::{CacheUse, PendingWrite, Written};
 pub use tensor::WeightTensor;
 
-use crate::storage::{Part, Storage};
-use crate::{LoadError, ModelFiles};
+use crate::parts::Part;
+use crate::storage::Storage;
+use crate::{LoadError, ModelFiles, WeightsCache};
+use files::{Found, WeightFiles};
 use gguf::{GgufRows, GgufWeights};
-use header::TensorInfo;
-use kernels::{DType, Device, FileMap, HostTensor, Matrix, Packed, Tensor, WeightRows};
-use packed::Store;
-use serde_json::{Map, Value};
+use kernels::{DType, Device, FileMap, Matrix, Packed, Tensor};
+use packed::{SourceFile, Store};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Deref, Range};
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Names listed in a message about leftovers.
 const MAX_LISTED: usize = 8;
 
@@ -52,100 +52,6 @@ enum Source {
     Dummy {
         seed: u64,
     },
-}
-
-struct WeightFiles {
-    /// Where a tensor was looked for, for messages.
-    described: String,
-    files: Vec<(String, Content)>,
-    /// Name to the file's number and the place in it.
-    tensors: BTreeMap<String, (usize, TensorInfo)>,
-}
-
-/// The bytes of a file.
-pub(crate) enum Content {
-    Mapped(FileMap),
-    Embedded(&'static [u8]),
-}
-
-impl Content {
-    /// The map that these bytes are in, if the content is mapped.
-    pub(crate) fn map(&self) -> Option<&FileMap> {
-        match self {
-            Content::Mapped(map) => Some(map),
-            Content::Embedded(_) => None,
-        }
-    }
-}
-
-impl Deref for Content {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Content::Mapped(map) => map,
-            Content::Embedded(bytes) => bytes,
-        }
-    }
-}
-
-/// One tensor as it is stored, little endian: borrowed from the mapped file, or made up.
-#[derive(Debug)]
-pub struct HostWeights<'a> {
-    dtype: DType,
-    shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
-    /// Where the data is, if that is a map.
-    map: Option<&'a FileMap>,
-}
-
-impl HostWeights<'_> {
-    pub fn view(&self) -> HostTensor<'_> {
-        HostTensor { dtype: self.dtype, shape: &self.shape, data: &self.data }
-    }
-
-    /// All values, widened.
-    pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            DType::F32 => {
-                self.data.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
-            }
-            DType::BF16 => {
-                self.data.as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
-            }
-            DType::F16 => {
-                self.data.as_chunks::<2>().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
-            }
-            other => unreachable!("weights are floats, not {other:?}"),
-        }
-    }
-}
-
-/// A matrix, or a vector as a matrix of one row.
-impl WeightRows for HostWeights<'_> {
-    fn shape(&self) -> [usize; 2] {
-        self.view().shape()
-    }
-
-    fn read_f32(&self, row: usize, out: &mut [f32]) {
-        WeightRows::read_f32(&self.view(), row, out);
-    }
-
-    fn done(&self, rows: Range<usize>) {
-        release_rows(self.map, &self.data, self.shape[0], rows);
-    }
-}
-
-/// Bytes of a file that are let go by one call.
-const RELEASED: usize = 1 << 20;
-
-/// Lets rows of a matrix of `num_rows` go that are not read again, some at a time.
-fn release_rows(map: Option<&FileMap>, data: &[u8], num_rows: usize, rows: Range<usize>) {
-    let (Some(map), row) = (map, data.len() / num_rows) else { return };
-    let (start, end) = (rows.start * row, rows.end * row);
-    if end == data.len() || start / RELEASED != end / RELEASED {
-        map.release(&data[start / RELEASED * RELEASED..end]);
-    }
 }
 
 impl Checkpoint {
@@ -338,6 +244,49 @@ impl Checkpoint {
         })
     }
 
+    /// Takes weights from the cache if they are there, or has what is packed collected for it.
+    pub fn use_cache(
+        &mut self,
+        cache: &WeightsCache,
+        files: &ModelFiles,
+        storage: &Storage,
+        device: &Device,
+    ) -> Result<(), LoadError> {
+        let (Device::Cpu(_), Some(sources)) = (device, self.cache_sources()) else { return Ok(()) };
+        self.store = Store::open(cache, files, &sources, storage, device)?;
+        Ok(())
+    }
+
+    /// What the cache was good for, once all is loaded.
+    pub fn into_cache_use(self) -> CacheUse {
+        self.store.into_use()
+    }
+
+    /// The files that weights come from; `None` where there are none on disk.
+    fn cache_sources(&self) -> Option<Vec<SourceFile<'_>>> {
+        match &self.source {
+            Source::Files(files) => {
+                let ranges = |number: usize| {
+                    let own = files.tensors.values().filter(move |(file, _)| *file == number);
+                    let mut ranges: Vec<_> = own.map(|(_, info)| info.range.clone()).collect();
+                    ranges.sort_by_key(|range| range.start);
+                    ranges
+                };
+                let sources = files
+                    .files
+                    .iter()
+                    .enumerate()
+                    .map(|(number, (name, content))| SourceFile::new(name, content, ranges(number)));
+                sources.collect()
+            }
+            Source::Gguf(weights) => {
+                let parts = weights.parts().into_iter();
+                parts.map(|(part, ranges)| SourceFile::new(weights.described(), part, ranges)).collect()
+            }
+            Source::Dummy { .. } => None,
+        }
+    }
+
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
         // What is in the cache was written after all of the same files had been taken.
@@ -362,141 +311,6 @@ impl Checkpoint {
         }
         Err(LoadError::Leftover { count: left.len(), names })
     }
-}
-
-/// A tensor where it is.
-struct Found<'a> {
-    file: &'a str,
-    info: &'a TensorInfo,
-    data: &'a [u8],
-    map: Option<&'a FileMap>,
-}
-
-impl WeightFiles {
-    fn open(files: &ModelFiles) -> Result<Self, LoadError> {
-        if let Some(content) = map(files, SINGLE_FILE)? {
-            let mut weights = Self::empty(files.describe(SINGLE_FILE));
-            weights.add(files.describe(SINGLE_FILE), content)?;
-            return Ok(weights);
-        }
-        let described = files.describe(INDEX_FILE);
-        let Some(index) = crate::config::json::read_object(files, INDEX_FILE)? else {
-            return Err(LoadError::MissingFile { file: files.describe(SINGLE_FILE) });
-        };
-        let mut weights = Self::empty(described.clone());
-        let placed = weight_map(&described, &index)?;
-        for shard in placed.values().copied().collect::<BTreeSet<_>>() {
-            let file = files.describe(shard);
-            let content = map(files, shard)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
-            weights.add(file, content)?;
-        }
-        weights.check_placed(files, &placed)?;
-        Ok(weights)
-    }
-
-    fn empty(described: String) -> Self {
-        Self { described, files: Vec::new(), tensors: BTreeMap::new() }
-    }
-
-    fn add(&mut self, file: String, content: Content) -> Result<(), LoadError> {
-        let tensors =
-            header::parse(&content).map_err(|message| LoadError::Corrupt { file: file.clone(), message })?;
-        let number = self.files.len();
-        self.files.push((file, content));
-        for info in tensors {
-            let name = info.name.clone();
-            if let Some((other, _)) = self.tensors.insert(name.clone(), (number, info)) {
-                let (file, other) = (self.files[number].0.clone(), self.files[other].0.clone());
-                return Err(LoadError::Duplicate { file, tensor: name, other });
-            }
-        }
-        Ok(())
-    }
-
-    /// Every tensor of the index is in the file that the index names.
-    fn check_placed(&self, files: &ModelFiles, placed: &BTreeMap<&str, &str>) -> Result<(), LoadError> {
-        for (tensor, shard) in placed {
-            let file = files.describe(shard);
-            match self.tensors.get(*tensor) {
-                Some((number, _)) if self.files[*number].0 == file => {}
-                _ => return Err(LoadError::MissingTensor { file, tensor: tensor.to_string() }),
-            }
-        }
-        Ok(())
-    }
-
-    /// A tensor of this shape.
-    fn get(&self, name: &str, shape: &[usize]) -> Result<Found<'_>, LoadError> {
-        let Some((number, info)) = self.tensors.get(name) else {
-            return Err(LoadError::MissingTensor { file: self.described.clone(), tensor: name.into() });
-        };
-        let (file, content) = &self.files[*number];
-        if info.shape != shape {
-            return Err(LoadError::Shape {
-                file: file.clone(),
-                tensor: name.into(),
-                expected: shape.to_vec(),
-                found: info.shape.clone(),
-            });
-        }
-        Ok(Found { file, info, data: &content[info.range.clone()], map: content.map() })
-    }
-
-    fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
-        let Found { file, info, data, map } = self.get(name, shape)?;
-        let Some(dtype) = info.dtype else {
-            let found = info.type_name.clone();
-            return Err(LoadError::DType { file: file.into(), tensor: name.into(), found });
-        };
-        Ok(HostWeights { dtype, shape: info.shape.clone(), data: Cow::Borrowed(data), map })
-    }
-}
-
-/// Tensor to file, as the index says it.
-fn weight_map<'a>(
-    file: &str,
-    index: &'a Map<String, Value>,
-) -> Result<BTreeMap<&'a str, &'a str>, LoadError> {
-    let fail = |key: &str, message: &str| LoadError::config(file, key, message);
-    let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| fail("weight_map", "expected an object of tensor names and files"))?;
-    let mut placed = BTreeMap::new();
-    for (tensor, shard) in map {
-        let key = format!("weight_map.{tensor}");
-        let shard = shard.as_str().ok_or_else(|| fail(&key, "expected a file name"))?;
-        // A name, not a path: an index must not reach outside its own directory.
-        if shard.is_empty() || shard.starts_with('.') || shard.contains(['/', '\\', '\0']) {
-            return Err(fail(&key, "expected the plain name of a file in the same directory"));
-        }
-        placed.insert(tensor.as_str(), shard);
-    }
-    match placed.is_empty() {
-        true => Err(fail("weight_map", "is empty")),
-        false => Ok(placed),
-    }
-}
-
-/// The content of a weight file, or `None` where the model has no such file.
-fn map(files: &ModelFiles, name: &str) -> Result<Option<Content>, LoadError> {
-    let directory = match files {
-        ModelFiles::Directory(directory) => directory,
-        ModelFiles::Embedded(files) => {
-            return Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Content::Embedded(bytes)));
-        }
-        ModelFiles::Gguf(_) => return Ok(None),
-    };
-    map_file(&directory.join(name))
-}
-
-/// The content of a file, or `None` where there is none.
-pub(crate) fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
-    let failed = |source| crate::FileError { path: path.display().to_string(), source };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error).into()),
-    };
-    Ok(Some(Content::Mapped(FileMap::new(file).map_err(failed)?)))
 }
 
 #[cfg(test)]

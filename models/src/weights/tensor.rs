@@ -1,9 +1,9 @@
 //! A matrix of a checkpoint in whatever form it is stored: what panels are packed from.
 
-use super::HostWeights;
 use super::fp8::Fp8;
 use super::gguf::GgufRows;
 use super::grouped::Grouped;
+use super::host::HostWeights;
 use kernels::{GroupedRow, WeightRows, WeightType};
 use std::ops::Range;
 

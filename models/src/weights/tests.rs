@@ -1,7 +1,8 @@
 //! What is in the files comes out, and files that are damaged in any way give an error and never a panic.
 
+use super::files::{INDEX_FILE, SINGLE_FILE};
 use super::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");

@@ -7,7 +7,7 @@
 //! a file that was cut, damaged or written by something else is never served, and its pages are there when the first token is computed.
 //! The header is written last.
 
-use super::{Target, folder};
+use super::folder;
 use kernels::{CACHE_LINE, Device, FileMap, SharedBytes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,6 +31,16 @@ const DATA_ALIGN: usize = 2 << 20;
 const BLOCK: usize = 4 << 20;
 /// Hexadecimal digits of a block's hash.
 const BLOCK_HASH: usize = 32;
+
+/// A file that is to be written.
+pub(super) struct Target {
+    pub path: PathBuf,
+    /// Of all files in the folder.
+    pub max_bytes: u64,
+    pub fingerprint: String,
+    /// The model's files, for people.
+    pub source: String,
+}
 
 /// Something packed that is to be written.
 pub(in crate::weights) struct Entry {

@@ -4,9 +4,10 @@
 //! see every ordinary change. The samples see what keeps both, such as another training of the same model copied with its times: then
 //! nearly all values differ. The tensors themselves are not read, which would take as long as packing them.
 
-use super::super::Content;
-use crate::config::CONFIG_FILE;
-use crate::storage::{Storage, WeightLayout};
+use crate::content::Content;
+use crate::files::CONFIG_FILE;
+use crate::parts::WeightLayout;
+use crate::storage::Storage;
 use crate::weights::packed::file::FORMAT_VERSION;
 use crate::{FileError, LoadError, ModelFiles};
 use kernels::{CPU_LAYOUT_VERSION, FileMap};
@@ -18,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const SAMPLE: usize = 64;
 
 /// A mapped file with weights.
-pub(super) struct SourceFile<'a> {
+pub(in crate::weights) struct SourceFile<'a> {
     /// As messages name it.
     path: &'a str,
     map: &'a FileMap,

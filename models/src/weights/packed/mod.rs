@@ -12,11 +12,11 @@ mod fingerprint;
 mod folder;
 
 pub use file::Written;
+pub(in crate::weights) use fingerprint::SourceFile;
 
-use super::{Checkpoint, Source};
 use crate::storage::Storage;
 use crate::{LoadError, ModelFiles, WeightsCache};
-use file::{Entry, PackedFile};
+use file::{Entry, PackedFile, Target};
 use kernels::{Device, Packed, SharedBytes};
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -33,16 +33,6 @@ pub(super) struct Collected {
     entries: RefCell<Vec<Entry>>,
     target: Target,
     rejected: Option<String>,
-}
-
-/// A file that is to be written.
-struct Target {
-    path: PathBuf,
-    /// Of all files in the folder.
-    max_bytes: u64,
-    fingerprint: String,
-    /// The model's files, for people.
-    source: String,
 }
 
 /// What the cache was good for.
@@ -76,6 +66,39 @@ impl PendingWrite {
 }
 
 impl Store {
+    /// Of what is packed from these sources: in the cache if it is there, or to be collected for it.
+    pub fn open(
+        cache: &WeightsCache,
+        files: &ModelFiles,
+        sources: &[SourceFile],
+        storage: &Storage,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        let fingerprint = fingerprint::of(files, sources, storage)?;
+        let path = cache.folder.join(format!("{fingerprint}.{}", folder::ENDING));
+        let opened = PackedFile::open(&path, &fingerprint, device);
+        Ok(match opened {
+            Ok(Some(file)) => Store::Read(file),
+            not_there => {
+                let source = files.describe("").trim_end_matches('/').to_string();
+                let target = Target { path, max_bytes: cache.max_bytes, fingerprint, source };
+                Store::Collect(Collected { entries: RefCell::default(), target, rejected: not_there.err() })
+            }
+        })
+    }
+
+    /// What it was good for, once all is loaded.
+    pub fn into_use(self) -> CacheUse {
+        match self {
+            Store::Off => CacheUse::None,
+            Store::Read(file) => CacheUse::Mapped { bytes: file.total_bytes(), path: file.into_path() },
+            Store::Collect(Collected { entries, target, rejected }) => {
+                let write = PendingWrite { entries: entries.into_inner(), target };
+                CacheUse::Packed { write, rejected }
+            }
+        }
+    }
+
     /// The parts of something packed, if they are there.
     pub fn find<P: Packed>(&self, key: &str, form: &P::Form) -> Option<Vec<SharedBytes>> {
         match self {
@@ -96,67 +119,4 @@ impl Store {
 
 fn described(form: &impl std::fmt::Debug) -> String {
     format!("{form:?}")
-}
-
-impl Checkpoint {
-    /// Takes weights from the cache if they are there, or has what is packed collected for it.
-    pub fn use_cache(
-        &mut self,
-        cache: &WeightsCache,
-        files: &ModelFiles,
-        storage: &Storage,
-        device: &Device,
-    ) -> Result<(), LoadError> {
-        let Device::Cpu(_) = device else { return Ok(()) };
-        let Some(sources) = self.cache_sources() else { return Ok(()) };
-        let fingerprint = fingerprint::of(files, &sources, storage)?;
-        let path = cache.folder.join(format!("{fingerprint}.{}", folder::ENDING));
-        let opened = PackedFile::open(&path, &fingerprint, device);
-        self.store = match opened {
-            Ok(Some(file)) => Store::Read(file),
-            not_there => {
-                let source = files.describe("").trim_end_matches('/').to_string();
-                let target = Target { path, max_bytes: cache.max_bytes, fingerprint, source };
-                Store::Collect(Collected { entries: RefCell::default(), target, rejected: not_there.err() })
-            }
-        };
-        Ok(())
-    }
-
-    /// The files that weights come from; `None` where there are none on disk.
-    fn cache_sources(&self) -> Option<Vec<fingerprint::SourceFile<'_>>> {
-        match &self.source {
-            Source::Files(files) => {
-                let ranges = |number: usize| {
-                    let own = files.tensors.values().filter(move |(file, _)| *file == number);
-                    let mut ranges: Vec<_> = own.map(|(_, info)| info.range.clone()).collect();
-                    ranges.sort_by_key(|range| range.start);
-                    ranges
-                };
-                let sources = files.files.iter().enumerate().map(|(number, (name, content))| {
-                    fingerprint::SourceFile::new(name, content, ranges(number))
-                });
-                sources.collect()
-            }
-            Source::Gguf(weights) => {
-                let parts = weights.parts().into_iter();
-                parts
-                    .map(|(part, ranges)| fingerprint::SourceFile::new(weights.described(), part, ranges))
-                    .collect()
-            }
-            Source::Dummy { .. } => None,
-        }
-    }
-
-    /// What the cache was good for, once all is loaded.
-    pub fn into_cache_use(self) -> CacheUse {
-        match self.store {
-            Store::Off => CacheUse::None,
-            Store::Read(file) => CacheUse::Mapped { bytes: file.total_bytes(), path: file.into_path() },
-            Store::Collect(Collected { entries, target, rejected }) => {
-                let write = PendingWrite { entries: entries.into_inner(), target };
-                CacheUse::Packed { write, rejected }
-            }
-        }
-    }
 }
