@@ -1,6 +1,6 @@
 //! An OpenAI-compatible server around an engine: HTTP, JSON, text and pictures live here, and nowhere below.
 //!
-//! `args` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `app` → `openai` → `service` → `engine_thread`, and back as
+//! `command_line` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `router` → `openai` → `service` → `engine_thread`, and back as
 //! events, which `openai::answer` turns into text and `openai::stream` into bytes.
 
 pub mod anthropic;
@@ -11,6 +11,7 @@ pub mod batch;
 pub mod blocking;
 pub mod chat;
 pub mod cli;
+pub mod command_line;
 pub mod config;
 mod config_file;
 pub mod constrain;
@@ -20,6 +21,7 @@ mod device_share;
 pub mod disk;
 pub mod engine_thread;
 pub mod error;
+pub mod exit_code;
 pub mod http;
 pub mod lifecycle;
 pub mod load;
@@ -31,8 +33,11 @@ pub mod openai;
 pub mod openapi;
 pub mod page;
 pub mod pictures;
+mod raw_prompt;
 pub mod reading;
 pub mod request;
+pub mod route;
+pub mod router;
 pub mod run;
 pub mod serve;
 pub mod service;

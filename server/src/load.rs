@@ -1,6 +1,6 @@
 //! From a model's files to a [`LoadedModel`], with a line in the log for each tenth of the weights.
 
-use crate::run::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
+use crate::exit_code::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
 use crate::serve::LoadedModel;
 use models::{CacheUse, DeviceRunner, LoadError, LoadOptions, Loaded, ModelFiles, PendingWrite, Progress};
 use std::time::Instant;

@@ -2,9 +2,11 @@
 
 use clap::error::ErrorKind;
 use models::LoadFormat;
-use perilune::args::{Args, Command, ServeArgs};
+use perilune::args::ServeArgs;
+use perilune::command_line::{Args, Command};
 use perilune::config::Config;
-use perilune::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE, ModelSource};
+use perilune::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
+use perilune::run::ModelSource;
 use perilune::source::{self, HubSettings, Needed};
 use perilune::{cli, load, logging};
 use std::process::ExitCode;

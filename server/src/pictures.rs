@@ -14,7 +14,7 @@ use crate::chat::image::{ImageInputError, ImageLimits, Media, decode, is_remote,
 use crate::chat::{Message, Part};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::service::{RawMessage, RawPart};
+use crate::raw_prompt::{RawMessage, RawPart};
 use futures::StreamExt;
 use models::ImageProcessor;
 use scheduler::{Digest, ImageInput};

@@ -2,6 +2,7 @@
 
 use crate::batch::store::Store;
 use crate::config::{Config, DataConfig};
+use crate::exit_code::{EXIT_ENGINE, EXIT_FAILURE, EXIT_LOAD};
 use crate::serve::{Listening, LoadedModel, ServeOptions, Serving, StartError};
 use models::ModelFiles;
 use scheduler::ModelRunner;
@@ -10,14 +11,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// What a supervisor can tell apart.
-pub const EXIT_FAILURE: u8 = 1;
-pub const EXIT_USAGE: u8 = 2;
-pub const EXIT_LOAD: u8 = 3;
-pub const EXIT_MEMORY: u8 = 4;
-/// The engine failed while serving: the process should be started again.
-pub const EXIT_ENGINE: u8 = 86;
 
 /// A model that was found and is not loaded yet.
 pub struct ModelSource<L> {

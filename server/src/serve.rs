@@ -1,6 +1,6 @@
 //! A server from its first port to its last connection: bind, load, serve, drain.
 
-use crate::app::{App, AppLimits, router};
+use crate::app::{App, AppLimits};
 use crate::auth::ApiKeys;
 use crate::batch::job::Runner;
 use crate::batch::request::LineRunner;
@@ -14,6 +14,7 @@ use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
 use crate::http::{HttpLimits, Phase, accept_loop};
 use crate::metrics::{CacheInfo, Metrics};
 use crate::pictures::PictureOptions;
+use crate::router::router;
 use crate::service::{Service, ServiceParts};
 use models::{ImageProcessor, ModelFiles, ModelInfo};
 use scheduler::{ModelRunner, SchedulerConfig};

@@ -5,8 +5,7 @@ use crate::blocking::Lane;
 use crate::chat::effort::Effort;
 use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
-    Ending, Message, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
-    TokenizerError,
+    Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer, TokenizerError,
 };
 use crate::constrain::{Host, SequenceSpec};
 use crate::constraining::{Constraining, HeldTools};
@@ -17,9 +16,9 @@ use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
 use crate::pictures::{PictureOptions, Pictures};
+use crate::raw_prompt::{ChatPrompt, RawPrompt};
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{Digest, SamplingParams, Sequence, SequenceId, TokenId};
-use serde_json::{Map, Value};
+use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -56,39 +55,6 @@ pub struct Service {
     preparations: Lane,
     pictures: Arc<Pictures>,
     constraining: Arc<Constraining>,
-}
-
-/// A message whose pictures are still URLs.
-#[derive(Debug, Clone)]
-pub struct RawMessage {
-    pub message: Message,
-    pub parts: Vec<RawPart>,
-}
-
-#[derive(Debug, Clone)]
-pub enum RawPart {
-    Text(String),
-    ImageUrl(String),
-    VideoUrl(String),
-}
-
-#[derive(Debug, Clone)]
-pub struct ChatPrompt {
-    pub messages: Vec<RawMessage>,
-    /// What the template shows of the request's tools.
-    pub tools: Option<Value>,
-    pub effort: Option<Effort>,
-    pub kwargs: Map<String, Value>,
-    pub ending: Ending,
-    /// Cached pictures are shared with requests of the same salt only.
-    pub salt: Digest,
-}
-
-/// A completion's prompt.
-#[derive(Debug, Clone)]
-pub enum RawPrompt {
-    Text(String),
-    Tokens(Vec<TokenId>),
 }
 
 impl Service {

@@ -3,8 +3,9 @@
 mod harness;
 
 use harness::{Setup, TestServer};
-use perilune::app::{Access, route_table};
 use perilune::auth::ApiKeys;
+use perilune::route::Access;
+use perilune::router::route_table;
 
 fn guarded() -> TestServer {
     let mut setup = Setup::default();

@@ -4,8 +4,7 @@ mod harness;
 
 use harness::batches::{Folder, line, setup};
 use harness::{MODEL, TestServer};
-use perilune::app::route_table;
-use perilune::openapi::document;
+use perilune::router::route_table;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +108,11 @@ mod standard {
         pub responses: BTreeMap<String, Response>,
         pub security_schemes: BTreeMap<String, Value>,
     }
+}
+
+/// Of the routes that are served.
+fn document() -> Value {
+    perilune::openapi::document(&route_table())
 }
 
 fn parsed() -> standard::Document {

@@ -4,7 +4,8 @@ mod harness;
 
 use harness::client::Response;
 use harness::{Setup, TestServer};
-use perilune::app::{AppLimits, route_table};
+use perilune::app::AppLimits;
+use perilune::router::route_table;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";

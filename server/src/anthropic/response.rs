@@ -1,7 +1,8 @@
 //! A message in one piece.
 
-use crate::openai::answer::{Answers, CallDelta, Delta, Finish, Said, StopCause, Usage};
+use crate::openai::answer::Answers;
 use crate::openai::chat::response::ResponseHead;
+use crate::openai::delta::{CallDelta, Delta, Finish, Said, StopCause, Usage};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -6,8 +6,8 @@
 use super::errors;
 use super::response::{UsageJson, stop_reason};
 use crate::error::ApiError;
-use crate::openai::answer::{CallDelta, Delta, Finish, Said, Usage};
 use crate::openai::chat::response::ResponseHead;
+use crate::openai::delta::{CallDelta, Delta, Finish, Said, Usage};
 use crate::openai::json;
 use crate::openai::stream::Dialect;
 use bytes::BytesMut;

@@ -200,13 +200,10 @@ const BATCHABLE: &[&str] = &[
     "/v1/embeddings",
     "/v1/score",
     "/v1/rerank",
-    "/v1/moderations",
 ];
 
 pub fn endpoints() -> impl Iterator<Item = &'static str> {
-    let routes = crate::app::route_table();
-    let is_served = move |path: &str| routes.iter().any(|route| route.method == "POST" && route.path == path);
-    BATCHABLE.iter().copied().filter(move |path| is_served(path))
+    BATCHABLE.iter().copied()
 }
 
 pub fn unknown_endpoint(url: &str) -> String {

@@ -13,8 +13,8 @@
 use crate::args::ServeArgs;
 use crate::cli::engine_jobs::{Engine, Job, PEAKS};
 use crate::config::Config;
+use crate::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::load::{WriteCache, exit_code, keep};
-use crate::run::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::source::{self, HubSettings, Needed};
 use clap::Args as ClapArgs;
 use models::LoadFormat;

@@ -1,7 +1,7 @@
 //! `perilune kernels build`: a GPU's kernels compiled ahead of time, for images and for machines without a compiler. A server that is
 //! given the folder with --kernel-cache finds there what it would compile itself.
 
-use crate::run::{EXIT_FAILURE, EXIT_USAGE};
+use crate::exit_code::{EXIT_FAILURE, EXIT_USAGE};
 use clap::{Args, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;

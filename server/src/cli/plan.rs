@@ -3,7 +3,7 @@
 
 use crate::args::ServeArgs;
 use crate::config::Config;
-use crate::run::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
+use crate::exit_code::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
 use crate::source::{self, HubSettings, Needed};
 use clap::Args as ClapArgs;
 use models::LoadError;

@@ -4,8 +4,7 @@
 use crate::constrain::SequenceSpec;
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
-use crate::openai::answer::Usage;
-use crate::openai::chat::lower::check_top;
+use crate::openai::delta::Usage;
 use crate::openai::fields::request_fields;
 use crate::openai::json;
 use crate::openai::report::UsageJson;
@@ -429,5 +428,15 @@ pub fn lower_salt(salt: Option<String>) -> Result<Digest, ApiError> {
         None => Ok(Digest::default()),
         Some(salt) if salt.is_empty() => Err(ApiError::invalid("cache_salt", "is empty")),
         Some(salt) => Ok(Digest(*blake3::hash(salt.as_bytes()).as_bytes())),
+    }
+}
+
+/// Most alternatives to a token.
+const TOP_LOGPROBS_MAX: i64 = 20;
+
+pub fn check_top(param: &str, top: i64) -> Result<usize, ApiError> {
+    match usize::try_from(top) {
+        Ok(top) if top as i64 <= TOP_LOGPROBS_MAX => Ok(top),
+        _ => Err(ApiError::invalid(param, format!("{top} is not in [0, {TOP_LOGPROBS_MAX}]"))),
     }
 }

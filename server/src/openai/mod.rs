@@ -4,6 +4,7 @@ pub mod answer;
 pub mod batches;
 pub mod chat;
 pub mod completions;
+pub mod delta;
 pub mod embeddings;
 pub mod exchange;
 pub mod fields;

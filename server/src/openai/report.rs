@@ -2,7 +2,7 @@
 
 use crate::chat::Tokenizer;
 use crate::engine_thread::Timings;
-use crate::openai::answer::{TokenLogprob, Usage};
+use crate::openai::delta::{TokenLogprob, Usage};
 use scheduler::TokenId;
 use schemars::JsonSchema;
 use serde::Serialize;

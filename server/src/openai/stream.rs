@@ -6,7 +6,8 @@
 
 use crate::error::ApiError;
 use crate::mailbox::WakerId;
-use crate::openai::answer::{Answers, Delta, Finish, Usage};
+use crate::openai::answer::Answers;
+use crate::openai::delta::{Delta, Finish, Usage};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;

@@ -4,7 +4,7 @@
 mod operations;
 mod page;
 
-use crate::app::{Access, route_table};
+use crate::route::{Access, Route};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use operations::{Body, OPERATIONS, Operation};
@@ -13,30 +13,33 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
 
-pub async fn json_document() -> Response {
+/// The document of these routes, which are those of this server.
+pub fn json_document(routes: fn() -> Vec<Route>) -> Response {
     static TEXT: OnceLock<String> = OnceLock::new();
-    let text = TEXT.get_or_init(|| document().to_string());
+    let text = TEXT.get_or_init(|| document(&routes()).to_string());
     ([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
 }
 
 /// Nothing on the page comes from elsewhere, and nothing on it runs.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'";
 
-pub async fn docs_page() -> Response {
+/// The same to read.
+pub fn docs_page(routes: fn() -> Vec<Route>) -> Response {
     static TEXT: OnceLock<String> = OnceLock::new();
-    let text = TEXT.get_or_init(|| page::render(&document()));
+    let text = TEXT.get_or_init(|| page::render(&document(&routes())));
     let mut response = ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], text.as_str()).into_response();
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
     response
 }
 
 /// The whole document.
-pub fn document() -> Value {
+pub fn document(routes: &[Route]) -> Value {
     let mut describer = Describer::new();
     let mut paths: Map<String, Value> = Map::new();
-    for route in route_table() {
+    for route in routes {
         let path = documented(route.path);
-        if let Some(canonical) = canonical(route.path).filter(|canonical| *canonical != route.path) {
+        let canonical = canonical(route.pair);
+        if canonical != route.path {
             let target = documented(canonical).replace('~', "~0").replace('/', "~1");
             paths.insert(path, json!({ "$ref": format!("#/paths/{target}") }));
             continue;
@@ -80,11 +83,10 @@ pub fn takes_field(path: &str, field: &str) -> bool {
 }
 
 /// The path under which a route is described; the same route has a second one, with or without `/v1`.
-fn canonical(path: &'static str) -> Option<&'static str> {
-    let pair = crate::app::paths_of(path)?;
+fn canonical(pair: [&'static str; 2]) -> &'static str {
     pair.into_iter()
         .find(|path| OPERATIONS.iter().any(|operation| operation.path() == *path))
-        .or(Some(pair[0]))
+        .unwrap_or(pair[0])
 }
 
 /// OpenAPI has no wildcards over several segments.

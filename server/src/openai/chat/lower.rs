@@ -7,12 +7,11 @@ use crate::error::ApiError;
 use crate::openai::chat::messages;
 use crate::openai::chat::tools::{self, ToolFields};
 use crate::openai::chat::types::ChatFields;
-use crate::openai::generation::{Dialect, Generation, GenerationFields, OutputOptions, RequestLimits};
-use crate::service::ChatPrompt;
+use crate::openai::generation::{
+    Dialect, Generation, GenerationFields, OutputOptions, RequestLimits, check_top,
+};
+use crate::raw_prompt::ChatPrompt;
 use std::sync::Arc;
-
-/// Most alternatives to a token.
-const TOP_LOGPROBS_MAX: i64 = 20;
 
 impl ChatFields {
     pub fn lower(
@@ -101,12 +100,5 @@ fn lower_logprobs(logprobs: bool, top: Option<i64>) -> Result<Option<usize>, Api
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "is only allowed when `logprobs` is true")),
         (true, top) => check_top("top_logprobs", top.unwrap_or(0)).map(Some),
-    }
-}
-
-pub fn check_top(param: &str, top: i64) -> Result<usize, ApiError> {
-    match usize::try_from(top) {
-        Ok(top) if top as i64 <= TOP_LOGPROBS_MAX => Ok(top),
-        _ => Err(ApiError::invalid(param, format!("{top} is not in [0, {TOP_LOGPROBS_MAX}]"))),
     }
 }

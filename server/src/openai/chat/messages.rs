@@ -2,7 +2,7 @@
 
 use crate::chat::Message;
 use crate::error::ApiError;
-use crate::service::{RawMessage, RawPart};
+use crate::raw_prompt::{RawMessage, RawPart};
 use serde_json::{Map, Value};
 
 mod calls;

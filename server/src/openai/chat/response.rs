@@ -1,6 +1,7 @@
 //! A chat completion in one piece.
 
-use crate::openai::answer::{Answers, CallDelta, Delta, StopCause};
+use crate::openai::answer::Answers;
+use crate::openai::delta::{CallDelta, Delta, StopCause};
 use crate::openai::generation::ReportOptions;
 use crate::openai::prompt_report::PromptLogprobsJson;
 use crate::openai::report::{ChatLogprobs, TimingsJson, TokenNames, UsageJson};

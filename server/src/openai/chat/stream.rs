@@ -5,8 +5,8 @@
 //! chunk of a call has its id, its name and no arguments, as from OpenAI, and the others have nothing but arguments.
 
 use crate::chat::Tokenizer;
-use crate::openai::answer::{CallDelta, CallStart, Delta, Finish, TokenLogprob, Usage};
 use crate::openai::chat::response::{ResponseHead, finish_reason};
+use crate::openai::delta::{CallDelta, CallStart, Delta, Finish, TokenLogprob, Usage};
 use crate::openai::generation::{ReportOptions, StreamOptions};
 use crate::openai::json;
 use crate::openai::report::{TimingsJson, TokenNames, UsageJson};

@@ -2,7 +2,8 @@
 
 use crate::chat::Prompt;
 use crate::error::ApiError;
-use crate::service::{ChatPrompt, RawMessage, Service};
+use crate::raw_prompt::{ChatPrompt, RawMessage};
+use crate::service::Service;
 use std::sync::Arc;
 
 /// The prompt of as much of the conversation's end as leaves room for `max_tokens`. System messages at its beginning and its last

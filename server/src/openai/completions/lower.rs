@@ -2,10 +2,10 @@
 
 use crate::defaults::GenerationDefaults;
 use crate::error::ApiError;
-use crate::openai::chat::lower::check_top;
 use crate::openai::completions::types::{CompletionFields, PromptField};
+use crate::openai::generation::check_top;
 use crate::openai::generation::{Dialect, Generation, GenerationFields, RequestLimits};
-use crate::service::RawPrompt;
+use crate::raw_prompt::RawPrompt;
 
 /// As in OpenAI's API.
 const MAX_TOKENS: usize = 16;

@@ -1,7 +1,8 @@
 //! A completion in one piece.
 
-use crate::openai::answer::{Answers, Delta, StopCause, TokenLogprob};
+use crate::openai::answer::Answers;
 use crate::openai::chat::response::ResponseHead;
+use crate::openai::delta::{Delta, StopCause, TokenLogprob};
 use crate::openai::generation::ReportOptions;
 use crate::openai::prompt_report::{Echoed, PromptLogprobsJson};
 use crate::openai::report::{CompletionLogprobs, TimingsJson, TokenNames, UsageJson};

@@ -1,9 +1,9 @@
 //! Completion chunks, written by hand around the text.
 
 use crate::chat::Tokenizer;
-use crate::openai::answer::{Delta, Finish, Usage};
 use crate::openai::chat::response::ResponseHead;
 use crate::openai::completions::response::Echo;
+use crate::openai::delta::{Delta, Finish, Usage};
 use crate::openai::generation::{ReportOptions, StreamOptions};
 use crate::openai::json;
 use crate::openai::report::{TimingsJson, TokenNames, UsageJson};

@@ -8,8 +8,8 @@ use crate::openai::completions::lower::lower_prompt;
 use crate::openai::completions::types::PromptField;
 use crate::openai::fields::request_fields;
 use crate::openai::generation::{RequestLimits, lower_salt};
+use crate::raw_prompt::{ChatPrompt, RawPrompt};
 use crate::reading::ReadOptions;
-use crate::service::{ChatPrompt, RawPrompt};
 use scheduler::Pooling;
 use serde_json::{Map, Value};
 

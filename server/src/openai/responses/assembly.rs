@@ -3,7 +3,7 @@
 
 use super::item::{ItemStatus, OutputItem};
 use crate::chat::Tokenizer;
-use crate::openai::answer::{CallDelta, Delta, TokenLogprob};
+use crate::openai::delta::{CallDelta, Delta, TokenLogprob};
 use crate::openai::report::{ChatLogprob, TokenNames};
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -9,7 +9,7 @@ use super::kept::{Kept, Outcome};
 use super::response::{Outline, State, Status};
 use super::store::ResponseStore;
 use crate::error::ApiError;
-use crate::openai::answer::{Delta, Finish, Usage};
+use crate::openai::delta::{Delta, Finish, Usage};
 use crate::openai::json;
 use crate::openai::stream::Dialect;
 use bytes::BytesMut;

@@ -2,8 +2,8 @@
 
 use super::item::OutputItem;
 use crate::error::ApiError;
-use crate::openai::answer::{Finish, Usage};
 use crate::openai::chat::response::ResponseHead;
+use crate::openai::delta::{Finish, Usage};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};

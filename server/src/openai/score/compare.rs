@@ -4,8 +4,9 @@ use crate::chat::Prompt;
 use crate::error::ApiError;
 use crate::openai::embeddings::vector::{cosine, mean};
 use crate::openai::score::lower::Manner;
+use crate::raw_prompt::RawPrompt;
 use crate::reading::Read;
-use crate::service::{RawPrompt, Service};
+use crate::service::Service;
 use scheduler::{Pooling, PromptLogprob, PromptOutput, TokenId};
 use std::sync::Arc;
 
