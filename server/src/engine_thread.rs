@@ -8,19 +8,18 @@
 //! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
 
 mod clients;
-mod progress;
+mod event;
+pub mod progress;
 mod timed;
 
+pub use event::{SequenceEvent, StopReason};
 pub use progress::{Progress, Spent, Timings};
 
 use crate::mailbox::{Departures, Receiver, Sender, mailbox};
 use crate::metrics::{Metrics, TokenCounts};
 use crate::throughput::Throughput;
 use clients::{Client, Clients, StepTimes};
-use scheduler::{
-    Engine, Event, FinishReason, ModelRunner, PooledSum, PromptLogprob, Reject, SampledToken,
-    SchedulerConfig, Sequence, SequenceId,
-};
+use scheduler::{Engine, Event, ModelRunner, SchedulerConfig, Sequence, SequenceId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -28,25 +27,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use timed::Timed;
 use tokio::sync::{mpsc, oneshot};
-
-#[derive(Debug)]
-pub enum SequenceEvent {
-    /// Of the next so many tokens of the prompt.
-    PromptLogprobs(Vec<PromptLogprob>),
-    Pooled(PooledSum),
-    Token(SampledToken, Spent),
-    Finished(FinishReason, Spent),
-    Rejected(Reject),
-    /// The engine stopped before the sequence ended.
-    Failed(StopReason),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StopReason {
-    /// The server was told to stop and this sequence did not end in time.
-    Shutdown,
-    Failure(String),
-}
 
 /// What one client can still be sent. Dropping it cancels the sequence.
 #[derive(Debug)]

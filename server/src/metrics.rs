@@ -1,7 +1,7 @@
 //! What is counted, under vLLM's names, types and labels, so that its dashboards and autoscalers read this server. Every series is
 //! there, at zero, from the start. What only this server has is named `perilune:`.
 
-use crate::engine_thread::Timings;
+use crate::engine_thread::progress::Timings;
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder, local::LocalHistogram,

@@ -2,6 +2,7 @@
 
 mod client;
 pub mod examples;
+pub mod imports;
 mod process;
 pub mod tree;
 

@@ -1,5 +1,6 @@
 //! The invariants of ARCHITECTURE.md, read from manifests and sources.
 
+use perilune_tests::imports::Imports;
 use perilune_tests::tree::{files, read, root, short};
 use std::path::Path;
 
@@ -53,6 +54,15 @@ fn the_layers_depend_downwards_only() {
     assert_eq!(of("models"), ["kernels", "scheduler"]);
     assert_eq!(of("server"), ["models", "scheduler"]);
     assert_eq!(of("tests"), [""; 0]);
+}
+
+/// So that a file can be read with those that it names, and without those that name it. In `kernels` a device knows its ops and ops know
+/// their device.
+#[test]
+fn imports_within_a_crate_run_one_way() {
+    for folder in ["server/src"] {
+        assert_eq!(Imports::of(folder).circles(), Vec::<Vec<&str>>::new(), "{folder}");
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Anthropic's messages as those of a chat: the system prompt goes first, results of tools become messages of their own, and pictures
 //! URLs.
 
-use super::lower::Places;
+use super::places::Places;
 use crate::error::ApiError;
 use crate::openai::chat::compose::{Composed, Part, object, text};
-use crate::openai::chat::messages::take_string;
+use crate::openai::fields::take_string;
 use serde_json::{Map, Value, json};
 
 /// Where a block stands, its type, and what else is in it.

@@ -1,12 +1,13 @@
 //! What a request for a message means, said as a request for a chat completion.
 
 use super::conversation::{self, Conversation};
+use super::places::Places;
 use super::types::MessageFields;
 use crate::error::ApiError;
-use crate::openai::chat::compose::{self, object};
-use crate::openai::chat::messages::take_string;
+use crate::openai::chat::compose::object;
 use crate::openai::chat::types::{ChatCompletionRequest, ChatFields};
 use crate::openai::fields::Ignored;
+use crate::openai::fields::take_string;
 use crate::openai::generation::{GenerationFields, Stop};
 use serde_json::{Map, Value, json};
 
@@ -22,42 +23,6 @@ pub struct Lowered {
     pub request: ChatCompletionRequest,
     pub places: Places,
 }
-
-/// The names that what is found wrong with a chat has here.
-#[derive(Debug, Default)]
-pub struct Places(pub compose::Places);
-
-impl Places {
-    pub fn name(&self, error: ApiError) -> ApiError {
-        error.with_param(|param| self.param(param))
-    }
-
-    fn param(&self, param: &str) -> String {
-        if let Some((place, is_picture)) = self.0.of_part(param) {
-            return if is_picture { format!("{place}.source") } else { place.to_owned() };
-        }
-        if let Some((index, rest)) =
-            param.strip_prefix("tools[").and_then(|rest| rest.split_once("].function"))
-        {
-            let rest = match rest.strip_prefix(".parameters") {
-                Some(inside) => format!(".input_schema{inside}"),
-                None => rest.to_owned(),
-            };
-            return format!("tools[{index}]{rest}");
-        }
-        compose::renamed(param, &NAMES)
-    }
-}
-
-/// A chat's fields under the names that they have here.
-const NAMES: [(&str, &str); 6] = [
-    ("stop", "stop_sequences"),
-    ("tool_choice.function.name", "tool_choice.name"),
-    ("thinking_token_budget", "thinking.budget_tokens"),
-    ("response_format.json_schema", "output_config.format"),
-    ("response_format", "output_config.format"),
-    ("reasoning_effort", "output_config.effort"),
-];
 
 /// The only field of a chat that may turn out to be without effect; here it stands for the switch of thinking.
 pub fn name_ignored(Ignored(names): &mut Ignored) {

@@ -4,6 +4,7 @@
 mod conversation;
 pub mod errors;
 mod lower;
+mod places;
 pub mod response;
 mod stream;
 pub mod types;

@@ -4,9 +4,10 @@
 pub mod address;
 mod animation;
 pub mod cache;
+mod data_url;
+mod error;
 pub mod remote;
 
-use super::data_url;
 use crate::blocking::Blocking;
 use ::image::codecs::gif::GifDecoder;
 use ::image::codecs::png::PngDecoder;
@@ -15,9 +16,10 @@ use ::image::{
     AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
 };
 use animation::Kind;
+pub use data_url::Media;
+pub use error::ImageInputError;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageLimits {
@@ -50,64 +52,6 @@ pub struct RgbPicture {
     pub height: usize,
     /// `[height, width, 3]`, row-major.
     pub rgb: Vec<u8>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ImageInputError {
-    #[error("the model takes text only")]
-    NoEyes,
-    #[error("remote images are not enabled; send the picture as a data URL")]
-    Remote,
-    #[error("its address is not a valid http or https URL of up to 8192 characters")]
-    NotAUrl,
-    #[error("its host is not one that pictures may be fetched from, or cannot be found")]
-    HostNotAllowed,
-    #[error("its host answered with status {status}, expected 200")]
-    RemoteStatus { status: u16 },
-    #[error("it was not there within {} seconds", limit.as_secs_f64())]
-    RemoteTooSlow { limit: Duration },
-    #[error("its address leads on to others more than {limit} times")]
-    TooManyRedirects { limit: u32 },
-    #[error("it cannot be fetched from its host")]
-    RemoteFailed,
-    #[error("remote pictures of this request have more than {limit} bytes together")]
-    TooManyRemoteBytes { limit: usize },
-    #[error("image URL must be a data URL such as data:image/png;base64,…")]
-    NotADataUrl,
-    #[error("data URL must be base64")]
-    NotBase64,
-    #[error("data URL has a broken base64 body")]
-    BadBase64,
-    #[error("data URL is {media_type}, which is not a picture")]
-    NotAPicture { media_type: String },
-    #[error("picture is empty")]
-    Empty,
-    #[error("picture has {bytes} bytes or more, above the limit of {limit}")]
-    TooManyBytes { bytes: usize, limit: usize },
-    #[error(
-        "picture has {width}x{height} pixels, above the limit of {max_pixels} pixels or {max_side} a side"
-    )]
-    TooManyPixels { width: u32, height: u32, max_pixels: u64, max_side: u32 },
-    #[error("picture of {width}x{height} pixels is empty")]
-    NoPixels { width: u32, height: u32 },
-    #[error("picture is none of PNG, JPEG, WebP, GIF, BMP")]
-    UnknownFormat,
-    #[error(
-        "animation of {frames} frames of {width}x{height} pixels is above the limit of {max_pixels} pixels in all frames"
-    )]
-    TooManyFrames { frames: usize, width: u32, height: u32, max_pixels: u64 },
-    #[error("{format} picture is broken: {message}")]
-    Broken { format: &'static str, message: String },
-    /// By the model's own rules.
-    #[error("{0}")]
-    Unsuitable(String),
-}
-
-/// How a client calls what it sends. Both kinds are told by their content alone; only the media types of data URLs differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Media {
-    Image,
-    Video,
 }
 
 /// Bytes of a data URL.

@@ -1,6 +1,5 @@
 //! From messages to tokens and back: tokenizer, chat template, pictures, incremental decoding, stop strings.
 
-mod data_url;
 pub mod decoder;
 pub mod effort;
 pub mod image;
@@ -12,6 +11,7 @@ mod special;
 pub mod stop;
 mod strftime;
 pub mod template;
+mod text;
 mod tiktoken;
 pub mod tokenizer;
 mod tokenizer_json;
@@ -22,4 +22,5 @@ pub use image::{ImageInputError, ImageLimits, RgbPicture};
 pub use prompt::{Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered};
 pub use stop::{StopInclusion, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
-pub use tokenizer::{Shown, SpecialNames, Specials, Tokenizer, TokenizerError};
+pub use text::Shown;
+pub use tokenizer::{SpecialNames, Specials, Tokenizer, TokenizerError};

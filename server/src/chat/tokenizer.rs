@@ -1,7 +1,7 @@
 //! Text to tokens and tokens to bytes, for models that come with a `tokenizer.json` or a `tiktoken.model`.
 
-use super::decoder::decode;
 use super::special::{ControlToken, Piece};
+use super::text::{Shown, decode};
 use super::tiktoken::RankBpe;
 use super::tokenizer_json::{self, JsonEncoder};
 use super::vocabulary::{LeadingSpace, TokenEntry, Vocabulary};
@@ -17,13 +17,6 @@ pub enum Specials {
     AsText,
     /// As themselves: the text is a rendered template or a raw completion prompt.
     Allowed,
-}
-
-/// Which tokens decoding shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
-    All,
-    WithoutSpecials,
 }
 
 #[derive(Debug, thiserror::Error)]

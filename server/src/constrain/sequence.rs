@@ -12,7 +12,7 @@
 use super::grammar_state::{GrammarState, only};
 use super::marker::Tail;
 use super::masks::shared;
-use super::spec::{AfterCall, Body, Spec, Thinking, Triggered};
+use super::spec::{AfterCall, Body, ConstraintSpec, SequenceSpec, Spec, Thinking, Triggered};
 use scheduler::{Accepted, Constraint, TokenId, TokenMask};
 use std::sync::Arc;
 
@@ -74,8 +74,25 @@ impl Phase {
     }
 }
 
+impl SequenceSpec {
+    /// For one sequence, at its beginning.
+    pub fn begin(&self) -> Box<dyn Constraint> {
+        match self {
+            SequenceSpec::Constraint(spec) => spec.begin(),
+            SequenceSpec::Filter(filter) => filter.begin(),
+        }
+    }
+}
+
+impl ConstraintSpec {
+    /// The constraint of one sequence, at its beginning.
+    pub fn begin(&self) -> Box<dyn Constraint> {
+        Box::new(SequenceConstraint::new(self.0.clone()))
+    }
+}
+
 impl SequenceConstraint {
-    pub fn new(spec: Arc<Spec>) -> Self {
+    fn new(spec: Arc<Spec>) -> Self {
         let phase = match &spec.thinking {
             None => body(&spec),
             Some(thinking) if thinking.is_open => begin_thinking(thinking),

@@ -5,15 +5,14 @@ use super::filter::TokenFilter;
 use super::grammar_state::Setting;
 use super::marker::{Markers, Overhang, Tail};
 use super::masks::TokenSet;
-use super::sequence::SequenceConstraint;
 use crate::chat::parse::ReasoningMarkers;
-use scheduler::{Constraint, TokenId};
+use scheduler::TokenId;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// A constraint that is ready to begin; cheap to clone.
 #[derive(Clone)]
-pub struct ConstraintSpec(Arc<Spec>);
+pub struct ConstraintSpec(pub(super) Arc<Spec>);
 
 impl std::fmt::Debug for ConstraintSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -37,16 +36,6 @@ impl From<ConstraintSpec> for SequenceSpec {
 impl From<TokenFilter> for SequenceSpec {
     fn from(filter: TokenFilter) -> Self {
         SequenceSpec::Filter(filter)
-    }
-}
-
-impl SequenceSpec {
-    /// For one sequence, at its beginning.
-    pub fn begin(&self) -> Box<dyn Constraint> {
-        match self {
-            SequenceSpec::Constraint(spec) => spec.begin(),
-            SequenceSpec::Filter(filter) => filter.begin(),
-        }
     }
 }
 
@@ -193,11 +182,6 @@ impl ConstraintSpec {
         };
         let thinking = thinking.and_then(|part| make_thinking(part, &body, &setting, &everything));
         Some(Self(Arc::new(Spec { setting, thinking, body, everything })))
-    }
-
-    /// The constraint of one sequence, at its beginning.
-    pub fn begin(&self) -> Box<dyn Constraint> {
-        Box::new(SequenceConstraint::new(self.0.clone()))
     }
 }
 

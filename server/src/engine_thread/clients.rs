@@ -2,8 +2,8 @@
 //!
 //! A step is noted for everybody before anything of it is told, so that whoever has a token finds it in the metrics.
 
+use super::event::{SequenceEvent, StopReason};
 use super::progress::{Progress, Spent, micros};
-use super::{SequenceEvent, StopReason};
 use crate::device_share;
 use crate::mailbox::{Departures, Sender};
 use crate::metrics::{Metrics, SequenceRecord, TokenCounts};

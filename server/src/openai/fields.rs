@@ -197,3 +197,16 @@ macro_rules! request_fields {
     };
 }
 pub(crate) use request_fields;
+
+/// A string of an object, taken out of it; null counts as absent.
+pub fn take_string(
+    path: &str,
+    map: &mut Map<String, Value>,
+    field: &str,
+) -> Result<Option<String>, ApiError> {
+    match map.shift_remove(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(ApiError::invalid(format!("{path}.{field}"), "expected a string")),
+    }
+}

@@ -7,8 +7,8 @@
 //! .locks/models--org--name/ETAG.lock                held while a blob is written
 //! ```
 
-use super::name::{HubName, is_safe_file_name};
-use super::{SourceError, io_error};
+use super::error::{SourceError, io_error};
+use super::name::{HubName, is_commit, is_safe_file_name};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -84,10 +84,6 @@ fn read_commit(folder: &Path, revision: &str) -> Option<String> {
     let commit = commit.trim();
     // The file is not ours alone, and its content becomes part of a path.
     is_safe_file_name(commit).then(|| commit.to_string())
-}
-
-pub(super) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<(), SourceError> {

@@ -2,10 +2,10 @@
 //! is whole.
 
 use super::cache::{RepositoryCache, create_parent};
+use super::error::{SourceError, io_error};
 use super::hub::{FileMeta, Hub, HubError};
 use super::name::HubName;
 use super::progress::Progress;
-use super::{SourceError, io_error};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -2,8 +2,7 @@
 //!
 //! Redirects are followed by hand, because the token must reach the endpoint's host and no other.
 
-use super::cache::is_commit;
-use super::name::{HubName, is_safe_file_name};
+use super::name::{HubName, is_commit, is_safe_file_name};
 use super::settings::HubSettings;
 use std::io::Read;
 use std::time::Duration;

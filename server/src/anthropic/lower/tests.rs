@@ -1,6 +1,7 @@
 //! What requests in this dialect become.
 
 use super::*;
+use crate::openai::chat::compose;
 
 fn lower(request: Value, purpose: Purpose) -> Result<Lowered, ApiError> {
     let mut fields = crate::openai::fields::Fields::parse(request.to_string().as_bytes())?;

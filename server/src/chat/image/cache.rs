@@ -1,7 +1,7 @@
 //! Pictures that are ready for the model, by what was sent: a picture that comes again, as those of a conversation do with each turn,
 //! is neither decoded nor resized again. One that comes several times at once is processed once; the others wait for it.
 
-use super::ImageInputError;
+use super::error::ImageInputError;
 use scheduler::{Digest, ImageInput};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

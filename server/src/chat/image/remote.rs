@@ -2,8 +2,8 @@
 //! resolver, which every connection goes through, that of each redirect too, and which hands the connector exactly the addresses that it
 //! checked: a name that answers differently the next time changes nothing.
 
-use super::ImageInputError;
 use super::address::{AddressRule, HostRule, is_public, normalize_host};
+use super::error::ImageInputError;
 use crate::blocking::Blocking;
 use std::io::Read;
 use std::net::SocketAddr;

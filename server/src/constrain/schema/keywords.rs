@@ -1,7 +1,7 @@
 //! Which keywords there are, and what becomes of those that are not lowered.
 
 use super::super::error::GrammarError;
-use super::lower::{invalid, unsupported};
+use super::fault::{invalid, unsupported};
 use serde_json::Value;
 
 /// Without effect on what is valid, whatever their value.

@@ -2,9 +2,11 @@
 
 use super::super::error::{GrammarError, GrammarFault};
 use super::disjoint::all_disjoint;
+use super::fault::{fail, invalid, unsupported, within};
 use super::formats::{self, Format};
 use super::keywords::{ANNOTATIONS, DEFINITIONS, check_dialect, check_type, unknown};
-use super::{SchemaLimits, numbers, objects};
+use super::limits::SchemaLimits;
+use super::{numbers, objects};
 use serde_json::{Map, Value, json};
 use std::collections::{HashMap, VecDeque};
 
@@ -20,31 +22,6 @@ pub(super) struct Lowering<'a> {
     targets: HashMap<String, usize>,
     /// Targets that are not lowered yet.
     pending: VecDeque<(usize, String)>,
-}
-
-/// A pointer grown by one step for the time of a call.
-pub(super) fn within<T>(pointer: &mut String, step: &str, work: impl FnOnce(&mut String) -> T) -> T {
-    let len = pointer.len();
-    pointer.push('/');
-    pointer.push_str(&step.replace('~', "~0").replace('/', "~1"));
-    let result = work(pointer);
-    pointer.truncate(len);
-    result
-}
-
-pub(super) fn invalid(pointer: &str, keyword: &str, message: &str) -> GrammarError {
-    fail(GrammarFault::Invalid, pointer, keyword, message)
-}
-
-pub(super) fn unsupported(pointer: &str, keyword: &str, message: &str) -> GrammarError {
-    fail(GrammarFault::Unsupported, pointer, keyword, message)
-}
-
-fn fail(fault: GrammarFault, pointer: &str, keyword: &str, message: &str) -> GrammarError {
-    let mut pointer = pointer.to_owned();
-    within(&mut pointer, keyword, |pointer| {
-        GrammarError::new(fault, format!("`{keyword}` {message}")).at(&**pointer)
-    })
 }
 
 impl<'a> Lowering<'a> {

@@ -4,43 +4,18 @@
 //! itself passes over some that it does not know, and some combinations in which it loses one; here nothing is passed over.
 
 mod disjoint;
+mod fault;
 mod formats;
 mod keywords;
+mod limits;
 mod lower;
 mod numbers;
 mod objects;
 
 use super::error::{GrammarError, GrammarFault};
+pub use limits::SchemaLimits;
 use lower::Lowering;
 use serde_json::{Map, Value};
-
-#[derive(Debug, Clone, Copy)]
-pub struct SchemaLimits {
-    /// Of the schema as JSON text, in bytes.
-    pub len: usize,
-    /// Schemas within schemas.
-    pub depth: usize,
-    /// Schemas in all, each counted where it stands.
-    pub num_schemas: usize,
-    /// Values of all `enum` and `const`.
-    pub num_values: usize,
-    /// Largest number in `minItems`, `maxLength` and their like.
-    pub count: u64,
-    pub pattern_len: usize,
-}
-
-impl Default for SchemaLimits {
-    fn default() -> Self {
-        Self {
-            len: 512 << 10,
-            depth: 64,
-            num_schemas: 10_000,
-            num_values: 20_000,
-            count: 100_000,
-            pattern_len: 4 << 10,
-        }
-    }
-}
 
 /// The schema in the engine's terms. Everything that it keeps is enforced.
 pub fn lower(schema: &Value, limits: &SchemaLimits) -> Result<Value, GrammarError> {

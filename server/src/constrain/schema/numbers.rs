@@ -1,7 +1,7 @@
 //! Numbers: the engine computes with 64-bit floats, so whole numbers beyond 2⁵³ are not told apart.
 
 use super::super::error::{GrammarError, GrammarFault};
-use super::lower::{invalid, unsupported};
+use super::fault::{invalid, unsupported};
 use serde_json::{Map, Number, Value};
 
 /// Whole numbers up to here are exact.

@@ -2,7 +2,7 @@
 //! them; and counts among optional `properties` are enforced where each combination can be written down.
 
 use super::super::error::GrammarError;
-use super::lower::{invalid, unsupported};
+use super::fault::{invalid, unsupported};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 

@@ -2,6 +2,7 @@
 
 use crate::chat::Message;
 use crate::error::ApiError;
+use crate::openai::fields::take_string;
 use crate::raw_prompt::{RawMessage, RawPart};
 use serde_json::{Map, Value};
 
@@ -73,18 +74,6 @@ fn take_reasoning(
         fields.insert("reasoning".to_owned(), reasoning.into());
     }
     Ok(())
-}
-
-pub fn take_string(
-    path: &str,
-    map: &mut Map<String, Value>,
-    field: &str,
-) -> Result<Option<String>, ApiError> {
-    match map.shift_remove(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(ApiError::invalid(format!("{path}.{field}"), "expected a string")),
-    }
 }
 
 fn lower_content(path: &str, content: Value) -> Result<Vec<RawPart>, ApiError> {

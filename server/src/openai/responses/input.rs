@@ -3,7 +3,7 @@
 use super::item::{Item, new_id};
 use crate::error::ApiError;
 use crate::openai::chat::compose::object;
-use crate::openai::chat::messages::take_string;
+use crate::openai::fields::take_string;
 use serde_json::{Map, Value, json};
 
 /// An item of the input: itself, or the id of one that is kept.

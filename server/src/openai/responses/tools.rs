@@ -2,7 +2,7 @@
 
 use crate::error::ApiError;
 use crate::openai::chat::compose::object;
-use crate::openai::chat::messages::take_string;
+use crate::openai::fields::take_string;
 use serde_json::{Map, Value, json};
 
 const FUNCTION: &[&str] = &["name", "description", "parameters", "strict"];

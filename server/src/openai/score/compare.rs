@@ -3,9 +3,8 @@
 use crate::chat::Prompt;
 use crate::error::ApiError;
 use crate::openai::embeddings::vector::{cosine, mean};
-use crate::openai::score::lower::Manner;
 use crate::raw_prompt::RawPrompt;
-use crate::reading::Read;
+use crate::reading::{Read, ReadOptions};
 use crate::service::Service;
 use scheduler::{Pooling, PromptLogprob, PromptOutput, TokenId};
 use std::sync::Arc;
@@ -22,6 +21,15 @@ pub enum Reduction {
     /// For each token, so that long texts and short ones can be compared.
     Mean,
     Sum,
+}
+
+/// How texts are compared, and for whom.
+pub struct Manner {
+    pub model: Option<String>,
+    pub request_id: Option<String>,
+    pub method: Method,
+    pub add_special_tokens: bool,
+    pub options: ReadOptions,
 }
 
 pub struct Comparison {

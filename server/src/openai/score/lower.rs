@@ -4,7 +4,7 @@ use crate::error::ApiError;
 use crate::openai::embeddings::lower::lower_pooling;
 use crate::openai::fields::request_fields;
 use crate::openai::generation::{RequestLimits, lower_salt};
-use crate::openai::score::compare::{Comparison, Method, Reduction};
+use crate::openai::score::compare::{Comparison, Manner, Method, Reduction};
 use crate::reading::ReadOptions;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -77,15 +77,6 @@ impl Document {
             }
         }
     }
-}
-
-/// How texts are compared, and for whom.
-pub struct Manner {
-    pub model: Option<String>,
-    pub request_id: Option<String>,
-    pub method: Method,
-    pub add_special_tokens: bool,
-    pub options: ReadOptions,
 }
 
 pub struct Ranking {

@@ -1,7 +1,7 @@
 //! The calls of an earlier answer: `tool_calls`, or the deprecated `function_call`, in the form that templates read.
 
-use super::take_string;
 use crate::error::ApiError;
+use crate::openai::fields::take_string;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 

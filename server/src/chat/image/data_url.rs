@@ -1,9 +1,16 @@
 //! `data:` URLs: media type and base64 body (RFC 2397), read as tolerantly as browsers and other servers do.
 
-use super::image::{ImageInputError, Media};
+use super::error::ImageInputError;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+/// How a client calls what it sends. Both kinds are told by their content alone; only the media types of data URLs differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    Image,
+    Video,
+}
 
 /// With or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
