@@ -25,9 +25,10 @@ struct Site {
     int line;
 };
 
-// One launch. `args[i]` points to the value of parameter i; pointers come with the region that they point into.
+// One launch. `args[i]` points to the value of parameter i; pointers come with the region that they point into. The blocks of a
+// cluster run at the same time; a cluster of one block is none.
 struct Launch {
-    Dim grid, block;
+    Dim grid, block, cluster;
     uint32_t shared_bytes, shared_limit;
     uint64_t seed;
     const void* const* args;
@@ -75,10 +76,20 @@ uint32_t emu_lane();
 
 // Barriers in shared memory, by their address.
 void emu_mbarrier_init(const Region* region, char* bar, uint32_t count, Site site);
+// Makes what this thread initialised known to other blocks of the cluster.
+void emu_mbarrier_init_fence();
 void emu_mbarrier_arrive(const Region* region, char* bar, uint32_t expected_bytes, Site site);
 void emu_mbarrier_wait(const Region* region, char* bar, uint32_t parity, Site site);
-// Performed when nothing else can go on: as late as a device may.
-void emu_bulk_copy(const Region* to, char* dst, const Region* from, const char* src, uint32_t bytes, char* bar, Site site);
+// At the barrier that block `rank` of the cluster has at this place.
+void emu_mbarrier_arrive_at(const Region* region, char* bar, uint32_t rank, Site site);
+// To this place in every block of the mask, and to its barrier. Performed when nothing else can go on, which is as late as a device
+// may, and sometimes before.
+void emu_bulk_copy(const Region* to, char* dst, const Region* from, const char* src, uint32_t bytes, char* bar, uint32_t mask, Site site);
+
+uint32_t emu_cluster_rank();
+uint32_t emu_cluster_size();
+void emu_cluster_arrive(Site site);
+void emu_cluster_wait(Site site);
 
 // A product of a warpgroup: `d` has n / 2 floats, which change at the wait. `widen` reads one 16-bit float.
 uint64_t emu_wgmma_descriptor(const Region* region, const char* b, uint32_t k_step, uint32_t n_step, bool swizzle, Site site);

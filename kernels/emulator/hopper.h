@@ -6,7 +6,7 @@ template <class T> void mbarrier_init(emu::Checked<T> bar, unsigned count, EMU_S
     bar.require({file, line});
     emu::emu_mbarrier_init(bar.region, (char*)bar.at, count, {file, line});
 }
-inline void mbarrier_init_fence() {}
+inline void mbarrier_init_fence() { emu::emu_mbarrier_init_fence(); }
 template <class T> void mbarrier_arrive(emu::Checked<T> bar, EMU_SITE) {
     bar.require({file, line});
     emu::emu_mbarrier_arrive(bar.region, (char*)bar.at, 0, {file, line});
@@ -22,9 +22,33 @@ template <class T> void mbarrier_wait(emu::Checked<T> bar, unsigned parity, EMU_
 template <class T, class U, class B>
 void bulk_copy(emu::Checked<T> dst, emu::Checked<U> src, unsigned bytes, emu::Checked<B> bar, EMU_SITE) {
     dst.require({file, line}), src.require({file, line}), bar.require({file, line});
-    emu::emu_bulk_copy(dst.region, (char*)dst.at, src.region, (const char*)src.at, bytes, (char*)bar.at, {file, line});
+    emu::emu_bulk_copy(dst.region, (char*)dst.at, src.region, (const char*)src.at, bytes, (char*)bar.at, 1u << emu::emu_cluster_rank(), {file, line});
 }
 inline void fence_async_proxy() {}
+
+inline unsigned cluster_rank() { return emu::emu_cluster_rank(); }
+inline unsigned cluster_size() { return emu::emu_cluster_size(); }
+inline void cluster_arrive(EMU_SITE) { emu::emu_cluster_arrive({file, line}); }
+inline void cluster_wait(EMU_SITE) { emu::emu_cluster_wait({file, line}); }
+
+// A place in the shared memory of a block of the cluster.
+template <class T> struct ClusterPtr {
+    emu::Checked<T> here;   // the same place in this block
+    unsigned rank;
+};
+template <class T> ClusterPtr<T> map_to_rank(emu::Checked<T> p, unsigned rank, EMU_SITE) {
+    p.require({file, line});
+    return {p, rank};
+}
+template <class T> void mbarrier_arrive_at(ClusterPtr<T> bar, EMU_SITE) {
+    emu::emu_mbarrier_arrive_at(bar.here.region, (char*)bar.here.at, bar.rank, {file, line});
+}
+template <class T> void mbarrier_wait_cluster(emu::Checked<T> bar, unsigned parity, EMU_SITE) { mbarrier_wait(bar, parity, file, line); }
+template <class T, class U, class B>
+void bulk_copy_multicast(emu::Checked<T> dst, emu::Checked<U> src, unsigned bytes, emu::Checked<B> bar, unsigned short mask, EMU_SITE) {
+    dst.require({file, line}), src.require({file, line}), bar.require({file, line});
+    emu::emu_bulk_copy(dst.region, (char*)dst.at, src.region, (const char*)src.at, bytes, (char*)bar.at, mask, {file, line});
+}
 
 template <class T> unsigned long long wgmma_descriptor(emu::Checked<T> b, unsigned k_step, unsigned n_step, bool swizzle, EMU_SITE) {
     b.require({file, line});

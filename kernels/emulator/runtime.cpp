@@ -1,5 +1,5 @@
-// Runs the blocks of a launch, one after the other, each thread on its own stack, in an order that a seed chooses: a warp runs
-// as far as it can while others have not begun, so that what is missing between them shows.
+// Runs the clusters of a launch, one after the other, each thread on its own stack, in an order that a seed chooses: a warp runs
+// as far as it can while others have not begun, so that what is missing between them shows. Without clusters each block is one.
 #include "runtime.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,6 +8,7 @@
 namespace emu {
 
 extern "C" __thread Thread* emu_self = nullptr;
+thread_local Cluster* cluster = nullptr;
 thread_local Block* block = nullptr;
 
 constexpr size_t STACK = 128 << 10;
@@ -15,19 +16,27 @@ constexpr size_t GUARD = 4096;
 // What addresses in descriptors reach.
 constexpr size_t SHARED = 256 << 10;
 
-// Memory that outlives launches: stacks and shared memory of this thread of the host.
+// Memory that outlives launches: stacks, and shared memory for each block of a cluster, of this thread of the host.
 struct Pool {
     char* stacks = nullptr;
     size_t num_stacks = 0;
-    char* shared;
-    uint8_t* shadow;
-    Pool() : shared((char*)aligned_alloc(1024, SHARED)), shadow((uint8_t*)calloc(SHARED, 1)) {}
+    char* shared = nullptr;
+    uint8_t* shadow = nullptr;
+    size_t num_blocks = 0;
     ~Pool() {
         if (stacks) munmap(stacks, num_stacks * STACK);
         free(shared);
         free(shadow);
     }
-    bool reserve(size_t threads) {
+    bool reserve_shared(size_t blocks) {
+        if (blocks <= num_blocks) return true;
+        free(shared);
+        free(shadow);
+        shared = (char*)aligned_alloc(1024, blocks * SHARED), shadow = (uint8_t*)calloc(blocks, SHARED);
+        num_blocks = shared && shadow ? blocks : 0;
+        return num_blocks;
+    }
+    bool reserve_stacks(size_t threads) {
         if (threads <= num_stacks) return true;
         if (stacks) munmap(stacks, num_stacks * STACK);
         void* p = mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -41,12 +50,12 @@ struct Pool {
 static thread_local Pool pool;
 
 static void message(const char* format, ...) {
-    const Launch* l = block->launch;
+    const Launch* l = cluster->launch;
     va_list args;
     va_start(args, format);
     vsnprintf(l->message, l->message_len, format, args);
     va_end(args);
-    block->failed = true;
+    cluster->failed = true;
 }
 
 static std::string who(const Fiber& f) {
@@ -60,7 +69,7 @@ static std::string place(Site site) { return std::string(site.file ? site.file :
 
 void yield() {
     Fiber* f = self();
-    emu_switch(&f->sp, block->scheduler);
+    emu_switch(&f->sp, cluster->scheduler);
 }
 
 void wait_in(State state, const char* op, Site site) {
@@ -88,7 +97,16 @@ void meet_group(Fiber* const* members, const char* name, WarpFn fn, void* operan
     yield();
 }
 
-SharedMemory shared_memory() { return {pool.shared, pool.shadow, SHARED}; }
+SharedMemory shared_memory() { return {block->shared, block->shadow, SHARED}; }
+
+void fail_launch(Site site, const char* format, ...) {
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    message("%s: %s", place(site).c_str(), text);
+}
 
 extern "C" {
 
@@ -188,19 +206,15 @@ int emu_barrier(uint32_t id, uint32_t threads, bool predicate, Site site) {
     return sum;
 }
 
-static Region carve(uint64_t bytes, const char* name, Site site) {
-    uint64_t start = (block->shared_used + 127) / 128 * 128;
-    // 128 bytes that nobody has, so that one too far is not somebody else's first.
-    if (start + bytes + 128 > SHARED || block->shared_used + bytes > block->launch->shared_limit)
-        emu_fail(site, "%lu bytes of shared memory for %s exceed the limit of %u", (unsigned long)bytes, name, block->launch->shared_limit);
-    block->shared_used = start + bytes + 128;
-    return {pool.shared + start, bytes, pool.shadow + start, name};
-}
-
 const Region* emu_shared(const void* key, uint64_t bytes, const char* name, Site site) {
     for (SharedArray& array : block->arrays)
         if (array.key == key) return &array.region;
-    block->arrays.push_back({key, carve(bytes, name, site)});
+    uint64_t start = (cluster->shared_used + 127) / 128 * 128;
+    // 128 bytes that nobody has, so that one too far is not somebody else's first.
+    if (start + bytes + 128 > SHARED || cluster->shared_used + bytes > cluster->launch->shared_limit)
+        emu_fail(site, "%lu bytes of shared memory for %s exceed the limit of %u", (unsigned long)bytes, name, cluster->launch->shared_limit);
+    cluster->shared_used = start + bytes + 128;
+    for (Block& b : cluster->blocks) b.arrays.push_back({key, {b.shared + start, bytes, b.shadow + start, name, 0, 0}});
     return &block->arrays.back().region;
 }
 
@@ -236,8 +250,9 @@ void emu_cp_async_wait(uint32_t groups) {
 }  // extern "C"
 
 static void entry() {
-    block->body(block->closure);
+    cluster->body(cluster->closure);
     Fiber* f = self();
+    if (f->at_cluster) emu_fail(f->site, "a thread exits between its arrival at the cluster's barrier and the wait");
     // A block whose threads exit while others wait is divergent code that happens to work on some hardware.
     const Barrier& b = block->barriers[0];
     if (b.arrived) emu_fail(b.site, "divergent barrier: threads wait here while another exits");
@@ -246,20 +261,23 @@ static void entry() {
         if (m.mask >> f->id % 32 & 1) emu_fail(m.site, "divergent warp: %s waits for lane %u, which exits", m.name, f->id % 32);
     f->warp->exited |= 1u << f->id % 32;
     f->state = State::Done;
-    block->alive--;
+    cluster->alive--;
+    if (!--block->alive) check_departure();
+    settle_cluster();
     for (;;) yield();
 }
 
 static void run(Fiber& f) {
     emu_self = &f.thread;
-    emu_switch(&block->scheduler, f.sp);
+    block = f.warp->block;
+    emu_switch(&cluster->scheduler, f.sp);
 }
 
 // Every lane of a warp that can run, once, from a random one on.
 static bool step(Warp& w) {
     bool progress = false;
-    uint32_t first = (uint32_t)(block->next_random() % w.count);
-    for (uint32_t i = 0; i < w.count && !block->failed; i++) {
+    uint32_t first = (uint32_t)(cluster->next_random() % w.count);
+    for (uint32_t i = 0; i < w.count && !cluster->failed; i++) {
         Fiber& f = *w.lanes[(first + i) % w.count];
         if (f.state != State::Ready) continue;
         run(f);
@@ -269,83 +287,111 @@ static bool step(Warp& w) {
 }
 
 static void deadlock() {
+    if (report_unexpected_bytes()) return;
     std::string text;
     int shown = 0;
-    for (const Fiber& f : block->fibers)
-        if (f.state != State::Done && f.state != State::Ready && shown++ < 3)
-            text += std::string(shown > 1 ? "; " : "") + who(f) + " waits in " + (f.op ? f.op : "?") + " at " + place(f.site);
+    for (const Block& b : cluster->blocks)
+        for (const Fiber& f : b.fibers)
+            if (f.state != State::Done && f.state != State::Ready && shown++ < 3)
+                text += std::string(shown > 1 ? "; " : "") + who(f) + " waits in " + (f.op ? f.op : "?") + " at " + place(f.site);
     message("deadlock: %s", text.c_str());
 }
 
-static void run_block() {
-    std::vector<uint32_t> order(block->warps.size());
-    for (uint32_t i = 0; i < order.size(); i++) order[i] = i;
-    while (block->alive && !block->failed) {
-        for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[block->next_random() % i]);
+static void run_cluster() {
+    std::vector<Warp*> order;
+    for (Block& b : cluster->blocks)
+        for (Warp& w : b.warps) order.push_back(&w);
+    while (cluster->alive && !cluster->failed) {
+        for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[cluster->next_random() % i]);
         bool progress = false;
-        for (uint32_t index : order)
-            while (!block->failed && step(block->warps[index])) {
+        for (Warp* warp : order)
+            while (!cluster->failed && step(*warp)) {
                 progress = true;
-                if (block->next_random() % 64 == 0) break;
+                if (cluster->next_random() % 64 == 0) break;
             }
-        if (!progress && block->alive && !block->failed && !advance_bulk_copies()) deadlock();
+        // What is under way mostly arrives as late as it can, and sometimes before.
+        bool early = !cluster->transfers.empty() && cluster->next_random() % 8 == 0;
+        if ((early || !progress) && !cluster->failed) progress |= advance_transfers();
+        if (!progress && cluster->alive && !cluster->failed) deadlock();
     }
-    if (!block->failed && !block->bulk_copies.empty()) message("the block ends before its bulk copies do");
+    if (!cluster->failed) report_unexpected_bytes();
 }
 
-static void begin_block(uint64_t number) {
-    const Launch* l = block->launch;
-    const Dim g = l->grid, d = l->block;
-    Dim at{(uint32_t)(number % g.x), (uint32_t)(number / g.x % g.y), (uint32_t)(number / g.x / g.y)};
+// Makes the threads of a block, whose stacks begin here.
+static void begin_block(Block& b, Dim at, char* stacks) {
+    const Launch* l = cluster->launch;
+    const Dim d = l->block;
     uint32_t threads = d.x * d.y * d.z;
-    memset(pool.shadow, 0, block->shared_used);
-    block->arrays.clear();
-    block->memory_barriers.clear();
-    block->bulk_copies.clear();
-    block->shared_used = 0;
-    block->dynamic = {pool.shared, l->shared_bytes, pool.shadow, "dynamic shared memory"};
-    block->shared_used = l->shared_bytes ? l->shared_bytes + 128 : 0;
-    for (Barrier& b : block->barriers) b = Barrier{};
-    block->fibers.resize(threads);
-    block->warps.resize((threads + 31) / 32);
-    for (Warp& w : block->warps) {
+    b.shared = pool.shared + b.rank * SHARED, b.shadow = pool.shadow + b.rank * SHARED;
+    memset(b.shadow, 0, cluster->shared_used);
+    b.arrays.clear();
+    b.memory_barriers.clear();
+    b.dynamic = {b.shared, l->shared_bytes, b.shadow, "dynamic shared memory", 0, 0};
+    for (Barrier& barrier : b.barriers) barrier = Barrier{};
+    b.fibers.resize(threads);
+    b.warps.resize((threads + 31) / 32);
+    for (Warp& w : b.warps) {
+        w.block = &b;
         w.count = w.exited = w.at_barrier = 0;
         w.meetings.clear();
     }
-    block->alive = threads;
-    block->random = (l->seed * 0x9e3779b97f4a7c15u + number * 0xbf58476d1ce4e5b9u) | 1;
+    b.alive = threads;
     for (uint32_t t = 0; t < threads; t++) {
-        Fiber& f = block->fibers[t];
+        Fiber& f = b.fibers[t];
         f.copies.clear();
         f.groups.clear();
         f.products.clear();
         f.product_groups.clear();
         f.waits_for = nullptr;
-        f.thread = {{t % d.x, t / d.x % d.y, t / d.x / d.y}, at, d, g};
+        f.at_cluster = f.may_pass = false;
+        f.thread = {{t % d.x, t / d.x % d.y, t / d.x / d.y}, at, d, l->grid};
         f.id = t, f.state = State::Ready, f.op = nullptr, f.barrier = -1;
-        f.warp = &block->warps[t / 32];
+        f.warp = &b.warps[t / 32];
         f.warp->lanes[f.warp->count++] = &f;
-        f.sp = fresh_stack(pool.stacks + (t + 1) * STACK, entry);
+        f.sp = fresh_stack(stacks + (t + 1) * STACK, entry);
     }
 }
 
+// Number `number` of the clusters of a grid; ranks of blocks count along x first, as numbers of clusters do.
+static void begin_cluster(uint64_t number) {
+    const Launch* l = cluster->launch;
+    const Dim g = l->grid, c = l->cluster;
+    uint64_t x = g.x / c.x, y = g.y / c.y;
+    Dim first{(uint32_t)(number % x) * c.x, (uint32_t)(number / x % y) * c.y, (uint32_t)(number / x / y) * c.z};
+    cluster->transfers.clear();
+    cluster->alive = cluster->arrived = 0;
+    cluster->random = (l->seed * 0x9e3779b97f4a7c15u + number * 0xbf58476d1ce4e5b9u) | 1;
+    for (Block& b : cluster->blocks) {
+        uint32_t rank = b.rank;
+        Dim at{first.x + rank % c.x, first.y + rank / c.x % c.y, first.z + rank / c.x / c.y};
+        begin_block(b, at, pool.stacks + (uint64_t)rank * l->block.x * l->block.y * l->block.z * STACK);
+        cluster->alive += b.alive;
+    }
+    cluster->shared_used = l->shared_bytes ? l->shared_bytes + 128 : 0;
+}
+
 extern "C" int emu_run(const Launch* launch, void (*body)(void*), void* closure) {
-    Block b;
-    block = &b;
-    b.launch = launch, b.body = body, b.closure = closure;
-    if (!pool.reserve(launch->block.x * launch->block.y * launch->block.z)) {
-        message("no memory for the stacks of a block");
+    Cluster c;
+    cluster = &c;
+    c.launch = launch, c.body = body, c.closure = closure;
+    uint64_t size = (uint64_t)launch->cluster.x * launch->cluster.y * launch->cluster.z;
+    uint64_t threads = size * launch->block.x * launch->block.y * launch->block.z;
+    for (uint64_t rank = 0; rank < size; rank++) {
+        c.blocks.emplace_back();
+        c.blocks.back().cluster = &c, c.blocks.back().rank = (uint32_t)rank;
     }
-    uint64_t blocks = (uint64_t)launch->grid.x * launch->grid.y * launch->grid.z;
-    // Blocks may run in any order on a device.
-    uint64_t first = blocks ? launch->seed * 0x9e3779b97f4a7c15u % blocks : 0;
-    for (uint64_t i = 0; i < blocks && !b.failed; i++) {
-        begin_block((first + i) % blocks);
-        run_block();
+    if (!pool.reserve_stacks(threads) || !pool.reserve_shared(size)) message("no memory for the blocks of a cluster");
+    uint64_t clusters = (uint64_t)launch->grid.x * launch->grid.y * launch->grid.z / size;
+    // They may run in any order on a device.
+    uint64_t first = clusters ? launch->seed * 0x9e3779b97f4a7c15u % clusters : 0;
+    for (uint64_t i = 0; i < clusters && !c.failed; i++) {
+        begin_cluster((first + i) % clusters);
+        run_cluster();
     }
-    memset(pool.shadow, 0, b.shared_used);
-    block = nullptr;
-    return b.failed;
+    for (Block& b : c.blocks)
+        if (b.shadow) memset(b.shadow, 0, c.shared_used);
+    cluster = nullptr, block = nullptr;
+    return c.failed;
 }
 
 }  // namespace emu

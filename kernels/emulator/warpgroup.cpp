@@ -1,22 +1,24 @@
-// What sm_90a adds: barriers in shared memory, bulk copies that arrive at them, products of a warpgroup. Part of the runtime.
+// What sm_90a adds to a block: barriers in shared memory, products of a warpgroup. Part of the runtime.
 #include "runtime.h"
 
 namespace emu {
 
 // ---- barriers in shared memory
 
-static MemoryBarrier* find(char* at, Site site) {
+// Bytes that a barrier can count, and arrivals.
+constexpr int64_t MAX_COUNT = (1 << 20) - 1;
+
+MemoryBarrier* find_barrier(char* at, Site site) {
     for (MemoryBarrier& b : block->memory_barriers)
         if (b.at == at) return &b;
     emu_fail(site, "no mbarrier was initialised here");
 }
 
-// Ends the phase if everything has come, and wakes who waited for that.
-static void settle(MemoryBarrier* b) {
+void settle(MemoryBarrier* b) {
     if (b->pending || b->bytes) return;
     b->phase++;
     b->pending = b->count;
-    for (Fiber& f : block->fibers)
+    for (Fiber& f : b->block->fibers)
         if (f.state == State::AtMemoryBarrier && f.waits_for == b) f.state = State::Ready;
 }
 
@@ -26,49 +28,36 @@ void emu_mbarrier_init(const Region* region, char* at, uint32_t count, Site site
     check(region, at, 8, 8, true, site);
     for (MemoryBarrier& b : block->memory_barriers)
         if (b.at == at) emu_fail(site, "an mbarrier is initialised twice");
-    block->memory_barriers.push_back({at, count, count});
+    if (!count || count > MAX_COUNT) emu_fail(site, "an mbarrier for %u arrivals", count);
+    block->memory_barriers.push_back({block, at, count, count, 0, 0, self(), site});
+}
+
+void emu_mbarrier_init_fence() {
+    for (MemoryBarrier& b : block->memory_barriers)
+        if (b.unfenced == self()) b.unfenced = nullptr;
 }
 
 void emu_mbarrier_arrive(const Region* region, char* at, uint32_t expected_bytes, Site site) {
     check(region, at, 8, 8, false, site);
-    MemoryBarrier* b = find(at, site);
+    MemoryBarrier* b = find_barrier(at, site);
     if (!b->pending) emu_fail(site, "more arrivals at an mbarrier than its count of %u", b->count);
     b->bytes += expected_bytes;
+    if (b->bytes > MAX_COUNT) emu_fail(site, "an mbarrier that expects %ld bytes", (long)b->bytes);
+    b->site = site;
     b->pending--;
     settle(b);
 }
 
 void emu_mbarrier_wait(const Region* region, char* at, uint32_t parity, Site site) {
     check(region, at, 8, 8, false, site);
-    MemoryBarrier* b = find(at, site);
+    MemoryBarrier* b = find_barrier(at, site);
     while ((b->phase & 1) == parity) {
         self()->waits_for = b;
         wait_in(State::AtMemoryBarrier, "mbarrier_wait", site);
     }
 }
 
-void emu_bulk_copy(const Region* to, char* dst, const Region* from, const char* src, uint32_t bytes, char* bar, Site site) {
-    if (bytes % 16) emu_fail(site, "a bulk copy of %u bytes, which is no multiple of 16", bytes);
-    check(to, dst, bytes, 16, true, site);
-    check(from, src, bytes, 16, false, site);
-    unwritten(to, dst, bytes);
-    block->bulk_copies.push_back({{to, dst, src, bytes, bytes}, find(bar, site)});
-}
-
 }  // extern "C"
-
-bool advance_bulk_copies() {
-    if (block->bulk_copies.empty()) return false;
-    size_t index = block->next_random() % block->bulk_copies.size();
-    BulkCopy bulk = block->bulk_copies[index];
-    block->bulk_copies.erase(block->bulk_copies.begin() + (long)index);
-    const Copy& c = bulk.copy;
-    memcpy(c.dst, c.src, c.bytes);
-    memset(c.to->shadow + (c.dst - c.to->start), 1, c.bytes);
-    bulk.barrier->bytes -= c.bytes;
-    settle(bulk.barrier);
-    return true;
-}
 
 // ---- products of a warpgroup
 

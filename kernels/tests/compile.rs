@@ -49,6 +49,10 @@ const HOPPER_INSTANCES: [Instance; 11] = [
     hopper("pipeline"),
 ];
 
+const CLUSTER_KERNELS: Source = Source { name: "clusters.cu", text: include_str!("cuda/clusters.cu") };
+const CLUSTER_INSTANCES: [Instance; 5] =
+    [hopper("ranks"), hopper("meeting"), hopper("ring"), hopper("multicast"), hopper("shared_pipeline")];
+
 const fn hopper(expression: &'static str) -> Instance {
     Instance::hopper(expression, 128, 1024)
 }
@@ -179,6 +183,7 @@ fn every_kernel_compiles_within_its_budget() {
         }
     }
     jobs.push((HOPPER_KERNELS, HOPPER_INSTANCES.iter().collect(), "sm_90a"));
+    jobs.push((CLUSTER_KERNELS, CLUSTER_INSTANCES.iter().collect(), "sm_90a"));
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {

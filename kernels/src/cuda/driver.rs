@@ -64,6 +64,21 @@ pub struct Grid {
     pub shared: u32,
 }
 
+/// A launch whose blocks come in clusters: those of one run at the same time and reach each other's shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clusters {
+    pub grid: Grid,
+    /// Blocks of a cluster in each dimension, which divide those of the grid; at most eight, on compute capability 9.0 and later. One
+    /// is none.
+    pub blocks: [u32; 3],
+}
+
+impl From<Grid> for Clusters {
+    fn from(grid: Grid) -> Self {
+        Self { grid, blocks: [1; 3] }
+    }
+}
+
 /// Values of a kernel's parameters in order, as they lie in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
@@ -206,7 +221,20 @@ pub trait Driver: Send + Sync {
 
     /// # Safety
     /// The arguments are the kernel's parameters, and what their pointers reach is long enough for this grid.
-    unsafe fn launch(&self, stream: Stream, function: Function, grid: &Grid, args: &Args) -> Result<()>;
+    unsafe fn launch(&self, stream: Stream, function: Function, grid: &Grid, args: &Args) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(stream, function, &Clusters::from(*grid), args) }
+    }
+
+    /// # Safety
+    /// As `launch`.
+    unsafe fn launch_clusters(
+        &self,
+        stream: Stream,
+        function: Function,
+        clusters: &Clusters,
+        args: &Args,
+    ) -> Result<()>;
 
     /// From here on, work on the stream is written down instead of done.
     fn begin_capture(&self, stream: Stream) -> Result<()>;

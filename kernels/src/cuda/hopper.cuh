@@ -1,5 +1,5 @@
-// Named instructions of sm_90a, for kernels that include this file: barriers in memory, bulk copies that arrive at them, and products
-// of a warpgroup (four whole warps, the first a multiple of four). The emulator has them too (emulator/hopper.h).
+// Named instructions of sm_90a, for kernels that include this file: barriers in memory, bulk copies that arrive at them, clusters of
+// blocks, and products of a warpgroup (four whole warps, the first a multiple of four). The emulator has them too (emulator/hopper.h).
 //
 // wgmma.m64nNk16, A in registers: warp w of the group has rows 16w .. 16w + 15, in the fragment of mma.m16n8k16 (ptx.cuh).
 // D: d[4j .. 4j + 3] is the fragment of columns 8j .. 8j + 7. B [16, N] lies in shared memory, K-major, behind a descriptor.
@@ -46,8 +46,59 @@ __device__ __forceinline__ void bulk_copy(void* dst, const void* src, unsigned b
 // What this thread wrote to shared memory before becomes visible to bulk copies and to wgmma.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// ---- clusters: blocks that run at the same time and reach each other's shared memory; the launch says how many (driver.rs)
+
+// Which block of its cluster this is: x first.
+__device__ __forceinline__ unsigned cluster_rank() {
+    unsigned r;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+    unsigned r;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(r));
+    return r;
+}
+// The barrier of all threads of all blocks: each arrives, and then waits until those that have not exited have arrived. What they did
+// before to memory is done then, arrivals at barriers of other blocks too; bulk copies are not.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// A place in the shared memory of a block of the cluster.
+template <class T> struct ClusterPtr {
+    unsigned address;
+};
+// The place in block `rank` where this block has p.
+template <class T> __device__ __forceinline__ ClusterPtr<T> map_to_rank(T* p, unsigned rank) {
+    ClusterPtr<T> r;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r.address) : "r"(shared_address(p)), "r"(rank));
+    return r;
+}
+// Its waiters see what this thread did before, if they wait by mbarrier_wait_cluster. The block must not have ended when it arrives.
+__device__ __forceinline__ void mbarrier_arrive_at(ClusterPtr<unsigned long long> bar) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar.address) : "memory");
+}
+// As mbarrier_wait, for arrivals from other blocks.
+__device__ __forceinline__ void mbarrier_wait_cluster(unsigned long long* bar, unsigned parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(shared_address(bar)), "r"(parity) : "memory");
+}
+
 #endif
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// As bulk_copy, to the same place in every block whose rank is a bit of the mask; each block's own `bar` counts the bytes that it got.
+__device__ __forceinline__ void bulk_copy_multicast(void* dst, const void* src, unsigned bytes, unsigned long long* bar, unsigned short mask) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(shared_address(bar)), "h"(mask)
+                 : "memory");
+}
 
 // ---- products of a warpgroup: sm_90a alone has them
 

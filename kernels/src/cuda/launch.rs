@@ -1,7 +1,7 @@
 //! From an op to a launch: which instances of a kernel exist, what each may cost, and how a function is found.
 
 use super::compile::{Job, Source};
-use super::driver::{Args, CudaError, Function, Grid};
+use super::driver::{Args, Clusters, CudaError, Function, Grid};
 use super::{Cuda, catalogue};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -51,13 +51,28 @@ impl Cuda {
     /// # Safety
     /// The arguments are the kernel's parameters, and what their pointers reach is long enough for this grid.
     pub(crate) unsafe fn launch(&self, kernel: &Kernel, expression: &str, grid: Grid, args: Args) {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_clusters(kernel, expression, Clusters::from(grid), args) }
+    }
+
+    /// As `launch`, in clusters.
+    ///
+    /// # Safety
+    /// As `launch`; the kernel expects clusters of these sizes.
+    pub(crate) unsafe fn launch_clusters(
+        &self,
+        kernel: &Kernel,
+        expression: &str,
+        clusters: Clusters,
+        args: Args,
+    ) {
         if self.has_failed() {
             return;
         }
         self.launched.fetch_add(1, Ordering::Relaxed);
         let launched = self.function(kernel, expression).and_then(|function| {
             // SAFETY: the caller's promise.
-            unsafe { self.driver.launch(self.stream(), function, &grid, &args) }
+            unsafe { self.driver.launch_clusters(self.stream(), function, &clusters, &args) }
         });
         self.note(launched);
     }

@@ -284,24 +284,43 @@ impl Driver for Nvidia {
         checked("cuMemsetD8Async", outcome)
     }
 
-    unsafe fn launch(&self, stream: Stream, function: Function, grid: &Grid, args: &Args) -> Result<()> {
+    unsafe fn launch_clusters(
+        &self,
+        stream: Stream,
+        function: Function,
+        clusters: &Clusters,
+        args: &Args,
+    ) -> Result<()> {
         self.enter()?;
-        let [x, y, z] = grid.blocks;
-        let [tx, ty, tz] = grid.threads;
+        let Clusters { grid: Grid { blocks, threads, shared }, blocks: [x, y, z] } = *clusters;
+        let mut size = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks[0],
+            gridDimY: blocks[1],
+            gridDimZ: blocks[2],
+            blockDimX: threads[0],
+            blockDimY: threads[1],
+            blockDimZ: threads[2],
+            sharedMemBytes: shared,
+            hStream: stream_handle(stream),
+            attrs: &raw mut size,
+            // Architectures without clusters refuse the attribute, whatever it says.
+            numAttrs: u32::from([x, y, z] != [1; 3]),
+        };
         let mut values: Vec<*mut c_void> =
             args.iter().map(|value| value.as_ptr().cast_mut().cast()).collect();
-        // SAFETY: the caller's promise; the driver reads the values before it returns.
+        let function = function.0 as sys::CUfunction;
+        // SAFETY: the caller's promise; the driver reads configuration and values before it returns.
         let outcome = unsafe {
-            result::launch_kernel(
-                function.0 as sys::CUfunction,
-                (x, y, z),
-                (tx, ty, tz),
-                grid.shared,
-                stream_handle(stream),
-                &mut values,
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, values.as_mut_ptr(), std::ptr::null_mut())
         };
-        checked("cuLaunchKernel", outcome)
+        checked("cuLaunchKernelEx", outcome.result())
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {

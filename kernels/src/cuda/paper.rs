@@ -96,7 +96,7 @@ impl Driver for Paper {
         refused("fill")
     }
 
-    unsafe fn launch(&self, _: Stream, _: Function, _: &Grid, _: &Args) -> Result<()> {
+    unsafe fn launch_clusters(&self, _: Stream, _: Function, _: &Clusters, _: &Args) -> Result<()> {
         refused("launch")
     }
 

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bench;
+mod clusters;
 #[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/common.rs"]
 mod common;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The emulator's own sources.
-const RUNTIME: [Source; 4] = [
+const RUNTIME: [Source; 5] = [
     Source { name: "runtime.cpp", text: include_str!("../../../emulator/runtime.cpp") },
     Source { name: "warpgroup.cpp", text: include_str!("../../../emulator/warpgroup.cpp") },
+    Source { name: "cluster.cpp", text: include_str!("../../../emulator/cluster.cpp") },
     Source { name: "runtime.h", text: include_str!("../../../emulator/runtime.h") },
     Source { name: "fiber.h", text: include_str!("../../../emulator/fiber.h") },
 ];
@@ -60,7 +61,7 @@ impl Builder {
     pub fn runtime(&self) -> Result<PathBuf> {
         let job = Job { source: RUNTIME[0], expressions: Vec::new(), defines: Vec::new() };
         let headers: Vec<Source> = RUNTIME.iter().chain(&KERNEL_HEADERS).copied().collect();
-        let unit = "#include \"runtime.cpp\"\n#include \"warpgroup.cpp\"\n";
+        let unit = "#include \"runtime.cpp\"\n#include \"warpgroup.cpp\"\n#include \"cluster.cpp\"\n";
         self.build(&job, &headers, unit, &[])
     }
 

@@ -1,6 +1,6 @@
 //! A compiled library of kernels: opening it, checking arguments, running a launch. The structs mirror emulator/api.h.
 
-use super::super::driver::{Args, CudaError, DevicePtr, Grid, Result};
+use super::super::driver::{Args, Clusters, CudaError, DevicePtr, Grid, Result};
 use super::memory::{Memory, RawRegion, Region, lost};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
@@ -31,6 +31,7 @@ struct ParamInfo {
 struct RawLaunch {
     grid: [u32; 3],
     block: [u32; 3],
+    cluster: [u32; 3],
     shared_bytes: u32,
     shared_limit: u32,
     seed: u64,
@@ -95,6 +96,22 @@ impl Kernel {
         Ok(())
     }
 
+    /// As `check`, of the clusters.
+    pub fn check_clusters(&self, clusters: &Clusters, capability: (u32, u32)) -> Result<()> {
+        let Clusters { grid, blocks } = clusters;
+        let size: u64 = blocks.iter().map(|&n| u64::from(n)).product();
+        if size != 1 && capability < (9, 0) {
+            return self.refuse(format!("clusters on compute capability {}.{}", capability.0, capability.1));
+        }
+        if !(1..=8).contains(&size) {
+            return self.refuse(format!("clusters of {size} blocks"));
+        }
+        if grid.blocks.iter().zip(blocks).any(|(all, each)| !all.is_multiple_of(*each)) {
+            return self.refuse(format!("a grid of {:?} blocks in clusters of {blocks:?}", grid.blocks));
+        }
+        Ok(())
+    }
+
     /// The region of each pointer.
     pub fn regions(&self, args: &Args, memory: &Memory) -> Result<Vec<Option<Arc<Region>>>> {
         let region = |(i, (param, value)): (usize, (&ParamInfo, &[u8]))| {
@@ -114,7 +131,7 @@ impl Kernel {
     /// Runs all blocks on this thread. The caller has checked the arguments and holds the memory's lock.
     pub fn run(
         &self,
-        grid: &Grid,
+        clusters: &Clusters,
         shared_limit: u32,
         args: &Args,
         regions: &[Option<Arc<Region>>],
@@ -126,9 +143,11 @@ impl Kernel {
             .map(|region| region.as_ref().map_or(std::ptr::null(), |region| &raw const region.raw))
             .collect();
         let mut message = [0 as c_char; MESSAGE];
+        let grid = &clusters.grid;
         let launch = RawLaunch {
             grid: grid.blocks,
             block: grid.threads,
+            cluster: clusters.blocks,
             shared_bytes: grid.shared,
             shared_limit,
             seed,

@@ -100,7 +100,7 @@ enum Work {
 
 struct Launch {
     kernel: Arc<Kernel>,
-    grid: Grid,
+    clusters: Clusters,
     args: Args,
     /// What each pointer points into.
     regions: Vec<Option<Arc<Region>>>,
@@ -164,10 +164,10 @@ impl Emulator {
             Work::Launch(launch) => {
                 state.launches += 1;
                 let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(state.launches);
-                let Launch { kernel, grid, args, regions } = &*launch;
-                kernel.run(grid, self.info.shared_per_block, args, regions, seed)?;
+                let Launch { kernel, clusters, args, regions } = &*launch;
+                kernel.run(clusters, self.info.shared_per_block, args, regions, seed)?;
                 if let Some(meter) = &self.meter {
-                    let blocks = grid.blocks.iter().map(|&n| u64::from(n)).product();
+                    let blocks = clusters.grid.blocks.iter().map(|&n| u64::from(n)).product();
                     // A tensor that is two arguments is counted with the first.
                     let tensors = regions.iter().flatten().map(|region| region.take_traffic()).collect();
                     meter.add(LaunchTraffic { kernel: kernel.name(), blocks, tensors });
@@ -320,13 +320,20 @@ impl Driver for Emulator {
         self.push(stream, Work::Fill { dst, value, bytes })
     }
 
-    unsafe fn launch(&self, stream: Stream, function: Function, grid: &Grid, args: &Args) -> Result<()> {
+    unsafe fn launch_clusters(
+        &self,
+        stream: Stream,
+        function: Function,
+        clusters: &Clusters,
+        args: &Args,
+    ) -> Result<()> {
         let launch = {
             let state = self.state()?;
             let kernel = state.kernels[function.0 as usize].clone();
-            kernel.check(grid, self.info.shared_per_block, args)?;
+            kernel.check(&clusters.grid, self.info.shared_per_block, args)?;
+            kernel.check_clusters(clusters, self.info.capability)?;
             let regions = kernel.regions(args, &state.memory)?;
-            Launch { kernel, grid: *grid, args: args.clone(), regions }
+            Launch { kernel, clusters: *clusters, args: args.clone(), regions }
         };
         self.push(stream, Work::Launch(Arc::new(launch)))
     }
