@@ -140,7 +140,7 @@ fn in_packed_tokens() {
         ("token >= rows || column * 8 + i >= k", "token > rows || column * 8 + i >= k", &even),
         ("token >= rows || column * 8 + i >= k", "token >= rows || column * 8 + i > k", &odd),
         ("if (column >= columns) return;", "", &odd),
-        ("((int)blockIdx.y * 8 + warp_id()) * 4", "((int)blockIdx.y * 4 + warp_id()) * 4", &odd),
+        ("((int)blockIdx.y * 8 + warp_id()) * 4", "((int)blockIdx.y * 9 + warp_id()) * 4", &odd),
         ("F::pack(v[2], v[3])", "F::pack(v[3], v[2])", &even),
         // Places of blocks, steps and tokens.
         ("packed_place(at.first_token, 0, columns)", "packed_place(0, 0, columns)", &odd),
