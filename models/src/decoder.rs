@@ -149,12 +149,12 @@ impl Decoder {
 
     /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`.
     pub fn logits(&self, rows: &Indices, scratch: &mut Scratch) {
-        let Scratch { normed, sampled, logits, .. } = scratch;
+        let Scratch { normed, sampled, logits, tokens, .. } = scratch;
         let num_rows = rows.as_slice().len();
         sampled.set_rows(num_rows);
         logits.set_rows(num_rows);
         ops::gather_rows(normed, rows, sampled);
-        ops::linear(sampled, &self.head, None, Activation::None, logits);
+        tokens.hold(sampled).linear(&self.head, None, Activation::None, logits);
     }
 }
 

@@ -2,7 +2,7 @@
 //! while serving.
 
 use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig};
-use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch};
+use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch, TokenRoom};
 use kernels::{DType, Device, Tensor};
 
 /// The largest step.
@@ -31,6 +31,8 @@ pub struct Scratch {
     /// What the expert that every token takes made.
     pub shared_out: Tensor,
     pub moe: Option<MoeBuffers>,
+    /// Of a linear layer that runs, rounded.
+    pub tokens: TokenRoom,
     /// Rows that go through the head, some at a time: those after which something is sampled, and those of prompts whose
     /// log-probabilities are wanted.
     pub sampled: Tensor,
@@ -115,6 +117,16 @@ fn expanded_sizes(config: &DecoderConfig, limits: &StepLimits) -> Option<Expande
     }
 }
 
+/// The largest step, as wide as the widest input of a linear layer.
+fn token_sizes(config: &DecoderConfig, limits: &StepLimits) -> [[usize; 2]; 1] {
+    let attention = match &config.attention {
+        AttentionConfig::Gqa(a) => a.num_heads * a.head_dim,
+        AttentionConfig::Mla(a) => (a.num_heads * a.value_dim).max(a.q_lora_rank.unwrap_or(0)),
+    };
+    let (_, activated) = mlp_widths(config);
+    [[limits.num_tokens, config.hidden_size.max(attention).max(activated)]]
+}
+
 fn shared_width(config: &DecoderConfig) -> usize {
     let has_shared = config.moe.as_ref().is_some_and(|moe| moe.shared_intermediate_size.is_some());
     if has_shared { config.hidden_size } else { 1 }
@@ -122,7 +134,7 @@ fn shared_width(config: &DecoderConfig) -> usize {
 
 impl Scratch {
     /// At most: all that is not weights or KV cache, with the arrays of a step.
-    pub const NUM_TENSORS: u64 = 48;
+    pub const NUM_TENSORS: u64 = 49;
 
     pub fn new(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> Self {
         let t = limits.num_tokens;
@@ -146,6 +158,7 @@ impl Scratch {
             activated: buffer(activated),
             shared_out: buffer(shared_width(config)),
             moe: config.moe.as_ref().map(|moe| MoeBuffers::new(device, moe, config.hidden_size, t)),
+            tokens: TokenRoom::new(device, &token_sizes(config, limits)),
             sampled: Tensor::zeros(device, DType::F32, &[rows, config.hidden_size]),
             logits: Tensor::zeros(device, DType::F32, &[rows, config.vocab_size]),
             logit_rows: rows,
@@ -166,7 +179,8 @@ impl Scratch {
             config.moe.as_ref().map(|moe| MoeBuffers::bytes(moe, config.hidden_size, limits.num_tokens));
         let t = limits.num_tokens;
         let attention = AttentionScratch::bytes(device, attention_sizes(config, limits));
-        4 * (t * width) as u64 + attention + expanded + moe.unwrap_or(0)
+        let tokens = TokenRoom::bytes(device, &token_sizes(config, limits));
+        4 * (t * width) as u64 + attention + expanded + moe.unwrap_or(0) + tokens
     }
 
     pub fn logits_bytes(config: &DecoderConfig, limits: &StepLimits) -> u64 {

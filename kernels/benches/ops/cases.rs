@@ -97,6 +97,17 @@ fn linears(bench: &Bench) {
             let sizes = format!("{} T {t} N {n} K {k}", dtype.name());
             let work = || Work::Flop(2.0 * (t * n * k) as f64);
             bench.line("linear", &sizes, work(), || linear(&x, &w, None, Activation::None, &mut out));
+            if matches!(bench.device, Device::Cuda(_)) {
+                // As layers run: rounded once, by a pass that the first line has and the second has not.
+                let mut room = TokenRoom::new(&bench.device, &[[t, k]]);
+                bench.line("linear", &format!("{sizes} rounded before"), work(), || {
+                    room.hold(&x).linear(&w, None, Activation::None, &mut out);
+                });
+                let mut tokens = room.hold(&x);
+                bench.line("linear", &format!("{sizes} rounded"), work(), || {
+                    tokens.linear(&w, None, Activation::None, &mut out);
+                });
+            }
             if dtype == WeightType::BF16 {
                 with_wgmma(bench, || {
                     bench.line("linear", &format!("{sizes} wgmma"), work(), || {
@@ -211,9 +222,10 @@ fn with_shared(bench: &Bench) {
         let of_chosen = experts.bytes() as f64 * (t * k).min(e) as f64 / e as f64;
         let work = Work::Bytes(of_chosen + (gate_up.bytes() + down.bytes()) as f64);
         let line = format!("bfloat16 T {t} E {e} k {k} H {h} I 1408 and {i}");
+        let mut tokens = TokenRoom::new(&bench.device, &[[t, h.max(i)]]);
         bench.line("moe_and_shared", &line, work, || {
-            let (both, inner, of_shared) = (&mut both, &mut inner, &mut of_shared);
-            let shared = SharedExpert { gate_up, down, both, inner, out: of_shared };
+            let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
+            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
             moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
         });
     }

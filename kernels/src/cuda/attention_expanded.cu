@@ -79,7 +79,8 @@ template <class C, class W>
 __global__ void __launch_bounds__(256, 1) expand(In<C> cache, In<int> tables, In<int> work, In<W> w, ExpandShape s, Out<C> out) {
     ManyBlock<64> at = many_block<64>();
     int slot = slot_of(tables, work, at.first_token + (int)threadIdx.x / 4, s);
-    Row<C> latent[1] = {{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs}};
+    RowTokens<typename Weights<W>::Taken, C, 64> latent;
+    latent.rows[0] = Row<C>{cache + (long long)(slot < 0 ? 0 : slot) * s.row_len, slot >= 0, s.rank, s.pairs};
     float total[2][4][4] = {};
     multiply_many<false, 64>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, latent, 64);
     at.each([&](int half, int i, int j, int column, int row) {

@@ -248,6 +248,7 @@ impl Launch<'_> {
         let rank = self.call.sizes.rank;
         let job = linear::Job {
             x: DeviceSlice { start: self.latents, dtype: DType::F32 },
+            packed: None,
             weights,
             bias: None,
             act: Activation::None,

@@ -3,7 +3,7 @@
 use super::launch::Kernel;
 use super::{
     attention_expanded, attention_rows, attention_tiles, elementwise, interpolate, latents, linear, moe,
-    norm, peak, rope, route, rows, sample,
+    norm, peak, rope, route, rows, sample, tokens,
 };
 
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -21,4 +21,5 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &route::KERNEL,
     &rows::KERNEL,
     &sample::KERNEL,
+    &tokens::KERNEL,
 ];

@@ -14,7 +14,7 @@ pub struct Source {
 }
 
 /// The headers that sources may include.
-pub(crate) const HEADERS: [Source; 9] = [
+pub(crate) const HEADERS: [Source; 10] = [
     Source { name: "attention.cuh", text: include_str!("attention.cuh") },
     Source { name: "attention_rows.cuh", text: include_str!("attention_rows.cuh") },
     Source { name: "common.cuh", text: include_str!("common.cuh") },
@@ -23,6 +23,7 @@ pub(crate) const HEADERS: [Source; 9] = [
     Source { name: "norm.cuh", text: include_str!("norm.cuh") },
     Source { name: "ptx.cuh", text: include_str!("ptx.cuh") },
     Source { name: "rotate.cuh", text: include_str!("rotate.cuh") },
+    Source { name: "tokens.cuh", text: include_str!("tokens.cuh") },
     Source { name: "wgmma.cuh", text: include_str!("wgmma.cuh") },
 ];
 

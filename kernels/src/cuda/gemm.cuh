@@ -7,7 +7,7 @@
 //   multiply_few    a warp has one range of 16 rows, for tokens that its lanes read themselves
 //   multiply_many   a block has 128 rows and 64 or 128 tokens, ranges one after the other
 #pragma once
-#include "common.cuh"
+#include "tokens.cuh"
 
 constexpr int RANGES = 8;
 
@@ -268,6 +268,43 @@ template <class T, class X> __device__ __forceinline__ uint4 load_eight(const Ro
     }
 }
 
+// Where a block's tokens come from, in steps of 32 of K. Through registers, since they may be rounded on the way: to one of two places.
+template <class T, class X, int TOKENS> struct RowTokens {
+    static constexpr bool PACKED = false;
+    static constexpr int PLACES = 2, LEN = TOKENS * X_STRIDE;
+    Row<X> rows[TOKENS / 64];
+
+    static __device__ __forceinline__ int place(int token, int k) { return token * X_STRIDE + k; }
+    __device__ __forceinline__ void load(uint4 (&held)[TOKENS / 64], int step) const {
+        int thread = (int)threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < TOKENS / 64; i++)
+            held[i] = rows[i].there ? load_eight<T>(rows[i], step * 32 + thread % 4 * 8) : make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ void store(Ptr<T> to, const uint4 (&held)[TOKENS / 64]) const {
+        int thread = (int)threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < TOKENS / 64; i++) store_vec(to + place(i * 64 + thread / 4, thread % 4 * 8), held[i]);
+    }
+};
+
+// Rounded and packed before: asynchronous copies beside those of the weights. A step is four columns of tokens.cuh.
+template <class T, int TOKENS> struct PackedTokens {
+    static constexpr bool PACKED = true;
+    static constexpr int PLACES = STAGES, LEN = TOKENS * 32;
+    Ptr<const T> first;   // of the block's tokens, in column 0
+
+    static __device__ __forceinline__ int place(int token, int k) { return (k / 8 * TOKENS + token) * 8; }
+    // Zeros for tokens from `count` on.
+    __device__ __forceinline__ void copy(Ptr<T> to, int step, int count) const {
+#pragma unroll
+        for (int i = 0; i < TOKENS / 64; i++) {
+            int piece = i * 256 + (int)threadIdx.x, column = piece / TOKENS, token = piece % TOKENS;
+            cp_async16(to + piece * 8, first + ((step * 4 + column) * PACKED_TOKENS + token) * 8, token < count ? 16 : 0);
+        }
+    }
+};
+
 // Where a block is, of a grid (panels / 4, tokens / TOKENS, heads), and what its threads have of the result.
 template <int TOKENS> struct ManyBlock {
     int first_panel, first_token, head;
@@ -299,24 +336,25 @@ template <int TOKENS> __device__ __forceinline__ ManyBlock<TOKENS> many_block() 
 // panels take TURNS (gate and up), the two are the same half of both, so that a warp has what belongs together; else the halves of a
 // panel. `panel` is the block's first, of `panels` that are there; `count` of the tokens are.
 //
-// More tokens cost less each: with 64 in f32 there are 32 FLOP for each byte from the L2 cache and 12
-// for each from and to shared memory, with 128 in 16 bits 64 and 16.
-template <bool TURNS, int TOKENS, class X, class W>
-__device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4], Ptr<const W> panel, int panels, int units,
-                                              const Row<X> (&rows)[TOKENS / 64], int count) {
+// More tokens cost less each: with 64 in f32 there are 32 FLOP for each byte from the L2 cache and 12 for each from and to shared memory, with
+// 64 in 16 bits 43 and 12, with 128 in 16 bits 64 and 16.
+template <bool TURNS, int TOKENS, class From, class W>
+__device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4], Ptr<const W> panel, int panels, int units, const From& from,
+                                              int count) {
     using Format = Weights<W>;
     using Taken = typename Format::Taken;
     constexpr int UNITS = 2 / Format::TILES;                                  // of a step
     constexpr int STEP = UNITS * Format::LEN, STAGE = MANY_PANELS * STEP;     // elements of a panel and of all four
     constexpr int PIECE = 16 / (int)sizeof(W), PIECES = STAGE / PIECE;        // copies of 16 bytes
     SHARED(W, weights, STAGES * STAGE);
-    SHARED(Taken, tokens, 2 * TOKENS * X_STRIDE);
+    SHARED(Taken, tokens, From::PLACES * From::LEN);
     int thread = (int)threadIdx.x, lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4;
     int steps = (units + UNITS - 1) / UNITS;
     // Sixteens of tokens that this warp has.
     int mine = min(TOKENS / 32, (count - warp_n * (TOKENS / 2) + 15) / 16);
 
-    auto copy_weights = [&](int step) {
+    auto tokens_of = [&](int step) { return tokens + step % From::PLACES * From::LEN; };
+    auto copy = [&](int step) {
         if (step < steps) {
 #pragma unroll
             for (int first = 0; first < PIECES; first += 256) {
@@ -327,33 +365,26 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4],
                 long long source = (long long)p * units * Format::LEN + (long long)step * STEP + at;
                 cp_async16(weights + (step % STAGES * STAGE + piece * PIECE), panel + (there ? source : 0), there ? 16 : 0);
             }
+            if constexpr (From::PACKED) from.copy(tokens_of(step), step, count);
         }
         cp_async_commit();
     };
-    // A step of tokens: 32 of K for each, eight neighbours for each thread, through registers because they may be rounded on the way.
     uint4 held[TOKENS / 64];
-    auto load_tokens = [&](int step) {
-#pragma unroll
-        for (int i = 0; i < TOKENS / 64; i++)
-            held[i] = rows[i].there ? load_eight<Taken>(rows[i], step * 32 + thread % 4 * 8) : make_uint4(0, 0, 0, 0);
-    };
-    auto store_tokens = [&](int step) {
-#pragma unroll
-        for (int i = 0; i < TOKENS / 64; i++)
-            store_vec(tokens + ((step % 2 * TOKENS + i * 64 + thread / 4) * X_STRIDE + thread % 4 * 8), held[i]);
-    };
 
     float acc[2][TOKENS / 16][4] = {};
     int per = units_per_range(units);
-    copy_weights(0);
-    copy_weights(1);
-    load_tokens(0);
-    store_tokens(0);
+    copy(0);
+    copy(1);
+    if constexpr (!From::PACKED) {
+        from.load(held, 0);
+        from.store(tokens_of(0), held);
+    }
     for (int step = 0; step < steps; step++) {
         cp_async_wait<1>();
         __syncthreads();
-        copy_weights(step + 2);
-        if (step + 1 < steps) load_tokens(step + 1);
+        copy(step + 2);
+        if constexpr (!From::PACKED)
+            if (step + 1 < steps) from.load(held, step + 1);
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             int unit = step * UNITS + u;
@@ -373,7 +404,7 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4],
                     // Matrices: tokens 0..8 with k 0..8 and 8..16, then tokens 8..16.
                     int token = warp_n * (TOKENS / 2) + i * 16 + lane / 16 * 8 + lane % 8, k = (u * Format::TILES + t) * 16 + lane / 8 % 2 * 8;
                     unsigned r[4];
-                    ldmatrix_x4(r, tokens + ((step % 2 * TOKENS + token) * X_STRIDE + k));
+                    ldmatrix_x4(r, tokens_of(step) + From::place(token, k));
                     b[0].b[t][0] = r[0], b[0].b[t][1] = r[1];
                     b[1].b[t][0] = r[2], b[1].b[t][1] = r[3];
                 }
@@ -393,6 +424,7 @@ __device__ __forceinline__ void multiply_many(float (&total)[2][TOKENS / 16][4],
                         for (int e = 0; e < 4; e++) total[i][j][e] += acc[i][j][e], acc[i][j][e] = 0;
             }
         }
-        if (step + 1 < steps) store_tokens(step + 1);
+        if constexpr (!From::PACKED)
+            if (step + 1 < steps) from.store(tokens_of(step + 1), held);
     }
 }

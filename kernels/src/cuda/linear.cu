@@ -6,6 +6,7 @@
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers; the last blocks may
 //                 have another layer of the same x and K
 //   linear_many   a block has 128 rows of w and 64 or 128 tokens
+//   linear_packed the same, for tokens that were rounded and packed once (tokens.cuh): each block then reads half of their bytes
 //   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
 #include "wgmma.cuh"
@@ -67,24 +68,41 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
     }
 }
 
-// grid: (panels / 4, tokens / TOKENS, heads), 256 threads
-template <class X, class W, int TOKENS>
-__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
-    ManyBlock<TOKENS> at = many_block<TOKENS>();
-    Row<X> rows[TOKENS / 64];
-#pragma unroll
-    for (int i = 0; i < TOKENS / 64; i++) {
-        int token = at.first_token + i * 64 + (int)threadIdx.x / 4;
-        rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
-    }
+// What both kernels for many tokens do once they know where these come from.
+template <int TOKENS, class From, class W>
+__device__ __forceinline__ void run_many(const ManyBlock<TOKENS>& at, const From& from, Ptr<const W> w, Ptr<const float> bias, const LinearShape& s,
+                                         Ptr<float> out) {
     float total[2][TOKENS / 16][4] = {};
-    multiply_many<false, TOKENS>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, rows, s.rows - at.first_token);
+    multiply_many<false, TOKENS>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, from, s.rows - at.first_token);
     at.each([&](int half, int i, int j, int row, int token) {
         if (row >= s.n || token >= s.rows) return;
         float v = total[half][i][j];
         if (bias != nullptr) v += bias[row];
         out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = activate(v, s.act);
     });
+}
+
+// grid: (panels / 4, tokens / TOKENS, heads), 256 threads
+template <class X, class W, int TOKENS>
+__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    ManyBlock<TOKENS> at = many_block<TOKENS>();
+    RowTokens<typename Weights<W>::Taken, X, TOKENS> from;
+#pragma unroll
+    for (int i = 0; i < TOKENS / 64; i++) {
+        int token = at.first_token + i * 64 + (int)threadIdx.x / 4;
+        from.rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
+    }
+    run_many(at, from, w, bias, s, out);
+}
+
+// grid: (panels / 4, tokens / TOKENS), 256 threads; x in the order of tokens.cuh
+template <class W, int TOKENS>
+__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
+    linear_packed(In<typename Weights<W>::Taken> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    using Taken = typename Weights<W>::Taken;
+    ManyBlock<TOKENS> at = many_block<TOKENS>();
+    int columns = packed_columns(s.k);
+    run_many(at, PackedTokens<Taken, TOKENS>{x + packed_place(at.first_token, 0, columns)}, w, bias, s, out);
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -37,6 +37,16 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_many<float, q8, 64>", 168, 23552),
         Instance::new("linear_many<float, q4, 64>", 168, 17408),
         Instance::new("linear_many<float, q4z, 64>", 168, 18432),
+        Instance::new("linear_packed<bf16, 64>", 128, 36864),
+        Instance::new("linear_packed<bf16, 128>", 255, 49152),
+        Instance::new("linear_packed<f16, 64>", 128, 36864),
+        Instance::new("linear_packed<f16, 128>", 255, 49152),
+        Instance::new("linear_packed<q8, 64>", 168, 25600),
+        Instance::new("linear_packed<q8, 128>", 255, 37888),
+        Instance::new("linear_packed<q4, 64>", 168, 19456),
+        Instance::new("linear_packed<q4, 128>", 255, 31744),
+        Instance::new("linear_packed<q4z, 64>", 168, 20480),
+        Instance::new("linear_packed<q4z, 128>", 255, 32768),
         Instance::hopper("linear_wgmma<float, bf16>", 168, 1024),
         Instance::hopper("linear_wgmma<float, f16>", 168, 1024),
         Instance::hopper("linear_wgmma<bf16, bf16>", 168, 1024),
@@ -46,7 +56,7 @@ pub(super) const KERNEL: Kernel = Kernel {
 };
 
 /// Tokens up to which every weight goes straight into registers.
-const FEW: usize = 32;
+pub(crate) const FEW: usize = 32;
 
 /// Dynamic shared memory of the kernels with wgmma: four stages of 4 panels and 128 tokens, or of 8 and 64, by 64 of K (wgmma.cuh).
 pub(super) const WGMMA_SHARED: u32 = 4 * (4 * 4096 + 128 * 128);
@@ -68,6 +78,8 @@ pub(crate) struct Strides {
 /// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights. Checked in `ops`.
 pub(crate) struct Job<'a> {
     pub x: DeviceSlice,
+    /// x rounded to what the weights take and packed, in rows of K: see [`takes_packed`].
+    pub packed: Option<&'a Tensor>,
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a Tensor>,
     pub act: Activation,
@@ -121,6 +133,11 @@ struct LinearBeside {
 // SAFETY: two i32, as in linear.cu.
 unsafe impl Param for LinearBeside {}
 
+/// Whether the kernel for so many tokens takes them as tokens.rs packs them.
+pub(crate) fn takes_packed(cuda: &Cuda, num_tokens: usize, stored_as: WeightType) -> bool {
+    num_tokens > FEW && stored_as != WeightType::F32 && (stored_as.is_quantised() || !cuda.uses_wgmma())
+}
+
 pub(crate) fn run(cuda: &Cuda, job: &Job) {
     launch(cuda, job, None);
 }
@@ -137,7 +154,7 @@ pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
 
 /// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
 fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
-    let Job { x, weights, bias, act, out, rows, strides } = job;
+    let Job { x, packed, weights, bias, act, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
@@ -173,7 +190,11 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         },
     };
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
-    let mut args = Args::new().pointer(x.start).pointer(weights.pointer()).pointer(pointer_of(*bias));
+    assert!(packed.is_none() || takes_packed(cuda, *rows, weights.stored_as()), "linear: packed tokens");
+    let mut args = Args::new()
+        .pointer(packed.map_or(x.start, Tensor::pointer))
+        .pointer(weights.pointer())
+        .pointer(pointer_of(*bias));
     args = args.value(shape).pointer(out.start);
     let (x, w) = (x.dtype.cpp(), weights.stored_as().cpp());
     let (expression, [rows_each, tokens_each], threads) = match (weights.stored_as(), *rows) {
@@ -185,11 +206,17 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             (format!("linear_wgmma<{x}, {w}>"), [128, 128], 384)
         }
         (stored_as, _) => {
-            // Wider blocks cost less a token, if there are enough of them for the device.
+            // Wider blocks cost less a token, if there are enough of them for the device. Rows that come as f32 have none for quantised weights.
             let wide = panels.div_ceil(4) * rows.div_ceil(128) * weights.count();
-            let is_wide = *rows > 64 && wide >= cuda.info().num_sms as usize && !stored_as.is_quantised();
+            let is_wide = *rows > 64
+                && wide >= cuda.info().num_sms as usize
+                && (packed.is_some() || !stored_as.is_quantised());
             let tokens = if is_wide { 128 } else { 64 };
-            (format!("linear_many<{x}, {w}, {tokens}>"), [128, tokens], 256)
+            let expression = match packed {
+                Some(_) => format!("linear_packed<{w}, {tokens}>"),
+                None => format!("linear_many<{x}, {w}, {tokens}>"),
+            };
+            (expression, [128, tokens], 256)
         }
     };
     let mut all_panels = panels;
@@ -207,7 +234,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     let shared = if threads == 384 { WGMMA_SHARED } else { 0 };
     let blocks = [(all_panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
     let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared };
-    // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides; the weights have `panels` panels
+    // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides, and made what is packed of the same rows; the weights have `panels` panels
     // of 32 rows and `units` units along K for each head; the bias, if any, N elements. A layer beside it has the same x and K, and T rows of
     // its N elements.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };

@@ -33,6 +33,7 @@ pub(crate) mod route;
 pub(crate) mod rows;
 pub(crate) mod sample;
 mod staging;
+pub(crate) mod tokens;
 
 use crate::device::Cpu;
 use arena::Arena;

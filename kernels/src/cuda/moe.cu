@@ -189,16 +189,16 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
     Work work = find_work<TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
     int lane = lane_id(), warp_m = warp_id() % 4, warp_n = warp_id() / 4, first_panel = (int)blockIdx.x * MANY_PANELS;
-    Row<Taken> rows[TOKENS / 64];
+    RowTokens<Taken, Taken, TOKENS> from;
 #pragma unroll
     for (int i = 0; i < TOKENS / 64; i++) {
         int loaded = work.first + i * 64 + (int)threadIdx.x / 4;
         int source = loaded < work.end ? source_of<UP>(order, loaded, s.top_k) : -1;
-        rows[i] = Row<Taken>{x + (long long)max(source, 0) * s.k, source >= 0, s.k, s.pairs};
+        from.rows[i] = Row<Taken>{x + (long long)max(source, 0) * s.k, source >= 0, s.k, s.pairs};
     }
     long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
     float total[2][TOKENS / 16][4] = {};
-    multiply_many<UP, TOKENS>(total, w + panel, s.panels - first_panel, s.units, rows, work.end - work.first);
+    multiply_many<UP, TOKENS>(total, w + panel, s.panels - first_panel, s.units, from, work.end - work.first);
 #pragma unroll
     for (int half = 0; half < (UP ? 1 : 2); half++)
 #pragma unroll

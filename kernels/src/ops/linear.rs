@@ -89,7 +89,7 @@ pub fn linear_pair(x: &Tensor, parts: [LinearPart; 2]) {
 }
 
 /// The number of tokens.
-fn check(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, out: &Tensor) -> usize {
+pub(super) fn check(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, out: &Tensor) -> usize {
     let (k, n) = (w.k(), w.n());
     let t = x.len() / k;
     assert_eq!(x.len(), t * k, "linear: x {:?} for K = {k}", x.shape());
@@ -101,7 +101,7 @@ fn check(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, out: &Tensor) -> usize {
 }
 
 /// Writes `out` when it is launched.
-fn cuda_job<'a>(
+pub(super) fn cuda_job<'a>(
     x: &Tensor,
     w: &'a Matrix,
     bias: Option<&'a Tensor>,
@@ -111,6 +111,7 @@ fn cuda_job<'a>(
     let (k, n) = (w.k(), w.n());
     cuda_linear::Job {
         x: x.device_slice(0),
+        packed: None,
         weights: w.as_batch(),
         bias,
         act,
@@ -192,6 +193,7 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
         Device::Cuda(cuda) => {
             let job = cuda_linear::Job {
                 x: x.tensor.device_slice(x_start),
+                packed: None,
                 weights: w,
                 bias: None,
                 act: Activation::None,

@@ -17,6 +17,7 @@ mod rope;
 mod route;
 mod rows;
 mod sample;
+mod tokens;
 
 pub use crate::cuda::attention_plan::RangeRule;
 pub use attention::{
@@ -40,3 +41,4 @@ pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
     place_tokens, sample,
 };
+pub use tokens::{TokenRoom, Tokens};

@@ -2,7 +2,7 @@
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::{Activation, add, linear, silu_mul};
+use super::{Activation, TokenRoom, add, silu_mul};
 use crate::cpu::moe;
 use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
@@ -63,6 +63,8 @@ pub struct SharedExpert<'a> {
     pub inner: &'a mut Tensor,
     /// `[T, H]`
     pub out: &'a mut Tensor,
+    /// For T tokens of the wider of H and I.
+    pub tokens: &'a mut TokenRoom,
 }
 
 impl SharedExpert<'_> {
@@ -76,9 +78,9 @@ impl SharedExpert<'_> {
 
     /// One op after the other.
     fn add_to(self, x: &Tensor, out: &mut Tensor) {
-        linear(x, self.gate_up, None, Activation::None, self.both);
+        self.tokens.hold(x).linear(self.gate_up, None, Activation::None, self.both);
         silu_mul(self.both, self.inner);
-        linear(self.inner, self.down, None, Activation::None, self.out);
+        self.tokens.hold(self.inner).linear(self.down, None, Activation::None, self.out);
         add(out, self.out);
     }
 }

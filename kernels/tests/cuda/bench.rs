@@ -70,7 +70,11 @@ impl Bench {
     }
 
     pub fn launch(&self, function: Function, blocks: u32, threads: u32, args: &Args) -> Result<()> {
-        let grid = Grid { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared: 0 };
+        self.launch_grid(function, [blocks, 1, 1], threads, args)
+    }
+
+    pub fn launch_grid(&self, function: Function, blocks: [u32; 3], threads: u32, args: &Args) -> Result<()> {
+        let grid = Grid { blocks, threads: [threads, 1, 1], shared: 0 };
         // SAFETY: the emulator checks arguments and every access.
         unsafe { self.driver.launch(self.stream, function, &grid, args) }
     }

@@ -31,4 +31,5 @@ mod queues;
 mod route;
 mod sample;
 mod small;
+mod tokens;
 mod traffic;

@@ -96,7 +96,7 @@ fn in_linear_layers() {
         ("token < s.rows, s.k", "token <= s.rows, s.k", &many),
         ("(TOKENS / 2) + 15) / 16", "(TOKENS / 2)) / 16", &many),
         ("at.first_token + i * 64 + (int)threadIdx.x / 4", "at.first_token + (int)threadIdx.x / 4", &wide),
-        ("i * 64 + thread / 4) * X_STRIDE", "thread / 4) * X_STRIDE", &wide),
+        ("to + place(i * 64 + thread / 4,", "to + place(thread / 4,", &wide),
         ("row.pairs != 8 || k + 8 > row.k", "row.pairs != 8", &wide),
         ("p < panels && step * UNITS + at / Format::LEN < units", "p <= panels", &many),
         ("if (row >= s.n) return;", "if (row > s.n) return;", &f32),
@@ -115,6 +115,43 @@ fn in_linear_layers() {
         ("added = is_beside ? bias_beside : bias;", "added = bias;", &pair),
         // The order of a sum.
         ("(unit + 1) % per == 0 || unit + 1 == units", "(unit + 1) % per == 0", &many),
+    ];
+    assert_noticed(&cases);
+}
+
+#[test]
+fn in_packed_tokens() {
+    let packed_of = |[t, n, k]: [usize; 3], stored_as: WeightType| {
+        move |device: &Device| {
+            let dtype = stored_as.float().unwrap_or(DType::F32);
+            let (x, w) = (Host::random(DType::F32, &[t, k], 1), Host::random(dtype, &[n, k], 2));
+            let (x, w) = (x.tensor(device), Matrix::pack(device, stored_as, &[w.view()]));
+            let mut out = Tensor::unwritten(device, DType::F32, &[t, n]);
+            let mut room = TokenRoom::new(device, &[[t, k]]);
+            room.hold(&x).linear(&w, None, Activation::None, &mut out);
+            out.read()
+        }
+    };
+    let odd = packed_of([77, 40, 299], WeightType::BF16);
+    let even = packed_of([45, 40, 68], WeightType::Int4);
+    let wide = packed_of([140, 150, 72], WeightType::BF16);
+    let cases: [(&'static str, &'static str, Run); 10] = [
+        // The pass that rounds.
+        ("token >= rows || column * 8 + i >= k", "token > rows || column * 8 + i >= k", &even),
+        ("token >= rows || column * 8 + i >= k", "token >= rows || column * 8 + i > k", &odd),
+        ("if (column >= columns) return;", "", &odd),
+        ("((int)blockIdx.y * 8 + warp_id()) * 4", "((int)blockIdx.y * 9 + warp_id()) * 4", &odd),
+        ("F::pack(v[2], v[3])", "F::pack(v[3], v[2])", &even),
+        // Places of blocks, steps and tokens.
+        ("packed_place(at.first_token, 0, columns)", "packed_place(0, 0, columns)", &odd),
+        ("columns = packed_columns(s.k);", "columns = packed_columns(s.k) + 4;", &wide),
+        ("((step * 4 + column) * PACKED_TOKENS + token)", "((step * 4 + column) * TOKENS + token)", &odd),
+        ("(k / 8 * TOKENS + token) * 8", "(k / 8 * 64 + token) * 8", &wide),
+        (
+            "if constexpr (From::PACKED) from.copy(tokens_of(step), step, count);",
+            "if constexpr (From::PACKED) from.copy(tokens_of(step), step, 64);",
+            &wide,
+        ),
     ];
     assert_noticed(&cases);
 }

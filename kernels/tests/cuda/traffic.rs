@@ -67,6 +67,30 @@ fn weights_are_read_once() {
     }
 }
 
+/// Of many tokens: a pass reads each once and writes half of its bytes; each block of 128 rows then reads those, not f32.
+#[test]
+fn many_tokens_are_rounded_once() {
+    let [t, n, k] = [256, 500, 288];
+    for stored_as in [WeightType::BF16, WeightType::Int4] {
+        let (device, meter) = metered();
+        let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
+        let w = Host::random(stored_as.float().unwrap_or(DType::F32), &[n, k], 2);
+        let packed = Matrix::pack(&device, stored_as, &[w.view()]);
+        let mut room = TokenRoom::new(&device, &[[t, k]]);
+        let mut tokens = room.hold(&x);
+        let [mut first, mut second] = [(); 2].map(|()| Tensor::unwritten(&device, DType::F32, &[t, n]));
+        launches(&device, &meter);
+        tokens.linear(&packed, None, Activation::None, &mut first);
+        tokens.linear(&packed, None, Activation::None, &mut second);
+        let counted = launches(&device, &meter);
+        let (floats, rounded) = (format!("float32 [{t}, {k}]"), of(&counted, "uint8"));
+        let blocks = n.div_ceil(128);
+        assert_eq!(of(&counted, &floats).read, (4 * t * k) as u64, "{stored_as}: {counted:?}");
+        assert_eq!(rounded.written, (2 * t * k) as u64, "{stored_as}: {counted:?}");
+        assert_eq!(rounded.read, (2 * blocks * 2 * t * k) as u64, "{stored_as}: {counted:?}");
+    }
+}
+
 #[test]
 fn only_chosen_experts_are_read_and_once() {
     let [e, h, i, top_k] = [6, 128, 64, 2];
@@ -120,8 +144,14 @@ fn the_expert_of_all_tokens_is_read_once() {
         let [mut both, mut activated, mut of_shared, mut out] =
             [2 * inner, inner, h, h].map(|width| Tensor::unwritten(&device, DType::F32, &[t, width]));
         let (gate_up, down) = (&gate_up, &down);
-        let shared =
-            SharedExpert { gate_up, down, both: &mut both, inner: &mut activated, out: &mut of_shared };
+        let shared = SharedExpert {
+            gate_up,
+            down,
+            both: &mut both,
+            inner: &mut activated,
+            out: &mut of_shared,
+            tokens: &mut TokenRoom::new(&device, &[]),
+        };
         launches(&device, &meter);
         moe_and_shared(&x, &experts, [&chosen, &weights], &mut scratch, Some(shared), &mut out);
         let counted = launches(&device, &meter);

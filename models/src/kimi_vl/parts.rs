@@ -2,7 +2,7 @@
 
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::ops::{self, Activation};
+use kernels::ops::{self, Activation, Tokens};
 use kernels::{HostTensor, Matrix, Tensor};
 
 /// Of every layer norm in the vision part.
@@ -46,8 +46,8 @@ impl Linear {
     }
 
     /// `[T, K]` to `[T, N]`.
-    pub fn run(&self, x: &Tensor, activation: Activation, out: &mut Tensor) {
-        ops::linear(x, &self.weight, Some(&self.bias), activation, out);
+    pub fn run(&self, x: &mut Tokens, activation: Activation, out: &mut Tensor) {
+        x.linear(&self.weight, Some(&self.bias), activation, out);
     }
 }
 

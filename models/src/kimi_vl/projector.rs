@@ -50,8 +50,8 @@ impl Projector {
         ops::gather_rows(&s.x, &s.squares, &mut s.mixed);
         s.mixed.reshape(&[num_tokens, MERGE * MERGE * d]);
         s.normed.reshape(&[num_tokens, MERGE * MERGE * d]);
-        self.linear_1.run(&s.mixed, Activation::GeluErf, &mut s.normed);
-        self.linear_2.run(&s.normed, Activation::None, out);
+        self.linear_1.run(&mut s.tokens.hold(&s.mixed), Activation::GeluErf, &mut s.normed);
+        self.linear_2.run(&mut s.tokens.hold(&s.normed), Activation::None, out);
         s.mixed.reshape(&[num_patches, d]);
         s.normed.reshape(&[num_patches, d]);
     }

@@ -1,7 +1,8 @@
 //! Everything that encoding a picture writes to, made once for the largest picture.
 
 use super::config::VisionConfig;
-use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable};
+use super::image_size::MERGE;
+use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable, TokenRoom};
 use kernels::{DType, Device, Indices, Tensor};
 
 /// N patches of a picture, D the tower's width, I the width inside its blocks, p the side of a patch.
@@ -25,6 +26,8 @@ pub(super) struct Scratch {
     /// Where the one picture begins and ends.
     pub segments: Indices,
     pub attention: AttentionScratch,
+    /// Of a linear layer that runs, rounded.
+    pub tokens: TokenRoom,
     /// Patches in the order of the tokens that they become.
     pub squares: Indices,
     /// The same on the host.
@@ -37,6 +40,12 @@ fn widths(config: &VisionConfig) -> [usize; 6] {
     [config.patch_len(), d, d, d, 3 * d, config.intermediate_size]
 }
 
+/// Inputs of linear layers: of the tower the widest, and of the projector.
+fn token_sizes(config: &VisionConfig, max_patches: usize) -> [[usize; 2]; 2] {
+    let tower = config.patch_len().max(config.hidden_size).max(config.intermediate_size);
+    [[max_patches, tower], [max_patches / (MERGE * MERGE), config.merged_size()]]
+}
+
 /// Every query of a picture sees every key: no cache, so no context.
 fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
     let (heads, dim) = (config.num_heads, config.head_dim());
@@ -45,7 +54,7 @@ fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
 
 impl Scratch {
     /// At most.
-    pub const NUM_TENSORS: u64 = 16;
+    pub const NUM_TENSORS: u64 = 17;
 
     /// Where attention multiplies in 16 bits, it does so in `float`, the type of the weights.
     pub fn new(device: &Device, config: &VisionConfig, float: DType, max_patches: usize) -> Self {
@@ -63,6 +72,7 @@ impl Scratch {
             segments: Indices::new(device, 2),
             attention: AttentionScratch::new(device, attention_sizes(config, max_patches))
                 .multiplying_as(float),
+            tokens: TokenRoom::new(device, &token_sizes(config, max_patches)),
             squares: Indices::new(device, max_patches),
             order: Vec::with_capacity(max_patches),
         }
@@ -76,6 +86,7 @@ impl Scratch {
             + 2 * Indices::bytes(device, max_patches)
             + Indices::bytes(device, 2)
             + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
+            + TokenRoom::bytes(device, &token_sizes(config, max_patches))
     }
 
     /// Shows as many rows as the picture has patches.

@@ -60,7 +60,7 @@ impl Tower {
 
     /// From `s.patches` to `s.normed`: one row for each patch, in raster order.
     pub fn run(&mut self, grid: [usize; 2], s: &mut Scratch) {
-        self.patch_embed.run(&s.patches, Activation::None, &mut s.x);
+        self.patch_embed.run(&mut s.tokens.hold(&s.patches), Activation::None, &mut s.x);
         ops::interpolate_positions(&self.positions, grid[0], grid[1], &mut s.normed);
         ops::add(&mut s.x, &s.normed);
         self.rotation.fill(grid, &mut s.turns);
@@ -107,7 +107,7 @@ impl Block {
         let num_patches = s.x.shape()[0];
         let d = s.x.shape()[1];
         self.norm0.run(&s.x, &mut s.normed);
-        self.wqkv.run(&s.normed, Activation::None, &mut s.qkv);
+        self.wqkv.run(&mut s.tokens.hold(&s.normed), Activation::None, &mut s.qkv);
         // Queries and keys turn, values do not.
         s.qkv.reshape(&[num_patches, 3 * num_heads, d / num_heads]);
         ops::rope_heads(&mut s.qkv, 0..2 * num_heads, &s.turns, &s.raster, RopeLayout::Interleaved);
@@ -117,12 +117,12 @@ impl Block {
         ops::packed_attention(&s.qkv, &s.segments, scale, &mut s.attention, &mut s.mixed);
         s.qkv.reshape(&[num_patches, 3 * d]);
         s.mixed.reshape(&[num_patches, d]);
-        self.wo.run(&s.mixed, Activation::None, &mut s.normed);
+        self.wo.run(&mut s.tokens.hold(&s.mixed), Activation::None, &mut s.normed);
         ops::add(&mut s.x, &s.normed);
 
         self.norm1.run(&s.x, &mut s.normed);
-        self.fc0.run(&s.normed, Activation::GeluTanh, &mut s.hidden);
-        self.fc1.run(&s.hidden, Activation::None, &mut s.normed);
+        self.fc0.run(&mut s.tokens.hold(&s.normed), Activation::GeluTanh, &mut s.hidden);
+        self.fc1.run(&mut s.tokens.hold(&s.hidden), Activation::None, &mut s.normed);
         ops::add(&mut s.x, &s.normed);
     }
 }

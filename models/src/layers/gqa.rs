@@ -71,15 +71,16 @@ impl Gqa {
         let LayerCache::Gqa { keys, values } = cache else {
             unreachable!("the cache is of another attention")
         };
-        let Scratch { normed, out, heads, attention, .. } = scratch;
+        let Scratch { normed, out, heads, attention, tokens, .. } = scratch;
         let HeadBuffers::Gqa(b) = heads else { unreachable!("the buffers are of another attention") };
         let GqaConfig { num_heads, num_kv_heads, head_dim, scale, .. } = self.config;
         let (t, width, kv_width) = (step.num_tokens(), num_heads * head_dim, num_kv_heads * head_dim);
         b.q.reshape(&[t, width]);
         b.k.reshape(&[t, kv_width]);
         b.v.reshape(&[t, kv_width]);
-        self.q.run(normed, &mut b.q);
-        Linear::run_pair([&self.k, &self.v], normed, [&mut b.k, &mut b.v]);
+        let mut x = tokens.hold(normed);
+        self.q.run(&mut x, &mut b.q);
+        Linear::run_pair([&self.k, &self.v], &mut x, [&mut b.k, &mut b.v]);
         b.q.reshape(&[t, num_heads, head_dim]);
         b.k.reshape(&[t, num_kv_heads, head_dim]);
         // Normed heads lie in buffers of their own; without norms the projections are used as they are.
@@ -101,6 +102,6 @@ impl Gqa {
         b.attended.reshape(&[t, num_heads, head_dim]);
         ops::gqa_attention(q, &*keys, &*values, &step.ragged, scale, attention, &mut b.attended);
         b.attended.reshape(&[t, width]);
-        self.out.run(&b.attended, out);
+        self.out.run(&mut tokens.hold(&b.attended), out);
     }
 }

@@ -14,7 +14,9 @@ use crate::config::{LATENT_NORM_EPS, MlaConfig};
 use crate::kv_cache::LayerCache;
 use crate::parts::Part;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
-use kernels::ops::{self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, Rotation};
+use kernels::ops::{
+    self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, Rotation, TokenRoom,
+};
 use kernels::{MatrixBatch, Tensor};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -98,11 +100,11 @@ impl Mla {
     /// Reads `normed`, writes `out`.
     pub fn run(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
         let LayerCache::Mla { rows } = cache else { unreachable!("the cache is of another attention") };
-        let Scratch { normed, out, heads, attention, .. } = scratch;
+        let Scratch { normed, out, heads, attention, tokens, .. } = scratch;
         let HeadBuffers::Mla(b) = heads else { unreachable!("the buffers are of another attention") };
         let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, scale, .. } = self.config;
         let t = step.num_tokens();
-        self.project(normed, b);
+        self.project(normed, b, tokens);
         self.prepare(step, rows, b);
         self.absorb(step, b);
         b.attended.reshape(&[t, num_heads, rank]);
@@ -125,25 +127,26 @@ impl Mla {
             ops::expanded_attention(&b.q, latents, &ragged, scale, scratch, &mut b.values);
         }
         b.values.reshape(&[t, num_heads * value_dim]);
-        self.out.run(&b.values, out);
+        self.out.run(&mut tokens.hold(&b.values), out);
     }
 
     /// Leaves latents in `kv` [T, R + P] and queries in `q` [T, H · (nope + P)].
-    fn project(&self, normed: &Tensor, b: &mut MlaBuffers) {
+    fn project(&self, normed: &Tensor, b: &mut MlaBuffers, tokens: &mut TokenRoom) {
         let t = normed.shape()[0];
         b.kv.reshape(&[t, self.config.row()]);
         b.q.reshape(&[t, self.config.num_heads * self.config.query_dim()]);
+        let mut x = tokens.hold(normed);
         match (&self.query, &mut b.q_latents) {
             (Query::TwoStep { down, norm, up }, Some((latent, latent_normed))) => {
                 let width = norm.shape()[0];
                 latent.reshape(&[t, width]);
                 latent_normed.reshape(&[t, width]);
-                Linear::run_pair([down, &self.kv], normed, [latent, &mut b.kv]);
+                Linear::run_pair([down, &self.kv], &mut x, [latent, &mut b.kv]);
                 ops::rms_norm(latent, norm, LATENT_NORM_EPS, latent_normed);
-                up.run(latent_normed, &mut b.q);
+                up.run(&mut tokens.hold(latent_normed), &mut b.q);
             }
             (Query::Direct(linear), _) => {
-                Linear::run_pair([linear, &self.kv], normed, [&mut b.q, &mut b.kv]);
+                Linear::run_pair([linear, &self.kv], &mut x, [&mut b.q, &mut b.kv]);
             }
             (Query::TwoStep { .. }, None) => unreachable!("two-step queries come with their buffers"),
         }

@@ -4,7 +4,7 @@ use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::scratch::Scratch;
 use kernels::Tensor;
-use kernels::ops::{self, SharedExpert};
+use kernels::ops::{self, SharedExpert, TokenRoom};
 
 pub struct Mlp {
     gate_up: Linear,
@@ -39,22 +39,24 @@ impl Mlp {
 
     /// Reads `normed`, writes `out` [T, D].
     pub fn run(&self, scratch: &mut Scratch) {
-        let Scratch { normed, gate_up, activated, out, .. } = scratch;
+        let Scratch { normed, gate_up, activated, out, tokens, .. } = scratch;
         self.reshape(normed.shape()[0], gate_up, activated);
-        self.gate_up.run(normed, gate_up);
+        self.gate_up.run(&mut tokens.hold(normed), gate_up);
         ops::silu_mul(gate_up, activated);
-        self.down.run(activated, out);
+        self.down.run(&mut tokens.hold(activated), out);
     }
 
-    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out. It has no biases.
+    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out; and room for tokens
+    /// that are rounded. It has no biases.
     pub fn as_shared_expert<'a>(
         &'a self,
         num_tokens: usize,
         [both, inner, out]: [&'a mut Tensor; 3],
+        tokens: &'a mut TokenRoom,
     ) -> SharedExpert<'a> {
         assert!(self.gate_up.bias.is_none() && self.down.bias.is_none(), "a shared expert with biases");
         self.reshape(num_tokens, both, inner);
-        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out }
+        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out, tokens }
     }
 
     fn reshape(&self, num_tokens: usize, both: &mut Tensor, inner: &mut Tensor) {

@@ -12,7 +12,7 @@ use crate::input::StepInput;
 use crate::parts::Part;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{LinearPart, Ragged, RopeLayout, RopeTable};
+use kernels::ops::{Activation, LinearPart, Ragged, RopeLayout, RopeTable, Tokens};
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// What the layers need of a step beside its activations.
@@ -125,19 +125,19 @@ pub struct Linear {
 
 impl Linear {
     /// `x` [T, K], `out` [T, N].
-    pub fn run(&self, x: &Tensor, out: &mut Tensor) {
-        kernels::ops::linear(x, &self.weight, self.bias.as_ref(), kernels::ops::Activation::None, out);
+    pub fn run(&self, x: &mut Tokens, out: &mut Tensor) {
+        x.linear(&self.weight, self.bias.as_ref(), Activation::None, out);
     }
 
     /// With another layer of the same `x`; each has its own output.
-    pub fn run_pair(layers: [&Self; 2], x: &Tensor, outs: [&mut Tensor; 2]) {
+    pub fn run_pair(layers: [&Self; 2], x: &mut Tokens, outs: [&mut Tensor; 2]) {
         let [first, second] = layers;
         let [first_out, second_out] = outs;
         let [(weight, bias), (second_weight, second_bias)] =
             [first, second].map(|l| (&l.weight, l.bias.as_ref()));
         let first = LinearPart { weight, bias, out: first_out };
         let second = LinearPart { weight: second_weight, bias: second_bias, out: second_out };
-        kernels::ops::linear_pair(x, [first, second]);
+        x.linear_pair([first, second]);
     }
 }
 

@@ -55,7 +55,7 @@ impl Moe {
     /// Reads `normed`, writes `out`.
     pub fn run(&self, scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
-        let Scratch { normed, out, moe, gate_up, activated, shared_out, .. } = scratch;
+        let Scratch { normed, out, moe, gate_up, activated, shared_out, tokens, .. } = scratch;
         let MoeBuffers { logits, ids, weights, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);
@@ -64,7 +64,8 @@ impl Moe {
         ops::linear(normed, &self.router, None, Activation::None, logits);
         ops::route(logits, self.correction_bias.as_ref(), &self.config, ids, weights);
         let shared = self.shared.as_ref();
-        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, [gate_up, activated, shared_out]));
+        let buffers = [gate_up, activated, shared_out];
+        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers, tokens));
         ops::moe_and_shared(normed, &self.experts, [ids, weights], experts, shared, out);
     }
 }

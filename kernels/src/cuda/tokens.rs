@@ -1,0 +1,47 @@
+//! Tokens of linear layers as tensor cores take them, where they are many: rounded once and packed (tokens.cuh), by tokens.cu.
+
+use super::Cuda;
+use super::compile::Source;
+use super::driver::{Args, Grid};
+use super::launch::{Instance, Kernel};
+use crate::{DType, Tensor};
+
+const THREADS: u32 = 256;
+/// Tokens and numbers along K come in multiples of these, as in tokens.cuh.
+const GRAIN: [usize; 2] = [128, 32];
+
+pub(super) const KERNEL: Kernel = Kernel {
+    source: Source { name: "tokens.cu", text: include_str!("tokens.cu") },
+    instances: &[
+        Instance::new("pack_tokens<bf16, 1>", 40, 0),
+        Instance::new("pack_tokens<bf16, 4>", 40, 0),
+        Instance::new("pack_tokens<f16, 1>", 40, 0),
+        Instance::new("pack_tokens<f16, 4>", 40, 0),
+    ],
+};
+
+/// Filled up.
+fn padded([rows, width]: [usize; 2]) -> [usize; 2] {
+    [rows.next_multiple_of(GRAIN[0]), width.next_multiple_of(GRAIN[1])]
+}
+
+/// What so many tokens of so many numbers take.
+pub(crate) fn packed_bytes(sizes: [usize; 2]) -> u64 {
+    2 * padded(sizes).iter().product::<usize>() as u64
+}
+
+/// Rounds x `[T, K]` to bf16 or f16, into a room of at least `packed_bytes([T, K])`.
+pub(crate) fn pack(cuda: &Cuda, x: &Tensor, dtype: DType, room: &Tensor) {
+    let (rows, width) = (x.rows(), x.row_len());
+    assert_eq!(x.dtype(), DType::F32, "tokens: type of x");
+    assert!(packed_bytes([rows, width]) <= room.bytes(), "tokens: no room for {rows} of {width}");
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let [tokens, columns] = padded([rows, width]);
+    let blocks = [tokens / 8, columns.div_ceil(256), 1].map(|n| n as u32);
+    let args =
+        Args::new().pointer(x.pointer()).value(rows as i32).value(width as i32).pointer(room.pointer());
+    let expression = format!("pack_tokens<{}, {vector}>", dtype.cpp());
+    let grid = Grid { blocks, threads: [THREADS, 1, 1], shared: 0 };
+    // SAFETY: x is T rows of K, and the room holds them, filled up.
+    unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
+}

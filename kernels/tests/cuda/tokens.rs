@@ -1,0 +1,136 @@
+//! Tokens that are rounded and packed once for the linear layers that read them: where each number lies, and that no bit of a result depends on it.
+
+use crate::bench::Bench;
+use crate::common::*;
+use crate::device::{SEEDS, emulated};
+use half::{bf16, f16};
+use kernels::cuda::compile::Source;
+use kernels::cuda::driver::Args;
+use kernels::ops::*;
+use kernels::*;
+
+const PACK: Source = Source { name: "tokens.cu", text: include_str!("../../src/cuda/tokens.cu") };
+
+/// `[T / 128][K / 8][128][8]`, with zeros where it is filled up, whatever was there before.
+#[test]
+fn tokens_lie_in_columns_of_eight() {
+    let bench = Bench::new(1);
+    for (rows, k) in [(1, 1), (33, 7), (40, 36), (129, 64), (128, 300), (257, 33)] {
+        let values = values((rows * k) as u64, rows * k);
+        let x = bench.filled(&values, "x");
+        let columns = k.next_multiple_of(32) / 8;
+        let len = rows.next_multiple_of(128) * columns * 8;
+        for (name, round) in [
+            ("bf16", (|v| bf16::from_f32(v).to_bits()) as fn(f32) -> u16),
+            ("f16", |v| f16::from_f32(v).to_bits()),
+        ] {
+            let packed = bench.filled(&vec![0x5555_u16; len], "packed");
+            let vector = if k % 4 == 0 { 4 } else { 1 };
+            let function =
+                bench.function(PACK, &format!("pack_tokens<{name}, {vector}>"), &[]).expect("it compiles");
+            let args = Args::new().pointer(x.start).value(rows as i32).value(k as i32).pointer(packed.start);
+            let blocks = [rows.next_multiple_of(128) as u32 / 8, (columns as u32 * 8).div_ceil(256), 1];
+            bench.launch_grid(function, blocks, 256, &args).expect("a launch");
+            let found: Vec<u16> = bench.read(packed).expect("it runs");
+            for (place, &found) in found.iter().enumerate() {
+                let (token, column) =
+                    (place / 8 % 128 + place / 1024 / columns * 128, place / 1024 % columns);
+                let at = column * 8 + place % 8;
+                let expected = if token < rows && at < k { round(values[token * k + at]) } else { 0 };
+                assert_eq!(found, expected, "{name} {rows} x {k}: token {token}, number {at}");
+            }
+        }
+    }
+}
+
+/// A layer of random weights `[N, K]`.
+fn layer(device: &Device, stored_as: WeightType, [n, k]: [usize; 2]) -> (Matrix, Tensor) {
+    let w = Host::random(stored_as.float().unwrap_or(DType::F32), &[n, k], 3);
+    (Matrix::pack(device, stored_as, &[w.view()]), Host::random(DType::F32, &[n], 4).tensor(device))
+}
+
+/// One room serves one step after the other; up to 32 tokens and weights in f32 do without.
+#[test]
+fn packed_tokens_give_the_same_bits() {
+    let device = emulated(SEEDS[1]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let mut room = TokenRoom::new(&device, &[[300, 523]]);
+    // The last three have blocks of 128 tokens.
+    for [t, n, k] in [
+        [33, 97, 48],
+        [64, 40, 523],
+        [70, 130, 290],
+        [32, 33, 64],
+        [300, 31, 33],
+        [140, 150, 64],
+        [150, 131, 37],
+        [129, 140, 72],
+    ] {
+        for stored_as in WeightType::ON_GPU {
+            let (w, bias) = layer(&device, stored_as, [n, k]);
+            let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
+            let [mut expected, mut found] = [(); 2].map(|()| Tensor::unwritten(&device, DType::F32, &[t, n]));
+            linear(&x, &w, Some(&bias), Activation::GeluTanh, &mut expected);
+            let before = cuda.num_launches();
+            room.hold(&x).linear(&w, Some(&bias), Activation::GeluTanh, &mut found);
+            let launches = cuda.num_launches() - before;
+            let what = format!("{stored_as} T {t} N {n} K {k}");
+            assert_eq!(bits(&found.to_f32_vec()), bits(&expected.to_f32_vec()), "{what}");
+            assert_eq!(launches, if t > 32 && stored_as != WeightType::F32 { 2 } else { 1 }, "{what}");
+        }
+    }
+}
+
+/// Once for all that take one type, again for another.
+#[test]
+fn layers_of_the_same_tokens_round_them_once() {
+    let device = emulated(SEEDS[0]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let (t, n, k) = (45, 40, 70);
+    let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
+    let mut room = TokenRoom::new(&device, &[[t, k]]);
+    let out = || Tensor::unwritten(&device, DType::F32, &[t, n]);
+    let mut tokens = room.hold(&x);
+    use WeightType::*;
+    for (stored_as, packs) in [(BF16, 1), (Int8, 0), (F32, 0), (Int4Zero, 0), (F16, 1), (F16, 0), (BF16, 1)] {
+        let (w, bias) = layer(&device, stored_as, [n, k]);
+        let [mut expected, mut found] = [out(), out()];
+        linear(&x, &w, Some(&bias), Activation::None, &mut expected);
+        let before = cuda.num_launches();
+        tokens.linear(&w, Some(&bias), Activation::None, &mut found);
+        assert_eq!(cuda.num_launches() - before, 1 + packs, "{stored_as}");
+        assert_eq!(bits(&found.to_f32_vec()), bits(&expected.to_f32_vec()), "{stored_as}");
+    }
+    // Two at once, of which one takes no packed tokens.
+    for (types, launches) in [([BF16, BF16], 2), ([BF16, F32], 2), ([Int4, F16], 3)] {
+        let [(first, _), (second, bias)] = types.map(|stored_as| layer(&device, stored_as, [n, k]));
+        let [mut a, mut b, mut expected_a, mut expected_b] = [out(), out(), out(), out()];
+        linear(&x, &first, None, Activation::None, &mut expected_a);
+        linear(&x, &second, Some(&bias), Activation::None, &mut expected_b);
+        let before = cuda.num_launches();
+        let first = LinearPart { weight: &first, bias: None, out: &mut a };
+        tokens.linear_pair([first, LinearPart { weight: &second, bias: Some(&bias), out: &mut b }]);
+        assert_eq!(cuda.num_launches() - before, launches, "{types:?}");
+        for (found, expected) in [(a, expected_a), (b, expected_b)] {
+            assert_eq!(bits(&found.to_f32_vec()), bits(&expected.to_f32_vec()), "{types:?}");
+        }
+    }
+}
+
+/// Room is for the largest of its sizes that has many tokens, and none on a processor.
+#[test]
+fn rooms_are_as_large_as_they_say() {
+    let device = emulated(SEEDS[0]);
+    let bytes = |sizes: &[[usize; 2]]| {
+        let before = device.allocated_bytes();
+        let _room = TokenRoom::new(&device, sizes);
+        let bytes = TokenRoom::bytes(&device, sizes);
+        assert_eq!(device.allocated_bytes() - before, bytes, "{sizes:?}");
+        bytes
+    };
+    assert_eq!(bytes(&[[32, 4096]]), 0);
+    assert_eq!(bytes(&[[33, 33]]), 2 * 128 * 64);
+    assert_eq!(bytes(&[[129, 32], [128, 96]]), 2 * 128 * 96);
+    assert_eq!(bytes(&[[2048, 11264]]), 2 * 2048 * 11264);
+    assert_eq!(TokenRoom::bytes(&Device::cpu(Some(1)), &[[2048, 11264]]), 0);
+}
