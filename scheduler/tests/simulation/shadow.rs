@@ -461,7 +461,10 @@ impl ModelRunner for Shadow {
     type Error = std::convert::Infallible;
 
     fn draw(&mut self, batch: &Batch) {
-        assert!(batch.samples().all(|sample| !sample.is_incomplete), "drawn before the token before is known");
+        assert!(
+            batch.samples().all(|sample| !sample.is_incomplete),
+            "drawn before the token before is known"
+        );
         let at_us = self.now_us + cost_us(batch);
         self.drawn.push_back(batch.items.iter().map(|item| self.is_late(item, at_us)).collect());
     }
