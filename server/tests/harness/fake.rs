@@ -301,7 +301,9 @@ impl ModelRunner for FakeRunner {
     /// Waits for masks where another step is to follow, so that who is in which step does not depend on how fast they are.
     fn draw(&mut self, batch: &Batch) {
         if self.control.takes_ahead.load(Relaxed) {
-            batch.samples().filter_map(|sample| sample.mask.as_ref()).for_each(|mask| drop(mask.allowed()));
+            for mask in batch.samples().filter_map(|sample| sample.mask.as_ref()) {
+                mask.allowed();
+            }
         }
         if self.works_alone() {
             self.control.does(Doing::Draw);
