@@ -9,9 +9,13 @@ use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
 use crate::sampler::{self, Drawing, RowResult, Sampler};
 use crate::scratch::Scratch;
-use kernels::{Beside, Device, Error, Indices, Stopwatch, Tensor, Ticket, ops};
+use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
 use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Between two looks at masks that are being computed, which takes milliseconds at most.
+const MASK_PAUSE: Duration = Duration::from_micros(20);
 
 pub struct DeviceRunner {
     device: Device,
@@ -31,16 +35,32 @@ pub struct DeviceRunner {
     under_way: VecDeque<(Digest, Ticket)>,
     /// Steps whose work was enqueued before their results were asked for, in order.
     flights: VecDeque<Flight>,
+    /// The logits of the last of them.
+    logits_are_there: Milestone,
 }
 
 /// A step that was launched.
 struct Flight {
     /// The first row of each item.
     first_rows: Vec<u32>,
-    /// What it samples, where all of it is enqueued. Otherwise its results are computed when they are asked for.
-    drawing: Option<Drawing>,
-    /// Whether another step may be launched before the results of this one are asked for: nothing of it is left in the memory of a step.
-    can_be_followed: bool,
+    /// Whether nothing but what it samples is left of it in the memory of a step.
+    keeps_nothing: bool,
+    /// What it samples, once all of it is enqueued. Otherwise its results are computed when they are asked for.
+    drawn: Option<Drawn>,
+}
+
+struct Drawn {
+    drawing: Drawing,
+    /// Of each row that samples; empty where nobody is deferred.
+    deferred: Vec<bool>,
+}
+
+impl Flight {
+    /// Whether another step may be launched before the results of this one are asked for: nothing of it is left in the memory of a step, and
+    /// it is known of all who go on.
+    fn can_be_followed(&self) -> bool {
+        self.keeps_nothing && self.drawn.as_ref().is_some_and(|drawn| drawn.deferred.is_empty())
+    }
 }
 
 /// What a runner is made of.
@@ -79,6 +99,7 @@ impl DeviceRunner {
         Ok(Self {
             encoding: Stopwatch::new(&device)?,
             beside: Beside::new(&device)?,
+            logits_are_there: Milestone::new(&device)?,
             under_way: VecDeque::new(),
             graphs: has_graphs.then(|| DecodeGraphs::new(max_graph_rows)),
             device,
@@ -162,19 +183,15 @@ impl DeviceRunner {
         }
     }
 
-    /// Enqueues a step up to the logits that come first, with what is sampled of them if that is all and nothing has to be waited for,
-    /// and beside it the pictures that it need not wait for.
+    /// Enqueues a step up to the logits that come first, and beside it the pictures that it need not wait for.
     fn launch(&mut self, batch: &Batch) -> Flight {
         self.beside.mark();
         self.forward(batch);
         let first_rows = self.input.first_rows.clone();
-        let head = HeadRows::of(batch, &first_rows);
-        let chunk = self.scratch.logit_rows;
-        if let Some(rows) = head.rows.chunks(chunk).next() {
+        if let Some(rows) = HeadRows::of(batch, &first_rows).rows.chunks(self.scratch.logit_rows).next() {
             self.logits(rows);
         }
-        let is_one_chunk = head.rows.len() <= chunk;
-        let drawing = if is_one_chunk { self.sampler.begin(&self.scratch.logits, &head.tasks) } else { None };
+        self.logits_are_there.set();
         for encode in batch.encodes.iter().filter(|encode| encode.ahead) {
             let eyes = self.eyes.as_mut().expect("only models with pictures get pictures");
             let ticket = self.beside.run(|| eyes.encode(encode));
@@ -182,7 +199,28 @@ impl DeviceRunner {
         }
         let keeps_nothing = batch.items.iter().all(|item| item.prompt.is_none())
             && batch.encodes.iter().all(|encode| encode.ahead);
-        Flight { first_rows, can_be_followed: drawing.is_some() && keeps_nothing, drawing }
+        Flight { first_rows, keeps_nothing, drawn: None }
+    }
+
+    /// Enqueues what a step samples behind its logits, if that is all and they are one piece. Masks that are being computed are waited for until
+    /// the device has the logits: then it would wait as well.
+    fn draw_behind(&mut self, batch: &Batch, first_rows: &[u32]) -> Option<Drawn> {
+        let mut head = HeadRows::of(batch, first_rows);
+        if head.rows.len() > self.scratch.logit_rows || !self.sampler.can_begin(&head.tasks) {
+            return None;
+        }
+        while !batch.can_be_drawn() && !self.logits_are_there.is_reached() {
+            std::thread::sleep(MASK_PAUSE);
+        }
+        let mut deferred = Vec::new();
+        if batch.has_late_masks() {
+            deferred = batch.choose_deferred();
+            head.defer(&deferred);
+        }
+        if !deferred.contains(&true) {
+            deferred.clear();
+        }
+        Some(Drawn { drawing: self.sampler.begin(&self.scratch.logits, &head.tasks), deferred })
     }
 
     /// Pictures that are there now; where there was nothing else to do, one is waited for.
@@ -208,10 +246,13 @@ impl DeviceRunner {
 
     /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.
     fn collect(&mut self, batch: &Batch, flight: Flight) -> Result<StepOutput, Error> {
-        let Flight { first_rows, drawing, .. } = flight;
+        let Flight { first_rows, drawn, .. } = flight;
         let mut head = HeadRows::of(batch, &first_rows);
-        let results = match drawing {
-            Some(drawing) => self.sampler.finish(drawing, &head.tasks)?,
+        let results = match drawn {
+            Some(Drawn { drawing, deferred }) => {
+                head.defer(&deferred);
+                self.sampler.finish(drawing, &head.tasks)?
+            }
             None => self.sample(batch, &mut head)?,
         };
         let encoded = self.landed(batch.items.is_empty());
@@ -279,8 +320,16 @@ impl ModelRunner for DeviceRunner {
         }
     }
 
+    fn draw(&mut self, batch: &Batch) {
+        if let Some(flight) = self.flights.pop_back() {
+            assert!(flight.drawn.is_none(), "what a step samples is drawn once");
+            let drawn = self.draw_behind(batch, &flight.first_rows);
+            self.flights.push_back(Flight { drawn, ..flight });
+        }
+    }
+
     fn takes_ahead(&self) -> bool {
-        self.flights.len() == 1 && self.flights[0].can_be_followed
+        self.flights.len() == 1 && self.flights[0].can_be_followed()
     }
 
     fn works_alone(&self) -> bool {

@@ -174,6 +174,9 @@ pub struct Sample {
     pub num_generated: usize,
     /// The item's last so many tokens are guesses. 0 where there is a mask.
     pub num_drafts: usize,
+    /// In a step that was made ahead: history and mask hang on a token that is still being sampled. They are put in when it has come
+    /// ([`Scheduler::complete_samples`](crate::Scheduler)), and nothing is drawn before.
+    pub is_incomplete: bool,
     /// All tokens so far and the drafts, only where the parameters need them; the first `prompt_len` are the prompt.
     pub history: Option<History>,
     /// The tokens that may be drawn; `None`: any.
@@ -193,15 +196,20 @@ impl Sample {
             position,
             num_generated,
             num_drafts: 0,
+            is_incomplete: false,
             history: None,
             mask: None,
             may_be_deferred: false,
         }
     }
 
+    fn waits_for_mask(&self) -> bool {
+        self.mask.as_ref().is_some_and(|mask| !mask.is_ready())
+    }
+
     /// Whether the others of its step need not wait for its mask.
     fn is_late(&self) -> bool {
-        self.may_be_deferred && self.mask.as_ref().is_some_and(|mask| !mask.is_ready())
+        self.may_be_deferred && self.waits_for_mask()
     }
 }
 
@@ -268,6 +276,11 @@ impl Batch {
     /// In the order of the items.
     pub fn samples(&self) -> impl Iterator<Item = &Sample> {
         self.items.iter().filter_map(|item| item.sample.as_ref())
+    }
+
+    /// Whether all that its samples depend on beside the logits is there: nothing is incomplete and no mask is still being computed.
+    pub fn can_be_drawn(&self) -> bool {
+        self.samples().all(|sample| !sample.is_incomplete && !sample.waits_for_mask())
     }
 
     /// Whether a mask is still being computed that the step need not wait for.

@@ -47,7 +47,8 @@ impl Scheduler {
             let num_rows = item.sample.as_ref().map_or(0, Sample::num_rows);
             assert!(sampled.len() >= num_rows, "one result per row that samples");
             let mut rows = sampled.by_ref().take(num_rows).peekable();
-            if ended.contains(&item.id) {
+            let priority = self.priorities.get(&item.id).copied();
+            if ended.contains(&item.id) || (item.placeholder_for.is_some() && priority.is_none()) {
                 self.stats.count_for_nothing(item);
                 rows.for_each(drop);
                 continue;
@@ -56,12 +57,10 @@ impl Scheduler {
             if let Some(sample) = item.sample.as_ref().filter(|_| is_deferred) {
                 self.stats.count_deferred(item.tokens.len(), sample.num_generated);
             }
-            if let Some(&priority) = self.priorities.get(&item.id) {
+            if let Some(priority) = priority {
                 let sampled = item.sample.is_some().then_some(&mut rows);
                 let results = ItemResults { prompt, is_deferred, sampled };
                 self.commit_item(Rank { priority, id: item.id }, item, results, &mut events);
-            } else if item.placeholder_for.is_some() {
-                self.stats.count_dropped();
             }
             // What follows a guess that was wrong.
             rows.for_each(drop);

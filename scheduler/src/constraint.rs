@@ -4,6 +4,7 @@
 //! ```text
 //! schedule: next_mask() ──▶ Sample::mask     begins to be computed, on whatever threads the caller has, unless a token is to be taken in first
 //! execute:  forward pass … Batch::choose_deferred(): which rows go on without theirs   … sampler: TokenMask::allowed()
+//!           (of a step that was made ahead the forward pass begins first, and next_mask() is called when the step before was taken in)
 //! commit:   begin_accept(token) ──▶ Open | Complete | Failed, or nothing yet
 //!                                                             or, of a row that was deferred, nothing: next_mask() comes again
 //! where nothing came yet, at the end of the commit, or on a device that works alone while it runs the next step:

@@ -42,10 +42,15 @@ impl Job {
         Self { sequence, chain, prompt, drafter, preemptions: 0, started: false }
     }
 
-    /// Whether its next token can only be chosen once the last one is known to the host: nobody goes on behind a step in which it samples.
-    pub fn needs_last_token(&self) -> bool {
-        let Sequence { constraint, params, .. } = &self.sequence;
-        constraint.is_some() || self.drafter.is_some() || params.needs_history()
+    /// Whether the host has to know the last token before the next one is computed, as guesses follow from it: nobody goes on behind a step in
+    /// which it samples.
+    pub fn needs_token_to_compute(&self) -> bool {
+        self.drafter.is_some()
+    }
+
+    /// Whether the host has to know the last token before the next one is drawn, as a mask or penalties follow from it.
+    fn needs_token_to_draw(&self) -> bool {
+        self.sequence.constraint.is_some() || self.sequence.params.needs_history()
     }
 
     pub fn rank(&self) -> Rank {
@@ -248,19 +253,29 @@ impl Running {
     }
 
     fn sample(&mut self) -> Sample {
-        let may_be_deferred = self.deferrals < MAX_DEFERRALS;
-        let (position, num_generated) = (self.len(), self.num_generated());
+        let mut sample = Sample {
+            params: self.job.sequence.params.clone(),
+            position: self.len(),
+            num_generated: self.num_generated(),
+            num_drafts: self.drafts.len(),
+            is_incomplete: self.pending.is_some() && self.job.needs_token_to_draw(),
+            history: None,
+            mask: None,
+            // Who goes on behind a row is not deferred in it.
+            may_be_deferred: self.pending.is_some() || self.deferrals < MAX_DEFERRALS,
+        };
+        if !sample.is_incomplete {
+            self.put_in(&mut sample);
+        }
+        sample
+    }
+
+    /// What a sample depends on beside the logits, when all tokens before it are known.
+    pub fn put_in(&mut self, sample: &mut Sample) {
         let Sequence { params, tokens, prompt_len, constraint, .. } = &mut self.job.sequence;
         let history = || History { tokens: [&tokens[..], &self.drafts].concat(), prompt_len: *prompt_len };
-        Sample {
-            params: params.clone(),
-            position,
-            num_generated,
-            num_drafts: self.drafts.len(),
-            history: params.needs_history().then(history),
-            mask: constraint.as_mut().and_then(|constraint| constraint.next_mask()),
-            may_be_deferred,
-        }
+        sample.history = params.needs_history().then(history);
+        sample.mask = constraint.as_mut().and_then(|constraint| constraint.next_mask());
     }
 }
 

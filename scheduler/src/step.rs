@@ -96,7 +96,7 @@ impl StepStats {
         self.deferred_tokens += 1;
     }
 
-    /// An item of a sequence that had ended by the time.
+    /// An item of a sequence that had ended by the time, or a placeholder of one that has gone.
     pub(crate) fn count_for_nothing(&mut self, item: &BatchItem) {
         let num_tokens = item.tokens.len();
         let counter = match &item.sample {
@@ -105,12 +105,6 @@ impl StepStats {
         };
         *counter -= num_tokens;
         self.dropped_tokens += num_tokens;
-    }
-
-    /// The sequence of a placeholder has gone.
-    pub(crate) fn count_dropped(&mut self) {
-        self.decode_tokens -= 1;
-        self.dropped_tokens += 1;
     }
 
     fn counter_to_the_end(&mut self, num_tokens: usize, num_generated: usize) -> &mut usize {

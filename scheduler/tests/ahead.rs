@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use scheduler::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 fn ahead() -> SchedulerConfig {
     SchedulerConfig { async_scheduling: true, ..config() }
@@ -85,28 +86,10 @@ fn who_ends_with_its_token_for_sure_does_not_go_on() {
 }
 
 #[test]
-fn nobody_goes_on_behind_who_needs_the_last_token() {
-    #[derive(Debug, Clone)]
-    struct Anything;
-    impl Constraint for Anything {
-        fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
-            None
-        }
-        fn accept(&mut self, _: TokenId) -> Accepted {
-            Accepted::Open
-        }
-        fn boxed_clone(&self) -> Box<dyn Constraint> {
-            Box::new(self.clone())
-        }
-    }
+fn nobody_goes_on_behind_who_guesses_or_is_told_of() {
     let prompt = |len: TokenId| (0..len).collect::<Vec<_>>();
-    let mut constrained = sequence(2, prompt(4), 5);
-    constrained.constraint = Some(Box::new(Anything));
-    let penalties = SamplingParams { presence_penalty: 0.1, ..params(5) };
     let told = PromptOutput::Logprobs { first: 1, top: 0 };
     for special in [
-        constrained,
-        sequence_with(2, prompt(4), Vec::new(), penalties),
         sequence(2, prompt(4), 5).speculating(NgramConfig::default()).unwrap(),
         sequence(2, prompt(4), 5).wanting(told).unwrap(),
         sequence(2, prompt(4), 0).wanting(PromptOutput::Pooled(Pooling::Mean)).unwrap(),
@@ -136,6 +119,205 @@ fn nobody_goes_on_behind_who_needs_the_last_token() {
         assert!(fourth.items.iter().all(|item| is_placeholder(item) == goes_on));
         commit(&mut scheduler, counter, fourth);
     }
+}
+
+/// Masks are of what was said, and there when their gate is open.
+#[derive(Debug, Clone, Default)]
+struct Gated {
+    said: Vec<TokenId>,
+    is_closed: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct GatedMask(Vec<u32>, Arc<AtomicBool>);
+
+impl Constraint for Gated {
+    fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+        Some(Arc::new(GatedMask(self.said.clone(), self.is_closed.clone())))
+    }
+
+    fn accept(&mut self, token: TokenId) -> Accepted {
+        self.said.push(token);
+        Accepted::Open
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+impl TokenMask for GatedMask {
+    fn allowed(&self) -> Option<&[u32]> {
+        Some(&self.0)
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.1.load(Relaxed)
+    }
+}
+
+/// With a constraint, which is late while the gate is closed, and penalties.
+fn held(id: u64, params: SamplingParams) -> (Sequence, Arc<AtomicBool>) {
+    let params = SamplingParams { presence_penalty: 0.1, ..params };
+    let mut sequence = sequence_with(id, vec![70, 71], Vec::new(), params);
+    let constraint = Gated::default();
+    let gate = constraint.is_closed.clone();
+    sequence.constraint = Some(Box::new(constraint));
+    (sequence, gate)
+}
+
+/// The tokens before it, and what its mask says that was said.
+fn drawn_from(item: &BatchItem) -> (Vec<TokenId>, Vec<TokenId>) {
+    let sample = item.sample.as_ref().unwrap();
+    assert!(!sample.is_incomplete && item.tokens.len() == 1);
+    let (history, _) = sample.row(0).history().expect("it has penalties");
+    (history.to_vec(), sample.mask.as_ref().unwrap().allowed().unwrap().to_vec())
+}
+
+#[test]
+fn who_needs_the_last_token_to_be_drawn_is_computed_before_it_is_known() {
+    let mut scheduler = scheduler_of(ahead(), [held(1, params(9)).0, sequence(2, vec![5; 3], 9)]);
+    let counter = &mut Counter::default();
+    let first = scheduler.schedule();
+    let mut second = scheduler.schedule_ahead(&first).unwrap();
+    assert_eq!(items(&second), [(1, vec![0], Some(0), 2), (2, vec![0], Some(1), 3)]);
+    let sample = second.items[0].sample.as_ref().unwrap();
+    assert!(sample.is_incomplete && sample.history.is_none() && sample.mask.is_none());
+    assert!(!second.items[1].sample.as_ref().unwrap().is_incomplete && !second.can_be_drawn());
+    commit(&mut scheduler, counter, first);
+    scheduler.complete_samples(&mut second);
+    assert!(second.can_be_drawn());
+    assert_eq!(drawn_from(&second.items[0]), (vec![70, 71, 1], vec![1]));
+    // Once more changes nothing.
+    scheduler.complete_samples(&mut second);
+    let mut third = scheduler.schedule_ahead(&second).unwrap();
+    commit(&mut scheduler, counter, second);
+    scheduler.complete_samples(&mut third);
+    assert_eq!(drawn_from(&third.items[0]), (vec![70, 71, 1, 2], vec![1, 2]));
+    commit(&mut scheduler, counter, third);
+}
+
+#[test]
+fn what_is_drawn_for_one_that_has_gone_depends_on_nothing() {
+    let stop = SamplingParams { stop_token_ids: vec![1], ..params(9) };
+    for (params, is_aborted) in [(stop, false), (params(9), true)] {
+        let (held, gate) = held(1, params);
+        let mut scheduler = scheduler_of(ahead(), [held, sequence(2, vec![5; 3], 9)]);
+        let counter = &mut Counter::default();
+        let first = scheduler.schedule();
+        let mut second = scheduler.schedule_ahead(&first).unwrap();
+        let step = commit(&mut scheduler, counter, first);
+        assert_eq!(finished(&step.events).is_empty(), is_aborted);
+        if is_aborted {
+            // Its mask is asked for, and late when its client has gone.
+            gate.store(true, Relaxed);
+            scheduler.complete_samples(&mut second);
+            assert!(scheduler.abort(SequenceId(1)));
+        }
+        scheduler.complete_samples(&mut second);
+        let sample = second.items[0].sample.as_ref().unwrap();
+        let (history, _) = sample.row(0).history().expect("a sampler that has penalties looks at it");
+        assert_eq!((history.len(), sample.mask.is_some()), if is_aborted { (3, true) } else { (0, false) });
+        let third = scheduler.schedule_ahead(&second).unwrap();
+        assert_eq!(items(&third), [(2, vec![0], Some(1), 4)]);
+        let step = commit(&mut scheduler, counter, second);
+        let StepStats { decode_tokens, deferred_tokens, dropped_tokens, .. } = step.stats;
+        assert_eq!((decode_tokens, deferred_tokens, dropped_tokens), (1, 0, 1), "aborted: {is_aborted}");
+        commit(&mut scheduler, counter, third);
+    }
+}
+
+#[test]
+fn steps_are_drawn_when_all_is_known_and_not_before() {
+    use Call::{Begin, Draw, Execute};
+    let engine_with = |sequences: Vec<Sequence>| {
+        let mut engine = engine(ahead());
+        engine.runner_mut().takes_ahead = true;
+        sequences.into_iter().for_each(|sequence| engine.add(sequence).unwrap());
+        engine
+    };
+    let calls = |engine: &mut Engine<Counter>| std::mem::take(&mut engine.runner_mut().calls);
+    let mut free = engine_with(vec![sequence(1, vec![7; 5], 9)]);
+    step(&mut free);
+    assert_eq!(calls(&mut free), [Begin, Draw, Begin, Draw, Execute]);
+    step(&mut free);
+    assert_eq!(calls(&mut free), [Begin, Draw, Execute]);
+
+    let (sequence_held, gate) = held(1, params(30));
+    let mut engine = engine_with(vec![sequence_held, sequence(2, vec![7; 5], 30)]);
+    step(&mut engine);
+    assert_eq!(calls(&mut engine), [Begin, Draw, Begin, Execute]);
+    for _ in 0..3 {
+        let step = step(&mut engine);
+        assert!(step.stats.is_ahead);
+        assert_eq!(calls(&mut engine), [Draw, Begin, Execute], "one runs, and the next one is begun");
+    }
+    // A mask that is late when the others are drawn: its row is deferred in a step that was begun ahead, and nobody goes on behind that one.
+    gate.store(true, Relaxed);
+    let deferred = step(&mut engine);
+    assert_eq!((deferred.stats.is_ahead, deferred.stats.deferred_tokens), (true, 1));
+    assert_eq!((said(&deferred.events, 1), said(&deferred.events, 2)), (vec![], vec![5]));
+    assert_eq!(calls(&mut engine), [Draw, Execute]);
+    gate.store(false, Relaxed);
+    let after = step(&mut engine);
+    assert_eq!((said(&after.events, 1), said(&after.events, 2)), (vec![5], vec![6]));
+    assert!(!after.stats.is_ahead);
+    assert_eq!(calls(&mut engine), [Begin, Draw, Begin, Execute]);
+    let rest = run(&mut engine);
+    assert_eq!(said(&rest, 1), (6..=30).collect::<Vec<_>>());
+    let histories: Vec<_> = engine.runner().histories.iter().flatten().collect();
+    let expected = (0..30).map(|said| [70, 71].into_iter().chain(1..=said).collect::<Vec<_>>());
+    assert!(histories.into_iter().eq(&expected.collect::<Vec<_>>()));
+}
+
+#[test]
+fn no_step_is_made_while_it_is_asked_who_ends() {
+    #[derive(Debug, Clone)]
+    struct Slow(Option<TokenId>);
+    impl Constraint for Slow {
+        fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
+            None
+        }
+        fn accept(&mut self, _: TokenId) -> Accepted {
+            unreachable!("begun and finished")
+        }
+        fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
+            self.0 = Some(token);
+            None
+        }
+        fn finish_accept(&mut self) -> Accepted {
+            if self.0.take() == Some(3) { Accepted::Complete } else { Accepted::Open }
+        }
+        fn boxed_clone(&self) -> Box<dyn Constraint> {
+            Box::new(self.clone())
+        }
+    }
+    let mut engine = engine(ahead());
+    (engine.runner_mut().takes_ahead, engine.runner_mut().works_alone) = (true, true);
+    let mut slow = sequence(1, vec![7; 5], 9);
+    slow.constraint = Some(Box::new(Slow(None)));
+    engine.add(slow).unwrap();
+    engine.add(sequence(2, vec![8; 5], 9)).unwrap();
+    for said_before in 0..3 {
+        engine.begin();
+        // Who ends is known of the prompts, of which nothing was said.
+        assert_eq!(engine.begin_ahead(), said_before == 0);
+        assert_eq!(engine.finish_accepting(), []);
+        engine.draw();
+        assert_eq!(engine.begin_ahead(), said_before > 0);
+        let Ok(step) = engine.finish();
+        assert_eq!(said(&step.events, 1), [said_before + 1]);
+        assert_eq!((step.stats.is_ahead, step.stats.dropped_tokens), (said_before > 0, 0));
+    }
+    engine.begin();
+    assert_eq!(finished(&engine.finish_accepting()), [(1, FinishReason::Complete, 0)]);
+    engine.draw();
+    assert!(engine.begin_ahead());
+    let Ok(step) = engine.finish();
+    engine.scheduler().check();
+    assert_eq!((step.stats.decode_tokens, step.stats.dropped_tokens), (1, 1));
+    assert_eq!(said(&run(&mut engine), 2), (5..=9).collect::<Vec<_>>());
+    assert_eq!(engine.runner().steps_of(1), [0, 1, 2, 3]);
 }
 
 #[test]

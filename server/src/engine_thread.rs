@@ -295,6 +295,13 @@ where
         if !self.engine.has_begun() {
             return Ok(());
         }
+        // Where grammars hold somebody, it is known now what may be drawn of the rows that the device computes, and who goes on behind them.
+        let engine = &mut self.engine;
+        let draw = || {
+            engine.draw();
+            engine.begin_ahead();
+        };
+        catch_unwind(AssertUnwindSafe(draw)).map_err(panicked)?;
         let engine = &mut self.engine;
         let step = catch_unwind(AssertUnwindSafe(|| engine.finish())).map_err(panicked)?;
         let step = step.map_err(|error| error.to_string())?;

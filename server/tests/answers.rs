@@ -391,22 +391,58 @@ fn a_device_that_takes_steps_ahead_says_the_same() {
 
 #[test]
 fn a_step_is_begun_before_the_one_that_runs_is_read() {
-    use harness::fake::Doing::{Begin, Read};
+    use harness::fake::Doing::{Begin, Draw, Read};
     let server = TestServer::working_ahead();
     server.control.close();
     let mut connection = server.connect();
     let body = chat(json!({"temperature": 0, "max_tokens": 4, "ignore_eos": true}));
     connection.send_json(CHAT, &body);
     server.control.wait_until_blocked();
-    assert_eq!(server.control.doings(), [Begin, Begin], "nothing was read, and two steps were begun");
+    assert_eq!(
+        server.control.doings(),
+        [Begin, Draw, Begin, Draw],
+        "nothing was read, and two steps were begun"
+    );
     server.control.permit(1);
     server.control.wait_until_blocked();
-    assert_eq!(server.control.doings(), [Begin, Begin, Read, Begin]);
+    assert_eq!(server.control.doings()[4..], [Read, Begin, Draw]);
     server.control.open();
     let answer = connection.receive().json();
     assert_eq!(answer["usage"]["completion_tokens"], 4);
     // The last token is known to be the last: four steps, not five.
-    assert_eq!(server.control.doings(), [Begin, Begin, Read, Begin, Read, Begin, Read, Read]);
+    assert_eq!(server.control.doings()[7..], [Read, Begin, Draw, Read, Read]);
+}
+
+/// What a grammar allows is known when the token before it is: the rows are computed meanwhile, and drawn when its mask is there.
+#[test]
+fn rows_of_a_structured_answer_are_begun_before_its_last_token_is_read() {
+    use harness::fake::Doing::{Begin, Draw, Read};
+    for held in [
+        json!({"structured_outputs": {"regex": "[a-z]{30,40}"}}),
+        json!({"bad_words": ["the"]}),
+        json!({"presence_penalty": 0.5}),
+    ] {
+        let server = TestServer::working_ahead();
+        server.control.close();
+        let mut connection = server.connect();
+        let mut body = chat(json!({"temperature": 0, "max_tokens": 4, "ignore_eos": true}));
+        body.as_object_mut().expect("fields").extend(held.as_object().expect("fields").clone());
+        connection.send_json(CHAT, &body);
+        server.control.wait_until_blocked();
+        assert_eq!(server.control.doings(), [Begin, Draw, Begin], "{held}");
+        for step in 1..3 {
+            server.control.permit(1);
+            server.control.wait_until_blocked();
+            let doings = server.control.doings();
+            assert_eq!(doings[3 * step..], [Read, Draw, Begin], "{held}");
+        }
+        server.control.open();
+        let answer = connection.receive();
+        assert_eq!(answer.json()["usage"]["completion_tokens"], 4, "{}", answer.text());
+        assert_eq!(server.control.doings()[9..], [Read, Draw, Read], "{held}");
+        server.wait_for_metric("vllm:num_requests_running", 0.0);
+        assert_eq!(server.metric("perilune:steps_ahead_total", ""), 3.0);
+    }
 }
 
 /// What a step says is told while the next one runs; what is said is the same.

@@ -2,7 +2,7 @@
 //! with a GPU, as far as a machine without one can show.
 
 use perilune_tests::{Server, binary, chat, data_url, tree, user};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -20,8 +20,9 @@ const SIZES: [&str; 8] = [
     "--kernel-cache",
 ];
 
-/// Text and log-probabilities of a greedy answer about a picture of one pixel.
-fn answer(device: &str, described: &str) -> (String, Vec<f64>) {
+/// Text and log-probabilities of a greedy answer about a picture of one pixel, and the text of one that a grammar holds, with how many steps were
+/// begun for it before the last token was read.
+fn answer(device: &str, described: &str) -> (String, Vec<f64>, String, f64) {
     let server = Server::start(&[&["--device", device][..], &SIZES, &[KERNEL_CACHE]].concat());
     let metrics = server.client().get("/metrics").text;
     let info = format!("perilune:device_info{{device=\"{described}");
@@ -35,14 +36,26 @@ fn answer(device: &str, described: &str) -> (String, Vec<f64>) {
     let choice = reply.json()["choices"][0].clone();
     let tokens = choice["logprobs"]["content"].as_array().expect("log-probabilities").clone();
     let logprobs = tokens.iter().map(|token| token["logprob"].as_f64().expect("a number")).collect();
-    (choice["message"]["content"].as_str().expect("text").to_string(), logprobs)
+    let steps_ahead = || server.client().metric("perilune:steps_ahead_total");
+    let before = steps_ahead();
+    let held = json!({"prompt": "A", "max_tokens": 3, "temperature": 0, "presence_penalty": 0.5,
+                      "structured_outputs": {"regex": "[0-9]{8,20}"}});
+    let reply = server.client().post("/v1/completions", &held);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let text = reply.json()["choices"][0]["text"].as_str().expect("text").to_string();
+    assert!(!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
+    let ahead = steps_ahead() - before;
+    (choice["message"]["content"].as_str().expect("text").to_string(), logprobs, text, ahead)
 }
 
 #[test]
 fn a_gpus_code_answers_as_the_processor_does() {
-    let (text, logprobs) = answer("cpu", "cpu (");
-    let (emulated_text, emulated_logprobs) = answer("cuda-emulated", "cuda (emulated, sm_90a)");
-    assert_eq!(emulated_text, text);
+    let (text, logprobs, held, none_ahead) = answer("cpu", "cpu (");
+    let (emulated_text, emulated_logprobs, emulated_held, ahead) =
+        answer("cuda-emulated", "cuda (emulated, sm_90a)");
+    assert_eq!((emulated_text, emulated_held), (text, held));
+    // All but the first.
+    assert_eq!((none_ahead, ahead), (0.0, 2.0));
     assert_eq!(emulated_logprobs.len(), logprobs.len());
     for (emulated, expected) in emulated_logprobs.iter().zip(&logprobs) {
         assert!((emulated - expected).abs() < 1e-3, "{emulated_logprobs:?} are not {logprobs:?}");

@@ -1,10 +1,12 @@
-//! Pinned memory between the host's memory and the device. Two large buffers carry weights: one is filled while the other is copied.
-//! A ring of small ones carries what a step needs, so that preparing a step, or the one behind it, does not wait for the one that runs.
+//! Pinned memory between the host's memory and the device. Large buffers carry weights, one is filled while others are copied, and the masks of a
+//! step. A ring of small ones carries what a step needs, so that preparing a step, or the one behind it, does not wait for the one that runs.
 
 use super::driver::{DevicePtr, Driver, Event, Result, Stream};
 use std::ptr::NonNull;
 
 const LARGE: usize = 4 << 20;
+/// More than the masks of a step, which are copied behind its rows: 256 of a vocabulary of 163,840 are 5 MiB.
+const NUM_LARGE: usize = 4;
 /// The tokens of a large step, or the blocks of many sequences.
 const SMALL: usize = 128 << 10;
 /// More than the arrays of two steps.
@@ -57,7 +59,7 @@ impl Ring {
 
 impl Staging {
     pub fn new(driver: &dyn Driver) -> Result<Self> {
-        Ok(Self { large: Ring::new(driver, 2, LARGE)?, small: Ring::new(driver, NUM_SMALL, SMALL)? })
+        Ok(Self { large: Ring::new(driver, NUM_LARGE, LARGE)?, small: Ring::new(driver, NUM_SMALL, SMALL)? })
     }
 
     pub fn upload(

@@ -1,8 +1,10 @@
 //! What the driver promises about order: streams, events, graphs. The emulator is as late as a device may be, so a missing wait shows.
 
 use crate::bench::Bench;
+use crate::device::{SEEDS, emulated};
 use kernels::cuda::compile::Source;
 use kernels::cuda::driver::*;
+use kernels::{Device, Indices, Milestone};
 
 const SOURCE: Source = Source {
     name: "queues.cu",
@@ -66,6 +68,26 @@ fn streams_are_ordered_by_events_only() {
             assert_eq!(bench.driver.is_done(event), Ok(true));
         }
     }
+}
+
+#[test]
+fn a_milestone_is_reached_when_what_was_before_it_is_done() {
+    let mut of_processor = Milestone::new(&Device::cpu(Some(1))).expect("nothing to make");
+    of_processor.set();
+    assert!(of_processor.is_reached());
+    let device = emulated(SEEDS[0]);
+    let mut milestone = Milestone::new(&device).expect("an event");
+    let mut indices = Indices::new(&device, 3);
+    for round in 0..2 {
+        indices.set(&[round, 8, 9]);
+        milestone.set();
+        // The first answer is no: a device may take its time.
+        assert_eq!([(); 3].map(|()| milestone.is_reached()), [false, true, true]);
+    }
+    indices.set(&[7]);
+    milestone.set();
+    device.synchronize().expect("done");
+    assert!(milestone.is_reached());
 }
 
 #[test]

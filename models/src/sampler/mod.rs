@@ -74,11 +74,14 @@ impl Sampler {
         })
     }
 
-    /// Enqueues what `run` does, without a wait for masks or the device; `None` where that cannot be done. Two calls may be under way.
-    pub(crate) fn begin(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Option<Drawing> {
-        let has_mask = |task: &RowTask| matches!(task, RowTask::Sample(row) if row.sample.mask.is_some());
-        let can_run = DeviceSampler::can_run(tasks) && !tasks.iter().any(has_mask);
-        Some(self.on_device.as_mut().filter(|_| can_run)?.begin(logits, tasks))
+    /// Whether `begin` can do what `run` does.
+    pub(crate) fn can_begin(&self, tasks: &[RowTask]) -> bool {
+        self.on_device.is_some() && DeviceSampler::can_run(tasks)
+    }
+
+    /// Enqueues what `run` does, where that can be begun. Waits for masks, and not for the device. Two calls may be under way.
+    pub(crate) fn begin(&mut self, logits: &Tensor, tasks: &[RowTask]) -> Drawing {
+        self.on_device.as_mut().expect("it can be begun there").begin(logits, tasks)
     }
 
     /// Waits for what was begun, for the same tasks.

@@ -1,6 +1,8 @@
 //! Steps that are begun while the one before runs, on a GPU's code: tokens, log-probabilities and ends are those without, bit for bit, with
-//! stop tokens, aborts, preemption, pictures, graphs, guesses and prompts that are told of beside them.
+//! stop tokens, aborts, preemption, pictures, graphs, masks and penalties, which need tokens that are drawn last, and guesses and prompts that
+//! are told of beside them.
 
+use crate::common::late::Late;
 use crate::common::{Picture, load, on_gpu, picture, put_picture};
 use kernels::Device;
 use kernels::cuda::driver::CudaError;
@@ -17,6 +19,8 @@ struct Request {
     len: usize,
     picture_at: Option<usize>,
     params: SamplingParams,
+    /// Its masks are late up to so many times.
+    held: Option<usize>,
     speculates: bool,
     is_told: bool,
 }
@@ -37,6 +41,7 @@ struct Counts {
     ahead: usize,
     dropped: usize,
     preempted: usize,
+    deferred: usize,
     accepted: usize,
 }
 
@@ -64,6 +69,7 @@ impl World {
         let spans = put_picture(&mut prompt, request.picture_at, &self.picture);
         let (id, params) = (SequenceId(id as u64), Arc::new(request.params.clone()));
         let mut sequence = Sequence::new(id, prompt, spans, params, self.vocab_size).unwrap();
+        sequence.constraint = request.held.map(|most| Box::new(Late::new(id.0, most)) as _);
         if request.speculates {
             let config =
                 NgramConfig { num_speculative_tokens: 3, prompt_lookup_max: 2, prompt_lookup_min: 1 };
@@ -82,6 +88,7 @@ impl World {
         self.counts.ahead += usize::from(step.stats.is_ahead);
         self.counts.dropped += step.stats.dropped_tokens;
         self.counts.preempted += step.stats.preempted.len();
+        self.counts.deferred += step.stats.deferred_tokens;
         self.counts.accepted += step.stats.num_accepted();
         for event in step.events {
             let answer = self.answers.entry(event.id().0).or_default();
@@ -130,7 +137,7 @@ fn config(family: &str, options: &LoadOptions) -> SchedulerConfig {
 }
 
 fn request(len: usize, params: SamplingParams) -> Request {
-    Request { len, picture_at: None, params, speculates: false, is_told: false }
+    Request { len, picture_at: None, params, held: None, speculates: false, is_told: false }
 }
 
 fn requests() -> Vec<Request> {
@@ -145,15 +152,25 @@ fn requests() -> Vec<Request> {
     ]
 }
 
+/// All of whom need the last token before the next one is drawn: for penalties, for masks, for both.
+fn held(requests: Vec<Request>) -> Vec<Request> {
+    let hold = |(i, request): (usize, Request)| {
+        let (held, penalty) = [(Some(0), 0.0), (None, 0.5), (Some(0), 0.3)][i % 3];
+        let params =
+            SamplingParams { presence_penalty: penalty, repetition_penalty: 1.0 + penalty, ..request.params };
+        Request { held, params, ..request }
+    };
+    requests.into_iter().enumerate().map(hold).collect()
+}
+
 /// Makes the third token of the second request one that ends it.
 fn with_stop_token(requests: &mut [Request], expected: &[Answer]) {
     requests[1].params.stop_token_ids = vec![expected[1].tokens[3]];
 }
 
-fn steps_ahead_change_nothing(family: &str, options: &LoadOptions) {
+fn steps_ahead_change_nothing(family: &str, options: &LoadOptions, mut requests: Vec<Request>) {
     let config = config(family, options);
     let one_by_one = SchedulerConfig { async_scheduling: false, ..config };
-    let mut requests = requests();
     let mut plain = World::new(family, options, one_by_one);
     let all = plain.run(&requests, None);
     assert!(
@@ -175,7 +192,8 @@ fn steps_ahead_change_nothing(family: &str, options: &LoadOptions) {
     // Prompts in pieces, and too little memory for all.
     let params =
         |seed| SamplingParams { seed, max_tokens: 3 * config.block_size - 4, ..requests[3].params.clone() };
-    let growing: Vec<Request> = (0..3).map(|seed| request(4, params(seed))).collect();
+    let growing: Vec<Request> =
+        (0..3).map(|seed| Request { held: requests[2].held, ..request(4, params(seed)) }).collect();
     let grown = plain.run(&growing, None);
     let small = SchedulerConfig { max_batched_tokens: 6, max_running: 3, num_blocks: 6, ..config };
     let mut world = World::new(family, &LoadOptions { graphs: false, ..options.clone() }, small);
@@ -194,12 +212,37 @@ fn steps_ahead_change_nothing(family: &str, options: &LoadOptions) {
 
 #[test]
 fn pictures_latents_and_experts() {
-    steps_ahead_change_nothing("kimi_vl", &options());
+    steps_ahead_change_nothing("kimi_vl", &options(), requests());
 }
 
 #[test]
 fn grouped_queries() {
-    steps_ahead_change_nothing("llama31", &options());
+    steps_ahead_change_nothing("llama31", &options(), requests());
+}
+
+#[test]
+fn masks_and_penalties() {
+    steps_ahead_change_nothing("kimi_vl", &options(), held(requests()));
+}
+
+/// Rows whose masks are not there when the logits are have their tokens later, and the others theirs, whether the step was begun ahead or not.
+#[test]
+fn masks_that_are_late() {
+    let config = config("llama31", &options());
+    let run = |most, async_scheduling| {
+        let mut requests = requests();
+        requests[1].held = Some(most);
+        requests[3] = Request { held: Some(most), ..held(requests.clone()).swap_remove(2) };
+        let mut world = World::new("llama31", &options(), SchedulerConfig { async_scheduling, ..config });
+        (world.run(&requests, None), world.counts)
+    };
+    let (expected, Counts { deferred, .. }) = run(0, false);
+    assert_eq!(deferred, 0);
+    for async_scheduling in [false, true] {
+        let (answers, counts) = run(9, async_scheduling);
+        assert_eq!(answers, expected);
+        assert!(counts.deferred > 3 && (counts.ahead > 5) == async_scheduling, "{counts:?}");
+    }
 }
 
 /// Prompts attend in passes over a workspace that the next step fills again: rows of prompts from position 8 on, of pictures on both sides of it, and
@@ -207,7 +250,7 @@ fn grouped_queries() {
 #[test]
 fn latents_that_are_expanded() {
     let expanded = |from| LoadOptions { mla_expand_from: Some(from), ..options() };
-    steps_ahead_change_nothing("kimi_vl", &expanded(8));
+    steps_ahead_change_nothing("kimi_vl", &expanded(8), requests());
     let world = |options: &LoadOptions| {
         let config = config("kimi_vl", options);
         World::new("kimi_vl", options, config).run(&requests(), None)
@@ -215,9 +258,9 @@ fn latents_that_are_expanded() {
     assert_ne!(world(&expanded(8)), world(&options()), "rows that are not rounded otherwise");
 }
 
-/// Who needs the last token, or tells of its prompt, holds up the steps that it is in, and no longer.
+/// Who guesses from the last token, or tells of its prompt, holds up the steps that it is in, and no longer.
 #[test]
-fn beside_guesses_penalties_and_prompts_that_are_told_of() {
+fn beside_guesses_and_prompts_that_are_told_of() {
     let config = config("llama31", &options());
     let mut requests = requests();
     requests[0].params.max_tokens = 20;
@@ -226,13 +269,6 @@ fn beside_guesses_penalties_and_prompts_that_are_told_of() {
     requests.push(Request { speculates: true, params: params.clone(), ..request(9, params) });
     let told = Request { is_told: true, ..request(17, requests[1].params.clone()) };
     requests.push(Request { params: SamplingParams { max_tokens: 4, ..told.params.clone() }, ..told });
-    let penalties = SamplingParams {
-        presence_penalty: 0.5,
-        repetition_penalty: 1.2,
-        max_tokens: 3,
-        ..requests[3].params.clone()
-    };
-    requests.push(request(5, penalties));
     let run = |async_scheduling| {
         let mut world = World::new("llama31", &options(), SchedulerConfig { async_scheduling, ..config });
         (world.run(&requests, None), world.counts)

@@ -95,7 +95,7 @@ fn late_masks() {
         (answers, world.num_deferred, world.engine.runner().num_replays())
     };
     let (expected, none, _) = answers(0);
-    let (late, num_deferred, num_replays) = answers(4);
+    let (late, num_deferred, num_replays) = answers(12);
     for (id, answer) in &expected {
         assert_eq!(answer.tokens.len(), MAX_TOKENS);
         assert_eq!(late[id].bits(), answer.bits(), "sequence {id}");

@@ -28,10 +28,21 @@ pub struct Counter {
     pub takes_ahead: bool,
     /// As a device whose host does something else meanwhile.
     pub works_alone: bool,
+    /// What was asked of it, in its order.
+    pub calls: Vec<Call>,
+    /// Who is deferred in the steps that are drawn and not executed.
+    drawn: VecDeque<Vec<bool>>,
     /// How many steps after its own a picture that is encoded ahead is there.
     pub encode_steps: usize,
     /// Pictures under way, and when each is there.
     under_way: VecDeque<(Digest, usize)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    Begin,
+    Draw,
+    Execute,
 }
 
 impl Counter {
@@ -92,8 +103,18 @@ impl Counter {
 impl ModelRunner for Counter {
     type Error = std::convert::Infallible;
 
+    fn begin(&mut self, _: &Batch) {
+        self.calls.push(Call::Begin);
+    }
+
+    fn draw(&mut self, batch: &Batch) {
+        self.calls.push(Call::Draw);
+        assert!(batch.samples().all(|sample| !sample.is_incomplete));
+        self.drawn.push_back(batch.choose_deferred());
+    }
+
     fn takes_ahead(&self) -> bool {
-        self.takes_ahead
+        self.takes_ahead && !self.drawn.back().is_some_and(|deferred| deferred.contains(&true))
     }
 
     fn works_alone(&self) -> bool {
@@ -101,11 +122,13 @@ impl ModelRunner for Counter {
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
+        self.calls.push(Call::Execute);
         self.steps.push(batch.items.iter().map(|item| (item.id.0, item.context_len, item.end())).collect());
         self.encodes.push(batch.encodes.iter().map(|encode| encode.image.digest.0[0]).collect());
         self.images.push(batch.items.iter().flat_map(|item| item.images.clone()).collect());
         let mut sampled = Vec::new();
-        let mut deferred = batch.choose_deferred().into_iter();
+        let deferred = self.drawn.pop_front().unwrap_or_else(|| batch.choose_deferred());
+        let mut deferred = deferred.into_iter();
         for item in &batch.items {
             let Some(sample) = &item.sample else { continue };
             let flags = deferred.by_ref().take(sample.num_rows());

@@ -77,8 +77,8 @@ enum Machinery {
 struct Parts {
     scheduler: Scheduler,
     shadow: Shadow,
-    /// Made and not yet taken in.
-    begun: VecDeque<Batch>,
+    /// Made and not yet taken in, and whether it is drawn.
+    begun: VecDeque<(Batch, bool)>,
 }
 
 /// Which of two ways to make a step.
@@ -146,18 +146,70 @@ impl Machinery {
             (Machinery::Parts(parts), _) => parts.make(making),
         }
     }
+
+    /// The step before the one that was begun was taken in. What is sampled of that one may be drawn, as far as is known how.
+    fn go_on(&mut self) {
+        match self {
+            Machinery::Whole(engine) => engine.begin(),
+            // Or later.
+            Machinery::Parts(parts) if parts.is_late() => {}
+            Machinery::Parts(parts) => {
+                parts.complete();
+                parts.draw_if(Batch::can_be_drawn);
+            }
+        }
+    }
+
+    /// Waits for those whom constraints end, and for their masks.
+    fn draw(&mut self) -> Vec<Event> {
+        match self {
+            Machinery::Whole(engine) => {
+                let events = engine.finish_accepting();
+                engine.draw();
+                events
+            }
+            Machinery::Parts(parts) => {
+                let events = parts.scheduler.finish_accepting();
+                parts.complete();
+                parts.draw_if(|_| true);
+                events
+            }
+        }
+    }
 }
 
 impl Parts {
     fn make(&mut self, making: Making) -> bool {
         let batch = match making {
             Making::Next => Some(self.scheduler.schedule()),
-            Making::Ahead if !self.shadow.takes_ahead() => None,
-            Making::Ahead => self.scheduler.schedule_ahead(&self.begun[0]),
+            Making::Ahead if self.begun[0].1 && self.shadow.takes_ahead() => {
+                self.scheduler.schedule_ahead(&self.begun[0].0)
+            }
+            Making::Ahead => None,
         };
-        let is_made = batch.is_some();
-        self.begun.extend(batch);
-        is_made
+        let Some(batch) = batch else { return false };
+        self.begun.push_back((batch, false));
+        self.draw_if(Batch::can_be_drawn);
+        true
+    }
+
+    /// By chance.
+    fn is_late(&self) -> bool {
+        chain(self.shadow.now_us, 5).is_multiple_of(2)
+    }
+
+    fn complete(&mut self) {
+        if let [(batch, false)] = self.begun.make_contiguous() {
+            self.scheduler.complete_samples(batch);
+        }
+    }
+
+    fn draw_if(&mut self, can_be_drawn: impl FnOnce(&Batch) -> bool) {
+        let (batch, is_drawn) = self.begun.back_mut().expect("a step was begun");
+        if !*is_drawn && can_be_drawn(batch) {
+            self.shadow.draw(batch);
+            *is_drawn = true;
+        }
     }
 }
 
@@ -177,6 +229,8 @@ pub struct Day {
     workload: Workload,
     machinery: Machinery,
     oracle: Oracle,
+    /// What is known and not yet told: who ended, as constraints said while a step ran.
+    untold: Vec<Event>,
     /// Finished answers that a next turn may continue.
     conversations: Vec<Prompt>,
     /// One in so many steps aborts somebody.
@@ -214,7 +268,8 @@ impl Day {
         let abort_rate = rng.range(3, 60);
         let oracle = Oracle::new(workload.config);
         let (conversations, report) = (Vec::new(), Report::default());
-        Self { rng, workload, machinery, oracle, conversations, abort_rate, told, report }
+        let untold = Vec::new();
+        Self { rng, workload, machinery, oracle, untold, conversations, abort_rate, told, report }
     }
 
     /// Sends so many requests, and goes on until all have ended.
@@ -275,6 +330,9 @@ impl Day {
         }
         let index = self.rng.range(0, self.oracle.live.len() - 1);
         let id = *self.oracle.live.keys().nth(index).unwrap();
+        if self.oracle.is_leaving(id) {
+            return;
+        }
         self.tell(|| format!("abort #{}", id.0));
         assert!(self.machinery.abort(id), "{id:?} was live");
         assert!(!self.machinery.scheduler().running_ids().any(|running| running == id), "{id:?} was aborted");
@@ -293,24 +351,41 @@ impl Day {
             self.make(Making::Next);
         }
         if self.workload.config.async_scheduling {
+            self.machinery.go_on();
             self.hang_ups();
-            self.make(Making::Ahead);
+            if !self.make(Making::Ahead) {
+                self.draw();
+                self.make(Making::Ahead);
+            }
         }
-        let step = match &mut self.machinery {
+        let mut step = match &mut self.machinery {
             Machinery::Whole(engine) => engine.finish().unwrap(),
             Machinery::Parts(..) => self.finish_with_hang_ups(),
         };
+        step.events.splice(0..0, std::mem::take(&mut self.untold));
         self.machinery.scheduler().check();
         self.shadow_has_seen(&step);
         self.oracle.after_step(&step, self.machinery.shadow());
         self.account(&step);
     }
 
-    fn make(&mut self, making: Making) {
+    /// Nobody hangs up while it is asked who ends.
+    fn draw(&mut self) {
+        self.untold = self.machinery.draw();
+        for event in &self.untold {
+            let Event::Finished { id, reason, .. } = event else { panic!("{event:?} while a step runs") };
+            self.machinery.shadow_mut().gone.insert(*id, Some(*reason));
+            self.oracle.ends_untold(*id);
+        }
+        self.machinery.scheduler().check();
+    }
+
+    fn make(&mut self, making: Making) -> bool {
         let before = self.machinery.running();
         if !self.machinery.make(making) {
             assert_eq!(before, self.machinery.running(), "no step, and not as before");
-            return self.machinery.scheduler().check();
+            self.machinery.scheduler().check();
+            return false;
         }
         self.machinery.scheduler().check();
         let preempted = self.oracle.step_is_made(&before, &self.machinery.running());
@@ -319,6 +394,7 @@ impl Day {
             // No step admits after it preempted.
             self.machinery.shadow_mut().forget_progress(id);
         }
+        true
     }
 
     fn hang_ups(&mut self) {
@@ -330,7 +406,11 @@ impl Day {
     /// Clients hang up while the step runs.
     fn finish_with_hang_ups(&mut self) -> Step {
         let Machinery::Parts(parts) = &mut self.machinery else { unreachable!() };
-        let batch = parts.begun.pop_front().expect("a step was begun");
+        parts.complete();
+        if parts.begun.len() == 1 {
+            parts.draw_if(|_| true);
+        }
+        let (batch, _) = parts.begun.pop_front().expect("a step was begun");
         let output = parts.shadow.execute(&batch).unwrap();
         self.hang_ups();
         let Machinery::Parts(parts) = &mut self.machinery else { unreachable!() };

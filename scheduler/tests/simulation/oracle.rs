@@ -30,6 +30,8 @@ pub struct Oracle {
     config: SchedulerConfig,
     pub live: BTreeMap<SequenceId, Live>,
     ended: BTreeSet<SequenceId>,
+    /// Who ended while a step runs, which is told with it.
+    leaving: BTreeSet<SequenceId>,
     /// Who was preempted in each step that was made and has not yet told so.
     preempted: VecDeque<BTreeSet<SequenceId>>,
     num_started: usize,
@@ -44,6 +46,7 @@ impl Oracle {
             config,
             live: BTreeMap::new(),
             ended: BTreeSet::new(),
+            leaving: BTreeSet::new(),
             preempted: VecDeque::new(),
             num_started: 0,
             first_tokens_us: Vec::new(),
@@ -97,6 +100,14 @@ impl Oracle {
         self.live.remove(&id);
     }
 
+    pub fn ends_untold(&mut self, id: SequenceId) {
+        self.leaving.insert(id);
+    }
+
+    pub fn is_leaving(&self, id: SequenceId) -> bool {
+        self.leaving.contains(&id)
+    }
+
     /// Who ran before a step was made, and who after; says who was preempted for it.
     pub fn step_is_made(&mut self, before: &[SequenceId], after: &[SequenceId]) -> BTreeSet<SequenceId> {
         let [before, after] = [before, after].map(|ids| ids.iter().copied().collect::<BTreeSet<_>>());
@@ -110,6 +121,7 @@ impl Oracle {
     }
 
     pub fn after_step(&mut self, step: &Step, shadow: &Shadow) {
+        self.leaving.clear();
         self.check_stats(step, shadow);
         for id in &shadow.last_counts.deferred {
             // Others may have their first tokens meanwhile.
@@ -156,14 +168,14 @@ impl Oracle {
         );
         assert!(self.config.async_scheduling || !stats.is_ahead, "a step was made ahead unasked");
         let num_tokens = num_known + stats.draft_tokens;
-        let deferred = counts.deferred.iter().filter(|id| !ended.contains(id));
+        let is_dropped =
+            |id: &SequenceId| ended.contains(id) || (counts.placeholders.contains(id) && !is_here(id));
+        let deferred = counts.deferred.iter().filter(|id| !is_dropped(id));
         assert_eq!(stats.deferred_tokens, deferred.count(), "tokens that run again");
         assert_eq!(num_tokens, counts.num_tokens, "tokens of the step");
         assert_eq!(stats.draft_tokens, counts.draft_tokens, "guesses of the step");
         let drafts: Vec<_> = counts.drafts.iter().filter(|draft| is_here(&draft.id)).copied().collect();
         assert_eq!(stats.drafts, drafts, "what became of the guesses");
-        let is_dropped =
-            |id: &SequenceId| ended.contains(id) || (counts.placeholders.contains(id) && !is_here(id));
         let decodes = counts.decodes.iter().filter(|id| !is_dropped(id));
         assert_eq!(stats.decode_tokens, decodes.count(), "decodes of the step");
         assert_eq!((stats.encoded_images, stats.encoded_patches), (counts.images, counts.patches), "encodes");
@@ -197,7 +209,8 @@ impl Oracle {
     /// Nobody is admitted before a better rank, unless that one waits for blocks that are just being computed.
     fn check_admitted(&self, admitted: &BTreeSet<SequenceId>, running: &BTreeSet<SequenceId>) {
         let Some(last) = admitted.iter().map(|id| self.live[id].rank).max() else { return };
-        for (id, waiting) in self.live.iter().filter(|(id, _)| !running.contains(id)) {
+        let is_waiting = |id: &SequenceId| !running.contains(id) && !self.leaving.contains(id);
+        for (id, waiting) in self.live.iter().filter(|(id, _)| is_waiting(id)) {
             let mut others = running.iter().map(|other| &self.live[other]);
             let is_excused = waiting.rank > last || others.any(|other| self.is_waited_for(other, waiting));
             assert!(is_excused, "{id:?} was overtaken by {last:?}");

@@ -4,7 +4,7 @@
 //! lost recompute or a picture that is not there shows up at once, without a model.
 
 use crate::rng::chain;
-use crate::truth::{Machine, Truth, short};
+use crate::truth::{Machine, Truth, short, state_words};
 use scheduler::{
     Batch, BatchItem, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS, ModelRunner, PromptOutput,
     PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
@@ -27,6 +27,8 @@ pub struct Shadow {
     pub truths: BTreeMap<SequenceId, Truth>,
     /// Who ended, and how, or was aborted. A step that was begun before still has them.
     pub gone: BTreeMap<SequenceId, Option<FinishReason>>,
+    /// Of each step that was drawn and is not executed, in order: which items are deferred.
+    drawn: VecDeque<Vec<bool>>,
     /// What each row of the step before sampled, and for whom: placeholders stand for it.
     sampled_before: Vec<(SequenceId, Sampled)>,
     /// How far each sequence has got, to see when it starts over.
@@ -89,6 +91,7 @@ impl Shadow {
             config,
             truths: BTreeMap::new(),
             gone: BTreeMap::new(),
+            drawn: VecDeque::new(),
             sampled_before: Vec::new(),
             ends: BTreeMap::new(),
             next_rows: BTreeMap::new(),
@@ -199,9 +202,9 @@ impl Shadow {
         let (id, truth) = (item.id, &self.truths[&item.id]);
         assert_eq!((item.tokens.len(), item.prompt.is_some(), item.images.len()), (1, false, 0), "{id:?}");
         let sample = item.sample.as_ref().expect("who goes on samples");
-        assert_eq!((sample.num_drafts, sample.mask.is_some()), (0, false), "{id:?}");
-        let needs_token = truth.sequence.constraint.is_some() || truth.params().needs_history();
-        assert!(!needs_token && truth.sequence.speculation().is_none(), "{id:?} needs its last token");
+        assert_eq!(sample.num_drafts, 0, "{id:?}");
+        let guesses = truth.sequence.speculation().is_some() && truth.sequence.constraint.is_none();
+        assert!(!guesses, "{id:?} needs its last token");
         let ended_for_sure = self.gone.get(&id).is_some_and(|reason| *reason == Some(FinishReason::Length));
         assert!(!ended_for_sure, "{id:?} goes on beyond its last token");
     }
@@ -279,14 +282,21 @@ impl Shadow {
         assert_eq!(sample.position, truth.tokens.len());
         assert_eq!(sample.num_generated, truth.tokens.len() - prompt_len);
         assert_eq!(sample.history.is_some(), truth.params().needs_history());
+        let deferrals = self.deferrals.get(&item.id).copied().unwrap_or(0);
+        assert_eq!(sample.may_be_deferred, deferrals < MAX_DEFERRALS, "{:?} after {deferrals}", item.id);
+        if self.gone.contains_key(&item.id) {
+            // Nobody looks at what it says.
+            return;
+        }
+        let mask = sample.mask.as_ref().map(|mask| mask.allowed().expect("it is there").to_vec());
+        let expected = truth.sequence.constraint.as_ref().map(|_| state_words(truth.state()).to_vec());
+        assert_eq!(mask, expected, "{:?} is drawn under a mask of another state", item.id);
         for row in sample.rows() {
             let Some((history, history_prompt_len)) = row.history() else { continue };
             let expected = [&truth.tokens[..], &drafts[..row.index]].concat();
             assert_eq!((history, history_prompt_len), (&expected[..], prompt_len));
             assert_eq!(row.position() - row.num_generated(), prompt_len);
         }
-        let deferrals = self.deferrals.get(&item.id).copied().unwrap_or(0);
-        assert_eq!(sample.may_be_deferred, deferrals < MAX_DEFERRALS, "{:?} after {deferrals}", item.id);
         self.check_drafts(item, drafts);
     }
 
@@ -303,15 +313,24 @@ impl Shadow {
         assert!(!drafts.contains(&0), "{id:?} drafts a picture");
     }
 
-    /// As if its mask were late.
-    fn defers(&mut self, item: &BatchItem, sample: &Sample) -> bool {
+    /// As if its mask were late when its row was computed, at some time of the day.
+    fn is_late(&self, item: &BatchItem, at_us: u64) -> bool {
+        let Some(sample) = &item.sample else { return false };
+        if !self.truths[&item.id].may_be_deferred() || self.is_lost(item) {
+            return false;
+        }
         let truth = self.truth(item);
-        let rate = if truth.may_be_deferred() { truth.machine.deferral_rate } else { 0 };
+        let rate = truth.machine.deferral_rate;
         // What is not finite needs no mask to be seen, and there is no guess under a mask.
         let has_failed = truth.sample() == Sampled::Failed(Failure::NonFiniteLogits);
-        let drawn = chain(truth.hashes[truth.hashes.len() - 1], self.now_us);
+        let drawn = chain(truth.hashes[truth.hashes.len() - 1], at_us);
         let may_be = sample.may_be_deferred && sample.num_drafts == 0 && !has_failed;
-        if !may_be || rate == 0 || !drawn.is_multiple_of(rate) {
+        may_be && drawn.is_multiple_of(rate)
+    }
+
+    /// Notes whether it is deferred.
+    fn defers(&mut self, item: &BatchItem, is_late: bool) -> bool {
+        if !is_late {
             self.deferrals.remove(&item.id);
             return false;
         }
@@ -417,10 +436,10 @@ impl Shadow {
 
 impl Shadow {
     /// What each row says after the guesses before it, and how many of these are what the sequence says alone.
-    fn sample(&mut self, item: &BatchItem) -> (Vec<Sampled>, DraftShare) {
+    fn sample(&mut self, item: &BatchItem, is_late: bool) -> (Vec<Sampled>, DraftShare) {
         let drafts = drafts(item);
         let mut verdict = DraftShare { id: item.id, num_drafted: drafts.len(), num_accepted: 0 };
-        if item.sample.as_ref().is_some_and(|sample| self.defers(item, sample)) {
+        if item.sample.is_some() && self.defers(item, is_late) {
             return (vec![Sampled::Deferred], verdict);
         }
         let mut truth = self.truth(item);
@@ -441,8 +460,18 @@ impl Shadow {
 impl ModelRunner for Shadow {
     type Error = std::convert::Infallible;
 
+    fn draw(&mut self, batch: &Batch) {
+        assert!(
+            batch.samples().all(|sample| !sample.is_incomplete),
+            "drawn before the token before is known"
+        );
+        let at_us = self.now_us + cost_us(batch);
+        self.drawn.push_back(batch.items.iter().map(|item| self.is_late(item, at_us)).collect());
+    }
+
     fn takes_ahead(&self) -> bool {
-        chain(self.now_us, 3) % 100 < self.machine.ahead_percent
+        let nobody_waits = self.drawn.back().is_some_and(|deferred| !deferred.contains(&true));
+        nobody_waits && chain(self.now_us, 3) % 100 < self.machine.ahead_percent
     }
 
     fn works_alone(&self) -> bool {
@@ -452,8 +481,8 @@ impl ModelRunner for Shadow {
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Self::Error> {
         self.describe(batch);
         assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
-        let patches = self.last_counts.patches as u64;
-        self.now_us += 400 + 9 * batch.num_tokens() as u64 + 5 * patches;
+        let late = self.drawn.pop_front().expect("it was drawn");
+        self.now_us += cost_us(batch);
         self.encode(batch);
         // What others wrote must have been there before this step: it cannot be read while it is being written.
         for item in &batch.items {
@@ -467,7 +496,7 @@ impl ModelRunner for Shadow {
         self.write(batch);
         let mut spoilt = Vec::new();
         let mut output = StepOutput::default();
-        for item in &batch.items {
+        for (item, is_late) in batch.items.iter().zip(late) {
             if self.is_lost(item) {
                 output.sampled.push(Sampled::Failed(Failure::NonFiniteLogits));
                 continue;
@@ -476,7 +505,7 @@ impl ModelRunner for Shadow {
             self.check_images(item);
             self.check_sample(item);
             let prompt = self.tell_prompt(item);
-            let (sampled, verdict) = self.sample(item);
+            let (sampled, verdict) = self.sample(item, is_late);
             if matches!(prompt, Some(PromptResult::Failed(_))) {
                 spoilt.push((item, 0));
             } else if let Some(Sampled::Failed(_)) = sampled.get(verdict.num_accepted) {
@@ -501,6 +530,12 @@ impl ModelRunner for Shadow {
         output.encoded = self.land(batch.items.is_empty());
         Ok(output)
     }
+}
+
+/// How long a step takes.
+fn cost_us(batch: &Batch) -> u64 {
+    let patches: usize = batch.encodes.iter().map(|encode| encode.image.num_patches()).sum();
+    400 + 9 * batch.num_tokens() as u64 + 5 * patches as u64
 }
 
 /// The guesses at the end of an item.

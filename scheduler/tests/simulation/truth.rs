@@ -86,6 +86,12 @@ impl Truth {
         &self.sequence.params
     }
 
+    /// Of its constraint, if it has one: what was said so far.
+    pub fn state(&self) -> u64 {
+        let said = &self.tokens[self.sequence.prompt_len()..];
+        said.iter().fold(0, |state, &token| chain(state, u64::from(token)))
+    }
+
     /// What the model says after the tokens so far.
     pub fn sample(&self) -> Sampled {
         let params = self.params();
@@ -182,6 +188,11 @@ pub fn accept(params: &SamplingParams, token: TokenId) -> Accepted {
         3 => Accepted::Failed,
         _ => Accepted::Open,
     }
+}
+
+/// What a mask says that is of a state.
+pub fn state_words(state: u64) -> [u32; 2] {
+    [state as u32, (state >> 32) as u32]
 }
 
 pub fn short(digest: &scheduler::Digest) -> u64 {

@@ -1,7 +1,7 @@
 //! What happens on a day: a configuration, arrivals, prompts that share beginnings and pictures, follow-up turns, tenants.
 
-use crate::rng::Rng;
-use crate::truth::{Machine, NUM_TOKENS, accept, is_held};
+use crate::rng::{Rng, chain};
+use crate::truth::{Machine, NUM_TOKENS, accept, is_held, state_words};
 use scheduler::{
     Accepted, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
     SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
@@ -18,7 +18,7 @@ pub struct Workload {
     has_priorities: bool,
     /// Most requests of the day are answered with drafts.
     speculates: bool,
-    /// Nobody needs the last token to go on, so that most steps can be made ahead.
+    /// Nobody guesses or is told of its prompt, so that most steps can be made ahead.
     is_plain: bool,
     /// Mean time between arrivals.
     pub gap_us: usize,
@@ -105,7 +105,7 @@ impl Workload {
     /// One request: `n` sequences of one prompt, each with its own seed.
     pub fn request(&mut self, rng: &mut Rng, conversations: &[Prompt]) -> Vec<Sequence> {
         let prompt = self.prompt(rng, conversations);
-        let mut params = params(rng, self.config.token_capacity());
+        let params = params(rng, self.config.token_capacity());
         let mut salt = Digest::default();
         salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
@@ -113,7 +113,6 @@ impl Workload {
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
         let mut speculation = if self.speculates { speculation(rng) } else { None };
         if self.is_plain {
-            params.presence_penalty = 0.0;
             speculation = None;
         }
         let mut sequence = || {
@@ -129,11 +128,11 @@ impl Workload {
                 && machine.only_constrained_wait
                 && sequence.params.seed.is_multiple_of(4)
             {
-                sequence.constraint = Some(Box::new(Anything));
+                sequence.constraint = Some(Box::new(Anything::default()));
             }
             if machine.holds && is_held(&sequence.params) {
                 let params = sequence.params.clone();
-                sequence.constraint = Some(Box::new(Ending { params, token: None }));
+                sequence.constraint = Some(Box::new(Ending { params, token: None, state: 0 }));
             }
             match speculation {
                 Some(config) => sequence.speculating(config).expect("a valid configuration"),
@@ -180,16 +179,41 @@ impl Workload {
     }
 }
 
+/// Tells the state that it is of: what was said before it.
+#[derive(Debug)]
+struct StateMask {
+    words: [u32; 2],
+    is_ready: bool,
+}
+
+fn mask_of(state: u64) -> Option<Arc<dyn TokenMask>> {
+    // Some are never there before they are waited for.
+    Some(Arc::new(StateMask { words: state_words(state), is_ready: !state.is_multiple_of(3) }))
+}
+
+impl TokenMask for StateMask {
+    fn allowed(&self) -> Option<&[u32]> {
+        Some(&self.words)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+}
+
 /// Lets anything be said; what it asks for may be late all the same.
-#[derive(Debug, Clone)]
-struct Anything;
+#[derive(Debug, Clone, Default)]
+struct Anything {
+    state: u64,
+}
 
 impl Constraint for Anything {
     fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
-        None
+        mask_of(self.state)
     }
 
-    fn accept(&mut self, _: TokenId) -> Accepted {
+    fn accept(&mut self, token: TokenId) -> Accepted {
+        self.state = chain(self.state, u64::from(token));
         Accepted::Open
     }
 
@@ -203,11 +227,12 @@ impl Constraint for Anything {
 struct Ending {
     params: Arc<SamplingParams>,
     token: Option<TokenId>,
+    state: u64,
 }
 
 impl Constraint for Ending {
     fn next_mask(&mut self) -> Option<Arc<dyn TokenMask>> {
-        None
+        mask_of(self.state)
     }
 
     fn accept(&mut self, _: TokenId) -> Accepted {
@@ -216,6 +241,7 @@ impl Constraint for Ending {
 
     fn begin_accept(&mut self, token: TokenId) -> Option<Accepted> {
         assert_eq!(self.token.replace(token), None, "it was not asked of the token before");
+        self.state = chain(self.state, u64::from(token));
         None
     }
 

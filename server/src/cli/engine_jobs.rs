@@ -297,12 +297,12 @@ impl Engine {
         for step in 0..DECODE_STEPS {
             let batch = begun.take().unwrap_or_else(|| {
                 let batch = growing.next(step, self.config.block_size);
-                self.runner.begin(&batch);
+                self.begin(&batch);
                 batch
             });
             if step + 1 < DECODE_STEPS && self.config.async_scheduling && self.runner.takes_ahead() {
                 let next = growing.next(step + 1, self.config.block_size);
-                self.runner.begin(&next);
+                self.begin(&next);
                 decoded.steps_ahead += 1;
                 begun = Some(next);
             }
@@ -313,6 +313,11 @@ impl Engine {
             decoded.tokens.extend(tokens);
         }
         Ok(decoded)
+    }
+
+    fn begin(&mut self, batch: &Batch) {
+        self.runner.begin(batch);
+        self.runner.draw(batch);
     }
 
     fn step(&mut self, items: Vec<BatchItem>) -> Result<StepOutput, String> {

@@ -45,6 +45,10 @@ impl<R: ModelRunner> ModelRunner for Timed<R> {
         }
     }
 
+    fn draw(&mut self, batch: &Batch) {
+        self.runner.draw(batch);
+    }
+
     fn takes_ahead(&self) -> bool {
         self.runner.takes_ahead()
     }

@@ -38,8 +38,10 @@ pub struct Control {
 /// What the engine did, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
-    /// A step was handed to the device.
+    /// The rows of a step were handed to the device.
     Begin,
+    /// And what is drawn of them.
+    Draw,
     /// Its results were read.
     Read,
 }
@@ -293,6 +295,18 @@ impl ModelRunner for FakeRunner {
     fn begin(&mut self, _: &Batch) {
         if self.works_alone() {
             self.control.does(Doing::Begin);
+        }
+    }
+
+    /// Waits for masks where another step is to follow, so that who is in which step does not depend on how fast they are.
+    fn draw(&mut self, batch: &Batch) {
+        if self.control.takes_ahead.load(Relaxed) {
+            for mask in batch.samples().filter_map(|sample| sample.mask.as_ref()) {
+                mask.allowed();
+            }
+        }
+        if self.works_alone() {
+            self.control.does(Doing::Draw);
         }
     }
 
