@@ -3,7 +3,7 @@
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
 use crate::running::{Outcome, Rank, Running, outcome};
-use crate::scheduler::InFlight;
+use crate::step::InFlight;
 use crate::{
     Batch, BatchItem, DraftShare, Event, Failure, FinishReason, PromptResult, Sample, Sampled, Scheduler,
     SchedulerConfig, SequenceId, Step, StepOutput, StepStats, TokenId,

@@ -29,7 +29,7 @@
 //! one over.
 
 use crate::running::{Rank, Running, SharedTable};
-use crate::scheduler::InFlight;
+use crate::step::InFlight;
 use crate::{Batch, Event, ItemShare, Scheduler};
 use std::ops::Bound;
 

@@ -4,6 +4,7 @@ use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
 use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running};
+use crate::step::InFlight;
 use crate::{
     BatchItem, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats, TokenMask,
 };
@@ -37,14 +38,6 @@ pub struct Scheduler {
     pub(crate) spent_masks: Vec<Arc<dyn TokenMask>>,
     /// Empty: memory for the items of a step.
     pub(crate) spare_items: Vec<BatchItem>,
-}
-
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    pub started: Vec<Event>,
-    pub stats: StepStats,
-    /// Who ended while it ran, by what a constraint said of a token of an earlier step.
-    pub ended: Vec<SequenceId>,
 }
 
 impl Scheduler {

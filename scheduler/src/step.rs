@@ -157,3 +157,12 @@ pub struct Occupancy {
     pub image_blocks_used: usize,
     pub image_blocks_total: usize,
 }
+
+/// What a step will tell that was made and is not yet taken in.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub started: Vec<Event>,
+    pub stats: StepStats,
+    /// Who ended while it ran, by what a constraint said of a token of an earlier step.
+    pub ended: Vec<SequenceId>,
+}
