@@ -49,9 +49,7 @@ impl<'a> State<'a> {
     /// For `width` rows.
     pub fn clear(&mut self, width: usize) {
         let row = self.values.len() / self.max.len();
-        self.max[..width].fill(LOWEST);
-        self.sum[..width].fill(0.0);
-        self.values[..width * row].fill(0.0);
+        self.clear_columns(width, &(0..row));
     }
 
     /// As `clear`, of some columns of the values.
