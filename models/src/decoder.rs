@@ -19,7 +19,7 @@ use crate::parts::Part;
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{self, Activation, Ragged, RopeLayout, RopeTable};
+use kernels::ops::{self, Activation, Ragged, ReadPlan, RopeLayout, RopeTable};
 use kernels::{Device, Indices, Matrix, Tensor, WeightType};
 
 pub struct Decoder {
@@ -85,6 +85,10 @@ impl Decoder {
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
         let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
+        let mut plan = ReadPlan::new(device);
+        layers.iter().for_each(|layer| layer.plan_reads(&mut plan));
+        plan.linear(&head);
+        plan.follow();
         Ok(Self { embedding, layers, norm, head, rope, rope_layout, eps })
     }
 
@@ -245,6 +249,21 @@ impl Layer {
             None => Mlp::size(&names, "mlp", mlp_shape(config)),
         };
         attention + mlp + WeightSize::vector(hidden_size).times(2)
+    }
+
+    fn plan_reads(&self, plan: &mut ReadPlan) {
+        let router = match &self.mlp {
+            LayerMlp::Moe(moe) => Some(moe.router()),
+            LayerMlp::Dense(_) => None,
+        };
+        match &self.attention {
+            Attention::Gqa(attention) => attention.plan_reads(router, plan),
+            Attention::Mla(attention) => attention.plan_reads(router, plan),
+        }
+        match &self.mlp {
+            LayerMlp::Dense(mlp) => mlp.plan_reads(plan),
+            LayerMlp::Moe(moe) => moe.plan_reads(plan),
+        }
     }
 
     /// Reads `normed`, leaves in `out` what the MLP made; attention's part is already in the residual.

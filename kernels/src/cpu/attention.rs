@@ -16,12 +16,21 @@ use crate::{ActivationType, DType, Isa, Tensor, WeightType};
 #[cfg(not(target_arch = "x86_64"))]
 mod pairs {
     use super::{Block, Problem, Workspace};
+    use std::ops::Range;
 
-    pub fn pack_queries(_: &Problem, _: &Block, _: &mut Workspace) {
+    pub fn pack_queries(_: &Problem, _: &Block, _: usize, _: &mut Workspace) {
         unreachable!("no processor of this kind multiplies bf16");
     }
 
     pub fn attend(_: &Problem, _: &Block, _: usize, _: &mut Workspace) {
+        unreachable!("no processor of this kind multiplies bf16");
+    }
+
+    pub fn scores(_: &Problem, _: &Block, _: Range<usize>, _: &mut Workspace, _: &mut [f32]) {
+        unreachable!("no processor of this kind multiplies bf16");
+    }
+
+    pub fn attend_columns(_: &Problem, _: &Block, _: &[f32], _: &Range<usize>, _: &mut Workspace) {
         unreachable!("no processor of this kind multiplies bf16");
     }
 }
@@ -161,6 +170,11 @@ impl Problem<'_> {
 
 /// Few blocks for each thread: worth cutting further.
 const FEW: usize = 4;
+/// Keys of a block from which on threads share it, and the parts that they make of it: each weighs all scores.
+const WORTH_SHARING: usize = 64;
+const MOST_PARTS: usize = 4;
+/// Columns of values that a task has at least: a pair of vectors.
+const COLUMNS: usize = 32;
 /// Rows that a slot holds: those of one token.
 const SLOT_ROWS: usize = 32;
 
@@ -171,8 +185,14 @@ fn num_slots(sizes: &AttentionSizes, num_threads: usize) -> usize {
     sizes.max_context.div_ceil(RANGE) + FEW * num_threads
 }
 
+/// Scores of the rows of one token and the keys of a range, where several threads share a block.
+fn scores_len(num_threads: usize) -> usize {
+    if num_threads == 1 { 0 } else { RANGE * SLOT_ROWS }
+}
+
 pub(crate) fn scratch_len(sizes: &AttentionSizes, num_threads: usize) -> usize {
-    num_threads * Workspace::len(sizes) + num_slots(sizes, num_threads) * State::len(sizes, SLOT_ROWS)
+    let slots = num_slots(sizes, num_threads) * State::len(sizes, SLOT_ROWS);
+    num_threads * Workspace::len(sizes) + scores_len(num_threads) + slots
 }
 
 pub(crate) fn gqa(
@@ -251,14 +271,22 @@ fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut T
     let sizes = problem.sizes;
     let num_workers = cpu.pool.num_workers();
     let num_blocks = (0..problem.num_items()).map(|item| problem.num_blocks(item)).sum();
-    let (workspaces, slots) = scratch.buffer.as_f32_mut().split_at_mut(num_workers * Workspace::len(&sizes));
+    let (workspaces, rest) = scratch.buffer.as_f32_mut().split_at_mut(num_workers * Workspace::len(&sizes));
+    let (scores, slots) = rest.split_at_mut(scores_len(num_workers));
     let task = Task {
-        isa: cpu.isa,
+        cpu,
         problem,
         workspaces: SharedMut::new(workspaces),
+        scores: SharedMut::new(scores),
         slots: SharedMut::new(slots),
         out: SharedMut::new(out.as_f32_mut()),
     };
+    if num_blocks == 1 && num_workers > 1 && problem.pairs {
+        let block = problem.block(0);
+        if block.num_ranges() == 1 && block.num_rows() <= SLOT_ROWS && block.last_visible >= WORTH_SHARING {
+            return task.share(&block, num_workers.min(MOST_PARTS));
+        }
+    }
     if num_blocks < FEW * num_workers {
         let num_ranges = (0..num_blocks).map(|block| problem.block(block).num_ranges()).sum();
         let fit = (0..num_blocks).all(|block| problem.block(block).num_rows() <= SLOT_ROWS);
@@ -270,11 +298,11 @@ fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut T
     cpu.pool.run(num_blocks, &|index, worker| task.whole_block(index, worker));
 }
 
-/// What a block needs before its first range.
-pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
+/// What a block needs before its ranges, of which the first begins at position `first`.
+pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work: &mut Workspace) {
     block.fill_visible(work.visible);
     if problem.pairs {
-        return pairs::pack_queries(problem, block, work);
+        return pairs::pack_queries(problem, block, first, work);
     }
     attention_block::pack_queries(problem, block, work);
 }
@@ -288,9 +316,10 @@ pub(crate) fn attend(isa: Isa, problem: &Problem, block: &Block, range: usize, w
 }
 
 struct Task<'a> {
-    isa: Isa,
+    cpu: &'a Cpu,
     problem: &'a Problem<'a>,
     workspaces: SharedMut<f32>,
+    scores: SharedMut<f32>,
     slots: SharedMut<f32>,
     out: SharedMut<f32>,
 }
@@ -312,25 +341,51 @@ impl Task<'_> {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
         let width = attention_block::width(&block);
-        pack_queries(self.problem, &block, &mut work);
+        pack_queries(self.problem, &block, 0, &mut work);
         if block.num_ranges() == 1 {
             // What merging it with nothing would leave.
-            attend(self.isa, self.problem, &block, 0, &mut work);
+            attend(self.cpu.isa, self.problem, &block, 0, &mut work);
             return attention_block::write(self.problem, &block, &work.range, &self.out);
         }
         work.total.clear(width);
         for range in 0..block.num_ranges() {
-            attend(self.isa, self.problem, &block, range, &mut work);
-            attention_block::merge(self.isa, &work.range, &mut work.total, width);
+            attend(self.cpu.isa, self.problem, &block, range, &mut work);
+            attention_block::merge(self.cpu.isa, &work.range, &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
+    }
+
+    /// The only block, of one range: scores by parts of the keys, and then sums by parts of the columns. Each number is one thread's, and
+    /// has the order of terms that `whole_block` gives it.
+    fn share(&self, block: &Block, parts: usize) {
+        let (keys, width) = (block.last_visible, attention_block::width(block));
+        let value_dim = self.problem.sizes.value_dim;
+        let cut = |len: usize, part: usize| (part * len.div_ceil(COLUMNS) / parts * COLUMNS).min(len);
+        self.cpu.pool.run_phases(&[parts.into(), parts.into()], &|phase, part, worker| {
+            let mut work = self.workspace(worker);
+            if phase == 0 {
+                let positions = part * keys / parts..(part + 1) * keys / parts;
+                // SAFETY: each position's scores are one task's.
+                let out = unsafe { self.scores.slice(positions.start * width, positions.len() * width) };
+                pack_queries(self.problem, block, positions.start, &mut work);
+                return pairs::scores(self.problem, block, positions, &mut work, out);
+            }
+            block.fill_visible(work.visible);
+            // SAFETY: all were written, and nobody writes in this phase.
+            let scores = unsafe { self.scores.reader() }.from(0);
+            let sums = cut(attention_block::row_len(value_dim), part)
+                ..cut(attention_block::row_len(value_dim), part + 1);
+            pairs::attend_columns(self.problem, block, scores, &sums, &mut work);
+            let columns = sums.start.min(value_dim)..sums.end.min(value_dim);
+            attention_block::write_columns(self.problem, block, &work.range, columns, &self.out);
+        });
     }
 
     fn one_range(&self, index: usize, worker: usize) {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
-        pack_queries(self.problem, &block, &mut work);
-        attend(self.isa, self.problem, &block, range, &mut work);
+        pack_queries(self.problem, &block, range * RANGE, &mut work);
+        attend(self.cpu.isa, self.problem, &block, range, &mut work);
         self.slot(index).copy_from(&work.range, attention_block::width(&block));
     }
 
@@ -341,7 +396,7 @@ impl Task<'_> {
         let width = attention_block::width(&block);
         work.total.clear(width);
         for range in 0..block.num_ranges() {
-            attention_block::merge(self.isa, &self.slot(first + range), &mut work.total, width);
+            attention_block::merge(self.cpu.isa, &self.slot(first + range), &mut work.total, width);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
     }

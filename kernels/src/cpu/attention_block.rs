@@ -16,6 +16,7 @@ use super::attention_thin as thin;
 use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::ops::AttentionSizes;
+use std::ops::Range;
 
 /// Rows of a block.
 pub(crate) const ROWS: usize = 64;
@@ -48,9 +49,17 @@ impl<'a> State<'a> {
     /// For `width` rows.
     pub fn clear(&mut self, width: usize) {
         let row = self.values.len() / self.max.len();
+        self.clear_columns(width, &(0..row));
+    }
+
+    /// As `clear`, of some columns of the values.
+    pub fn clear_columns(&mut self, width: usize, columns: &Range<usize>) {
+        let row = self.values.len() / self.max.len();
         self.max[..width].fill(LOWEST);
         self.sum[..width].fill(0.0);
-        self.values[..width * row].fill(0.0);
+        for values in self.values.chunks_exact_mut(row).take(width) {
+            values[columns.clone()].fill(0.0);
+        }
     }
 
     pub fn copy_from(&mut self, other: &State, width: usize) {
@@ -147,7 +156,8 @@ fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize
         for lane in (0..width).step_by(S::LANES) {
             soften(s, n, lane, work);
         }
-        shrink(s, problem, block.num_rows(), work);
+        let sum_row = row_len(problem.sizes.value_dim);
+        shrink(s, sum_row, &(0..sum_row), block.num_rows(), work);
         accumulate(s, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
     }
 }
@@ -238,16 +248,21 @@ pub(super) fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<
     s.store_slice(&mut work.shrink[lanes], shrink);
 }
 
-/// Sums of rows whose maximum rose.
+/// Some columns of the sums of rows whose maximum rose; whole vectors.
 #[inline(always)]
-pub(super) fn shrink<S: Simd>(s: S, problem: &Problem<'_>, num_rows: usize, work: &mut Workspace<'_>) {
-    let len = row_len(problem.sizes.value_dim);
+pub(super) fn shrink<S: Simd>(
+    s: S,
+    len: usize,
+    columns: &Range<usize>,
+    num_rows: usize,
+    work: &mut Workspace<'_>,
+) {
     for row in 0..num_rows {
         let factor = work.shrink[row];
         // Times 1 would change nothing.
         if factor != 1.0 {
             let values = &mut work.range.values[row * len..(row + 1) * len];
-            for i in (0..len).step_by(S::LANES) {
+            for i in columns.clone().step_by(S::LANES) {
                 let v = s.mul(s.load_slice(&values[i..]), s.splat(factor));
                 s.store_slice(&mut values[i..], v);
             }
@@ -331,15 +346,26 @@ fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>, width: us
     }
 }
 
-/// The block's rows of `out`, divided by their sums. A sum of -0 counts as 0, which it is once it was merged with anything.
+/// The block's rows of `out`.
 pub(crate) fn write(problem: &Problem, block: &Block, total: &State, out: &SharedMut<f32>) {
+    write_columns(problem, block, total, 0..problem.sizes.value_dim, out);
+}
+
+/// Columns of the block's rows of `out`, divided by their sums. A sum of -0 counts as 0, which it is once it was merged with anything.
+pub(crate) fn write_columns(
+    problem: &Problem,
+    block: &Block,
+    total: &State,
+    columns: Range<usize>,
+    out: &SharedMut<f32>,
+) {
     let AttentionSizes { heads, value_dim, .. } = problem.sizes;
     for (row, values) in total.values.chunks_exact(row_len(value_dim)).take(block.num_rows()).enumerate() {
         let (token, head) = block.row(row);
-        // SAFETY: every row and head is in one block.
-        let out = unsafe { out.slice((token * heads + head) * value_dim, value_dim) };
+        // SAFETY: every row and head is in one block, and a column of it in one task.
+        let out = unsafe { out.slice((token * heads + head) * value_dim + columns.start, columns.len()) };
         let factor = 1.0 / total.sum[row];
-        for (out, value) in out.iter_mut().zip(values) {
+        for (out, value) in out.iter_mut().zip(&values[columns.clone()]) {
             *out = (value + 0.0) * factor;
         }
     }

@@ -112,7 +112,7 @@ pub(crate) fn item(
                 total.clear(width);
             }
             if first < block.last_visible {
-                attention::pack_queries(&problem, &block, &mut work);
+                attention::pack_queries(&problem, &block, first, &mut work);
                 attention::attend(cpu.isa, &problem, &block, range, &mut work);
                 attention_block::merge(cpu.isa, &work.range, &mut total, width);
             }

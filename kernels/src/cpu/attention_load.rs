@@ -302,10 +302,11 @@ pub(crate) struct Ahead {
 
 impl Ahead {
     /// Positions `first ..` up to the last that the block sees, to be asked for in about so many calls. Expanded keys lie one after the
-    /// other, which needs no help.
+    /// other, which needs no help, and latents in pairs are asked for elsewhere.
     pub fn new(problem: &Problem, block: &Block, first: usize, calls: usize) -> Self {
         let len = match problem.keys {
             Keys::Expanded { .. } => 0,
+            Keys::Latent { .. } if problem.pairs => 0,
             _ => KEYS.min(block.last_visible - first.min(block.last_visible)),
         };
         Self { places: Places::of(problem, block, first, len), next: 0, step: len.div_ceil(calls.max(1)) }

@@ -9,11 +9,12 @@
 
 use super::attention::{Block, Problem};
 use super::attention_block::{KEYS, ROWS, Workspace, mask, row_len, shrink, soften, width};
-use super::attention_load::{self, Ahead, Places, Source};
-use super::dot::{Words, pair_tile_of};
-use super::simd::{Avx512, Bf16Dot, Simd, Turn};
+use super::attention_load::{self, Ahead, Keys, Places, Source};
+use super::dot::{CACHE_LINE, Lines, Words, pair_tile_of};
+use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for};
 use super::tile::{Blocks, Rows, Sums};
 use crate::ops::{AttentionSizes, KvRows};
+use std::ops::Range;
 
 const LANES: usize = Avx512::LANES;
 
@@ -23,19 +24,60 @@ fn value_stride(sizes: &AttentionSizes) -> usize {
     ((row_len(sizes.value_dim) / LANES) | 1) * LANES
 }
 
-/// As `attention_block::pack_queries`, rounded, a word for each pair.
-pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
+/// As `attention_block::pack_queries`, rounded, a word for each pair. The keys from position `first` on are read next.
+pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work: &mut Workspace) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn entry(problem: &Problem, block: &Block, work: &mut Workspace) {
+    fn entry(problem: &Problem, block: &Block, keys: &LatentsAhead, work: &mut Workspace) {
         // SAFETY: this function has the features.
-        pack_queries_body(unsafe { Bf16Dot::new() }, problem, block, work);
+        pack_queries_body(unsafe { Bf16Dot::new() }, problem, block, keys, work);
     }
+    let keys = LatentsAhead::new(problem, block, first);
     // SAFETY: a problem is of pairs only where a device rounds to bf16, which is where `Isa::has_bf16_dots`.
-    unsafe { entry(problem, block, work) }
+    unsafe { entry(problem, block, &keys, work) }
+}
+
+/// Rows of latents of a tile, asked for in loops, a line or two a turn: requests that come faster than memory answers are dropped.
+/// None for keys of another kind, which `attention_load::Ahead` asks for.
+struct LatentsAhead<'a> {
+    cache: Option<&'a [u16]>,
+    places: Places,
+    key_dim: usize,
+}
+
+impl<'a> LatentsAhead<'a> {
+    /// Positions `first ..` up to the last that the block sees.
+    fn new(problem: &Problem<'a>, block: &Block, first: usize) -> Self {
+        let (cache, len) = match problem.keys {
+            Keys::Latent { cache, .. } => {
+                (Some(cache.rows.as_u16()), KEYS.min(block.last_visible - first.min(block.last_visible)))
+            }
+            _ => (None, 0),
+        };
+        Self { cache, places: Places::of(problem, block, first, len), key_dim: problem.sizes.key_dim }
+    }
+
+    /// Some rows from the one at `index` on, as if they followed each other, which those of one block of the cache do; for a loop of so
+    /// many turns.
+    fn lines(&self, index: usize, rows: usize, turns: usize) -> Lines {
+        match (self.cache, self.places.rows().get(index)) {
+            (Some(cache), Some(&row)) => Lines {
+                start: cache[row * self.key_dim..].as_ptr().cast(),
+                step: (rows * self.key_dim * size_of::<u16>()).div_ceil(turns),
+            },
+            // The same line again and again, which is near.
+            _ => Lines { start: self.places.rows().as_ptr().cast(), step: 0 },
+        }
+    }
 }
 
 #[inline(always)]
-fn pack_queries_body(dot: Bf16Dot, problem: &Problem, block: &Block, work: &mut Workspace) {
+fn pack_queries_body(
+    dot: Bf16Dot,
+    problem: &Problem,
+    block: &Block,
+    keys: &LatentsAhead,
+    work: &mut Workspace,
+) {
     let (s, d) = (dot.simd(), problem.sizes.key_dim);
     // Rounded rows wait in the room for keys, in whole vectors of words.
     let words = d.div_ceil(2).next_multiple_of(LANES);
@@ -47,7 +89,12 @@ fn pack_queries_body(dot: Bf16Dot, problem: &Problem, block: &Block, work: &mut 
         for (lane, room) in room.chunks_exact_mut(words).enumerate().take(rows) {
             let (token, head) = block.row(first + lane);
             let q = &problem.q[token * problem.q_stride + head * d..][..d];
+            let rows_each = KEYS.div_ceil(block.num_rows());
+            let mut ahead = keys.lines((first + lane) * rows_each, rows_each, d.div_ceil(LANES));
             for i in (0..d).step_by(LANES) {
+                ask_for(ahead.start);
+                ask_for(ahead.start.wrapping_add(CACHE_LINE));
+                ahead.start = ahead.start.wrapping_add(ahead.step);
                 let half = &mut room[i / 2..i / 2 + LANES / 2];
                 // SAFETY: half a vector of words is 32 bytes.
                 unsafe {
@@ -86,18 +133,89 @@ fn attend_body(dot: Bf16Dot, problem: &Problem, block: &Block, range: usize, wor
     for (first, n) in block.tiles(range) {
         let places = Places::of(problem, block, first, n);
         let mut ahead = Ahead::new(problem, block, first + n, num_calls(problem, block, n));
-        load(dot, problem, block, &places, work);
-        score(dot, problem, n, width, work, &mut || ahead.ask(s, problem, block));
-        if first + n > block.first_visible {
-            mask(s, first, n, width, work);
-        }
-        for lane in (0..width).step_by(LANES) {
-            soften(s, n, lane, work);
-        }
-        round_weights(dot, n, width, work);
-        shrink(s, problem, block.num_rows(), work);
-        accumulate(dot, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
+        let latents = LatentsAhead::new(problem, block, first + n);
+        load_keys(dot, problem, block, &places, work);
+        score(dot, problem, [n, width], &latents, work, &mut || ahead.ask(s, problem, block));
+        weigh(dot, block, [first, n], width, work);
+        let columns = 0..row_len(problem.sizes.value_dim);
+        load_values(dot, problem, block, &places, &columns, work);
+        accumulate(dot, problem, [n, block.num_rows()], &columns, work, &mut || ahead.ask(s, problem, block));
     }
+}
+
+/// Scores of a tile become weights, in words.
+#[inline(always)]
+fn weigh(dot: Bf16Dot, block: &Block, [first, n]: [usize; 2], width: usize, work: &mut Workspace) {
+    let s = dot.simd();
+    if first + n > block.first_visible {
+        mask(s, first, n, width, work);
+    }
+    for lane in (0..width).step_by(LANES) {
+        soften(s, n, lane, work);
+    }
+    round_weights(dot, n, width, work);
+}
+
+/// Scores of some positions, for a block whose queries are packed: those of a position in `width(block)` numbers of `out`.
+pub(crate) fn scores(
+    problem: &Problem,
+    block: &Block,
+    positions: Range<usize>,
+    work: &mut Workspace,
+    out: &mut [f32],
+) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    fn entry(
+        problem: &Problem,
+        block: &Block,
+        positions: Range<usize>,
+        work: &mut Workspace,
+        out: &mut [f32],
+    ) {
+        // SAFETY: this function has the features.
+        let (dot, width) = (unsafe { Bf16Dot::new() }, width(block));
+        let mut out = out.chunks_exact_mut(width);
+        for first in positions.clone().step_by(KEYS) {
+            let n = KEYS.min(positions.end - first);
+            let places = Places::of(problem, block, first, n);
+            load_keys(dot, problem, block, &places, work);
+            let latents = LatentsAhead::new(problem, block, first + n);
+            score(dot, problem, [n, width], &latents, work, &mut || ());
+            for (scores, out) in work.scores.chunks_exact(ROWS).take(n).zip(&mut out) {
+                out.copy_from_slice(&scores[..width]);
+            }
+        }
+    }
+    // SAFETY: as for `pack_queries`.
+    unsafe { entry(problem, block, positions, work, out) }
+}
+
+/// What `attend` does for range 0 with its scores, in some columns of the values: whole pairs of vectors.
+pub(crate) fn attend_columns(
+    problem: &Problem,
+    block: &Block,
+    scores: &[f32],
+    columns: &Range<usize>,
+    work: &mut Workspace,
+) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    fn entry(problem: &Problem, block: &Block, scores: &[f32], columns: &Range<usize>, work: &mut Workspace) {
+        // SAFETY: this function has the features.
+        let (dot, width) = (unsafe { Bf16Dot::new() }, width(block));
+        work.range.clear_columns(width, columns);
+        for (first, n) in block.tiles(0) {
+            let places = Places::of(problem, block, first, n);
+            let scores = scores[first * width..(first + n) * width].chunks_exact(width);
+            for (to, scores) in work.scores.chunks_exact_mut(ROWS).zip(scores) {
+                to[..width].copy_from_slice(scores);
+            }
+            weigh(dot, block, [first, n], width, work);
+            load_values(dot, problem, block, &places, columns, work);
+            accumulate(dot, problem, [n, block.num_rows()], columns, work, &mut || ());
+        }
+    }
+    // SAFETY: as for `pack_queries`.
+    unsafe { entry(problem, block, scores, columns, work) }
 }
 
 /// Tiles of a score and of a sum that a block computes for one tile of keys.
@@ -106,16 +224,12 @@ fn num_calls(problem: &Problem, block: &Block, n: usize) -> usize {
     tiles(width(block), n) + tiles(row_len(problem.sizes.value_dim), block.num_rows())
 }
 
-/// Rows of keys in `keys`, a word for two neighbours; and in `values` a word for each column of two rows.
-#[allow(
-    clippy::manual_map,
-    reason = "a closure would not have the features of the function that this is inlined in"
-)]
+/// Rows of keys in `keys`, a word for two neighbours.
 #[inline(always)]
-fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &mut Workspace) {
-    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
-    let (key_row, stride) = (row_len(d), value_stride(&problem.sizes));
-    assert!(work.keys.len() >= KEYS * key_row && work.values.len() >= KEYS / 2 * stride + LANES, "workspace");
+fn load_keys(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &mut Workspace) {
+    let d = problem.sizes.key_dim;
+    let key_row = row_len(d);
+    assert!(work.keys.len() >= KEYS * key_row, "workspace");
     // Half of the room: it is there for floats.
     let keys = work.keys.as_mut_ptr().cast::<u16>();
     for (i, &row) in places.rows().iter().enumerate() {
@@ -123,6 +237,24 @@ fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &
         let to = unsafe { std::slice::from_raw_parts_mut(keys.add(i * key_row), key_row) };
         Row::of(attention_load::key(problem, block, row), d).copy(dot, to);
     }
+}
+
+/// Columns of rows of values in `values`, a word for each column of two rows.
+#[allow(
+    clippy::manual_map,
+    reason = "a closure would not have the features of the function that this is inlined in"
+)]
+#[inline(always)]
+fn load_values(
+    dot: Bf16Dot,
+    problem: &Problem,
+    block: &Block,
+    places: &Places,
+    columns: &Range<usize>,
+    work: &mut Workspace,
+) {
+    let (dv, stride) = (problem.sizes.value_dim, value_stride(&problem.sizes));
+    assert!(work.values.len() >= KEYS / 2 * stride + LANES && columns.end <= row_len(dv), "workspace");
     for (pair, rows) in places.rows().chunks(2).enumerate() {
         let a = Row::of(attention_load::value(problem, block, rows[0]), dv);
         let b = match rows.get(1) {
@@ -130,7 +262,24 @@ fn load(dot: Bf16Dot, problem: &Problem, block: &Block, places: &Places, work: &
             None => None,
         };
         let to = work.values.as_mut_ptr().wrapping_add(pair * stride);
-        for column in (0..dv).step_by(2 * LANES) {
+        let mut rest = columns.clone();
+        if let (Row::Kept(a), Some(Row::Kept(b))) = (a, b) {
+            // Whole pairs of vectors of rows where they lie.
+            let whole = (columns.end.min(dv) - columns.start) / (2 * LANES) * 2 * LANES;
+            rest.start += whole;
+            let (a, b) = (&a[columns.start..][..whole], &b[columns.start..][..whole]);
+            let mut to = to.wrapping_add(columns.start);
+            for (a, b) in a.as_chunks::<{ 2 * LANES }>().0.iter().zip(b.as_chunks::<{ 2 * LANES }>().0) {
+                // SAFETY: as many numbers, and as many words as columns, in what was checked.
+                unsafe {
+                    let [lo, hi] = dot.interleave(a.as_ptr(), Some(b.as_ptr()));
+                    dot.store(to.cast(), lo);
+                    dot.store(to.wrapping_add(LANES).cast(), hi);
+                }
+                to = to.wrapping_add(2 * LANES);
+            }
+        }
+        for column in rest.step_by(2 * LANES) {
             let mut room = [[0; 2 * LANES]; 2];
             let a = a.bits(dot, column, &mut room[0]);
             let b = match b {
@@ -206,8 +355,8 @@ impl<'a> Row<'a> {
 fn score(
     dot: Bf16Dot,
     problem: &Problem,
-    n: usize,
-    width: usize,
+    [n, width]: [usize; 2],
+    next: &LatentsAhead,
     work: &mut Workspace,
     between: &mut impl FnMut(),
 ) {
@@ -219,19 +368,20 @@ fn score(
     let blocks = Blocks::new(n, Bf16Dot::TILE_ROWS);
     let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
     for lane in (0..width).step_by(2 * LANES) {
-        let w = Words { start: queries.wrapping_add(lane).cast(), stride: ROWS, hi: LANES };
+        let start = queries.wrapping_add(lane).cast();
         let mut key = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
+            let w = Words { start, stride: ROWS, hi: LANES, ahead: next.lines(key, rows, pairs) };
             let x = Rows { start: keys.wrapping_add(key * key_words), row: key_words, step: 1 };
             let start = scores.wrapping_add(key * ROWS + lane);
             let sums = Sums { start, row: ROWS, hi: LANES, fresh: true };
             // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
             unsafe {
                 if lane + 2 * LANES <= width {
-                    pair_tile_of::<2, false>(dot, rows, w, x, pairs, sums);
+                    pair_tile_of::<2, 1>(dot, rows, w, x, pairs, sums);
                 } else {
-                    pair_tile_of::<1, false>(dot, rows, w, x, pairs, sums);
+                    pair_tile_of::<1, 1>(dot, rows, w, x, pairs, sums);
                 }
             }
             key += rows;
@@ -259,25 +409,26 @@ fn round_weights(dot: Bf16Dot, n: usize, width: usize, work: &mut Workspace) {
     }
 }
 
-/// `sums[r] += Σ_j weights[j, r] · value[j]`
+/// `sums[r] += Σ_j weights[j, r] · value[j]`, in some columns, of `num_rows` rows and `n` keys.
 #[inline(always)]
 fn accumulate(
     dot: Bf16Dot,
     problem: &Problem,
-    n: usize,
-    num_rows: usize,
+    [n, num_rows]: [usize; 2],
+    columns: &Range<usize>,
     work: &mut Workspace,
     between: &mut impl FnMut(),
 ) {
     let (sum_row, stride) = (row_len(problem.sizes.value_dim), value_stride(&problem.sizes));
     assert!(n <= KEYS && num_rows <= ROWS && sum_row <= stride, "a tile of values");
     assert!(work.values.len() >= KEYS / 2 * stride && work.scores.len() >= KEYS / 2 * ROWS, "workspace");
-    assert!(work.range.values.len() >= ROWS * sum_row, "workspace");
+    assert!(work.range.values.len() >= ROWS * sum_row && columns.end <= sum_row, "workspace");
+    shrink(dot.simd(), sum_row, columns, num_rows, work);
     let blocks = Blocks::new(num_rows, Bf16Dot::TILE_ROWS);
     let (values, weights) = (work.values.as_ptr(), work.scores.as_ptr());
     let out = work.range.values.as_mut_ptr();
-    for column in (0..sum_row).step_by(2 * LANES) {
-        let w = Words { start: values.wrapping_add(column).cast(), stride, hi: LANES };
+    for column in columns.clone().step_by(2 * LANES) {
+        let w = Words { start: values.wrapping_add(column).cast(), stride, hi: LANES, ahead: Lines::NONE };
         let mut row = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
@@ -288,9 +439,9 @@ fn accumulate(
             // which is a whole number of vectors.
             unsafe {
                 if column + 2 * LANES <= sum_row {
-                    pair_tile_of::<2, false>(dot, rows, w, x, n.div_ceil(2), sums);
+                    pair_tile_of::<2, 0>(dot, rows, w, x, n.div_ceil(2), sums);
                 } else {
-                    pair_tile_of::<1, false>(dot, rows, w, x, n.div_ceil(2), sums);
+                    pair_tile_of::<1, 0>(dot, rows, w, x, n.div_ceil(2), sums);
                 }
             }
             row += rows;

@@ -40,7 +40,8 @@ pub(crate) fn tile<S: Turn>(
         work.scores[row * KEYS + seen..(row + 1) * KEYS].fill(f32::NEG_INFINITY);
     }
     soften(s, places.len, num_rows, work, &mut between);
-    shrink(s, problem, num_rows, work);
+    let sum_row = row_len(problem.sizes.value_dim);
+    shrink(s, sum_row, &(0..sum_row), num_rows, work);
     accumulate(s, problem, places.len, num_rows, work, &mut between);
 }
 

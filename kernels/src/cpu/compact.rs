@@ -8,7 +8,7 @@
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Words as Pairs, pair_tile_of, starts};
+use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_of, starts};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
@@ -112,13 +112,13 @@ fn pairs_panel(job: &Job) {
             let mut row = tiles.len(0);
             // SAFETY: the promise of `blocks`.
             by_rows!(row, FEW_ROWS, |M| unsafe { few_rows::<M, true>(d, &job.rows(0, M), words) });
-            let w = Pairs { start: words.cast(), stride: PANEL, hi: PANEL / 2 };
+            let w = Pairs { start: words.cast(), stride: PANEL, hi: PANEL / 2, ahead: Lines::NONE };
             for tile in 1..tiles.count {
                 let rows = tiles.len(tile);
                 let Job { x, sums, .. } = job.rows(row, rows);
                 let sums = Sums { hi: PANEL / 2, ..sums };
                 // SAFETY: the promise of `blocks`, and all its words were written.
-                unsafe { pair_tile_of::<2, false>(d, rows, w, x, job.k.div_ceil(2), sums) };
+                unsafe { pair_tile_of::<2, 0>(d, rows, w, x, job.k.div_ceil(2), sums) };
                 row += rows;
             }
         });

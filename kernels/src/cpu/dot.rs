@@ -81,7 +81,8 @@ fn bf16_panel(job: &Job) {
     fn entry(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
-        let w = Words { start: job.panel.cast(), stride: PANEL, hi: PANEL / 2 };
+        let ahead = Lines { start: job.panel.wrapping_add(BYTES_AHEAD), step: 2 * CACHE_LINE };
+        let w = Words { start: job.panel.cast(), stride: PANEL, hi: PANEL / 2, ahead };
         // The end of K is filled up with zeros on both sides.
         let pairs = job.k.div_ceil(2);
         let (blocks, mut row) = (Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS), 0);
@@ -92,8 +93,8 @@ fn bf16_panel(job: &Job) {
             // SAFETY: the promise of `Job::new`.
             unsafe {
                 match rows >= LEAST_PAIRS_AHEAD && block == 0 {
-                    true => pair_tile_of::<2, true>(d, rows, w, x, pairs, sums),
-                    false => pair_tile_of::<2, false>(d, rows, w, x, pairs, sums),
+                    true => pair_tile_of::<2, 2>(d, rows, w, x, pairs, sums),
+                    false => pair_tile_of::<2, 0>(d, rows, w, x, pairs, sums),
                 }
             }
             row += rows;
@@ -110,15 +111,30 @@ pub(crate) struct Words {
     pub start: *const u32,
     pub stride: usize,
     pub hi: usize,
+    /// What comes later.
+    pub ahead: Lines,
 }
 
-/// A tile of up to `Bf16Dot::TILE_ROWS` rows of words times `V` vectors, 1 or 2; `AHEAD` asks for lines that come later.
+/// Lines of memory that a loop asks for, from `start` on and in each turn `step` bytes further.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    pub start: *const u8,
+    pub step: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lines {
+    pub const NONE: Self = Self { start: std::ptr::null(), step: 0 };
+}
+
+/// A tile of up to `Bf16Dot::TILE_ROWS` rows of words times `V` vectors, 1 or 2, that asks for `ASKS` lines a turn.
 ///
 /// # Safety
 /// As for `tile::tile`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) unsafe fn pair_tile_of<const V: usize, const AHEAD: bool>(
+pub(crate) unsafe fn pair_tile_of<const V: usize, const ASKS: usize>(
     d: Bf16Dot,
     num_rows: usize,
     w: Words,
@@ -127,7 +143,7 @@ pub(crate) unsafe fn pair_tile_of<const V: usize, const AHEAD: bool>(
     sums: Sums,
 ) {
     // SAFETY: the caller's promise.
-    by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, AHEAD>(d, w, x, pairs, sums) });
+    by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, ASKS>(d, w, x, pairs, sums) });
 }
 
 /// Where rows begin. Sums in a loop would be checked for overflow again and again.
@@ -144,7 +160,7 @@ pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
 /// As for `tile::tile`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn pair_tile<const M: usize, const V: usize, const AHEAD: bool>(
+unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
     d: Bf16Dot,
     w: Words,
     x: Rows,
@@ -163,11 +179,13 @@ unsafe fn pair_tile<const M: usize, const V: usize, const AHEAD: bool>(
                 }
             }
         }
-        let (mut line, mut pair) = (w.start, x.start.cast::<u32>());
+        let (mut line, mut pair, mut ahead) = (w.start, x.start.cast::<u32>(), w.ahead.start);
         for _ in 0..pairs {
-            if AHEAD {
-                ask_for(line.cast::<u8>().wrapping_add(BYTES_AHEAD));
-                ask_for(line.cast::<u8>().wrapping_add(BYTES_AHEAD + CACHE_LINE));
+            for ask in 0..ASKS {
+                ask_for(ahead.wrapping_add(ask * CACHE_LINE));
+            }
+            if ASKS > 0 {
+                ahead = ahead.wrapping_add(w.ahead.step);
             }
             let lo = d.load(line.cast());
             let hi = if V == 2 { d.load(line.wrapping_add(w.hi).cast()) } else { lo };

@@ -3,7 +3,9 @@
 //! A task is some panels times some rows. It goes through K in blocks, so that a block of a panel stays in the first cache
 //! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do.
 
+use super::ahead::Key;
 use super::grouped::GroupSums;
+use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
 use super::tile::{
@@ -45,13 +47,20 @@ pub(crate) enum Input<'a> {
     },
     /// As `rounded` made them: the rows of one member, then those of the next.
     Rounded { words: Shared<'a, u32>, rounding: Rounding, member: usize },
+    /// At most `OWN_ROWS` rows of floats of each member, laid out as `Floats`, which every task rounds for itself.
+    ToRound { x: Shared<'a, f32>, row: usize, member: usize, rounding: Rounding },
 }
+
+/// Rows of a member that its tasks round for themselves: where there are few, handing them out costs more.
+const OWN_ROWS: usize = 8;
+/// Words that those rows may take.
+const OWN_WORDS: usize = 4 << 10;
 
 impl Input<'_> {
     pub fn rounded_to(&self) -> ActivationType {
         match self {
             Self::Floats { .. } => ActivationType::F32,
-            Self::Rounded { rounding, .. } => rounding.rounded_to,
+            Self::Rounded { rounding, .. } | Self::ToRound { rounding, .. } => rounding.rounded_to,
         }
     }
 }
@@ -72,6 +81,7 @@ impl<'a> InputRows<'a> {
             Input::Rounded { words, rounding, member: stride } => {
                 Self::Rounded { words: words.from(member * stride + first * rounding.row()), rounding }
             }
+            Input::ToRound { .. } => unreachable!("a task rounds its rows first"),
         }
     }
 
@@ -168,6 +178,10 @@ pub(crate) fn run_together<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
     if num_rows == 0 {
         return;
     }
+    if weights.count() > 1 && num_rows <= OWN_ROWS && num_rows * rounding.row() <= OWN_WORDS {
+        let x = Input::ToRound { x, row, member, rounding };
+        return run_rows(cpu, &jobs.map(|job| Gemm { x, ..job }));
+    }
     let mut words = cpu.scratch();
     let words = &mut words[..];
     let per_row = weights.count() * rounding.row();
@@ -213,7 +227,9 @@ fn round(cpu: &Cpu, rounding: &Rounding, from: &Floats, [members, rows]: [usize;
 
 fn run_rows<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
     let tasks = jobs.map(|job| Tasks::of(cpu, &job));
-    cpu.pool.run(tasks.iter().map(|tasks| tasks.count).sum(), &|mut index, _| {
+    let reads = jobs.first().map(|job| Key::of(job.weights));
+    let phase = Phase { num_tasks: tasks.iter().map(|tasks| tasks.count).sum(), reads };
+    cpu.pool.run_phases(&[phase], &|_, mut index, _| {
         for (job, tasks) in jobs.iter().zip(&tasks) {
             if index < tasks.count {
                 let (member, part) = tasks.part(job, index);
@@ -272,6 +288,19 @@ pub(crate) fn panels_worth_a_task(weights: &MatrixBatch, num_rows: usize) -> usi
 
 /// One task; rows and panels that no other task has.
 pub(crate) fn run_part(isa: Isa, job: &Gemm, member: usize, part: &Part) {
+    if let Input::ToRound { x, row, member: stride, rounding } = job.x {
+        let (x, num_rows, k) =
+            (x.from(member * stride + part.rows.start * row), part.rows.len(), rounding.k());
+        assert!(part.rows.start == 0 && (num_rows - 1) * row + k <= x.len(), "rows of x");
+        let mut words = [0; OWN_WORDS];
+        assert!(num_rows * rounding.row() <= words.len(), "room for rounded rows");
+        let (x, out) = (x.as_ptr(), words.as_mut_ptr());
+        let rows = RoundRows { x, x_row: row, num_rows, first: 0, terms: k, out };
+        // SAFETY: whole rows of x, and as many rounded rows, both checked above.
+        unsafe { round_rows(isa, &rounding, &rows) };
+        let x = Input::Rounded { words: words.as_slice().into(), rounding, member: 0 };
+        return run_part(isa, &Gemm { x, ..*job }, member, part);
+    }
     by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of(isa, job, member, part));
 }
 

@@ -1,6 +1,7 @@
 //! The CPU side of each op, one file per op, and what they share: the pool, the vectors, ways to cut work into tasks.
 
 pub(crate) mod affinity;
+pub(crate) mod ahead;
 pub(crate) mod attention;
 mod attention_block;
 pub(crate) mod attention_expanded;

@@ -9,7 +9,9 @@
 //! places: pair ─▶ sorted row                   inner: silu(gate) * up ─▶ rows: down ─▶ out[t] = Σ weight · rows[place] + shared
 //! ```
 
+use super::ahead::Key;
 use super::gemm::{self, Gemm, Input, InputRows, Part, Room};
+use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
 use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
@@ -94,8 +96,11 @@ impl Step<'_> {
             tokens(0).for_each(|token| self.enter(token));
         }
         let blocks = if small { 0 } else { blocks };
+        let experts = self.layers[1].as_ref().expect("there are experts");
+        let phase =
+            |tasks: &[Tasks; 2], weights| Phase { num_tasks: count(tasks), reads: Some(Key::of(weights)) };
         self.cpu.pool.run_phases(
-            &[blocks, count(&ups), count(&downs), blocks],
+            &[blocks.into(), phase(&ups, experts.gate_up), phase(&downs, experts.down), blocks.into()],
             &|phase, index, _| match phase {
                 0 => tokens(index).for_each(|token| self.enter(token)),
                 1 => self.task(Side::Up, &ups, index),
@@ -113,8 +118,8 @@ impl Step<'_> {
     }
 
     fn task(&self, side: Side, tasks: &[Tasks; 2], index: usize) {
-        let before = tasks[0].count();
-        let (which, index) = if index < before { (0, index) } else { (1, index - before) };
+        let counts = tasks.each_ref().map(Tasks::count);
+        let (which, index) = place(counts, self.cpu.pool.num_workers(), index);
         let layer = self.layers[which].as_ref().expect("a layer with tasks is there");
         let Some(part) = tasks[which].part(layer, index) else { return };
         match side {
@@ -152,6 +157,23 @@ impl Step<'_> {
             shared: shared.map(|rows| &rows.from(token * h)[..h]),
         };
         weighted_sum(self.cpu.isa, &terms, out);
+    }
+}
+
+/// The layer of a task, 0 for the shared expert, and which of the layer's it is; `shared` and `routed` are how many there are. Each worker's
+/// stretch begins with its part of the shared expert's: it may have been asked for before it was known which others were chosen.
+fn place([shared, routed]: [usize; 2], num_workers: usize, index: usize) -> (usize, usize) {
+    // With few of the others a stretch might have to end within the shared expert's.
+    if shared == 0 || routed < 2 * num_workers {
+        return if index < shared { (0, index) } else { (1, index - shared) };
+    }
+    let worker = index * num_workers / (shared + routed);
+    let first = |worker: usize, count: usize| (worker * count).div_ceil(num_workers);
+    let [start, own, next] =
+        [first(worker, shared + routed), first(worker, shared), first(worker + 1, shared)];
+    match own + (index - start) {
+        shared if shared < next => (0, shared),
+        _ => (1, index - next),
     }
 }
 
@@ -499,5 +521,33 @@ fn weighted_sum_body<S: Simd>(s: S, terms: &Terms<'_>, out: &mut [f32]) {
             sum = s.add(sum, s.load_slice(&shared[c..]));
         }
         s.store_slice(&mut out[c..], sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stretch_begins_with_its_part_of_the_shared_experts_tasks() {
+        for num_workers in [1, 2, 3, 8] {
+            for [shared, routed] in [[0, 9], [5, 3], [16, 64], [7, 100], [1, 16], [40, 17]] {
+                let all: Vec<(usize, usize)> =
+                    (0..shared + routed).map(|index| place([shared, routed], num_workers, index)).collect();
+                let mut sorted = all.clone();
+                sorted.sort_unstable();
+                let expected = (0..shared).map(|i| (0, i)).chain((0..routed).map(|i| (1, i)));
+                assert!(sorted.into_iter().eq(expected), "{shared} and {routed} by {num_workers}");
+                if routed >= 2 * num_workers {
+                    for worker in 0..num_workers {
+                        let start = |worker: usize| (worker * (shared + routed)).div_ceil(num_workers);
+                        let stretch = &all[start(worker)..start(worker + 1)];
+                        assert!(stretch.is_sorted(), "{shared} and {routed} by {num_workers}: {stretch:?}");
+                        let own = stretch.iter().filter(|task| task.0 == 0).count();
+                        assert!(own.abs_diff(shared / num_workers) <= 1, "{own} of {shared}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -4,8 +4,8 @@
 //! Tasks that follow each other read memory that does: one worker that reads on is served better by the processor's look-ahead than
 //! several that take turns (docs/performance.md).
 //!
-//! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep; while one thread works alone they can ask
-//! for the memory that comes next (`expect`). A region is *open*
+//! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep. Whoever waits asks for the memory that comes
+//! next (`ahead`). A region is *open*
 //! while it has tasks; a worker enters it by raising a count, and the caller closes it and waits for those inside only. So a
 //! worker that the system has not woken yet costs nothing, which matters when other programs want the processors too.
 //!
@@ -14,7 +14,7 @@
 //! ```
 
 use super::affinity;
-use super::simd::ask_for;
+use super::ahead::{Ahead, Key, Plan};
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,6 +34,20 @@ const MAX_PHASES: usize = 4;
 
 type Task<'a> = dyn Fn(usize, usize, usize) + Sync + 'a;
 
+/// Tasks that none of the next phase begins before.
+#[derive(Clone, Copy)]
+pub(crate) struct Phase {
+    pub num_tasks: usize,
+    /// The weights that they read, where they are in a plan.
+    pub reads: Option<Key>,
+}
+
+impl From<usize> for Phase {
+    fn from(num_tasks: usize) -> Self {
+        Self { num_tasks, reads: None }
+    }
+}
+
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -45,13 +59,12 @@ struct Shared {
     state: AtomicU64,
     /// Of each worker.
     stretches: Box<[Stretches]>,
-    phases: [Phase; MAX_PHASES],
+    phases: [Progress; MAX_PHASES],
     num_phases: AtomicUsize,
     /// Written before a region opens, read by those who entered it.
     task: UnsafeCell<Option<*const Task<'static>>>,
     panicked: AtomicBool,
-    /// What the next region reads: address, and bytes; none once it is open.
-    expected: [AtomicUsize; 2],
+    ahead: Ahead,
     quit: AtomicBool,
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -59,8 +72,10 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct Phase {
+struct Progress {
     num_tasks: AtomicUsize,
+    /// What its tasks read, as each worker hears when it comes to them.
+    reads: UnsafeCell<Option<Key>>,
     /// Tasks that have ended, where another phase follows.
     done: AtomicUsize,
 }
@@ -107,42 +122,10 @@ impl Stretch {
     }
 }
 
-// SAFETY: `task` is written only while no worker is inside a region, and read only inside.
+// SAFETY: `task`, and what phases read, are written only while no worker is inside a region, and read only inside.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `task` is used only while `run`, which borrows its target, has not returned.
 unsafe impl Send for Shared {}
-
-/// Bytes that an idle worker asks for: half of a second cache.
-const MOST_EXPECTED: usize = 512 << 10;
-const LINE: usize = 64;
-
-/// The part of what is expected that a worker will read, and how much of it was asked for.
-struct Ahead {
-    worker: usize,
-    of: [usize; 2],
-    asked: usize,
-}
-
-impl Ahead {
-    /// Asks for some lines; false: there are no more.
-    fn ask(&mut self, shared: &Shared) -> bool {
-        let of = shared.expected.each_ref().map(|part| part.load(Ordering::Relaxed));
-        if of != self.of {
-            (self.of, self.asked) = (of, 0);
-        }
-        let [start, len] = of;
-        let share = len / shared.stretches.len();
-        if self.asked >= share.min(MOST_EXPECTED) {
-            return false;
-        }
-        for line in 0..8 {
-            // Any address will do: nothing is read.
-            ask_for((start + self.worker * share + self.asked + line * LINE) as *const u8);
-        }
-        self.asked += 8 * LINE;
-        true
-    }
-}
 
 impl Pool {
     /// Workers are pinned to `cpus`, one each, and with them the caller, which is worker 0; to none where there are none.
@@ -154,7 +137,7 @@ impl Pool {
             num_phases: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
-            expected: Default::default(),
+            ahead: Ahead::new(num_workers.max(1)),
             quit: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             sleep: Mutex::new(()),
@@ -187,24 +170,23 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Tells workers what the next region with tasks for several of them reads, from the first task to the last.
-    pub fn expect(&self, bytes: &[u8]) {
-        let [start, len] = &self.shared.expected;
-        start.store(bytes.as_ptr().addr(), Ordering::Relaxed);
-        len.store(bytes.len(), Ordering::Relaxed);
+    /// What regions will read from now on, in their order, round and round.
+    pub fn follow(&self, plan: Plan) {
+        self.shared.ahead.follow(plan);
     }
 
     /// Calls `task(index, worker)` once for each index below `num_tasks`, on any worker, and returns when all are done.
     /// A task must not call `run`.
     pub fn run(&self, num_tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        self.run_phases(&[num_tasks], &|_, index, worker| task(index, worker));
+        self.run_phases(&[num_tasks.into()], &|_, index, worker| task(index, worker));
     }
 
     /// As `run`, for tasks of up to four phases in one region: `task(phase, index, worker)`. No task of a phase begins before every
     /// task of the one before has ended; who comes to one too early waits for those who still have one.
-    pub fn run_phases(&self, phases: &[usize], task: &Task) {
-        if self.threads.is_empty() || phases.iter().sum::<usize>() <= 1 {
-            for (phase, &num_tasks) in phases.iter().enumerate() {
+    pub fn run_phases(&self, phases: &[Phase], task: &Task) {
+        if self.threads.is_empty() || phases.iter().map(|phase| phase.num_tasks).sum::<usize>() <= 1 {
+            for (phase, &Phase { num_tasks, reads }) in phases.iter().enumerate() {
+                reads.into_iter().for_each(|key| self.shared.ahead.of(0).begin(key));
                 (0..num_tasks).for_each(|index| task(phase, index, 0));
             }
             return;
@@ -216,7 +198,8 @@ impl Pool {
         unsafe {
             *shared.task.get() = Some(std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task))
         };
-        shared.hand_out(phases);
+        // SAFETY: as above.
+        unsafe { shared.hand_out(phases) };
         let epoch = (shared.state.load(Ordering::Relaxed) & !(OPEN | ENTERED)).wrapping_add(EPOCH);
         shared.state.store(epoch | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
@@ -224,7 +207,7 @@ impl Pool {
             shared.wake.notify_all();
         }
         let own = shared.work_through(task, 0);
-        shared.close_and_wait();
+        shared.close_and_wait(0);
         let panicked = shared.panicked.swap(false, Ordering::Relaxed);
         match own {
             Err(panic) => std::panic::resume_unwind(panic),
@@ -254,11 +237,16 @@ impl Drop for Pool {
 
 impl Shared {
     /// Every worker's stretch of every phase.
-    fn hand_out(&self, phases: &[usize]) {
+    ///
+    /// # Safety
+    /// Nobody is inside a region.
+    unsafe fn hand_out(&self, phases: &[Phase]) {
         assert!(phases.len() <= MAX_PHASES, "{} phases of a region", phases.len());
-        for (index, &num_tasks) in phases.iter().enumerate() {
+        for (index, &Phase { num_tasks, reads }) in phases.iter().enumerate() {
             assert!(num_tasks <= u32::MAX as usize, "{num_tasks} tasks of a phase");
             self.phases[index].num_tasks.store(num_tasks, Ordering::Relaxed);
+            // SAFETY: the caller's promise.
+            unsafe { *self.phases[index].reads.get() = reads };
             self.phases[index].done.store(0, Ordering::Relaxed);
             let start = |worker: usize| (worker * num_tasks).div_ceil(self.stretches.len()) as u32;
             for (worker, stretches) in self.stretches.iter().enumerate() {
@@ -266,16 +254,18 @@ impl Shared {
             }
         }
         self.num_phases.store(phases.len(), Ordering::Relaxed);
-        self.expected[1].store(0, Ordering::Relaxed);
     }
 
     /// Tasks of the open region until there are none left to take. After a panic nobody needs to start what is left.
     fn work_through(&self, task: &Task, worker: usize) -> std::thread::Result<()> {
         let result = catch_unwind(AssertUnwindSafe(|| {
             for phase in 0..self.num_phases.load(Ordering::Relaxed) {
-                if phase > 0 && !self.has_ended(phase - 1) {
+                if phase > 0 && !self.has_ended(phase - 1, worker) {
                     return;
                 }
+                // SAFETY: written before the region opened.
+                let reads = unsafe { *self.phases[phase].reads.get() };
+                reads.into_iter().for_each(|key| self.ahead.of(worker).begin(key));
                 while let Some(index) = self.take(phase, worker) {
                     task(phase, index, worker);
                     self.phases[phase].done.fetch_add(1, Ordering::Release);
@@ -303,22 +293,27 @@ impl Shared {
     }
 
     /// Waits for the tasks of a phase, all of which are with workers that run; false: one of them panicked.
-    fn has_ended(&self, phase: usize) -> bool {
-        let Phase { num_tasks, done } = &self.phases[phase];
-        let (num_tasks, mut spins) = (num_tasks.load(Ordering::Relaxed), 0u32);
-        while done.load(Ordering::Acquire) < num_tasks {
-            if self.panicked.load(Ordering::Relaxed) {
-                return false;
-            }
-            pause(&mut spins);
-        }
-        true
+    fn has_ended(&self, phase: usize, worker: usize) -> bool {
+        let Progress { num_tasks, done, .. } = &self.phases[phase];
+        let num_tasks = num_tasks.load(Ordering::Relaxed);
+        let is_over = || done.load(Ordering::Acquire) >= num_tasks || self.panicked.load(Ordering::Relaxed);
+        self.wait_until(is_over, worker);
+        done.load(Ordering::Acquire) >= num_tasks
     }
 
-    fn close_and_wait(&self) {
+    fn close_and_wait(&self, worker: usize) {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut spins = 0u32;
-        while self.state.load(Ordering::Acquire) & ENTERED != 0 {
+        self.wait_until(|| self.state.load(Ordering::Acquire) & ENTERED == 0, worker);
+    }
+
+    /// Waits for what others do, and asks for what comes meanwhile.
+    fn wait_until(&self, is_over: impl Fn() -> bool, worker: usize) {
+        if is_over() {
+            return;
+        }
+        let (mut follower, mut spins) = (self.ahead.of(worker), 0u32);
+        while !is_over() {
+            follower.ask();
             pause(&mut spins);
         }
     }
@@ -337,19 +332,19 @@ impl Shared {
 
     /// Enters the next open region after the one `seen`, and returns its epoch. None: the pool is being dropped.
     fn wait_for_region(&self, seen: u64, worker: usize) -> Option<u64> {
-        let mut ahead = Ahead { worker, of: [0; 2], asked: 0 };
         loop {
             let start = Instant::now();
+            let mut follower = self.ahead.of(worker);
             while start.elapsed() < SPIN {
                 for _ in 0..64 {
                     if let Some(epoch) = self.try_enter(seen) {
                         return Some(epoch);
                     }
-                    if !ahead.ask(self) {
-                        std::hint::spin_loop();
-                    }
+                    follower.ask();
+                    std::hint::spin_loop();
                 }
             }
+            drop(follower);
             let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             // Either this sees the region that `run` opened, or `run` sees this sleeper and, since it must take the lock,
@@ -420,7 +415,8 @@ mod tests {
             let pool = Pool::new(workers, &[]);
             for phases in [&[][..], &[3], &[0, 5, 0, 7], &[40, 1, 30], &[1, 1, 1], &[0, 0, 1000, 1]] {
                 let ended: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
-                pool.run_phases(phases, &|phase, index, worker| {
+                let told: Vec<Phase> = phases.iter().map(|&num_tasks| num_tasks.into()).collect();
+                pool.run_phases(&told, &|phase, index, worker| {
                     assert!(worker < workers);
                     assert!(index < phases[phase]);
                     for (before, &count) in ended.iter().zip(phases).take(phase) {
@@ -439,7 +435,9 @@ mod tests {
         let pool = Pool::new(3, &[]);
         for _ in 0..20 {
             let caught = catch_unwind(AssertUnwindSafe(|| {
-                pool.run_phases(&[8, 8], &|phase, index, _| assert!(phase == 1 || index != 5, "planted"));
+                pool.run_phases(&[8.into(), 8.into()], &|phase, index, _| {
+                    assert!(phase == 1 || index != 5, "planted")
+                });
             }));
             assert!(caught.is_err());
         }

@@ -119,7 +119,8 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
         }
         let (mut line, mut column) = (w.start, x.start);
         for _ in 0..k / W::STEP {
-            if M <= 4 {
+            // Lines of f32 are two of a cache, which the processor follows better by itself.
+            if M <= 4 && size_of::<W::Element>() < size_of::<f32>() {
                 s.prefetch(line.cast::<u8>().wrapping_add(PREFETCH));
                 if W::STEP > 1 {
                     s.prefetch(line.cast::<u8>().wrapping_add(PREFETCH + 64));

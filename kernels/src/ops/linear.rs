@@ -153,13 +153,6 @@ impl<'a> From<&'a mut Tensor> for HeadSliceMut<'a> {
     }
 }
 
-/// Says that the next product is with these weights: threads that have nothing to do meanwhile may bring them nearer. It changes no number.
-pub fn expect(w: &MatrixBatch) {
-    if let Device::Cpu(cpu) = w.device() {
-        cpu.pool.expect(w.as_bytes());
-    }
-}
-
 pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl Into<HeadSliceMut<'a>>) {
     let (x, out) = (x.into(), out.into());
     let ([x_rows, h, x_len], [out_rows, out_h, out_len]) = (as_heads(x.tensor), as_heads(out.tensor));

@@ -13,6 +13,7 @@ mod latents;
 mod linear;
 mod moe;
 mod norm;
+mod reads;
 mod rope;
 mod route;
 mod rows;
@@ -29,11 +30,10 @@ pub use embedding::embedding;
 pub use interpolate::interpolate_positions;
 pub use kv::{KvRows, KvShape, KvTensor, KvType, store_kv};
 pub use latents::{LatentRows, Rotation, prepare_latents};
-pub use linear::{
-    Activation, HeadSlice, HeadSliceMut, LinearPart, expect, heads_linear, linear, linear_pair,
-};
+pub use linear::{Activation, HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
 pub use moe::{MoeScratch, SharedExpert, moe, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
+pub use reads::ReadPlan;
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{GroupScore, RouterConfig, Scoring, route};
 pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};

@@ -282,6 +282,50 @@ fn sequences_in_a_batch() {
     }
 }
 
+/// Threads that share one block, keys first and then columns, leave the bits that one thread does.
+#[test]
+fn one_sequence_by_several_threads() {
+    let block = 4;
+    let isa = Isa::best();
+    for (heads, d, dv) in [(16, 72, 64), (3, 21, 17), (20, 112, 100), (16, 40, 40)] {
+        for [old, new] in [[62, 1], [63, 1], [64, 1], [128, 1], [300, 1], [511, 1], [512, 1]] {
+            let pages = Pages::new(&[[5, 1], [old, new]], block);
+            let q = Host::random(DType::F32, &[new, heads, d], 1);
+            let cache = Host::random(DType::BF16, &[pages.num_slots, d], 2);
+            let (cu_seqlens, context_lens) = ([0, new as u32], [old as u32]);
+            let cu_blocks = [0, pages.cu_blocks[2] - pages.cu_blocks[1]];
+            let alone = Ragged {
+                cu_seqlens: (&cu_seqlens).into(),
+                context_lens: (&context_lens).into(),
+                block_tables: (&pages.block_tables[pages.cu_blocks[1] as usize..]).into(),
+                cu_blocks: (&cu_blocks).into(),
+                ..pages.ragged(block)
+            };
+            let sizes = AttentionSizes {
+                heads,
+                kv_heads: 1,
+                key_dim: d,
+                value_dim: dv,
+                max_context: 1000,
+                max_tokens: 4,
+            };
+            let run = |threads| {
+                let device = device(isa, threads);
+                let mut scratch = AttentionScratch::new(&device, sizes);
+                bits(&guarded(&device, new, heads * dv, |out| {
+                    out.reshape(&[new, heads, dv]);
+                    let (q, cache) = (q.tensor(&device), cache.tensor(&device));
+                    mla_attention(&q, &cache, dv, &alone, 0.3, &mut scratch, out);
+                }))
+            };
+            let expected = run(1);
+            for threads in [2, 3, 7] {
+                assert!(run(threads) == expected, "{heads} heads after {old} keys, {threads} threads");
+            }
+        }
+    }
+}
+
 /// Segments do not see each other.
 #[test]
 fn pictures_in_a_batch() {

@@ -11,7 +11,8 @@ use crate::LoadError;
 use crate::config::GqaConfig;
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, Scratch};
-use kernels::{Tensor, ops};
+use kernels::ops::{self, ReadPlan};
+use kernels::{Matrix, Tensor};
 
 pub struct Gqa {
     q: Linear,
@@ -64,6 +65,14 @@ impl Gqa {
             + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
             + norms
+    }
+
+    /// `early` as with latent attention.
+    pub fn plan_reads(&self, early: Option<&Matrix>, plan: &mut ReadPlan) {
+        self.q.plan_reads(plan);
+        Linear::plan_pair([&self.k, &self.v], plan);
+        early.into_iter().for_each(|early| plan.early(early));
+        self.out.plan_reads(plan);
     }
 
     /// Reads `normed`, writes `out`.

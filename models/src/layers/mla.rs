@@ -15,9 +15,9 @@ use crate::kv_cache::LayerCache;
 use crate::parts::Part;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
 use kernels::ops::{
-    self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, Rotation, TokenRoom,
+    self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, ReadPlan, Rotation, TokenRoom,
 };
-use kernels::{MatrixBatch, Tensor};
+use kernels::{Matrix, MatrixBatch, Tensor};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -97,6 +97,21 @@ impl Mla {
             + names.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)
     }
 
+    /// `early` is a matrix that the layer reads after attention, in a product too short to ask for it.
+    pub fn plan_reads(&self, early: Option<&Matrix>, plan: &mut ReadPlan) {
+        match &self.query {
+            Query::TwoStep { down, up, .. } => {
+                Linear::plan_pair([down, &self.kv], plan);
+                up.plan_reads(plan);
+            }
+            Query::Direct(linear) => Linear::plan_pair([linear, &self.kv], plan),
+        }
+        plan.heads(&self.key_up);
+        early.into_iter().for_each(|early| plan.early(early));
+        plan.heads(&self.value_up);
+        self.out.plan_reads(plan);
+    }
+
     /// Reads `normed`, writes `out`.
     pub fn run(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
         let LayerCache::Mla { rows } = cache else { unreachable!("the cache is of another attention") };
@@ -112,8 +127,6 @@ impl Mla {
         let forms = &step.input.forms;
         let mixed = forms.are_mixed();
         let ragged = Ragged { selected: mixed.then_some(&forms.absorbed), ..step.ragged };
-        // One sequence after few keys is one thread's.
-        ops::expect(&self.value_up);
         ops::mla_attention(&b.absorbed, &*rows, rank, &ragged, scale, attention, &mut b.attended);
         for rows in &forms.absorbed_rows {
             let attended = HeadSlice { tensor: &b.attended, rows: rows.clone(), offset: 0, len: rank };

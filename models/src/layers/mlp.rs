@@ -3,8 +3,8 @@
 use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::scratch::Scratch;
-use kernels::Tensor;
-use kernels::ops::{self, SharedExpert, TokenRoom};
+use kernels::ops::{self, ReadPlan, SharedExpert, TokenRoom};
+use kernels::{Matrix, Tensor};
 
 pub struct Mlp {
     gate_up: Linear,
@@ -35,6 +35,16 @@ impl Mlp {
         let MlpShape { hidden_size, intermediate_size, bias } = shape;
         names.linear(&format!("{name}.gate_proj"), 2 * intermediate_size, hidden_size, bias)
             + names.linear(&format!("{name}.down_proj"), hidden_size, intermediate_size, bias)
+    }
+
+    pub fn plan_reads(&self, plan: &mut ReadPlan) {
+        self.gate_up.plan_reads(plan);
+        self.down.plan_reads(plan);
+    }
+
+    /// Gate and up, and down, as the expert that each token takes.
+    pub fn weights(&self) -> [&Matrix; 2] {
+        [&self.gate_up.weight, &self.down.weight]
     }
 
     /// Reads `normed`, writes `out` [T, D].

@@ -12,7 +12,7 @@ use crate::input::StepInput;
 use crate::parts::Part;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{Activation, LinearPart, Ragged, RopeLayout, RopeTable, Tokens};
+use kernels::ops::{Activation, LinearPart, Ragged, ReadPlan, RopeLayout, RopeTable, Tokens};
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// What the layers need of a step beside its activations.
@@ -127,6 +127,15 @@ impl Linear {
     /// `x` [T, K], `out` [T, N].
     pub fn run(&self, x: &mut Tokens, out: &mut Tensor) {
         x.linear(&self.weight, self.bias.as_ref(), Activation::None, out);
+    }
+
+    pub fn plan_reads(&self, plan: &mut ReadPlan) {
+        plan.linear(&self.weight);
+    }
+
+    /// As `run_pair` reads them.
+    pub fn plan_pair([first, second]: [&Self; 2], plan: &mut ReadPlan) {
+        plan.linear_pair([&first.weight, &second.weight]);
     }
 
     /// With another layer of the same `x`; each has its own output.

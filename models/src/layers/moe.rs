@@ -7,7 +7,7 @@ use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use kernels::ops::{self, Activation, RouterConfig};
+use kernels::ops::{self, Activation, ReadPlan, RouterConfig};
 use kernels::{Experts, Matrix, Tensor};
 
 pub struct Moe {
@@ -50,6 +50,15 @@ impl Moe {
             .map(|shape| Mlp::size(names, &format!("{module}.shared_experts"), shape));
         let router = names.of_part(Part::Router).matrix(&format!("{module}.gate"), e, hidden_size);
         router + bias + experts + shared.unwrap_or_default()
+    }
+
+    /// What is read before it is known which experts are chosen.
+    pub fn router(&self) -> &Matrix {
+        &self.router
+    }
+
+    pub fn plan_reads(&self, plan: &mut ReadPlan) {
+        plan.experts(&self.experts, self.shared.as_ref().map(Mlp::weights));
     }
 
     /// Reads `normed`, writes `out`.
