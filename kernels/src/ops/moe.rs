@@ -2,7 +2,7 @@
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::{Activation, TokenRoom, add, silu_mul};
+use super::{Activation, TokenRoom, add};
 use crate::cpu::moe;
 use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
@@ -79,8 +79,8 @@ impl SharedExpert<'_> {
     /// One op after the other.
     fn add_to(self, x: &Tensor, out: &mut Tensor) {
         self.tokens.hold(x).linear(self.gate_up, None, Activation::None, self.both);
-        silu_mul(self.both, self.inner);
-        self.tokens.hold(self.inner).linear(self.down, None, Activation::None, self.out);
+        let mut inner = self.tokens.hold_silu_mul(self.both, self.inner, self.down);
+        inner.linear(self.down, None, Activation::None, self.out);
         add(out, self.out);
     }
 }
