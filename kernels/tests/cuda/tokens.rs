@@ -138,19 +138,19 @@ pub fn made_for(
     let (gate_up, x) = (random(&[t, 2 * k], 5), random(&[t, k], 6));
     let (scale, shift) = (random(&[k], 7), random(&[k], 8));
     let [(before, before_bias), (w, bias)] = [layer(device, first, [k, k]), layer(device, next, [n, k])];
-    let mut rooms = [(); 2].map(|()| TokenRoom::new(device, &[ROOM]));
+    let mut rooms = [(); 3].map(|()| TokenRoom::new(device, &[ROOM]));
     rooms.iter_mut().for_each(|room| poison(device, room, ROOM));
-    let [room, other] = &mut rooms;
+    let [room, of_norms, of_others] = &mut rooms;
     let mut inner = Tensor::unwritten(device, DType::F32, &[t, k]);
     let mut outs = [(); 3].map(|()| Tensor::unwritten(device, DType::F32, &[t, n]));
     let launched = cuda.num_launches();
     let [of_silu, of_norm, of_layer] = &mut outs;
     if at_once {
         room.hold_silu_mul(&gate_up, &mut inner, &w).linear(&w, Some(&bias), Activation::None, of_silu);
-        let mut normed = room.hold_layer_norm(&x, [&scale, &shift], 1e-5, &mut inner, &w);
+        let mut normed = of_norms.hold_layer_norm(&x, [&scale, &shift], 1e-5, &mut inner, &w);
         normed.linear(&w, Some(&bias), Activation::None, of_norm);
         let mut tokens = room.hold(&x);
-        let into = (&w, other);
+        let into = (&w, of_others);
         let mut made = tokens.linear_for(&before, Some(&before_bias), Activation::GeluErf, &mut inner, into);
         made.linear(&w, Some(&bias), Activation::None, of_layer);
     } else {
