@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
 
 // The same, added to the stream, and out = its norm: the bits of add_rms_norm (norm.cu) after moe_combine.
 template <int N>
-__global__ void __launch_bounds__(COMBINE_THREADS)
+__global__ void __launch_bounds__(COMBINE_THREADS, 4)
     moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
                      float eps, Out<float> out) {
     SHARED(float, scratch, WARPS);

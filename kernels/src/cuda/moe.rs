@@ -74,8 +74,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
         Instance::new("moe_combine<4>", 40, 0),
-        Instance::new("moe_combine_norm<1>", 40, 128),
-        Instance::new("moe_combine_norm<4>", 48, 128),
+        Instance::new("moe_combine_norm<1>", 64, 128),
+        Instance::new("moe_combine_norm<4>", 64, 128),
     ],
 };
 

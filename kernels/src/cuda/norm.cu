@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(THREADS)
 
 // The same, rounded and packed (tokens.cuh). grid: tokens, filled up
 template <class P, int N>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     pack_layer_norm(In<float> x, In<float> w, In<float> b, float eps, int rows, int width, Out<P> packed) {
     SHARED(float, sums, WARPS);
     SHARED(float, squares, WARPS);

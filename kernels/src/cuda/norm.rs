@@ -23,10 +23,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("layer_norm<float, 4>", 40, 256),
         Instance::new("layer_norm<bf16, 1>", 40, 256),
         Instance::new("layer_norm<bf16, 4>", 40, 256),
-        Instance::new("pack_layer_norm<bf16, 1>", 40, 256),
-        Instance::new("pack_layer_norm<bf16, 4>", 48, 256),
-        Instance::new("pack_layer_norm<f16, 1>", 40, 256),
-        Instance::new("pack_layer_norm<f16, 4>", 48, 256),
+        Instance::new("pack_layer_norm<bf16, 1>", 64, 256),
+        Instance::new("pack_layer_norm<bf16, 4>", 64, 256),
+        Instance::new("pack_layer_norm<f16, 1>", 64, 256),
+        Instance::new("pack_layer_norm<f16, 4>", 64, 256),
     ],
 };
 
