@@ -33,7 +33,7 @@ pub fn tiny(bench: &Bench) {
     let work = || Work::Flop(2.0 * (200 * 40 * 24) as f64);
     let mut room = TokenRoom::new(&bench.device, &[[200, 24]]);
     with_wgmma(bench, || {
-        bench.line("linear", "bfloat16 T 200 N 40 K 24 rounded before, wgmma", work(), || {
+        bench.line("linear", "bfloat16 T 200 N 40 K 24 wgmma", work(), || {
             room.hold(&x).linear(&w, None, Activation::None, &mut out);
         });
     });
