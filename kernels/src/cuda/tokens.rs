@@ -21,7 +21,7 @@ pub(super) const KERNEL: Kernel = Kernel {
 };
 
 /// Filled up.
-fn padded([rows, width]: [usize; 2]) -> [usize; 2] {
+pub(super) fn padded([rows, width]: [usize; 2]) -> [usize; 2] {
     [rows.next_multiple_of(GRAIN[0]), width.next_multiple_of(GRAIN[1])]
 }
 

@@ -50,7 +50,7 @@ impl Tokens<'_> {
     /// See [`linear`](super::linear).
     pub fn linear(&mut self, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
         match &out.device().clone() {
-            Device::Cuda(cuda) if self.are_packed(cuda, w) => {
+            Device::Cuda(cuda) if self.are_packed(w) => {
                 check(self.x, w, bias, out);
                 let job = cuda_job(self.x, w, bias, act, &*out);
                 let packed = self.pack(cuda, w.stored_as().float().unwrap_or(DType::BF16));
@@ -63,7 +63,7 @@ impl Tokens<'_> {
     /// See [`linear_pair`](super::linear_pair).
     pub fn linear_pair(&mut self, parts: [LinearPart; 2]) {
         match &self.x.device().clone() {
-            Device::Cuda(cuda) if parts.iter().any(|part| self.are_packed(cuda, part.weight)) => {
+            Device::Cuda(cuda) if parts.iter().any(|part| self.are_packed(part.weight)) => {
                 for LinearPart { weight, bias, out } in parts {
                     self.linear(weight, bias, Activation::None, out);
                 }
@@ -73,8 +73,8 @@ impl Tokens<'_> {
     }
 
     /// Whether these weights take packed tokens, as many as there are.
-    fn are_packed(&self, cuda: &Cuda, w: &Matrix) -> bool {
-        cuda_linear::takes_packed(cuda, self.x.rows(), w.stored_as())
+    fn are_packed(&self, w: &Matrix) -> bool {
+        cuda_linear::takes_packed(self.x.rows(), w.stored_as())
     }
 
     /// The room, with all tokens in this type.
