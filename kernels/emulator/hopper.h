@@ -54,6 +54,8 @@ template <class T> unsigned long long wgmma_descriptor(emu::Checked<T> b, unsign
     b.require({file, line});
     return emu::emu_wgmma_descriptor(b.region, (const char*)b.at, k_step, n_step, swizzle, {file, line});
 }
+template <int N> void registers_down() { static_assert(N % 8 == 0 && N >= 24 && N <= 256); }
+template <int N> void registers_up() { static_assert(N % 8 == 0 && N >= 24 && N <= 256); }
 inline void wgmma_fence() {}
 inline void wgmma_commit(EMU_SITE) { emu::emu_wgmma_commit({file, line}); }
 template <int N> void wgmma_wait(EMU_SITE) { emu::emu_wgmma_wait(N, {file, line}); }
@@ -70,4 +72,5 @@ EMU_WGMMA(16)
 EMU_WGMMA(32)
 EMU_WGMMA(64)
 EMU_WGMMA(128)
+EMU_WGMMA(192)
 #undef EMU_WGMMA

@@ -36,7 +36,7 @@ const TEST_INSTANCES: [Instance; 15] = [
 ];
 
 const HOPPER_KERNELS: Source = Source { name: "hopper.cu", text: include_str!("cuda/hopper.cu") };
-const HOPPER_INSTANCES: [Instance; 11] = [
+const HOPPER_INSTANCES: [Instance; 13] = [
     hopper("multiply<bf16, 8, false>"),
     hopper("multiply<bf16, 16, false>"),
     hopper("multiply<bf16, 32, false>"),
@@ -47,6 +47,8 @@ const HOPPER_INSTANCES: [Instance; 11] = [
     hopper("multiply<f16, 32, true>"),
     hopper("multiply<f16, 64, false>"),
     hopper("multiply<f16, 128, false>"),
+    hopper("multiply<bf16, 192, false>"),
+    hopper("multiply<f16, 192, false>"),
     hopper("pipeline"),
 ];
 
@@ -55,7 +57,7 @@ const CLUSTER_INSTANCES: [Instance; 5] =
     [hopper("ranks"), hopper("meeting"), hopper("ring"), hopper("multicast"), hopper("shared_pipeline")];
 
 const fn hopper(expression: &'static str) -> Instance {
-    Instance::hopper(expression, 128, 1024)
+    Instance::hopper(expression, 168, 1024)
 }
 
 fn target() -> &'static Path {

@@ -29,11 +29,12 @@ pub fn tiny(bench: &Bench) {
     bench.line("linear", "bfloat16 T 3 N 40 K 24", Work::Flop(2.0 * (3 * 40 * 24) as f64), || {
         linear(&x, &w, None, Activation::None, &mut out);
     });
-    let (x, mut out) = (random(bench, &[70, 24]), zeros(bench, &[70, 40]));
-    let work = || Work::Flop(2.0 * (70 * 40 * 24) as f64);
+    let (x, mut out) = (random(bench, &[200, 24]), zeros(bench, &[200, 40]));
+    let work = || Work::Flop(2.0 * (200 * 40 * 24) as f64);
+    let mut room = TokenRoom::new(&bench.device, &[[200, 24]]);
     with_wgmma(bench, || {
-        bench.line("linear", "bfloat16 T 70 N 40 K 24 wgmma", work(), || {
-            linear(&x, &w, None, Activation::None, &mut out);
+        bench.line("linear", "bfloat16 T 200 N 40 K 24 wgmma", work(), || {
+            room.hold(&x).linear(&w, None, Activation::None, &mut out);
         });
     });
     expanded_line(bench, [2, 24, 8, 4, 8], [3, 5]);
@@ -108,14 +109,10 @@ fn linears(bench: &Bench) {
                     tokens.linear(&w, None, Activation::None, &mut out);
                 });
             }
-            if dtype == WeightType::BF16 {
-                with_wgmma(bench, || {
-                    bench.line("linear", &format!("{sizes} wgmma"), work(), || {
-                        linear(&x, &w, None, Activation::None, &mut out);
-                    });
-                });
-            }
         }
+    }
+    if matches!(bench.device, Device::Cuda(_)) {
+        prompts(bench);
     }
     let w = Matrix::random(&bench.device, DType::BF16, 4304, 1152, 0.02, 2);
     let (x, mut out) = (random(bench, &[1024, 1152]), zeros(bench, &[1024, 4304]));
@@ -156,12 +153,34 @@ fn experts(bench: &Bench) {
     }
 }
 
+/// Layers of prompts that fill a GPU, by mma.sync and by wgmma, of tokens that were rounded before.
+fn prompts(bench: &Bench) {
+    for (t, n, k) in [(512, 2816, 2048), (4096, 3072, 2048), (4096, 2048, 2048), (4096, 2048, 11_264)] {
+        let w = Matrix::random(&bench.device, DType::BF16, n, k, 0.02, 2);
+        let (x, mut out) = (random(bench, &[t, k]), zeros(bench, &[t, n]));
+        let mut room = TokenRoom::new(&bench.device, &[[t, k]]);
+        let mut tokens = room.hold(&x);
+        let sizes = format!("bfloat16 T {t} N {n} K {k} rounded");
+        let work = || Work::Flop(2.0 * (t * n * k) as f64);
+        // The first call rounds.
+        tokens.linear(&w, None, Activation::None, &mut out);
+        bench.line("linear", &sizes, work(), || tokens.linear(&w, None, Activation::None, &mut out));
+        with_wgmma(bench, || {
+            bench.line("linear", &format!("{sizes} wgmma"), work(), || {
+                tokens.linear(&w, None, Activation::None, &mut out);
+            });
+        });
+    }
+}
+
 fn experts_of(bench: &Bench, stored_as: WeightType) {
     let sizes = [64, 2048, 1408];
     let [e, h, i] = sizes;
     let experts = Experts::random(&bench.device, stored_as, sizes, 0.02, 3);
     let k = 6;
-    for t in [1, 8, 64, 512] {
+    // The last is for wgmma, which leaves fewer rows of an expert to mma.sync.
+    let is_gpu = matches!(bench.device, Device::Cuda(_)) && stored_as == WeightType::BF16;
+    for t in [1, 8, 64, 512].into_iter().chain(is_gpu.then_some(4096)) {
         let (x, mut out) = (random(bench, &[t, h]), zeros(bench, &[t, h]));
         let mut ids = Tensor::zeros(&bench.device, DType::I32, &[t, k]);
         let chosen: Vec<i32> = (0..t * k).map(|pair| ((pair * 11 + pair / 64 * 5) % e) as i32).collect();
@@ -175,7 +194,7 @@ fn experts_of(bench: &Bench, stored_as: WeightType) {
         };
         let line = format!("{stored_as} T {t} E {e} k {k} H {h} I {i}");
         bench.line("moe", &line, work(), || moe(&x, &experts, &ids, &weights, &mut scratch, &mut out));
-        if t == 512 && stored_as == WeightType::BF16 {
+        if t == 4096 {
             with_wgmma(bench, || {
                 bench.line("moe", &format!("{line} wgmma"), work(), || {
                     moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);

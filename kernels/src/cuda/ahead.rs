@@ -111,11 +111,16 @@ impl Cuda {
         self.prepare(&instances(|kernel, instance| {
             let uses = |name: &&str| launch::names_type(instance.expression, name);
             instance.runs_on(arch)
-                && (!instance.expression.contains("_wgmma") || self.uses_wgmma())
+                && (!is_for_wgmma(instance) || self.uses_wgmma())
                 && !others.iter().any(uses)
                 && !Self::is_for_measuring(kernel)
         }))
     }
+}
+
+/// Products, and what packs rows for them.
+fn is_for_wgmma(instance: &Instance) -> bool {
+    ["_wgmma", "moe_pack"].iter().any(|name| instance.expression.contains(name))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //                 have another layer of the same x and K
 //   linear_many   a block has 128 rows of w and 64 or 128 tokens
 //   linear_packed the same, for tokens that were rounded and packed once (tokens.cuh): each block then reads half of their bytes
-//   linear_wgmma  a block has 128 rows of w and 128 tokens; sm_90a alone
+//   linear_wgmma  a block has 128 rows of w and 192 tokens, a cluster of four twice of both; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
 #include "wgmma.cuh"
 
@@ -116,27 +116,27 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// grid: (panels / 4, tokens / 128, heads), 384 threads, a ring of stages
-template <class X, class W>
-__global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
-    using Tile = WgmmaTile<false>;
-    int first_panel = (int)blockIdx.x * Tile::PANELS, first_token = (int)blockIdx.y * Tile::TOKENS, head = (int)blockIdx.z;
-    long long panel = (long long)(head * s.panels + first_panel) * s.units * Weights<W>::LEN;
-    Source<X> from{x + (long long)head * s.x_head, s.x_stride, s.k, s.pairs};
-    auto row_of = [&](int i) { return first_token + i < s.rows ? first_token + i : -1; };
-    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
-    if (!multiply_wgmma<false>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
-    int lane = lane_id(), first_row = (first_panel + wgmma_panel<false>()) * 32 + wgmma_half() * 16 + lane / 4;
+// grid: (panels / 4, tokens / 192), each up to a multiple of two; clusters of two by two, 384 threads, a ring of stages; x in the order of tokens.cuh
+template <class W>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<W> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    int first_panel = (int)blockIdx.x * CLUSTER_PANELS, first_token = (int)blockIdx.y * CLUSTER_TOKENS;
+    int panels = max(min(s.panels - first_panel, CLUSTER_PANELS), 0), tokens = max(min((s.rows - first_token + 63) / 64 * 64, CLUSTER_TOKENS), 0);
+    float total[CLUSTER_TOKENS / 8][4] = {};
+    ClusterWork<W, 2, 2> work{w + (long long)first_panel * s.units * Weights<W>::LEN, x, panels, s.units, first_token, tokens, packed_columns(s.k)};
+    if (multiply_clusters(total, work)) {
+        int lane = lane_id(), first_row = (first_panel + warp_id() / 2 - 2) * 32 + wgmma_half() * 16 + lane / 4;
 #pragma unroll
-    for (int j = 0; j < Tile::TOKENS / 8; j++)
+        for (int j = 0; j < CLUSTER_TOKENS / 8; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int row = first_row + e / 2 * 8, token = first_token + j * 8 + lane % 4 * 2 + e % 2;
-            if (row >= s.n || token >= s.rows) continue;
-            float v = total[0][j][e];
-            if (bias != nullptr) v += bias[row];
-            out[(long long)token * s.out_stride + (long long)head * s.out_head + row] = activate(v, s.act);
-        }
+            for (int e = 0; e < 4; e++) {
+                int row = first_row + e / 2 * 8, token = first_token + j * 8 + lane % 4 * 2 + e % 2;
+                if (row >= s.n || token >= s.rows) continue;
+                float v = total[j][e];
+                if (bias != nullptr) v += bias[row];
+                out[(long long)token * s.out_stride + row] = activate(v, s.act);
+            }
+    }
+    cluster_wait();
 }
 #endif
 

@@ -1,7 +1,7 @@
 //! Launches of linear.cu. The number of tokens chooses a kernel, never the order of a sum.
 
 use super::compile::Source;
-use super::driver::{Args, DevicePtr, Grid, Param};
+use super::driver::{Args, Clusters, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
 use super::{Cuda, tokens};
 use crate::ops::Activation;
@@ -47,9 +47,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_packed<q4, 128>", 255, 31744),
         Instance::new("linear_packed<q4z, 64>", 168, 20480),
         Instance::new("linear_packed<q4z, 128>", 255, 32768),
-        Instance::hopper("linear_wgmma<float, bf16>", 168, 1024),
-        Instance::hopper("linear_wgmma<float, f16>", 168, 1024),
-        Instance::hopper("linear_wgmma<bf16, bf16>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16>", 168, 1024),
+        Instance::hopper("linear_wgmma<f16>", 168, 1024),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -58,9 +57,12 @@ pub(super) const KERNEL: Kernel = Kernel {
 /// Tokens up to which every weight goes straight into registers.
 pub(crate) const FEW: usize = 32;
 
-/// Dynamic shared memory of the kernels with wgmma: four stages of 4 panels and 128 tokens, or of 8 and 64, by 64 of K (wgmma.cuh).
-pub(super) const WGMMA_SHARED: u32 = 4 * (4 * 4096 + 128 * 128);
-pub(super) const WGMMA_TURNS_SHARED: u32 = 4 * (8 * 4096 + 64 * 128);
+/// Of a block with wgmma, as in wgmma.cuh: rows of weights, and tokens; fewer tokens are left to mma.sync.
+pub(super) const WGMMA_BLOCK: [usize; 2] = [128, 192];
+/// Blocks of a cluster, along each.
+const WGMMA_CLUSTER: [usize; 2] = [2, 2];
+/// Its dynamic shared memory: five stages of 4 panels and 192 tokens, by 64 of K.
+pub(super) const WGMMA_SHARED: u32 = 5 * (4 * 4096 + 192 * 128);
 
 /// How rows of so many elements, one behind the other from an aligned place on, may be read: `pairs` of the kernels.
 pub(super) fn pairs_of(k: usize) -> i32 {
@@ -136,13 +138,13 @@ struct LinearBeside {
 unsafe impl Param for LinearBeside {}
 
 /// Whether the kernel for so many tokens takes them as tokens.rs packs them.
-pub(crate) fn takes_packed(cuda: &Cuda, num_tokens: usize, stored_as: WeightType) -> bool {
-    num_tokens > FEW && stored_as != WeightType::F32 && (stored_as.is_quantised() || !cuda.uses_wgmma())
+pub(crate) fn takes_packed(num_tokens: usize, stored_as: WeightType) -> bool {
+    num_tokens > FEW && stored_as != WeightType::F32
 }
 
 /// Whether it may leave them packed for the next layer as well.
 pub(crate) fn leaves_packed(cuda: &Cuda, num_tokens: usize, stored_as: WeightType) -> bool {
-    takes_packed(cuda, num_tokens, stored_as) && !cuda.uses_wgmma()
+    takes_packed(num_tokens, stored_as) && (stored_as.is_quantised() || !cuda.uses_wgmma())
 }
 
 pub(crate) fn run(cuda: &Cuda, job: &Job) {
@@ -197,7 +199,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         },
     };
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
-    assert!(packed.is_none() || takes_packed(cuda, *rows, weights.stored_as()), "linear: packed tokens");
+    assert!(packed.is_none() || takes_packed(*rows, weights.stored_as()), "linear: packed tokens");
     let mut args = Args::new()
         .pointer(packed.map_or(x.start, Tensor::pointer))
         .pointer(weights.pointer())
@@ -209,8 +211,13 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         (_, ..=8) => (format!("linear_few<{x}, {w}, 1>"), [16, 8], 256),
         (_, ..=16) => (format!("linear_few<{x}, {w}, 2>"), [16, 16], 256),
         (_, ..=FEW) => (format!("linear_few<{x}, {w}, 4>"), [16, 32], 256),
-        (stored_as, _) if cuda.uses_wgmma() && !stored_as.is_quantised() => {
-            (format!("linear_wgmma<{x}, {w}>"), [128, 128], 384)
+        (stored_as, _)
+            if cuda.uses_wgmma()
+                && packed.is_some()
+                && !stored_as.is_quantised()
+                && *rows > WGMMA_BLOCK[1] =>
+        {
+            (format!("linear_wgmma<{w}>"), WGMMA_BLOCK, 384)
         }
         (stored_as, _) => {
             // Wider blocks cost less a token, if there are enough of them for the device. Rows that come as f32 have none for quantised weights.
@@ -239,7 +246,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         assert!(beside.is_none(), "linear: no layer beside {expression}");
     }
     let mut all_tokens = *rows;
-    if packed.is_some() {
+    if packed.is_some() && threads == 256 {
         if let Some(room) = packed_out {
             assert!(
                 tokens::packed_bytes([*rows, weights.n()]) <= room.bytes(),
@@ -249,13 +256,19 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
         }
         args = args.pointer(packed_out.map_or(DevicePtr::NULL, Tensor::pointer));
     } else {
-        assert!(packed_out.is_none(), "linear: tokens that come as floats do not leave packed");
+        assert!(packed_out.is_none(), "linear: no packed tokens of {expression}");
     }
-    let shared = if threads == 384 { WGMMA_SHARED } else { 0 };
     let blocks = [(all_panels * 32).div_ceil(rows_each), all_tokens.div_ceil(tokens_each), weights.count()];
-    let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared };
+    let clusters = if threads == 384 {
+        let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(WGMMA_CLUSTER[i]) as u32);
+        let grid = Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: WGMMA_SHARED };
+        Clusters { grid, blocks: [WGMMA_CLUSTER[0] as u32, WGMMA_CLUSTER[1] as u32, 1] }
+    } else {
+        let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
+        Clusters::from(grid)
+    };
     // SAFETY: `ops` checked that x and out have T rows of K and N elements at these strides, and made what is packed of the same rows; the weights have `panels` panels
     // of 32 rows and `units` units along K for each head; the bias, if any, N elements. A layer beside it has the same x and K, and T rows of
     // its N elements.
-    unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
+    unsafe { cuda.launch_clusters(&KERNEL, &expression, clusters, args) };
 }

@@ -1,6 +1,6 @@
 // moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
 //      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others
-// x, out [T, H] f32 (moe_many, moe_wgmma: x as tensor cores take it) · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
+// x, out [T, H] f32 (moe_many: x as tensor cores take it) · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
 //   moe_place     a block has one expert: its pairs (token, choice) get neighbouring rows, in the order of the pairs. Up to 32 pairs are not
@@ -8,7 +8,8 @@
 //   moe_few       as linear_few, for the rows of one expert; UP: 16 rows of gate and the same of up, out = silu(gate) · up
 //                 the first rows of the grid may have the expert of all tokens, whose sums are those of linear_few
 //   moe_many      as linear_many; x is rounded before, and what is between the layers when it is written: to what tensor cores take anyway
-//   moe_wgmma     as linear_wgmma; UP: 64 rows of x
+//   moe_pack      rounds the rows of x to 16 bits, in the order of the experts, for moe_wgmma
+//   moe_wgmma     as linear_wgmma, of which only tokens are shared; a warpgroup has as many rows of gate as of up
 //   moe_f32       as linear_f32
 //   moe_combine   a block has one token; moe_combine_norm goes on to the norm of the stream
 //
@@ -215,30 +216,77 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
             }
 }
 
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// grid: (UP: panels / 8, else panels / 4; blocks of 64 or 128 rows), 384 threads, a ring of stages
-template <class W, bool UP>
-__global__ void __launch_bounds__(WGMMA_THREADS, 1)
-    moe_wgmma(In<W> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<typename Made<W, UP>::Type> out) {
-    using Tile = WgmmaTile<UP>;
-    Work work = find_work<Tile::TOKENS>(starts, s.experts, (int)blockIdx.y);
-    if (work.expert < 0) return;
-    int first_panel = (int)blockIdx.x * Tile::PANELS;
-    long long panel = ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
-    Source<W> from{x, s.k, s.k, s.pairs};
-    auto row_of = [&](int i) { return work.first + i < work.end ? source_of<UP>(order, work.first + i, s.top_k) : -1; };
-    float total[Tile::PARTS][Tile::TOKENS / 8][4] = {};
-    if (!multiply_wgmma<UP>(total, w + panel, s.panels - first_panel, s.units, from, row_of)) return;
-    int lane = lane_id(), block = (first_panel + wgmma_panel<UP>()) / Tile::PARTS;
+// packed [rows, K]: x of each row's pair as tensor cores take it, in the order of tokens.cuh, zeros from `pairs` on
+// grid: (rows / 8, columns / 32), 256 threads; a warp has 8 rows and 4 columns. N = 4 where K % 4 == 0, else 1
+template <class T, int N>
+__global__ void __launch_bounds__(256) moe_pack(In<float> x, In<int> order, int pairs, int top_k, int k, Out<T> packed) {
+    int lane = lane_id(), row = (int)blockIdx.x * 8 + lane / 4, first = ((int)blockIdx.y * 8 + warp_id()) * 4 + lane % 4, columns = packed_columns(k);
+    if (first >= columns) return;
+    float v[8] = {};
+    if (row < pairs) {
+        Ptr<const float> from = x + (long long)source_of<true>(order, row, top_k) * k;
 #pragma unroll
-    for (int j = 0; j < Tile::TOKENS / 8; j++)
+        for (int i = 0; i < 8; i += N) {
+            if (first * 8 + i >= k) continue;
+            float part[N];
+            Wide<N>::load(from + (first * 8 + i), part);
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int column = block * 32 + wgmma_half() * 16 + lane / 4 + e / 2 * 8, row = work.first + j * 8 + lane % 4 * 2 + e % 2;
-            if (column >= s.n || row >= work.end) continue;
-            float v = UP ? silu(total[0][j][e]) * total[Tile::PARTS - 1][j][e] : total[0][j][e];
-            out[(long long)row * s.n + column] = Float<typename Made<W, UP>::Type>::from(v);
+            for (int j = 0; j < N; j++) v[i + j] = part[j];
         }
+    }
+    using F = Float<T>;
+    store_vec(packed + packed_place(row, first, columns), make_uint4(F::pack(v[0], v[1]), F::pack(v[2], v[3]), F::pack(v[4], v[5]), F::pack(v[6], v[7])));
+}
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Rows between the layers that nobody wrote may be read: they are columns of their own of a product, and go nowhere.
+// grid: (panels / 4, up to a multiple of four; blocks of 192 rows), clusters of four by one, 384 threads, a ring of stages; x and what is made of
+// it by UP in the order of tokens.cuh, a row for each pair
+template <class W, bool UP>
+__global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, In<int> starts, MoeShape s, Out<typename Made<W, UP>::Type> out) {
+    Work work = find_work<CLUSTER_TOKENS>(starts, s.experts, (int)blockIdx.y);
+    if (work.expert < 0) return;
+    int first_panel = (int)blockIdx.x * CLUSTER_PANELS, panels = max(min(s.panels - first_panel, CLUSTER_PANELS), 0);
+    int tokens = (work.end - work.first + 63) / 64 * 64;   // rows of others, or of nobody, are among the last
+    Ptr<const W> panel = w + ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
+    float total[CLUSTER_TOKENS / 8][4] = {};
+    if (multiply_clusters(total, ClusterWork<W, 4, 1>{panel, x, panels, s.units, work.first, tokens, packed_columns(s.k)})) {
+        int lane = lane_id(), warp = warp_id() - 4;
+        auto row_of = [&](int j, int e) { return work.first + j * 8 + lane % 4 * 2 + e % 2; };
+        int place = warp % 2 * 16 + lane / 4;
+        if constexpr (UP) {
+            // Gate and up of a column are two warps' of one group: each gives the other half of its tokens away.
+            DYNAMIC_SHARED(float, exchange);
+            constexpr int HALF = CLUSTER_TOKENS / 16;
+            bool is_up = warp % 4 >= 2;
+            int columns = packed_columns(s.n);
+            // The stages are free once nobody reads them any more.
+            barrier_sync(1, 256);
+#pragma unroll
+            for (int j = 0; j < HALF; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) exchange[(warp * HALF * 4 + j * 4 + e) * 32 + lane] = is_up ? total[j][e] : total[HALF + j][e];
+            barrier_sync(1, 256);
+#pragma unroll
+            for (int j = 0; j < HALF; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float other = exchange[((warp ^ 2) * HALF * 4 + j * 4 + e) * 32 + lane];
+                    float v = is_up ? silu(other) * total[HALF + j][e] : silu(total[j][e]) * other;
+                    int column = (first_panel / 2 + warp / 4) * 32 + place + e / 2 * 8, row = row_of(is_up ? HALF + j : j, e);
+                    if (column < columns * 8 && row < work.end) out[packed_place(row, column / 8, columns) + column % 8] = Float<W>::from(v);
+                }
+        } else {
+#pragma unroll
+            for (int j = 0; j < CLUSTER_TOKENS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int column = (first_panel + warp / 2) * 32 + place + e / 2 * 8, row = row_of(j, e);
+                    if (column < s.n && row < work.end) out[(long long)row * s.n + column] = total[j][e];
+                }
+        }
+    }
+    cluster_wait();
 }
 #endif
 

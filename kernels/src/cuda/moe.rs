@@ -4,10 +4,11 @@
 
 use super::Cuda;
 use super::compile::Source;
-use super::driver::{Args, DevicePtr, Grid, Param};
+use super::driver::{Args, Clusters, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
-use super::linear::{WGMMA_SHARED, WGMMA_TURNS_SHARED, pairs_of};
+use super::linear::{WGMMA_BLOCK, WGMMA_SHARED, pairs_of};
 use super::rows::round_rows;
+use super::tokens::padded;
 use crate::matrix::PANEL;
 use crate::ops::{AddNorm, MoeScratch, SharedExpert};
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
@@ -66,6 +67,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_many<q4z, 128, true>", 255, 28672),
         Instance::new("moe_many<q4z, 64, false>", 168, 18432),
         Instance::new("moe_many<q4z, 128, false>", 255, 28672),
+        Instance::hopper("moe_pack<bf16, 1>", 40, 0),
+        Instance::hopper("moe_pack<bf16, 4>", 40, 0),
+        Instance::hopper("moe_pack<f16, 1>", 40, 0),
+        Instance::hopper("moe_pack<f16, 4>", 40, 0),
         Instance::hopper("moe_wgmma<bf16, true>", 168, 1024),
         Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
         Instance::hopper("moe_wgmma<f16, true>", 168, 1024),
@@ -153,6 +158,7 @@ pub(crate) fn run<'s>(
         [starts, order, places]
     });
     let [starts, order, places] = sorted.unwrap_or([DevicePtr::NULL, ids.pointer(), DevicePtr::NULL]);
+    let packed = Packed::of(cuda, experts, tiles, ids.len());
     let layer = |side: Side, weights: &MatrixBatch, n: usize, x: DevicePtr, out: DevicePtr| Layer {
         side,
         n,
@@ -166,12 +172,19 @@ pub(crate) fn run<'s>(
         num_pairs: ids.len(),
         is_sorted: sorted.is_some(),
         tiles,
+        is_packed: packed.is_some(),
         beside: beside.as_ref().map(|shared| Beside::of(shared, side, x, num_tokens)),
     };
-    let taken = match (tiles, experts.gate_up.stored_as()) {
-        (Some(_), _) | (_, WeightType::F32) => x.pointer(),
+    let taken = match (tiles, experts.gate_up.stored_as(), &packed) {
+        (Some(_), ..) | (_, WeightType::F32, _) => x.pointer(),
+        (None, stored_as, Some(packed)) => {
+            let dtype = stored_as.float().expect("only floats are packed");
+            let sizes = [ids.len(), top_k, hidden];
+            // SAFETY: `order` has the pairs of the rows, whose tokens are of x, and `Packed::of` saw to the room.
+            unsafe { packed.write(cuda, x.pointer(), order, sizes, dtype) }
+        }
         // All blocks read x: once rounded it is half of the bytes. Its place is the rows', behind the pairs.
-        (None, stored_as) => {
+        (None, stored_as, None) => {
             let start = (ids.len() * size_of::<i32>()).next_multiple_of(16);
             let dtype = stored_as.float().unwrap_or(DType::BF16);
             assert!(start + num_tokens * hidden * dtype.size() <= rows.bytes() as usize, "moe: scratch");
@@ -223,6 +236,9 @@ fn few_tiles(experts: &Experts, num_pairs: usize) -> Option<usize> {
     }
 }
 
+/// Blocks of a cluster of `moe_wgmma`, along the panels.
+const WGMMA_CLUSTER: usize = 4;
+
 /// The weights must be of the type of the others, and each panel of gate or of up.
 fn fits_beside(shared: &SharedExpert, experts: &Experts, num_tokens: usize) -> bool {
     let types = [&experts.gate_up, &experts.down].map(MatrixBatch::stored_as);
@@ -230,6 +246,55 @@ fn fits_beside(shared: &SharedExpert, experts: &Experts, num_tokens: usize) -> b
         && types[0] != WeightType::F32
         && [shared.gate_up, shared.down].map(Matrix::stored_as) == types
         && shared.down.k().is_multiple_of(PANEL)
+}
+
+/// How rows are packed for `moe_wgmma`: those of x behind the pairs in the buffer of rows, those between the layers in their own.
+struct Packed {
+    /// Filled up, so that the last blocks read what is there.
+    rows: usize,
+    /// Where x begins, in bytes.
+    start: usize,
+}
+
+impl Packed {
+    /// `None` where mma.sync multiplies: experts have fewer rows than fill its blocks better, or there is no room.
+    fn of(cuda: &Cuda, experts: &Experts, tiles: Option<usize>, num_pairs: usize) -> Option<Self> {
+        let stored_as = experts.gate_up.stored_as();
+        let is_float = stored_as.float().is_some() && stored_as != WeightType::F32;
+        if !cuda.uses_wgmma() || tiles.is_some() || !is_float || num_pairs <= 128 * experts.len() {
+            return None;
+        }
+        // A block reads 64 rows at a time.
+        let [rows, width] = padded([num_pairs + 63, experts.hidden()]);
+        let [_, inner_width] = padded([1, experts.inner()]);
+        let start = (num_pairs * size_of::<i32>()).next_multiple_of(128);
+        let room = [experts.hidden(), experts.inner()].map(|width| num_pairs * width * size_of::<f32>());
+        let fits = start + 2 * rows * width <= room[0] && 2 * rows * inner_width <= room[1];
+        fits.then_some(Self { rows, start })
+    }
+
+    /// Rounds the tokens of all pairs, and says where they are.
+    ///
+    /// # Safety
+    /// `order` has the pairs of the rows, and is where the buffer of rows begins; x has the tokens of the pairs, in rows of `hidden`.
+    unsafe fn write(
+        &self,
+        cuda: &Cuda,
+        x: DevicePtr,
+        order: DevicePtr,
+        [num_pairs, top_k, hidden]: [usize; 3],
+        dtype: DType,
+    ) -> DevicePtr {
+        let packed = order.offset(self.start as u64);
+        let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
+        let args = Args::new().pointer(x).pointer(order).value(num_pairs as i32).value(top_k as i32);
+        let args = args.value(hidden as i32).pointer(packed);
+        let blocks = [self.rows / 8, hidden.div_ceil(256), 1].map(|n| n as u32);
+        let grid = Grid { blocks, threads: [256, 1, 1], shared: 0 };
+        // SAFETY: the caller's promise, and the room of `of`.
+        unsafe { cuda.launch(&KERNEL, &format!("moe_pack<{}, {vector}>", dtype.cpp()), grid, args) };
+        packed
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -254,6 +319,8 @@ struct Layer {
     is_sorted: bool,
     /// Of `moe_few`, if that is the kernel.
     tiles: Option<usize>,
+    /// For `moe_wgmma`.
+    is_packed: bool,
     beside: Option<Beside>,
 }
 
@@ -299,7 +366,7 @@ impl Beside {
 impl Layer {
     fn launch(self, cuda: &Cuda) {
         let Self { side, n, k, panels, units, stored_as, pointers, experts, top_k, num_pairs, .. } = self;
-        let Self { is_sorted, tiles, beside, .. } = self;
+        let Self { is_sorted, tiles, is_packed, beside, .. } = self;
         let shape = MoeShape {
             experts: experts as i32,
             top_k: top_k as i32,
@@ -317,10 +384,8 @@ impl Layer {
                 let halves = if up { panels } else { 2 * panels };
                 (format!("moe_few<{}, {tiles}, {up}>", w.cpp()), halves, 8 * tiles, 256)
             }
-            (w, None) if cuda.uses_wgmma() && !w.is_quantised() => {
-                let [panels_each, rows_each] = if up { [8, 64] } else { [4, 128] };
-                let expression = format!("moe_wgmma<{}, {up}>", w.cpp());
-                (expression, panels.div_ceil(panels_each), rows_each, 384)
+            (w, None) if is_packed => {
+                (format!("moe_wgmma<{}, {up}>", w.cpp()), panels.div_ceil(4), WGMMA_BLOCK[1], 384)
             }
             (w, None) => {
                 // Wider blocks cost less a row, if they are full.
@@ -329,15 +394,19 @@ impl Layer {
                 (expression, panels.div_ceil(4), rows_each, 256)
             }
         };
-        let shared = match (threads, side) {
-            (384, Side::Up) => WGMMA_TURNS_SHARED,
-            (384, Side::Down) => WGMMA_SHARED,
-            _ => 0,
-        };
         // Each expert that has rows has at most one block that is not full. Not sorted, each pair has a block, which may have no work.
         let mut row_blocks =
             if is_sorted { num_pairs / rows_each + experts.min(num_pairs) } else { num_pairs };
         let [x, weights, starts, order, out] = pointers;
+        if is_packed {
+            let blocks = [blocks.next_multiple_of(WGMMA_CLUSTER) as u32, row_blocks as u32, 1];
+            let grid = Grid { blocks, threads: [threads, 1, 1], shared: WGMMA_SHARED };
+            let clusters = Clusters { grid, blocks: [WGMMA_CLUSTER as u32, 1, 1] };
+            let args = Args::new().pointer(x).pointer(weights).pointer(starts).value(shape).pointer(out);
+            // SAFETY: `moe_place` wrote `starts` before, and `moe_pack` and the first product rows of K in the order of tokens.cuh; weights and out as below.
+            unsafe { cuda.launch_clusters(&KERNEL, &expression, clusters, args) };
+            return;
+        }
         let mut args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(order);
         args = args.value(shape).pointer(out);
         if stored_as != WeightType::F32 && tiles.is_some() {
@@ -345,7 +414,8 @@ impl Layer {
             row_blocks += shape.blocks as usize;
             args = args.pointer(x).pointer(weights).value(shape).pointer(out);
         }
-        let grid = Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared };
+        let grid =
+            Grid { blocks: [blocks as u32, row_blocks as u32, 1], threads: [threads, 1, 1], shared: 0 };
         // SAFETY: `moe_place` wrote `starts` and `order` before, or `order` is the ids of up to 32 pairs; the weights have `panels` panels of `units` units for each
         // expert, x rows of K and out T·k rows of N elements; so have the shared expert's of its own, for T rows.
         unsafe { cuda.launch(&KERNEL, &expression, grid, args) };

@@ -77,7 +77,7 @@ impl TokenRoom {
     /// The device, type and room of tokens that a layer takes packed.
     fn packs_for(&self, next: &Matrix, num_tokens: usize) -> Option<(Arc<Cuda>, DType, &Tensor)> {
         match next.device() {
-            Device::Cuda(cuda) if cuda_linear::takes_packed(cuda, num_tokens, next.stored_as()) => {
+            Device::Cuda(cuda) if cuda_linear::takes_packed(num_tokens, next.stored_as()) => {
                 let room = self.packed.as_ref().expect("tokens: room for many");
                 Some((cuda.clone(), cuda_tokens::taken_by(next.stored_as()), room))
             }
@@ -144,7 +144,7 @@ impl Tokens<'_> {
         packed_out: Option<&Tensor>,
     ) {
         match &out.device().clone() {
-            Device::Cuda(cuda) if self.are_packed(cuda, w) => {
+            Device::Cuda(cuda) if self.are_packed(w) => {
                 check(self.x, w, bias, out);
                 let job = cuda_job(self.x, w, bias, act, &*out);
                 let packed = self.pack(cuda, cuda_tokens::taken_by(w.stored_as()));
@@ -157,7 +157,7 @@ impl Tokens<'_> {
     /// See [`linear_pair`](super::linear_pair).
     pub fn linear_pair(&mut self, parts: [LinearPart; 2]) {
         match &self.x.device().clone() {
-            Device::Cuda(cuda) if parts.iter().any(|part| self.are_packed(cuda, part.weight)) => {
+            Device::Cuda(cuda) if parts.iter().any(|part| self.are_packed(part.weight)) => {
                 for LinearPart { weight, bias, out } in parts {
                     self.linear(weight, bias, Activation::None, out);
                 }
@@ -172,8 +172,8 @@ impl Tokens<'_> {
     }
 
     /// Whether these weights take packed tokens, as many as there are.
-    fn are_packed(&self, cuda: &Cuda, w: &Matrix) -> bool {
-        cuda_linear::takes_packed(cuda, self.x.rows(), w.stored_as())
+    fn are_packed(&self, w: &Matrix) -> bool {
+        cuda_linear::takes_packed(self.x.rows(), w.stored_as())
     }
 
     /// The room, with all tokens in this type.

@@ -21,6 +21,7 @@ WGMMA(16)
 WGMMA(32)
 WGMMA(64)
 WGMMA(128)
+WGMMA(192)
 
 // a [64, K], b [N, K], out [64, N] f32; one block of 128 threads. out = 1 + a · bᵀ
 template <class T, int N, bool SWIZZLE> __global__ void __launch_bounds__(128) multiply(In<T> a, In<T> b, Out<float> out) {

@@ -32,7 +32,9 @@ fn multiply(
 #[test]
 fn products_of_a_warpgroup() {
     for ty in ["bf16", "f16"] {
-        for (n, swizzle) in [(8, false), (16, true), (32, false), (64, true), (128, false), (128, true)] {
+        for (n, swizzle) in
+            [(8, false), (16, true), (32, false), (64, true), (128, false), (128, true), (192, false)]
+        {
             let (found, expected) =
                 multiply(&Bench::new(n as u64), (ty, n, swizzle), &[]).expect("a product");
             for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

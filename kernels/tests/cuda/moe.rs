@@ -280,21 +280,47 @@ fn bugs_in_norms_of_experts_are_noticed() {
     assert_noticed(&cases);
 }
 
-/// As for linear layers: rows of an expert below, at and above what a block takes.
+/// As for linear layers: rows of an expert below and above what a block takes, which begin anywhere; blocks without rows of weights.
 #[test]
 fn wgmma_rounds_as_mma() {
     let Some(hopper) = with_wgmma(SEEDS[1]) else { return };
     let device = emulated(SEEDS[0]);
     for (stored_as, sizes) in [
-        (WeightType::BF16, [163, 70, 35, 5, 3]),
-        (WeightType::F16, [67, 300, 130, 3, 2]),
-        (WeightType::BF16, [150, 34, 200, 2, 1]),
+        (WeightType::BF16, [330, 70, 45, 4, 2]),
+        (WeightType::F16, [200, 300, 130, 2, 2]),
+        (WeightType::BF16, [500, 70, 200, 2, 1]),
     ] {
         let case = Case { stored_as, sizes };
         let [found, expected] =
             [&hopper, &device].map(|device| case.run(device, 0..sizes[0]).expect("a result"));
         assert!(found == expected, "{stored_as} {sizes:?}");
     }
+}
+
+#[test]
+fn bugs_with_wgmma_are_noticed() {
+    let wgmma = |device: &Device| {
+        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+        assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
+        Case { stored_as: WeightType::BF16, sizes: [180, 70, 45, 3, 3] }.run(device, 0..180)
+    };
+    let cases: [(&'static str, &'static str, Run); 7] = [
+        // Rows, and those of another expert.
+        ("column < s.n && row < work.end", "column < s.n", &wgmma),
+        ("column < columns * 8 && row < work.end", "column < columns * 8 && row < work.end - 1", &wgmma),
+        // Gate and up.
+        (
+            "barrier_sync(1, 256);\n#pragma unroll\n            for (int j = 0; j < HALF; j++)\n#pragma unroll\n                for (int e = 0; e < 4; e++) {",
+            "#pragma unroll\n            for (int j = 0; j < HALF; j++)\n#pragma unroll\n                for (int e = 0; e < 4; e++) {",
+            &wgmma,
+        ),
+        ("is_up ? total[j][e] : total[HALF + j][e]", "is_up ? total[HALF + j][e] : total[j][e]", &wgmma),
+        ("exchange[((warp ^ 2) * HALF", "exchange[((warp ^ 1) * HALF", &wgmma),
+        // What is packed.
+        ("source_of<true>(order, row, top_k) * k", "source_of<false>(order, row, top_k) * k", &wgmma),
+        ("if (first * 8 + i >= k) continue;", "if (first * 8 + i > k) continue;", &wgmma),
+    ];
+    assert_noticed(&cases);
 }
 
 /// Router and experts in a graph: nothing between them is known to the host.

@@ -198,25 +198,61 @@ fn in_quantised_layers() {
 
 #[test]
 fn in_layers_with_wgmma() {
-    let run = linear_of(45, WeightType::BF16);
-    let wgmma = |device: &Device| {
-        let Device::Cuda(cuda) = device else { panic!("not a GPU") };
-        assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
-        run(device)
+    let sized = |[t, n, k]: [usize; 3]| {
+        move |device: &Device| {
+            let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+            assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
+            let (x, w) = (Host::random(DType::F32, &[t, k], 1), Host::random(DType::BF16, &[n, k], 2));
+            let (x, w) = (x.tensor(device), Matrix::pack(device, DType::BF16, &[w.view()]));
+            let mut out = Tensor::unwritten(device, DType::F32, &[t, n]);
+            TokenRoom::new(device, &[[t, k]]).hold(&x).linear(&w, None, Activation::None, &mut out);
+            out.read()
+        }
     };
-    let cases: [(&'static str, &'static str, Run); 9] = [
-        // Barriers.
-        ("mbarrier_wait(empty + stage, (n / RING & 1) ^ 1);", "", &wgmma),
-        ("mbarrier_wait(full + stage, n / RING & 1);", "", &wgmma),
-        ("mbarrier_init(full + i, 129);", "mbarrier_init(full + i, 128);", &wgmma),
-        ("wgmma_wait<0>();", "wgmma_wait<1>();", &wgmma),
+    // More stages than the ring has; blocks of a cluster that lack rows, and tokens.
+    let long = sized([200, 160, 800]);
+    let wide = sized([400, 140, 50]);
+    let cases: [(&'static str, &'static str, Run); 19] = [
+        // Barriers, and who arrives at them.
+        ("mbarrier_wait_cluster(ring.empty + stage, (n / CLUSTER_RING & 1) ^ 1);", "", &long),
+        ("mbarrier_wait(ring.full + stage, n / CLUSTER_RING & 1);\n        // A panel", "// A panel", &wide),
+        ("mbarrier_init(full + i, 1);", "mbarrier_init(full + i, 2);", &wide),
+        ("8 * Work::SENDERS", "8", &long),
+        ("work.same_weights() | work.same_tokens(), lane", "1u << cluster_rank(), lane", &long),
+        ("if (senders >> lane & 1) mbarrier", "if (lane < 4) mbarrier", &long),
+        (
+            "    mbarrier_init_fence();\n    }\n    cluster_arrive();\n    cluster_wait();",
+            "}\n__syncthreads();",
+            &wide,
+        ),
+        ("wgmma_wait<0>();\n        } else", "} else", &long),
+        // Nobody leaves before others have told it that they read.
+        (
+            "out[(long long)token * s.out_stride + row] = activate(v, s.act);\n            }\n    }\n    cluster_wait();",
+            "out[(long long)token * s.out_stride + row] = activate(v, s.act);\n            }\n    }",
+            &wide,
+        ),
+        // Shares: what each block sends, and to whom.
+        ("int p = work.col(); p", "int p = 0; p", &wide),
+        ("int c = work.row(); c", "int c = 0; c", &wide),
+        (
+            "same_weights = (unsigned short)work.same_weights()",
+            "same_weights = (unsigned short)work.same_tokens()",
+            &wide,
+        ),
+        ("ring.full + stage, same_tokens);", "ring.full + stage, (unsigned short)(same_tokens & 1));", &wide),
         // Places.
-        ("piece ^ token % 8", "piece ^ token % 4", &wgmma),
-        ("((long long)p * units + first) * 512", "((long long)p * units + first + 1) * 512", &wgmma),
-        ("if (mine + part < panels)", "if (mine + part <= panels)", &wgmma),
-        ("first_token + i < s.rows ?", "first_token + i <= s.rows ?", &wgmma),
+        (
+            "len = min(PACKED_TOKENS - token % PACKED_TOKENS, work.tokens - at);",
+            "len = work.tokens - at;",
+            &wide,
+        ),
+        ("2 * first + c, work.columns", "first + c, work.columns", &long),
+        ("b + tile * (ClusterStage::COLUMN / 4)", "b + tile * (ClusterStage::COLUMN / 8)", &long),
+        ("(s.rows - first_token + 63) / 64 * 64", "(s.rows - first_token) / 64 * 64", &wide),
+        ("if (panel < work.panels) load", "if (panel <= work.panels) load", &wide),
         // The order of a sum.
-        ("if (chunk.ends) {", "if (chunk.first + chunk.count == units) {", &wgmma),
+        ("if (chunk.ends) {", "if (chunk.first + chunk.count == work.units) {", &long),
     ];
     assert_noticed(&cases);
 }

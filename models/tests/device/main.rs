@@ -14,7 +14,7 @@ use changed::Changed;
 use common::late::Late;
 use common::{on_gpu, options};
 use kernels::Device;
-use models::{DTypeChoice, LoadFormat, LoadOptions, QuantizationChoice};
+use models::{DTypeChoice, KernelOptions, LoadFormat, LoadOptions, Matmul, MemoryLimit, QuantizationChoice};
 use scheduler::SamplingParams;
 use world::{Answer, MAX_TOKENS, Request, World, requests, together};
 
@@ -201,6 +201,35 @@ fn a_shared_expert_says_the_same_in_steps_of_any_size() {
         });
         assert_eq!(whole.tokens.len(), MAX_TOKENS);
         assert_eq!(whole.bits(), in_chunks.bits(), "{quantization:?}");
+    }
+}
+
+/// Prompts that fill blocks of wgmma, in layers, in experts where each token takes all, and beside a prompt that does not: no bit is another than
+/// mma.sync's.
+#[test]
+fn wgmma_says_the_same() {
+    let all = Changed::new("qwen3_moe", 8, None);
+    for family in ["kimi_vl", all.path()] {
+        let [mma, wgmma] = [Matmul::Mma, Matmul::Wgmma].map(|matmul| {
+            let base = on_gpu();
+            let options = LoadOptions {
+                dtype: DTypeChoice::BF16,
+                max_model_len: Some(320),
+                max_num_batched_tokens: 280,
+                memory: MemoryLimit::Bytes(64 << 20),
+                kernels: KernelOptions { matmul, ..base.kernels.clone() },
+                ..base
+            };
+            let mut world = World::new(family, &options, |_| {});
+            for (id, len) in [(0, 230), (1, 7)] {
+                world.add(id, &Request { len, picture_at: None, params: requests()[0].params.clone() });
+            }
+            world.finish()
+        });
+        for (id, answer) in &mma {
+            assert_eq!(answer.tokens.len(), MAX_TOKENS);
+            assert_eq!(answer.bits(), wgmma[id].bits(), "{family}, sequence {id}");
+        }
     }
 }
 
