@@ -2,8 +2,7 @@
 //! beside others of its kind and of the other kind. The model is made up: a vocabulary of Kimi's size, and steps in which the host's
 //! processors are free, as while a GPU computes. The clients are another process. How many tokens came a step late because their masks were not
 //! there tells apart what waits for masks and what waits for a processor; the processor time of the engine's thread, which others on the machine
-//! change least, tells what is ours: between two steps, where everybody waits for it, and beside one, while the device computes. At the end the
-//! same with a device that takes steps ahead: how long it does nothing between two.
+//! change least, tells what is ours: between two steps, where everybody waits for it, and beside one, while the device computes.
 //!
 //! `cargo bench -p perilune --bench company`; without `--bench`, as in a test run, a small vocabulary and a moment of each.
 
@@ -24,7 +23,6 @@ use random::Random;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{Batch, ModelRunner, Sample, Sampled, SampledToken, SchedulerConfig, StepOutput, TokenId};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -77,15 +75,6 @@ fn main() {
                 let company = Company { measured: (measured, num_streams), beside };
                 company.report(&server, &watch, observed);
             }
-        }
-    }
-    watch.takes_ahead.store(true, Relaxed);
-    println!("Steps are begun ahead; what the engine's thread computes is not counted:");
-    for &step in steps {
-        watch.step_us.store(step, Relaxed);
-        for beside in [(Kind::Held, 0), (Kind::Held, num_streams)] {
-            let company = Company { measured: (Kind::Free, num_streams), beside };
-            company.report(&server, &watch, observed);
         }
     }
 }
@@ -183,7 +172,6 @@ fn median_micros(mut times: Vec<Duration>) -> String {
 #[derive(Default)]
 struct Watch {
     step_us: AtomicU64,
-    takes_ahead: AtomicBool,
     /// Tokens drawn under a mask.
     num_held: AtomicU64,
     times: Mutex<Times>,
@@ -302,7 +290,7 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
     LoadedModel {
         device_bytes: 0,
         device: "paced".into(),
-        runner: Paced { words, watch, random: Random::new(1), begun: VecDeque::new(), ended: None },
+        runner: Paced { words, watch, random: Random::new(1), begun: None, ended: None },
         info,
         image_processor: None,
         scheduler_config: config,
@@ -315,17 +303,10 @@ struct Paced {
     words: Arc<Vec<Vec<u8>>>,
     watch: Arc<Watch>,
     random: Random,
-    /// The steps that were begun and not read, in order.
-    begun: VecDeque<Begun>,
+    /// When the step that runs was.
+    begun: Option<Moment>,
     /// When the last step was over.
     ended: Option<Moment>,
-}
-
-struct Begun {
-    at: Moment,
-    goes_on: bool,
-    /// When its draws were handed over, and who is deferred in them: of a device that takes steps ahead.
-    drawn: Option<(Instant, Vec<bool>)>,
 }
 
 impl ModelRunner for Paced {
@@ -336,85 +317,41 @@ impl ModelRunner for Paced {
     }
 
     fn begin(&mut self, batch: &Batch) {
-        let at = Moment::now();
+        let begun = Moment::now();
         // Where all sequences are new the engine was idle before.
         let goes_on = batch.items.iter().any(|item| item.context_len > 16);
-        if let Some(ended) = self.ended.filter(|_| goes_on && !self.is_ahead()) {
+        if let Some(ended) = self.ended.filter(|_| goes_on) {
             let mut times = self.watch.times();
-            times.between.push(at.wall - ended.wall);
-            times.cpu_between.push(at.cpu - ended.cpu);
+            times.between.push(begun.wall - ended.wall);
+            times.cpu_between.push(begun.cpu - ended.cpu);
         }
-        self.begun.push_back(Begun { at, goes_on, drawn: None });
-    }
-
-    /// As a GPU's runner: masks have until the rows are computed.
-    fn draw(&mut self, batch: &Batch) {
-        if !self.is_ahead() {
-            return;
-        }
-        let begun = self.begun.back().expect("begun before");
-        // Who has to be waited for is drawn when the step before was read.
-        let start = self.ended.map_or(begun.at.wall, |ended| ended.wall.max(begun.at.wall));
-        let computed = start + self.step();
-        while !batch.can_be_drawn() && Instant::now() < computed {
-            std::thread::sleep(Duration::from_micros(20));
-        }
-        let drawn = (Instant::now(), batch.choose_deferred());
-        self.begun.back_mut().expect("looked at").drawn = Some(drawn);
-    }
-
-    fn takes_ahead(&self) -> bool {
-        let drawn = self.begun.back().and_then(|begun| begun.drawn.as_ref());
-        drawn.is_some_and(|(_, deferred)| !deferred.contains(&true))
+        self.begun = Some(begun);
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, Infallible> {
-        let Begun { at, goes_on, drawn } = self.begun.pop_front().expect("begun before");
-        let mut start = at.wall;
-        match (&drawn, self.ended) {
-            (None, _) => self.watch.times().cpu_beside.push(Moment::now().cpu - at.cpu),
-            (Some(_), Some(ended)) => {
-                start = start.max(ended.wall);
-                if goes_on {
-                    self.watch.times().between.push(start - ended.wall);
-                }
-            }
-            (Some(_), None) => {}
-        }
-        let computed = start + self.step();
-        let end = drawn.as_ref().map_or(computed, |(at, _)| computed.max(*at));
-        std::thread::sleep(end.saturating_duration_since(Instant::now()));
-        let is_ahead = drawn.is_some();
-        let deferred = drawn.map_or_else(|| batch.choose_deferred(), |(_, deferred)| deferred);
+        let begun = self.begun.take().expect("begun before");
+        self.watch.times().cpu_beside.push(Moment::now().cpu - begun.cpu);
+        let step = Duration::from_micros(self.watch.step_us.load(Relaxed));
+        std::thread::sleep(step.saturating_sub(begun.wall.elapsed()));
+        let deferred = batch.choose_deferred();
         let is_held = |(sample, deferred): &(&Sample, &bool)| sample.mask.is_some() && !**deferred;
         let num_held = batch.samples().zip(&deferred).filter(is_held).count();
         self.watch.num_held.fetch_add(num_held as u64, Relaxed);
         let token = |(sample, deferred)| match deferred {
             true => Sampled::Deferred,
             false => {
-                let token = self.draw_token(sample);
-                Sampled::Token(SampledToken { token, logprob: None, top: Vec::new() })
+                Sampled::Token(SampledToken { token: self.draw(sample), logprob: None, top: Vec::new() })
             }
         };
         let sampled = batch.samples().zip(deferred).map(token).collect();
-        let now = Moment::now();
-        // What a device does next begins when it has ended, not when somebody has looked.
-        self.ended = Some(if is_ahead { Moment { wall: end, ..now } } else { now });
+        self.ended = Some(Moment::now());
         Ok(StepOutput { sampled, ..StepOutput::default() })
     }
 }
 
 impl Paced {
-    fn is_ahead(&self) -> bool {
-        self.watch.takes_ahead.load(Relaxed)
-    }
-
-    fn step(&self) -> Duration {
-        Duration::from_micros(self.watch.step_us.load(Relaxed))
-    }
-
     /// One of the longer of some that are allowed, as a model would say, and text by itself, so that each token shows in its stream.
-    fn draw_token(&mut self, sample: &Sample) -> TokenId {
+    fn draw(&mut self, sample: &Sample) -> TokenId {
         let allowed = sample.mask.as_ref().map(|mask| mask.allowed().expect("a mask"));
         let num_words = self.words.len().div_ceil(32);
         let first = self.random.below(num_words);
