@@ -141,8 +141,7 @@ impl Decoder {
         ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            layer.run(&step, cache, self.eps, scratch);
-            add_and_norm(next_norm, self.eps, scratch);
+            layer.run(&step, cache, (next_norm, self.eps), scratch);
         }
     }
 
@@ -266,16 +265,25 @@ impl Layer {
         }
     }
 
-    /// Reads `normed`, leaves in `out` what the MLP made; attention's part is already in the residual.
-    fn run(&self, step: &Step, cache: &mut LayerCache, eps: f32, scratch: &mut Scratch) {
+    /// Reads `normed`, adds to the residual, and leaves the norm of that in `normed`, as the next layer reads it.
+    fn run(
+        &self,
+        step: &Step,
+        cache: &mut LayerCache,
+        (next_norm, eps): (&Tensor, f32),
+        scratch: &mut Scratch,
+    ) {
         match &self.attention {
             Attention::Gqa(attention) => attention.run(step, cache, scratch),
             Attention::Mla(attention) => attention.run(step, cache, scratch),
         }
         add_and_norm(&self.mlp_norm, eps, scratch);
         match &self.mlp {
-            LayerMlp::Dense(mlp) => mlp.run(scratch),
-            LayerMlp::Moe(moe) => moe.run(scratch),
+            LayerMlp::Dense(mlp) => {
+                mlp.run(scratch);
+                add_and_norm(next_norm, eps, scratch);
+            }
+            LayerMlp::Moe(moe) => moe.run(next_norm, eps, scratch),
         }
     }
 }

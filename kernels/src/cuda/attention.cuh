@@ -7,7 +7,7 @@ constexpr float LOWEST = -1e30f;  // below every score, but differences of it ar
 
 struct AttendShape {
     int q_stride;                  // elements from one token to the next
-    int d, dv;                     // widths in memory, of which the last tile's rest is filled with zeros
+    int d, dv;                     // widths of q and out; keys and values are as wide as their tiles
     int heads, rep;                // of q; that share a key head
     int block_heads, head_blocks;  // of a unit; units side by side that cover rep
     int key_stride, value_stride;  // elements from one slot to the next
@@ -114,7 +114,7 @@ __device__ __forceinline__ void add_scores(float (&scores)[TILES][4], const unsi
 }
 
 // One block of threads at work.
-template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> struct Block {
+template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> struct Block {
     using L = Layout<D, DV, M, WARPS, STAGES, LATENT>;
     using ValueTile = Tile<LATENT ? D : DV>;
     using QueryTile = Tile<L::HELD ? 256 : D>;
@@ -125,7 +125,7 @@ template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LA
     using Scores = float[SCORE_TILES][4];
 
     Ptr<const float> q;
-    Ptr<const S> keys, values;
+    Ptr<const W> keys, values;
     Ptr<const int> tables;
     Ptr<float> scratch, out;
     Ptr<W> memory, weights;
@@ -194,21 +194,16 @@ template <class W, class S, int D, int DV, int M, int WARPS, int STAGES, bool LA
         int row = thread / EACH, part = thread % EACH, position = first + row, slot = unit.table + position;
         bool there = position < end_key;
         if (there && s.block_size) slot = tables[unit.table + position / s.block_size] * s.block_size + position % s.block_size;
-        Ptr<const S> key = keys + (long long)key_head * s.key_head, value = values + (long long)key_head * s.value_head;
+        Ptr<const W> key = keys + (long long)key_head * s.key_head, value = values + (long long)key_head * s.value_head;
         if (there) key += (long long)slot * s.key_stride, value += (long long)slot * s.value_stride;
         Ptr<W> key_to = key_tile(stage), value_to = value_tile(stage);
-        if constexpr (sizeof(S) == 4) {
-            for (int i = part; i < D / 8; i += EACH) store_vec(key_to + Tile<D>::at(row, i), round8<W>(key, i * 8, there ? s.d : 0));
-            for (int i = part; i < DV / 8; i += EACH) store_vec(value_to + Tile<DV>::at(row, i), round8<W>(value, i * 8, there ? s.dv : 0));
-        } else {
 #pragma unroll
-            for (int i = 0; i < D / 8; i += EACH)
-                cp_async16(key_to + Tile<D>::at(row, i / 4 * 4, i % 4 + part), key + (part * 8 + i * 8), there ? 16 : 0);
-            if constexpr (!LATENT) {
+        for (int i = 0; i < D / 8; i += EACH)
+            cp_async16(key_to + Tile<D>::at(row, i / 4 * 4, i % 4 + part), key + (part * 8 + i * 8), there ? 16 : 0);
+        if constexpr (!LATENT) {
 #pragma unroll
-                for (int i = 0; i < DV / 8; i += EACH)
-                    cp_async16(value_to + Tile<DV>::at(row, i / 4 * 4, i % 4 + part), value + (part * 8 + i * 8), there ? 16 : 0);
-            }
+            for (int i = 0; i < DV / 8; i += EACH)
+                cp_async16(value_to + Tile<DV>::at(row, i / 4 * 4, i % 4 + part), value + (part * 8 + i * 8), there ? 16 : 0);
         }
     }
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
     attend_expanded(In<float> q, In<W> keys, In<W> values, In<int> work, int units, AttendShape s, Out<float> stats, Out<float> out) {
     static_assert(STAGES > 1, "the next tile is on its way while one is worked on");
     DYNAMIC_SHARED(W, memory);
-    Block<W, W, D, DV, M, WARPS, STAGES, false> block;
+    Block<W, D, DV, M, WARPS, STAGES, false> block;
     block.q = q, block.keys = keys, block.values = values, block.scratch = stats, block.out = out;
     block.begin(memory);
     block.take(load_unit(work, s.list + (int)blockIdx.x % units), (int)blockIdx.x / units, s);

@@ -249,6 +249,7 @@ impl Launch<'_> {
         let job = linear::Job {
             x: DeviceSlice { start: self.latents, dtype: DType::F32 },
             packed: None,
+            packed_out: None,
             weights,
             bias: None,
             act: Activation::None,

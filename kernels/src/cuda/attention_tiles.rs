@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, RangeRule, Shape};
-use super::attention_rows::{Pages, Problem};
+use super::attention_rows::{Pages, Problem, Strided};
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
@@ -12,42 +12,52 @@ use crate::{DType, Device, Tensor};
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "attention.cu", text: include_str!("attention.cu") },
     instances: &[
-        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 2, true>", 252, 0),
-        Instance::new("attend<bf16, bf16, 576, 512, 16, 8, 1, true>", 252, 0),
-        Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 2, true>", 255, 0),
-        Instance::new("attend<bf16, bf16, 576, 512, 64, 8, 1, true>", 255, 0),
-        Instance::new("attend<bf16, bf16, 128, 128, 16, 4, 2, false>", 184, 0),
-        Instance::new("attend<bf16, bf16, 128, 128, 64, 4, 2, false>", 240, 0),
-        Instance::new("attend<bf16, bf16, 64, 64, 16, 4, 2, false>", 144, 0),
-        Instance::new("attend<bf16, bf16, 64, 64, 64, 4, 2, false>", 232, 0),
-        Instance::new("attend<bf16, float, 80, 80, 64, 4, 1, false>", 224, 0),
-        Instance::new("attend<f16, f16, 576, 512, 16, 8, 2, true>", 252, 0),
-        Instance::new("attend<f16, f16, 576, 512, 16, 8, 1, true>", 252, 0),
-        Instance::new("attend<f16, f16, 576, 512, 64, 8, 2, true>", 255, 0),
-        Instance::new("attend<f16, f16, 576, 512, 64, 8, 1, true>", 255, 0),
-        Instance::new("attend<f16, f16, 128, 128, 16, 4, 2, false>", 184, 0),
-        Instance::new("attend<f16, f16, 128, 128, 64, 4, 2, false>", 240, 0),
-        Instance::new("attend<f16, f16, 64, 64, 16, 4, 2, false>", 144, 0),
-        Instance::new("attend<f16, f16, 64, 64, 64, 4, 2, false>", 232, 0),
-        Instance::new("attend<f16, float, 80, 80, 64, 4, 1, false>", 224, 0),
+        Instance::new("attend<bf16, 576, 512, 16, 8, 2, true>", 252, 0),
+        Instance::new("attend<bf16, 576, 512, 16, 8, 1, true>", 252, 0),
+        Instance::new("attend<bf16, 576, 512, 64, 8, 2, true>", 255, 0),
+        Instance::new("attend<bf16, 576, 512, 64, 8, 1, true>", 255, 0),
+        Instance::new("attend<bf16, 128, 128, 16, 4, 2, false>", 184, 0),
+        Instance::new("attend<bf16, 128, 128, 64, 4, 2, false>", 240, 0),
+        Instance::new("attend<bf16, 64, 64, 16, 4, 2, false>", 144, 0),
+        Instance::new("attend<bf16, 64, 64, 64, 4, 2, false>", 232, 0),
+        Instance::new("attend<bf16, 80, 80, 64, 4, 2, false>", 240, 0),
+        Instance::new("attend<f16, 576, 512, 16, 8, 2, true>", 252, 0),
+        Instance::new("attend<f16, 576, 512, 16, 8, 1, true>", 252, 0),
+        Instance::new("attend<f16, 576, 512, 64, 8, 2, true>", 255, 0),
+        Instance::new("attend<f16, 576, 512, 64, 8, 1, true>", 255, 0),
+        Instance::new("attend<f16, 128, 128, 16, 4, 2, false>", 184, 0),
+        Instance::new("attend<f16, 128, 128, 64, 4, 2, false>", 240, 0),
+        Instance::new("attend<f16, 64, 64, 16, 4, 2, false>", 144, 0),
+        Instance::new("attend<f16, 64, 64, 64, 4, 2, false>", 232, 0),
+        Instance::new("attend<f16, 80, 80, 64, 4, 2, false>", 240, 0),
+        Instance::new("round_heads<bf16>", 40, 0),
+        Instance::new("round_heads<f16>", 40, 0),
         Instance::new("attention_combine", 64, 0),
     ],
 };
 
 /// Keys of a tile.
 const KEYS: usize = 64;
+/// Tiles of keys and values in shared memory, where they fit.
+const MAX_STAGES: usize = 2;
+/// Of heads of packed segments, with zeros that fill them up, as in attention.cu.
+const ROUNDED_WIDTH: usize = 80;
+
+/// Whether keys and values of packed segments may be rounded once for tensor cores.
+fn is_rounded(sizes: &AttentionSizes) -> bool {
+    sizes.max_context == 0 && sizes.key_dim <= ROUNDED_WIDTH && sizes.key_dim.is_multiple_of(2)
+}
 
 /// The template arguments of one form of attention.
 #[derive(Clone, Copy, Debug)]
 struct Form {
-    /// What is multiplied, and what keys and values are stored as.
-    types: [DType; 2],
+    /// What is multiplied.
+    float: DType,
     /// Columns, with those that are filled up.
     d: usize,
     dv: usize,
     warps: usize,
     is_latent: bool,
-    max_stages: usize,
     has_few: bool,
 }
 
@@ -65,19 +75,17 @@ impl Form {
     fn of(problem: &Problem, is_packed: bool, multiply_as: DType) -> Option<Self> {
         let AttentionSizes { key_dim, value_dim, .. } = *problem.sizes;
         let is_latent = problem.is_latent;
-        let form = |types, d, dv, warps, max_stages, has_few| {
-            Some(Self { types, d, dv, warps, is_latent, max_stages, has_few })
+        let form = |float, d, warps, has_few| {
+            let dv = if is_latent { value_dim } else { d };
+            Some(Self { float, d, dv, warps, is_latent, has_few })
         };
-        let halves = [problem.dtype; 2];
         match (problem.dtype, is_packed, is_latent, key_dim, value_dim) {
-            (DType::F32, true, ..)
-                if multiply_as != DType::F32 && key_dim <= 80 && key_dim.is_multiple_of(2) =>
-            {
-                form([multiply_as, DType::F32], 80, 80, 4, 1, false)
+            (DType::F32, true, ..) if multiply_as != DType::F32 && is_rounded(problem.sizes) => {
+                form(multiply_as, ROUNDED_WIDTH, 4, false)
             }
             (DType::F32, ..) | (_, true, ..) => None,
-            (_, _, true, 576, 512) => form(halves, 576, 512, 8, 2, true),
-            (_, _, false, 128, 128) | (_, _, false, 64, 64) => form(halves, key_dim, value_dim, 4, 2, true),
+            (float, _, true, 576, 512) => form(float, 576, 8, true),
+            (float, _, false, 128, 128) | (float, _, false, 64, 64) => form(float, key_dim, 4, true),
             _ => None,
         }
     }
@@ -87,12 +95,11 @@ impl Form {
         if rows == FEW_ROWS && !self.has_few {
             return None;
         }
-        let stages =
-            (1..=self.max_stages).rev().find(|&stages| self.shared(rows, stages) <= shared_per_block)?;
-        let Self { types: [w, s], d, dv, warps, is_latent, .. } = *self;
-        let (w, s) = (w.cpp(), s.cpp());
+        let stages = (1..=MAX_STAGES).rev().find(|&stages| self.shared(rows, stages) <= shared_per_block)?;
+        let Self { float, d, dv, warps, is_latent, .. } = *self;
+        let w = float.cpp();
         Some(Variant {
-            expression: format!("attend<{w}, {s}, {d}, {dv}, {rows}, {warps}, {stages}, {is_latent}>"),
+            expression: format!("attend<{w}, {d}, {dv}, {rows}, {warps}, {stages}, {is_latent}>"),
             shared: self.shared(rows, stages),
             rows,
             threads: warps as u32 * 32,
@@ -144,7 +151,7 @@ fn num_blocks(num_sms: u32, value_dim: usize) -> usize {
     num_sms as usize * if value_dim > 128 { 1 } else { 2 }
 }
 
-/// f32 numbers of the scratch: sums of earlier ranges, each block its own; partial results; their maxima and sums of weights.
+/// f32 numbers of the scratch over pages: sums of earlier ranges, each block its own; partial results; their maxima and sums of weights.
 fn scratch_parts(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> [usize; 3] {
     let AttentionSizes { heads, value_dim, max_context, .. } = *sizes;
     if max_context == 0 {
@@ -157,7 +164,9 @@ fn scratch_parts(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> [usiz
 }
 
 pub(crate) fn scratch_len(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> usize {
-    scratch_parts(num_sms, sizes, rule).iter().sum()
+    // Keys and values of packed segments, of two bytes.
+    let rounded = if is_rounded(sizes) { sizes.max_tokens * sizes.heads * ROUNDED_WIDTH } else { 0 };
+    scratch_parts(num_sms, sizes, rule).iter().sum::<usize>() + rounded
 }
 
 pub(crate) fn new_plan(device: &Device, sizes: &AttentionSizes, rule: RangeRule) -> Plan {
@@ -206,14 +215,41 @@ pub(crate) fn run(
     }
     let shape = shape_of(cuda, problem.sizes, memory.rule, [few.is_some(), many.is_some()]);
     let counts = memory.plan.update(&shape, items);
-    let launch = Launch { cuda, problem, pages, shape, buffer: memory.buffer.pointer(), plan: memory.plan };
+    let [keys, values] = match pages {
+        Some(_) => [problem.keys, problem.values],
+        None => round_heads(cuda, problem, form.float, memory.buffer),
+    };
+    let buffer = memory.buffer.pointer();
+    let launch = Launch { cuda, problem, keys, values, pages, shape, buffer, plan: memory.plan };
     launch.run([few, many], &counts);
     true
+}
+
+/// Keys and values of packed segments, rounded into the buffer: `[2, H, T, 80]`.
+fn round_heads(cuda: &Cuda, problem: &Problem, float: DType, buffer: &Tensor) -> [Strided; 2] {
+    let Problem { q, sizes, num_tokens, .. } = *problem;
+    let head = num_tokens * ROUNDED_WIDTH;
+    let bytes = (2 * 2 * sizes.heads * head) as u64;
+    assert!(bytes <= buffer.bytes(), "packed_attention: {num_tokens} tokens exceed the scratch");
+    let part =
+        |part: u64| Strided { start: buffer.pointer().offset(part * bytes / 2), slot: ROUNDED_WIDTH, head };
+    if num_tokens > 0 {
+        let args = Args::new().pointer(q).value(sizes.heads as i32).value(sizes.key_dim as i32);
+        let args = args.pointer(buffer.pointer());
+        // SAFETY: q begins rows of queries, keys and values of all heads, T of them; the buffer has room, as was asserted.
+        unsafe {
+            cuda.launch(&KERNEL, &format!("round_heads<{}>", float.cpp()), grid(num_tokens, 256), args)
+        };
+    }
+    [part(0), part(1)]
 }
 
 struct Launch<'a> {
     cuda: &'a Cuda,
     problem: &'a Problem<'a>,
+    /// As the kernel takes them.
+    keys: Strided,
+    values: Strided,
     pages: Option<&'a Pages>,
     shape: Shape,
     buffer: DevicePtr,
@@ -236,7 +272,8 @@ impl Launch<'_> {
     }
 
     fn attend(&self, list: usize, variant: &Variant, count: usize) {
-        let Problem { q, keys, values, out, .. } = *self.problem;
+        let Problem { q, out, .. } = *self.problem;
+        let Self { keys, values, .. } = *self;
         let shape = self.attend_shape(list, variant.rows);
         let tables = self.pages.map_or(DevicePtr::NULL, |pages| pages.block_tables.pointer);
         let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(tables);
@@ -267,7 +304,8 @@ impl Launch<'_> {
     }
 
     fn attend_shape(&self, list: usize, rows: usize) -> AttendShape {
-        let Problem { q_stride, keys, values, sizes, scale, .. } = *self.problem;
+        let Problem { q_stride, sizes, scale, .. } = *self.problem;
+        let Self { keys, values, .. } = *self;
         let rep = self.shape.rep;
         let [block_heads, head_blocks] = attention_plan::head_blocks(rep, rows);
         let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes, self.shape.rule);

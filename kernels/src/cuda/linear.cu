@@ -68,17 +68,16 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
     }
 }
 
-// What both kernels for many tokens do once they know where these come from.
-template <int TOKENS, class From, class W>
+// What both kernels for many tokens do once they know where these come from. store(row, token, value): of rows and tokens that are there or not.
+template <int TOKENS, class From, class W, class Store>
 __device__ __forceinline__ void run_many(const ManyBlock<TOKENS>& at, const From& from, Ptr<const W> w, Ptr<const float> bias, const LinearShape& s,
-                                         Ptr<float> out) {
+                                         const Store& store) {
     float total[2][TOKENS / 16][4] = {};
     multiply_many<false, TOKENS>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, from, s.rows - at.first_token);
     at.each([&](int half, int i, int j, int row, int token) {
-        if (row >= s.n || token >= s.rows) return;
         float v = total[half][i][j];
-        if (bias != nullptr) v += bias[row];
-        out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = activate(v, s.act);
+        if (bias != nullptr && row < s.n) v += bias[row];
+        store(row, token, activate(v, s.act));
     });
 }
 
@@ -92,17 +91,28 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X>
         int token = at.first_token + i * 64 + (int)threadIdx.x / 4;
         from.rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
     }
-    run_many(at, from, w, bias, s, out);
+    run_many(at, from, w, bias, s, [&](int row, int token, float v) {
+        if (row < s.n && token < s.rows) out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = v;
+    });
 }
 
-// grid: (panels / 4, tokens / TOKENS), 256 threads; x in the order of tokens.cuh
+// grid: (panels / 4, tokens / TOKENS), 256 threads; x in the order of tokens.cuh. `packed`: out rounded in that order, for another layer, in
+// place of f32; the grid then has all tokens that fill it up
 template <class W, int TOKENS>
 __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
-    linear_packed(In<typename Weights<W>::Taken> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+    linear_packed(In<typename Weights<W>::Taken> x, In<W> w, In<float> bias, LinearShape s, Out<float> out, Out<typename Weights<W>::Taken> packed) {
     using Taken = typename Weights<W>::Taken;
     ManyBlock<TOKENS> at = many_block<TOKENS>();
-    int columns = packed_columns(s.k);
-    run_many(at, PackedTokens<Taken, TOKENS>{x + packed_place(at.first_token, 0, columns)}, w, bias, s, out);
+    int columns = packed_columns(s.k), columns_out = packed_columns(s.n);
+    PackedTokens<Taken, TOKENS> from{x + packed_place(at.first_token, 0, columns)};
+    run_many(at, from, w, bias, s, [&](int row, int token, float v) {
+        bool there = row < s.n && token < s.rows;
+        if (packed == nullptr) {
+            if (there) out[(long long)token * s.out_stride + row] = v;
+        } else if (row < columns_out * 8) {
+            packed[packed_place(token, row / 8, columns_out) + row % 8] = Float<Taken>::from(there ? v : 0.0f);
+        }
+    });
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -1,9 +1,9 @@
 //! Launches of linear.cu. The number of tokens chooses a kernel, never the order of a sum.
 
-use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, Clusters, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
+use super::{Cuda, tokens};
 use crate::ops::Activation;
 use crate::{DType, MatrixBatch, Tensor, WeightType};
 
@@ -82,6 +82,8 @@ pub(crate) struct Job<'a> {
     pub x: DeviceSlice,
     /// x rounded to what the weights take and packed, in rows of K: see [`takes_packed`].
     pub packed: Option<&'a Tensor>,
+    /// Where what comes out is packed for another layer that takes the same type, in place of `out`; where x is.
+    pub packed_out: Option<&'a Tensor>,
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a Tensor>,
     pub act: Activation,
@@ -140,6 +142,11 @@ pub(crate) fn takes_packed(num_tokens: usize, stored_as: WeightType) -> bool {
     num_tokens > FEW && stored_as != WeightType::F32
 }
 
+/// Whether it may leave them packed for the next layer as well.
+pub(crate) fn leaves_packed(cuda: &Cuda, num_tokens: usize, stored_as: WeightType) -> bool {
+    takes_packed(num_tokens, stored_as) && (stored_as.is_quantised() || !cuda.uses_wgmma())
+}
+
 pub(crate) fn run(cuda: &Cuda, job: &Job) {
     launch(cuda, job, None);
 }
@@ -156,7 +163,7 @@ pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
 
 /// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
 fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
-    let Job { x, packed, weights, bias, act, out, rows, strides } = job;
+    let Job { x, packed, packed_out, weights, bias, act, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
@@ -238,7 +245,20 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     } else {
         assert!(beside.is_none(), "linear: no layer beside {expression}");
     }
-    let blocks = [(all_panels * 32).div_ceil(rows_each), rows.div_ceil(tokens_each), weights.count()];
+    let mut all_tokens = *rows;
+    if packed.is_some() && threads == 256 {
+        if let Some(room) = packed_out {
+            assert!(
+                tokens::packed_bytes([*rows, weights.n()]) <= room.bytes(),
+                "linear: no room for {rows} tokens"
+            );
+            all_tokens = tokens::padded([*rows, 1])[0];
+        }
+        args = args.pointer(packed_out.map_or(DevicePtr::NULL, Tensor::pointer));
+    } else {
+        assert!(packed_out.is_none(), "linear: no packed tokens of {expression}");
+    }
+    let blocks = [(all_panels * 32).div_ceil(rows_each), all_tokens.div_ceil(tokens_each), weights.count()];
     let clusters = if threads == 384 {
         let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(WGMMA_CLUSTER[i]) as u32);
         let grid = Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: WGMMA_SHARED };

@@ -11,10 +11,11 @@
 //   moe_pack      rounds the rows of x to 16 bits, in the order of the experts, for moe_wgmma
 //   moe_wgmma     as linear_wgmma, of which only tokens are shared; a warpgroup has as many rows of gate as of up
 //   moe_f32       as linear_f32
-//   moe_combine   a block has one token
+//   moe_combine   a block has one token; moe_combine_norm goes on to the norm of the stream
 //
 // Nobody on the host knows how many rows an expert has. The grid has room for the worst case, each block finds the expert and the
 // rows that are its work from `starts`, and the blocks that are left over end. Sums are made as gemm.cuh says, whichever kernel.
+#include "norm.cuh"
 #include "wgmma.cuh"
 
 struct MoeShape {
@@ -328,28 +329,57 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
     }
 }
 
-constexpr int COMBINE_THREADS = 256;
+constexpr int COMBINE_THREADS = THREADS;
 
-// grid: tokens. N = 4 where H % 4 == 0, else 1. No places: pairs are not sorted. shared [T, H]: what the expert of all
-// tokens made, or none
+// What the experts of a token made, N columns from c on. No places: pairs are not sorted. shared [T, H]: what the expert of all tokens made,
+// or none
+template <int N>
+__device__ __forceinline__ void add_experts(float (&sum)[N], Ptr<const float> rows, Ptr<const int> places, Ptr<const float> weights, int top_k,
+                                            int width, Ptr<const float> shared, long long token, int c) {
+    for (int j = 0; j < top_k; j++) {
+        int row = (int)token * top_k + j;
+        if (places != nullptr) row = places[row];
+        float weight = weights[token * top_k + j], v[N];
+        Wide<N>::load(rows + ((long long)row * width + c), v);
+        for (int i = 0; i < N; i++) sum[i] = fmaf(weight, v[i], sum[i]);
+    }
+    if (shared != nullptr) {
+        float v[N];
+        Wide<N>::load(shared + (token * width + c), v);
+        for (int i = 0; i < N; i++) sum[i] += v[i];
+    }
+}
+
+// grid of both: tokens. N = 4 where H % 4 == 0, else 1
 template <int N>
 __global__ void __launch_bounds__(COMBINE_THREADS)
     moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> out) {
     long long token = blockIdx.x;
     for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
         float sum[N] = {};
-        for (int j = 0; j < top_k; j++) {
-            int row = (int)token * top_k + j;
-            if (places != nullptr) row = places[row];
-            float weight = weights[token * top_k + j], v[N];
-            Wide<N>::load(rows + ((long long)row * width + c), v);
-            for (int i = 0; i < N; i++) sum[i] = fmaf(weight, v[i], sum[i]);
-        }
-        if (shared != nullptr) {
-            float v[N];
-            Wide<N>::load(shared + (token * width + c), v);
-            for (int i = 0; i < N; i++) sum[i] += v[i];
-        }
+        add_experts<N>(sum, rows, places, weights, top_k, width, shared, token, c);
         Wide<N>::store(out + (token * width + c), sum);
     }
+}
+
+// The same, added to the stream, and out = its norm: the bits of add_rms_norm (norm.cu) after moe_combine.
+template <int N>
+__global__ void __launch_bounds__(COMBINE_THREADS, 4)
+    moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
+                     float eps, Out<float> out) {
+    SHARED(float, scratch, WARPS);
+    long long token = blockIdx.x;
+    Ptr<float> stream = residual + token * width;
+    float squares = 0;
+    for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
+        float sum[N] = {}, r[N];
+        add_experts<N>(sum, rows, places, weights, top_k, width, shared, token, c);
+        Wide<N>::load(Ptr<const float>(stream + c), r);
+        for (int i = 0; i < N; i++) r[i] += sum[i];
+        Wide<N>::store(stream + c, r);
+        for (int i = 0; i < N; i++) squares = fmaf(r[i], r[i], squares);
+    }
+    float mean = block_sum<WARPS>(squares, scratch) / (float)width;
+    // Each thread reads back what it wrote itself.
+    scale_row<N>(Ptr<const float>(stream), 0.0f, 1.0f / sqrtf(mean + eps), w, nullptr, width, out + token * width);
 }

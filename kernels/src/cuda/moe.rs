@@ -10,7 +10,7 @@ use super::linear::{WGMMA_BLOCK, WGMMA_SHARED, pairs_of};
 use super::rows::round_rows;
 use super::tokens::padded;
 use crate::matrix::PANEL;
-use crate::ops::{MoeScratch, SharedExpert};
+use crate::ops::{AddNorm, MoeScratch, SharedExpert};
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {
@@ -79,6 +79,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
         Instance::new("moe_combine<4>", 40, 0),
+        Instance::new("moe_combine_norm<1>", 64, 128),
+        Instance::new("moe_combine_norm<4>", 64, 128),
     ],
 };
 
@@ -113,8 +115,15 @@ struct SharedShape {
 // SAFETY: seven i32, as in moe.cu.
 unsafe impl Param for SharedShape {}
 
-/// Shapes were checked in `ops`. Ids come from `route`: that they are below E cannot be seen from here. Gives the shared expert back if it
-/// is left to do.
+/// What a call left to do.
+pub(crate) struct Left<'s> {
+    pub shared: Option<SharedExpert<'s>>,
+    /// Whether what is to follow has followed.
+    pub is_normed: bool,
+}
+
+/// Shapes were checked in `ops`. Ids come from `route`: that they are below E cannot be seen from here. Where nothing is left of the sum, the
+/// norm `then` takes it at once, and leaves its result in x and nothing in `out`.
 pub(crate) fn run<'s>(
     cuda: &Cuda,
     x: &Tensor,
@@ -122,11 +131,11 @@ pub(crate) fn run<'s>(
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
     shared: Option<SharedExpert<'s>>,
-    out: &mut Tensor,
-) -> Option<SharedExpert<'s>> {
+    (out, then): (&mut Tensor, Option<&AddNorm>),
+) -> Left<'s> {
     let (num_tokens, top_k, hidden) = (ids.rows(), ids.row_len(), experts.hidden());
     if num_tokens == 0 {
-        return shared;
+        return Left { shared, is_normed: false };
     }
     assert_eq!([x.dtype(), weights.dtype(), out.dtype()], [DType::F32; 3], "moe: types");
     assert_eq!(ids.dtype(), DType::I32, "moe: type of the ids");
@@ -191,10 +200,21 @@ pub(crate) fn run<'s>(
     let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
     let added = beside.as_ref().map_or(DevicePtr::NULL, |shared| shared.out.pointer());
     let args = Args::new().pointer(rows.pointer()).pointer(places).pointer(weights.pointer());
-    let args = args.value(top_k as i32).value(hidden as i32).pointer(added).pointer(out.pointer());
-    // SAFETY: every pair has its row; out, and what the shared expert made, have T rows of H.
-    unsafe { cuda.launch(&KERNEL, &format!("moe_combine<{vector}>"), grid(num_tokens, 256), args) };
-    left
+    let args = args.value(top_k as i32).value(hidden as i32).pointer(added);
+    let then = then.filter(|_| left.is_none());
+    let (name, args) = match then {
+        None => ("moe_combine", args.pointer(out.pointer())),
+        Some(AddNorm { residual, weight, eps }) => {
+            let types = [residual.dtype(), weight.dtype()];
+            assert_eq!(types, [DType::F32; 2], "moe: types of the stream and of its norm");
+            let args = args.pointer(residual.pointer()).pointer(weight.pointer()).value(*eps);
+            ("moe_combine_norm", args.pointer(x.pointer()))
+        }
+    };
+    // SAFETY: every pair has its row; out, x, the stream, and what the shared expert made, have T rows of H, and the norm H weights. Nobody reads x
+    // any more.
+    unsafe { cuda.launch(&KERNEL, &format!("{name}<{vector}>"), grid(num_tokens, 256), args) };
+    Left { shared: left, is_normed: then.is_some() }
 }
 
 /// Pairs up to which a warp finds those of an expert by itself, one for each lane, where a block has eight rows.

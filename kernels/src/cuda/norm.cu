@@ -4,6 +4,7 @@
 // x, residual, out [T, D] T · w, b [D] f32 · sums in f32 · N = 4 where D % 4 == 0, else 1; any T > 0
 // moves 2·size·T·D bytes (add_rms_norm: 4·size); not measured: no GPU was available
 #include "norm.cuh"
+#include "tokens.cuh"
 
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS) rms_norm(In<T> x, In<float> w, float eps, int width, Out<T> out) {
@@ -34,20 +35,45 @@ __global__ void __launch_bounds__(THREADS)
     scale_row<N>(Ptr<const T>(residual + start), 0.0f, 1.0f / sqrtf(mean + eps), w, nullptr, width, out + start);
 }
 
+// Mean, and one over the deviation, of a row.
+template <class T, int N>
+__device__ __forceinline__ float2 moments(Ptr<const T> row, float eps, int width, Ptr<float> sums, Ptr<float> squares) {
+    float sum = 0;
+    for (int i = (int)threadIdx.x * N; i < width; i += THREADS * N) {
+        float v[N];
+        Wide<N>::load(row + i, v);
+        for (int j = 0; j < N; j++) sum += v[j];
+    }
+    // Centred first: the difference of large squares would lose the small variance.
+    float mean = block_sum<WARPS>(sum, sums) / (float)width;
+    float variance = sum_of_squares<N>(row, mean, width, squares) / (float)width;
+    return make_float2(mean, 1.0f / sqrtf(variance + eps));
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS)
     layer_norm(In<T> x, In<float> w, In<float> b, float eps, int width, Out<T> out) {
     SHARED(float, sums, WARPS);
     SHARED(float, squares, WARPS);
     long long start = (long long)blockIdx.x * width;
-    float sum = 0;
-    for (int i = (int)threadIdx.x * N; i < width; i += THREADS * N) {
-        float v[N];
-        Wide<N>::load(x + start + i, v);
-        for (int j = 0; j < N; j++) sum += v[j];
+    float2 m = moments<T, N>(x + start, eps, width, sums, squares);
+    scale_row<N>(x + start, m.x, m.y, w, b, width, out + start);
+}
+
+// The same, rounded and packed (tokens.cuh). grid: tokens, filled up
+template <class P, int N>
+__global__ void __launch_bounds__(THREADS, 4)
+    pack_layer_norm(In<float> x, In<float> w, In<float> b, float eps, int rows, int width, Out<P> packed) {
+    SHARED(float, sums, WARPS);
+    SHARED(float, squares, WARPS);
+    int token = (int)blockIdx.x, columns = packed_columns(width);
+    auto store = [&](int i, const float (&v)[N]) { Wide<N>::store(packed + (packed_place(token, i / 8, columns) + i % 8), v); };
+    bool there = token < rows;
+    if (there) {
+        Ptr<const float> row = x + (long long)token * width;
+        float2 m = moments<float, N>(row, eps, width, sums, squares);
+        scale_row_to<N>(row, m.x, m.y, w, b, width, store);
     }
-    // Centred first: the difference of large squares would lose the small variance.
-    float mean = block_sum<WARPS>(sum, sums) / (float)width;
-    float variance = sum_of_squares<N>(x + start, mean, width, squares) / (float)width;
-    scale_row<N>(x + start, mean, 1.0f / sqrtf(variance + eps), w, b, width, out + start);
+    const float zeros[N] = {};
+    for (int i = (there ? width : 0) + (int)threadIdx.x * N; i < columns * 8; i += THREADS * N) store(i, zeros);
 }

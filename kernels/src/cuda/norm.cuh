@@ -5,10 +5,10 @@
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
-// out = (row - mean) * factor * w + b, for one row. Without b: mean is 0.
-template <int N, class T, class O>
-__device__ __forceinline__ void scale_row(Ptr<const T> row, float mean, float factor, Ptr<const float> w, Ptr<const float> b,
-                                          int width, Ptr<O> out) {
+// store(i, N of them from place i on) of (row - mean) * factor * w + b, for one row. Without b: mean is 0.
+template <int N, class T, class Store>
+__device__ __forceinline__ void scale_row_to(Ptr<const T> row, float mean, float factor, Ptr<const float> w, Ptr<const float> b,
+                                             int width, const Store& store) {
     for (int i = (int)threadIdx.x * N; i < width; i += THREADS * N) {
         float v[N], scale[N];
         Wide<N>::load(row + i, v);
@@ -19,8 +19,13 @@ __device__ __forceinline__ void scale_row(Ptr<const T> row, float mean, float fa
             Wide<N>::load(b + i, shift);
             for (int j = 0; j < N; j++) v[j] += shift[j];
         }
-        Wide<N>::store(out + i, v);
+        store(i, v);
     }
+}
+template <int N, class T, class O>
+__device__ __forceinline__ void scale_row(Ptr<const T> row, float mean, float factor, Ptr<const float> w, Ptr<const float> b,
+                                          int width, Ptr<O> out) {
+    scale_row_to<N>(row, mean, factor, w, b, width, [&](int i, const float (&v)[N]) { Wide<N>::store(out + i, v); });
 }
 
 // Σ (row - mean)² over the block.

@@ -1,9 +1,9 @@
 //! Launches of norm.cu: one block for each row.
 
-use super::Cuda;
 use super::compile::Source;
 use super::driver::Args;
 use super::launch::{Instance, Kernel, grid};
+use super::{Cuda, tokens};
 use crate::{DType, Tensor};
 
 const THREADS: u32 = 256;
@@ -23,6 +23,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("layer_norm<float, 4>", 40, 256),
         Instance::new("layer_norm<bf16, 1>", 40, 256),
         Instance::new("layer_norm<bf16, 4>", 40, 256),
+        Instance::new("pack_layer_norm<bf16, 1>", 64, 256),
+        Instance::new("pack_layer_norm<bf16, 4>", 64, 256),
+        Instance::new("pack_layer_norm<f16, 1>", 64, 256),
+        Instance::new("pack_layer_norm<f16, 4>", 64, 256),
     ],
 };
 
@@ -54,6 +58,26 @@ pub(crate) fn layer_norm(cuda: &Cuda, x: &Tensor, w: &Tensor, b: &Tensor, eps: f
     let args = Args::new().pointer(x.pointer()).pointer(w.pointer()).pointer(b.pointer());
     let args = args.value(eps).value(width as i32).pointer(out.pointer());
     launch(cuda, "layer_norm", x, width, args);
+}
+
+/// Rounded and packed into a room, for a linear layer.
+pub(crate) fn pack_layer_norm(
+    cuda: &Cuda,
+    x: &Tensor,
+    [w, b]: [&Tensor; 2],
+    eps: f32,
+    dtype: DType,
+    room: &Tensor,
+) {
+    let (rows, width) = (x.rows(), x.row_len());
+    assert_eq!([x.dtype(), b.dtype()], [DType::F32; 2], "layer_norm: types");
+    assert!(tokens::packed_bytes([rows, width]) <= room.bytes(), "layer_norm: no room for {rows} of {width}");
+    let args = Args::new().pointer(x.pointer()).pointer(w.pointer()).pointer(b.pointer()).value(eps);
+    let args = args.value(rows as i32).value(width as i32).pointer(room.pointer());
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let expression = format!("pack_layer_norm<{}, {vector}>", dtype.cpp());
+    // SAFETY: T rows of `width` elements in x, `width` in w and b; the room holds them, filled up, and each has its block.
+    unsafe { cuda.launch(&KERNEL, &expression, grid(tokens::padded([rows, width])[0], THREADS), args) };
 }
 
 /// The checks that the three have in common were made in `ops`: x and out have one shape, w is as wide.

@@ -4,7 +4,7 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, Grid};
 use super::launch::{Instance, Kernel};
-use crate::{DType, Tensor};
+use crate::{DType, Tensor, WeightType};
 
 const THREADS: u32 = 256;
 /// Tokens and numbers along K come in multiples of these, as in tokens.cuh.
@@ -17,12 +17,21 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("pack_tokens<bf16, 4>", 40, 0),
         Instance::new("pack_tokens<f16, 1>", 40, 0),
         Instance::new("pack_tokens<f16, 4>", 40, 0),
+        Instance::new("pack_silu_mul<bf16, 1>", 48, 0),
+        Instance::new("pack_silu_mul<bf16, 4>", 48, 0),
+        Instance::new("pack_silu_mul<f16, 1>", 48, 0),
+        Instance::new("pack_silu_mul<f16, 4>", 48, 0),
     ],
 };
 
 /// Filled up.
-pub(super) fn padded([rows, width]: [usize; 2]) -> [usize; 2] {
+pub(crate) fn padded([rows, width]: [usize; 2]) -> [usize; 2] {
     [rows.next_multiple_of(GRAIN[0]), width.next_multiple_of(GRAIN[1])]
+}
+
+/// What tensor cores take tokens as beside these weights.
+pub(crate) fn taken_by(stored_as: WeightType) -> DType {
+    stored_as.float().unwrap_or(DType::BF16)
 }
 
 /// What so many tokens of so many numbers take.
@@ -32,7 +41,17 @@ pub(crate) fn packed_bytes(sizes: [usize; 2]) -> u64 {
 
 /// Rounds x `[T, K]` to bf16 or f16, into a room of at least `packed_bytes([T, K])`.
 pub(crate) fn pack(cuda: &Cuda, x: &Tensor, dtype: DType, room: &Tensor) {
-    let (rows, width) = (x.rows(), x.row_len());
+    launch(cuda, "pack_tokens", x, x.row_len(), dtype, room);
+}
+
+/// Of gate and up `[T, 2 K]`, the product that goes on to the next layer.
+pub(crate) fn pack_silu_mul(cuda: &Cuda, gate_up: &Tensor, dtype: DType, room: &Tensor) {
+    launch(cuda, "pack_silu_mul", gate_up, gate_up.row_len() / 2, dtype, room);
+}
+
+/// K numbers of each token, from rows of x.
+fn launch(cuda: &Cuda, name: &str, x: &Tensor, width: usize, dtype: DType, room: &Tensor) {
+    let rows = x.rows();
     assert_eq!(x.dtype(), DType::F32, "tokens: type of x");
     assert!(packed_bytes([rows, width]) <= room.bytes(), "tokens: no room for {rows} of {width}");
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
@@ -40,8 +59,8 @@ pub(crate) fn pack(cuda: &Cuda, x: &Tensor, dtype: DType, room: &Tensor) {
     let blocks = [tokens / 8, columns.div_ceil(256), 1].map(|n| n as u32);
     let args =
         Args::new().pointer(x.pointer()).value(rows as i32).value(width as i32).pointer(room.pointer());
-    let expression = format!("pack_tokens<{}, {vector}>", dtype.cpp());
+    let expression = format!("{name}<{}, {vector}>", dtype.cpp());
     let grid = Grid { blocks, threads: [THREADS, 1, 1], shared: 0 };
-    // SAFETY: x is T rows of K, and the room holds them, filled up.
+    // SAFETY: x is T rows of K or of twice as many, and the room holds them, filled up.
     unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
 }

@@ -112,6 +112,7 @@ pub(super) fn cuda_job<'a>(
     cuda_linear::Job {
         x: x.device_slice(0),
         packed: None,
+        packed_out: None,
         weights: w.as_batch(),
         bias,
         act,
@@ -187,6 +188,7 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
             let job = cuda_linear::Job {
                 x: x.tensor.device_slice(x_start),
                 packed: None,
+                packed_out: None,
                 weights: w,
                 bias: None,
                 act: Activation::None,

@@ -31,7 +31,7 @@ pub use interpolate::interpolate_positions;
 pub use kv::{KvRows, KvShape, KvTensor, KvType, store_kv};
 pub use latents::{LatentRows, Rotation, prepare_latents};
 pub use linear::{Activation, HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
-pub use moe::{MoeScratch, SharedExpert, moe, moe_and_shared};
+pub use moe::{AddNorm, MoeScratch, SharedExpert, moe, moe_and_norm, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use reads::ReadPlan;
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};

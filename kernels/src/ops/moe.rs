@@ -2,10 +2,11 @@
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::{Activation, TokenRoom, add, silu_mul};
+use super::{Activation, TokenRoom, add, add_rms_norm};
 use crate::cpu::moe;
 use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
+use crate::device::Cpu;
 use crate::{DType, Device, Experts, Matrix, Tensor};
 
 /// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
@@ -79,10 +80,20 @@ impl SharedExpert<'_> {
     /// One op after the other.
     fn add_to(self, x: &Tensor, out: &mut Tensor) {
         self.tokens.hold(x).linear(self.gate_up, None, Activation::None, self.both);
-        silu_mul(self.both, self.inner);
-        self.tokens.hold(self.inner).linear(self.down, None, Activation::None, self.out);
+        let mut inner = self.tokens.hold_silu_mul(self.both, self.inner, self.down);
+        inner.linear(self.down, None, Activation::None, self.out);
         add(out, self.out);
     }
+}
+
+/// What a layer of experts goes on to: its result is added to the stream, and the norm of that takes the place of x.
+#[derive(Debug)]
+pub struct AddNorm<'a> {
+    /// `[T, H]`
+    pub residual: &'a mut Tensor,
+    /// `[H]`
+    pub weight: &'a Tensor,
+    pub eps: f32,
 }
 
 pub fn moe(
@@ -105,6 +116,69 @@ pub fn moe_and_shared(
     shared: Option<SharedExpert>,
     out: &mut Tensor,
 ) {
+    check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
+    let left = match &out.device().clone() {
+        Device::Cpu(cpu) => on_cpu(cpu, x, experts, [ids, weights], scratch, shared, out),
+        Device::Cuda(cuda) => {
+            cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (out, None)).shared
+        }
+    };
+    if let Some(shared) = left {
+        shared.add_to(x, out);
+    }
+}
+
+/// As `moe_and_shared`, then `add_rms_norm` into x: its bits. `out` is room for the sum, of which nothing may be left there.
+pub fn moe_and_norm(
+    x: &mut Tensor,
+    experts: &Experts,
+    [ids, weights]: [&Tensor; 2],
+    scratch: &mut MoeScratch,
+    shared: Option<SharedExpert>,
+    out: &mut Tensor,
+    then: AddNorm,
+) {
+    check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
+    assert_eq!(then.residual.shape(), x.shape(), "moe: stream");
+    assert_eq!(then.weight.shape(), [experts.hidden()], "moe: norm");
+    let (left, is_normed) = match &out.device().clone() {
+        Device::Cpu(cpu) => (on_cpu(cpu, x, experts, [ids, weights], scratch, shared, out), false),
+        Device::Cuda(cuda) => {
+            let left =
+                cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (&mut *out, Some(&then)));
+            (left.shared, left.is_normed)
+        }
+    };
+    if let Some(shared) = left {
+        shared.add_to(x, out);
+    }
+    if !is_normed {
+        add_rms_norm(then.residual, out, then.weight, then.eps, x);
+    }
+}
+
+fn on_cpu<'s>(
+    cpu: &Cpu,
+    x: &Tensor,
+    experts: &Experts,
+    [ids, weights]: [&Tensor; 2],
+    scratch: &mut MoeScratch,
+    shared: Option<SharedExpert<'s>>,
+    out: &mut Tensor,
+) -> Option<SharedExpert<'s>> {
+    let count = experts.len() as i32;
+    assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
+    moe::run(cpu, x, experts, [ids, weights], scratch, shared, out)
+}
+
+fn check(
+    x: &Tensor,
+    experts: &Experts,
+    [ids, weights]: [&Tensor; 2],
+    scratch: &MoeScratch,
+    shared: Option<&SharedExpert>,
+    out: &Tensor,
+) {
     let (t, h, k) = (x.rows(), experts.hidden(), ids.row_len());
     assert_eq!(x.row_len(), h, "moe: width of x");
     assert_eq!((out.rows(), out.row_len()), (t, h), "moe: out");
@@ -113,18 +187,7 @@ pub fn moe_and_shared(
     assert!(t <= scratch.max_tokens, "moe: {t} tokens exceed the scratch");
     assert!(k <= scratch.top_k, "moe: top {k} exceeds the scratch");
     assert_eq!([experts.len(), h, experts.inner()], scratch.sizes, "moe: scratch");
-    if let Some(shared) = &shared {
+    if let Some(shared) = shared {
         shared.check(t, h);
-    }
-    let left = match &out.device().clone() {
-        Device::Cpu(cpu) => {
-            let count = experts.len() as i32;
-            assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
-            moe::run(cpu, x, experts, [ids, weights], scratch, shared, out)
-        }
-        Device::Cuda(cuda) => cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, out),
-    };
-    if let Some(shared) = left {
-        shared.add_to(x, out);
     }
 }

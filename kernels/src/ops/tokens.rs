@@ -3,9 +3,10 @@
 //! x [T, K] f32 · 16 bits on the device, T filled up to a multiple of 128 and K to one of 32 · moves 6·T·K bytes, once
 
 use super::linear::{check, cuda_job};
-use super::{Activation, LinearPart, linear, linear_pair};
-use crate::cuda::{Cuda, linear as cuda_linear, tokens as cuda_tokens};
+use super::{Activation, LinearPart, layer_norm, linear, linear_pair, silu_mul};
+use crate::cuda::{Cuda, linear as cuda_linear, norm as cuda_norm, tokens as cuda_tokens};
 use crate::{DType, Device, Matrix, Tensor};
+use std::sync::Arc;
 
 /// Where rounded tokens lie. A processor needs no room: its ops round in their own.
 #[derive(Debug)]
@@ -33,7 +34,61 @@ impl TokenRoom {
 
     /// x `[T, K]`, for the layers that read it; it stays as it is meanwhile.
     pub fn hold<'a>(&'a mut self, x: &'a Tensor) -> Tokens<'a> {
-        Tokens { x, room: self, held: None }
+        Tokens { x, room: self, held: None, has_floats: true }
+    }
+
+    /// What [`silu_mul`] makes of gate and up `[T, 2 I]`, for a layer of weights `next`: rounded at once where it takes it so, and in `out`
+    /// `[T, I]` where not.
+    pub fn hold_silu_mul<'a>(
+        &'a mut self,
+        gate_up: &Tensor,
+        out: &'a mut Tensor,
+        next: &Matrix,
+    ) -> Tokens<'a> {
+        assert_eq!((gate_up.rows(), gate_up.row_len()), (out.rows(), 2 * out.row_len()), "silu_mul: sizes");
+        match self.packs_for(next, out.rows()) {
+            Some((cuda, dtype, room)) => cuda_tokens::pack_silu_mul(&cuda, gate_up, dtype, room),
+            None => silu_mul(gate_up, out),
+        }
+        self.holding(out, next)
+    }
+
+    /// What [`layer_norm`] makes of x `[T, D]`, as [`TokenRoom::hold_silu_mul`].
+    pub fn hold_layer_norm<'a>(
+        &'a mut self,
+        x: &Tensor,
+        [w, b]: [&Tensor; 2],
+        eps: f32,
+        out: &'a mut Tensor,
+        next: &Matrix,
+    ) -> Tokens<'a> {
+        assert_eq!(
+            (x.shape(), w.shape(), b.shape()),
+            (out.shape(), &[x.row_len()][..], w.shape()),
+            "layer_norm: shapes"
+        );
+        match self.packs_for(next, out.rows()) {
+            Some((cuda, dtype, room)) => cuda_norm::pack_layer_norm(&cuda, x, [w, b], eps, dtype, room),
+            None => layer_norm(x, w, b, eps, out),
+        }
+        self.holding(out, next)
+    }
+
+    /// The device, type and room of tokens that a layer takes packed.
+    fn packs_for(&self, next: &Matrix, num_tokens: usize) -> Option<(Arc<Cuda>, DType, &Tensor)> {
+        match next.device() {
+            Device::Cuda(cuda) if cuda_linear::takes_packed(num_tokens, next.stored_as()) => {
+                let room = self.packed.as_ref().expect("tokens: room for many");
+                Some((cuda.clone(), cuda_tokens::taken_by(next.stored_as()), room))
+            }
+            _ => None,
+        }
+    }
+
+    /// What was made for a layer, in the room or in `out`.
+    fn holding<'a>(&'a mut self, out: &'a Tensor, next: &Matrix) -> Tokens<'a> {
+        let held = self.packs_for(next, out.rows()).map(|(_, dtype, _)| dtype);
+        Tokens { x: out, room: self, held, has_floats: held.is_none() }
     }
 }
 
@@ -42,21 +97,60 @@ impl TokenRoom {
 pub struct Tokens<'a> {
     x: &'a Tensor,
     room: &'a mut TokenRoom,
-    /// What the room has of x.
+    /// What the room has of them.
     held: Option<DType>,
+    /// Whether x has them: else they are in the room alone.
+    has_floats: bool,
 }
 
 impl Tokens<'_> {
     /// See [`linear`](super::linear).
     pub fn linear(&mut self, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
+        self.run(w, bias, act, out, None);
+    }
+
+    /// For the layer of weights `next` alone, which reads its tokens from `room`, or where it takes no packed ones from `out`.
+    pub fn linear_for<'b>(
+        &mut self,
+        w: &Matrix,
+        bias: Option<&Tensor>,
+        act: Activation,
+        out: &'b mut Tensor,
+        (next, room): (&Matrix, &'b mut TokenRoom),
+    ) -> Tokens<'b> {
+        let [own, taken] = [w, next].map(|w| cuda_tokens::taken_by(w.stored_as()));
+        let into = match room.packs_for(next, out.rows()) {
+            Some((cuda, _, into))
+                if own == taken && cuda_linear::leaves_packed(&cuda, out.rows(), w.stored_as()) =>
+            {
+                Some(into)
+            }
+            _ => None,
+        };
+        let is_packed = into.is_some();
+        self.run(w, bias, act, out, into);
+        match is_packed {
+            true => room.holding(out, next),
+            false => room.hold(out),
+        }
+    }
+
+    fn run(
+        &mut self,
+        w: &Matrix,
+        bias: Option<&Tensor>,
+        act: Activation,
+        out: &mut Tensor,
+        packed_out: Option<&Tensor>,
+    ) {
         match &out.device().clone() {
             Device::Cuda(cuda) if self.are_packed(w) => {
                 check(self.x, w, bias, out);
                 let job = cuda_job(self.x, w, bias, act, &*out);
-                let packed = self.pack(cuda, w.stored_as().float().unwrap_or(DType::BF16));
-                cuda_linear::run(cuda, &cuda_linear::Job { packed: Some(packed), ..job });
+                let packed = self.pack(cuda, cuda_tokens::taken_by(w.stored_as()));
+                cuda_linear::run(cuda, &cuda_linear::Job { packed: Some(packed), packed_out, ..job });
             }
-            _ => linear(self.x, w, bias, act, out),
+            _ => linear(self.floats(), w, bias, act, out),
         }
     }
 
@@ -68,8 +162,13 @@ impl Tokens<'_> {
                     self.linear(weight, bias, Activation::None, out);
                 }
             }
-            _ => linear_pair(self.x, parts),
+            _ => linear_pair(self.floats(), parts),
         }
+    }
+
+    fn floats(&self) -> &Tensor {
+        assert!(self.has_floats, "tokens: made for another layer");
+        self.x
     }
 
     /// Whether these weights take packed tokens, as many as there are.
@@ -81,7 +180,7 @@ impl Tokens<'_> {
     fn pack(&mut self, cuda: &Cuda, dtype: DType) -> &Tensor {
         let room = self.room.packed.as_ref().expect("tokens: room for many");
         if self.held != Some(dtype) {
-            cuda_tokens::pack(cuda, self.x, dtype, room);
+            cuda_tokens::pack(cuda, self.floats(), dtype, room);
             self.held = Some(dtype);
         }
         room

@@ -211,8 +211,8 @@ fn a_shared_expert_is_computed_beside_the_others() {
         ([Int8; 2], 3, 64, [7, 3]),
         ([Int4; 2], 17, 128, [8, 4]),
         ([Int4Zero; 2], 1, 32, [7, 3]),
-        // Too many tokens (they are rounded before both layers), gate that ends within a panel, other types.
-        ([BF16; 2], 33, 64, [9, 11]),
+        // Too many tokens (they are rounded before the first layer), gate that ends within a panel, other types.
+        ([BF16; 2], 33, 64, [9, 10]),
         ([BF16; 2], 2, 48, [7, 7]),
         ([Int4, BF16], 2, 64, [7, 7]),
         ([F32; 2], 2, 64, [8, 8]),
@@ -224,6 +224,60 @@ fn a_shared_expert_is_computed_beside_the_others() {
         assert!(found == expected, "{what}");
         assert_eq!([in_parts, beside], launches, "{what}");
     }
+}
+
+/// The norm of the stream follows experts, in the launch that adds them up where nothing is left to add: its stream and its result.
+fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<u8>, u64), Error> {
+    let case = Case { stored_as: WeightType::BF16, sizes: [t, h, 35, 5, 3] };
+    let data = case.data();
+    let experts = case.experts(device, &data);
+    let gate_up = &Matrix::random(device, DType::BF16, 2 * i, h, 0.2, 5);
+    let down = &Matrix::random(device, DType::BF16, h, i, 0.2, 6);
+    let [mut x, weights] = [&data.x, &data.weights].map(|host| host.tensor(device));
+    let mut residual = Host::random(DType::F32, &[t, h], 7).tensor(device);
+    let weight = &Host::random(DType::F32, &[h], 8).tensor(device);
+    let mut ids = Tensor::unwritten(device, DType::I32, &[t, 3]);
+    ids.write_i32(0, &data.ids);
+    let mut scratch = MoeScratch::new(device, t, [5, h, 35], 3);
+    let buffer = |width| Tensor::unwritten(device, DType::F32, &[t, width]);
+    let [mut both, mut inner, mut of_shared, mut out] = [2 * i, i, h, h].map(buffer);
+    let mut room = TokenRoom::new(device, &[[t, h.max(i)]]);
+    let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
+    let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
+    let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+    let before = cuda.num_launches();
+    if at_once {
+        let then = AddNorm { residual: &mut residual, weight, eps: 1e-5 };
+        moe_and_norm(&mut x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out, then);
+    } else {
+        moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+        add_rms_norm(&mut residual, &out, weight, 1e-5, &mut x);
+    }
+    let launches = cuda.num_launches() - before;
+    Ok(([residual.read()?, x.read()?].concat(), launches))
+}
+
+#[test]
+fn norms_follow_experts() {
+    for (sizes, saved) in [([1, 64, 70], 1), ([7, 32, 300], 1), ([32, 64, 1100], 1), ([40, 64, 72], 0)] {
+        let (expected, by_themselves) = normed(&emulated(SEEDS[0]), sizes, false).expect("a result");
+        let (found, at_once) = normed(&emulated(SEEDS[1]), sizes, true).expect("a result");
+        assert!(found == expected, "{sizes:?}");
+        assert_eq!(by_themselves - at_once, saved, "{sizes:?}");
+    }
+}
+
+#[test]
+fn bugs_in_norms_of_experts_are_noticed() {
+    let run = |device: &Device| Ok(normed(device, [7, 32, 300], true)?.0);
+    let cases: [(&'static str, &'static str, Run); 5] = [
+        ("for (int i = 0; i < N; i++) r[i] += sum[i];", "", &run),
+        ("Wide<N>::store(stream + c, r);", "", &run),
+        ("squares = fmaf(r[i], r[i], squares);", "squares = fmaf(sum[i], r[i], squares);", &run),
+        ("block_sum<WARPS>(squares, scratch)", "warp_sum(squares)", &run),
+        ("residual + token * width", "residual", &run),
+    ];
+    assert_noticed(&cases);
 }
 
 /// As for linear layers: rows of an expert below and above what a block takes, which begin anywhere; blocks without rows of weights.

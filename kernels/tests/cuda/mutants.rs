@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use crate::device::{edited, emulated};
+use crate::tokens::made_for;
 use kernels::ops::*;
 use kernels::*;
 
@@ -135,7 +136,18 @@ fn in_packed_tokens() {
     let odd = packed_of([77, 40, 299], WeightType::BF16);
     let even = packed_of([45, 40, 68], WeightType::Int4);
     let wide = packed_of([140, 150, 72], WeightType::BF16);
-    let cases: [(&'static str, &'static str, Run); 10] = [
+    let made = |device: &Device| {
+        let (outs, _) = made_for(device, [70, 37, 40], [WeightType::BF16; 2], true)?;
+        Ok(outs.concat())
+    };
+    let cases: [(&'static str, &'static str, Run); 16] = [
+        // What is rounded where it is made: places, and zeros where it is filled up.
+        ("(2 * (long long)token + 1) * k", "(2 * (long long)token + 2) * k", &made),
+        ("packed_place(token, i / 8, columns) + i % 8", "packed_place(token, i / 8, columns) + i % 4", &made),
+        ("(there ? width : 0)", "(there ? width + 1 : 0)", &made),
+        ("columns_out) + row % 8]", "columns_out) + row % 4]", &made),
+        ("(row < columns_out * 8)", "(row < s.n)", &made),
+        ("Float<Taken>::from(there ? v : 0.0f)", "Float<Taken>::from(v + 1.0f)", &made),
         // The pass that rounds.
         ("token >= rows || column * 8 + i >= k", "token > rows || column * 8 + i >= k", &even),
         ("token >= rows || column * 8 + i >= k", "token >= rows || column * 8 + i > k", &odd),
@@ -144,7 +156,7 @@ fn in_packed_tokens() {
         ("F::pack(v[2], v[3])", "F::pack(v[3], v[2])", &even),
         // Places of blocks, steps and tokens.
         ("packed_place(at.first_token, 0, columns)", "packed_place(0, 0, columns)", &odd),
-        ("columns = packed_columns(s.k);", "columns = packed_columns(s.k) + 4;", &wide),
+        ("columns = packed_columns(s.k),", "columns = packed_columns(s.k) + 4,", &wide),
         ("((step * 4 + column) * PACKED_TOKENS + token)", "((step * 4 + column) * TOKENS + token)", &odd),
         ("(k / 8 * TOKENS + token) * 8", "(k / 8 * 64 + token) * 8", &wide),
         (

@@ -117,6 +117,78 @@ fn layers_of_the_same_tokens_round_them_once() {
     }
 }
 
+/// Fills a room with what must never be read: numbers that are none, in every place.
+fn poison(device: &Device, room: &mut TokenRoom, [t, k]: [usize; 2]) {
+    let x = Tensor::from_f32(device, &[t, k], &vec![f32::NAN; t * k]);
+    let (w, _) = layer(device, WeightType::BF16, [1, k]);
+    room.hold(&x).linear(&w, None, Activation::None, &mut Tensor::unwritten(device, DType::F32, &[t, 1]));
+}
+
+const ROOM: [usize; 2] = [256, 160];
+
+/// SwiGLU, norm and another layer before a layer, in turn: as ops one after the other, or as tokens that were made for it.
+pub fn made_for(
+    device: &Device,
+    [t, k, n]: [usize; 3],
+    [first, next]: [WeightType; 2],
+    at_once: bool,
+) -> Result<(Vec<Vec<u8>>, u64), Error> {
+    let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+    let random = |shape: &[usize], seed| Host::random(DType::F32, shape, seed).tensor(device);
+    let (gate_up, x) = (random(&[t, 2 * k], 5), random(&[t, k], 6));
+    let (scale, shift) = (random(&[k], 7), random(&[k], 8));
+    let [(before, before_bias), (w, bias)] = [layer(device, first, [k, k]), layer(device, next, [n, k])];
+    let mut rooms = [(); 3].map(|()| TokenRoom::new(device, &[ROOM]));
+    rooms.iter_mut().for_each(|room| poison(device, room, ROOM));
+    let [room, of_norms, of_others] = &mut rooms;
+    let mut inner = Tensor::unwritten(device, DType::F32, &[t, k]);
+    let mut outs = [(); 3].map(|()| Tensor::unwritten(device, DType::F32, &[t, n]));
+    let launched = cuda.num_launches();
+    let [of_silu, of_norm, of_layer] = &mut outs;
+    if at_once {
+        room.hold_silu_mul(&gate_up, &mut inner, &w).linear(&w, Some(&bias), Activation::None, of_silu);
+        let mut normed = of_norms.hold_layer_norm(&x, [&scale, &shift], 1e-5, &mut inner, &w);
+        normed.linear(&w, Some(&bias), Activation::None, of_norm);
+        let mut tokens = room.hold(&x);
+        let into = (&w, of_others);
+        let mut made = tokens.linear_for(&before, Some(&before_bias), Activation::GeluErf, &mut inner, into);
+        made.linear(&w, Some(&bias), Activation::None, of_layer);
+    } else {
+        silu_mul(&gate_up, &mut inner);
+        linear(&inner, &w, Some(&bias), Activation::None, of_silu);
+        layer_norm(&x, &scale, &shift, 1e-5, &mut inner);
+        linear(&inner, &w, Some(&bias), Activation::None, of_norm);
+        linear(&x, &before, Some(&before_bias), Activation::GeluErf, &mut inner);
+        linear(&inner, &w, Some(&bias), Activation::None, of_layer);
+    }
+    let launches = cuda.num_launches() - launched;
+    Ok((outs.iter().map(Tensor::read).collect::<Result<_, _>>()?, launches))
+}
+
+#[test]
+fn tokens_are_made_for_the_next_layer() {
+    let device = emulated(SEEDS[1]);
+    use WeightType::*;
+    // Launches: of six ops, and one more where tokens are rounded by themselves.
+    for (sizes, types, launches) in [
+        ([33, 36, 40], [BF16, BF16], 7),
+        ([64, 150, 33], [F16, F16], 7),
+        ([70, 37, 130], [BF16, Int8], 7),
+        ([140, 148, 150], [Int4, BF16], 7),
+        ([200, 160, 31], [BF16, BF16], 7),
+        // Other types; few tokens; weights in f32.
+        ([45, 40, 40], [BF16, F16], 8),
+        ([32, 36, 40], [BF16, BF16], 6),
+        ([40, 36, 40], [BF16, F32], 7),
+        ([40, 36, 40], [F32, BF16], 7),
+    ] {
+        let (expected, _) = made_for(&device, sizes, types, false).expect("a result");
+        let (found, counted) = made_for(&device, sizes, types, true).expect("a result");
+        assert!(found == expected, "{types:?} {sizes:?}");
+        assert_eq!(counted, launches, "{types:?} {sizes:?}");
+    }
+}
+
 /// Room is for the largest of its sizes that has many tokens, and none on a processor.
 #[test]
 fn rooms_are_as_large_as_they_say() {

@@ -2,7 +2,7 @@
 
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::ops::{self, Activation, Tokens};
+use kernels::ops::{self, Activation, TokenRoom, Tokens};
 use kernels::{HostTensor, Matrix, Tensor};
 
 /// Of every layer norm in the vision part.
@@ -49,6 +49,17 @@ impl Linear {
     pub fn run(&self, x: &mut Tokens, activation: Activation, out: &mut Tensor) {
         x.linear(&self.weight, Some(&self.bias), activation, out);
     }
+
+    /// The same for the layer `next` alone: its tokens, in `room` or in `out`.
+    pub fn run_for<'a>(
+        &self,
+        x: &mut Tokens,
+        activation: Activation,
+        out: &'a mut Tensor,
+        (next, room): (&Self, &'a mut TokenRoom),
+    ) -> Tokens<'a> {
+        x.linear_for(&self.weight, Some(&self.bias), activation, out, (&next.weight, room))
+    }
 }
 
 /// `name.weight` and `name.bias`, both `[D]`.
@@ -65,6 +76,16 @@ impl Norm {
 
     pub fn size(len: usize) -> WeightSize {
         WeightSize::vector(len).times(2)
+    }
+
+    /// `[T, D]` to tokens of the layer `next` alone, in `room` or in `out`.
+    pub fn run_for<'a>(
+        &self,
+        x: &Tensor,
+        out: &'a mut Tensor,
+        (next, room): (&Linear, &'a mut TokenRoom),
+    ) -> Tokens<'a> {
+        room.hold_layer_norm(x, [&self.weight, &self.bias], NORM_EPS, out, &next.weight)
     }
 
     /// `[T, D]` to `[T, D]`.

@@ -50,8 +50,10 @@ impl Projector {
         ops::gather_rows(&s.x, &s.squares, &mut s.mixed);
         s.mixed.reshape(&[num_tokens, MERGE * MERGE * d]);
         s.normed.reshape(&[num_tokens, MERGE * MERGE * d]);
-        self.linear_1.run(&mut s.tokens.hold(&s.mixed), Activation::GeluErf, &mut s.normed);
-        self.linear_2.run(&mut s.tokens.hold(&s.normed), Activation::None, out);
+        let into = (&self.linear_2, &mut s.hidden_tokens);
+        let mut merged =
+            self.linear_1.run_for(&mut s.tokens.hold(&s.mixed), Activation::GeluErf, &mut s.normed, into);
+        self.linear_2.run(&mut merged, Activation::None, out);
         s.mixed.reshape(&[num_patches, d]);
         s.normed.reshape(&[num_patches, d]);
     }

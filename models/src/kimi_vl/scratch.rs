@@ -28,6 +28,8 @@ pub(super) struct Scratch {
     pub attention: AttentionScratch,
     /// Of a linear layer that runs, rounded.
     pub tokens: TokenRoom,
+    /// Of one that runs after another, which has its own in `tokens`.
+    pub hidden_tokens: TokenRoom,
     /// Patches in the order of the tokens that they become.
     pub squares: Indices,
     /// The same on the host.
@@ -40,10 +42,11 @@ fn widths(config: &VisionConfig) -> [usize; 6] {
     [config.patch_len(), d, d, d, 3 * d, config.intermediate_size]
 }
 
-/// Inputs of linear layers: of the tower the widest, and of the projector.
-fn token_sizes(config: &VisionConfig, max_patches: usize) -> [[usize; 2]; 2] {
-    let tower = config.patch_len().max(config.hidden_size).max(config.intermediate_size);
-    [[max_patches, tower], [max_patches / (MERGE * MERGE), config.merged_size()]]
+/// Inputs of linear layers: of the tower the widest, and of the projector; and of those that run after another.
+fn token_sizes(config: &VisionConfig, max_patches: usize) -> [[[usize; 2]; 2]; 2] {
+    let merged = [max_patches / (MERGE * MERGE), config.merged_size()];
+    let widths = [config.patch_len().max(config.hidden_size), config.intermediate_size];
+    widths.map(|width| [[max_patches, width], merged])
 }
 
 /// Every query of a picture sees every key: no cache, so no context.
@@ -54,12 +57,13 @@ fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
 
 impl Scratch {
     /// At most.
-    pub const NUM_TENSORS: u64 = 17;
+    pub const NUM_TENSORS: u64 = 18;
 
     /// Where attention multiplies in 16 bits, it does so in `float`, the type of the weights.
     pub fn new(device: &Device, config: &VisionConfig, float: DType, max_patches: usize) -> Self {
         let [patches, x, normed, mixed, qkv, hidden] =
             widths(config).map(|width| Tensor::zeros(device, DType::F32, &[max_patches, width]));
+        let [tokens, hidden_tokens] = token_sizes(config, max_patches);
         Self {
             patches,
             x,
@@ -72,7 +76,8 @@ impl Scratch {
             segments: Indices::new(device, 2),
             attention: AttentionScratch::new(device, attention_sizes(config, max_patches))
                 .multiplying_as(float),
-            tokens: TokenRoom::new(device, &token_sizes(config, max_patches)),
+            tokens: TokenRoom::new(device, &tokens),
+            hidden_tokens: TokenRoom::new(device, &hidden_tokens),
             squares: Indices::new(device, max_patches),
             order: Vec::with_capacity(max_patches),
         }
@@ -86,7 +91,10 @@ impl Scratch {
             + 2 * Indices::bytes(device, max_patches)
             + Indices::bytes(device, 2)
             + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
-            + TokenRoom::bytes(device, &token_sizes(config, max_patches))
+            + token_sizes(config, max_patches)
+                .map(|sizes| TokenRoom::bytes(device, &sizes))
+                .iter()
+                .sum::<u64>()
     }
 
     /// Shows as many rows as the picture has patches.

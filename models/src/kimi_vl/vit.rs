@@ -106,8 +106,8 @@ impl Block {
     fn run(&self, num_heads: usize, s: &mut Scratch) {
         let num_patches = s.x.shape()[0];
         let d = s.x.shape()[1];
-        self.norm0.run(&s.x, &mut s.normed);
-        self.wqkv.run(&mut s.tokens.hold(&s.normed), Activation::None, &mut s.qkv);
+        let mut normed = self.norm0.run_for(&s.x, &mut s.normed, (&self.wqkv, &mut s.tokens));
+        self.wqkv.run(&mut normed, Activation::None, &mut s.qkv);
         // Queries and keys turn, values do not.
         s.qkv.reshape(&[num_patches, 3 * num_heads, d / num_heads]);
         ops::rope_heads(&mut s.qkv, 0..2 * num_heads, &s.turns, &s.raster, RopeLayout::Interleaved);
@@ -120,9 +120,10 @@ impl Block {
         self.wo.run(&mut s.tokens.hold(&s.mixed), Activation::None, &mut s.normed);
         ops::add(&mut s.x, &s.normed);
 
-        self.norm1.run(&s.x, &mut s.normed);
-        self.fc0.run(&mut s.tokens.hold(&s.normed), Activation::GeluTanh, &mut s.hidden);
-        self.fc1.run(&mut s.tokens.hold(&s.hidden), Activation::None, &mut s.normed);
+        let mut normed = self.norm1.run_for(&s.x, &mut s.normed, (&self.fc0, &mut s.tokens));
+        let into = (&self.fc1, &mut s.hidden_tokens);
+        let mut hidden = self.fc0.run_for(&mut normed, Activation::GeluTanh, &mut s.hidden, into);
+        self.fc1.run(&mut hidden, Activation::None, &mut s.normed);
         ops::add(&mut s.x, &s.normed);
     }
 }

@@ -3,7 +3,7 @@
 use super::{Linear, Loader, Names, WeightSize};
 use crate::LoadError;
 use crate::scratch::Scratch;
-use kernels::ops::{self, ReadPlan, SharedExpert, TokenRoom};
+use kernels::ops::{ReadPlan, SharedExpert, TokenRoom};
 use kernels::{Matrix, Tensor};
 
 pub struct Mlp {
@@ -52,8 +52,7 @@ impl Mlp {
         let Scratch { normed, gate_up, activated, out, tokens, .. } = scratch;
         self.reshape(normed.shape()[0], gate_up, activated);
         self.gate_up.run(&mut tokens.hold(normed), gate_up);
-        ops::silu_mul(gate_up, activated);
-        self.down.run(&mut tokens.hold(activated), out);
+        self.down.run(&mut tokens.hold_silu_mul(gate_up, activated, &self.down.weight), out);
     }
 
     /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out; and room for tokens

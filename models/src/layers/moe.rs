@@ -7,7 +7,7 @@ use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use kernels::ops::{self, Activation, ReadPlan, RouterConfig};
+use kernels::ops::{self, Activation, AddNorm, ReadPlan, RouterConfig};
 use kernels::{Experts, Matrix, Tensor};
 
 pub struct Moe {
@@ -61,10 +61,10 @@ impl Moe {
         plan.experts(&self.experts, self.shared.as_ref().map(Mlp::weights));
     }
 
-    /// Reads `normed`, writes `out`.
-    pub fn run(&self, scratch: &mut Scratch) {
+    /// Reads `normed`, adds to the stream, and leaves the norm of that in `normed`; `out` may hold anything then.
+    pub fn run(&self, norm: &Tensor, eps: f32, scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
-        let Scratch { normed, out, moe, gate_up, activated, shared_out, tokens, .. } = scratch;
+        let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, .. } = scratch;
         let MoeBuffers { logits, ids, weights, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);
@@ -75,7 +75,8 @@ impl Moe {
         let shared = self.shared.as_ref();
         let buffers = [gate_up, activated, shared_out];
         let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers, tokens));
-        ops::moe_and_shared(normed, &self.experts, [ids, weights], experts, shared, out);
+        let then = AddNorm { residual, weight: norm, eps };
+        ops::moe_and_norm(normed, &self.experts, [ids, weights], experts, shared, out, then);
     }
 }
 
