@@ -9,7 +9,8 @@ mod clock;
 
 use clock::{thread_clock, wall_clock};
 use models::{
-    ActivationsChoice, DeviceRunner, HeadScreeningChoice, LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DeviceRunner, HeadScreeningChoice, LoadFormat, LoadOptions, MemoryLimit, ModelFiles,
+    QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;

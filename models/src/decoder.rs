@@ -16,8 +16,8 @@ use crate::layers::mlp::{Mlp, MlpShape};
 use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, Step, WeightSize, rope};
 use crate::parts::Part;
-use crate::screening::{HeadScreen, ScreenCounts};
 use crate::scratch::Scratch;
+use crate::screening::{HeadScreen, ScreenCounts};
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, ReadPlan, RopeLayout, RopeTable};
@@ -134,6 +134,10 @@ impl Decoder {
     /// What a screened head has beside its weights.
     pub fn screen_bytes(config: &DecoderConfig, storage: &Storage) -> u64 {
         if storage.screens_head { Screen::room_bytes(config.vocab_size) } else { 0 }
+    }
+
+    pub fn screens_head(&self) -> bool {
+        self.screen.is_some()
     }
 
     /// What became of the products of a head that is screened.

@@ -31,8 +31,8 @@ pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
-    ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, HeadScreeningChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, HeadScreeningChoice, ImageError, ImageProcessor, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;

@@ -8,8 +8,8 @@ use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
 use crate::sampler::{self, Drawing, RowResult, RowTask, Sampler};
-use crate::screening::ScreenCounts;
 use crate::scratch::Scratch;
+use crate::screening::ScreenCounts;
 use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
 use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
 use std::collections::VecDeque;
@@ -248,7 +248,7 @@ impl DeviceRunner {
 
     fn logits(&mut self, rows: &[u32], tasks: &[RowTask]) {
         self.on_device.head_rows.set(rows);
-        let tops = sampler::tops(tasks);
+        let tops = if self.decoder.screens_head() { sampler::tops(tasks) } else { None };
         self.decoder.logits(&self.on_device.head_rows, tops.as_deref(), &mut self.scratch);
     }
 

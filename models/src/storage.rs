@@ -104,7 +104,9 @@ impl Storage {
                 return fail("a GPU computes the whole head: use auto or off".into());
             }
             (HeadScreeningChoice::On, _) if head.is_quantised() => {
-                return fail(format!("the head is kept in {head}, and a coarse copy would save nothing: use auto or off"));
+                return fail(format!(
+                    "the head is kept in {head}, and a coarse copy would save nothing: use auto or off"
+                ));
             }
             (HeadScreeningChoice::On, _) => true,
             (HeadScreeningChoice::Auto, Device::Cpu(_)) => {

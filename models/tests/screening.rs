@@ -139,17 +139,17 @@ fn what_looks_at_more_takes_the_whole_head() {
 fn planned_bytes_are_allocated_bytes() {
     for family in FAMILIES {
         let files = wide(family);
-        for (dtype, quantization) in [
-            (DTypeChoice::F32, QuantizationChoice::Auto),
-            (DTypeChoice::BF16, QuantizationChoice::Int8),
-        ] {
+        for (dtype, quantization) in
+            [(DTypeChoice::F32, QuantizationChoice::Auto), (DTypeChoice::BF16, QuantizationChoice::Int8)]
+        {
             let options = LoadOptions { dtype, quantization, ..dummy(HeadScreeningChoice::On) };
             let planned = models::plan(&files, &options).unwrap();
             let loaded = load(&files, &options);
             assert_eq!(loaded.plan, planned, "{family}");
             assert!(planned.head_screening && planned.to_string().contains(", screened head\n"));
             assert_eq!(loaded.runner.device().allocated_bytes(), planned.memory.total, "{family}");
-            let off = models::plan(&files, &LoadOptions { head_screening: HeadScreeningChoice::Off, ..options });
+            let off =
+                models::plan(&files, &LoadOptions { head_screening: HeadScreeningChoice::Off, ..options });
             let more = planned.memory.weights - off.unwrap().memory.weights;
             // The narrowest of these is 32 wide.
             assert!(more > (VOCAB * 32) as u64, "{family}: {more}");
@@ -172,7 +172,8 @@ fn auto_is_for_large_heads_that_are_floats() {
         memory: models::MemoryLimit::Bytes(4 << 30),
         ..dummy(HeadScreeningChoice::Auto)
     };
-    let is_screened = |options: &LoadOptions, hidden, vocab| plan(options, hidden, vocab).unwrap().head_screening;
+    let is_screened =
+        |options: &LoadOptions, hidden, vocab| plan(options, hidden, vocab).unwrap().head_screening;
     assert!(is_screened(&auto, 320, 52_429));
     assert!(!is_screened(&auto, 320, 52_428));
     assert!(!is_screened(&LoadOptions { activations: ActivationsChoice::F32, ..auto.clone() }, 320, 52_429));

@@ -5,8 +5,8 @@ mod common;
 use common::{FAMILIES, fixture, options};
 use models::gguf::Gguf;
 use models::{
-    CacheUse, DTypeChoice, HeadScreeningChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice, WeightLayoutChoice,
-    WeightsCache, Written,
+    CacheUse, DTypeChoice, HeadScreeningChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice,
+    WeightLayoutChoice, WeightsCache, Written,
 };
 use scheduler::{Batch, BatchItem, BlockId, ImageEncode, ImageRows, Sample, SamplingParams, SequenceId};
 use std::fs::{self, File};

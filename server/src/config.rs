@@ -5,9 +5,9 @@ mod shown;
 
 use crate::app::AppLimits;
 use crate::args::{
-    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg,
-    MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg, default_kernel_cache,
-    default_weights_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg,
+    LoadFormatArg, LogFormatArg, MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg,
+    default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -22,8 +22,8 @@ use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, HeadScreeningChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, DeviceChoice, HeadScreeningChoice, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 use std::path::PathBuf;
 use std::str::FromStr;

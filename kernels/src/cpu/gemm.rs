@@ -205,7 +205,8 @@ pub(crate) fn run_together<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
 /// The rows fit the scratch at once.
 pub(crate) fn run_panels(cpu: &Cpu, job: &Gemm, panels: &[u32]) {
     assert_eq!(job.weights.count(), 1, "run_panels: members");
-    let (Input::Floats { x, row, member }, Some(rounding)) = (job.x, Rounding::beside(cpu, job.weights)) else {
+    let (Input::Floats { x, row, member }, Some(rounding)) = (job.x, Rounding::beside(cpu, job.weights))
+    else {
         return run_listed(cpu, job, panels);
     };
     let mut words = cpu.scratch();

@@ -175,7 +175,9 @@ mod tests {
         let meant: Vec<f64> = (x.chunks(GROUP))
             .flat_map(|group| {
                 let largest = group.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-                group.iter().map(move |x| f64::from((x * 127.0 / largest).round()) * f64::from(largest) / 127.0)
+                group
+                    .iter()
+                    .map(move |x| f64::from((x * 127.0 / largest).round()) * f64::from(largest) / 127.0)
             })
             .collect();
         row.quantize(crate::WeightType::Int8, &x);
@@ -194,7 +196,10 @@ mod tests {
                 let expected = square(&mut taken.iter().copied());
                 assert!((found.exact - expected).abs() <= 1e-9 * expected, "{rounded:?}");
                 let expected = square(&mut taken.iter().zip(coarse).map(|(a, b)| a - b));
-                assert!((found.apart - expected).abs() <= 1e-3 * expected, "{rounded:?} {found:?} {expected}");
+                assert!(
+                    (found.apart - expected).abs() <= 1e-3 * expected,
+                    "{rounded:?} {found:?} {expected}"
+                );
             }
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut found = Squares::default();

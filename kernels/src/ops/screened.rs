@@ -77,7 +77,11 @@ fn screened(x: &Tensor, exact: &Matrix, screen: &Screen, asked: Asked, out: &mut
     let num_panels = exact.n().div_ceil(PANEL);
     let too_many = asked.tops.iter().any(|&top| top == 0 || MOST_PANELS * top > num_panels);
     let mut reach = [Reach::default(); Screen::MAX_ROWS];
-    if rows == 0 || rows > Screen::MAX_ROWS || too_many || !reaches(cpu, x, [exact, coarse], screen, &mut reach) {
+    if rows == 0
+        || rows > Screen::MAX_ROWS
+        || too_many
+        || !reaches(cpu, x, [exact, coarse], screen, &mut reach)
+    {
         linear(x, exact, None, Activation::None, out);
         return Screened::Untried;
     }
@@ -161,11 +165,7 @@ fn reaches(cpu: &Cpu, x: &Tensor, sides: [&Matrix; 2], screen: &Screen, out: &mu
         let (length, apart) = (above(squares.exact.sqrt()), above(squares.apart.sqrt()));
         // 2⁻¹²⁰: sixty-four times the smallest number that is not flushed.
         let tiny = k as f32 * 2f32.powi(-120) * (1.0 + length + longest);
-        *out = Reach {
-            off: length * (1.0 + slop),
-            meant: apart * (1.0 + slop) + 2.0 * slop * length,
-            tiny,
-        };
+        *out = Reach { off: length * (1.0 + slop), meant: apart * (1.0 + slop) + 2.0 * slop * length, tiny };
         (length + apart) * longest.max(1.0) < TOO_LARGE
     })
 }
@@ -193,16 +193,14 @@ mod tests {
 
     #[test]
     fn half_of_the_bound_is_too_little() {
-        let options = CpuOptions {
-            threads: Some(1),
-            activations: ActivationChoice::F32,
-            ..CpuOptions::default()
-        };
+        let options =
+            CpuOptions { threads: Some(1), activations: ActivationChoice::F32, ..CpuOptions::default() };
         let device = Device::cpu_with(options).unwrap();
         let (n, k) = (1000, 1024);
         let weights = against_the_bound(n, k, [700, 13]);
         let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let exact = Matrix::pack(&device, DType::F32, &[HostTensor::new(DType::F32, &[n, k], &bytes).unwrap()]);
+        let exact =
+            Matrix::pack(&device, DType::F32, &[HostTensor::new(DType::F32, &[n, k], &bytes).unwrap()]);
         let screen = Screen::of(&exact);
         let x = Tensor::from_f32(&device, &[1, k], &vec![1.0; k]);
         let mut out = Tensor::zeros(&device, DType::F32, &[1, n]);

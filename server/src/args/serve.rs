@@ -1,8 +1,8 @@
 //! The flags of `serve`, which `plan`, `run-batch` and `bench-engine` take too.
 
 use super::values::{
-    ActivationsArg, DTypeArg, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg, WeightLayoutArg,
+    ActivationsArg, DTypeArg, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg,
+    LogFormatArg, MatmulArg, QuantizationArg, WeightLayoutArg,
 };
 use clap::Args as ClapArgs;
 use std::path::PathBuf;
