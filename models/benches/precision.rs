@@ -129,6 +129,7 @@ fn main() {
         for (job, batch, tokens, runs) in [
             ("prefill of 512", batch(1, 0, PROMPT), PROMPT, 1),
             ("decode of 1", batch(1, CONTEXT, CONTEXT + 1), 1, 10),
+            ("decode of 4", batch(4, CONTEXT, CONTEXT + 1), 4, 5),
             ("decode of 8", batch(8, CONTEXT, CONTEXT + 1), 8, 5),
         ] {
             let mut best = vec![f64::MAX; runners.len()];

@@ -154,11 +154,15 @@ fn bounds_body<S: Simd>(s: S, job: &Bounds<'_>, panels: &Range<usize>) {
 fn largest<S: Simd>(s: S, v: S::V) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; super::simd::MAX_LANES];
     s.store_slice(&mut lanes, v);
-    let mut max = f32::NEG_INFINITY;
-    for x in lanes {
-        max = if x > max { x } else { max };
+    // Halves onto each other: a maximum after the other would wait for it.
+    let mut width = lanes.len() / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i] > lanes[i + width] { lanes[i] } else { lanes[i + width] };
+        }
+        width /= 2;
     }
-    max
+    lanes[0]
 }
 
 #[cfg(test)]

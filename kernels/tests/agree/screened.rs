@@ -102,7 +102,7 @@ fn the_largest_are_those_of_the_whole_product() {
         for stored_as in [WeightType::F32, WeightType::BF16, WeightType::CompactBf16, WeightType::F16] {
             for (i, like) in ALL.into_iter().enumerate().filter(|(i, _)| (i + d).is_multiple_of(2)) {
                 let (n, k) = [(1000, 64), (1111, 91), (640, 130)][(d + i) % 3];
-                let rows = 1 + (d * 5 + i) % 9;
+                let rows = 1 + (d * 5 + i) % Screen::MAX_ROWS;
                 let host = Host::new(DType::F32, &[n, k], &like.weights([n, k], i as u64));
                 let exact = Matrix::pack(&device, stored_as, &[host.view()]);
                 let before = device.allocated_bytes();
@@ -144,7 +144,7 @@ fn the_largest_are_those_of_the_whole_product() {
 #[test]
 fn a_row_does_not_hang_on_the_others() {
     for device in [device(Isa::best(), 3)].into_iter().chain(rounding_devices()) {
-        let (n, k, rows) = (2000, 96, 9);
+        let (n, k, rows) = (2000, 96, Screen::MAX_ROWS);
         let host = Host::random(DType::F32, &[n, k], 5);
         let exact = Matrix::pack(&device, DType::BF16, &[host.view()]);
         let screen = Screen::of(&exact);
