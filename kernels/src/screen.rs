@@ -72,7 +72,7 @@ impl Screen {
         let (off, meant) = norms.as_f32().split_at(coarse.n());
         let longest = off.iter().zip(meant).map(|(off, meant)| off + meant);
         // What is not a number stays so.
-        let longest = longest.fold(0.0f32, |max, x| if x <= max { max } else { x + (max - max) });
+        let longest = longest.fold(0.0f32, |max, x| if x <= max || max.is_nan() { max } else { x });
         let room = Mutex::new(ScreenRoom::new(coarse.device(), coarse.n()));
         Self { coarse, norms, longest: longest.next_up(), room }
     }
