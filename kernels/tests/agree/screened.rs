@@ -63,7 +63,7 @@ impl Like {
         let usual = values(seed, r * k);
         let of = |i: usize| match self {
             Self::Outliers if i % 29 == 3 => 1e3 * usual[i],
-            Self::Zeros if i / k % 2 == 0 => 0.0,
+            Self::Zeros if (i / k).is_multiple_of(2) => 0.0,
             Self::Tiny => 1e-12 * usual[i],
             Self::Huge => 1e30 * usual[i],
             Self::NanInX if i == 7 => f32::NAN,
