@@ -97,6 +97,7 @@ pub struct LoadOptions {
     pub activations: ActivationsChoice,
     /// Of weights of linear layers in bf16.
     pub weight_layout: WeightLayoutChoice,
+    /// Of the output head, where only its largest logits are looked at.
     pub head_screening: HeadScreeningChoice,
     pub kv_cache_dtype: KvCacheDTypeChoice,
     /// Rows of prompts at this position and beyond go through latent attention in its expanded form; `None`: in the absorbed form, as
