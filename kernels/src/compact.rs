@@ -349,28 +349,28 @@ pub(crate) fn unpack_quad(
     }
 }
 
+/// The words of a block, as a panel of bf16 has them in its place: all weights of each row, and any finite number where K is filled up.
+/// `at` is where the block begins in a matrix that was packed or checked.
+pub(crate) fn unpack_block(matrix: &[u8], at: usize, words: &mut [u16]) {
+    let (header, quads) = matrix[at..].split_at(HEADER_BYTES);
+    let header = Header::from_bytes(header);
+    for (quad, out) in quads.chunks_exact(QUAD_BYTES).zip(words.as_chunks_mut::<QUAD_WORDS>().0) {
+        let mut packed = [0; QUAD_WORDS / 4 * 3];
+        for (word, cell) in packed.iter_mut().zip(quad.as_chunks::<2>().0) {
+            *word = u16::from_ne_bytes(*cell);
+        }
+        unpack_quad(&packed, &header.bases, out);
+    }
+    let outliers = &matrix[at + header.distance as usize..][..header.count as usize * size_of::<Outlier>()];
+    for &bytes in outliers.as_chunks::<4>().0 {
+        let outlier = Outlier(u32::from_ne_bytes(bytes));
+        words[outlier.place()] = outlier.word();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The words that a block of `k` holds, and its outliers.
-    fn unpack(block: &[u8], k_padded: usize, outliers: &[Outlier]) -> Vec<u16> {
-        let header = Header::from_bytes(&block[..HEADER_BYTES]);
-        assert_eq!(header.count as usize, outliers.len());
-        let mut words = vec![0; k_padded * PANEL];
-        let quads = block[HEADER_BYTES..].chunks_exact(QUAD_BYTES);
-        for (quad, out) in quads.zip(words.as_chunks_mut::<QUAD_WORDS>().0) {
-            let mut packed = [0; QUAD_WORDS / 4 * 3];
-            for (word, cell) in packed.iter_mut().zip(quad.as_chunks::<2>().0) {
-                *word = u16::from_ne_bytes(*cell);
-            }
-            unpack_quad(&packed, &header.bases, out);
-        }
-        for outlier in outliers {
-            words[outlier.place()] = outlier.word();
-        }
-        words
-    }
 
     fn check_block(k: usize, word: impl Fn(usize, usize) -> u16) -> usize {
         let k_padded = WeightType::k_padded(k);
@@ -382,7 +382,14 @@ mod tests {
         }
         let mut block = vec![0xaa; panel_bytes(k_padded)];
         let outliers = pack_block(&words, k, &mut block);
-        let found = unpack(&block, k_padded, &outliers);
+        // More than fit into the header lie behind the block.
+        if outliers.len() > NUM_INLINE {
+            let distance = block.len() as u64;
+            block[32..40].copy_from_slice(&distance.to_ne_bytes());
+            block.extend(outliers.iter().flat_map(|outlier| outlier.0.to_ne_bytes()));
+        }
+        let mut found = vec![0; k_padded * PANEL];
+        unpack_block(&block, 0, &mut found);
         for row in 0..PANEL {
             for k in 0..k {
                 let at = k / 2 * 2 * PANEL + 2 * row + k % 2;

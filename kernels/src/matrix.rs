@@ -93,6 +93,11 @@ impl Matrix {
     pub(crate) fn as_batch(&self) -> &MatrixBatch {
         &self.batch
     }
+
+    pub(crate) fn of_batch(batch: MatrixBatch) -> Self {
+        assert_eq!(batch.count, 1, "a matrix is one member");
+        Self { batch }
+    }
 }
 
 impl MatrixBatch {
@@ -237,6 +242,31 @@ impl MatrixBatch {
             rows.pack_compact(member, first, panel, (&spill, index * panel_bytes));
         });
         spill.finish(bytes, end)
+    }
+
+    /// Has every panel of a matrix of the processor written: `pack(panel, bytes)`, by all threads.
+    pub(crate) fn fill_by_panel(&mut self, pack: impl Fn(usize, &mut [u8]) + Sync) {
+        let Device::Cpu(cpu) = self.device().clone() else { panic!("panels of the processor") };
+        let panel_bytes = self.panel_bytes();
+        cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, pack);
+    }
+
+    /// The rows of a panel of float weights of the processor, `[32, K]`, as kernels multiply them. Panels are counted over all members;
+    /// rows beyond N are zeros, or any finite numbers.
+    pub(crate) fn read_panel(&self, panel: usize, values: &mut [f32]) {
+        let (k, start) = (self.k, panel * self.panel_bytes());
+        assert_eq!(values.len(), PANEL * k, "read_panel: values");
+        let dtype = self.stored_as.float().expect("float weights");
+        let bytes = &self.as_bytes()[start..start + self.panel_bytes()];
+        if self.stored_as != WeightType::CompactBf16 {
+            return cpu_pack::unpack_panel(bytes, dtype, k, values, 0);
+        }
+        let mut words = vec![0; compact::BLOCK_WORDS];
+        for (index, first) in (0..k).step_by(compact::BLOCK_K).enumerate() {
+            let words = &mut words[..WeightType::k_padded(compact::BLOCK_K.min(k - first)) * PANEL];
+            compact::unpack_block(self.as_bytes(), start + index * compact::BLOCK_BYTES, words);
+            cpu_pack::unpack_panel(memory::bytes_of_slice(words), dtype, k, values, first);
+        }
     }
 
     fn fill_panels(&mut self, source: &dyn MemberRows) {

@@ -1,15 +1,16 @@
 //! What rounded activations save: a mixture of experts of the shape that tools/compare uses, on random weights, in every type of weights,
 //! with activations as they are and rounded as the processor multiplies, in turns.
 //!
-//! `cargo bench -p models --bench precision [-- --threads=N] [--weights=NAME] [--rounded]`. One thread, by the processor time that it got, or
-//! several by the clock; of each the best of some rounds. `--weights` takes one type of weights, `--rounded` leaves float32 activations out.
+//! `cargo bench -p models --bench precision [-- --threads=N] [--weights=NAME] [--rounded] [--screening]`. One thread, by the processor time that it got, or
+//! several by the clock; of each the best of some rounds. `--weights` takes one type of weights, `--rounded` leaves float32 activations out, `--screening` adds the same with the whole head for every token.
 
 #[path = "../../kernels/benches/ops/clock.rs"]
 mod clock;
 
 use clock::{thread_clock, wall_clock};
 use models::{
-    ActivationsChoice, DeviceRunner, LoadFormat, LoadOptions, MemoryLimit, ModelFiles, QuantizationChoice,
+    ActivationsChoice, DeviceRunner, HeadScreeningChoice, LoadFormat, LoadOptions, MemoryLimit, ModelFiles,
+    QuantizationChoice,
 };
 use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
 use std::hint::black_box;
@@ -33,16 +34,18 @@ struct Options {
     threads: usize,
     weights: Option<String>,
     rounded: bool,
+    screening: bool,
 }
 
 impl Options {
     fn read(args: impl Iterator<Item = String>) -> Self {
-        let mut options = Self { threads: 1, weights: None, rounded: false };
+        let mut options = Self { threads: 1, weights: None, rounded: false, screening: false };
         for arg in args {
             match arg.split_once('=').unwrap_or((&arg, "")) {
                 ("--threads", n) => options.threads = n.parse().expect("--threads is a number"),
                 ("--weights", name) => options.weights = Some(name.to_string()),
                 ("--rounded", _) => options.rounded = true,
+                ("--screening", _) => options.screening = true,
                 // Cargo passes `--bench`.
                 _ => {}
             }
@@ -53,13 +56,14 @@ impl Options {
 
 fn load(
     quantization: QuantizationChoice,
-    activations: ActivationsChoice,
+    (activations, head_screening): (ActivationsChoice, HeadScreeningChoice),
     threads: usize,
 ) -> (DeviceRunner, &'static str) {
     let options = LoadOptions {
         load_format: LoadFormat::Dummy,
         quantization,
         activations,
+        head_screening,
         max_model_len: Some(1024),
         max_num_seqs: 8,
         max_num_batched_tokens: PROMPT,
@@ -114,12 +118,18 @@ fn main() {
             continue;
         }
         let both = [ActivationsChoice::F32, ActivationsChoice::Auto];
-        let choices = &both[usize::from(options.rounded)..];
+        let screenings = [HeadScreeningChoice::Auto, HeadScreeningChoice::Off];
+        let screenings = &screenings[..1 + usize::from(options.screening)];
+        let choices = both[usize::from(options.rounded)..]
+            .iter()
+            .flat_map(|&activations| screenings.iter().map(move |&screening| (activations, screening)));
+        let choices: Vec<_> = choices.collect();
         let mut runners: Vec<_> =
             choices.iter().map(|&choice| load(quantization, choice, options.threads)).collect();
         for (job, batch, tokens, runs) in [
             ("prefill of 512", batch(1, 0, PROMPT), PROMPT, 1),
             ("decode of 1", batch(1, CONTEXT, CONTEXT + 1), 1, 10),
+            ("decode of 4", batch(4, CONTEXT, CONTEXT + 1), 4, 5),
             ("decode of 8", batch(8, CONTEXT, CONTEXT + 1), 8, 5),
         ] {
             let mut best = vec![f64::MAX; runners.len()];
@@ -128,8 +138,14 @@ fn main() {
                     *best = best.min(time(runner, &batch, runs, clock));
                 }
             }
-            for ((_, activations), best) in runners.iter().zip(best) {
-                println!("| {weights} | {activations} | {job} | {:.2} |", 1e3 * best / tokens as f64);
+            for (((runner, activations), (_, screening)), best) in runners.iter().zip(&choices).zip(best) {
+                let each = 1e3 * best / tokens as f64;
+                let counts = match screening {
+                    HeadScreeningChoice::Off => " whole head |".to_string(),
+                    _ => format!(" {:?} |", runner.screen_counts()),
+                };
+                let counts = if options.screening { counts } else { String::new() };
+                println!("| {weights} | {activations} | {job} | {each:.2} |{counts}");
             }
         }
     }

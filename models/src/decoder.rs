@@ -17,16 +17,18 @@ use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, Step, WeightSize, rope};
 use crate::parts::Part;
 use crate::scratch::Scratch;
+use crate::screening::{HeadScreen, ScreenCounts};
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, ReadPlan, RopeLayout, RopeTable};
-use kernels::{Device, Indices, Matrix, Tensor, WeightType};
+use kernels::{Device, Indices, Matrix, Screen, Tensor, WeightType};
 
 pub struct Decoder {
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
     head: Matrix,
+    screen: Option<HeadScreen>,
     rope: RopeTable,
     rope_layout: RopeLayout,
     eps: f32,
@@ -81,15 +83,24 @@ impl Decoder {
             true => table.load_tied(checkpoint, *placement, head.names.stored_as(HEAD))?,
             false => (table.load(checkpoint, *placement)?, head.matrix(HEAD, vocab_size, hidden_size)?),
         };
+        let screen = match storage.screens_head {
+            true => {
+                let (key, form) = (base.name("lm_head.screen"), [vocab_size, hidden_size]);
+                Some(checkpoint.kept(device, &key, form, || Ok(Screen::of(&head)))?)
+            }
+            false => None,
+        };
         let norm = base.vector("model.norm.weight", hidden_size)?;
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
         let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
         let mut plan = ReadPlan::new(device);
         layers.iter().for_each(|layer| layer.plan_reads(&mut plan));
-        plan.linear(&head);
+        // What is read of it most often.
+        plan.linear(screen.as_ref().map_or(&head, Screen::coarse));
         plan.follow();
-        Ok(Self { embedding, layers, norm, head, rope, rope_layout, eps })
+        let screen = screen.map(HeadScreen::new);
+        Ok(Self { embedding, layers, norm, head, screen, rope, rope_layout, eps })
     }
 
     /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
@@ -103,8 +114,35 @@ impl Decoder {
         if config.tied_head {
             head.parameters = 0;
         }
+        let screen = match storage.screens_head {
+            true => {
+                let bytes = Screen::packed_bytes(vocab_size, hidden_size);
+                WeightSize { parameters: 0, bytes, tensors: 2 }
+            }
+            false => WeightSize::default(),
+        };
         let layers: WeightSize = (0..config.num_layers).map(|i| Layer::size(config, i, storage)).sum();
-        embedding + head + layers + WeightSize::vector(hidden_size)
+        embedding + head + screen + layers + WeightSize::vector(hidden_size)
+    }
+
+    /// What the head is kept as, and how many weights it has.
+    pub fn head(config: &DecoderConfig, storage: &Storage) -> (WeightType, usize) {
+        let names = names(storage, config.prefix.into()).of_part(Part::Head);
+        (names.stored_as(HEAD), config.vocab_size * config.hidden_size)
+    }
+
+    /// What a screened head has beside its weights.
+    pub fn screen_bytes(config: &DecoderConfig, storage: &Storage) -> u64 {
+        if storage.screens_head { Screen::room_bytes(config.vocab_size) } else { 0 }
+    }
+
+    pub fn screens_head(&self) -> bool {
+        self.screen.is_some()
+    }
+
+    /// What became of the products of a head that is screened.
+    pub fn screen_counts(&self) -> ScreenCounts {
+        self.screen.as_ref().map(HeadScreen::counts).unwrap_or_default()
     }
 
     pub fn rope_bytes(config: &DecoderConfig, max_model_len: usize) -> u64 {
@@ -150,14 +188,18 @@ impl Decoder {
         scratch.attention.plan(&ragged(input, cache.block_size));
     }
 
-    /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`.
-    pub fn logits(&self, rows: &Indices, scratch: &mut Scratch) {
+    /// Logits of some rows of `scratch.normed`, one row each, in `scratch.logits`. `tops`: of each row only so many of the largest are looked
+    /// at, and what is smaller need only be smaller.
+    pub fn logits(&self, rows: &Indices, tops: Option<&[usize]>, scratch: &mut Scratch) {
         let Scratch { normed, sampled, logits, tokens, .. } = scratch;
         let num_rows = rows.as_slice().len();
         sampled.set_rows(num_rows);
         logits.set_rows(num_rows);
         ops::gather_rows(normed, rows, sampled);
-        tokens.hold(sampled).linear(&self.head, None, Activation::None, logits);
+        match (&self.screen, tops) {
+            (Some(screen), Some(tops)) => screen.linear(sampled, &self.head, tops, logits),
+            _ => tokens.hold(sampled).linear(&self.head, None, Activation::None, logits),
+        }
     }
 }
 

@@ -45,6 +45,15 @@ pub enum WeightLayoutChoice {
     Compact,
 }
 
+/// Whether an int8 copy of the output head finds the rows that can be among the largest. It changes no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadScreeningChoice {
+    /// `On` on a processor that multiplies bytes, for a head in floats with [`crate::Storage::SCREENED_FROM`] weights or more.
+    Auto,
+    On,
+    Off,
+}
+
 /// What keys and values are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvCacheDTypeChoice {
@@ -88,6 +97,8 @@ pub struct LoadOptions {
     pub activations: ActivationsChoice,
     /// Of weights of linear layers in bf16.
     pub weight_layout: WeightLayoutChoice,
+    /// Of the output head, where only its largest logits are looked at.
+    pub head_screening: HeadScreeningChoice,
     pub kv_cache_dtype: KvCacheDTypeChoice,
     /// Rows of prompts at this position and beyond go through latent attention in its expanded form; `None`: in the absorbed form, as
     /// all other rows do.
@@ -122,6 +133,7 @@ impl Default for LoadOptions {
             quantization: QuantizationChoice::Auto,
             activations: ActivationsChoice::Auto,
             weight_layout: WeightLayoutChoice::Auto,
+            head_screening: HeadScreeningChoice::Auto,
             kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from: None,
             max_model_len: None,

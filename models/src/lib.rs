@@ -22,6 +22,7 @@ mod published;
 mod runner;
 pub mod sampler;
 mod scratch;
+mod screening;
 mod storage;
 mod weights;
 
@@ -30,8 +31,8 @@ pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
 pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
-    ActivationsChoice, DTypeChoice, ImageError, ImageProcessor, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, HeadScreeningChoice, ImageError, ImageProcessor, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;
@@ -41,5 +42,6 @@ pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use parts::{Quantization, WeightLayout};
 pub use runner::DeviceRunner;
+pub use screening::ScreenCounts;
 pub use storage::Storage;
 pub use weights::{CacheUse, Checkpoint, Exported, HostWeights, PendingWrite, Written, quantize};

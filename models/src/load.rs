@@ -73,6 +73,14 @@ impl Description {
         Ok(Self { config, storage, vision, is_embedded: matches!(files, ModelFiles::Embedded(_)) })
     }
 
+    /// How weights are kept on this device.
+    fn choose(&mut self, options: &LoadOptions, device: &Device) -> Result<(), LoadError> {
+        let Self { config, storage, .. } = self;
+        storage.choose_layout(options.weight_layout, device)?;
+        let head = Decoder::head(&config.decoder, storage);
+        storage.choose_screening(options.head_screening, head, device)
+    }
+
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
         let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
@@ -86,7 +94,7 @@ impl Description {
 pub fn plan(files: &ModelFiles, options: &LoadOptions) -> Result<Plan, LoadError> {
     let device = device::on_paper(options)?;
     let mut description = Description::read(files, options)?;
-    description.storage.choose_layout(options.weight_layout, &device)?;
+    description.choose(options, &device)?;
     description.request(options, &device)?.plan()
 }
 
@@ -113,7 +121,7 @@ fn load_once(
 ) -> Result<Loaded, LoadError> {
     let mut description = Description::read(files, options)?;
     let device = device::open(options)?;
-    description.storage.choose_layout(options.weight_layout, &device)?;
+    description.choose(options, &device)?;
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;

@@ -38,6 +38,8 @@ pub struct Plan {
     pub activations: &'static str,
     /// `compact` where weights in bf16 are kept in 12 bits, else `plain`.
     pub weight_layout: &'static str,
+    /// Whether an int8 copy of the output head is kept, by which it is screened.
+    pub head_screening: bool,
     pub kv_cache_dtype: &'static str,
     pub num_parameters: u64,
     pub memory: MemoryPlan,
@@ -192,6 +194,7 @@ impl Request<'_> {
                 + StepInput::bytes(self.device, &self.input_limits(max_model_len))
                 + self.device.scratch_bytes(),
             logits: Scratch::logits_bytes(decoder, &limits)
+                + Decoder::screen_bytes(decoder, self.storage)
                 + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
             vision_buffers: vision.buffer_bytes,
             image_cache: images,
@@ -277,6 +280,7 @@ impl Request<'_> {
             quantization: self.storage.describe(),
             activations: self.storage.activations(self.device),
             weight_layout: self.storage.layout.name(),
+            head_screening: self.storage.screens_head,
             kv_cache_dtype: self.kv_type().name(),
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
                 + self.vision_size().parameters,
@@ -428,6 +432,9 @@ impl fmt::Display for Plan {
         write!(f, ", activations in {}", self.activations)?;
         if self.weight_layout != WeightLayout::Plain.name() {
             write!(f, ", {} weights", self.weight_layout)?;
+        }
+        if self.head_screening {
+            write!(f, ", screened head")?;
         }
         writeln!(f)?;
         let m = &self.memory;

@@ -7,8 +7,9 @@ use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::sampler::{self, Drawing, RowResult, Sampler};
+use crate::sampler::{self, Drawing, RowResult, RowTask, Sampler};
 use crate::scratch::Scratch;
+use crate::screening::ScreenCounts;
 use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
 use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
 use std::collections::VecDeque;
@@ -132,7 +133,7 @@ impl DeviceRunner {
         let mut distributions = Vec::with_capacity(batch.num_samples());
         for rows in self.input.sample_rows.chunks(self.scratch.logit_rows) {
             self.on_device.head_rows.set(rows);
-            self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+            self.decoder.logits(&self.on_device.head_rows, None, &mut self.scratch);
             let vocab_size = self.scratch.logits.shape()[1];
             for row in self.scratch.logits.to_f32_vec().chunks_mut(vocab_size) {
                 sampler::log_softmax(row);
@@ -141,6 +142,11 @@ impl DeviceRunner {
         }
         self.encode_us = self.encoding_time(batch).expect("the device works");
         distributions
+    }
+
+    /// What became of products with the output head, where it is screened.
+    pub fn screen_counts(&self) -> ScreenCounts {
+        self.decoder.screen_counts()
     }
 
     /// How often a decode step was replayed from a graph.
@@ -188,8 +194,9 @@ impl DeviceRunner {
         self.beside.mark();
         self.forward(batch);
         let first_rows = self.input.first_rows.clone();
-        if let Some(rows) = HeadRows::of(batch, &first_rows).rows.chunks(self.scratch.logit_rows).next() {
-            self.logits(rows);
+        let head = HeadRows::of(batch, &first_rows);
+        if let Some(rows) = head.rows.chunks(self.scratch.logit_rows).next() {
+            self.logits(rows, &head.tasks[..rows.len()]);
         }
         self.logits_are_there.set();
         for encode in batch.encodes.iter().filter(|encode| encode.ahead) {
@@ -239,9 +246,10 @@ impl DeviceRunner {
         landed
     }
 
-    fn logits(&mut self, rows: &[u32]) {
+    fn logits(&mut self, rows: &[u32], tasks: &[RowTask]) {
         self.on_device.head_rows.set(rows);
-        self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+        let tops = if self.decoder.screens_head() { sampler::tops(tasks) } else { None };
+        self.decoder.logits(&self.on_device.head_rows, tops.as_deref(), &mut self.scratch);
     }
 
     /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.
@@ -271,8 +279,7 @@ impl DeviceRunner {
         let chunk = self.scratch.logit_rows;
         for (i, (rows, tasks)) in head.rows.chunks(chunk).zip(head.tasks.chunks(chunk)).enumerate() {
             if i > 0 {
-                self.on_device.head_rows.set(rows);
-                self.decoder.logits(&self.on_device.head_rows, &mut self.scratch);
+                self.logits(rows, tasks);
             }
             results.extend(self.sampler.run(&self.device, &mut self.scratch.logits, tasks)?);
         }

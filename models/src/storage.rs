@@ -18,7 +18,9 @@
 use crate::config::ModelConfig;
 use crate::parts::{Part, Quantization, WeightLayout, published_name};
 use crate::published::{Published, Scheme};
-use crate::{DTypeChoice, LoadError, LoadOptions, QuantizationChoice, WeightLayoutChoice};
+use crate::{
+    DTypeChoice, HeadScreeningChoice, LoadError, LoadOptions, QuantizationChoice, WeightLayoutChoice,
+};
 use kernels::{ActivationType, DType, Device, WeightType};
 
 #[derive(Debug, Clone)]
@@ -27,6 +29,8 @@ pub struct Storage {
     pub float: DType,
     pub quantization: Quantization,
     pub layout: WeightLayout,
+    /// Whether the head has a coarse copy beside it (`kernels::Screen`).
+    pub screens_head: bool,
     /// How the checkpoint's own quantised weights are to be read.
     pub(crate) published: Option<Published>,
 }
@@ -34,7 +38,8 @@ pub struct Storage {
 impl Storage {
     /// All in one type of floats.
     pub fn floats(float: DType) -> Self {
-        Self { float, quantization: Quantization::None, layout: WeightLayout::Plain, published: None }
+        let (quantization, layout) = (Quantization::None, WeightLayout::Plain);
+        Self { float, quantization, layout, screens_head: false, published: None }
     }
 
     /// What weights are kept as under these options.
@@ -50,7 +55,7 @@ impl Storage {
             QuantizationChoice::Int8 => Quantization::Int8,
             QuantizationChoice::Int4 => Quantization::Int4,
         };
-        Self { float, quantization, layout: WeightLayout::Plain, published: config.published.clone() }
+        Self { quantization, published: config.published.clone(), ..Self::floats(float) }
     }
 
     /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where products with bf16 are instructions: few rows then wait for
@@ -79,6 +84,37 @@ impl Storage {
                 WeightLayout::Compact
             }
             (WeightLayoutChoice::Auto | WeightLayoutChoice::Plain, _) => WeightLayout::Plain,
+        };
+        Ok(())
+    }
+
+    /// Weights of a head from which on a coarse copy pays: below, a step reads little of it.
+    pub const SCREENED_FROM: usize = 1 << 24;
+
+    /// Decides whether the head of so many weights, kept in this type, gets a coarse copy. After `choose_layout`.
+    pub(crate) fn choose_screening(
+        &mut self,
+        choice: HeadScreeningChoice,
+        (head, num_weights): (WeightType, usize),
+        device: &Device,
+    ) -> Result<(), LoadError> {
+        let fail = |message: String| Err(LoadError::Option { option: "head_screening", message });
+        self.screens_head = match (choice, device) {
+            (HeadScreeningChoice::On, Device::Cuda(_)) => {
+                return fail("a GPU computes the whole head: use auto or off".into());
+            }
+            (HeadScreeningChoice::On, _) if head.is_quantised() => {
+                return fail(format!(
+                    "the head is kept in {head}, and a coarse copy would save nothing: use auto or off"
+                ));
+            }
+            (HeadScreeningChoice::On, _) => true,
+            (HeadScreeningChoice::Auto, Device::Cpu(_)) => {
+                num_weights >= Self::SCREENED_FROM
+                    && !head.is_quantised()
+                    && device.activation_type(WeightType::Int8) == ActivationType::Int8
+            }
+            (HeadScreeningChoice::Auto | HeadScreeningChoice::Off, _) => false,
         };
         Ok(())
     }

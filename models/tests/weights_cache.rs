@@ -5,8 +5,8 @@ mod common;
 use common::{FAMILIES, fixture, options};
 use models::gguf::Gguf;
 use models::{
-    CacheUse, DTypeChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice, WeightLayoutChoice,
-    WeightsCache, Written,
+    CacheUse, DTypeChoice, HeadScreeningChoice, LoadOptions, Loaded, ModelFiles, QuantizationChoice,
+    WeightLayoutChoice, WeightsCache, Written,
 };
 use scheduler::{Batch, BatchItem, BlockId, ImageEncode, ImageRows, Sample, SamplingParams, SequenceId};
 use std::fs::{self, File};
@@ -105,6 +105,11 @@ fn the_same_bits_packed_and_mapped() {
     for name in ["kimi_vl", "llama31", "deepseek_v2", "qwen3_moe"] {
         let weight_layout = WeightLayoutChoice::Compact;
         let options = LoadOptions { dtype: DTypeChoice::BF16, weight_layout, ..cached(&folder) };
+        check(name, &common::files(name), &options);
+    }
+    for name in ["kimi_vl", "llama31", "qwen3_moe"] {
+        let head_screening = HeadScreeningChoice::On;
+        let options = LoadOptions { dtype: DTypeChoice::BF16, head_screening, ..cached(&folder) };
         check(name, &common::files(name), &options);
     }
     for name in ["awq", "fp8", "compressed_int4_zeros", "gptq_int8"] {

@@ -5,9 +5,9 @@ mod shown;
 
 use crate::app::AppLimits;
 use crate::args::{
-    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg,
-    MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg, default_kernel_cache,
-    default_weights_cache,
+    ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg,
+    LoadFormatArg, LogFormatArg, MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg,
+    default_kernel_cache, default_weights_cache,
 };
 use crate::auth::ApiKeys;
 use crate::batch::store::BatchLimits;
@@ -22,8 +22,8 @@ use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
 use models::{
-    ActivationsChoice, DTypeChoice, DeviceChoice, KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions,
-    Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, DeviceChoice, HeadScreeningChoice, KernelOptions, KvCacheDTypeChoice,
+    LoadFormat, LoadOptions, Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
 };
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -116,6 +116,7 @@ impl TryFrom<ServeArgs> for Config {
             quantization,
             activations,
             weight_layout,
+            head_screening,
             kv_cache_dtype,
             mla_expand_from,
             max_model_len,
@@ -252,6 +253,11 @@ impl TryFrom<ServeArgs> for Config {
                     WeightLayoutArg::Auto => WeightLayoutChoice::Auto,
                     WeightLayoutArg::Plain => WeightLayoutChoice::Plain,
                     WeightLayoutArg::Compact => WeightLayoutChoice::Compact,
+                },
+                head_screening: match head_screening {
+                    HeadScreeningArg::Auto => HeadScreeningChoice::Auto,
+                    HeadScreeningArg::On => HeadScreeningChoice::On,
+                    HeadScreeningArg::Off => HeadScreeningChoice::Off,
                 },
                 kv_cache_dtype: match kv_cache_dtype {
                     KvCacheDTypeArg::Auto => KvCacheDTypeChoice::Auto,

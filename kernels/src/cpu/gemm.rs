@@ -201,6 +201,32 @@ pub(crate) fn run_together<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
     }
 }
 
+/// Some panels of a product with one member, given in order, each with the bits that it has in the whole; the rest of `out` stays as it is.
+/// The rows fit the scratch at once.
+pub(crate) fn run_panels(cpu: &Cpu, job: &Gemm, panels: &[u32]) {
+    assert_eq!(job.weights.count(), 1, "run_panels: members");
+    let (Input::Floats { x, row, member }, Some(rounding)) = (job.x, Rounding::beside(cpu, job.weights))
+    else {
+        return run_listed(cpu, job, panels);
+    };
+    let mut words = cpu.scratch();
+    let words = &mut words[..job.rows * rounding.row()];
+    round(cpu, &rounding, &Floats { x: x.from(0), row, member }, [1, job.rows], words);
+    let x = Input::Rounded { words: (&*words).into(), rounding, member: 0 };
+    run_listed(cpu, &Gemm { x, ..*job }, panels);
+}
+
+fn run_listed(cpu: &Cpu, job: &Gemm, panels: &[u32]) {
+    let blocks = tile::Blocks::new(job.rows, MAX_ROWS).count;
+    let rows_each = job.rows.div_ceil(blocks);
+    cpu.pool.run(panels.len() * blocks, &|index, _| {
+        let (panel, block) = (panels[index / blocks] as usize, index % blocks);
+        assert!(panel < job.weights.panels_per_member(), "run_panels: panel {panel}");
+        let rows = (block * rows_each).min(job.rows)..((block + 1) * rows_each).min(job.rows);
+        run_part(cpu.isa, job, 0, &Part { panels: panel..panel + 1, rows });
+    });
+}
+
 struct Floats<'a> {
     x: &'a [f32],
     row: usize,

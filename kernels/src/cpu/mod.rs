@@ -23,6 +23,7 @@ pub(crate) mod rope;
 pub(crate) mod rounded;
 pub(crate) mod route;
 pub(crate) mod rows;
+pub(crate) mod screen;
 pub(crate) mod simd;
 pub(crate) mod tile;
 

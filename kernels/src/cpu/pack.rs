@@ -43,6 +43,24 @@ pub(crate) fn pack_row(panel: &mut [u8], dtype: DType, column: usize, values: &[
     }
 }
 
+/// Reads lines of a panel of floats, from its line `first` on as far as they go, into rows of K terms.
+pub(crate) fn unpack_panel(lines: &[u8], dtype: DType, k: usize, values: &mut [f32], first: usize) {
+    let (size, terms) = (dtype.size(), if dtype == DType::BF16 { 2 } else { 1 });
+    for (line, first) in lines.chunks_exact(terms * PANEL * size).zip((first..k).step_by(terms)) {
+        for (column, row) in values.chunks_exact_mut(k).enumerate() {
+            let cells = line[terms * column * size..].chunks_exact(size);
+            for (value, cell) in row[first..].iter_mut().take(terms).zip(cells) {
+                *value = match dtype {
+                    DType::F32 => f32::from_ne_bytes(cell.try_into().expect("four bytes")),
+                    DType::BF16 => bf16::from_ne_bytes(cell.try_into().expect("two bytes")).to_f32(),
+                    DType::F16 => f16::from_ne_bytes(cell.try_into().expect("two bytes")).to_f32(),
+                    DType::I32 | DType::U8 => unreachable!("weights are floats"),
+                };
+            }
+        }
+    }
+}
+
 /// Writes the levels, scale and zero of one output's group `index` into its column of that group of a panel.
 pub(crate) fn pack_group(
     group: &mut [u8],

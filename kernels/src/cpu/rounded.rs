@@ -175,7 +175,7 @@ fn int8_rows_body<D: Dot>(d: D, rounding: &Rounding, job: &RoundRows) {
 }
 
 /// Magnitudes below it count as zero: their scale would have no inverse.
-const SMALLEST: f32 = 1e-30;
+pub(super) const SMALLEST: f32 = 1e-30;
 
 /// Writes the levels of a row's group, and its header; `offset` as said above. The scale is NaN if a value is not finite.
 ///

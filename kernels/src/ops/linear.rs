@@ -31,7 +31,7 @@ pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, ou
 }
 
 /// Writes `out`.
-fn cpu_job<'a>(
+pub(super) fn cpu_job<'a>(
     x: &'a Tensor,
     w: &'a Matrix,
     bias: Option<&'a Tensor>,

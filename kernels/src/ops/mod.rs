@@ -18,6 +18,7 @@ mod rope;
 mod route;
 mod rows;
 mod sample;
+mod screened;
 mod tokens;
 
 pub use crate::cuda::attention_plan::RangeRule;
@@ -41,4 +42,5 @@ pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
     place_tokens, sample,
 };
+pub use screened::{Screened, screened_linear};
 pub use tokens::{TokenRoom, Tokens};

@@ -12,4 +12,5 @@ mod matrices;
 mod naive;
 mod pages;
 mod rounded;
+mod screened;
 mod small;

@@ -48,6 +48,30 @@ pub struct Workspace {
     logprobs: Vec<f32>,
 }
 
+/// The largest k of top-k for which a head is screened.
+const MOST_SCREENED: usize = 64;
+
+/// For each row how many of its largest logits are all that is looked at, with their places; what is smaller may then be any smaller number.
+/// `None`: of a row more is, or nothing is sampled of it.
+pub(crate) fn tops(tasks: &[RowTask]) -> Option<Vec<usize>> {
+    tasks.iter().map(top_of).collect()
+}
+
+fn top_of(task: &RowTask) -> Option<usize> {
+    let RowTask::Sample(row) = task else { return None };
+    let params = row.params();
+    let loses_tokens = row.num_generated() < params.min_tokens && !params.stop_token_ids.is_empty();
+    let is_adjusted = loses_tokens || !params.logit_bias.is_empty() || params.needs_history();
+    if is_adjusted || params.logprobs.is_some() || row.sample.mask.is_some() {
+        return None;
+    }
+    match params.temperature == 0.0 {
+        true => Some(1),
+        // `draw` begins with these, and looks at no other.
+        false => Some(params.top_k).filter(|k| (1..=MOST_SCREENED).contains(k)),
+    }
+}
+
 /// The workspaces of all threads that sample.
 pub struct Sampler {
     workspaces: Vec<Mutex<Workspace>>,
@@ -304,17 +328,32 @@ fn draw(
     if max == f32::NEG_INFINITY {
         return None;
     }
-    for x in logits.iter_mut() {
+    let weigh = |x: &mut f32| {
         let weight = ((*x - max) / params.temperature).exp();
         *x = if weight >= params.min_p { weight } else { 0.0 };
+    };
+    let candidates = &mut work.candidates;
+    candidates.clear();
+    if (1..logits.len()).contains(&params.top_k) {
+        // The largest logits, of equal ones those of lower ids: smaller ones are not looked at again.
+        candidates.extend(0..logits.len() as TokenId);
+        candidates.select_nth_unstable_by(params.top_k - 1, by_weight(logits));
+        candidates.truncate(params.top_k);
+        candidates.iter().for_each(|&token| weigh(&mut logits[token as usize]));
+        candidates.retain(|&token| logits[token as usize] > 0.0);
+    } else {
+        logits.iter_mut().for_each(weigh);
     }
     let u = uniform(params.seed, position as u64);
     let weights = &*logits;
     if params.top_k == 0 && params.top_p >= 1.0 {
         return invert(weights.iter().enumerate().map(|(i, &w)| (i as TokenId, w)), u);
     }
-    truncate(weights, params, &mut work.candidates);
-    invert(work.candidates.iter().map(|&i| (i, weights[i as usize])), u)
+    if candidates.is_empty() {
+        candidates.extend((0..weights.len() as TokenId).filter(|&i| weights[i as usize] > 0.0));
+    }
+    truncate(weights, params.top_p, candidates);
+    invert(candidates.iter().map(|&i| (i, weights[i as usize])), u)
 }
 
 /// Most probable first, ties by lower id.
@@ -322,22 +361,16 @@ fn by_weight(weights: &[f32]) -> impl Fn(&TokenId, &TokenId) -> Ordering + Copy 
     |a, b| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b))
 }
 
-/// Fills `candidates` with the tokens that top-k and top-p keep, most probable first. At least one is kept.
-fn truncate(weights: &[f32], params: &SamplingParams, candidates: &mut Vec<TokenId>) {
-    candidates.clear();
-    candidates.extend((0..weights.len() as TokenId).filter(|&i| weights[i as usize] > 0.0));
-    if params.top_k > 0 && params.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(params.top_k - 1, by_weight(weights));
-        candidates.truncate(params.top_k);
-    }
-    if params.top_p >= 1.0 {
+/// Leaves the candidates that top-p keeps, most probable first. At least one is kept.
+fn truncate(weights: &[f32], top_p: f32, candidates: &mut Vec<TokenId>) {
+    if top_p >= 1.0 {
         candidates.sort_unstable_by(by_weight(weights));
         return;
     }
     // Summed in the order of ids, which does not depend on how the selection left them.
     candidates.sort_unstable();
     let total: f64 = candidates.iter().map(|&i| f64::from(weights[i as usize])).sum();
-    let goal = f64::from(params.top_p) * total;
+    let goal = f64::from(top_p) * total;
     let (mut sorted, mut sum) = (0, 0.0);
     // The nucleus is usually small: sort a growing head of the candidates instead of all of them.
     let mut head = 256;

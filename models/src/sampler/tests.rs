@@ -112,14 +112,42 @@ fn truncated_draws_follow_the_renormalised_distribution() {
     }
 }
 
+/// What a screened head promises is enough: the largest logits with their places, and something smaller elsewhere.
+#[test]
+fn a_row_looks_at_its_largest_alone() {
+    // Many that differ in their last bits, where weights are equal and logits are not; the kept ones are anywhere among them.
+    let logits: Vec<f32> =
+        (0..999).map(|i| 3.0f32.next_down() - (i * 7919 % 999 / 4) as f32 * 2.4e-7).collect();
+    for (top_k, temperature, top_p, min_p) in [
+        (0, 0.0, 1.0, 0.0),
+        (1, 1.0, 1.0, 0.0),
+        (5, 3.0, 1.0, 0.0),
+        (20, 0.7, 0.9, 0.0),
+        (64, 1e-6, 0.5, 0.2),
+    ] {
+        let params = SamplingParams { top_k, temperature, top_p, min_p, seed: 4, ..Default::default() };
+        let mut sample = request(params);
+        let tasks = [RowTask::Sample(sample.row(0))];
+        let top = tops(&tasks).expect("a row that looks at its largest")[0];
+        let mut sorted = logits.clone();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        let least = sorted[top - 1];
+        let screened: Vec<f32> =
+            logits.iter().map(|&x| if x >= least { x } else { least.next_down() }).collect();
+        for position in 0..200 {
+            sample.position = position;
+            assert_eq!(token(&screened, &sample), token(&logits, &sample), "{top_k} at {temperature}");
+        }
+    }
+}
+
 #[test]
 fn a_wide_nucleus_is_found_beyond_the_sorted_head() {
     // 3,000 nearly equal tokens: half of the mass needs about 1,500 of them.
     let logits: Vec<f32> = (0..3001).map(|i| ((i * 7919) % 3001) as f32 * 1e-5).collect();
-    let params = SamplingParams { top_p: 0.5, seed: 9, ..Default::default() };
     let weights: Vec<f32> = logits.iter().map(|x| x.exp()).collect();
-    let mut candidates = Vec::new();
-    truncate(&weights, &params, &mut candidates);
+    let mut candidates: Vec<TokenId> = (0..3001).rev().collect();
+    truncate(&weights, 0.5, &mut candidates);
     let mut expected: Vec<TokenId> = (0..3001).collect();
     expected.sort_by(by_weight(&weights));
     let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();

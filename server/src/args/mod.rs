@@ -8,6 +8,6 @@ mod values;
 pub use caches::{default_kernel_cache, default_weights_cache};
 pub use serve::{DataArgs, HarmlessArgs, ResponsesArgs, ServeArgs};
 pub use values::{
-    ActivationsArg, DTypeArg, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg, WeightLayoutArg,
+    ActivationsArg, DTypeArg, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg,
+    LogFormatArg, MatmulArg, QuantizationArg, WeightLayoutArg,
 };

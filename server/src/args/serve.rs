@@ -1,8 +1,8 @@
 //! The flags of `serve`, which `plan`, `run-batch` and `bench-engine` take too.
 
 use super::values::{
-    ActivationsArg, DTypeArg, GenerationConfigArg, KvCacheDTypeArg, LoadFormatArg, LogFormatArg, MatmulArg,
-    QuantizationArg, WeightLayoutArg,
+    ActivationsArg, DTypeArg, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg,
+    LogFormatArg, MatmulArg, QuantizationArg, WeightLayoutArg,
 };
 use clap::Args as ClapArgs;
 use std::path::PathBuf;
@@ -71,6 +71,11 @@ pub struct ServeArgs {
     /// The form in which bfloat16 weights of linear layers lie in memory. The answers are the same to the bit; compact takes a quarter less
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_WEIGHT_LAYOUT")]
     pub weight_layout: WeightLayoutArg,
+
+    /// Keep an int8 copy of the output head by which the rows are found that can hold one of the largest logits, and compute only those in full
+    /// where no more is looked at: greedy decoding, and top-k up to 64. The answers are the same to the bit
+    #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_HEAD_SCREENING")]
+    pub head_screening: HeadScreeningArg,
 
     /// Type of keys and values
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_KV_CACHE_DTYPE")]

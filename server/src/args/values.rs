@@ -54,6 +54,16 @@ pub enum WeightLayoutArg {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HeadScreeningArg {
+    /// on for a head of floats with 16,777,216 weights or more, where the processor multiplies bytes
+    Auto,
+    /// An int8 copy of the head beside it, on the processor
+    On,
+    /// All of the head for every token
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheDTypeArg {
     /// The type of weights that are not quantised
     Auto,

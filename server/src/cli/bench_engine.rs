@@ -82,6 +82,7 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         "architecture": loaded.info.architecture,
         "dtype": loaded.info.dtype,
         "weight_layout": loaded.info.weight_layout,
+        "head_screening": loaded.plan.head_screening,
         "parameters": loaded.info.num_parameters,
         "weights_bytes": plan.weights + plan.vision_weights,
         "load_seconds": load_seconds,

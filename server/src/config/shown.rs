@@ -76,6 +76,7 @@ impl Config {
             ("mla_expand_from", json!(load.mla_expand_from)),
             ("activations", json!(format!("{:?}", load.activations))),
             ("weight_layout", json!(format!("{:?}", load.weight_layout))),
+            ("head_screening", json!(format!("{:?}", load.head_screening))),
             ("threads_bind", json!(load.threads_bind)),
             ("device", json!(format!("{:?}", load.device))),
             ("kernel_cache", json!(load.kernels.cache)),

@@ -89,6 +89,9 @@ pub(super) fn of(files: &ModelFiles, sources: &[SourceFile], storage: &Storage) 
     if storage.layout != WeightLayout::Plain {
         hash.part(storage.layout.name().as_bytes());
     }
+    if storage.screens_head {
+        hash.part(b"screened head");
+    }
     // The forms of published weights, and how matrices are taken apart.
     hash.part(&files.read(CONFIG_FILE)?.unwrap_or_default());
     for source in sources {
