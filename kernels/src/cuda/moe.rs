@@ -79,8 +79,9 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
         Instance::new("moe_combine<4>", 40, 0),
-        Instance::new("moe_combine_norm<1>", 64, 128),
-        Instance::new("moe_combine_norm<4>", 64, 128),
+        // 128 bytes; 1,024 where they are compiled beside kernels whose shared memory begins at such a multiple.
+        Instance::new("moe_combine_norm<1>", 64, 1024),
+        Instance::new("moe_combine_norm<4>", 64, 1024),
     ],
 };
 
