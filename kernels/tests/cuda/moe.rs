@@ -430,8 +430,8 @@ fn bugs_are_noticed() {
         ("for (int i = 0; i < N; i++) sum[i] += v[i];", "", &shared),
         // The order of a sum.
         (
-            "for (int j = 0; j < top_k; j++) {\n            int row",
-            "for (int j = top_k - 1; j >= 0; j--) {\n            int row",
+            "for (int j = 0; j < top_k; j++) {\n        int row",
+            "for (int j = top_k - 1; j >= 0; j--) {\n        int row",
             &few,
         ),
     ];
