@@ -56,8 +56,7 @@ fn the_layers_depend_downwards_only() {
     assert_eq!(of("tests"), [""; 0]);
 }
 
-/// So that a file can be read with those that it names, and without those that name it. In `kernels` a device knows its ops and ops know
-/// their device.
+/// So that a file can be read with those that it names, and without those that name it.
 #[test]
 fn imports_within_a_crate_run_one_way() {
     for folder in ["scheduler/src", "server/src"] {
