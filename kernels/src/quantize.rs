@@ -117,7 +117,7 @@ fn int4_zero(values: &[f32], levels: &mut [i8], zero: &mut f16) -> f16 {
 
 /// The nearest whole number within bounds that are whole and small, of two the even one; NaN stays. What the addition cuts off is what
 /// rounding cuts off, in one instruction on every processor where `round_ties_even` is a call on some.
-fn nearest(x: f32, low: f32, high: f32) -> f32 {
+pub(crate) fn nearest(x: f32, low: f32, high: f32) -> f32 {
     const WHOLE: f32 = 1.5 * (1 << 23) as f32;
     (x.clamp(low, high) + WHOLE) - WHOLE
 }

@@ -5,7 +5,9 @@ use super::simd::{Simd, simd_entry};
 use super::{Shared, SharedMut};
 use crate::ActivationType;
 use crate::matrix::PANEL;
+use crate::quantize::nearest;
 use crate::weight_type::GROUP;
+use half::bf16;
 use std::ops::Range;
 
 /// Squares of a row's lengths.
@@ -30,7 +32,7 @@ fn squares_body<S: Simd>(_: S, x: &[f32], [exact, coarse]: [ActivationType; 2], 
         let mut taken = *group;
         if exact == ActivationType::BF16 {
             for taken in &mut taken {
-                *taken = to_bf16(*taken);
+                *taken = bf16::from_f32(*taken).to_f32();
             }
         }
         let mut meant = *group;
@@ -55,20 +57,9 @@ fn squares_body<S: Simd>(_: S, x: &[f32], [exact, coarse]: [ActivationType; 2], 
     *out = Squares { exact: squares.iter().sum(), apart: apart.iter().sum() };
 }
 
-/// To nearest even; NaN and infinities stay what they are.
-#[inline(always)]
-fn to_bf16(x: f32) -> f32 {
-    if !x.is_finite() {
-        return x;
-    }
-    let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-}
-
 /// As `rounded` does it: what its levels stand for. Half a step is as far from the one as from the other, whichever a processor takes.
 #[inline(always)]
 fn to_int8(x: &[f32; GROUP]) -> [f32; GROUP] {
-    const WHOLE: f32 = 1.5 * (1 << 23) as f32;
     let mut largest = 0.0f32;
     for x in x {
         let x = x.abs();
@@ -83,9 +74,8 @@ fn to_int8(x: &[f32; GROUP]) -> [f32; GROUP] {
     let (scale, by) = (largest * (1.0 / 127.0), 127.0 / largest);
     let mut out = *x;
     for x in &mut out {
-        // The addition cuts off what rounding cuts off. A product of 7 and 24 bits is rounded to 24 once more: far less than `screened_linear`
-        // allows for.
-        *x = scale * ((*x * by + WHOLE) - WHOLE);
+        // A product of 7 and 24 bits is rounded to 24 once more: far less than `screened_linear` allows for.
+        *x = scale * nearest(*x * by, -127.0, 127.0);
     }
     out
 }
@@ -169,7 +159,6 @@ fn largest<S: Simd>(s: S, v: S::V) -> f32 {
 mod tests {
     use super::*;
     use crate::cpu::simd::Isa;
-    use half::bf16;
 
     #[test]
     fn lengths_are_those_of_rounded_rows() {
