@@ -1,7 +1,8 @@
 //! Work that runs beside a device's own queue: enqueued after what was there at a mark, and waited for by nobody but who asks.
 
 use crate::cuda::Cuda;
-use crate::cuda::driver::{Event, Result, Stream};
+use crate::cuda::driver::{Event, Stream};
+use crate::cuda::error::Result;
 use crate::{Device, Error};
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! What can go wrong before the first op runs, and on a device while it runs. Ops themselves do not fail: a wrong shape is our own
 //! mistake and panics; a failure of a device is kept there, and reported by whoever waits for it.
 
-use crate::cuda::driver::CudaError;
+use crate::cuda::error::CudaError;
 use crate::{ActivationType, DType, Isa};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 //! first written, so that what a server plans for and never uses costs nothing. Packed weights may lie in a mapped file instead. On a
 //! GPU a buffer is a region of the device's arena.
 
-use crate::cuda::driver::{CudaError, DevicePtr};
+use crate::cuda::driver::DevicePtr;
+use crate::cuda::error::CudaError;
 use crate::{Device, FileMap};
 use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

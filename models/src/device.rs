@@ -3,8 +3,9 @@
 use crate::{ActivationsChoice, LoadError, LoadOptions, MemoryLimit};
 use kernels::cuda::Matmul;
 use kernels::cuda::compile::Cache;
-use kernels::cuda::driver::{CudaError, DeviceInfo, Driver};
+use kernels::cuda::driver::{DeviceInfo, Driver};
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::error::CudaError;
 use kernels::cuda::nvidia::{self, Nvidia, NvidiaOptions};
 use kernels::cuda::paper::Paper;
 use kernels::{CpuOptions, Device, Error};

@@ -37,7 +37,7 @@ pub use info::{
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
-pub use kernels::cuda::driver::CudaError as KernelError;
+pub use kernels::cuda::error::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
 pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
 pub use parts::{Quantization, WeightLayout};

@@ -2,7 +2,7 @@
 //! loaded. Both make the files that `Cuda::function` looks for: one for each instance.
 
 use super::compile::{Cache, Job};
-use super::driver::{CudaError, Result};
+use super::error::{CudaError, Result};
 use super::launch::{Instance, Kernel, all};
 use super::nvrtc::Nvrtc;
 use super::{Cuda, launch};

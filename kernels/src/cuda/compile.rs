@@ -1,8 +1,8 @@
 //! What is compiled, and where the results are kept: one folder of files named by a hash of everything that decides their
 //! content. A file is written under another name and then renamed, so that a reader sees all of it or none.
 
-use super::driver::{CudaError, Result};
-use super::nvrtc::Cubin;
+use super::cubin::Cubin;
+use super::error::{CudaError, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 

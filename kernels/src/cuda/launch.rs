@@ -1,7 +1,8 @@
 //! From an op to a launch: which instances of a kernel exist, what each may cost, and how a function is found.
 
 use super::compile::{Job, Source};
-use super::driver::{Args, Clusters, CudaError, Function, Grid};
+use super::driver::{Args, Clusters, Function, Grid};
+use super::error::CudaError;
 use super::{Cuda, catalogue};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;

@@ -4,6 +4,7 @@
 
 use super::compile::{Cache, Image, Job};
 use super::driver::*;
+use super::error::{CudaError, Result};
 use super::nvrtc::Nvrtc;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;

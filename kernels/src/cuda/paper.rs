@@ -2,6 +2,7 @@
 
 use super::compile::{Image, Job};
 use super::driver::*;
+use super::error::{CudaError, Result};
 use std::ptr::NonNull;
 
 pub struct Paper {

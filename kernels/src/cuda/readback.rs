@@ -2,7 +2,8 @@
 //! on with later work.
 
 use super::Cuda;
-use super::driver::{Event, Result};
+use super::driver::Event;
+use super::error::Result;
 use crate::{Device, Tensor};
 use std::ptr::NonNull;
 use std::sync::Arc;

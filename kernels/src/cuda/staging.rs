@@ -1,7 +1,8 @@
 //! Pinned memory between the host's memory and the device. Large buffers carry weights, one is filled while others are copied, and the masks of a
 //! step. A ring of small ones carries what a step needs, so that preparing a step, or the one behind it, does not wait for the one that runs.
 
-use super::driver::{DevicePtr, Driver, Event, Result, Stream};
+use super::driver::{DevicePtr, Driver, Event, Stream};
+use super::error::Result;
 use std::ptr::NonNull;
 
 const LARGE: usize = 4 << 20;

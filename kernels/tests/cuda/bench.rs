@@ -4,6 +4,7 @@ use crate::device::options;
 use kernels::cuda::compile::{Job, Source};
 use kernels::cuda::driver::*;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::error::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub struct Bench {

@@ -7,6 +7,7 @@ use crate::device::options;
 use kernels::cuda::compile::Source;
 use kernels::cuda::driver::*;
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
+use kernels::cuda::error::Result;
 
 const SOURCE: Source = Source { name: "clusters.cu", text: include_str!("clusters.cu") };
 

@@ -5,6 +5,7 @@ use crate::bench::Bench;
 use crate::common::values;
 use kernels::cuda::compile::Source;
 use kernels::cuda::driver::*;
+use kernels::cuda::error::{CudaError, Result};
 
 const SOURCE: Source = Source { name: "faults.cu", text: include_str!("faults.cu") };
 const SEEDS: u64 = 6;

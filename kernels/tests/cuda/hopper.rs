@@ -5,6 +5,7 @@ use crate::common::values;
 use half::{bf16, f16};
 use kernels::cuda::compile::Source;
 use kernels::cuda::driver::*;
+use kernels::cuda::error::{CudaError, Result};
 
 const SOURCE: Source = Source { name: "hopper.cu", text: include_str!("hopper.cu") };
 const K: usize = 64;

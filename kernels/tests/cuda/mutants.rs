@@ -19,7 +19,7 @@ fn is_noticed(from: &'static str, to: &'static str, run: &dyn Fn(&Device) -> Res
         run(&edited(seed, from, to)).map_or_else(
             |error| {
                 assert!(
-                    matches!(error, Error::Cuda(cuda::driver::CudaError::Lost { .. })),
+                    matches!(error, Error::Cuda(cuda::error::CudaError::Lost { .. })),
                     "{from:?}: {error}"
                 );
                 true

@@ -1,7 +1,7 @@
 //! Compiling ahead of serving, and kernels that a compiler refuses.
 
 use crate::device::{edited, emulated};
-use kernels::cuda::driver::CudaError;
+use kernels::cuda::error::CudaError;
 use kernels::cuda::launch;
 use kernels::ops::{RopeLayout, RopeTable, rope};
 use kernels::{DType, Device, Error, Tensor};

@@ -1,7 +1,7 @@
 //! Sampling where the logits are: what is wanted of each row goes to the device, and a few numbers come back. The steps are those of
 //! [`super::sample`]; `kernels::ops::sample` says how near the results are.
 
-use super::{RowResult, RowTask};
+use super::task::{RowResult, RowTask};
 use kernels::ops::{
     Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
     place_tokens, sample,

@@ -1,7 +1,7 @@
 //! How probable a given token was: a prompt's, in the place of one that is drawn. The distribution is the one that sampling reports,
 //! from the same function, so a token has the same log-probability whether it was generated or is read in a prompt.
 
-use super::{Workspace, report};
+use super::draw::{Workspace, report};
 use scheduler::{Failure, PromptLogprob, TokenId};
 
 /// Of `target` after the token whose logits these are, with the `top` most probable ones.

@@ -1,7 +1,8 @@
 //! Exact answers for small rows, and chi-square for the distribution of what is drawn.
 
+use super::draw::{by_weight, truncate};
 use super::*;
-use scheduler::{History, Sample};
+use scheduler::{History, Sample, SamplingParams, TokenId};
 use std::sync::Arc;
 
 fn request(params: SamplingParams) -> Sample {

@@ -5,7 +5,7 @@
 use crate::common::late::Late;
 use crate::common::{Picture, load, on_gpu, picture, put_picture};
 use kernels::Device;
-use kernels::cuda::driver::CudaError;
+use kernels::cuda::error::CudaError;
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded};
 use scheduler::{
     Engine, Event, FinishReason, NgramConfig, PromptOutput, SamplingParams, SchedulerConfig, Sequence,

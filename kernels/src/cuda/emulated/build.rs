@@ -1,7 +1,7 @@
 //! Compiles kernels for the CPU: the same .cu source, wrapped into a library by the C++ compiler of the machine.
 
 use super::super::compile::{Cache, HEADERS, Image, Job, Key, Source, headers_of, unique};
-use super::super::driver::{CudaError, Result};
+use super::super::error::{CudaError, Result};
 use super::super::launch;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 //! A compiled library of kernels: opening it, checking arguments, running a launch. The structs mirror emulator/api.h.
 
-use super::super::driver::{Args, Clusters, CudaError, DevicePtr, Grid, Result};
+use super::super::driver::{Args, Clusters, DevicePtr, Grid};
+use super::super::error::{CudaError, Result};
 use super::memory::{Memory, RawRegion, Region, lost};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! The emulated device's memory: bytes, one shadow byte for each (written or not), and regions with names. Pinned host memory.
 
-use super::super::driver::{CudaError, DevicePtr, Result};
+use super::super::driver::DevicePtr;
+use super::super::error::{CudaError, Result};
 use super::meter::TensorTraffic;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};

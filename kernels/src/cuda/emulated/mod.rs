@@ -10,6 +10,7 @@ pub use meter::{LaunchTraffic, Meter, TensorTraffic};
 
 use super::compile::{Cache, Image, Job};
 use super::driver::*;
+use super::error::{CudaError, Result};
 use build::Builder;
 use library::{Kernel, Library};
 use memory::{Memory, Region};
