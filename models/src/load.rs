@@ -147,7 +147,8 @@ fn load_once(
         Some((shape, _)) => Some(load_eyes(&checkpoint, &device, storage, shape, &plan)?),
         None => None,
     };
-    checkpoint.finish(|name| Decoder::may_ignore(&config.decoder, name))?;
+    checkpoint
+        .finish(|name| Decoder::may_ignore(&config.decoder, name) || is_idle(config, &checkpoint, name))?;
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
@@ -176,6 +177,14 @@ fn load_once(
         generation_defaults,
         cache_use,
         not_compact: None,
+    })
+}
+
+/// Whether a tensor has no part in the computation, though the form of the weights leaves it in the files.
+fn is_idle(config: &ModelConfig, checkpoint: &Checkpoint, name: &str) -> bool {
+    config.published.as_ref().is_some_and(|published| {
+        published.may_ignore(name)
+            || (published.may_have_zero_biases() && name.ends_with(".bias") && checkpoint.is_zero(name))
     })
 }
 

@@ -7,7 +7,8 @@ use common::{files, options};
 use models::{
     DTypeChoice, Exported, LoadError, LoadOptions, Loaded, ModelFiles, Quantization, QuantizationChoice,
 };
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -154,6 +155,42 @@ fn files_that_are_not_what_the_configuration_says_are_refused() {
         |config| config["quantization_config"]["quant_method"] = json!("gptq"),
         "expected shape [8, 64], found [64, 8]",
     );
+}
+
+/// A copy of a fixture's folder with one tensor more: two-byte floats.
+fn with_tensor(form_name: &str, tensor: &str, values: &[u16]) -> PathBuf {
+    let directory = changed(form_name, tensor, |_| {});
+    let file = directory.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let added: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let added = TensorView::new(Dtype::F16, vec![values.len()], &added).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let all = tensors.tensors().into_iter().chain([(tensor.to_string(), added)]);
+    std::fs::write(file, safetensors::serialize(all, None).unwrap()).unwrap();
+    directory
+}
+
+/// Packers of GPTQ gave every layer a bias, which is zero where the model has none; others leave scales of activations in the files.
+#[test]
+fn tensors_that_change_nothing_may_be_there() {
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    for (name, tensor, values, is_taken) in [
+        ("gptq", bias, &[0; 64], true),
+        ("gptq", bias, &[0x3c00; 64], false),
+        ("compressed_int8", bias, &[0; 64], false),
+        ("compressed_int8", "model.layers.0.self_attn.q_proj.input_scale", &[0x3c00; 64], true),
+        ("gptq", "model.layers.0.self_attn.q_proj.input_scale", &[0x3c00; 64], false),
+    ] {
+        match load(&with_tensor(name, tensor, values), &options()) {
+            Ok(mut loaded) => {
+                assert!(is_taken, "{name} {tensor}");
+                let (prompt, _) = golden(name);
+                let whole = |loaded: &mut Loaded| log_probs(loaded, &prompt, prompt.len());
+                assert_eq!(whole(&mut loaded), whole(&mut load(&form(name), &options()).unwrap()), "{name}");
+            }
+            Err(error) => assert!(!is_taken && error.to_string().contains(tensor), "{name}: {error}"),
+        }
+    }
 }
 
 fn quantize(family: &str, quantization: Quantization) -> (PathBuf, Exported) {

@@ -64,10 +64,43 @@ pub struct Published {
 enum Rules {
     /// The first group of which a target is met, unless the module is to be ignored.
     Targets { groups: Vec<Target>, ignore: Vec<Pattern> },
-    /// All linear layers within the decoder's layers, unless a part of the name is listed.
-    Layers { scheme: Scheme, not_converted: Vec<String> },
+    /// Linear layers within the decoder's layers.
+    Layers { scheme: Scheme, which: Which },
     /// What each tensor of a GGUF file has.
     Tensors { architecture: String, schemes: BTreeMap<String, Scheme> },
+}
+
+/// Which linear layers are quantised.
+#[derive(Debug, Clone, Default)]
+struct Which {
+    /// Names inside a decoder layer, or whole ones; `None`: all of them.
+    only: Option<Vec<String>>,
+    /// Not those whose name has such a part.
+    not_converted: Vec<String>,
+    /// Nor those that match.
+    skipped: Vec<Pattern>,
+}
+
+impl Which {
+    fn takes(&self, module: &str) -> bool {
+        let listed = |name: &String| part_for(name, module).contains(name.as_str());
+        let inside = |name: &String| {
+            module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        self.only.as_ref().is_none_or(|only| only.iter().any(inside))
+            && !self.not_converted.iter().any(listed)
+            && !self.skipped.iter().any(|pattern| pattern.is_match(module))
+    }
+}
+
+/// What of a module's name is looked for a part of it. The experts of a layer are one to those who list parts: `gate` is the router, not
+/// the `gate_proj` of each.
+fn part_for<'a>(listed: &str, module: &'a str) -> &'a str {
+    let experts = ".experts.";
+    match module.find(experts) {
+        Some(at) if !listed.contains("experts.") => &module[..at + experts.len() - 1],
+        _ => module,
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +164,22 @@ impl Published {
         }
     }
 
+    /// Whether a tensor that nothing takes is one that files of this form have all the same: scales of activations, which are not
+    /// quantised here as there.
+    pub fn may_ignore(&self, tensor: &str) -> bool {
+        let of_activations = ["input_scale", "input_zero_point", "input_global_scale"];
+        let part = tensor.rsplit('.').next().unwrap_or_default();
+        match &self.rules {
+            Rules::Targets { .. } => of_activations.contains(&part),
+            Rules::Layers { .. } | Rules::Tensors { .. } => false,
+        }
+    }
+
+    /// Whether a bias that the architecture does not have may be there if it is zero: packers gave one to every layer.
+    pub fn may_have_zero_biases(&self) -> bool {
+        matches!(self.rules, Rules::Layers { scheme: Scheme::Gptq { .. } | Scheme::Awq { .. }, .. })
+    }
+
     /// `None`: the module's weight is floats. A router is never quantised: the files that name all linear layers do not mean it.
     pub fn scheme(&self, part: Part, module: &str) -> Option<&Scheme> {
         if part == Part::Router {
@@ -144,10 +193,9 @@ impl Published {
                 let met = |target: &&Target| target.patterns.iter().any(|pattern| pattern.is_match(module));
                 groups.iter().find(met).map(|target| &target.scheme)
             }
-            Rules::Layers { scheme, not_converted } => {
+            Rules::Layers { scheme, which } => {
                 let in_layers = matches!(part, Part::Linear | Part::Absorbed);
-                let listed = || not_converted.iter().any(|name| module.contains(name.as_str()));
-                (in_layers && !listed()).then_some(scheme)
+                (in_layers && which.takes(module)).then_some(scheme)
             }
             Rules::Tensors { architecture, schemes } => {
                 schemes.get(&place(architecture, &format!("{module}.weight"))?.tensor)

@@ -1,9 +1,11 @@
 //! The configurations of AWQ, GPTQ and block-scaled fp8. All three quantise the linear layers of the decoder's layers, and
 //! neither the head nor anything that sees pictures.
 
-use super::{Rules, Scheme, group_size, names};
+use super::pattern::Pattern;
+use super::{Rules, Scheme, Which, group_size, names};
 use crate::LoadError;
 use crate::config::json::Fields;
+use serde_json::{Map, Value};
 
 pub(super) fn awq(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     let bits = q.opt_usize("bits", 1..=64)?.or(q.opt_usize("w_bit", 1..=64)?);
@@ -11,18 +13,18 @@ pub(super) fn awq(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
         return Err(q.fail("bits", format!("{} is not supported, only 4 is", bits.unwrap_or(0))));
     }
     // `gemv` lies the other way round.
-    let version = q.opt_str("version")?.unwrap_or("gemm");
+    let key = if q.get("version").is_some() { "version" } else { "format" };
+    let version = q.opt_str(key)?.unwrap_or("gemm");
     if !version.eq_ignore_ascii_case("gemm") {
-        return Err(q.fail("version", format!("{version:?} is not supported, only gemm is")));
+        return Err(q.fail(key, format!("{version:?} is not supported, only gemm is")));
     }
     if !q.bool_or("zero_point", true)? {
         return Err(q.fail("zero_point", "false is not supported"));
     }
     let key = if q.has("q_group_size") { "q_group_size" } else { "group_size" };
     let group = group_size(q, key)?.ok_or_else(|| q.fail(key, "-1 is not supported"))?;
-    let rules =
-        Rules::Layers { scheme: Scheme::Awq { group }, not_converted: names(q, "modules_to_not_convert")? };
-    Ok(("awq int4", rules))
+    let which = Which { not_converted: names(q, "modules_to_not_convert")?, ..Which::default() };
+    Ok(("awq int4", Rules::Layers { scheme: Scheme::Awq { group }, which }))
 }
 
 pub(super) fn gptq(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
@@ -31,43 +33,81 @@ pub(super) fn gptq(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
         8 => (8, "gptq int8"),
         other => return Err(q.fail("bits", format!("{other} is not supported, 4 and 8 are"))),
     };
-    if q.bool_or("desc_act", false)? {
-        return Err(q.fail("desc_act", "true is not supported: groups would be of scattered columns"));
-    }
     if q.bool_or("lm_head", false)? {
         return Err(q.fail("lm_head", "true is not supported"));
     }
-    for key in ["dynamic", "modules_in_block_to_quantize"] {
-        if q.get(key).is_some_and(|value| !matches!(value, serde_json::Value::Object(map) if map.is_empty()))
-        {
-            return Err(q.fail(key, "is not supported"));
-        }
-    }
-    let format = q.opt_str("checkpoint_format")?.unwrap_or("gptq");
+    let key = if q.get("checkpoint_format").is_some() { "checkpoint_format" } else { "format" };
+    let format = q.opt_str(key)?.unwrap_or("gptq");
     let less_one = match format {
         "gptq" => true,
         "gptq_v2" => false,
         other => {
             let message = format!("{other:?} is not supported, gptq and gptq_v2 are");
-            return Err(q.fail("checkpoint_format", message));
+            return Err(q.fail(key, message));
         }
     };
     let zeros = !q.bool_or("sym", true)?;
     if zeros && bits == 8 {
         return Err(q.fail("sym", "false is not supported with 8 bits"));
     }
-    let scheme = Scheme::Gptq { bits, group: group_size(q, "group_size")?, zeros, less_one };
-    Ok((method, Rules::Layers { scheme, not_converted: names(q, "modules_to_not_convert")? }))
+    let group = group_size(q, "group_size")?;
+    // One group for a whole row, or groups that were fixed before columns were ordered, are of neighbours in any order.
+    if q.bool_or("desc_act", false)? && group.is_some() && !q.bool_or("static_groups", false)? {
+        return Err(q.fail("desc_act", "true is not supported: groups would be of scattered columns"));
+    }
+    let which = Which {
+        only: inside_layers(q)?,
+        not_converted: names(q, "modules_to_not_convert")?,
+        skipped: skipped(q)?,
+    };
+    Ok((method, Rules::Layers { scheme: Scheme::Gptq { bits, group, zeros, less_one }, which }))
+}
+
+/// `modules_in_block_to_quantize`: lists of names inside a layer, one for each round of the quantiser.
+fn inside_layers(q: &Fields) -> Result<Option<Vec<String>>, LoadError> {
+    let key = "modules_in_block_to_quantize";
+    let Some(rounds) = q.opt_array(key)? else { return Ok(None) };
+    let mut all = Vec::new();
+    for round in rounds {
+        let names = match round {
+            Value::Array(names) => names.as_slice(),
+            name => std::slice::from_ref(name),
+        };
+        for name in names {
+            let name = name.as_str().ok_or_else(|| q.fail(key, format!("{name} is not a string")))?;
+            all.push(name.to_string());
+        }
+    }
+    Ok(Some(all))
+}
+
+/// `dynamic`: expressions that a module's name must match from its beginning. `-:` before one leaves the modules as they are; of others
+/// only those are understood that change nothing.
+fn skipped(q: &Fields) -> Result<Vec<Pattern>, LoadError> {
+    let Some(rules) = q.opt_object("dynamic")? else { return Ok(Vec::new()) };
+    let mut skipped = Vec::new();
+    for (rule, changes) in rules {
+        match rule.strip_prefix("-:") {
+            Some(expression) => {
+                let pattern = Pattern::parse(&format!("re:{expression}"));
+                skipped.push(pattern.map_err(|message| q.fail("dynamic", message))?);
+            }
+            None if changes.as_object().is_some_and(Map::is_empty) => {}
+            None => {
+                return Err(q.fail("dynamic", format!("{rule:?} is not supported, only those with -: are")));
+            }
+        }
+    }
+    Ok(skipped)
 }
 
 pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     q.only("fmt", "e4m3")?;
     let list = q.opt_array("weight_block_size")?.ok_or_else(|| q.fail("weight_block_size", "is missing"))?;
-    let size =
-        |value: &serde_json::Value| value.as_u64().filter(|n| (1..=1 << 20).contains(n)).map(|n| n as usize);
+    let size = |value: &Value| value.as_u64().filter(|n| (1..=1 << 20).contains(n)).map(|n| n as usize);
     let [Some(rows), Some(columns)] = list.iter().map(size).collect::<Vec<_>>()[..] else {
         return Err(q.fail("weight_block_size", "expected two numbers, of rows and of columns"));
     };
-    let scheme = Scheme::Fp8 { block: [rows, columns] };
-    Ok(("fp8", Rules::Layers { scheme, not_converted: names(q, "modules_to_not_convert")? }))
+    let which = Which { not_converted: names(q, "modules_to_not_convert")?, ..Which::default() };
+    Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { block: [rows, columns] }, which }))
 }

@@ -82,11 +82,59 @@ fn schemes_of_other_settings() {
     });
     let scheme = Scheme::Gptq { bits: 4, group: None, zeros: true, less_one: false };
     assert_eq!((of(v2), scheme.kept_as()), (("gptq int4", Some(scheme), false), Some(WeightType::Int4Zero)));
+    let newer =
+        json!({"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": false, "format": "gptq_v2"});
+    assert_eq!(of(newer).1, Some(scheme));
     let fp8 = json!({
         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]
     });
     let scheme = Scheme::Fp8 { block: [128, 128] };
     assert_eq!((of(fp8), scheme.kept_as()), (("fp8", Some(scheme), false), None));
+}
+
+/// Mixtral as it was first published in GPTQ has one group a row in the order of the activations, and a list of all but the router;
+/// later packers write expressions.
+#[test]
+fn gptq_says_which_layers() {
+    let of = |changes: Value| {
+        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": true});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let published = read(config).unwrap().unwrap();
+        move |module: &str| published.scheme(Part::Linear, &format!("model.layers.3.{module}")).is_some()
+    };
+    let mixtral = of(json!({"modules_in_block_to_quantize": [
+        ["self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj"],
+        ["block_sparse_moe.experts.0.w1", "block_sparse_moe.experts.1.w1"]
+    ]}));
+    assert!(mixtral("self_attn.q_proj") && mixtral("block_sparse_moe.experts.1.w1"));
+    assert!(!mixtral("self_attn.o_proj") && !mixtral("block_sparse_moe.experts.0.w2"));
+    let whole = of(json!({"modules_in_block_to_quantize": ["model.layers.3.self_attn.q_proj"]}));
+    assert!(whole("self_attn.q_proj") && !whole("self_attn.k_proj"));
+    let expressions = of(json!({"dynamic": {
+        "-:model\\.layers\\.3\\.mlp\\.down_proj$": {}, "-:lm_head": {}, "lm_head": {}, "-:down_proj": {}
+    }}));
+    assert!(!expressions("mlp.down_proj"));
+    assert!(expressions("mlp.up_proj") && expressions("mlp.experts.0.down_proj"));
+    let fixed = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "static_groups": true});
+    read(fixed).unwrap();
+}
+
+#[test]
+fn parts_of_names_are_not_looked_for_inside_experts() {
+    let awq = |listed: &str| {
+        let config =
+            json!({"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": [listed]});
+        let published = read(config).unwrap().unwrap();
+        move |module: &str| published.scheme(Part::Linear, &format!("model.layers.3.{module}")).is_some()
+    };
+    // Routers, as they are listed for Mixtral and for Qwen3-MoE.
+    for router in ["gate", "mlp.gate"] {
+        assert!(awq(router)("mlp.experts.7.gate_proj"), "{router}");
+    }
+    assert!(!awq("experts.7.")("mlp.experts.7.gate_proj"));
+    assert!(!awq("model.layers.3.")("mlp.experts.7.gate_proj"));
+    assert!(!awq("mlp")("mlp.experts.7.gate_proj"));
+    assert!(!awq("self_attn")("self_attn.q_proj"));
 }
 
 #[test]
@@ -109,11 +157,23 @@ fn what_is_not_understood_is_named() {
         (json!({"quant_method": "awq", "bits": 8, "group_size": 128}), "bits"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 16}), "group_size"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}), "version"),
+        (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "format": "gemv_fast"}), "format"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": false}), "zero_point"),
         (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true}), "desc_act"),
         (json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), "bits"),
         (json!({"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": false}), "sym"),
-        (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:x": {}}}), "dynamic"),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"x": {"bits": 8}}}),
+            "dynamic",
+        ),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:(?!x)": {}}}),
+            "dynamic",
+        ),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "modules_in_block_to_quantize": [[7]]}),
+            "modules_in_block_to_quantize",
+        ),
         (
             json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"}),
             "checkpoint_format",

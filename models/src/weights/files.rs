@@ -98,6 +98,14 @@ impl WeightFiles {
         Ok(Found { file, info, data: &content[info.range.clone()], map: content.map() })
     }
 
+    /// Whether a tensor is there and all its bytes are zero.
+    pub fn is_zero(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|(number, info)| {
+            let (_, content) = &self.files[*number];
+            content[info.range.clone()].iter().all(|byte| *byte == 0)
+        })
+    }
+
     pub fn find(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
         let Found { file, info, data, map } = self.get(name, shape)?;
         let Some(dtype) = info.dtype else {

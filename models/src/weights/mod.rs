@@ -287,6 +287,14 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a tensor is there and holds nothing but zeros.
+    pub fn is_zero(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Files(files) => files.is_zero(name),
+            Source::Gguf(_) | Source::Dummy { .. } => false,
+        }
+    }
+
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
         // What is in the cache was written after all of the same files had been taken.
