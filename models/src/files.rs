@@ -45,6 +45,12 @@ impl ModelFiles {
         Ok(ModelFiles::Gguf(Arc::new(GgufFiles { gguf, made })))
     }
 
+    /// Of a file whose metadata are not looked at.
+    #[cfg(test)]
+    pub(crate) fn of_gguf(gguf: Gguf) -> Self {
+        ModelFiles::Gguf(Arc::new(GgufFiles { gguf, made: Vec::new() }))
+    }
+
     /// The content of a file, or `None` where the model has no such file.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, FileError> {
         match self {

@@ -202,12 +202,23 @@ fn yarn(keys: &Keys, factor: f64) -> Result<Value, LoadError> {
         ("original_max_position_embeddings", "rope.scaling.original_context_length"),
         ("beta_fast", "rope.scaling.yarn_beta_fast"),
         ("beta_slow", "rope.scaling.yarn_beta_slow"),
-        ("attention_factor", "rope.scaling.yarn_attn_factor"),
     ];
     for (name, key) in optional {
         if let Some(number) = keys.opt_float(key)? {
             scaling.insert(name.into(), json!(number));
         }
+    }
+    // Less than zero is how llama.cpp says that it is not given.
+    if let Some(number) = keys.opt_float("rope.scaling.yarn_ext_factor")?.filter(|number| *number >= 0.0) {
+        scaling.insert("extrapolation_factor".into(), json!(number));
+    }
+    // Both multiply the factor that follows from the scaling, in llama.cpp as in the YaRN authors' code.
+    let factors =
+        ["rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"].map(|key| keys.opt_float(key));
+    let [yarn, other] = factors;
+    let attn_factor = yarn?.unwrap_or(1.0) * other?.unwrap_or(1.0);
+    if attn_factor != 1.0 {
+        scaling.insert("attn_factor".into(), json!(attn_factor));
     }
     // The converter writes a tenth of DeepSeek's mscale_all_dim; mscale equals it in every published file.
     if let Some(tenth) = keys.opt_float("rope.scaling.yarn_log_multiplier")?.filter(|n| *n != 0.0) {
@@ -354,5 +365,37 @@ impl<'a> Keys<'a> {
             Some(Meta::Text(text)) => Ok(Some(text)),
             Some(_) => Err(self.fail(key, "is not a text")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A file of no tensors with YaRN by 4, and other keys.
+    fn yarn_with(others: &[(&str, f64)]) -> Value {
+        let text = |key: &str, text: &str| (key.to_string(), Meta::Text(text.into()));
+        let mut metadata: BTreeMap<String, Meta> =
+            [text("general.architecture", "qwen3"), text("qwen3.rope.scaling.type", "yarn")].into();
+        for (key, value) in [("factor", 4.0)].iter().chain(others) {
+            metadata.insert(format!("qwen3.rope.scaling.{key}"), Meta::Float(*value));
+        }
+        let gguf = Gguf { described: String::new(), parts: Vec::new(), metadata, tensors: BTreeMap::new() };
+        rope_scaling(&Keys::new(&gguf).unwrap(), &gguf).unwrap()
+    }
+
+    #[test]
+    fn factors_of_yarn_multiply_the_inferred_one() {
+        let plain = json!({ "rope_type": "yarn", "factor": 4.0 });
+        assert_eq!(yarn_with(&[]), plain);
+        // What llama.cpp takes where a file says nothing.
+        let unset = [("yarn_attn_factor", 1.0), ("yarn_ext_factor", -1.0)];
+        assert_eq!(yarn_with(&unset), plain);
+        let multiplied =
+            yarn_with(&[("yarn_attn_factor", 0.875), ("attn_factor", 0.5), ("yarn_ext_factor", 1.0)]);
+        let expected =
+            json!({ "rope_type": "yarn", "factor": 4.0, "extrapolation_factor": 1.0, "attn_factor": 0.4375 });
+        assert_eq!(multiplied, expected);
     }
 }

@@ -75,6 +75,21 @@ impl Gguf {
         }
     }
 
+    /// A file of f32 tensors that begin at its first byte.
+    #[cfg(test)]
+    pub(crate) fn in_memory(
+        metadata: BTreeMap<String, GgufValue>,
+        bytes: &'static [u8],
+        tensors: &[(&str, Vec<usize>)],
+    ) -> Self {
+        let place = |shape: &Vec<usize>| {
+            let range = 0..4 * shape.iter().product::<usize>();
+            (0, TensorInfo { shape: shape.clone(), block_type: BlockType::F32, range })
+        };
+        let tensors = tensors.iter().map(|(name, shape)| (name.to_string(), place(shape))).collect();
+        Self { described: "in memory".into(), parts: vec![Content::Embedded(bytes)], metadata, tensors }
+    }
+
     /// The file, for messages.
     pub fn described(&self) -> &str {
         &self.described

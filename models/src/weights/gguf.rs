@@ -93,6 +93,10 @@ impl GgufWeights {
         for (row, out) in values.chunks_exact_mut(k).enumerate() {
             rows.read_f32(row, out);
         }
+        // A bias has a value where the matrix has a row.
+        if let [len] = *shape {
+            values = (0..len).map(|row| values[rows.rows.row(row, rows.head_dim)]).collect();
+        }
         Ok(owned(shape, &values))
     }
 
@@ -114,8 +118,8 @@ impl GgufWeights {
             let (expected, found) = (asked.to_vec(), info.shape.clone());
             return Err(LoadError::Shape { file: gguf.described().into(), tensor, expected, found });
         }
-        // The configuration was read before: heads have an even number of rows that share out the matrix.
-        let head_dim = gguf.head_dim().unwrap_or(n);
+        // The configuration was read before: heads have an even number of rows that share out the matrix, or values that share out a bias.
+        let head_dim = gguf.head_dim().unwrap_or(asked[0]);
         let bytes = n * info.block_type.row_bytes(k).expect("the head was checked");
         let blocks = &blocks[expert.unwrap_or(0) * bytes..][..bytes];
         Ok(GgufRows { shape: [n, k], block_type: info.block_type, blocks, rows, head_dim, map })
@@ -187,5 +191,36 @@ impl WeightRows for GgufRows<'_> {
         if let RowOrder::Same = self.rows {
             release_rows(self.map, self.blocks, self.shape[0], rows);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelFiles;
+    use crate::gguf::GgufValue;
+
+    /// A bias of queries is in the order of their rows: pairs side by side in the file, in two halves in the published checkpoint.
+    #[test]
+    fn biases_change_places_as_rows_do() {
+        let numbers: Vec<u8> = (0..8).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let of = |architecture: &str| {
+            let metadata = [
+                ("general.architecture".to_string(), GgufValue::Text(architecture.into())),
+                (format!("{architecture}.attention.key_length"), GgufValue::Int(4)),
+            ];
+            let tensors = ["blk.0.attn_q.bias", "blk.0.attn_v.bias"].map(|name| (name, vec![8]));
+            let gguf = Gguf::in_memory(metadata.into(), numbers.clone().leak(), &tensors);
+            let ModelFiles::Gguf(files) = ModelFiles::of_gguf(gguf) else { unreachable!() };
+            let weights = GgufWeights::new(files);
+            ["q", "v"].map(|part| {
+                let name = format!("model.layers.0.self_attn.{part}_proj.bias");
+                weights.floats(&name, &[8]).unwrap().to_f32()
+            })
+        };
+        let as_it_is: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let halves = vec![0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
+        assert_eq!(of("llama"), [halves, as_it_is.clone()]);
+        assert_eq!(of("qwen2"), [as_it_is.clone(), as_it_is]);
     }
 }
