@@ -360,7 +360,7 @@ fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), Load
     if let Some(len) = max_model_len.filter(|&len| len > max_positions) {
         return fail(
             "max_model_len",
-            format!("{len} is above the model's max_position_embeddings = {max_positions}"),
+            format!("{len} is above the {max_positions} positions that the model's config.json allows"),
         );
     }
     if max_num_batched_tokens < max_num_seqs {

@@ -2,7 +2,7 @@
 //! file that leaves a key out means here what it means there.
 
 use super::json::Fields;
-use super::rope::{self, RopeRule, RopeScaling};
+use super::rope::{self, RopeRule};
 use super::{AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig};
 use crate::LoadError;
 use kernels::ops::{GroupScore, RopeLayout, RouterConfig, Scoring};
@@ -136,7 +136,7 @@ pub(super) fn decoder(
             Family { qk_norm: true, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
         }
         "Qwen3MoeForCausalLM" => {
-            Family { qk_norm: true, window: Window::Switched, moe: qwen3_moe, ..dense(&QWEN3_MOE) }
+            Family { qk_norm: true, window: Window::SwitchedForAll, moe: qwen3_moe, ..dense(&QWEN3_MOE) }
         }
         "MixtralForCausalLM" => {
             Family { qkv_bias: Some(false), window: Window::Always, moe: mixtral, ..dense(&MIXTRAL) }
@@ -149,7 +149,9 @@ pub(super) fn decoder(
             ..dense(&SEED_OSS)
         },
         "DeepseekV2ForCausalLM" => Family { latent: true, moe: deepseek_v2, ..dense(&DEEPSEEK_V2) },
-        "DeepseekV3ForCausalLM" => Family { latent: true, moe: deepseek_v3, ..dense(&DEEPSEEK_V3) },
+        "DeepseekV3ForCausalLM" => {
+            Family { latent: true, halves: true, moe: deepseek_v3, ..dense(&DEEPSEEK_V3) }
+        }
         other => unreachable!("{other} is not in the list of architectures"),
     };
     build(fields, &family, prefix)
@@ -160,6 +162,8 @@ struct Family {
     defaults: &'static Defaults,
     /// Multi-head latent attention, and the keys of DeepSeek.
     latent: bool,
+    /// `rope_interleave` may say that latent attention rotates halves, not neighbours.
+    halves: bool,
     /// Fixed by the code; `None`: `attention_bias` says it.
     qkv_bias: Option<bool>,
     bias_default: bool,
@@ -176,8 +180,10 @@ struct Family {
 enum Window {
     /// The family has none.
     Never,
-    /// `sliding_window`, when `use_sliding_window` is true.
+    /// `sliding_window`, when `use_sliding_window` is true, of the layers that `layer_types` says, or else from `max_window_layers` on.
     Switched,
+    /// `sliding_window`, when `use_sliding_window` is true.
+    SwitchedForAll,
     /// `sliding_window`, when it is not null.
     Always,
 }
@@ -186,6 +192,7 @@ fn dense(defaults: &'static Defaults) -> Family {
     Family {
         defaults,
         latent: false,
+        halves: false,
         qkv_bias: None,
         bias_default: false,
         separate_out_bias: false,
@@ -203,17 +210,21 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
     let num_layers = fields.usize_or("num_hidden_layers", default.num_layers, 1..=MAX_LAYERS)?;
     let max_position_embeddings =
         fields.usize_or("max_position_embeddings", default.max_positions, 1..=MAX_POSITIONS)?;
-    check_window(fields, family.window, num_layers, max_position_embeddings)?;
     let (attention, rope) = match family.latent {
-        true => latent_attention(fields, default, max_position_embeddings)?,
+        true => latent_attention(fields, family, max_position_embeddings)?,
         false => grouped_attention(fields, family, hidden_size, max_position_embeddings)?,
     };
+    let max_position_embeddings = max_position_embeddings.max(rope.scaling.reach()).min(MAX_POSITIONS);
+    check_window(fields, family.window, num_layers, max_position_embeddings)?;
     let mtp_default = if family.latent && default.vocab_size == DEEPSEEK_V3.vocab_size { 1 } else { 0 };
     Ok(DecoderConfig {
         vocab_size: fields.usize_or("vocab_size", default.vocab_size, 1..=MAX_VOCAB)?,
         hidden_size,
         num_layers,
-        num_mtp_layers: fields.usize_or("num_nextn_predict_layers", mtp_default, 0..=MAX_LAYERS)?,
+        num_mtp_layers: match fields.opt_usize("num_nextn_predict_layers", 0..=MAX_LAYERS)? {
+            Some(layers) => layers,
+            None => fields.usize_or("num_mtp_layers", mtp_default, 0..=MAX_LAYERS)?,
+        },
         max_position_embeddings,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
         attention,
@@ -226,6 +237,9 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
     })
 }
 
+/// The configuration class of the families that have this key where the file has not.
+const MAX_WINDOW_LAYERS: usize = 28;
+
 /// A window that would hide tokens is not implemented, so it is refused.
 fn check_window(
     fields: &Fields,
@@ -235,22 +249,40 @@ fn check_window(
 ) -> Result<(), LoadError> {
     let (on, default) = match window {
         Window::Never => return Ok(()),
-        Window::Switched => (fields.bool_or("use_sliding_window", false)?, Some(4096)),
+        Window::Switched | Window::SwitchedForAll => {
+            (fields.bool_or("use_sliding_window", false)?, Some(4096))
+        }
         Window::Always => (true, None),
     };
     let width = match fields.has("sliding_window") {
         true => fields.opt_usize("sliding_window", 0..=usize::MAX)?,
         false => default,
     };
-    let all_full = window == Window::Switched
-        && fields.opt_usize("max_window_layers", 0..=usize::MAX)?.is_some_and(|n| n >= num_layers);
+    let any_layer = window != Window::Switched || any_sliding_layer(fields, num_layers)?;
     match width {
-        Some(width) if on && !all_full && width < max_positions => Err(fields.fail(
+        Some(width) if on && any_layer && width < max_positions => Err(fields.fail(
             "sliding_window",
-            format!("a window of {width} below max_position_embeddings = {max_positions} is not supported"),
+            format!("a window of {width} below the {max_positions} positions of the model is not supported"),
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a window would be of any layer, if there is one.
+fn any_sliding_layer(fields: &Fields, num_layers: usize) -> Result<bool, LoadError> {
+    let Some(types) = fields.opt_array("layer_types")? else {
+        let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
+        return Ok(first < num_layers);
+    };
+    let mut any = false;
+    for layer in types {
+        match layer.as_str() {
+            Some("full_attention") => {}
+            Some("sliding_attention") => any = true,
+            _ => return Err(fields.fail("layer_types", format!("{layer} is not supported"))),
+        }
+    }
+    Ok(any)
 }
 
 fn grouped_attention(
@@ -300,9 +332,10 @@ fn grouped_attention(
 
 fn latent_attention(
     fields: &Fields,
-    default: &Defaults,
+    family: &Family,
     max_position_embeddings: usize,
 ) -> Result<(AttentionConfig, rope::RopeConfig), LoadError> {
+    let default = family.defaults;
     let num_heads = fields.usize_or("num_attention_heads", default.num_heads, 1..=MAX_HEADS)?;
     // Null switches the two-step query off; a key that is not there means 1536.
     let q_lora_rank = match fields.has("q_lora_rank") {
@@ -311,7 +344,7 @@ fn latent_attention(
     };
     let nope_dim = fields.usize_or("qk_nope_head_dim", 128, 1..=MAX_WIDTH)?;
     let rope_dim = fields.usize_or("qk_rope_head_dim", 64, 1..=MAX_WIDTH)?;
-    let interleaved = fields.bool_or("rope_interleave", true)?;
+    let interleaved = !family.halves || fields.bool_or("rope_interleave", true)?;
     let rule = RopeRule {
         default_theta: default.theta,
         dim: rope_dim,
@@ -319,10 +352,7 @@ fn latent_attention(
         max_position_embeddings,
     };
     let rope = rope::parse(fields, rule)?;
-    let mscale = match &rope.scaling {
-        RopeScaling::Yarn(yarn) => yarn.softmax_mscale,
-        _ => 1.0,
-    };
+    let mscale = rope::softmax_mscale(fields, &rope.scaling)?;
     let scale = ((nope_dim + rope_dim) as f64).powf(-0.5) * mscale * mscale;
     let attention = MlaConfig {
         num_heads,
@@ -345,6 +375,13 @@ fn check_top_k(fields: &Fields, key: &str, top_k: usize, available: usize) -> Re
     }
 }
 
+/// The number of experts, under the name that most files have or the other one that the configuration class takes for it, and that newer
+/// versions of it write.
+fn num_experts(fields: &Fields, [name, other]: [&str; 2], default: usize) -> Result<usize, LoadError> {
+    let name = if fields.get(name).is_none() && fields.get(other).is_some() { other } else { name };
+    fields.usize_or(name, default, 1..=MAX_EXPERTS)
+}
+
 /// Softmax over all experts, the best ones taken, no groups, no bias.
 fn plain_router(top_k: usize, normalize: bool) -> RouterConfig {
     RouterConfig {
@@ -359,7 +396,7 @@ fn plain_router(top_k: usize, normalize: bool) -> RouterConfig {
 }
 
 fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
-    let num_experts = fields.usize_or("num_experts", 128, 1..=MAX_EXPERTS)?;
+    let num_experts = num_experts(fields, ["num_experts", "num_local_experts"], 128)?;
     let top_k = fields.usize_or("num_experts_per_tok", 8, 1..=MAX_EXPERTS)?;
     check_top_k(fields, "num_experts_per_tok", top_k, num_experts)?;
     let step = fields.usize_or("decoder_sparse_step", 1, 1..=MAX_LAYERS)?;
@@ -382,7 +419,7 @@ fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Lo
 }
 
 fn mixtral(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
-    let num_experts = fields.usize_or("num_local_experts", 8, 1..=MAX_EXPERTS)?;
+    let num_experts = num_experts(fields, ["num_local_experts", "num_experts"], 8)?;
     let top_k = fields.usize_or("num_experts_per_tok", 2, 1..=MAX_EXPERTS)?;
     check_top_k(fields, "num_experts_per_tok", top_k, num_experts)?;
     Ok(Some(MoeConfig {
@@ -403,7 +440,7 @@ fn deepseek_moe(
     defaults: DeepseekMoe,
     router: RouterConfig,
 ) -> Result<Option<MoeConfig>, LoadError> {
-    let num_experts = fields.usize_or("n_routed_experts", defaults.num_experts, 1..=MAX_EXPERTS)?;
+    let num_experts = num_experts(fields, ["n_routed_experts", defaults.other_name], defaults.num_experts)?;
     let RouterConfig { top_k, num_groups, top_groups, .. } = router;
     if !num_experts.is_multiple_of(num_groups) {
         return Err(
@@ -419,7 +456,11 @@ fn deepseek_moe(
     }
     check_top_k(fields, "num_experts_per_tok", top_k, top_groups * group_size)?;
     let width = fields.usize_or("moe_intermediate_size", defaults.intermediate_size, 1..=MAX_WIDTH)?;
-    let num_shared = fields.usize_or("n_shared_experts", defaults.num_shared, 0..=MAX_EXPERTS)?;
+    // Null means none; a key that is not there means the default of the class.
+    let num_shared = match fields.has("n_shared_experts") {
+        true => fields.opt_usize("n_shared_experts", 0..=MAX_EXPERTS)?.unwrap_or(0),
+        false => defaults.num_shared,
+    };
     let first = fields.usize_or("first_k_dense_replace", defaults.first_dense, 0..=MAX_LAYERS)?;
     let step = fields.usize_or("moe_layer_freq", 1, 1..=MAX_LAYERS)?;
     let layers: Vec<bool> = (0..num_layers).map(|i| i >= first && i.is_multiple_of(step)).collect();
@@ -436,6 +477,8 @@ fn deepseek_moe(
 
 struct DeepseekMoe {
     num_experts: usize,
+    /// That the configuration class takes for `n_routed_experts`.
+    other_name: &'static str,
     intermediate_size: usize,
     num_shared: usize,
     first_dense: usize,
@@ -460,22 +503,37 @@ fn deepseek_v2(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, 
         scale: fields.f64_in("routed_scaling_factor", Some(1.0), 1e-6..=1e6)? as f32,
         ..plain_router(fields.usize("num_experts_per_tok", 1..=MAX_EXPERTS)?, false)
     };
-    let defaults = DeepseekMoe { num_experts: 64, intermediate_size: 1407, num_shared: 2, first_dense: 0 };
+    let defaults = DeepseekMoe {
+        num_experts: 64,
+        other_name: "num_experts",
+        intermediate_size: 1407,
+        num_shared: 2,
+        first_dense: 0,
+    };
     deepseek_moe(fields, num_layers, defaults, router)
 }
 
 fn deepseek_v3(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
     fields.only("scoring_func", "sigmoid")?;
     fields.only("topk_method", "noaux_tc")?;
+    // Null means no groups, and no norm; a key that is not there means the default of the class.
+    let groups =
+        |key, default| fields.usize_or(key, if fields.has(key) { 1 } else { default }, 1..=MAX_EXPERTS);
     let router = RouterConfig {
         scoring: Scoring::Sigmoid,
         top_k: fields.usize_or("num_experts_per_tok", 8, 1..=MAX_EXPERTS)?,
-        num_groups: fields.usize_or("n_group", 8, 1..=MAX_EXPERTS)?,
-        top_groups: fields.usize_or("topk_group", 4, 1..=MAX_EXPERTS)?,
+        num_groups: groups("n_group", 8)?,
+        top_groups: groups("topk_group", 4)?,
         group_score: GroupScore::SumOfTopTwo,
-        normalize: fields.bool_or("norm_topk_prob", true)?,
+        normalize: fields.bool_or("norm_topk_prob", !fields.has("norm_topk_prob"))?,
         scale: fields.f64_in("routed_scaling_factor", Some(2.5), 1e-6..=1e6)? as f32,
     };
-    let defaults = DeepseekMoe { num_experts: 256, intermediate_size: 2048, num_shared: 1, first_dense: 3 };
+    let defaults = DeepseekMoe {
+        num_experts: 256,
+        other_name: "num_local_experts",
+        intermediate_size: 2048,
+        num_shared: 1,
+        first_dense: 3,
+    };
     deepseek_moe(fields, num_layers, defaults, router)
 }

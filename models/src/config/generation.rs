@@ -38,7 +38,11 @@ pub(super) fn read(
     let defaults = GenerationDefaults {
         temperature: number("temperature", 0.0..=100.0)?,
         top_p: number("top_p", 1e-6..=1.0)?,
-        top_k: fields.opt_usize("top_k", 0..=usize::MAX)?,
+        // Zero and, in the words of some servers, -1 mean all tokens.
+        top_k: match fields.get("top_k").and_then(serde_json::Value::as_i64) {
+            Some(-1) => Some(0),
+            _ => fields.opt_usize("top_k", 0..=usize::MAX)?,
+        },
         min_p: number("min_p", 0.0..=1.0)?,
         repetition_penalty: number("repetition_penalty", 1e-6..=100.0)?,
     };

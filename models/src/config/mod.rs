@@ -59,6 +59,7 @@ pub struct DecoderConfig {
     pub num_layers: usize,
     /// Layers stored after the last one that only speculate (multi-token prediction): skipped.
     pub num_mtp_layers: usize,
+    /// Of the file, or what YaRN stretches the original length to if that is more.
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f32,
     pub attention: AttentionConfig,

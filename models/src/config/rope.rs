@@ -4,6 +4,7 @@ use super::json::Fields;
 use crate::LoadError;
 use kernels::ops::RopeLayout;
 use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
@@ -32,8 +33,16 @@ pub struct Yarn {
     pub truncate: bool,
     /// On cosines and sines.
     pub attention_factor: f64,
-    /// DeepSeek only: its square multiplies the softmax scale.
-    pub softmax_mscale: f64,
+}
+
+impl RopeScaling {
+    /// Positions that the rotation was stretched to, where it is stretched: `max_position_embeddings` may say what there were before.
+    pub(super) fn reach(&self) -> usize {
+        match self {
+            Self::Yarn(yarn) => (yarn.original_max_position * yarn.factor) as usize,
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } => 0,
+        }
+    }
 }
 
 /// What a family fixes about its rotation.
@@ -49,7 +58,7 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
     if dim == 0 || !dim.is_multiple_of(2) {
         return Err(fields.fail("head_dim", format!("{dim} rotated values a head are not an even number")));
     }
-    let path = if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let path = path(fields);
     let theta_range = 1.000001..=1e18;
     let outer_theta = fields.f64_in("rope_theta", Some(default_theta), theta_range.clone())?;
     refuse_partial(fields)?;
@@ -64,6 +73,27 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
     let scaling = scaling(fields, &inner, object, max_position_embeddings)?;
     Ok(RopeConfig { theta, dim, layout, scaling })
 }
+
+/// The key of the object with the rotation's settings, if there is one.
+fn path(fields: &Fields) -> &'static str {
+    if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" }
+}
+
+/// DeepSeek only: the square of this multiplies the softmax scale, whatever kind the scaling is of.
+pub(super) fn softmax_mscale(fields: &Fields, scaling: &RopeScaling) -> Result<f64, LoadError> {
+    let factor = match scaling {
+        RopeScaling::None => return Ok(1.0),
+        RopeScaling::Yarn(Yarn { factor, .. })
+        | RopeScaling::Linear { factor }
+        | RopeScaling::Llama3 { factor, .. } => *factor,
+    };
+    let Some(object) = fields.opt_object(path(fields))? else { return Ok(1.0) };
+    let nested_path = fields.nested_path(path(fields));
+    let mscale_all_dim = fields.nested(&nested_path, object).f64_in("mscale_all_dim", Some(0.0), MSCALES)?;
+    Ok(if mscale_all_dim != 0.0 { yarn_mscale(factor, mscale_all_dim) } else { 1.0 })
+}
+
+const MSCALES: RangeInclusive<f64> = 0.0..=100.0;
 
 fn refuse_partial(fields: &Fields) -> Result<(), LoadError> {
     match fields.opt_f64("partial_rotary_factor")? {
@@ -126,13 +156,18 @@ fn llama3(outer: &Fields, inner: &Fields, max_position: usize) -> Result<RopeSca
 fn yarn(outer: &Fields, inner: &Fields, max_position: usize) -> Result<Yarn, LoadError> {
     let original_max_position = original_max_position(outer, inner, max_position)?;
     let factor = inner.f64_in("factor", Some(max_position as f64 / original_max_position), 1e-6..=1e6)?;
-    let mscale = inner.f64_in("mscale", Some(0.0), 0.0..=100.0)?;
-    let mscale_all_dim = inner.f64_in("mscale_all_dim", Some(0.0), 0.0..=100.0)?;
+    let mscale = inner.f64_in("mscale", Some(0.0), MSCALES)?;
+    let mscale_all_dim = inner.f64_in("mscale_all_dim", Some(0.0), MSCALES)?;
     let inferred = if mscale != 0.0 && mscale_all_dim != 0.0 {
         yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
     } else {
         yarn_mscale(factor, 1.0)
     };
+    // The YaRN authors' own words for what multiplies the inferred factor. DeepSeek-R1-0528-Qwen3-8B has it.
+    let inferred = inferred * inner.f64_in("attn_factor", Some(1.0), 1e-6..=1e6)?;
+    if inner.opt_f64("extrapolation_factor")?.is_some_and(|x| x != 1.0) {
+        return Err(inner.fail("extrapolation_factor", "is not supported, only 1 is"));
+    }
     // Zero means absent here, as in the published code.
     let or_default = |key, default: f64| {
         let x = inner.f64_in(key, Some(0.0), 0.0..=1e6)?;
@@ -145,7 +180,6 @@ fn yarn(outer: &Fields, inner: &Fields, max_position: usize) -> Result<Yarn, Loa
         original_max_position,
         truncate: inner.bool_or("truncate", true)?,
         attention_factor: inner.f64_in("attention_factor", Some(inferred), 1e-6..=1e6)?,
-        softmax_mscale: if mscale_all_dim != 0.0 { yarn_mscale(factor, mscale_all_dim) } else { 1.0 },
     })
 }
 

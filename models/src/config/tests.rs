@@ -155,6 +155,51 @@ fn yarn_scales_the_softmax_of_deepseek_only() {
     assert_eq!(gqa.scale, 128f64.powf(-0.5) as f32);
     let RopeScaling::Yarn(yarn) = config.rope.scaling else { panic!("not YaRN") };
     assert_eq!(yarn.attention_factor, 0.1 * 4f64.ln() + 1.0);
+    // As DeepSeek-R1-0528-Qwen3-8B has it: the inverse of the inferred factor.
+    let distilled = json!({"architectures": ["Qwen3ForCausalLM"], "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                           "original_max_position_embeddings": 32768, "attn_factor": 0.8782488562869419}});
+    let RopeScaling::Yarn(yarn) = parse(&distilled).unwrap().decoder.rope.scaling else { panic!("not YaRN") };
+    assert!((yarn.attention_factor - 1.0).abs() < 1e-12, "{}", yarn.attention_factor);
+    let extrapolated = with(
+        distilled,
+        &[("rope_scaling", json!({"type": "yarn", "factor": 4.0, "extrapolation_factor": 0.5}))],
+    );
+    let message = parse(&extrapolated).unwrap_err().to_string();
+    assert!(message.starts_with("config.json: rope_scaling.extrapolation_factor: "), "{message}");
+}
+
+/// As the published code has it: in DeepSeek's attention the key counts with every kind of scaling.
+#[test]
+fn mscale_scales_the_softmax_of_other_scalings() {
+    let scale = |scaling: Value| match parse(&with(moonlight(), &[("rope_scaling", scaling)]))
+        .unwrap()
+        .decoder
+        .attention
+    {
+        AttentionConfig::Mla(mla) => mla.scale,
+        AttentionConfig::Gqa(_) => panic!("not MLA"),
+    };
+    let plain = 192f64.powf(-0.5);
+    let mscale = 0.1 * 0.5 * 4f64.ln() + 1.0;
+    let linear = json!({"type": "linear", "factor": 4.0, "mscale_all_dim": 0.5});
+    assert_eq!(scale(linear), (plain * mscale * mscale) as f32);
+    assert_eq!(scale(json!({"type": "linear", "factor": 4.0})), plain as f32);
+    assert_eq!(scale(json!({"type": "default", "mscale_all_dim": 0.5})), plain as f32);
+}
+
+#[test]
+fn only_deepseek_v3_may_rotate_halves() {
+    let layout = |architecture: &str| {
+        let json =
+            with(moonlight(), &[("rope_interleave", json!(false)), ("architectures", json!([architecture]))]);
+        let json = with(
+            json,
+            &[("scoring_func", Value::Null), ("topk_method", Value::Null), ("norm_topk_prob", json!(false))],
+        );
+        parse(&json).unwrap().decoder.rope.layout
+    };
+    assert_eq!(layout("DeepseekV3ForCausalLM"), RopeLayout::Half);
+    assert_eq!(layout("DeepseekV2ForCausalLM"), RopeLayout::Interleaved);
 }
 
 #[test]
@@ -183,6 +228,35 @@ fn which_layers_have_experts() {
         [("num_hidden_layers", json!(6)), ("first_k_dense_replace", json!(1)), ("moe_layer_freq", json!(2))];
     assert_eq!(layers(with(moonlight(), &deepseek)), Some(vec![false, false, true, false, true, false]));
     assert_eq!(layers(with(moonlight(), &[("first_k_dense_replace", json!(27))])), None);
+}
+
+/// The configuration classes take two names for one number, and newer versions write the one that older files do not have.
+#[test]
+fn experts_are_counted_under_both_names() {
+    let experts = |json: &Value| parse(json).unwrap().decoder.moe.unwrap().num_experts;
+    let renamed = |mut json: Value, [from, to]: [&str; 2]| {
+        let number = json.as_object_mut().unwrap().remove(from).unwrap();
+        with(json, &[(to, number)])
+    };
+    let of = |architecture: &str, key: &str| json!({"architectures": [architecture], "num_experts_per_tok": 2, key: 16});
+    for (architecture, names) in [
+        ("Qwen3MoeForCausalLM", ["num_experts", "num_local_experts"]),
+        ("MixtralForCausalLM", ["num_local_experts", "num_experts"]),
+        ("DeepseekV2ForCausalLM", ["n_routed_experts", "num_experts"]),
+        ("DeepseekV3ForCausalLM", ["n_routed_experts", "num_local_experts"]),
+    ] {
+        let json = of(architecture, names[0]);
+        assert_eq!(experts(&json), 16, "{architecture} {}", names[0]);
+        assert_eq!(experts(&renamed(json, names)), 16, "{architecture} {}", names[1]);
+        let message =
+            parse(&with(of(architecture, names[1]), &[(names[1], json!(0))])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("config.json: {}: ", names[1])), "{message}");
+    }
+    let mtp = renamed(
+        with(moonlight(), &[("num_nextn_predict_layers", json!(2))]),
+        ["num_nextn_predict_layers", "num_mtp_layers"],
+    );
+    assert_eq!(parse(&mtp).unwrap().decoder.num_mtp_layers, 2);
 }
 
 #[test]
@@ -279,9 +353,78 @@ fn windows_that_hide_nothing_are_fine() {
         json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "sliding_window": 32768}),
         json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true, "max_window_layers": 32}),
         json!({"architectures": ["MixtralForCausalLM"], "sliding_window": null}),
+        // The class's 28 layers before the first with a window.
+        json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "num_hidden_layers": 28}),
+        // What layers are of goes before a number of layers.
+        json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true, "max_window_layers": 0,
+               "num_hidden_layers": 1, "layer_types": ["full_attention"]}),
+        json!({"architectures": ["Qwen3MoeForCausalLM"], "use_sliding_window": false, "sliding_window": 16}),
     ] {
         parse(&changes).unwrap();
     }
+}
+
+#[test]
+fn windows_that_hide_tokens_are_refused() {
+    let qwen = |changes: &[(&str, Value)]| {
+        with(json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true}), changes)
+    };
+    let layers = |kind: &str| ("layer_types", json!(["full_attention", kind]));
+    for (json, key) in [
+        (qwen(&[]), "sliding_window"),
+        (qwen(&[layers("sliding_attention"), ("max_window_layers", json!(64))]), "sliding_window"),
+        (qwen(&[layers("linear_attention")]), "layer_types"),
+        // This family's window is of all layers, whatever other keys say.
+        (
+            qwen(&[("architectures", json!(["Qwen3MoeForCausalLM"])), ("max_window_layers", json!(64))]),
+            "sliding_window",
+        ),
+        // Wide enough for the original length, not for what it is stretched to.
+        (
+            qwen(&[
+                ("sliding_window", json!(32768)),
+                ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            ]),
+            "sliding_window",
+        ),
+    ] {
+        let message = parse(&json).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("config.json: {key}: ")), "{json}: {message}");
+    }
+}
+
+/// Qwen's model cards add YaRN to a file whose `max_position_embeddings` stays that of the training.
+#[test]
+fn yarn_stretches_the_longest_sequence() {
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+    let positions = |changes: &[(&str, Value)]| {
+        let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "rope_scaling": yarn});
+        parse(&with(qwen, changes)).unwrap().decoder.max_position_embeddings
+    };
+    assert_eq!(positions(&[]), 131_072);
+    assert_eq!(positions(&[("max_position_embeddings", json!(131_072))]), 131_072);
+    assert_eq!(positions(&[("max_position_embeddings", json!(200_000))]), 200_000);
+    assert_eq!(positions(&[("rope_scaling", json!({"type": "linear", "factor": 4.0}))]), 32_768);
+}
+
+#[test]
+fn null_and_absent_keys_of_experts_differ() {
+    let shared = |changes: &[(&str, Value)]| {
+        parse(&with(moonlight(), changes)).unwrap().decoder.moe.unwrap().shared_intermediate_size
+    };
+    assert_eq!(shared(&[]), Some(2816));
+    assert_eq!(shared(&[("n_shared_experts", Value::Null)]), None);
+    let mut absent = moonlight();
+    absent.as_object_mut().unwrap().remove("n_shared_experts");
+    assert_eq!(parse(&absent).unwrap().decoder.moe.unwrap().shared_intermediate_size, Some(1408));
+    let keys = ["n_group", "topk_group", "norm_topk_prob"];
+    let router = |json: &Value| {
+        let router = parse(json).unwrap().decoder.moe.unwrap().router;
+        (router.num_groups, router.top_groups, router.normalize)
+    };
+    assert_eq!(router(&with(moonlight(), &keys.map(|key| (key, Value::Null)))), (1, 1, false));
+    keys.iter().for_each(|key| _ = absent.as_object_mut().unwrap().remove(*key));
+    assert_eq!(router(&absent), (8, 4, true));
 }
 
 fn embedded(config: &str, generation: &'static str) -> ModelFiles {
@@ -300,6 +443,8 @@ fn generation_config_adds_end_tokens_and_defaults() {
     assert_eq!(config.eos_token_ids, [9, 7, 2]);
     let expected = GenerationDefaults { temperature: Some(0.6), top_k: Some(20), ..Default::default() };
     assert_eq!(config.generation, expected);
+    let all = ModelConfig::read(&embedded(&llama().to_string(), r#"{"top_k": -1}"#)).unwrap();
+    assert_eq!(all.generation.top_k, Some(0));
 }
 
 #[test]

@@ -106,7 +106,6 @@ mod tests {
             original_max_position: 4096.0,
             truncate: true,
             attention_factor: 1.25,
-            softmax_mscale: 1.0,
         };
         let (found, factor) = frequencies(&config(RopeScaling::Yarn(yarn)));
         close(&found, &[1.0, 0.1, 0.01 * (0.5 / 40.0 + 0.5), 0.001 / 40.0]);
