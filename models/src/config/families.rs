@@ -493,6 +493,9 @@ fn deepseek_v2(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, 
         }
         other => return Err(fields.fail("topk_method", format!("{other:?} is not supported"))),
     };
+    if fields.bool_or("mlp_bias", false)? {
+        return Err(fields.fail("mlp_bias", "true is not supported for this architecture"));
+    }
     if fields.bool_or("norm_topk_prob", false)? {
         // One published code scales after normalising and the other does not: no reference to agree with.
         return Err(fields.fail("norm_topk_prob", "true is not supported for this architecture"));

@@ -69,14 +69,34 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
     let nested_path = fields.nested_path(path);
     let inner = fields.nested(&nested_path, object);
     refuse_partial(&inner)?;
+    if path == "rope_scaling" {
+        refuse_lost_theta(fields, &inner, default_theta)?;
+    }
     let theta = inner.f64_in("rope_theta", Some(outer_theta), theta_range)?;
     let scaling = scaling(fields, &inner, object, max_position_embeddings)?;
     Ok(RopeConfig { theta, dim, layout, scaling })
 }
 
-/// The key of the object with the rotation's settings, if there is one.
+/// The key of the object with the rotation's settings, if there is one. Where both are there the older goes before the newer, unless it is
+/// empty: so a file that was written anew can be given the scaling that a model card shows.
 fn path(fields: &Fields) -> &'static str {
-    if fields.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" }
+    let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
+    let has_scaling = fields.get("rope_scaling").is_some_and(|value| !is_empty(value));
+    if has_scaling || fields.get("rope_parameters").is_none() { "rope_scaling" } else { "rope_parameters" }
+}
+
+/// The published class passes over the whole of `rope_parameters` where `rope_scaling` is used, and would take its default for a base that
+/// only the former names: hardly what was meant.
+fn refuse_lost_theta(fields: &Fields, inner: &Fields, default_theta: f64) -> Result<(), LoadError> {
+    let Some(object) = fields.opt_object("rope_parameters")? else { return Ok(()) };
+    let lost = object.get("rope_theta").and_then(Value::as_f64).filter(|theta| *theta != default_theta);
+    match lost {
+        Some(theta) if inner.get("rope_theta").or(fields.get("rope_theta")).is_none() => Err(inner.fail(
+            "rope_theta",
+            format!("is missing, and rope_parameters with its {theta} is passed over beside rope_scaling"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// DeepSeek only: the square of this multiplies the softmax scale, whatever kind the scaling is of.

@@ -138,6 +138,24 @@ fn old_and_new_rope_keys_agree() {
     assert!(matches!(old.scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
 }
 
+/// A file in the new style to which the old one's scaling was added, as model cards say.
+#[test]
+fn old_scaling_goes_before_new_parameters() {
+    let both = |scaling: Value, changes: &[(&str, Value)]| {
+        let json = with(llama(), &[("rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5}))]);
+        parse(&with(with(json, &[("rope_scaling", scaling)]), changes)).map(|config| config.decoder.rope)
+    };
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    let rope = both(linear.clone(), &[("rope_theta", json!(1e4))]).unwrap();
+    assert_eq!((rope.theta, rope.scaling), (1e4, RopeScaling::Linear { factor: 2.0 }));
+    let message = both(linear, &[]).unwrap_err().to_string();
+    assert!(message.starts_with("config.json: rope_scaling.rope_theta: is missing"), "{message}");
+    for nothing in [Value::Null, json!({})] {
+        let rope = both(nothing, &[]).unwrap();
+        assert_eq!((rope.theta, rope.scaling), (5e5, RopeScaling::None));
+    }
+}
+
 #[test]
 fn yarn_scales_the_softmax_of_deepseek_only() {
     let yarn = json!({"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
@@ -333,6 +351,10 @@ fn what_is_wrong_is_named() {
         let mut json = llama31(&[]);
         json["rope_scaling"][key] = value;
         check(json, &format!("rope_scaling.{key}"));
+    }
+    for key in ["mlp_bias", "norm_topk_prob"] {
+        let v2 = json!({"architectures": ["DeepseekV2ForCausalLM"], "num_experts_per_tok": 2, key: true});
+        check(v2, key);
     }
     check(window, "sliding_window");
     let sliding = json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true});
