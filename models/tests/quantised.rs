@@ -193,6 +193,72 @@ fn tensors_that_change_nothing_may_be_there() {
     }
 }
 
+/// The fp8 fixture with `quantization_config` as given, and its scales under a name and with what `scales` makes of them and of a matrix's
+/// rows: their shape and values.
+fn small_floats(
+    what: &str,
+    quantization: &Value,
+    name: &str,
+    scales: impl Fn(&[f32], usize) -> (Vec<usize>, Vec<f32>),
+) -> PathBuf {
+    let directory = changed("fp8", what, |config| config["quantization_config"] = quantization.clone());
+    let file = directory.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all = Vec::new();
+    for (tensor, view) in tensors.tensors() {
+        let Some(module) = tensor.strip_suffix(".weight_scale_inv") else {
+            all.push((tensor, view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        let rows = tensors.tensor(&format!("{module}.weight")).unwrap().shape()[0];
+        let old: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let (shape, values) = scales(&old, rows);
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        all.push((format!("{module}.{name}"), Dtype::F32, shape, data));
+    }
+    let view = |(name, dtype, shape, data): &'_ (String, Dtype, Vec<usize>, Vec<u8>)| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), data.clone().leak()).unwrap())
+    };
+    std::fs::write(file, safetensors::serialize(all.iter().map(view), None).unwrap()).unwrap();
+    directory
+}
+
+/// compressed-tensors has the same blocks under another name, and scales of rows and of whole matrices, which are blocks as well.
+#[test]
+fn small_floats_of_compressed_tensors() {
+    let compressed = |strategy: &str| {
+        json!({"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
+               "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+                   "num_bits": 8, "type": "float", "strategy": strategy, "block_structure": [128, 128]}}}})
+    };
+    let blocks =
+        |rows: usize| json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [rows, 1 << 20]});
+    let (prompt, expected) = golden("fp8");
+    let run = |directory: PathBuf| {
+        let mut loaded = load(&directory, &options()).unwrap();
+        assert_eq!(loaded.runner.device().allocated_bytes(), loaded.plan.memory.total);
+        log_probs(&mut loaded, &prompt, prompt.len()).pop().unwrap()
+    };
+    let of_rows = |old: &[f32], rows: usize| {
+        ([rows, 1].to_vec(), (0..rows).map(|row| old[0] * (1 + row % 3) as f32).collect::<Vec<_>>())
+    };
+    let of_all = |shape: &'static [usize]| move |old: &[f32], _: usize| (shape.to_vec(), vec![old[0]]);
+    let found = run(small_floats("block", &compressed("block"), "weight_scale", |old, rows| {
+        let shape = [rows.div_ceil(128), old.len() / rows.div_ceil(128)];
+        (shape.to_vec(), old.to_vec())
+    }));
+    let pairs = found.iter().zip(expected.last().unwrap());
+    let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(largest < TOLERANCE, "blocks: log-probabilities differ by {largest:.1e}");
+    let rows = run(small_floats("rows", &compressed("channel"), "weight_scale", of_rows));
+    assert_eq!(rows, run(small_floats("of_rows", &blocks(1), "weight_scale_inv", of_rows)));
+    let whole = run(small_floats("whole", &compressed("tensor"), "weight_scale", of_all(&[1])));
+    assert_eq!(whole, run(small_floats("of_whole", &blocks(1 << 20), "weight_scale_inv", of_all(&[1, 1]))));
+    assert_eq!(whole, run(small_floats("number", &compressed("tensor"), "weight_scale", of_all(&[]))));
+    assert!(rows != whole && whole != found);
+}
+
 fn quantize(family: &str, quantization: Quantization) -> (PathBuf, Exported) {
     let directory = scratch(&format!("{family}_{quantization:?}"));
     let mut reported = Vec::new();

@@ -1,7 +1,8 @@
 //! The configuration of compressed-tensors, as far as weights are concerned: activations here are f32 whatever it says of them.
 
+use super::others::block;
 use super::pattern::Pattern;
-use super::{Rules, Scheme, Target, group_size, names};
+use super::{Cut, Rules, Scheme, Target, group_size, names};
 use crate::LoadError;
 use crate::config::json::Fields;
 use serde_json::{Map, Value};
@@ -29,6 +30,7 @@ pub(super) fn read(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     };
     let method = match scheme {
         Scheme::Packed { bits: 4, .. } => "compressed-tensors int4",
+        Scheme::Fp8 { .. } => "compressed-tensors fp8",
         _ => "compressed-tensors int8",
     };
     let ignore = patterns(q, "ignore")?;
@@ -39,6 +41,9 @@ fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
     let object = group.opt_object("weights")?.ok_or_else(|| group.fail("weights", "is missing"))?;
     let path = group.nested_path("weights");
     let weights = group.nested(&path, object);
+    if weights.opt_str("type")? == Some("float") {
+        return Ok(Target { patterns: targets(group)?, scheme: small_floats(q, group, &weights)? });
+    }
     weights.only("type", "int")?;
     let bits = match weights.usize("num_bits", 1..=64)? {
         bits @ (4 | 8) => bits as u32,
@@ -64,10 +69,7 @@ fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
     if zeros && bits == 8 {
         return Err(weights.fail("symmetric", "false is not supported with 8 bits"));
     }
-    let (format, said_by) = match group.opt_str("format")? {
-        Some(format) => (format, group),
-        None => (q.opt_str("format")?.ok_or_else(|| q.fail("format", "is missing"))?, q),
-    };
+    let (format, said_by) = format(q, group)?;
     let scheme = match format {
         "pack-quantized" => Scheme::Packed { bits, group: size, zeros },
         "int-quantized" if bits == 8 => Scheme::Bytes { group: size },
@@ -77,11 +79,55 @@ fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
             return Err(said_by.fail("format", message));
         }
     };
-    let patterns = patterns(group, "targets")?;
-    if patterns.is_empty() {
-        return Err(group.fail("targets", "is empty"));
+    Ok(Target { patterns: targets(group)?, scheme })
+}
+
+/// Of a group, or of all of them; and who said it.
+fn format<'a, 'f>(q: &'f Fields<'a>, group: &'f Fields<'a>) -> Result<(&'a str, &'f Fields<'a>), LoadError> {
+    match group.opt_str("format")? {
+        Some(format) => Ok((format, group)),
+        None => Ok((q.opt_str("format")?.ok_or_else(|| q.fail("format", "is missing"))?, q)),
     }
-    Ok(Target { patterns, scheme })
+}
+
+/// Weights in e4m3.
+fn small_floats(q: &Fields, group: &Fields, weights: &Fields) -> Result<Scheme, LoadError> {
+    match weights.usize("num_bits", 1..=64)? {
+        8 => {}
+        other => {
+            return Err(weights.fail("num_bits", format!("{other} is not supported for floats, only 8 is")));
+        }
+    }
+    if !weights.bool_or("symmetric", true)? {
+        return Err(weights.fail("symmetric", "false is not supported for floats"));
+    }
+    let (format, said_by) = format(q, group)?;
+    if !matches!(format, "float-quantized" | "naive-quantized") {
+        return Err(
+            said_by.fail("format", format!("{format:?} is not supported for floats, float-quantized is"))
+        );
+    }
+    let cut = match weights.opt_str("strategy")? {
+        Some("tensor") => Cut::Whole,
+        Some("channel") => Cut::Rows,
+        Some("block") => Cut::Blocks(block(weights, "block_structure")?),
+        other => {
+            let message = format!(
+                "{:?} is not supported for floats: tensor, channel and block are",
+                other.unwrap_or("none")
+            );
+            return Err(weights.fail("strategy", message));
+        }
+    };
+    Ok(Scheme::Fp8 { cut, scales: "weight_scale" })
+}
+
+fn targets(group: &Fields) -> Result<Vec<Pattern>, LoadError> {
+    let patterns = patterns(group, "targets")?;
+    match patterns.is_empty() {
+        true => Err(group.fail("targets", "is empty")),
+        false => Ok(patterns),
+    }
 }
 
 fn patterns(fields: &Fields, key: &str) -> Result<Vec<Pattern>, LoadError> {

@@ -28,10 +28,19 @@ pub enum Scheme {
     /// `qweight` in words along K, `qzeros`, `scales`, `g_idx`. `zeros`: groups have zeros of their own; `less_one`: zeros are
     /// stored less one.
     Gptq { bits: u32, group: Option<usize>, zeros: bool, less_one: bool },
-    /// `weight` in e4m3, `weight_scale_inv` in f32 for each block of rows and columns.
-    Fp8 { block: [usize; 2] },
+    /// `weight` in e4m3, and scales in floats, in a tensor that different forms call differently.
+    Fp8 { cut: Cut, scales: &'static str },
     /// The blocks of a GGUF file; `None`: as floats.
     Blocks { kept_as: Option<WeightType> },
+}
+
+/// What of a matrix has one scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Blocks of so many rows and columns.
+    Blocks([usize; 2]),
+    Rows,
+    Whole,
 }
 
 impl Scheme {

@@ -2,7 +2,7 @@
 //! neither the head nor anything that sees pictures.
 
 use super::pattern::Pattern;
-use super::{Rules, Scheme, Which, group_size, names};
+use super::{Cut, Rules, Scheme, Which, group_size, names};
 use crate::LoadError;
 use crate::config::json::Fields;
 use serde_json::{Map, Value};
@@ -103,11 +103,17 @@ fn skipped(q: &Fields) -> Result<Vec<Pattern>, LoadError> {
 
 pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     q.only("fmt", "e4m3")?;
-    let list = q.opt_array("weight_block_size")?.ok_or_else(|| q.fail("weight_block_size", "is missing"))?;
-    let size = |value: &Value| value.as_u64().filter(|n| (1..=1 << 20).contains(n)).map(|n| n as usize);
-    let [Some(rows), Some(columns)] = list.iter().map(size).collect::<Vec<_>>()[..] else {
-        return Err(q.fail("weight_block_size", "expected two numbers, of rows and of columns"));
-    };
+    let cut = Cut::Blocks(block(q, "weight_block_size")?);
     let which = Which { not_converted: names(q, "modules_to_not_convert")?, ..Which::default() };
-    Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { block: [rows, columns] }, which }))
+    Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { cut, scales: "weight_scale_inv" }, which }))
+}
+
+/// Rows and columns of a block.
+pub(super) fn block(fields: &Fields, key: &str) -> Result<[usize; 2], LoadError> {
+    let list = fields.opt_array(key)?.ok_or_else(|| fields.fail(key, "is missing"))?;
+    let size = |value: &Value| value.as_u64().filter(|n| (1..=1 << 20).contains(n)).map(|n| n as usize);
+    match list.iter().map(size).collect::<Vec<_>>()[..] {
+        [Some(rows), Some(columns)] => Ok([rows, columns]),
+        _ => Err(fields.fail(key, "expected two numbers, of rows and of columns")),
+    }
 }

@@ -28,6 +28,15 @@ fn with(mut value: Value, pointer: &str, change: Value) -> Value {
     value
 }
 
+/// As llm-compressor writes its FP8 schemes.
+fn small_floats(strategy: &str) -> Value {
+    let changes = [("num_bits", json!(8)), ("type", json!("float")), ("strategy", json!(strategy))];
+    let config = with(kimi(), "/format", json!("float-quantized"));
+    changes
+        .into_iter()
+        .fold(config, |config, (key, change)| with(config, &format!("{WEIGHTS}/{key}"), change))
+}
+
 const WEIGHTS: &str = "/config_groups/group_0/weights";
 
 #[test]
@@ -88,7 +97,7 @@ fn schemes_of_other_settings() {
     let fp8 = json!({
         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]
     });
-    let scheme = Scheme::Fp8 { block: [128, 128] };
+    let scheme = Scheme::Fp8 { cut: Cut::Blocks([128, 128]), scales: "weight_scale_inv" };
     assert_eq!((of(fp8), scheme.kept_as()), (("fp8", Some(scheme), false), None));
 }
 
@@ -138,6 +147,22 @@ fn parts_of_names_are_not_looked_for_inside_experts() {
 }
 
 #[test]
+fn compressed_tensors_may_be_small_floats() {
+    let block = with(small_floats("block"), &format!("{WEIGHTS}/block_structure"), json!([128, 64]));
+    for (config, cut) in [
+        (small_floats("channel"), Cut::Rows),
+        (small_floats("tensor"), Cut::Whole),
+        (block, Cut::Blocks([128, 64])),
+    ] {
+        let published = read(config).unwrap().unwrap();
+        let scheme = Scheme::Fp8 { cut, scales: "weight_scale" };
+        assert_eq!(published.method, "compressed-tensors fp8");
+        assert_eq!(published.scheme(Part::Linear, "model.layers.0.mlp.experts.0.up_proj"), Some(&scheme));
+        assert!(!published.is_kept());
+    }
+}
+
+#[test]
 fn what_is_not_understood_is_named() {
     let weights = |key: &str| format!("{WEIGHTS}/{key}");
     let cases = [
@@ -150,7 +175,15 @@ fn what_is_not_understood_is_named() {
         (with(kimi(), "/ignore", json!([7])), "ignore"),
         (with(kimi(), "/config_groups/group_0/targets", json!([])), "config_groups.group_0.targets"),
         (with(kimi(), &weights("num_bits"), json!(3)), "config_groups.group_0.weights.num_bits"),
-        (with(kimi(), &weights("type"), json!("float")), "config_groups.group_0.weights.type"),
+        (with(kimi(), &weights("type"), json!("string")), "config_groups.group_0.weights.type"),
+        (with(kimi(), &weights("type"), json!("float")), "config_groups.group_0.weights.num_bits"),
+        (with(small_floats("channel"), "/format", json!("pack-quantized")), "format"),
+        (small_floats("group"), "config_groups.group_0.weights.strategy"),
+        (small_floats("block"), "config_groups.group_0.weights.block_structure"),
+        (
+            with(small_floats("tensor"), &weights("symmetric"), json!(false)),
+            "config_groups.group_0.weights.symmetric",
+        ),
         (with(kimi(), &weights("strategy"), json!("tensor")), "config_groups.group_0.weights.strategy"),
         (with(kimi(), &weights("group_size"), json!(48)), "config_groups.group_0.weights.group_size"),
         (with(kimi(), &weights("actorder"), json!("group")), "config_groups.group_0.weights.actorder"),

@@ -1,8 +1,9 @@
-//! Weights in e4m3 with a scale for each block of rows and columns, as DeepSeek-V3 is published.
+//! Weights in e4m3 with a scale for each block of rows and columns, as DeepSeek-V3 is published, for each row or for all.
 //!
 //! ```text
 //! NAME.weight  F8_E4M3 [N, K]        NAME.weight_scale_inv  F32 [N / 128, K / 128], rounded up
-//! weight = value · scale_inv of its block
+//!                                    NAME.weight_scale      the same, [N, 1], [1] or [] in compressed-tensors
+//! weight = value · scale of its block
 //! ```
 
 use super::host::HostWeights;

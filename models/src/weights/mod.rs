@@ -287,6 +287,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a tensor is there and has no dimensions.
+    pub(crate) fn is_number(&self, name: &str) -> bool {
+        matches!(&self.source, Source::Files(files) if files.tensors.get(name).is_some_and(|(_, info)| info.shape.is_empty()))
+    }
+
     /// Whether a tensor is there and holds nothing but zeros.
     pub fn is_zero(&self, name: &str) -> bool {
         match &self.source {

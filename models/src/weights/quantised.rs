@@ -4,7 +4,7 @@ use super::fp8::Fp8;
 use super::grouped::{Grouped, Levels, Words, Zeros};
 use super::{Checkpoint, WeightTensor};
 use crate::LoadError;
-use crate::published::Scheme;
+use crate::published::{Cut, Scheme};
 use kernels::WeightType;
 
 /// A module's matrix while its tensors are taken.
@@ -38,7 +38,7 @@ impl Checkpoint {
             Scheme::Bytes { group } => from.bytes(group),
             Scheme::Awq { group } => from.awq(group),
             Scheme::Gptq { bits, group, zeros, less_one } => from.gptq(bits, group, zeros, less_one),
-            Scheme::Fp8 { block } => from.fp8(block),
+            Scheme::Fp8 { cut, scales } => from.fp8(cut, scales),
             Scheme::Blocks { .. } => unreachable!("taken above"),
         }
     }
@@ -181,11 +181,22 @@ impl<'c> Module<'c, '_> {
         }))
     }
 
-    fn fp8(&self, block: [usize; 2]) -> Result<WeightTensor<'c>, LoadError> {
+    fn fp8(&self, cut: Cut, scales: &str) -> Result<WeightTensor<'c>, LoadError> {
         let [n, k] = self.shape;
         let values = self.checkpoint.take_as(&self.tensor("weight"), "F8_E4M3", &[n, k])?;
-        let blocks = [n.div_ceil(block[0]), k.div_ceil(block[1])];
-        let scales = self.checkpoint.take(&self.tensor("weight_scale_inv"), &blocks)?;
+        let block = match cut {
+            Cut::Blocks(block) => block,
+            Cut::Rows => [1, k],
+            Cut::Whole => [n, k],
+        };
+        let scales = self.tensor(scales);
+        let shape = match cut {
+            // One number, or a list of one.
+            Cut::Whole if self.checkpoint.is_number(&scales) => vec![],
+            Cut::Whole => vec![1],
+            Cut::Blocks(_) | Cut::Rows => vec![n.div_ceil(block[0]), k.div_ceil(block[1])],
+        };
+        let scales = self.checkpoint.take(&scales, &shape)?;
         Ok(WeightTensor::Fp8(Fp8 { shape: self.shape, values, scales, block }))
     }
 
