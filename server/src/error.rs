@@ -91,7 +91,8 @@ pub enum ApiError {
     Draining,
     /// The engine gave up on this request or on everything.
     Engine(String),
-    Numerical(Failure),
+    /// The answer could not go on.
+    Failed(Failure),
     Internal,
 }
 
@@ -343,19 +344,25 @@ impl ApiError {
                 Some("engine_error"),
                 message.clone(),
             ),
-            ApiError::Numerical(failure) => parts(
+            ApiError::Failed(Failure::NonFiniteLogits) => parts(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "server_error",
                 Some("numerical_error"),
-                match failure {
-                    Failure::NonFiniteLogits => "the model computed logits that are not finite".into(),
-                    Failure::NothingToSample => {
-                        "bias, penalties and masks left no token to choose from".into()
-                    }
-                    Failure::Constraint => {
-                        "the constraint on the answer reached a limit of time or memory".into()
-                    }
-                },
+                "the model computed logits that are not finite".into(),
+            ),
+            // What the request asks for leads there each time: to send it again would not help.
+            ApiError::Failed(Failure::NothingToSample) => parts(
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("no_valid_token"),
+                "the request's biases, penalties, limits and constraints left no token to choose from".into(),
+            ),
+            ApiError::Failed(Failure::Constraint) => parts(
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("constraint_too_complex"),
+                "the constraint on the answer reached a limit of time or memory; a simpler one is needed"
+                    .into(),
             ),
             ApiError::Internal => parts(
                 StatusCode::INTERNAL_SERVER_ERROR,

@@ -89,7 +89,7 @@ impl Reading {
                 Some(SequenceEvent::PromptLogprobs(logprobs)) => self.read.logprobs.extend(logprobs),
                 Some(SequenceEvent::Pooled(pooled)) => self.read.pooled = Some(pooled),
                 Some(SequenceEvent::Finished(FinishReason::Failed(failure), _)) => {
-                    return Err(ApiError::Numerical(failure));
+                    return Err(ApiError::Failed(failure));
                 }
                 Some(SequenceEvent::Finished(_, spent)) => {
                     self.read.timings = events.progress().timings(spent);

@@ -239,3 +239,18 @@ fn a_request_that_holds_nothing_has_no_mask() {
     assert_eq!(plain["choices"], text["choices"]);
     const { assert!(fake::VOCAB_SIZE < fake::MODEL_VOCAB_SIZE) };
 }
+
+/// Not the server's failure: no client should try again, and nobody should be woken.
+#[test]
+fn a_request_that_leaves_no_token_is_at_fault_itself() {
+    let server = TestServer::start();
+    let body =
+        json!({"prompt": "a", "allowed_token_ids": [harness::fake::EOS], "min_tokens": 2, "max_tokens": 4});
+    let response = server.post("/v1/completions", &body);
+    assert_eq!(response.status, 400, "{}", response.text());
+    assert_eq!(response.json()["error"]["code"], "no_valid_token");
+    assert_eq!(response.json()["error"]["type"], "invalid_request_error");
+    let metrics = server.get("/metrics").text();
+    let corrupted = metrics.lines().find(|line| line.starts_with("vllm:corrupted_requests_total"));
+    assert!(corrupted.expect("the counter").ends_with(" 0"), "{corrupted:?}");
+}

@@ -46,6 +46,8 @@ pub enum Pattern {
         part: String,
     },
     Regex(String),
+    /// One of these strings.
+    Choice(Vec<String>),
     /// One of them.
     Any(Vec<Pattern>),
     /// All of them, one after the other.
@@ -73,9 +75,7 @@ impl GrammarSource {
         match self {
             GrammarSource::Schema { schema, .. } => Some(Pattern::Json { schema, part: param.to_owned() }),
             GrammarSource::Regex(regex) => Some(Pattern::Regex(regex)),
-            GrammarSource::Choice(choices) => {
-                Some(Pattern::Any(choices.into_iter().map(Pattern::Text).collect()))
-            }
+            GrammarSource::Choice(choices) => Some(Pattern::Choice(choices)),
             GrammarSource::Pattern(pattern) => Some(pattern),
             GrammarSource::Lark(_) => None,
         }
@@ -123,19 +123,7 @@ impl GrammarSource {
                 check_text("regular expression", regex)?;
                 Ok(TopLevelGrammar::from_regex(without_anchors(regex)))
             }
-            GrammarSource::Choice(choices) => {
-                if choices.is_empty() || choices.len() > NUM_CHOICES_MAX {
-                    return Err(GrammarError::invalid(format!(
-                        "{} choices are not in [1, {NUM_CHOICES_MAX}]",
-                        choices.len()
-                    )));
-                }
-                if choices.iter().any(String::is_empty) {
-                    return Err(GrammarError::invalid("a choice is empty"));
-                }
-                let choices: Vec<String> = choices.iter().map(|choice| string(choice)).collect();
-                Ok(TopLevelGrammar::from_lark(format!("start: {}", choices.join(" | "))))
-            }
+            GrammarSource::Choice(choices) => Ok(TopLevelGrammar::from_regex(&choice_regex(choices)?)),
             GrammarSource::Lark(text) => {
                 check_text("grammar", text)?;
                 check_lark(text)?;
@@ -159,7 +147,7 @@ impl Pattern {
                 patterns.iter().for_each(|pattern| pattern.schemas(found));
             }
             Pattern::Repeat { pattern, .. } => pattern.schemas(found),
-            Pattern::Text(_) | Pattern::Regex(_) => {}
+            Pattern::Text(_) | Pattern::Regex(_) | Pattern::Choice(_) => {}
         }
     }
 
@@ -173,6 +161,9 @@ impl Pattern {
             }
             Pattern::Regex(regex) => {
                 let _ = write!(out, "/{}/", regex_to_lark(without_anchors(regex), ""));
+            }
+            Pattern::Choice(choices) => {
+                let _ = write!(out, "/{}/", regex_to_lark(&choice_regex(choices)?, ""));
             }
             Pattern::Any(patterns) => write_list(patterns, " | ", vocabulary, out)?,
             Pattern::Sequence(patterns) => write_list(patterns, " ", vocabulary, out)?,
@@ -208,6 +199,19 @@ fn write_list(
     }
     out.push(')');
     Ok(())
+}
+
+/// One expression for all: as alternatives of a rule, thousands of them would be more than the engine's parser follows at once.
+fn choice_regex(choices: &[String]) -> Result<String, GrammarError> {
+    if choices.is_empty() || choices.len() > NUM_CHOICES_MAX {
+        let message = format!("{} choices are not in [1, {NUM_CHOICES_MAX}]", choices.len());
+        return Err(GrammarError::invalid(message));
+    }
+    if choices.iter().any(String::is_empty) {
+        return Err(GrammarError::invalid("a choice is empty"));
+    }
+    let escaped: Vec<String> = choices.iter().map(|choice| regex::escape(choice)).collect();
+    Ok(format!("({})", escaped.join("|")))
 }
 
 /// What the engine says of a schema within a grammar, without the grammar, which is not the client's.

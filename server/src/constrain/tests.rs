@@ -481,6 +481,28 @@ fn grammars_are_kept_and_the_oldest_go() {
     assert!(!first.is_same(&compile("a")));
 }
 
+/// Thousands of choices are one expression, by themselves and as a part; each is reached, letters that mean something there included.
+#[test]
+fn choices_may_be_many() {
+    let world = World::new();
+    let mut choices: Vec<String> = (0..3000).map(|i| format!("class {}", i * 7 % 3000)).collect();
+    choices.extend(["a", "ab", "(.*)", "a/b\\", "x\n|y", "[\"é\"]", "#-&~ ", "a"].map(String::from));
+    let alone = GrammarSource::Choice(choices.clone());
+    let part = alone.clone().into_pattern("guided_choice").expect("is a part of a language");
+    for source in [alone, GrammarSource::Pattern(part)] {
+        for choice in choices.iter().step_by(97).chain(&choices[3000..]) {
+            let tokens: Vec<TokenId> = choice.bytes().map(TokenId::from).chain([END]).collect();
+            let mut constraint = world.begin(None, BodyPart::Grammar(world.grammar(source.clone())));
+            let accepted = world.say(&mut *constraint, &tokens);
+            assert!(matches!(accepted.last(), Some(Accepted::Complete)), "{choice:?} {accepted:?}");
+        }
+        let mut constraint = world.begin(None, BodyPart::Grammar(world.grammar(source)));
+        assert!(constraint.next_mask().is_some());
+    }
+    let part = GrammarSource::Choice(vec![]).into_pattern("guided_choice").expect("is a part of a language");
+    assert!(world.compiler.compile(&GrammarSource::Pattern(part)).is_err());
+}
+
 #[test]
 fn what_is_no_grammar_is_told_so() {
     let world = World::new();

@@ -7,7 +7,7 @@ use super::progress::{Progress, Spent, micros};
 use crate::device_share;
 use crate::mailbox::{Departures, Sender};
 use crate::metrics::{Metrics, SequenceRecord, TokenCounts};
-use scheduler::{Event, FinishReason, Reject, Sequence, SequenceId, Step};
+use scheduler::{Event, Failure, FinishReason, Reject, Sequence, SequenceId, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -232,8 +232,10 @@ impl Client {
                 let reason = match reason {
                     FinishReason::Stop | FinishReason::Complete => "stop",
                     FinishReason::Length => "length",
-                    FinishReason::Failed(_) => {
-                        metrics.numerical_error();
+                    FinishReason::Failed(failure) => {
+                        if failure == Failure::NonFiniteLogits {
+                            metrics.numerical_error();
+                        }
                         "error"
                     }
                 };

@@ -294,7 +294,7 @@ impl Choice {
             }
             FinishReason::Complete => (self.natural_reason(), None),
             FinishReason::Length => ("length", None),
-            FinishReason::Failed(failure) => return Err(ApiError::Numerical(failure)),
+            FinishReason::Failed(failure) => return Err(ApiError::Failed(failure)),
         };
         delta.finish = Some(Finish { reason, cause, timings: self.progress.timings(self.spent) });
         Ok(())
