@@ -1,6 +1,5 @@
 //! The lines of a batch: `{"custom_id": …, "method": "POST", "url": "/v1/…", "body": {…}}`, in OpenAI's form.
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
@@ -91,23 +90,21 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-#[derive(Deserialize)]
-struct RawLine {
-    custom_id: Option<Value>,
-    method: Option<Value>,
-    url: Option<Value>,
-    body: Option<Value>,
-}
-
 fn parse(number: usize, bytes: &[u8], rules: &Rules) -> Result<Line, Mistake> {
     let mistake = |code, param, message: String| Mistake { line: Some(number), code, param, message };
     if bytes.len() > rules.line_len_max {
         let message = format!("the line is longer than {} bytes", rules.line_len_max);
         return Err(mistake("line_too_long", None, message));
     }
-    let RawLine { custom_id, method, url, body } = serde_json::from_slice(bytes).map_err(|error| {
-        mistake("invalid_json_line", None, format!("the line is not a JSON object: {error}"))
-    })?;
+    let not_an_object =
+        |why: String| mistake("invalid_json_line", None, format!("the line is not a JSON object{why}"));
+    let mut line = match serde_json::from_slice(bytes) {
+        Ok(Value::Object(line)) => line,
+        Ok(_) => return Err(not_an_object(String::new())),
+        Err(error) => return Err(not_an_object(format!(": {error}"))),
+    };
+    let [custom_id, method, url, body] =
+        ["custom_id", "method", "url", "body"].map(|name| line.shift_remove(name));
     let text = |param, value: Option<Value>| match value {
         Some(Value::String(text)) => Ok(text),
         None | Some(Value::Null) => {
@@ -256,6 +253,11 @@ mod tests {
             ("\n \n".into(), vec![(None, "empty_file")]),
             (format!("{a}\nnonsense\n"), vec![(Some(2), "invalid_json_line")]),
             (format!("\n{a}\n[1]\n"), vec![(Some(3), "invalid_json_line")]),
+            // Not its fields in their order.
+            (
+                "[\"a\",\"POST\",\"/v1/completions\",{}]\n".to_owned(),
+                vec![(Some(1), "invalid_json_line")],
+            ),
             (format!("{a}\n{a}"), vec![(Some(2), "duplicate_custom_id")]),
             (with("custom_id", "id"), vec![(Some(1), "missing_required_parameter")]),
             (with(r#":"a","method"#, r#":5,"method"#), vec![(Some(1), "invalid_type")]),

@@ -66,25 +66,26 @@ pub struct Rendered {
     pub prompt: Prompt,
 }
 
+/// Said of the field that `param` names.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error("the model has no chat template; give one with --chat-template, or use completions")]
     NoTemplate,
-    #[error("messages is empty")]
+    #[error("is empty")]
     NoMessages,
-    #[error("messages[{index}].role {role:?} is unknown; known are {}", ROLES.join(", "))]
+    #[error("{role:?} is unknown; known are {}", ROLES.join(", "))]
     UnknownRole { index: usize, role: String },
-    #[error("messages[{index}].content has a picture, but the model takes text only")]
+    #[error("has a picture, but the model takes text only")]
     NoVision { index: usize },
-    #[error("messages[{index}].content has a picture, but the model's chat template takes text only")]
+    #[error("has a picture, but the model's chat template takes text only")]
     TemplateWithoutImages { index: usize },
     #[error("chat template made {found} places for {images} pictures")]
     Placeholders { found: usize, images: usize },
-    #[error("chat_template_kwargs.{key} is not for requests to set")]
+    #[error("is not for requests to set")]
     ReservedKwarg { key: String },
-    #[error("continue_final_message needs text in messages[{index}].content")]
+    #[error("has no text, which continue_final_message needs")]
     NothingToContinue { index: usize },
-    #[error("chat template does not show messages[{index}].content, so it cannot be continued")]
+    #[error("is not shown by the chat template, so it cannot be continued")]
     NotContinued { index: usize },
     #[error("messages use every one of the characters U+FDD0 to U+FDEF, which are not for interchange")]
     Noncharacters,

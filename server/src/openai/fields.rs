@@ -3,7 +3,7 @@
 
 use crate::error::ApiError;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 pub struct Fields(Map<String, Value>);
 
@@ -21,20 +21,28 @@ impl Fields {
         Self(map)
     }
 
-    /// `null` is the same as absent, as in OpenAI's API.
+    /// `null` is the same as absent, as in OpenAI's API, and `3.0` where a whole number is expected is 3: JSON does not tell them apart, and
+    /// some languages write all their numbers so.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
-        match self.0.shift_remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_path_to_error::deserialize(value).map(Some).map_err(|error| {
-                let path = error.path().to_string();
-                let param = match path.as_str() {
-                    "." => name.to_owned(),
-                    path if path.starts_with('[') => format!("{name}{path}"),
-                    path => format!("{name}.{path}"),
-                };
-                ApiError::invalid(param, error.into_inner().to_string())
-            }),
-        }
+        let value = match self.0.shift_remove(name) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let with_whole = has_whole_float(&value).then(|| with_whole_numbers(&value));
+        let read = serde_path_to_error::deserialize(value);
+        let read = match (read, with_whole) {
+            (Err(_), Some(value)) => serde_path_to_error::deserialize(value),
+            (read, _) => read,
+        };
+        read.map(Some).map_err(|error| {
+            let path = error.path().to_string();
+            let param = match path.as_str() {
+                "." => name.to_owned(),
+                path if path.starts_with('[') => format!("{name}{path}"),
+                path => format!("{name}.{path}"),
+            };
+            ApiError::invalid(param, in_terms_of_json(&error.into_inner().to_string()))
+        })
     }
 
     /// The names of the fields that were not taken. Fails where one of them would have constrained the answer.
@@ -70,6 +78,61 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+/// The whole number that a float is, where it is one that both can say.
+fn whole(number: &Number) -> Option<Number> {
+    const EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+    let float =
+        number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() <= EXACT)?;
+    Some(Number::from(float as i64))
+}
+
+fn has_whole_float(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => whole(number).is_some(),
+        Value::Array(items) => items.iter().any(has_whole_float),
+        Value::Object(map) => map.values().any(has_whole_float),
+        _ => false,
+    }
+}
+
+fn with_whole_numbers(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => Value::Number(whole(number).unwrap_or_else(|| number.clone())),
+        Value::Array(items) => items.iter().map(with_whole_numbers).collect(),
+        Value::Object(map) => {
+            Value::Object(map.iter().map(|(name, value)| (name.clone(), with_whole_numbers(value))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// What serde says of a wrong type, without Rust's names of types.
+fn in_terms_of_json(message: &str) -> String {
+    const UNSIGNED: &str = "a whole number of 0 or more";
+    const EXPECTED: &[(&str, &str)] = &[
+        ("usize", UNSIGNED),
+        ("u64", UNSIGNED),
+        ("u32", UNSIGNED),
+        ("i64", "a whole number of 64 bits"),
+        ("i32", "a whole number of 32 bits"),
+        ("f32", "a number"),
+        ("f64", "a number"),
+        ("a sequence", "a list"),
+        ("a map", "an object"),
+    ];
+    let (found, expected) = message.rsplit_once(", expected ").unwrap_or((message, ""));
+    let found = found
+        .replace("invalid type: sequence", "invalid type: list")
+        .replace("invalid type: map", "invalid type: object")
+        .replace("invalid type: floating point `", "invalid type: number `");
+    let expected =
+        EXPECTED.iter().find(|(name, _)| *name == expected).map_or(expected, |(_, in_json)| in_json);
+    match expected {
+        "" => found,
+        expected => format!("{found}, expected {expected}"),
     }
 }
 
@@ -208,5 +271,59 @@ pub fn take_string(
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => Err(ApiError::invalid(format!("{path}.{field}"), "expected a string")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn take<T: DeserializeOwned>(body: &str) -> Result<Option<T>, String> {
+        let mut fields = Fields::parse(body.as_bytes()).expect("an object");
+        fields.take("x").map_err(|error| match error {
+            ApiError::InvalidParam { param, message } => format!("{param}: {message}"),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    #[test]
+    fn whole_floats_are_whole_numbers() {
+        assert_eq!(take::<usize>(r#"{"x": 1000.0}"#), Ok(Some(1000)));
+        assert_eq!(take::<usize>(r#"{"x": 1e3}"#), Ok(Some(1000)));
+        assert_eq!(take::<i64>(r#"{"x": -1.0}"#), Ok(Some(-1)));
+        assert_eq!(take::<usize>(r#"{"x": -0.0}"#), Ok(Some(0)));
+        assert_eq!(take::<Vec<u32>>(r#"{"x": [1.0, 2]}"#), Ok(Some(vec![1, 2])));
+        assert_eq!(take::<f32>(r#"{"x": 1.0}"#), Ok(Some(1.0)));
+        let bias = take::<BTreeMap<String, f32>>(r#"{"x": {"5": 1.0}}"#);
+        assert_eq!(bias, Ok(Some(BTreeMap::from([("5".to_owned(), 1.0)]))));
+        // What is taken as it is stays as it is.
+        assert_eq!(take::<Value>(r#"{"x": {"const": 1.0}}"#), Ok(Some(serde_json::json!({"const": 1.0}))));
+        for wrong in ["1.5", "1e20", "-1.0", "9007199254740994.0"] {
+            let wrong = take::<usize>(&format!("{{\"x\": {wrong}}}"));
+            assert!(wrong.is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_told_in_terms_of_json() {
+        let said = |result: Result<Option<usize>, String>| result.expect_err("is wrong");
+        assert_eq!(
+            said(take(r#"{"x": "4"}"#)),
+            "x: invalid type: string \"4\", expected a whole number of 0 or more"
+        );
+        assert_eq!(
+            said(take(r#"{"x": -1}"#)),
+            "x: invalid value: integer `-1`, expected a whole number of 0 or more"
+        );
+        assert_eq!(
+            said(take(r#"{"x": 1.5}"#)),
+            "x: invalid type: number `1.5`, expected a whole number of 0 or more"
+        );
+        assert_eq!(said(take(r#"{"x": []}"#)), "x: invalid type: list, expected a whole number of 0 or more");
+        let list = take::<Vec<f32>>(r#"{"x": {"a": 1}}"#).expect_err("is wrong");
+        assert_eq!(list, "x: invalid type: object, expected a list");
+        let number = take::<Vec<f32>>(r#"{"x": [1, "b, expected c"]}"#).expect_err("is wrong");
+        assert_eq!(number, "x[1]: invalid type: string \"b, expected c\", expected a number");
     }
 }

@@ -123,6 +123,12 @@ impl ResponseFields {
         check_metadata(metadata.as_ref())?;
         let truncates = lower_truncation(truncation.as_deref())?;
         let wants_logprobs = lower_include(include.unwrap_or_default(), &mut ignored)?;
+        if !wants_logprobs && top_logprobs.is_some_and(|top| top != 0) {
+            return Err(ApiError::invalid(
+                "top_logprobs",
+                format!("is only allowed when `include` has `{LOGPROBS}`"),
+            ));
+        }
         let (store, background) = lower_keeping(store, background, kept)?;
 
         let tools = lower_tools(tools.unwrap_or_default(), &mut ignored)?;
