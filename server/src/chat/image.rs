@@ -18,7 +18,7 @@ use ::image::{
 use animation::Kind;
 pub use data_url::Media;
 pub use error::ImageInputError;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,8 +106,20 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    fn broken(&self, message: impl ToString) -> ImageInputError {
-        ImageInputError::Broken { format: self.name, message: message.to_string() }
+    fn broken(&self, message: &'static str) -> ImageInputError {
+        ImageInputError::Broken { format: self.name, message }
+    }
+
+    /// In words of our own: a decoder's errors print its structs.
+    fn undecodable(&self, error: ImageError) -> ImageInputError {
+        self.broken(match error {
+            ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                "the file ends too early"
+            }
+            ImageError::Limits(_) => "it needs more memory than the limit for a picture of its size",
+            ImageError::Unsupported(_) => "it is of a kind that is not supported",
+            _ => "its data is damaged",
+        })
     }
 
     /// The decoders are safe Rust and meant not to panic; should one do so, it is this picture's fault alone.
@@ -127,7 +139,7 @@ impl File<'_> {
         // The header alone, before anything is allocated for pixels.
         let (width, height) = self.guarded(|| {
             let reader = ImageReader::with_format(self.reader(), self.format);
-            reader.into_dimensions().map_err(|error| self.broken(error))
+            reader.into_dimensions().map_err(|error| self.undecodable(error))
         })?;
         check_size(width, height, limits)?;
         // Four channels of 16 bits, twice: the picture and what a decoder keeps aside.
@@ -147,7 +159,7 @@ impl File<'_> {
     }
 
     fn decode_still(&self, memory: Limits) -> Result<RgbPicture, ImageInputError> {
-        let fail = |error: ImageError| self.broken(error);
+        let fail = |error: ImageError| self.undecodable(error);
         match self.format {
             // By its frames, because the first one may be smaller than the picture.
             ImageFormat::Gif => {
@@ -182,10 +194,10 @@ impl File<'_> {
         for &index in wanted {
             let frame = self.guarded(|| {
                 for frame in frames.by_ref().take(index - next) {
-                    frame.map_err(|error| self.broken(error))?;
+                    frame.map_err(|error| self.undecodable(error))?;
                 }
                 let frame = frames.next().ok_or_else(|| self.broken("has fewer frames than it announces"))?;
-                Ok(to_rgb(frame.map_err(|error| self.broken(error))?.into_buffer().into()))
+                Ok(to_rgb(frame.map_err(|error| self.undecodable(error))?.into_buffer().into()))
             })?;
             take(frame)?;
             next = index + 1;
@@ -194,7 +206,7 @@ impl File<'_> {
     }
 
     fn frames(&self, memory: Limits) -> Result<Frames<'_>, ImageInputError> {
-        let fail = |error: ImageError| self.broken(error);
+        let fail = |error: ImageError| self.undecodable(error);
         Ok(match self.format {
             ImageFormat::Gif => {
                 let mut decoder = GifDecoder::new(self.reader()).map_err(fail)?;

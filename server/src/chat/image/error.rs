@@ -47,7 +47,7 @@ pub enum ImageInputError {
     )]
     TooManyFrames { frames: usize, width: u32, height: u32, max_pixels: u64 },
     #[error("{format} picture is broken: {message}")]
-    Broken { format: &'static str, message: String },
+    Broken { format: &'static str, message: &'static str },
     /// By the model's own rules.
     #[error("{0}")]
     Unsuitable(String),
