@@ -64,6 +64,9 @@ impl Args {
         };
         let mut flags = Vec::new();
         for (name, values) in crate::config_file::parse(&text).map_err(&fail)? {
+            if name == "config" {
+                return Err(fail("`config` has no meaning in the file itself".into()));
+            }
             let arg = find_arg(&command, &name).ok_or_else(|| fail(format!("unknown key `{name}`")))?;
             // A flag and its opposite are one setting.
             let id = arg.get_id().as_str();
@@ -79,6 +82,26 @@ impl Args {
         line.splice(position..position, flags);
         Self::try_parse_from(line)
     }
+}
+
+/// Of the names of the environment's variables those that look like settings of ours and are none.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let command = Args::command();
+    let is_known = |name: &str| {
+        let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        arguments.any(|arg| arg.get_env().is_some_and(|env| env == name))
+    };
+    // Kubernetes sets PERILUNE_PORT, PERILUNE_SERVICE_HOST and others for services whose names begin so.
+    let is_of_kubernetes =
+        |name: &str| name.ends_with("_PORT") || name.contains("_PORT_") || name.contains("_SERVICE_");
+    let mut unknown: Vec<String> = names
+        .into_iter()
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.starts_with("PERILUNE_") && !name.starts_with("PERILUNE_TEST_"))
+        .filter(|name| !is_of_kubernetes(name) && !is_known(name))
+        .collect();
+    unknown.sort_unstable();
+    unknown
 }
 
 /// The argument of `serve` that a key of the file names, as a flag would: by its name or an alias of it.

@@ -3,7 +3,7 @@
 use clap::error::ErrorKind;
 use models::LoadFormat;
 use perilune::args::ServeArgs;
-use perilune::command_line::{Args, Command};
+use perilune::command_line::{Args, Command, unknown_variables};
 use perilune::config::Config;
 use perilune::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use perilune::run::ModelSource;
@@ -46,13 +46,17 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
 
 fn serve(args: ServeArgs) -> ExitCode {
     let print_config = args.print_config;
-    let config = match Config::try_from(args) {
+    let mut config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
+    config.warnings.extend(
+        unknown.iter().map(|name| format!("the environment has {name}, but no setting has this name")),
+    );
     if print_config {
         println!("{:#}", config.to_json());
         return ExitCode::SUCCESS;
