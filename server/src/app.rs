@@ -8,6 +8,7 @@ use crate::metrics::HttpMetrics;
 use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::{ResponseStore, StoreLimits};
 use crate::service::Service;
+use crate::web::WebPolicy;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ impl Default for AppLimits {
 pub struct App {
     pub keys: ApiKeys,
     pub limits: AppLimits,
+    pub web: WebPolicy,
     pub http_metrics: Arc<HttpMetrics>,
     pub lifecycle: Lifecycle,
     /// Files and batches; empty without `--data-dir`.
@@ -53,10 +55,11 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(keys: ApiKeys, limits: AppLimits) -> Self {
+    pub fn new(keys: ApiKeys, limits: AppLimits, web: WebPolicy) -> Self {
         Self {
             keys,
             limits,
+            web,
             http_metrics: Arc::new(HttpMetrics::new()),
             lifecycle: Lifecycle::new(),
             store: OnceLock::new(),

@@ -21,6 +21,7 @@ use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
 use crate::speculation::Speculation;
 use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
+use crate::web::{Origins, WebPolicy, parse_hosts};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, HeadScreeningChoice, KernelOptions, KvCacheDTypeChoice,
     LoadFormat, LoadOptions, Matmul, QuantizationChoice, WeightLayoutChoice, WeightsCache,
@@ -41,6 +42,7 @@ pub struct Config {
     pub scheduling: Scheduling,
     pub keys: ApiKeys,
     pub limits: AppLimits,
+    pub web: WebPolicy,
     pub http: HttpLimits,
     pub pictures: PictureOptions,
     pub seed: Option<u64>,
@@ -155,6 +157,8 @@ impl TryFrom<ServeArgs> for Config {
             max_n,
             enable_tokenizer_info_endpoint,
             no_page,
+            allowed_origins,
+            allowed_hosts,
             responses,
             data,
             print_config: _,
@@ -173,6 +177,12 @@ impl TryFrom<ServeArgs> for Config {
                 return Err(fail(flag)("must be at least 1".into()));
             }
         }
+        if let Some(threads) = threads.filter(|threads| *threads > NUM_THREADS_MAX) {
+            return Err(fail("threads")(format!("{threads} is above {NUM_THREADS_MAX}")));
+        }
+        if served_model_name.iter().any(|name| name.trim().is_empty()) {
+            return Err(fail("served-model-name")("is empty".into()));
+        }
         let max_num_batched_tokens =
             parse_count(&max_num_batched_tokens).map_err(fail("max-num-batched-tokens"))?;
         if max_num_batched_tokens < max_num_seqs {
@@ -190,6 +200,12 @@ impl TryFrom<ServeArgs> for Config {
         if keys.is_empty() && !is_loopback(&host) {
             warnings.push(format!("listening on {host} without --api-key: anyone who reaches it may use it"));
         }
+        // With a key a page from elsewhere could do nothing; an address that others reach has names of its own.
+        let hosts = match allowed_hosts.is_empty() && !(keys.is_empty() && is_loopback(&host)) {
+            true => None,
+            false => parse_hosts(&allowed_hosts).map_err(fail("allowed-hosts"))?,
+        };
+        let origins = Origins::parse(&allowed_origins).map_err(fail("allowed-origins"))?;
         let keep_alive = seconds("sse-keep-alive-interval", sse_keep_alive_interval)?;
         let request = RequestLimits { n_max: max_n, ..RequestLimits::default() };
         let max_pixels = parse_count(&max_image_pixels).map_err(fail("max-image-pixels"))? as u64;
@@ -295,6 +311,7 @@ impl TryFrom<ServeArgs> for Config {
                 responses: lower_responses(responses)?,
                 ..AppLimits::default()
             },
+            web: WebPolicy { hosts, origins },
             http: HttpLimits::default(),
             pictures,
             seed,
@@ -314,6 +331,9 @@ impl TryFrom<ServeArgs> for Config {
         })
     }
 }
+
+/// More than any machine has processors; each has a stack.
+const NUM_THREADS_MAX: usize = 4096;
 
 fn lower_parsers(tools: Option<&str>, reasoning: Option<&str>) -> Result<Parsers, ConfigError> {
     let unknown = |flag: &'static str, name: Option<&str>, known: Vec<&str>| {

@@ -46,6 +46,12 @@ pub enum ApiError {
         path: String,
     },
     Unauthorized,
+    /// The request calls the server by a name that is not its own.
+    HostNotAllowed {
+        host: String,
+    },
+    /// A web page from elsewhere sent what it needs no permission for.
+    OriginNotAllowed,
     BodyTooLarge {
         limit: usize,
     },
@@ -239,6 +245,27 @@ impl ApiError {
                 Some("invalid_api_key"),
                 "missing or wrong API key, expected `Authorization: Bearer KEY` or `x-api-key: KEY`".into(),
             ),
+            ApiError::HostNotAllowed { host } => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::FORBIDDEN,
+                    INVALID,
+                    Some("host_not_allowed"),
+                    format!(
+                        "`{host}` is no name of this server; its flag --allowed-hosts {host} makes it one"
+                    ),
+                )
+            },
+            ApiError::OriginNotAllowed => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::FORBIDDEN,
+                    INVALID,
+                    Some("origin_not_allowed"),
+                    "web pages from elsewhere may not do this; the server's flag --allowed-origins lets them"
+                        .into(),
+                )
+            },
             // The rest of the body is unread, so the connection cannot be used again.
             ApiError::BodyTooLarge { limit } => Parts {
                 close: true,

@@ -45,3 +45,4 @@ pub mod source;
 pub mod speculation;
 mod throughput;
 pub mod units;
+pub mod web;

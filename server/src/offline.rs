@@ -5,6 +5,7 @@ use crate::auth::ApiKeys;
 use crate::batch::job::Runner;
 use crate::engine_thread::{Ended, EngineHandle};
 use crate::serve::{LoadedModel, ServeOptions, StartError, batch_runner, build, limits};
+use crate::web::WebPolicy;
 use models::ModelFiles;
 use scheduler::ModelRunner;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ impl Offline {
         R::Error: std::fmt::Display,
         E: Send + 'static,
     {
-        let app = Arc::new(App::new(ApiKeys::default(), limits(&options)));
+        let app = Arc::new(App::new(ApiKeys::default(), limits(&options), WebPolicy::default()));
         let loading = app.clone();
         let (service, engine, ended) =
             tokio::task::spawn_blocking(move || build(&loading, options, &files, load))

@@ -4,6 +4,7 @@
 use crate::app::App;
 use crate::batch::request::Internal;
 use crate::error::ApiError;
+use crate::web::{is_json, is_question, media_type, yes};
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
@@ -65,10 +66,8 @@ impl FromRequest<Arc<App>> for ApiRequest {
 
 /// JSON must be called JSON: a web page can send other types, or none, to a server on the reader's own machine without asking it.
 fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-        let message = match essence.is_empty() {
+    if !is_json(headers) {
+        let message = match media_type(headers).is_empty() {
             true => "the content-type header is missing, expected application/json".into(),
             false => "the content-type header must be application/json".into(),
         };
@@ -92,6 +91,21 @@ fn body_error(error: axum::Error, limit: usize) -> ApiError {
         Some(_) => ApiError::BodyTooLarge { limit },
         None => ApiError::InvalidJson("the body ended early".into()),
     }
+}
+
+/// Around all routes: refuses what web pages may not do, and lets those do more that the operator allows.
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if let Err(error) = app.web.check(&request) {
+        return error.into_response();
+    }
+    let allowed = app.web.allows(&request);
+    let mut response = match allowed.is_some() && is_question(&request) {
+        // The key comes with the request itself.
+        true => yes(request.headers()),
+        false => next.run(request).await,
+    };
+    app.web.mark(allowed, response.headers_mut());
+    response
 }
 
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

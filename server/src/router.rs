@@ -8,7 +8,7 @@ use crate::openai::{
 };
 use crate::openapi;
 use crate::page;
-use crate::request::{catch_panics, observe, require_key};
+use crate::request::{catch_panics, guard, observe, require_key};
 use crate::route::{Access, Route};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -100,6 +100,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(catch_panics))
+        .layer(from_fn_with_state(app.clone(), guard))
         .layer(from_fn(anthropic::errors::in_their_shape))
         .layer(from_fn_with_state(app.clone(), observe))
         .with_state(app)

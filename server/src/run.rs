@@ -64,7 +64,8 @@ where
     let store = match open_store(&config.data) {
         Ok(store) => store,
         Err(error) => {
-            tracing::error!(dir = ?config.data.dir, %error, "failed to open the data folder");
+            let dir = config.data.dir.unwrap_or_default();
+            tracing::error!(dir = %dir.display(), %error, "failed to open the data folder");
             return EXIT_FAILURE;
         }
     };
@@ -138,6 +139,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         scheduling,
         keys,
         limits,
+        web,
         http,
         pictures,
         seed,
@@ -156,6 +158,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         scheduling,
         keys,
         limits,
+        web,
         http,
         pictures,
         seed,

@@ -16,6 +16,7 @@ use crate::metrics::{CacheInfo, Metrics};
 use crate::pictures::PictureOptions;
 use crate::router::router;
 use crate::service::{Service, ServiceParts};
+use crate::web::WebPolicy;
 use models::{ImageProcessor, ModelFiles, ModelInfo};
 use scheduler::{ModelRunner, SchedulerConfig};
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ pub struct ServeOptions {
     pub scheduling: Scheduling,
     pub keys: ApiKeys,
     pub limits: AppLimits,
+    pub web: WebPolicy,
     pub http: HttpLimits,
     pub pictures: PictureOptions,
     pub seed: Option<u64>,
@@ -87,7 +89,7 @@ impl Listening {
     pub fn new(listener: TcpListener, options: ServeOptions) -> std::io::Result<Self> {
         let started = Instant::now();
         let address = listener.local_addr()?;
-        let app = Arc::new(App::new(options.keys.clone(), limits(&options)));
+        let app = Arc::new(App::new(options.keys.clone(), limits(&options), options.web.clone()));
         if let Some(store) = &options.store {
             let _ = app.store.set(store.clone());
         }

@@ -143,9 +143,40 @@ fn the_configuration_file_is_below_flags_and_environment() {
 }
 
 #[test]
+fn variables_that_mean_nothing_are_told() {
+    let mut command = perilune(&["serve", "--print-config"]);
+    command.env("PERILUNE_MAX_NUM_SEQZ", "4").env("PERILUNE_SEED", "6");
+    // Of a service named perilune, as Kubernetes sets them.
+    command.env("PERILUNE_PORT", "tcp://10.0.0.1:80").env("PERILUNE_PORT_80_TCP_ADDR", "10.0.0.1");
+    command.env("PERILUNE_SERVICE_HOST", "10.0.0.1").env("PERILUNE_A_SERVICE_PORT_HTTP", "80");
+    let output = command.output().expect("runs");
+    let config: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let warnings = config["warnings"].as_array().expect("a list");
+    let about = |name: &str| warnings.iter().filter(|warning| warning.to_string().contains(name)).count();
+    assert_eq!((about("PERILUNE_MAX_NUM_SEQZ"), about("PERILUNE_")), (1, 1), "{warnings:?}");
+}
+
+/// Whoever can be reached from a browser on the same machine alone is called by few names; with a key, or from elsewhere, by any.
+#[test]
+fn hosts_are_checked_where_a_page_could_do_harm() {
+    let hosts = |args: &[&str]| print_config(args)["allowed_hosts"].clone();
+    assert_eq!(hosts(&[]), json!([]));
+    assert_eq!(hosts(&["--api-key", "a"]), Value::Null);
+    assert_eq!(hosts(&["--host", "0.0.0.0"]), Value::Null);
+    assert_eq!(hosts(&["--allowed-hosts", "a.b", "C.d"]), json!(["a.b", "c.d"]));
+    assert_eq!(hosts(&["--host", "0.0.0.0", "--allowed-hosts", "a.b"]), json!(["a.b"]));
+    assert_eq!(hosts(&["--allowed-hosts", "*"]), Value::Null);
+    assert_eq!(
+        print_config(&["--allowed-origins", "https://a.b"])["allowed_origins"],
+        json!(["https://a.b"])
+    );
+}
+
+#[test]
 fn mistakes_have_exit_codes_and_one_clear_line() {
     let folder = Folder::new("mistakes");
     let bad_key = folder.write("bad.yaml", "no-such-flag: 1\n");
+    let nested = folder.write("nested.yaml", "config: other.yaml\n");
     let not_json = folder.write("config.json", "{");
     let directory = folder.0.to_str().expect("UTF-8").to_owned();
     #[rustfmt::skip]
@@ -158,6 +189,11 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--memory", "1.5"], 2, "--memory"),
         (&["serve", "--max-num-seqs", "0"], 2, "--max-num-seqs"),
         (&["serve", "--max-num-seqs", "64", "--max-num-batched-tokens", "63"], 2, "--max-num-batched-tokens"),
+        (&["serve", "--threads", "100000"], 2, "--threads: 100000 is above 4096"),
+        (&["serve", "--served-model-name", ""], 2, "--served-model-name"),
+        (&["serve", "--allowed-origins", "chat.example.org"], 2, "--allowed-origins"),
+        (&["serve", "--allowed-hosts", "http://chat.example.org"], 2, "--allowed-hosts"),
+        (&["serve", "--config", &nested], 2, "`config`"),
         (&["serve", "--threads-bind", "0,0"], 2, "--threads-bind"),
         (&["serve", "--threads-bind", "1023", "--port", "0"], 2, "threads_bind: this process may not run on CPU 1023"),
         (&["serve", "--threads-bind", "0", "--threads", "2", "--port", "0"], 2, "threads_bind: 2 threads"),
@@ -239,7 +275,7 @@ impl Server {
         let mut stream = TcpStream::connect(&self.address).expect("connects");
         let body = body.to_string();
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).expect("writes");

@@ -271,6 +271,15 @@ pub struct ServeArgs {
     #[arg(long)]
     pub no_page: bool,
 
+    /// Web pages that may use the API from a browser: origins such as https://chat.example.org, or *. Default: none but the server's own
+    #[arg(long, value_name = "ORIGIN", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_ORIGINS")]
+    pub allowed_origins: Vec<String>,
+
+    /// Names that requests may call the server by, such as chat.example.org, or *; besides addresses, localhost, *.local and *.internal.
+    /// Default: no other on a loopback address without --api-key, any elsewhere
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_HOSTS")]
+    pub allowed_hosts: Vec<String>,
+
     #[command(flatten)]
     pub responses: ResponsesArgs,
 

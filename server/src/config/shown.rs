@@ -2,6 +2,7 @@
 
 use super::{Config, media, strings};
 use crate::openai::responses::store::StoreLimits;
+use crate::web::Origins;
 use serde_json::{Value, json};
 
 impl Config {
@@ -16,6 +17,7 @@ impl Config {
             scheduling,
             keys,
             limits,
+            web,
             http,
             pictures,
             seed,
@@ -46,6 +48,8 @@ impl Config {
             ("max_waiting", json!(scheduling.max_waiting)),
             ("enable_prefix_caching", json!(scheduling.enable_prefix_caching)),
             ("api_key", json!(format!("{keys:?}"))),
+            ("allowed_origins", origins_json(&web.origins)),
+            ("allowed_hosts", json!(web.hosts)),
             ("max_n", json!(limits.request.n_max)),
             ("body_len_max", json!(limits.body_len_max)),
             ("sse_keep_alive_interval", json!(limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()))),
@@ -93,5 +97,13 @@ impl Config {
             ("max_background_responses", json!(num_background_max)),
         ];
         entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    }
+}
+
+fn origins_json(origins: &Origins) -> Value {
+    match origins {
+        Origins::None => json!([]),
+        Origins::Any => json!(["*"]),
+        Origins::Listed(origins) => json!(origins),
     }
 }

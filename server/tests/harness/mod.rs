@@ -44,6 +44,7 @@ impl Default for Setup {
             },
             keys: ApiKeys::default(),
             limits: AppLimits::default(),
+            web: Default::default(),
             http: HttpLimits::default(),
             pictures: Default::default(),
             seed: Some(7),
