@@ -15,6 +15,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub struct AppLimits {
     pub body_len_max: usize,
+    /// For a whole body, and longer for a long one that comes steadily.
     pub body_timeout: Duration,
     pub request: RequestLimits,
     /// `None`: streams carry no comments.

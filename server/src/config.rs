@@ -138,6 +138,7 @@ impl TryFrom<ServeArgs> for Config {
             max_waiting,
             shutdown_timeout,
             sse_keep_alive_interval,
+            keep_alive_timeout,
             threads,
             threads_bind,
             speculative_config,
@@ -220,7 +221,7 @@ impl TryFrom<ServeArgs> for Config {
             remote: RemotePolicy {
                 hosts: media::hosts(allow_remote_images, &allowed_media_domains)?,
                 addresses: parse_all("allowed-media-addresses", &allowed_media_addresses)?,
-                timeout: media::fetch_timeout(image_fetch_timeout)?,
+                timeout: above_zero("image-fetch-timeout", image_fetch_timeout)?,
                 authorities: media::authorities(media_ca_file.as_deref())?,
                 ..RemotePolicy::default()
             },
@@ -312,7 +313,10 @@ impl TryFrom<ServeArgs> for Config {
                 ..AppLimits::default()
             },
             web: WebPolicy { hosts, origins },
-            http: HttpLimits::default(),
+            http: HttpLimits {
+                idle_timeout: above_zero("keep-alive-timeout", keep_alive_timeout)?,
+                ..HttpLimits::default()
+            },
             pictures,
             seed,
             log_format: match log_format {
@@ -450,6 +454,14 @@ fn seconds(flag: &'static str, value: f64) -> Result<Duration, ConfigError> {
         .ok()
         .filter(|duration| *duration <= Duration::from_secs(1 << 32))
         .ok_or_else(|| fail(flag)(format!("{value} is not a number of seconds")))
+}
+
+fn above_zero(flag: &'static str, value: f64) -> Result<Duration, ConfigError> {
+    let duration = seconds(flag, value)?;
+    match duration.is_zero() {
+        true => Err(fail(flag)("must be above 0".into())),
+        false => Ok(duration),
+    }
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -1,19 +1,21 @@
 //! What every request goes through before its handler: an id, a body read within limits, a key where one is asked for; and after
 //! it: the metrics and a line in the log.
 
-use crate::app::App;
+use crate::app::{App, AppLimits};
 use crate::batch::request::Internal;
 use crate::error::ApiError;
 use crate::web::{is_json, is_question, media_type, yes};
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
 use futures::FutureExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 /// The client's `x-request-id`, or a new one.
@@ -54,12 +56,7 @@ impl FromRequest<Arc<App>> for ApiRequest {
         check_headers(&parts.headers, app.limits.body_len_max)?;
         let id =
             parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId::of(&parts.headers));
-        let read = to_bytes(body, app.limits.body_len_max);
-        let body = match tokio::time::timeout(app.limits.body_timeout, read).await {
-            Err(_) => return Err(ApiError::BodyTooSlow),
-            Ok(Err(error)) => return Err(body_error(error, app.limits.body_len_max)),
-            Ok(Ok(body)) => body,
-        };
+        let body = read_body(body, &app.limits).await?;
         Ok(Self { id, body, arrived })
     }
 }
@@ -85,11 +82,36 @@ fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn body_error(error: axum::Error, limit: usize) -> ApiError {
-    let error = error.into_inner();
-    match error.downcast_ref::<http_body_util::LengthLimitError>() {
-        Some(_) => ApiError::BodyTooLarge { limit },
-        None => ApiError::InvalidJson("the body ended early".into()),
+/// Whoever sends this many bytes a second is not too slow, however long a body of pictures takes.
+const BYTES_A_SECOND: u64 = 64 << 10;
+
+async fn read_body(body: Body, limits: &AppLimits) -> Result<Bytes, ApiError> {
+    let AppLimits { body_len_max: limit, body_timeout, .. } = *limits;
+    let mut deadline = tokio::time::Instant::now() + body_timeout;
+    let mut body = Limited::new(body, limit);
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+            Err(_) => return Err(ApiError::BodyTooSlow),
+            Ok(None) if whole.is_empty() => return Ok(first),
+            Ok(None) => return Ok(whole.freeze()),
+            Ok(Some(Err(error))) if error.is::<LengthLimitError>() => {
+                return Err(ApiError::BodyTooLarge { limit });
+            }
+            Ok(Some(Err(_))) => return Err(ApiError::InvalidJson("the body ended early".into())),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // The others are trailers.
+        let Ok(data) = frame.into_data() else { continue };
+        deadline += Duration::from_micros(data.len() as u64 * 1_000_000 / BYTES_A_SECOND);
+        // Most bodies come in one piece, which needs no copy.
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+            continue;
+        }
+        whole.extend_from_slice(&std::mem::take(&mut first));
+        whole.extend_from_slice(&data);
     }
 }
 

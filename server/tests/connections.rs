@@ -119,7 +119,8 @@ fn a_client_that_reads_nothing_is_dropped() {
 #[test]
 fn silent_and_slow_heads_are_closed() {
     let mut setup = Setup::default();
-    setup.options.http = HttpLimits { header_timeout: Duration::from_millis(200), ..HttpLimits::default() };
+    let short = Duration::from_millis(200);
+    setup.options.http = HttpLimits { header_timeout: short, idle_timeout: short, ..HttpLimits::default() };
     let server = TestServer::with(setup);
     assert!(server.connect().is_closed(), "a silent connection");
     let mut connection = server.connect();
@@ -131,6 +132,20 @@ fn silent_and_slow_heads_are_closed() {
     assert!(connection.is_closed(), "idle after an answer");
 }
 
+/// A proxy keeps connections for a minute and more, and must not find them closed when it needs them.
+#[test]
+fn connections_are_kept_for_longer_than_a_head_may_take() {
+    let mut setup = Setup::default();
+    setup.options.http = HttpLimits { header_timeout: Duration::from_millis(200), ..HttpLimits::default() };
+    let server = TestServer::with(setup);
+    let mut kept = server.connect();
+    kept.send("GET", "/health", &[], b"");
+    assert_eq!(kept.receive().status, 200);
+    assert!(server.connect().is_closed(), "a younger one that says nothing");
+    kept.send("GET", "/health", &[], b"");
+    assert_eq!(kept.receive().status, 200);
+}
+
 #[test]
 fn slow_bodies_are_refused() {
     let mut setup = Setup::default();
@@ -139,6 +154,30 @@ fn slow_bodies_are_refused() {
     let mut connection = server.connect();
     connection.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{");
     assert_eq!(connection.receive().status, 408);
+}
+
+/// A large picture over a slow line takes longer than a small body may, and comes all the same.
+#[test]
+fn long_bodies_that_come_steadily_are_waited_for() {
+    let mut setup = Setup::default();
+    setup.options.limits.body_timeout = Duration::from_millis(200);
+    let server = TestServer::with(setup);
+    let body = json!({"prompt": "hi", "max_tokens": 1, "user": "x".repeat(4 << 20)}).to_string();
+    let head = |len: usize| {
+        format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n"
+        )
+    };
+    let mut steady = server.connect();
+    let (beginning, rest) = body.split_at(body.len() - 1000);
+    steady.write(head(body.len()).as_bytes());
+    steady.write(beginning.as_bytes());
+    // Begun later, and given up on.
+    let mut slow = server.connect();
+    slow.write(head(100).as_bytes());
+    assert_eq!(slow.receive().status, 408);
+    steady.write(rest.as_bytes());
+    assert_eq!(steady.receive().status, 200);
 }
 
 #[test]

@@ -198,6 +198,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--threads-bind", "1023", "--port", "0"], 2, "threads_bind: this process may not run on CPU 1023"),
         (&["serve", "--threads-bind", "0", "--threads", "2", "--port", "0"], 2, "threads_bind: 2 threads"),
         (&["serve", "--shutdown-timeout", "-1"], 2, "--shutdown-timeout"),
+        (&["serve", "--keep-alive-timeout", "0"], 2, "--keep-alive-timeout"),
         (&["serve", "--allowed-media-domains", "http://example.org/"], 2, "--allowed-media-domains"),
         (&["serve", "--allowed-media-addresses", "10.0.0.0/33"], 2, "--allowed-media-addresses"),
         (&["serve", "--image-fetch-timeout", "0"], 2, "--image-fetch-timeout"),

@@ -182,6 +182,17 @@ pub struct ServeArgs {
     )]
     pub sse_keep_alive_interval: f64,
 
+    /// Seconds that an idle connection is kept; longer than a proxy in front keeps its own
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 75.0,
+        alias = "timeout-keep-alive",
+        allow_negative_numbers = true,
+        env = "PERILUNE_KEEP_ALIVE_TIMEOUT"
+    )]
+    pub keep_alive_timeout: f64,
+
     /// Threads that compute; default: one for each core
     #[arg(long, value_name = "N", env = "PERILUNE_THREADS")]
     pub threads: Option<usize>,

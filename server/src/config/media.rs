@@ -1,10 +1,9 @@
 //! What the flags about pictures by address mean.
 
-use super::{ConfigError, fail, parse_all, seconds, strings};
+use super::{ConfigError, fail, parse_all, strings};
 use crate::chat::image::remote::{Authorities, Hosts};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
 
 /// A list of hosts says that these are allowed; with or without the other flag, no other is.
 pub fn hosts(any: bool, listed: &[String]) -> Result<Hosts, ConfigError> {
@@ -28,14 +27,6 @@ pub fn authorities_json(authorities: &Authorities) -> Value {
         Authorities::Public => json!("public"),
         Authorities::Listed(certificates) => json!(certificates.len()),
     }
-}
-
-pub fn fetch_timeout(value: f64) -> Result<Duration, ConfigError> {
-    let timeout = seconds("image-fetch-timeout", value)?;
-    if timeout.is_zero() {
-        return Err(fail("image-fetch-timeout")("must be above 0".into()));
-    }
-    Ok(timeout)
 }
 
 pub fn hosts_json(hosts: &Hosts) -> Value {

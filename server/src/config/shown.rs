@@ -54,6 +54,7 @@ impl Config {
             ("body_len_max", json!(limits.body_len_max)),
             ("sse_keep_alive_interval", json!(limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()))),
             ("page", json!(limits.page)),
+            ("keep_alive_timeout", json!(http.idle_timeout.as_secs_f64())),
             ("max_connections", json!(http.max_connections)),
             ("max_image_pixels", json!(pictures.limits.max_pixels)),
             ("max_images", json!(pictures.max_pictures)),

@@ -10,12 +10,14 @@ mod stall;
 use crate::metrics::HttpMetrics;
 use axum::Router;
 use hangup::Hangups;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use stall::StallGuard;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,8 +25,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 #[derive(Debug, Clone, Copy)]
 pub struct HttpLimits {
-    /// For a request's whole head, counted from the end of the answer before it. So an idle connection is closed after it too.
+    /// For the whole head of a connection's first request, unless `idle_timeout` is shorter.
     pub header_timeout: Duration,
+    /// For the head of each later one, counted from the end of the answer before it. So an idle connection is closed after it. It should be
+    /// longer than a proxy keeps idle connections: one that sends a request while its connection is being closed tells its client of an error.
+    pub idle_timeout: Duration,
     /// How long a client may take nothing of an answer that waits for it.
     pub stall_timeout: Duration,
     pub hangup_poll: Duration,
@@ -36,6 +41,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
             hangup_poll: Duration::from_millis(250),
             send_buffer: 64 * 1024,
@@ -126,14 +132,21 @@ impl Connection {
         let Self { stream, router, limits, hangups, mut phase, _open } = self;
         let stream = Arc::new(stream);
         let hangup = hangups.watch(stream.clone());
-        let service = TowerToHyperService::new(router);
+        let router = TowerToHyperService::new(router);
+        let was_asked = Arc::new(AtomicBool::new(false));
+        let asked = was_asked.clone();
+        let service = service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
+            router.call(request)
+        });
+        let mut first_head = std::pin::pin!(tokio::time::sleep(limits.header_timeout));
         let io = TokioIo::new(StallGuard::new(stream, limits.stall_timeout));
         // Who comes while the server drains is told so, once.
         let mut draining = *phase.borrow() != Phase::Serving;
         let seen = phase.clone();
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
+            .header_read_timeout(limits.idle_timeout)
             .max_buf_size(64 * 1024)
             // A token's chunk is short: to copy it behind its length costs less than to tell the kernel of three pieces.
             .writev(false)
@@ -142,16 +155,19 @@ impl Connection {
         let mut connection = std::pin::pin!(connection);
         loop {
             let is_serving = !draining;
+            let is_new = || !was_asked.load(Ordering::Relaxed);
             let mut news = std::pin::pin!(async {
                 tokio::select! {
                     () = hangup.hung_up() => News::HungUp,
                     () = reach(&mut phase, Phase::Draining), if is_serving => News::Draining,
+                    () = first_head.as_mut(), if is_new() => News::Silent,
                 }
             });
             let mut is_registered = false;
             let next = std::future::poll_fn(|context| {
                 // The task's waker stays where the first poll left it, and every token polls this: news are asked for when there are some.
-                let has_news = hangup.has_hung_up() || (is_serving && seen.has_changed().unwrap_or(true));
+                let has_news =
+                    hangup.has_hung_up() || (is_serving && seen.has_changed().unwrap_or(true)) || is_new();
                 if (has_news || !std::mem::replace(&mut is_registered, true))
                     && let Poll::Ready(news) = news.as_mut().poll(context)
                 {
@@ -166,7 +182,9 @@ impl Connection {
                     }
                     return;
                 }
-                Err(News::HungUp) => return,
+                // The first request may have come at the same moment.
+                Err(News::Silent) if !is_new() => {}
+                Err(News::HungUp | News::Silent) => return,
                 Err(News::Draining) => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
@@ -179,6 +197,8 @@ impl Connection {
 /// What a connection is told besides its requests.
 enum News {
     HungUp,
+    /// It has not sent the head of a request in time.
+    Silent,
     Draining,
 }
 
