@@ -1,25 +1,29 @@
 //! Linear layers: rows of activations times packed panels.
 //!
 //! A task is some panels times some rows. It goes through K in blocks, so that a block of a panel stays in the first cache
-//! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do.
+//! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do. Sums lie side by side until the last
+//! block: in the result, whose rows are often whole pages apart, those of a panel would fight for a few places of the first cache.
 
 use super::ahead::Key;
 use super::grouped::GroupSums;
 use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{
-    self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, PanelSums, Rows, Sums, by_weight_type,
-};
+use super::tile::{self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Rows, Sums, by_weight_type};
 use super::{Shared, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::Activation;
 use crate::{ActivationType, MatrixBatch};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Weights of one task, where there are enough.
 const TASK_BYTES: usize = 96 << 10;
+
+/// Room for the sums of a task's panels at a time, with few rows and with many; pages of a stack are touched whether they are used or not.
+const FEW_SUMS: usize = 8 * tile::ONE_TILE * PANEL;
+const MANY_SUMS: usize = 8 * MAX_ROWS * PANEL;
 
 /// `out[h][t] = act(x[h][t] · w[h]ᵀ + bias)` for every member h of the weights.
 #[derive(Clone, Copy)]
@@ -327,51 +331,66 @@ pub(crate) fn run_part(isa: Isa, job: &Gemm, member: usize, part: &Part) {
         let x = Input::Rounded { words: words.as_slice().into(), rounding, member: 0 };
         return run_part(isa, &Gemm { x, ..*job }, member, part);
     }
-    by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of(isa, job, member, part));
+    match part.rows.len() {
+        ..=tile::ONE_TILE => run_part_with::<FEW_SUMS>(isa, job, member, part),
+        _ => run_part_with::<MANY_SUMS>(isa, job, member, part),
+    }
+}
+
+/// With room for so many sums, on a stack of its own.
+#[inline(never)]
+fn run_part_with<const NUM_SUMS: usize>(isa: Isa, job: &Gemm, member: usize, part: &Part) {
+    let sums = &mut [MaybeUninit::uninit(); NUM_SUMS];
+    by_weight_type!(job.weights.stored_as(), job.x.rounded_to(), run_part_of(isa, job, member, part, sums));
 }
 
 simd_entry! {
-    fn run_part_of<W: PanelFormat>(job: &Gemm<'_>, member: usize, part: &Part) = run_part_body
+    fn run_part_of<W: PanelFormat>(job: &Gemm<'_>, member: usize, part: &Part, sums: &mut [MaybeUninit<f32>]) = run_part_body
 }
 
 #[inline(always)]
-fn run_part_body<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, part: &Part) {
+fn run_part_body<S: Simd, W: PanelFormat>(
+    s: S,
+    job: &Gemm<'_>,
+    member: usize,
+    part: &Part,
+    sums: &mut [MaybeUninit<f32>],
+) {
     let k = job.weights.k();
     let num_rows = part.rows.len();
     let x = InputRows::of(&job.x, member, part.rows.start);
     x.check(num_rows, k);
-    let panels = job.weights.as_bytes();
-    assert!(part.panels.end * job.weights.panel_bytes() <= panels.len(), "panels");
-    let (mut room, mut edge) = (Room::new(), PanelSums::new());
+    let (panels, panel_bytes) = (job.weights.as_bytes(), job.weights.panel_bytes());
+    assert!(part.panels.end * panel_bytes <= panels.len(), "panels");
+    // Those of one panel.
+    let num_sums = num_rows * PANEL;
+    assert!((1..=sums.len()).contains(&num_sums), "{num_rows} rows of sums");
+    let at_once = sums.len() / num_sums;
+    let mut room = Room::new();
     let k_block = tile::k_block_of::<W>(num_rows);
-    for k_start in (0..k).step_by(k_block) {
-        let k_len = k_block.min(k - k_start);
-        // SAFETY: checked above.
-        let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
-        for panel in part.panels.clone() {
-            let to = Destination::of(job, member, panel, part);
-            let (start, row) =
-                if to.columns < PANEL { (edge.as_mut_ptr(), PANEL) } else { (to.start, job.out_stride) };
-            let lines = panels[panel * job.weights.panel_bytes() + W::offset(k_start)..].as_ptr();
-            let sums = Sums { start, row, hi: 0, fresh: k_start == 0 };
-            // SAFETY: k_start + k_len is within a panel and a row, both checked above; sums are this task's own columns
-            // of `out`, or `edge`.
-            W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums) });
+    for first in part.panels.clone().step_by(at_once) {
+        let group = first..part.panels.end.min(first + at_once);
+        for k_start in (0..k).step_by(k_block) {
+            let k_len = k_block.min(k - k_start);
+            // SAFETY: checked above.
+            let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
+            for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(num_sums)) {
+                let lines = panels[panel * panel_bytes + W::offset(k_start)..].as_ptr();
+                let sums = Sums { start: sums.as_mut_ptr().cast(), row: PANEL, hi: 0, fresh: k_start == 0 };
+                // SAFETY: k_start + k_len is within a panel and a row, both checked above; the sums are rows of a panel's columns.
+                W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums) });
+            }
         }
-    }
-    for panel in part.panels.clone() {
-        let to = Destination::of(job, member, panel, part);
-        for row in 0..num_rows {
-            // SAFETY: this task's own rows and columns.
-            let out = unsafe { job.out.slice(to.offset + row * job.out_stride, to.columns) };
-            if to.columns < PANEL {
-                // SAFETY: the last panel of a member is the only one that goes here, and was written above.
-                out.copy_from_slice(&unsafe { edge.row(row) }[..to.columns]);
+        for (panel, sums) in group.zip(sums.chunks_exact(num_sums)) {
+            let to = Destination::of(job, member, panel, part);
+            let bias = job.bias.map(|bias| &bias[to.first_column..]);
+            for (row, sums) in sums.as_chunks::<PANEL>().0.iter().enumerate() {
+                // SAFETY: this task's own rows and columns.
+                let out = unsafe { job.out.slice(to.offset + row * job.out_stride, to.columns) };
+                // SAFETY: as many elements, which the panel's product wrote.
+                let sums = unsafe { &*sums.as_ptr().cast::<[f32; PANEL]>() };
+                finish(s, sums, bias, job.act, out);
             }
-            if job.bias.is_none() && job.act == Activation::None {
-                continue;
-            }
-            finish(s, out, job.bias.map(|bias| &bias[to.first_column..]), job.act);
         }
     }
 }
@@ -379,7 +398,6 @@ fn run_part_body<S: Simd, W: PanelFormat>(s: S, job: &Gemm<'_>, member: usize, p
 /// The columns of `out` that belong to a panel.
 struct Destination {
     offset: usize,
-    start: *mut f32,
     first_column: usize,
     columns: usize,
 }
@@ -390,14 +408,15 @@ impl Destination {
         let columns = (job.weights.n() - first_column).min(PANEL);
         let offset = member * job.out_member + part.rows.start * job.out_stride + first_column;
         assert!((part.rows.len() - 1) * job.out_stride + columns <= job.out.len() - offset, "rows of out");
-        Self { offset, start: job.out.at(offset), first_column, columns }
+        Self { offset, first_column, columns }
     }
 }
 
+/// `out = act(sums + bias)`, as many columns as `out` has.
 #[inline(always)]
-fn finish<S: Simd>(s: S, out: &mut [f32], bias: Option<&[f32]>, act: Activation) {
+fn finish<S: Simd>(s: S, sums: &[f32; PANEL], bias: Option<&[f32]>, act: Activation, out: &mut [f32]) {
     for i in (0..out.len()).step_by(S::LANES) {
-        let mut v = s.load_slice(&out[i..]);
+        let mut v = s.load_slice(&sums[i..]);
         if let Some(bias) = bias {
             v = s.add(v, s.load_slice(&bias[i..out.len()]));
         }

@@ -351,7 +351,7 @@ pub(crate) fn k_block_of<W: PanelFormat>(num_rows: usize) -> usize {
 }
 
 /// Rounded rows that pass by a panel together.
-const ONE_TILE: usize = 12;
+pub(crate) const ONE_TILE: usize = 12;
 
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;
