@@ -319,13 +319,13 @@ impl Layer {
             Attention::Gqa(attention) => attention.run(step, cache, scratch),
             Attention::Mla(attention) => attention.run(step, cache, scratch),
         }
-        add_and_norm(&self.mlp_norm, eps, scratch);
         match &self.mlp {
             LayerMlp::Dense(mlp) => {
+                add_and_norm(&self.mlp_norm, eps, scratch);
                 mlp.run(scratch);
                 add_and_norm(next_norm, eps, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run(next_norm, eps, scratch),
+            LayerMlp::Moe(moe) => moe.run([&self.mlp_norm, next_norm], eps, scratch),
         }
     }
 }
