@@ -17,7 +17,7 @@ use super::simd::dot::{Dot, Floats};
 use super::simd::{Simd, ask_for, dot_entry};
 use super::tile::{Blocks, Job, PanelFormat, by_rows};
 #[cfg(target_arch = "x86_64")]
-use super::tile::{Rows, Sums};
+use super::tile::{Partial, Rows, Sums};
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
 use crate::{ActivationType, WeightType};
@@ -88,13 +88,13 @@ fn bf16_panel(job: &Job) {
         let (blocks, mut row) = (Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let Job { x, sums, .. } = job.rows(row, rows);
-            let sums = Sums { hi: PANEL / 2, ..sums };
+            let Job { x, sums, from, .. } = job.rows(row, rows);
+            let sums = (from, Sums { hi: PANEL / 2, ..sums });
             // SAFETY: the promise of `Job::new`.
             unsafe {
                 match rows >= LEAST_PAIRS_AHEAD && block == 0 {
-                    true => pair_tile_of::<2, 2>(d, rows, w, x, pairs, sums),
-                    false => pair_tile_of::<2, 0>(d, rows, w, x, pairs, sums),
+                    true => pair_tile_from::<2, 2>(d, rows, (w, x), pairs, sums),
+                    false => pair_tile_from::<2, 0>(d, rows, (w, x), pairs, sums),
                 }
             }
             row += rows;
@@ -143,15 +143,32 @@ pub(crate) unsafe fn pair_tile_of<const V: usize, const ASKS: usize>(
     sums: Sums,
 ) {
     // SAFETY: the caller's promise.
+    unsafe { pair_tile_from::<V, ASKS>(d, num_rows, (w, x), pairs, (Partial::of(&sums), sums)) }
+}
+
+/// As `pair_tile_of`, for sums that may come from elsewhere.
+///
+/// # Safety
+/// As for `tile::tile`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn pair_tile_from<const V: usize, const ASKS: usize>(
+    d: Bf16Dot,
+    num_rows: usize,
+    (w, x): (Words, Rows),
+    pairs: usize,
+    sums: (Partial, Sums),
+) {
+    // SAFETY: the caller's promise.
     by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, ASKS>(d, w, x, pairs, sums) });
 }
 
 /// Where rows begin. Sums in a loop would be checked for overflow again and again.
 #[inline(always)]
 pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
-    let mut starts = [0; M];
+    let mut starts = [0usize; M];
     for r in 1..M {
-        starts[r] = starts[r - 1] + row;
+        starts[r] = starts[r - 1].wrapping_add(row);
     }
     starts
 }
@@ -165,7 +182,7 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
     w: Words,
     x: Rows,
     pairs: usize,
-    sums: Sums,
+    (from, sums): (Partial, Sums),
 ) {
     let s = d.simd();
     let rows = starts::<M>(x.row);
@@ -173,9 +190,9 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
-            for (r, acc) in acc.iter_mut().enumerate() {
+            for (start, acc) in starts::<M>(from.row).into_iter().zip(&mut acc) {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(sums.start.add(r * sums.row + v * sums.hi));
+                    *acc = s.load(from.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }));
                 }
             }
         }
@@ -199,9 +216,9 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
             line = line.wrapping_add(w.stride);
             pair = pair.wrapping_add(x.step);
         }
-        for (r, acc) in acc.iter().enumerate() {
+        for (start, acc) in starts::<M>(sums.row).into_iter().zip(&acc) {
             for (v, acc) in acc.iter().enumerate() {
-                s.store(sums.start.add(r * sums.row + v * sums.hi), *acc);
+                s.store(sums.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }), *acc);
             }
         }
     }
@@ -284,14 +301,14 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
     // A number that the compiler does not know: it would unroll the loop, load lines in an order of its own, which the processor does
     // not follow ahead, and run out of registers.
     let quads = black_box(GROUP / 4);
-    let out = job.sums.start.wrapping_add(first);
+    let (from, out) = (job.from.start.wrapping_add(first), job.sums.start.wrapping_add(first));
     let mut sums = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
     unsafe {
         if !job.sums.fresh {
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for (start, sums) in starts::<M>(job.from.row).into_iter().zip(&mut sums) {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(out.add(r * job.sums.row + v * PANEL / 2));
+                    *sum = s.load(from.wrapping_add(start).wrapping_add(v * PANEL / 2));
                 }
             }
         }
@@ -333,9 +350,9 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
             x = x.wrapping_add(GROUP / 4);
             headers = headers.wrapping_add(HEADER);
         }
-        for (r, sums) in sums.iter().enumerate() {
+        for (start, sums) in starts::<M>(job.sums.row).into_iter().zip(&sums) {
             for (v, sum) in sums.iter().enumerate() {
-                s.store(out.add(r * job.sums.row + v * PANEL / 2), *sum);
+                s.store(out.wrapping_add(start).wrapping_add(v * PANEL / 2), *sum);
             }
         }
     }

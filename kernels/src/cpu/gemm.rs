@@ -1,15 +1,15 @@
 //! Linear layers: rows of activations times packed panels.
 //!
 //! A task is some panels times some rows. It goes through K in blocks, so that a block of a panel stays in the first cache
-//! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do. Sums lie side by side until the last
-//! block: in the result, whose rows are often whole pages apart, those of a panel would fight for a few places of the first cache.
+//! while all rows of the task pass by, and the rows' blocks stay in the second while all panels do. Sums lie side by side between
+//! blocks: in the result, whose rows are often whole pages apart, those of a panel would fight for a few places of the first cache.
 
 use super::ahead::Key;
 use super::grouped::GroupSums;
 use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Rows, Sums, by_weight_type};
+use super::tile::{self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Partial, Rows, Sums, by_weight_type};
 use super::{Shared, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
@@ -448,14 +448,28 @@ fn run_part_body<S: Simd, W: PanelFormat>(
             // SAFETY: checked above.
             let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
             for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(num_sums)) {
+                let to = Destination::of(job, member, panel, part);
                 let lines = panels[panel * panel_bytes + W::offset(k_start)..].as_ptr();
-                let sums = Sums { start: sums.as_mut_ptr().cast(), row: PANEL, hi: 0, fresh: k_start == 0 };
-                // SAFETY: k_start + k_len is within a panel and a row, both checked above; the sums are rows of a panel's columns.
-                W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums) });
+                let meanwhile: *mut f32 = sums.as_mut_ptr().cast();
+                let is_last = k_start + k_len == k;
+                let (start, row) = match is_last && to.is_whole {
+                    true => (job.out.at(to.offset), job.out_stride),
+                    false => (meanwhile, PANEL),
+                };
+                let (sums, from) = (
+                    Sums { start, row, hi: 0, fresh: k_start == 0 },
+                    Partial { start: meanwhile, row: PANEL },
+                );
+                // SAFETY: k_start + k_len is within a panel and a row, both checked above; the sums are this task's own columns of `out`, or
+                // rows of a panel's columns, which the block before wrote.
+                W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums).resuming(from) });
             }
         }
         for (panel, sums) in group.zip(sums.chunks_exact(num_sums)) {
             let to = Destination::of(job, member, panel, part);
+            if to.is_whole {
+                continue;
+            }
             let bias = job.bias.map(|bias| &bias[to.first_column..]);
             for (row, sums) in sums.as_chunks::<PANEL>().0.iter().enumerate() {
                 // SAFETY: this task's own rows and columns.
@@ -473,6 +487,8 @@ struct Destination {
     offset: usize,
     first_column: usize,
     columns: usize,
+    /// Whether the panel's sums are all there is to write.
+    is_whole: bool,
 }
 
 impl Destination {
@@ -481,7 +497,8 @@ impl Destination {
         let columns = (job.weights.n() - first_column).min(PANEL);
         let offset = member * job.out_member + part.rows.start * job.out_stride + first_column;
         assert!((part.rows.len() - 1) * job.out_stride + columns <= job.out.len() - offset, "rows of out");
-        Self { offset, first_column, columns }
+        let is_whole = columns == PANEL && job.bias.is_none() && job.act == Activation::None;
+        Self { offset, first_column, columns, is_whole }
     }
 }
 
