@@ -8,7 +8,7 @@
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
+use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
@@ -147,7 +147,8 @@ fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
         // What the block before left is where sums go.
         let from = if first == 0 { job.from } else { Partial::of(&sums) };
         // SAFETY: the promise of `Job::new`, for some of its terms, and that of `resuming`.
-        each(&unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums).resuming(from) }, words);
+        let part = unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums).resuming(from) };
+        each(&part.before(job.ahead.wrapping_add(block.addr() - job.panel.addr())), words);
         block = block.wrapping_add(BLOCK_BYTES);
     }
 }
@@ -213,11 +214,17 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
         };
         let (mut block, mut pair) = (job.panel, x.start.cast::<u32>());
         let mut left = job.k.div_ceil(2);
+        let distance = job.ahead.addr().wrapping_sub(block.addr());
         while left > 0 {
             let pairs = left.min(BLOCK_K / 2);
             let quads = x86::Avx512Quads::new(d, block);
             let mut outliers = Header::outliers(block).iter();
             let mut quad = block.wrapping_add(HEADER_BYTES);
+            if M >= LEAST_PAIRS_AHEAD {
+                for line in (0..HEADER_BYTES).step_by(CACHE_LINE) {
+                    ask_for(block.wrapping_add(distance).wrapping_add(line));
+                }
+            }
             let mut next = outliers.next();
             let mut done = 0;
             // The end of K may be half a quad: its other half has no activations.
@@ -227,7 +234,7 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
                 while done < until {
                     if M >= LEAST_PAIRS_AHEAD {
                         for line in 0..QUAD_BYTES / CACHE_LINE {
-                            ask_for(quad.wrapping_add(BYTES_AHEAD + line * CACHE_LINE));
+                            ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
                         }
                     }
                     let [a, b, c, e] = quads.load(quad);

@@ -24,11 +24,7 @@ use crate::{ActivationType, WeightType};
 use std::hint::black_box;
 use std::marker::PhantomData;
 
-/// How far ahead a tile asks for lines, as near as the second cache. The processor follows a stream by itself, one page of 4 KiB at a time:
-/// a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One of
-/// many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
-pub(super) const BYTES_AHEAD: usize = 16 << 10;
-/// From so many rows on.
+/// Tiles ask for what comes later from so many rows on.
 #[cfg(target_arch = "x86_64")]
 pub(super) const LEAST_PAIRS_AHEAD: usize = 5;
 const LEAST_LEVELS_AHEAD: usize = 4;
@@ -81,7 +77,7 @@ fn bf16_panel(job: &Job) {
     fn entry(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
-        let ahead = Lines { start: job.panel.wrapping_add(BYTES_AHEAD), step: 2 * CACHE_LINE };
+        let ahead = Lines { start: job.ahead, step: 2 * CACHE_LINE };
         let w = Words { start: job.panel.cast(), stride: PANEL, hi: PANEL / 2, ahead };
         // The end of K is filled up with zeros on both sides.
         let pairs = job.k.div_ceil(2);
@@ -303,6 +299,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
     let quads = black_box(GROUP / 4);
     let (from, out) = (job.from.start.wrapping_add(first), job.sums.start.wrapping_add(first));
     let mut sums = [[s.zero(); 2]; M];
+    let mut asked = job.ahead;
     // SAFETY: the caller's promise.
     unsafe {
         if !job.sums.fresh {
@@ -321,8 +318,9 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
             let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
             if M >= LEAST_LEVELS_AHEAD && ahead {
                 for line in (0..group_bytes).step_by(CACHE_LINE) {
-                    ask_for(start.wrapping_add(BYTES_AHEAD + line));
+                    ask_for(asked.wrapping_add(line));
                 }
+                asked = asked.wrapping_add(group_bytes);
             }
             for i in 0..quads {
                 let (lo, hi) = Q::load_words(d, quad);

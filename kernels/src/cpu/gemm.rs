@@ -462,7 +462,17 @@ fn run_part_body<S: Simd, W: PanelFormat>(
                 );
                 // SAFETY: k_start + k_len is within a panel and a row, both checked above; the sums are this task's own columns of `out`, or
                 // rows of a panel's columns, which the block before wrote.
-                W::panel(s, &unsafe { Job::new(num_rows, lines, x, k_len, sums).resuming(from) });
+                let mut part = unsafe { Job::new(num_rows, lines, x, k_len, sums).resuming(from) };
+                if k > k_block {
+                    // Blocks that follow each other in memory do not do so here.
+                    let (panel, k) = match panel + 1 < group.end {
+                        true => (panel + 1, k_start),
+                        false if is_last => (group.end, 0),
+                        false => (group.start, k_start + k_block),
+                    };
+                    part = part.before(panels.as_ptr().wrapping_add(panel * panel_bytes + W::offset(k)));
+                }
+                W::panel(s, &part);
             }
         }
         for (panel, sums) in group.zip(sums.chunks_exact(num_sums)) {

@@ -488,12 +488,23 @@ fn products<S: Simd, W: PanelFormat>(
         let k_len = k_block.min(k - k_start);
         // SAFETY: `up_part_body` checked the rows, and there are at most MAX_ROWS.
         let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
-        for index in 0..2 * units.len() {
-            let panel = layer.panel(part.expert, units.start + index / 2, index % 2);
-            let lines = &panels[panel * panel_bytes..(panel + 1) * panel_bytes][W::offset(k_start)..];
+        let count = 2 * units.len();
+        let panel = |index: usize| layer.panel(part.expert, units.start + index / 2, index % 2);
+        for index in 0..count {
+            let lines = &panels[panel(index) * panel_bytes..][..panel_bytes][W::offset(k_start)..];
             let sums = Sums { start: sums[index].as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
             // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
-            W::panel(s, &unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) });
+            let mut job = unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) };
+            if k > k_block {
+                // Blocks that follow each other in memory do not do so here.
+                let (panel, k) = match index + 1 < count {
+                    true => (panel(index + 1), k_start),
+                    false if k_start + k_len == k => (panel(count), 0),
+                    false => (panel(0), k_start + k_block),
+                };
+                job = job.before(panels.as_ptr().wrapping_add(panel * panel_bytes + W::offset(k)));
+            }
+            W::panel(s, &job);
         }
     }
 }

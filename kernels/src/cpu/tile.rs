@@ -185,6 +185,11 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
     }
 }
 
+/// How far ahead a tile over rounded rows asks for lines, as near as the second cache. The processor follows a stream by itself, one page of
+/// 4 KiB at a time: a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One
+/// of many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
+pub(crate) const BYTES_AHEAD: usize = 16 << 10;
+
 /// Bytes ahead of the weights in use; with few rows the loop waits for memory.
 const PREFETCH: usize = 1536;
 
@@ -250,6 +255,8 @@ pub(crate) struct Job {
     pub k: usize,
     pub sums: Sums,
     pub from: Partial,
+    /// What is asked for while the panel's first bytes are read, and so on: what lies behind them, or the next job's.
+    pub ahead: *const u8,
     /// Made by `new` alone.
     _promise: (),
 }
@@ -274,7 +281,14 @@ impl Job {
         k: usize,
         sums: Sums,
     ) -> Self {
-        Self { num_rows, panel, x, numbers, k, sums, from: Partial::of(&sums), _promise: () }
+        let (from, ahead) = (Partial::of(&sums), panel.wrapping_add(BYTES_AHEAD));
+        Self { num_rows, panel, x, numbers, k, sums, from, ahead, _promise: () }
+    }
+
+    /// The same that asks for what is read from an address on. Any will do.
+    #[inline(always)]
+    pub fn before(self, ahead: *const u8) -> Self {
+        Self { ahead, ..self }
     }
 
     /// The same with sums that, where they are not fresh, come from elsewhere.
