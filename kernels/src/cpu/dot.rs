@@ -188,7 +188,8 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
         if !sums.fresh {
             for (start, acc) in starts::<M>(from.row).into_iter().zip(&mut acc) {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(from.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }));
+                    *acc =
+                        s.load(from.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }));
                 }
             }
         }

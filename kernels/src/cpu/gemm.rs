@@ -9,7 +9,9 @@ use super::grouped::GroupSums;
 use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Partial, Rows, Sums, by_weight_type};
+use super::tile::{
+    self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Partial, Rows, Sums, by_weight_type,
+};
 use super::{Shared, SharedMut};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
@@ -266,13 +268,7 @@ struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    fn new(
-        cpu: &Cpu,
-        rounding: &'a Rounding,
-        from: &'a Floats,
-        sizes: [usize; 2],
-        to: &mut [u32],
-    ) -> Self {
+    fn new(cpu: &Cpu, rounding: &'a Rounding, from: &'a Floats, sizes: [usize; 2], to: &mut [u32]) -> Self {
         let [members, rows] = sizes;
         let end = (members - 1) * from.member + (rows - 1) * from.row + rounding.k();
         assert!(end <= from.x.len(), "rows of x");
