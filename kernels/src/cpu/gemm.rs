@@ -205,7 +205,12 @@ pub(crate) fn run_together<const N: usize>(cpu: &Cpu, jobs: &[Gemm; N]) {
         let x = Input::Rounded { words, rounding, member: rows * rounding.row() };
         let parts = jobs.map(|job| Gemm { x, rows, out: job.out.from(first * job.out_stride), ..job });
         let products = Products::of(cpu, &parts);
-        let num_blocks = round.num_blocks();
+        let mut num_blocks = round.num_blocks();
+        if num_blocks == 1 {
+            // Others need not come for it.
+            round.block(cpu.isa, 0);
+            num_blocks = 0;
+        }
         cpu.pool.run_phases(&[num_blocks.into(), products.phase()], &|phase, index, _| match phase {
             0 => round.block(cpu.isa, index),
             _ => products.task(cpu.isa, index, &mut []),
