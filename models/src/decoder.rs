@@ -17,7 +17,7 @@ use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, Step, WeightSize, rope};
 use crate::parts::Part;
 use crate::scratch::Scratch;
-use crate::screening::{HeadScreen, ScreenCounts};
+use crate::screening::{HeadScreen, ScreenCounts, StepReads};
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
 use kernels::ops::{self, Activation, Ragged, ReadPlan, RopeLayout, RopeTable};
@@ -29,6 +29,7 @@ pub struct Decoder {
     norm: Tensor,
     head: Matrix,
     screen: Option<HeadScreen>,
+    reads: StepReads,
     rope: RopeTable,
     rope_layout: RopeLayout,
     eps: f32,
@@ -94,13 +95,15 @@ impl Decoder {
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
         let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
-        let mut plan = ReadPlan::new(device);
-        layers.iter().for_each(|layer| layer.plan_reads(&mut plan));
-        // What is read of it most often.
-        plan.linear(screen.as_ref().map_or(&head, Screen::coarse));
-        plan.follow();
+        let plan = |last: &Matrix| {
+            let mut plan = ReadPlan::new(device);
+            layers.iter().for_each(|layer| layer.plan_reads(&mut plan));
+            plan.linear(last);
+            plan.ready()
+        };
+        let reads = StepReads::new(plan(&head), screen.as_ref().map(|screen| plan(screen.coarse())));
         let screen = screen.map(HeadScreen::new);
-        Ok(Self { embedding, layers, norm, head, screen, rope, rope_layout, eps })
+        Ok(Self { embedding, layers, norm, head, screen, reads, rope, rope_layout, eps })
     }
 
     /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
@@ -181,6 +184,11 @@ impl Decoder {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
             layer.run(&step, cache, (next_norm, self.eps), scratch);
         }
+    }
+
+    /// A step begins after which so many rows go through the head. It changes no number.
+    pub fn begin(&self, num_rows: usize) {
+        self.reads.begin(num_rows);
     }
 
     /// Tells a graph of `forward` what its next replay attends to.
@@ -319,13 +327,13 @@ impl Layer {
             Attention::Gqa(attention) => attention.run(step, cache, scratch),
             Attention::Mla(attention) => attention.run(step, cache, scratch),
         }
-        add_and_norm(&self.mlp_norm, eps, scratch);
         match &self.mlp {
             LayerMlp::Dense(mlp) => {
+                add_and_norm(&self.mlp_norm, eps, scratch);
                 mlp.run(scratch);
                 add_and_norm(next_norm, eps, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run(next_norm, eps, scratch),
+            LayerMlp::Moe(moe) => moe.run([&self.mlp_norm, next_norm], eps, scratch),
         }
     }
 }

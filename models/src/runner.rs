@@ -165,6 +165,7 @@ impl DeviceRunner {
             self.encoding.stop();
         }
         self.input.pack(batch, self.sizes);
+        self.decoder.begin(self.input.sample_rows.len());
         let rows = self.graphs.as_ref().and_then(|graphs| graphs.rows_for(&self.input));
         if let Some(rows) = rows {
             self.input.pad(rows);

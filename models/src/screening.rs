@@ -1,6 +1,6 @@
-//! When the output head is screened: as long as it pays.
+//! When the output head is screened: as long as it pays. And which weights are asked for beforehand: those of the head, or of its coarse copy.
 
-use kernels::ops::{self, Activation, Screened};
+use kernels::ops::{self, Activation, ReadyPlan, Screened};
 use kernels::{Matrix, Screen, Tensor};
 use std::cell::Cell;
 
@@ -25,6 +25,33 @@ pub struct ScreenCounts {
     pub whole: u64,
     /// Not tried.
     pub untried: u64,
+}
+
+/// What steps read: it ends with the head, or with the coarse copy where few rows are screened.
+pub struct StepReads {
+    whole: ReadyPlan,
+    screened: Option<ReadyPlan>,
+    /// Which of them is followed.
+    follows_screened: Cell<bool>,
+}
+
+impl StepReads {
+    /// Follows what most steps of one sequence read.
+    pub fn new(whole: ReadyPlan, screened: Option<ReadyPlan>) -> Self {
+        screened.as_ref().unwrap_or(&whole).follow();
+        let follows_screened = Cell::new(screened.is_some());
+        Self { whole, screened, follows_screened }
+    }
+
+    /// A step begins after which so many rows go through the head.
+    pub fn begin(&self, num_rows: usize) {
+        let Some(screened) = &self.screened else { return };
+        let is_screened = num_rows <= Screen::MAX_ROWS;
+        if self.follows_screened.replace(is_screened) != is_screened {
+            let plan = if is_screened { screened } else { &self.whole };
+            plan.follow();
+        }
+    }
 }
 
 /// Products without a try after one that showed too little, at most.

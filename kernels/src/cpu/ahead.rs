@@ -124,8 +124,8 @@ impl Ahead {
     }
 
     /// In place of the plan before. A worker that waits at this moment hears of it later.
-    pub fn follow(&self, plan: Plan) {
-        *lock(&self.plan) = Some(Arc::new(plan));
+    pub fn follow(&self, plan: Arc<Plan>) {
+        *lock(&self.plan) = Some(plan);
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -323,11 +323,11 @@ mod tests {
         let ahead = Ahead::new(1);
         assert_eq!(ahead.of(0).next(), None);
         for name in [3, 5] {
-            ahead.follow(Plan::new(&[reads(name, vec![panels(&[[name, 1, 64]])])], 1));
+            ahead.follow(Arc::new(Plan::new(&[reads(name, vec![panels(&[[name, 1, 64]])])], 1)));
             let next = ahead.of(0).next();
             assert_eq!(next, Some(name * 1_000_000..name * 1_000_000 + 64));
         }
-        ahead.follow(Plan::new(&[], 1));
+        ahead.follow(Arc::new(Plan::new(&[], 1)));
         assert_eq!(ahead.of(0).next(), None);
         ahead.of(0).begin(Key(3));
     }

@@ -8,11 +8,11 @@
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::dot::{BYTES_AHEAD, CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_of, starts};
+use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Bf16, Floats, Job, K_BLOCK, PanelFormat, Rows, Sums};
+use super::tile::{Bf16, Floats, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Blocks, by_rows};
 use crate::ActivationType;
@@ -79,7 +79,9 @@ fn floats_panel_body<S: Simd>(s: S, job: &Job) {
             }
         }
         // SAFETY: as above, and `words` is the same as a panel of bf16.
-        let plain = unsafe { Job::new(job.num_rows, words.cast(), (job.x, job.numbers), job.k, job.sums) };
+        let plain = unsafe {
+            Job::new(job.num_rows, words.cast(), (job.x, job.numbers), job.k, job.sums).resuming(job.from)
+        };
         Floats::<Bf16>::panel(s, &plain);
     });
 }
@@ -115,10 +117,10 @@ fn pairs_panel(job: &Job) {
             let w = Pairs { start: words.cast(), stride: PANEL, hi: PANEL / 2, ahead: Lines::NONE };
             for tile in 1..tiles.count {
                 let rows = tiles.len(tile);
-                let Job { x, sums, .. } = job.rows(row, rows);
-                let sums = Sums { hi: PANEL / 2, ..sums };
+                let Job { x, sums, from, .. } = job.rows(row, rows);
+                let sums = (from, Sums { hi: PANEL / 2, ..sums });
                 // SAFETY: the promise of `blocks`, and all its words were written.
-                unsafe { pair_tile_of::<2, 0>(d, rows, w, x, job.k.div_ceil(2), sums) };
+                unsafe { pair_tile_from::<2, 0>(d, rows, (w, x), job.k.div_ceil(2), sums) };
                 row += rows;
             }
         });
@@ -142,8 +144,11 @@ fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
         let k = BLOCK_K.min(job.k - first);
         let x = Rows { start: job.x.start.wrapping_add(first / terms), ..job.x };
         let sums = Sums { fresh: job.sums.fresh && first == 0, ..job.sums };
-        // SAFETY: the promise of `Job::new`, for some of its terms.
-        each(&unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums) }, words);
+        // What the block before left is where sums go.
+        let from = if first == 0 { job.from } else { Partial::of(&sums) };
+        // SAFETY: the promise of `Job::new`, for some of its terms, and that of `resuming`.
+        let part = unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums).resuming(from) };
+        each(&part.before(job.ahead.wrapping_add(block.addr() - job.panel.addr())), words);
         block = block.wrapping_add(BLOCK_BYTES);
     }
 }
@@ -178,15 +183,15 @@ unsafe fn unpack(isa: Isa, block: *const u8, quads: usize, words: *mut u16) {
 #[inline(always)]
 unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, words: *mut u16) {
     let s = d.simd();
-    let Job { x, sums, .. } = *job;
+    let Job { x, sums, from, .. } = *job;
     let rows = starts::<M>(x.row);
     let mut acc = [[s.zero(); 2]; M];
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
-            for (r, acc) in acc.iter_mut().enumerate() {
+            for (start, acc) in starts::<M>(from.row).into_iter().zip(&mut acc) {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(sums.start.add(r * sums.row + v * PANEL / 2));
+                    *acc = s.load(from.start.wrapping_add(start).wrapping_add(v * PANEL / 2));
                 }
             }
         }
@@ -209,11 +214,17 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
         };
         let (mut block, mut pair) = (job.panel, x.start.cast::<u32>());
         let mut left = job.k.div_ceil(2);
+        let distance = job.ahead.addr().wrapping_sub(block.addr());
         while left > 0 {
             let pairs = left.min(BLOCK_K / 2);
             let quads = x86::Avx512Quads::new(d, block);
             let mut outliers = Header::outliers(block).iter();
             let mut quad = block.wrapping_add(HEADER_BYTES);
+            if M >= LEAST_PAIRS_AHEAD {
+                for line in (0..HEADER_BYTES).step_by(CACHE_LINE) {
+                    ask_for(block.wrapping_add(distance).wrapping_add(line));
+                }
+            }
             let mut next = outliers.next();
             let mut done = 0;
             // The end of K may be half a quad: its other half has no activations.
@@ -223,7 +234,7 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
                 while done < until {
                     if M >= LEAST_PAIRS_AHEAD {
                         for line in 0..QUAD_BYTES / CACHE_LINE {
-                            ask_for(quad.wrapping_add(BYTES_AHEAD + line * CACHE_LINE));
+                            ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
                         }
                     }
                     let [a, b, c, e] = quads.load(quad);
@@ -254,9 +265,9 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
             block = block.wrapping_add(BLOCK_BYTES);
             left -= pairs;
         }
-        for (r, acc) in acc.iter().enumerate() {
+        for (start, acc) in starts::<M>(sums.row).into_iter().zip(&acc) {
             for (v, acc) in acc.iter().enumerate() {
-                s.store(sums.start.add(r * sums.row + v * PANEL / 2), *acc);
+                s.store(sums.start.wrapping_add(start).wrapping_add(v * PANEL / 2), *acc);
             }
         }
     }

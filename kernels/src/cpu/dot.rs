@@ -17,18 +17,14 @@ use super::simd::dot::{Dot, Floats};
 use super::simd::{Simd, ask_for, dot_entry};
 use super::tile::{Blocks, Job, PanelFormat, by_rows};
 #[cfg(target_arch = "x86_64")]
-use super::tile::{Rows, Sums};
+use super::tile::{Partial, Rows, Sums};
 use crate::matrix::PANEL;
 use crate::weight_type::GROUP;
 use crate::{ActivationType, WeightType};
 use std::hint::black_box;
 use std::marker::PhantomData;
 
-/// How far ahead a tile asks for lines, as near as the second cache. The processor follows a stream by itself, one page of 4 KiB at a time:
-/// a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One of
-/// many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
-pub(super) const BYTES_AHEAD: usize = 16 << 10;
-/// From so many rows on.
+/// Tiles ask for what comes later from so many rows on.
 #[cfg(target_arch = "x86_64")]
 pub(super) const LEAST_PAIRS_AHEAD: usize = 5;
 const LEAST_LEVELS_AHEAD: usize = 4;
@@ -81,20 +77,20 @@ fn bf16_panel(job: &Job) {
     fn entry(job: &Job) {
         // SAFETY: this function has the features.
         let d = unsafe { Bf16Dot::new() };
-        let ahead = Lines { start: job.panel.wrapping_add(BYTES_AHEAD), step: 2 * CACHE_LINE };
+        let ahead = Lines { start: job.ahead, step: 2 * CACHE_LINE };
         let w = Words { start: job.panel.cast(), stride: PANEL, hi: PANEL / 2, ahead };
         // The end of K is filled up with zeros on both sides.
         let pairs = job.k.div_ceil(2);
         let (blocks, mut row) = (Blocks::new(job.num_rows, Bf16Dot::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let Job { x, sums, .. } = job.rows(row, rows);
-            let sums = Sums { hi: PANEL / 2, ..sums };
+            let Job { x, sums, from, .. } = job.rows(row, rows);
+            let sums = (from, Sums { hi: PANEL / 2, ..sums });
             // SAFETY: the promise of `Job::new`.
             unsafe {
                 match rows >= LEAST_PAIRS_AHEAD && block == 0 {
-                    true => pair_tile_of::<2, 2>(d, rows, w, x, pairs, sums),
-                    false => pair_tile_of::<2, 0>(d, rows, w, x, pairs, sums),
+                    true => pair_tile_from::<2, 2>(d, rows, (w, x), pairs, sums),
+                    false => pair_tile_from::<2, 0>(d, rows, (w, x), pairs, sums),
                 }
             }
             row += rows;
@@ -143,15 +139,32 @@ pub(crate) unsafe fn pair_tile_of<const V: usize, const ASKS: usize>(
     sums: Sums,
 ) {
     // SAFETY: the caller's promise.
+    unsafe { pair_tile_from::<V, ASKS>(d, num_rows, (w, x), pairs, (Partial::of(&sums), sums)) }
+}
+
+/// As `pair_tile_of`, for sums that may come from elsewhere.
+///
+/// # Safety
+/// As for `tile::tile`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn pair_tile_from<const V: usize, const ASKS: usize>(
+    d: Bf16Dot,
+    num_rows: usize,
+    (w, x): (Words, Rows),
+    pairs: usize,
+    sums: (Partial, Sums),
+) {
+    // SAFETY: the caller's promise.
     by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, ASKS>(d, w, x, pairs, sums) });
 }
 
 /// Where rows begin. Sums in a loop would be checked for overflow again and again.
 #[inline(always)]
 pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
-    let mut starts = [0; M];
+    let mut starts = [0usize; M];
     for r in 1..M {
-        starts[r] = starts[r - 1] + row;
+        starts[r] = starts[r - 1].wrapping_add(row);
     }
     starts
 }
@@ -165,7 +178,7 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
     w: Words,
     x: Rows,
     pairs: usize,
-    sums: Sums,
+    (from, sums): (Partial, Sums),
 ) {
     let s = d.simd();
     let rows = starts::<M>(x.row);
@@ -173,9 +186,10 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
-            for (r, acc) in acc.iter_mut().enumerate() {
+            for (start, acc) in starts::<M>(from.row).into_iter().zip(&mut acc) {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(sums.start.add(r * sums.row + v * sums.hi));
+                    *acc =
+                        s.load(from.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }));
                 }
             }
         }
@@ -199,9 +213,9 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
             line = line.wrapping_add(w.stride);
             pair = pair.wrapping_add(x.step);
         }
-        for (r, acc) in acc.iter().enumerate() {
+        for (start, acc) in starts::<M>(sums.row).into_iter().zip(&acc) {
             for (v, acc) in acc.iter().enumerate() {
-                s.store(sums.start.add(r * sums.row + v * sums.hi), *acc);
+                s.store(sums.start.wrapping_add(start).wrapping_add(if v == 0 { 0 } else { sums.hi }), *acc);
             }
         }
     }
@@ -284,14 +298,15 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
     // A number that the compiler does not know: it would unroll the loop, load lines in an order of its own, which the processor does
     // not follow ahead, and run out of registers.
     let quads = black_box(GROUP / 4);
-    let out = job.sums.start.wrapping_add(first);
+    let (from, out) = (job.from.start.wrapping_add(first), job.sums.start.wrapping_add(first));
     let mut sums = [[s.zero(); 2]; M];
+    let mut asked = job.ahead;
     // SAFETY: the caller's promise.
     unsafe {
         if !job.sums.fresh {
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for (start, sums) in starts::<M>(job.from.row).into_iter().zip(&mut sums) {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(out.add(r * job.sums.row + v * PANEL / 2));
+                    *sum = s.load(from.wrapping_add(start).wrapping_add(v * PANEL / 2));
                 }
             }
         }
@@ -304,8 +319,9 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
             let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
             if M >= LEAST_LEVELS_AHEAD && ahead {
                 for line in (0..group_bytes).step_by(CACHE_LINE) {
-                    ask_for(start.wrapping_add(BYTES_AHEAD + line));
+                    ask_for(asked.wrapping_add(line));
                 }
+                asked = asked.wrapping_add(group_bytes);
             }
             for i in 0..quads {
                 let (lo, hi) = Q::load_words(d, quad);
@@ -333,9 +349,9 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
             x = x.wrapping_add(GROUP / 4);
             headers = headers.wrapping_add(HEADER);
         }
-        for (r, sums) in sums.iter().enumerate() {
+        for (start, sums) in starts::<M>(job.sums.row).into_iter().zip(&sums) {
             for (v, sum) in sums.iter().enumerate() {
-                s.store(out.add(r * job.sums.row + v * PANEL / 2), *sum);
+                s.store(out.wrapping_add(start).wrapping_add(v * PANEL / 2), *sum);
             }
         }
     }

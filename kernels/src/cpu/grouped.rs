@@ -167,7 +167,7 @@ unsafe fn all_groups<S: Simd, Q: Grouped, const M: usize, const G: usize>(s: S, 
         if !job.sums.fresh {
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(start.add(r * job.sums.row + v * PANEL / 2));
+                    *sum = s.load(job.from.start.add(r * job.from.row + first + v * PANEL / 2));
                 }
             }
         }

@@ -55,11 +55,18 @@ impl Cpu {
         });
     }
 
+    /// How many of `count` things make a task; `cost` is about the elements that one of them touches. What is little is one task, and of what is
+    /// much there are no more tasks than even out the workers: each has to be taken and counted.
+    pub(crate) fn per_block(&self, count: usize, cost: usize) -> usize {
+        if count * cost <= SERIAL_ELEMENTS {
+            return count.max(1);
+        }
+        (SERIAL_ELEMENTS / 2).div_ceil(cost).max(count.div_ceil(self.pool.num_workers() * 16))
+    }
+
     /// Calls `work` for each index below `count`, some at a time; `cost` is about the elements that one call touches.
     pub(crate) fn for_each(&self, count: usize, cost: usize, work: impl Fn(usize) + Sync) {
-        let block =
-            if count * cost <= SERIAL_ELEMENTS { count } else { (SERIAL_ELEMENTS / 2).div_ceil(cost) };
-        let block = block.max(1);
+        let block = self.per_block(count, cost);
         self.pool.run(count.div_ceil(block), &|index, _| {
             (index * block..count.min((index + 1) * block)).for_each(&work);
         });

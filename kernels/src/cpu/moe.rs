@@ -1,4 +1,5 @@
-//! Experts of each token in one parallel region: rows are sorted, gate and up with SwiGLU, down, and the weighted sums.
+//! Experts of each token in one parallel region: rows are sorted, gate and up with SwiGLU, down, and the weighted sums, with what a token's
+//! stream and its norm make of them.
 //!
 //! Pairs (token, choice) are sorted by expert, so that an expert's weights are read once for all its tokens. A task is one
 //! expert, some of its panels and some of its rows. The expert that every token takes is a layer of its own beside the others: its
@@ -15,25 +16,46 @@ use super::pool::Phase;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::simd::{Isa, Simd, math, simd_entry};
 use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
-use super::{SERIAL_ELEMENTS, SharedMut};
+use super::{Shared, SharedMut, norm};
 use crate::device::Cpu;
 use crate::matrix::PANEL;
 use crate::ops::{Activation, MoeScratch, SharedExpert};
 use crate::{Experts, MatrixBatch, Tensor};
 use std::ops::Range;
 
-/// Gives the shared expert back if it is left to do: where its rows find no room, or its panels are not those of gate and up.
-pub(crate) fn run<'s>(
+/// Rows that the layer reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    pub x: Shared<'a, f32>,
+    pub count: usize,
+}
+
+/// Where a token's sum goes on to: it is added to the stream, and the norm of that is written.
+pub(crate) struct Then<'a> {
+    /// `[T, H]`
+    pub residual: SharedMut<f32>,
+    pub weight: &'a [f32],
+    pub eps: f32,
+    /// `[T, H]`: x, or other memory.
+    pub normed: SharedMut<f32>,
+}
+
+/// Gives the shared expert back if it is left to do: where its rows find no room, or its panels are not those of gate and up. `then` is done
+/// unless it is.
+///
+/// # Safety
+/// Until this returns nobody else reads or writes x and what `then` writes.
+pub(crate) unsafe fn run<'s>(
     cpu: &Cpu,
-    x: &Tensor,
+    x: Tokens,
     experts: &Experts,
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
     shared: Option<SharedExpert<'s>>,
-    out: &mut Tensor,
+    (out, then): (&mut Tensor, Option<Then>),
 ) -> Option<SharedExpert<'s>> {
     let (h, k) = (experts.hidden(), ids.row_len());
-    let (num_tokens, num_pairs) = (x.rows(), ids.len());
+    let (num_tokens, num_pairs) = (x.count, ids.len());
     if num_pairs == 0 {
         return shared;
     }
@@ -56,14 +78,16 @@ pub(crate) fn run<'s>(
     };
     let (mut shared, mut words, all_rows) = (shared, cpu.scratch(), [0, num_tokens as i32]);
     let beside = shared.as_mut().and_then(|shared| Layer::of_shared(cpu, x, shared, &mut words, &all_rows));
+    let is_left = beside.is_none() && shared.is_some();
     let step = Step {
         cpu,
-        x: x.as_f32(),
+        x: x.x,
         places,
         weights: weights.as_f32(),
         out: SharedMut::new(out.as_f32_mut()),
         sizes: [h, k],
         layers: [beside, Some(routed)],
+        then: then.filter(|_| !is_left),
     };
     step.run(num_tokens);
     if step.layers[0].is_some() { None } else { shared }
@@ -72,7 +96,7 @@ pub(crate) fn run<'s>(
 /// All that tasks need.
 struct Step<'a> {
     cpu: &'a Cpu,
-    x: &'a [f32],
+    x: Shared<'a, f32>,
     places: &'a [i32],
     weights: &'a [f32],
     out: SharedMut<f32>,
@@ -80,6 +104,7 @@ struct Step<'a> {
     sizes: [usize; 2],
     /// The shared expert, if there is one that fits in, and the others.
     layers: [Option<Layer<'a>>; 2],
+    then: Option<Then<'a>>,
 }
 
 impl Step<'_> {
@@ -87,7 +112,7 @@ impl Step<'_> {
         let [h, k] = self.sizes;
         let [ups, downs] = [Side::Up, Side::Down].map(|side| self.tasks(side));
         let count = |tasks: &[Tasks; 2]| tasks[0].count() + tasks[1].count();
-        let per_block = (SERIAL_ELEMENTS / 2).div_ceil(h * k);
+        let per_block = self.cpu.per_block(num_tokens, h * k);
         let blocks = num_tokens.div_ceil(per_block);
         let tokens = |block: usize| block * per_block..num_tokens.min((block + 1) * per_block);
         // What is little is done before and after: there is nothing to wait for.
@@ -131,7 +156,7 @@ impl Step<'_> {
     /// Puts a token's row of x where the layers read it.
     fn enter(&self, token: usize) {
         let [h, k] = self.sizes;
-        let x = &self.x[token * h..(token + 1) * h];
+        let x = &self.x.from(token * h)[..h];
         let places = &self.places[token * k..(token + 1) * k];
         if let Some(Layer { x: Source::Entered(rows), .. }) = &self.layers[0] {
             rows.enter(self.cpu, x, &[token as i32]);
@@ -141,7 +166,7 @@ impl Step<'_> {
         }
     }
 
-    /// Sums what became of a token.
+    /// Sums what became of a token, and goes on with it.
     fn sum(&self, token: usize) {
         let [h, k] = self.sizes;
         let pairs = token * k..(token + 1) * k;
@@ -157,6 +182,11 @@ impl Step<'_> {
             shared: shared.map(|rows| &rows.from(token * h)[..h]),
         };
         weighted_sum(self.cpu.isa, &terms, out);
+        if let Some(Then { residual, weight, eps, normed }) = &self.then {
+            // SAFETY: rows of this token; x was read in phases that have ended.
+            let (residual, normed) = unsafe { (residual.slice(token * h, h), normed.slice(token * h, h)) };
+            norm::add_rms_norm(self.cpu.isa, residual, out, weight, *eps, normed);
+        }
     }
 }
 
@@ -271,7 +301,7 @@ impl Rows {
 enum Source<'a> {
     Entered(Rows),
     /// Rows of tokens.
-    AsIs(&'a [f32]),
+    AsIs(Shared<'a, f32>),
 }
 
 #[derive(Clone, Copy)]
@@ -299,12 +329,12 @@ impl<'a> Layer<'a> {
     /// None: gate ends within a panel, or rounded rows find no room.
     fn of_shared<'s: 'a>(
         cpu: &Cpu,
-        x: &'a Tensor,
+        x: Tokens<'a>,
         shared: &mut SharedExpert<'s>,
         words: &mut [u32],
         all_rows: &'a [i32; 2],
     ) -> Option<Self> {
-        let (gate_up, down, num_tokens) = (shared.gate_up.as_batch(), shared.down.as_batch(), x.rows());
+        let (gate_up, down, num_tokens) = (shared.gate_up.as_batch(), shared.down.as_batch(), x.count);
         let fits = |weights: &MatrixBatch, words: usize| {
             Rounding::beside(cpu, weights).is_none_or(|rounding| num_tokens * rounding.row() <= words)
         };
@@ -319,7 +349,7 @@ impl<'a> Layer<'a> {
             starts: all_rows,
             used: &[0],
             x: match Rounding::beside(cpu, gate_up) {
-                None => Source::AsIs(x.as_f32()),
+                None => Source::AsIs(x.x),
                 Some(_) => Source::Entered(Rows::new(cpu, gate_up, SharedMut::new(words), num_tokens)),
             },
             inner: Rows::new(cpu, down, SharedMut::new(inner), num_tokens),
@@ -367,7 +397,7 @@ impl<'a> Layer<'a> {
         };
         let panels = first + part.units.start..first + part.units.end;
         // One matrix to the job: rows are counted over all experts, and so are panels.
-        gemm::run_part(cpu.isa, &job, 0, &Part { panels, rows: part.rows.clone() });
+        gemm::run_part(cpu.isa, &job, 0, &Part { panels, rows: part.rows.clone() }, &mut []);
     }
 }
 
@@ -417,7 +447,7 @@ fn up_part(isa: Isa, layer: &Layer, part: &Share) {
     let x = match &layer.x {
         // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
         Source::Entered(rows) => unsafe { rows.input() },
-        Source::AsIs(x) => Input::Floats { x: (*x).into(), row: layer.gate_up.k(), member: 0 },
+        Source::AsIs(x) => Input::Floats { x: *x, row: layer.gate_up.k(), member: 0 },
     };
     by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of(isa, layer, &x, part));
 }
@@ -458,12 +488,23 @@ fn products<S: Simd, W: PanelFormat>(
         let k_len = k_block.min(k - k_start);
         // SAFETY: `up_part_body` checked the rows, and there are at most MAX_ROWS.
         let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
-        for index in 0..2 * units.len() {
-            let panel = layer.panel(part.expert, units.start + index / 2, index % 2);
-            let lines = &panels[panel * panel_bytes..(panel + 1) * panel_bytes][W::offset(k_start)..];
+        let count = 2 * units.len();
+        let panel = |index: usize| layer.panel(part.expert, units.start + index / 2, index % 2);
+        for index in 0..count {
+            let lines = &panels[panel(index) * panel_bytes..][..panel_bytes][W::offset(k_start)..];
             let sums = Sums { start: sums[index].as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
             // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
-            W::panel(s, &unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) });
+            let mut job = unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) };
+            if k > k_block {
+                // Blocks that follow each other in memory do not do so here.
+                let (panel, k) = match index + 1 < count {
+                    true => (panel(index + 1), k_start),
+                    false if k_start + k_len == k => (panel(count), 0),
+                    false => (panel(0), k_start + k_block),
+                };
+                job = job.before(panels.as_ptr().wrapping_add(panel * panel_bytes + W::offset(k)));
+            }
+            W::panel(s, &job);
         }
     }
 }

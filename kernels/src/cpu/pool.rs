@@ -171,7 +171,7 @@ impl Pool {
     }
 
     /// What regions will read from now on, in their order, round and round.
-    pub fn follow(&self, plan: Plan) {
+    pub fn follow(&self, plan: Arc<Plan>) {
         self.shared.ahead.follow(plan);
     }
 

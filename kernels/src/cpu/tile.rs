@@ -95,6 +95,20 @@ pub(crate) struct Sums {
     pub fresh: bool,
 }
 
+/// Where sums that are not fresh come from: row r's first vector is at `start + r * row`, the second as far from it as where they go.
+#[derive(Clone, Copy)]
+pub(crate) struct Partial {
+    pub start: *const f32,
+    pub row: usize,
+}
+
+impl Partial {
+    /// Where they go.
+    pub fn of(sums: &Sums) -> Self {
+        Self { start: sums.start, row: sums.row }
+    }
+}
+
 /// `M` rows times `V` vectors (1 or 2) over `k` terms.
 ///
 /// # Safety
@@ -105,7 +119,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
     w: Columns<W>,
     x: Rows,
     k: usize,
-    sums: Sums,
+    (from, sums): (Partial, Sums),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -113,7 +127,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
         if !sums.fresh {
             for (r, acc) in acc.iter_mut().enumerate() {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.load(sums.start.add(r * sums.row + v * sums.hi));
+                    *acc = s.load(from.start.add(r * from.row + v * sums.hi));
                 }
             }
         }
@@ -171,6 +185,11 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
     }
 }
 
+/// How far ahead a tile over rounded rows asks for lines, as near as the second cache. The processor follows a stream by itself, one page of
+/// 4 KiB at a time: a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One
+/// of many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
+pub(crate) const BYTES_AHEAD: usize = 16 << 10;
+
 /// Bytes ahead of the weights in use; with few rows the loop waits for memory.
 const PREFETCH: usize = 1536;
 
@@ -205,6 +224,22 @@ pub(crate) unsafe fn tile_of<S: Simd, W: Format, const V: usize>(
     sums: Sums,
 ) {
     // SAFETY: the caller's promise.
+    unsafe { tile_from::<S, W, V>(s, num_rows, (w, x), k, (Partial::of(&sums), sums)) }
+}
+
+/// As `tile_of`, for sums that may come from elsewhere.
+///
+/// # Safety
+/// As for `tile`.
+#[inline(always)]
+unsafe fn tile_from<S: Simd, W: Format, const V: usize>(
+    s: S,
+    num_rows: usize,
+    (w, x): (Columns<W>, Rows),
+    k: usize,
+    sums: (Partial, Sums),
+) {
+    // SAFETY: the caller's promise.
     by_rows!(num_rows, S::TILE_ROWS, |M| unsafe { tile::<S, W, M, V>(s, w, x, k, sums) });
 }
 
@@ -219,6 +254,9 @@ pub(crate) struct Job {
     pub numbers: Numbers,
     pub k: usize,
     pub sums: Sums,
+    pub from: Partial,
+    /// What is asked for while the panel's first bytes are read, and so on: what lies behind them, or the next job's.
+    pub ahead: *const u8,
     /// Made by `new` alone.
     _promise: (),
 }
@@ -243,18 +281,35 @@ impl Job {
         k: usize,
         sums: Sums,
     ) -> Self {
-        Self { num_rows, panel, x, numbers, k, sums, _promise: () }
+        let (from, ahead) = (Partial::of(&sums), panel.wrapping_add(BYTES_AHEAD));
+        Self { num_rows, panel, x, numbers, k, sums, from, ahead, _promise: () }
+    }
+
+    /// The same that asks for what is read from an address on. Any will do.
+    #[inline(always)]
+    pub fn before(self, ahead: *const u8) -> Self {
+        Self { ahead, ..self }
+    }
+
+    /// The same with sums that, where they are not fresh, come from elsewhere.
+    ///
+    /// # Safety
+    /// As long as the job is used, rows of sums as `new` has them can be read there.
+    #[inline(always)]
+    pub unsafe fn resuming(self, from: Partial) -> Self {
+        Self { from, ..self }
     }
 
     /// Some of the rows.
     #[inline(always)]
     pub fn rows(&self, first: usize, num_rows: usize) -> Self {
-        let Self { x, numbers, sums, .. } = *self;
+        let Self { x, numbers, sums, from, .. } = *self;
         Self {
             num_rows,
             x: Rows { start: x.start.wrapping_add(first * x.row), ..x },
             numbers: Numbers { start: numbers.start.wrapping_add(first * numbers.row), ..numbers },
             sums: Sums { start: sums.start.wrapping_add(first * sums.row), ..sums },
+            from: Partial { start: from.start.wrapping_add(first * from.row), ..from },
             ..*self
         }
     }
@@ -298,10 +353,11 @@ impl<W: Format> PanelFormat for Floats<W> {
             let (blocks, mut row) = (Blocks::new(job.num_rows, S::TILE_ROWS), 0);
             for block in 0..blocks.count {
                 let rows = blocks.len(block);
-                let Job { x, k, sums, .. } = job.rows(row, rows);
+                let Job { x, k, sums, from, .. } = job.rows(row, rows);
                 let sums = Sums { start: sums.start.wrapping_add(first), hi: PANEL / 2, ..sums };
+                let from = Partial { start: from.start.wrapping_add(first), ..from };
                 // SAFETY: the promise of `Job::new`.
-                unsafe { tile_of::<S, W, 2>(s, rows, w, x, k, sums) };
+                unsafe { tile_from::<S, W, 2>(s, rows, (w, x), k, (from, sums)) };
                 row += rows;
             }
         }
@@ -351,7 +407,7 @@ pub(crate) fn k_block_of<W: PanelFormat>(num_rows: usize) -> usize {
 }
 
 /// Rounded rows that pass by a panel together.
-const ONE_TILE: usize = 12;
+pub(crate) const ONE_TILE: usize = 12;
 
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;

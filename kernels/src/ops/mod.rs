@@ -34,9 +34,9 @@ pub use latents::{LatentRows, Rotation, prepare_latents};
 pub use linear::{Activation, HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
 pub use moe::{AddNorm, MoeScratch, SharedExpert, moe, moe_and_norm, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
-pub use reads::ReadPlan;
+pub use reads::{ReadPlan, ReadyPlan};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
-pub use route::{GroupScore, RouterConfig, Scoring, route};
+pub use route::{Choice, GroupScore, Router, RouterConfig, Scoring, norm_and_route, route};
 pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,

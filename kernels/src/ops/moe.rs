@@ -3,10 +3,10 @@
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
 use super::{Activation, TokenRoom, add, add_rms_norm};
-use crate::cpu::moe;
+use crate::cpu::SharedMut;
+use crate::cpu::moe::{self, Then, Tokens};
 use crate::cpu::rounded::Rounding;
 use crate::cuda::moe as cuda_moe;
-use crate::device::Cpu;
 use crate::{DType, Device, Experts, Matrix, Tensor};
 
 /// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
@@ -118,7 +118,12 @@ pub fn moe_and_shared(
 ) {
     check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
     let left = match &out.device().clone() {
-        Device::Cpu(cpu) => on_cpu(cpu, x, experts, [ids, weights], scratch, shared, out),
+        Device::Cpu(cpu) => {
+            check_ids(experts, ids);
+            let tokens = Tokens { x: x.as_f32().into(), count: x.rows() };
+            // SAFETY: x is borrowed, and nothing is written but `out`.
+            unsafe { moe::run(cpu, tokens, experts, [ids, weights], scratch, shared, (out, None)) }
+        }
         Device::Cuda(cuda) => {
             cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (out, None)).shared
         }
@@ -136,13 +141,27 @@ pub fn moe_and_norm(
     scratch: &mut MoeScratch,
     shared: Option<SharedExpert>,
     out: &mut Tensor,
-    then: AddNorm,
+    mut then: AddNorm,
 ) {
     check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
     assert_eq!(then.residual.shape(), x.shape(), "moe: stream");
     assert_eq!(then.weight.shape(), [experts.hidden()], "moe: norm");
     let (left, is_normed) = match &out.device().clone() {
-        Device::Cpu(cpu) => (on_cpu(cpu, x, experts, [ids, weights], scratch, shared, out), false),
+        Device::Cpu(cpu) => {
+            check_ids(experts, ids);
+            let (count, normed) = (x.rows(), SharedMut::new(x.as_f32_mut()));
+            let AddNorm { residual, weight, eps } = &mut then;
+            let residual = SharedMut::new(residual.as_f32_mut());
+            let going_on = Then { residual, weight: weight.as_f32(), eps: *eps, normed };
+            // SAFETY: both are borrowed here alone, and rows of x are read before they are written.
+            let left = unsafe {
+                let tokens = Tokens { x: normed.reader(), count };
+                let to = (&mut *out, Some(going_on));
+                moe::run(cpu, tokens, experts, [ids, weights], scratch, shared, to)
+            };
+            let is_normed = left.is_none() && !ids.is_empty();
+            (left, is_normed)
+        }
         Device::Cuda(cuda) => {
             let left =
                 cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (&mut *out, Some(&then)));
@@ -157,18 +176,9 @@ pub fn moe_and_norm(
     }
 }
 
-fn on_cpu<'s>(
-    cpu: &Cpu,
-    x: &Tensor,
-    experts: &Experts,
-    [ids, weights]: [&Tensor; 2],
-    scratch: &mut MoeScratch,
-    shared: Option<SharedExpert<'s>>,
-    out: &mut Tensor,
-) -> Option<SharedExpert<'s>> {
+fn check_ids(experts: &Experts, ids: &Tensor) {
     let count = experts.len() as i32;
     assert!(ids.as_i32().iter().all(|id| (0..count).contains(id)), "moe: an id is not below {count}");
-    moe::run(cpu, x, experts, [ids, weights], scratch, shared, out)
 }
 
 fn check(

@@ -82,10 +82,24 @@ impl ReadPlan {
         self.reads.push(Reads { key: Key::of(key), stretches, is_choice: false });
     }
 
-    /// From now on the device's threads ask for these, and for no others.
-    pub fn follow(self) {
-        if let Some(cpu) = self.cpu {
-            cpu.pool.follow(Plan::new(&self.reads, cpu.pool.num_workers()));
+    /// When all is told.
+    pub fn ready(self) -> ReadyPlan {
+        let Self { cpu, reads, .. } = self;
+        ReadyPlan(cpu.map(|cpu| {
+            let plan = Plan::new(&reads, cpu.pool.num_workers());
+            (cpu, Arc::new(plan))
+        }))
+    }
+}
+
+/// A plan that a device's threads can follow.
+pub struct ReadyPlan(Option<(Arc<Cpu>, Arc<Plan>)>);
+
+impl ReadyPlan {
+    /// From now on the device's threads ask for these weights, and for no others.
+    pub fn follow(&self) {
+        if let Some((cpu, plan)) = &self.0 {
+            cpu.pool.follow(plan.clone());
         }
     }
 }

@@ -139,11 +139,18 @@ fn pairs_of_linear_layers() {
 
 #[test]
 fn rows_of_heads() {
-    let (t, h, n, k) = (37, 3, 35, 41);
+    for (t, h, n, k, subsets) in
+        [(37, 3, 35, 41, [0..1, 36..37, 4..17]), (301, 2, 300, 290, [300..301, 3..13, 150..300])]
+    {
+        rows_of_heads_of([t, h, n, k], &subsets);
+    }
+}
+
+fn rows_of_heads_of([t, h, n, k]: [usize; 4], subsets: &[std::ops::Range<usize>]) {
     let x = Host::random(DType::F32, &[t, h, k], 1);
     let w = Host::random(DType::BF16, &[h * n, k], 2);
     for stored_as in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4Zero] {
-        check_on(families_of_products(), "heads_linear", t, &[0..1, 36..37, 4..17], |device, rows| {
+        check_on(families_of_products(), "heads_linear", t, subsets, |device, rows| {
             let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
             let w = MatrixBatch::pack_f32(device, stored_as, [h, n, k], &value);
             let x = tensor(device, part(&x, rows.clone()));

@@ -8,6 +8,7 @@ mod compact;
 mod independence;
 #[allow(dead_code, reason = "shared with the tests of GPUs, of which this one uses a part")]
 mod latent_rows;
+mod layers;
 mod matrices;
 mod naive;
 mod pages;

@@ -7,7 +7,7 @@ use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use kernels::ops::{self, Activation, AddNorm, ReadPlan, RouterConfig};
+use kernels::ops::{self, AddNorm, Choice, ReadPlan, Router, RouterConfig};
 use kernels::{Experts, Matrix, Tensor};
 
 pub struct Moe {
@@ -61,8 +61,9 @@ impl Moe {
         plan.experts(&self.experts, self.shared.as_ref().map(Mlp::weights));
     }
 
-    /// Reads `normed`, adds to the stream, and leaves the norm of that in `normed`; `out` may hold anything then.
-    pub fn run(&self, norm: &Tensor, eps: f32, scratch: &mut Scratch) {
+    /// Adds `out` to the stream, and to that what the experts make of its first norm; leaves the second in `normed`. `out` may hold anything
+    /// then.
+    pub fn run(&self, [norm, next_norm]: [&Tensor; 2], eps: f32, scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
         let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, .. } = scratch;
         let MoeBuffers { logits, ids, weights, experts } =
@@ -70,12 +71,15 @@ impl Moe {
         logits.set_rows(num_tokens);
         ids.set_rows(num_tokens);
         weights.set_rows(num_tokens);
-        ops::linear(normed, &self.router, None, Activation::None, logits);
-        ops::route(logits, self.correction_bias.as_ref(), &self.config, ids, weights);
+        let add = AddNorm { residual: &mut *residual, weight: norm, eps };
+        let router =
+            Router { weight: &self.router, bias: self.correction_bias.as_ref(), config: &self.config };
+        let choice = Choice { logits, ids: &mut *ids, weights: &mut *weights };
+        ops::norm_and_route(out, add, normed, router, choice);
         let shared = self.shared.as_ref();
         let buffers = [gate_up, activated, shared_out];
         let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers, tokens));
-        let then = AddNorm { residual, weight: norm, eps };
+        let then = AddNorm { residual, weight: next_norm, eps };
         ops::moe_and_norm(normed, &self.experts, [ids, weights], experts, shared, out, then);
     }
 }
