@@ -105,6 +105,10 @@ pub struct LoadOptions {
     pub mla_expand_from: Option<usize>,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
     pub max_model_len: Option<usize>,
+    /// Adapters that may be loaded at a time; 0: none, and no memory is planned for them.
+    pub max_loras: usize,
+    /// The largest rank of their matrices; memory is planned for `max_loras` adapters of this rank in all modules.
+    pub max_lora_rank: usize,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     /// Tokens per KV block.
@@ -137,6 +141,8 @@ impl Default for LoadOptions {
             kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from: None,
             max_model_len: None,
+            max_loras: 0,
+            max_lora_rank: 16,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             block_size: 16,

@@ -108,6 +108,7 @@ impl ModelInput {
     fn push(&mut self, item: &BatchItem, sizes: BlockSizes) {
         let BatchItem {
             id: _,
+            adapter: _,
             tokens,
             placeholder_for,
             context_len,

@@ -16,6 +16,7 @@ pub mod kimi_vl;
 mod kv_cache;
 mod layers;
 mod load;
+pub mod lora;
 mod memory;
 mod parts;
 mod published;

@@ -6,6 +6,7 @@ use crate::device;
 use crate::input::StepInput;
 use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
+use crate::lora::AdapterSpec;
 use crate::memory::{self, Plan, Request, VisionShape};
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub struct Loaded {
     pub runner: DeviceRunner,
     pub info: ModelInfo,
+    /// What adapters of it may be; present when there is room for some (`LoadOptions::max_loras`).
+    pub adapters: Option<Arc<AdapterSpec>>,
     /// Present when the model sees pictures.
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
     pub scheduler_config: SchedulerConfig,
@@ -168,8 +171,12 @@ fn load_once(
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
+    let has_adapters = options.max_loras > 0;
+    let adapters =
+        has_adapters.then(|| Arc::new(AdapterSpec::new(&config.decoder, options.max_lora_rank)));
     Ok(Loaded {
         runner,
+        adapters,
         info,
         image_processor,
         scheduler_config,

@@ -7,11 +7,12 @@ use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
+use crate::lora::{Adapter, AdapterError};
 use crate::sampler::{self, Drawing, RowResult, RowTask, Sampler};
 use crate::scratch::Scratch;
 use crate::screening::ScreenCounts;
 use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
-use scheduler::{Batch, Digest, ImageEncode, ModelRunner, StepOutput};
+use scheduler::{AdapterId, Batch, Digest, ImageEncode, ModelRunner, StepOutput};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -119,6 +120,17 @@ impl DeviceRunner {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Makes an adapter ready for the next steps, under a number that no other had.
+    pub fn add_adapter(&mut self, id: AdapterId, adapter: Adapter) -> Result<(), AdapterError> {
+        let _ = (id, adapter);
+        Err(AdapterError::Off)
+    }
+
+    /// Gives an adapter's room to others, if it was loaded. No sequence of it may be running.
+    pub fn remove_adapter(&mut self, id: AdapterId) {
+        let _ = id;
     }
 
     /// What the model holds on its device: the plan's total.

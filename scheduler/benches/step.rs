@@ -94,9 +94,9 @@ fn long_hit(len: usize) {
 
 fn pool(num_tokens: TokenId) {
     let tokens: Vec<_> = (0..num_tokens).collect();
-    let mut chain = ContentChain::new(Digest::default(), 0);
+    let mut chain = ContentChain::new(Digest::default(), None);
     let hash_us = median_us(50, || {
-        chain = ContentChain::new(Digest::default(), 0);
+        chain = ContentChain::new(Digest::default(), None);
         chain.extend(&tokens, &[], BLOCK_SIZE);
     });
     let num_blocks = chain.digests().len();

@@ -1,7 +1,7 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
 use crate::block_pool::{BlockId, BlockList};
-use crate::{Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
+use crate::{AdapterId, Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub struct ImageEncode {
 #[derive(Debug)]
 pub struct BatchItem {
     pub id: SequenceId,
+    /// What its tokens are computed with beside the model's own weights.
+    pub adapter: Option<AdapterId>,
     /// Never empty; the first is at position `context_len`.
     pub tokens: ItemTokens,
     /// In a step that was made ahead: the only token is a placeholder, for what this row of the step before samples. Rows are counted as in
@@ -46,11 +48,12 @@ pub struct BatchItem {
 }
 
 impl BatchItem {
-    /// A chunk of a prompt that ends with it, without pictures, from which nothing is asked.
+    /// A chunk of a prompt that ends with it, without adapter or pictures, from which nothing is asked.
     pub fn new(id: SequenceId, tokens: Vec<TokenId>, context_len: usize, blocks: Vec<BlockId>) -> Self {
         let prompt_len = context_len + tokens.len();
         Self {
             id,
+            adapter: None,
             tokens: tokens.into(),
             placeholder_for: None,
             context_len,

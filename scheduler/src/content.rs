@@ -1,7 +1,7 @@
 //! Names the content of full blocks: two blocks have the same digest when their tokens, pictures and everything before them
-//! are the same, for the same salt. Then their keys and values are the same too.
+//! are the same, for the same salt and adapter. Then their keys and values are the same too.
 
-use crate::{Digest, ImageSpan, TokenId};
+use crate::{AdapterId, Digest, ImageSpan, TokenId};
 
 /// The digests of a sequence's full blocks, in order. Each one hashes its parent, so it stands for the whole prefix; extending
 /// the chain by a block never reads the blocks before it again.
@@ -15,11 +15,12 @@ pub struct ContentChain {
     digests: Vec<Digest>,
 }
 
-/// The base model. Adapters, when there are some, take other numbers.
-pub const NO_ADAPTER: u64 = 0;
+/// In place of an adapter's number, which is never 0.
+const NO_ADAPTER: u64 = 0;
 
 impl ContentChain {
-    pub fn new(salt: Digest, adapter: u64) -> Self {
+    pub fn new(salt: Digest, adapter: Option<AdapterId>) -> Self {
+        let adapter = adapter.map_or(NO_ADAPTER, |id| id.0.get());
         let mut hasher = blake3::Hasher::new_derive_key("perilune 2026 prefix root");
         hasher.update(&salt.0).update(&adapter.to_le_bytes());
         Self { root: Digest(*hasher.finalize().as_bytes()), digests: Vec::new() }
@@ -55,6 +56,7 @@ impl ContentChain {
 mod tests {
     use super::*;
     use crate::ImageInput;
+    use std::num::NonZeroU64;
     use std::sync::Arc;
 
     fn span(start: usize, name: u8, num_tokens: usize) -> ImageSpan {
@@ -63,7 +65,7 @@ mod tests {
     }
 
     fn digests(tokens: &[TokenId], images: &[ImageSpan]) -> Vec<Digest> {
-        let mut chain = ContentChain::new(Digest::default(), NO_ADAPTER);
+        let mut chain = ContentChain::new(Digest::default(), None);
         chain.extend(tokens, images, 4);
         chain.digests().to_vec()
     }
@@ -81,7 +83,7 @@ mod tests {
         let images = [span(2, 1, 7), span(13, 2, 1)];
         let whole = digests(&tokens, &images);
         for stride in 1..9 {
-            let mut chain = ContentChain::new(Digest::default(), NO_ADAPTER);
+            let mut chain = ContentChain::new(Digest::default(), None);
             for len in (0..tokens.len()).step_by(stride).chain([tokens.len()]) {
                 chain.extend(&tokens[..len], &images, 4);
             }
@@ -113,9 +115,12 @@ mod tests {
             chain.extend(&[1, 2, 3, 4], &[], 4);
             chain.digests()[0]
         };
-        assert_eq!(first(0, NO_ADAPTER), first(0, NO_ADAPTER));
-        assert_ne!(first(0, NO_ADAPTER), first(1, NO_ADAPTER));
-        assert_ne!(first(0, NO_ADAPTER), first(0, 1));
+        let adapter = |number| NonZeroU64::new(number).map(AdapterId);
+        assert_eq!(first(0, None), first(0, None));
+        assert_ne!(first(0, None), first(1, None));
+        assert_ne!(first(0, None), first(0, adapter(1)));
+        assert_ne!(first(0, adapter(1)), first(0, adapter(2)));
+        assert_eq!(first(3, adapter(2)), first(3, adapter(2)));
     }
 
     #[test]

@@ -52,5 +52,7 @@ pub use ngram::{MAX_PROMPT_LOOKUP, MAX_SPECULATIVE_TOKENS, NgramConfig};
 pub use prompt::{Pooling, PromptOutput};
 pub use sampling::{InvalidParam, SamplingParams};
 pub use scheduler::Scheduler;
-pub use sequence::{Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId};
+pub use sequence::{
+    AdapterId, Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId,
+};
 pub use step::{DraftShare, Event, ItemShare, Occupancy, Step, StepStats};

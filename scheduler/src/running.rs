@@ -1,7 +1,7 @@
 //! A sequence on its way: what is remembered while it waits, and what it holds while it runs.
 
 use crate::block_pool::BlockTable;
-use crate::content::{ContentChain, NO_ADAPTER};
+use crate::content::ContentChain;
 use crate::image_cache::{Acquired, ImageCache};
 use crate::ngram::Drafter;
 use crate::prompt::PromptProgress;
@@ -33,7 +33,7 @@ pub(crate) struct Job {
 
 impl Job {
     pub fn new(sequence: Sequence) -> Self {
-        let chain = ContentChain::new(sequence.salt, NO_ADAPTER);
+        let chain = ContentChain::new(sequence.salt, sequence.adapter);
         let prompt = sequence.prompt_output.map(|output| PromptProgress::new(output, sequence.prompt_len));
         let prompt = prompt.map(Box::new);
         // A mask is of one position: what a constraint lets follow a guess would have to be asked of a copy of it.
@@ -219,6 +219,7 @@ impl Running {
         let num_blocks = (self.planned + self.drafts.len()).div_ceil(block_size);
         Some(BatchItem {
             id: sequence.id,
+            adapter: sequence.adapter,
             tokens: ItemTokens::joined(tokens, &self.drafts),
             placeholder_for: self.pending,
             context_len: self.begun,

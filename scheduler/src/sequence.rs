@@ -2,6 +2,7 @@
 //! request are `n` sequences.
 
 use crate::{Constraint, InvalidParam, NgramConfig, PromptOutput, SamplingParams};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 pub type TokenId = u32;
@@ -9,6 +10,11 @@ pub type TokenId = u32;
 /// Chosen by the caller, unique for the life of an engine, increasing with the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
+
+/// An adapter of the model's weights, chosen by the caller. Never used twice in a process: weights that are loaded again, under an old name or
+/// from an old folder, have another number, as cached blocks are found by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub NonZeroU64);
 
 /// A 256-bit content hash. Two different contents never share one, so it may name memory that belongs to somebody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -52,8 +58,10 @@ pub struct Sequence {
     pub id: SequenceId,
     /// Lower runs first; equal ones in order of arrival.
     pub priority: i32,
-    /// Mixed into the block hashes: sequences share cached blocks only with those of the same salt (tenant, adapter).
+    /// Mixed into the block hashes: sequences share cached blocks only with those of the same salt (tenant).
     pub salt: Digest,
+    /// What its tokens are computed with beside the model's own weights; `None`: nothing. Mixed into the block hashes as well.
+    pub adapter: Option<AdapterId>,
     pub params: Arc<SamplingParams>,
     /// What it may say, beside what the parameters allow.
     pub constraint: Option<Box<dyn Constraint>>,
@@ -94,6 +102,7 @@ impl Sequence {
             id,
             priority: 0,
             salt: Digest::default(),
+            adapter: None,
             params,
             constraint: None,
             tokens: prompt,

@@ -4,6 +4,7 @@ mod common;
 
 use common::*;
 use scheduler::*;
+use std::num::NonZeroU64;
 
 #[test]
 fn a_prompt_is_computed_in_chunks_and_then_token_by_token() {
@@ -108,6 +109,17 @@ fn tenants_share_nothing() {
     for (id, salt, expected) in [(1, 0, 0), (2, 1, 0), (3, 0, 8), (4, 1, 8)] {
         let mut sequence = sequence(id, (100..111).collect(), 1);
         sequence.salt = Digest([salt; 32]);
+        engine.add(sequence).unwrap();
+        assert_eq!(cached_tokens(&run(&mut engine), id), expected, "sequence {id}");
+    }
+}
+
+#[test]
+fn adapters_share_nothing() {
+    let mut engine = engine(config());
+    for (id, adapter, expected) in [(1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 0, 8), (5, 2, 8), (6, 1, 8)] {
+        let mut sequence = sequence(id, (100..111).collect(), 1);
+        sequence.adapter = NonZeroU64::new(adapter).map(AdapterId);
         engine.add(sequence).unwrap();
         assert_eq!(cached_tokens(&run(&mut engine), id), expected, "sequence {id}");
     }

@@ -296,6 +296,7 @@ impl TryFrom<ServeArgs> for Config {
                 },
                 seed: seed.unwrap_or(0),
                 weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
+                ..LoadOptions::default()
             },
             scheduling: Scheduling {
                 max_waiting,

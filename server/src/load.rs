@@ -31,6 +31,7 @@ pub fn load(
     let loaded = models::load(files, options, &mut report)?;
     let Loaded {
         runner,
+        adapters: _,
         info,
         image_processor,
         scheduler_config,

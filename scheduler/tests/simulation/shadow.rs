@@ -228,6 +228,8 @@ impl Shadow {
     fn check_context(&self, item: &BatchItem) {
         let size = self.config.block_size;
         assert!(!item.tokens.is_empty(), "{:?} has nothing to compute", item.id);
+        let adapter = self.truths[&item.id].sequence.adapter;
+        assert_eq!(item.adapter, adapter, "{:?} runs with the weights of another", item.id);
         assert!(item.blocks.len() * size >= item.end(), "{:?} has not enough blocks", item.id);
         let distinct: BTreeSet<_> = item.blocks.iter().collect();
         assert_eq!(distinct.len(), item.blocks.len(), "{:?} has a block twice", item.id);

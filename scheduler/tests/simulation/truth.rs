@@ -55,6 +55,9 @@ impl Truth {
         // Tenants do not share memory, even where it is equal.
         let salt = u64::from_le_bytes(self.sequence.salt.0[..8].try_into().unwrap());
         let mut hash = chain(*self.hashes.last().unwrap_or(&salt), u64::from(token));
+        if let Some(adapter) = self.sequence.adapter {
+            hash = chain(hash, 1 << 32 | adapter.0.get());
+        }
         if let Some((digest, row)) = self.image_at(position) {
             hash = chain(hash, chain(digest, row as u64));
         }

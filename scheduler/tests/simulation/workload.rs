@@ -3,9 +3,10 @@
 use crate::rng::{Rng, chain};
 use crate::truth::{Machine, NUM_TOKENS, accept, is_held, state_words};
 use scheduler::{
-    Accepted, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
+    Accepted, AdapterId, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
     SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
 };
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 pub struct Workload {
@@ -108,6 +109,8 @@ impl Workload {
         let params = params(rng, self.config.token_capacity());
         let mut salt = Digest::default();
         salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
+        // One in eight has the one adapter, one in eight the other.
+        let adapter = NonZeroU64::new(chain(self.next_id, 17) % 8).filter(|number| number.get() <= 2).map(AdapterId);
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
         let prompt_output = rng.one_in(5).then(|| prompt_output(rng, prompt.tokens.len()));
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };
@@ -122,7 +125,7 @@ impl Workload {
             let Prompt { tokens, images } = prompt.clone();
             let sequence = Sequence::new(id, tokens, images, params, 1 + NUM_TOKENS as usize);
             let mut sequence = sequence.expect("a valid prompt");
-            (sequence.priority, sequence.salt) = (priority, salt);
+            (sequence.priority, sequence.salt, sequence.adapter) = (priority, salt, adapter);
             let machine = &self.machine;
             if machine.deferral_rate > 0
                 && machine.only_constrained_wait
