@@ -60,6 +60,17 @@ impl Matrix {
         Self { batch: MatrixBatch::random(device, stored_as, [1, n, k], std, seed) }
     }
 
+    /// Room for weights that come later: see [`MatrixBatch::with_room`].
+    pub fn with_room(device: &Device, stored_as: impl Into<WeightType>, n: usize, k: usize) -> Self {
+        Self { batch: MatrixBatch::with_room(device, stored_as, [1, n, k]) }
+    }
+
+    /// Other weights in the same memory, `[N, K]` as `part` has it: see [`MatrixBatch::refill_f32`].
+    pub fn refill(&mut self, stored_as: DType, part: &impl WeightRows) {
+        let [n, k] = part.shape();
+        self.batch.refill(stored_as, [1, n, k], &Stacked(std::slice::from_ref(part)));
+    }
+
     pub fn n(&self) -> usize {
         self.batch.n
     }
@@ -127,6 +138,39 @@ impl MatrixBatch {
             }
         }));
         batch
+    }
+
+    /// Room for weights that come later, at most of this shape: zeros, or on a GPU whatever was there.
+    pub fn with_room(device: &Device, stored_as: impl Into<WeightType>, shape: [usize; 3]) -> Self {
+        Self::unwritten(device, stored_as.into(), shape)
+    }
+
+    /// Other weights in the same memory, as [`MatrixBatch::pack_f32`], of floats and of any shape that takes no more of it. They are in the
+    /// order of the device's work: what was enqueued before reads what was there before.
+    pub fn refill_f32(
+        &mut self,
+        stored_as: DType,
+        shape: [usize; 3],
+        value: &(dyn Fn(usize, usize, usize) -> f32 + Sync),
+    ) {
+        let source = Made(|head, row, values: &mut [f32]| {
+            for (column, out) in values.iter_mut().enumerate() {
+                *out = value(head, row, column);
+            }
+        });
+        self.refill(stored_as, shape, &source);
+    }
+
+    fn refill(&mut self, stored_as: DType, [count, n, k]: [usize; 3], source: &dyn MemberRows) {
+        assert!(count > 0 && n > 0 && k > 0, "weights [{count}, {n}, {k}] are empty");
+        let bytes = Self::packed_bytes(stored_as, [count, n, k]);
+        assert!(bytes <= self.bytes(), "refill: {stored_as} [{count}, {n}, {k}] exceeds {self:?}");
+        (self.stored_as, self.count, self.n, self.k) = (stored_as.into(), count, n, k);
+        if let Device::Cpu(_) = self.device() {
+            // What fills up panels is zeros, and not what was there.
+            self.buffer.as_mut_slice::<u8>()[..bytes as usize].fill(0);
+        }
+        self.fill_panels(source);
     }
 
     /// With mean 0 and deviation `std`, the same for the same seed however many threads there are. Floats are normally distributed to
@@ -277,7 +321,8 @@ impl MatrixBatch {
         let device = self.device().clone();
         match &device {
             Device::Cpu(cpu) => {
-                cpu.for_blocks(self.buffer.as_mut_slice::<u8>(), panel_bytes, |index, panel| {
+                let bytes = &mut self.buffer.as_mut_slice::<u8>()[..total * panel_bytes];
+                cpu.for_blocks(bytes, panel_bytes, |index, panel| {
                     rows.pack(index / panels, index % panels * PANEL, panel);
                 });
             }

@@ -31,6 +31,8 @@ impl DecodeGraphs {
         let is_decode = rows > 0 && rows == input.context_lens.len() && input.image_rows.is_empty();
         // Passes of the expanded form are launches of their own, as many as a context is long.
         let is_decode = is_decode && !input.expanded.contains(&true);
+        // So are those of adapters, as many as there are in the step.
+        let is_decode = is_decode && input.adapters.is_empty();
         let size = size_for(rows).min(self.max_rows);
         (is_decode && rows <= size).then_some(size)
     }

@@ -15,6 +15,7 @@ use crate::layers::mla::Mla;
 use crate::layers::mlp::{Mlp, MlpShape};
 use crate::layers::moe::Moe;
 use crate::layers::{Loader, Names, Step, WeightSize, rope};
+use crate::lora::Loras;
 use crate::parts::Part;
 use crate::scratch::Scratch;
 use crate::screening::{HeadScreen, ScreenCounts, StepReads};
@@ -59,6 +60,15 @@ pub struct Placement<'a> {
     pub storage: &'a Storage,
     /// Positions that the tables of cosines and sines cover.
     pub max_model_len: usize,
+}
+
+/// What a step reads beside its input and the model's own weights.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The rows that `input.image_rows` names.
+    pub images: Option<&'a Tensor>,
+    /// Where some rows have adapters.
+    pub loras: Option<&'a Loras>,
 }
 
 impl Decoder {
@@ -162,12 +172,12 @@ impl Decoder {
         is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
     }
 
-    /// Runs all tokens of a step. `images` holds the rows that `input.image_rows` names. Afterwards `scratch.normed` has a row
+    /// Runs all tokens of a step. Afterwards `scratch.normed` has a row
     /// for every token, ready for the head.
     pub fn forward(
         &self,
         input: &StepInput,
-        images: Option<&Tensor>,
+        Sources { images, loras }: Sources,
         cache: &mut KvCache,
         scratch: &mut Scratch,
     ) {
@@ -178,10 +188,12 @@ impl Decoder {
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
         let ragged = ragged(input, cache.block_size);
-        let step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout };
+        let mut step =
+            Step { input, ragged, rope: &self.rope, layout: self.rope_layout, loras, layer: 0 };
         ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            step.layer = index;
             layer.run(&step, cache, (next_norm, self.eps), scratch);
         }
     }
@@ -330,10 +342,10 @@ impl Layer {
         match &self.mlp {
             LayerMlp::Dense(mlp) => {
                 add_and_norm(&self.mlp_norm, eps, scratch);
-                mlp.run(scratch);
+                mlp.run(step, scratch);
                 add_and_norm(next_norm, eps, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run([&self.mlp_norm, next_norm], eps, scratch),
+            LayerMlp::Moe(moe) => moe.run(step, ([&self.mlp_norm, next_norm], eps), scratch),
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use kernels::ops::NOWHERE;
 use kernels::{Device, Indices};
-use scheduler::{Batch, BatchItem, BlockId};
+use scheduler::{AdapterId, Batch, BatchItem, BlockId};
 use std::ops::Range;
 
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct ModelInput {
     pub expanded: Vec<bool>,
     /// The first row of each item of the batch, which may be several of the arrays'.
     pub first_rows: Vec<u32>,
+    /// Rows of items that have adapters, in order.
+    pub adapters: Vec<(AdapterId, Range<u32>)>,
     /// Rows of the tokens after which something is sampled.
     pub sample_rows: Vec<u32>,
     /// Rows that the step before samples, and the tokens that they become. Until then these are 0.
@@ -80,6 +82,7 @@ impl ModelInput {
             cu_blocks,
             expanded,
             first_rows,
+            adapters,
             sample_rows,
             placeholder_rows,
             placeholder_tokens,
@@ -87,6 +90,7 @@ impl ModelInput {
             image_tokens,
         } = self;
         expanded.clear();
+        adapters.clear();
         let arrays = [
             tokens,
             positions,
@@ -108,7 +112,7 @@ impl ModelInput {
     fn push(&mut self, item: &BatchItem, sizes: BlockSizes) {
         let BatchItem {
             id: _,
-            adapter: _,
+            adapter,
             tokens,
             placeholder_for,
             context_len,
@@ -123,6 +127,9 @@ impl ModelInput {
         let first = self.tokens.len();
         self.first_rows.push(first as u32);
         self.tokens.extend_from_slice(tokens);
+        if let Some(adapter) = *adapter {
+            self.adapters.push((adapter, first as u32..self.tokens.len() as u32));
+        }
         if let Some(row) = *placeholder_for {
             self.placeholder_rows.push(u32::try_from(row).expect("rows are counted with 32 bits"));
             self.placeholder_tokens.push(first as u32);
@@ -320,8 +327,10 @@ mod tests {
             images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, rows: blocks(&[2, 6]) }],
             ..BatchItem::new(SequenceId(1), vec![10, 11, 12, 13], 2, blocks(&[4, 0]))
         };
+        let adapter = AdapterId(std::num::NonZeroU64::MIN);
         let decode = BatchItem {
             prompt_len: 7,
+            adapter: Some(adapter),
             sample: Some(sample),
             ..BatchItem::new(SequenceId(2), vec![20, 21], 7, blocks(&[9, 1, 3]))
         };
@@ -338,6 +347,7 @@ mod tests {
         assert_eq!(input.block_tables, [4, 0, 9, 1, 3]);
         assert_eq!(input.cu_blocks, [0, 2, 5]);
         assert_eq!(input.sample_rows, [4, 5]);
+        assert_eq!(input.adapters, [(adapter, 4..6)]);
         assert_eq!(input.image_rows, [11, 24]);
         assert_eq!(input.image_tokens, [1, 2]);
     }

@@ -6,7 +6,7 @@ use crate::device;
 use crate::input::StepInput;
 use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
-use crate::lora::AdapterSpec;
+use crate::lora::{AdapterSpec, LoraBuffers, Loras};
 use crate::memory::{self, Plan, Request, VisionShape};
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
@@ -155,7 +155,15 @@ fn load_once(
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
+    let adapters = request.adapter_spec().map(Arc::new);
+    let loras = adapters.as_ref().map(|spec| {
+        let limits = request.lora_limits();
+        let buffers = LoraBuffers::new(&device, spec, limits);
+        (Loras::new(&device, Arc::clone(spec), storage.float, limits), buffers)
+    });
+    let (loras, lora_buffers) = loras.unzip();
     let scratch = Scratch::new(&device, &config.decoder, &request.limits(plan.max_model_len));
+    let scratch = Scratch { lora: lora_buffers, ..scratch };
     let input = StepInput::new(&device, &request.input_limits(plan.max_model_len));
     // Weights were copied while the next were packed: wait for the last, and for what failed.
     device.synchronize()?;
@@ -165,15 +173,12 @@ fn load_once(
     let generation_defaults = config.generation;
     let expand_from = config.decoder.expand_from();
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
-    let parts = Parts { device, decoder, eyes, cache, scratch, input, expand_from, max_graph_rows };
+    let parts = Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows };
     let runner = DeviceRunner::new(parts)?;
     let planned = plan.memory.total - plan.memory.padding;
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
     let image_processor =
         description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
-    let has_adapters = options.max_loras > 0;
-    let adapters =
-        has_adapters.then(|| Arc::new(AdapterSpec::new(&config.decoder, options.max_lora_rank)));
     Ok(Loaded {
         runner,
         adapters,

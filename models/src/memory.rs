@@ -10,6 +10,7 @@ use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
+use crate::lora::{AdapterSpec, LoraBuffers, LoraLimits, Loras};
 use crate::parts::{WeightLayout, published_name};
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
@@ -25,6 +26,10 @@ use std::fmt;
 const IMAGE_ROWS_PER_BLOCK: usize = 16;
 /// Sequences that may wait, unless the caller sets another number.
 const MAX_WAITING: usize = 8192;
+
+/// Beyond these is a mistake: sizes are computed from them before they are compared with the memory that there is.
+const MAX_LORAS: usize = 1 << 12;
+const MAX_LORA_RANK: usize = 1 << 12;
 
 /// What fits, and where the memory goes. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -68,6 +73,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     pub logits: u64,
     pub vision_buffers: u64,
+    /// Adapters, each as large as they may be, and the buffers of a step's.
+    pub adapters: u64,
     pub image_cache: u64,
     pub kv_cache: u64,
     /// Between tensors in a GPU's memory, at most.
@@ -185,6 +192,8 @@ impl Request<'_> {
         let images = self.images().map_or(0, |images| image_bytes(self.device, &images, decoder.hidden_size));
         let weights = Decoder::size(decoder, self.storage);
         let tensors = weights.tensors + vision.tensors + KvCache::num_tensors(decoder) + Scratch::NUM_TENSORS;
+        let (adapters, adapter_tensors) = self.adapter_size();
+        let tensors = tensors + adapter_tensors;
         let plan = MemoryPlan {
             limit: self.limit,
             weights: weights.bytes,
@@ -197,12 +206,32 @@ impl Request<'_> {
                 + Decoder::screen_bytes(decoder, self.storage)
                 + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
             vision_buffers: vision.buffer_bytes,
+            adapters,
             image_cache: images,
             kv_cache: 0,
             padding: self.device.padding_bytes(tensors),
             total: 0,
         };
         plan.with_kv_cache(0)
+    }
+
+    /// What adapters may be, where there is room for some.
+    pub fn adapter_spec(&self) -> Option<AdapterSpec> {
+        let LoadOptions { max_loras, max_lora_rank, .. } = *self.options;
+        (max_loras > 0).then(|| AdapterSpec::new(&self.config.decoder, max_lora_rank))
+    }
+
+    pub fn lora_limits(&self) -> LoraLimits {
+        let LoadOptions { max_loras, max_num_batched_tokens, .. } = *self.options;
+        LoraLimits { max_loras, num_tokens: max_num_batched_tokens }
+    }
+
+    /// Bytes and tensors.
+    fn adapter_size(&self) -> (u64, u64) {
+        let Some(spec) = self.adapter_spec() else { return (0, 0) };
+        let (limits, buffers) = (self.lora_limits(), LoraBuffers::NUM_TENSORS);
+        let slots = Loras::size(self.device, &spec, limits);
+        (slots.bytes + LoraBuffers::bytes(&spec, limits), slots.tensors + buffers)
     }
 
     fn vision_size(&self) -> VisionSize {
@@ -363,6 +392,15 @@ fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), Load
             format!("{len} is above the {max_positions} positions that the model's config.json allows"),
         );
     }
+    for (option, value, most) in [
+        ("max_loras", options.max_loras, MAX_LORAS),
+        ("max_lora_rank", options.max_lora_rank, MAX_LORA_RANK),
+    ] {
+        let least = usize::from(option == "max_lora_rank");
+        if !(least..=most).contains(&value) {
+            return fail(option, format!("{value} is not in {least}..={most}"));
+        }
+    }
     if max_num_batched_tokens < max_num_seqs {
         let message = format!("{max_num_batched_tokens} is below max_num_seqs = {max_num_seqs}");
         return fail("max_num_batched_tokens", message);
@@ -378,6 +416,7 @@ impl MemoryPlan {
             + self.activations
             + self.logits
             + self.vision_buffers
+            + self.adapters
             + self.image_cache
             + self.padding
             + kv_cache;
@@ -445,6 +484,7 @@ impl fmt::Display for Plan {
             ("activations", m.activations),
             ("logits", m.logits),
             ("vision buffers", m.vision_buffers),
+            ("adapters", m.adapters),
             ("image cache", m.image_cache),
             ("KV cache", m.kv_cache),
             ("padding", m.padding),

@@ -2,12 +2,12 @@
 //! that blocks name.
 
 use crate::decode_graphs::DecodeGraphs;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Sources};
 use crate::head::{self, HeadRows};
 use crate::input::{BlockSizes, ModelInput, StepInput, slot};
 use crate::kimi_vl::Vision;
 use crate::kv_cache::KvCache;
-use crate::lora::{Adapter, AdapterError};
+use crate::lora::{Adapter, AdapterError, Loras};
 use crate::sampler::{self, Drawing, RowResult, RowTask, Sampler};
 use crate::scratch::Scratch;
 use crate::screening::ScreenCounts;
@@ -23,6 +23,8 @@ pub struct DeviceRunner {
     device: Device,
     decoder: Decoder,
     eyes: Option<Eyes>,
+    /// Where there is room for adapters.
+    loras: Option<Loras>,
     cache: KvCache,
     scratch: Scratch,
     sizes: BlockSizes,
@@ -70,6 +72,7 @@ pub(crate) struct Parts {
     pub device: Device,
     pub decoder: Decoder,
     pub eyes: Option<Eyes>,
+    pub loras: Option<Loras>,
     pub cache: KvCache,
     pub scratch: Scratch,
     pub input: StepInput,
@@ -93,7 +96,7 @@ pub(crate) struct Eyes {
 
 impl DeviceRunner {
     pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { device, decoder, eyes, cache, scratch, input, expand_from, max_graph_rows } = parts;
+        let Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from };
         let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len())?;
@@ -107,6 +110,7 @@ impl DeviceRunner {
             device,
             decoder,
             eyes,
+            loras,
             cache,
             scratch,
             sizes,
@@ -124,13 +128,14 @@ impl DeviceRunner {
 
     /// Makes an adapter ready for the next steps, under a number that no other had.
     pub fn add_adapter(&mut self, id: AdapterId, adapter: Adapter) -> Result<(), AdapterError> {
-        let _ = (id, adapter);
-        Err(AdapterError::Off)
+        self.loras.as_mut().ok_or(AdapterError::Off)?.add(id, &adapter)
     }
 
     /// Gives an adapter's room to others, if it was loaded. No sequence of it may be running.
     pub fn remove_adapter(&mut self, id: AdapterId) {
-        let _ = id;
+        if let Some(loras) = &mut self.loras {
+            loras.remove(id);
+        }
     }
 
     /// What the model holds on its device: the plan's total.
@@ -178,6 +183,10 @@ impl DeviceRunner {
         }
         self.input.pack(batch, self.sizes);
         self.decoder.begin(self.input.sample_rows.len());
+        match &mut self.loras {
+            Some(loras) => loras.set(&self.input.adapters),
+            None => assert!(self.input.adapters.is_empty(), "adapters without room for them"),
+        }
         let rows = self.graphs.as_ref().and_then(|graphs| graphs.rows_for(&self.input));
         if let Some(rows) = rows {
             self.input.pad(rows);
@@ -187,13 +196,14 @@ impl DeviceRunner {
             let StepInput { placeholder_rows, placeholder_tokens, tokens, .. } = &mut self.on_device;
             self.sampler.place(placeholder_rows, placeholder_tokens, tokens);
         }
-        let Self { decoder, on_device, eyes, cache, scratch, .. } = self;
+        let Self { decoder, on_device, eyes, loras, cache, scratch, .. } = self;
         if rows.is_some() {
             decoder.plan(on_device, cache, scratch);
         }
         let mut run = || {
             let images = eyes.as_ref().map(|eyes| &eyes.cache);
-            decoder.forward(on_device, images, cache, scratch);
+            let loras = loras.as_ref().filter(|loras| loras.is_in_step());
+            decoder.forward(on_device, Sources { images, loras }, cache, scratch);
         };
         match (rows, &mut self.graphs, &self.device) {
             (Some(rows), Some(graphs), Device::Cuda(cuda)) => graphs.run(cuda, rows, &mut run),

@@ -2,6 +2,7 @@
 //! while serving.
 
 use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig};
+use crate::lora::LoraBuffers;
 use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch, TokenRoom};
 use kernels::{DType, Device, Tensor};
 
@@ -31,6 +32,8 @@ pub struct Scratch {
     /// What the expert that every token takes made.
     pub shared_out: Tensor,
     pub moe: Option<MoeBuffers>,
+    /// Where there is room for adapters.
+    pub lora: Option<LoraBuffers>,
     /// Of a linear layer that runs, rounded.
     pub tokens: TokenRoom,
     /// Rows that go through the head, some at a time: those after which something is sampled, and those of prompts whose
@@ -158,6 +161,7 @@ impl Scratch {
             activated: buffer(activated),
             shared_out: buffer(shared_width(config)),
             moe: config.moe.as_ref().map(|moe| MoeBuffers::new(device, moe, config.hidden_size, t)),
+            lora: None,
             tokens: TokenRoom::new(device, &token_sizes(config, limits)),
             sampled: Tensor::zeros(device, DType::F32, &[rows, config.hidden_size]),
             logits: Tensor::zeros(device, DType::F32, &[rows, config.vocab_size]),

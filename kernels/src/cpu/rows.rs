@@ -68,6 +68,21 @@ fn add_body<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
 }
 
 simd_entry! {
+    /// `out += scale * x`, the product rounded
+    pub(crate) fn add_scaled(scale: f32, x: &[f32], out: &mut [f32]) = add_scaled_body
+}
+
+#[inline(always)]
+fn add_scaled_body<S: Simd>(s: S, scale: f32, x: &[f32], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "add_scaled");
+    let scale = s.splat(scale);
+    for i in (0..x.len()).step_by(S::LANES) {
+        let sum = s.add(s.load_slice(&out[i..]), s.mul(scale, s.load_slice(&x[i..])));
+        s.store_slice(&mut out[i..], sum);
+    }
+}
+
+simd_entry! {
     /// `out = silu(gate) * up`
     pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_mul_body
 }

@@ -6,6 +6,7 @@ use super::driver::{Args, DevicePtr, Param};
 use super::launch::{Instance, Kernel, grid};
 use crate::cpu::rows::SlicePlan;
 use crate::index::Index;
+use crate::ops::as_heads;
 use crate::{DType, Tensor};
 
 const THREADS: u32 = 256;
@@ -23,6 +24,7 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("move_rows<float, bf16, 4>", 32, 0),
         Instance::new("move_rows<float, f16, 1>", 32, 0),
         Instance::new("move_rows<float, f16, 4>", 32, 0),
+        Instance::new("add_rows", 40, 0),
         Instance::new("copy_slice", 40, 0),
     ],
 };
@@ -116,4 +118,38 @@ pub(crate) fn copy_slice(cuda: &Cuda, src: &Tensor, dst: &mut Tensor, plan: &Sli
     let args = Args::new().pointer(src.pointer()).value(shape).pointer(dst.pointer());
     // SAFETY: `ops` checked tokens, heads and both slices.
     unsafe { cuda.launch(&KERNEL, "copy_slice", grid(dst.rows(), THREADS), args) };
+}
+
+/// As in rows.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AddShape {
+    heads: i32,
+    src_len: i32,
+    dst_len: i32,
+    dst_offset: i32,
+}
+// SAFETY: four i32, as in rows.cu.
+unsafe impl Param for AddShape {}
+
+pub(crate) fn add_rows(
+    cuda: &Cuda,
+    src: &Tensor,
+    scale: f32,
+    dst: &mut Tensor,
+    rows: Index,
+    dst_offset: usize,
+) {
+    assert_eq!([src.dtype(), dst.dtype()], [DType::F32; 2], "add_rows: types");
+    let ([n, heads, src_len], [_, _, dst_len]) = (as_heads(src), as_heads(dst));
+    if src.is_empty() {
+        return;
+    }
+    let [heads, src_len, dst_len, dst_offset] = [heads, src_len, dst_len, dst_offset].map(|size| size as i32);
+    let shape = AddShape { heads, src_len, dst_len, dst_offset };
+    let rows = rows.on_device(dst.device());
+    let args = Args::new().pointer(src.pointer()).pointer(rows.pointer).value(scale).value(shape);
+    let args = args.pointer(dst.pointer());
+    // SAFETY: `ops` checked the rows, which differ, the heads and the slice.
+    unsafe { cuda.launch(&KERNEL, "add_rows", grid(n, THREADS), args) };
 }

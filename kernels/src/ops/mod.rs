@@ -37,7 +37,8 @@ pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use reads::{ReadPlan, ReadyPlan};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{Choice, GroupScore, Router, RouterConfig, Scoring, norm_and_route, route};
-pub use rows::{NOWHERE, copy_slice, gather_rows, scatter_rows, store_rows};
+pub(crate) use rows::as_heads;
+pub use rows::{NOWHERE, add_rows, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{
     Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
     place_tokens, sample,

@@ -4,11 +4,13 @@
 //! scatter_rows: dst[dst_rows[i], :] = src[src_rows[i], :]     src, dst [·, D] f32
 //! store_rows:   dst[slots[t], :] = round(src[t, :])    src [T, W] f32 · dst [S, W] f32 | bf16 | f16, to nearest even;
 //!               a row whose slot is `NOWHERE` is not stored
+//! add_rows:     dst[rows[i], h, b .. b + len] += scale · src[i, h, :]     src [n, H, len], dst [T, H, D] f32; rows ascend
 //! copy_slice:   dst[t, h, b .. b + len] = src[t, h, a .. a + len]     src [T, H, D], dst [T, H, E] f32; a source of one head
 //!               goes to every head
 //!
 //! "Rows" are the first dimension; the others may be of any rank with one product.
 
+use crate::cpu::SharedMut;
 use crate::cpu::rows::{self, SlicePlan};
 use crate::cuda::rows::{self as cuda_rows, Move};
 use crate::{Device, Index, Tensor};
@@ -56,6 +58,39 @@ pub fn scatter_rows<'a, 'b>(
             let rows = Move { src_rows: Some(from), dst_rows: Some(to), count: src_rows.len() };
             cuda_rows::move_rows(&cuda, src, src.row_len(), &rows, dst);
         }
+    }
+}
+
+/// Rows are in ascending order, each once. The product is rounded before it is added.
+pub fn add_rows<'a>(
+    src: &Tensor,
+    scale: f32,
+    dst: &mut Tensor,
+    dst_rows: impl Into<Index<'a>>,
+    dst_offset: usize,
+) {
+    let index = dst_rows.into();
+    let rows = index.as_slice();
+    let ([n, heads, len], [num_rows, dst_heads, dst_len]) = (as_heads(src), as_heads(dst));
+    assert_eq!(n, rows.len(), "add_rows: rows");
+    assert_eq!(heads, dst_heads, "add_rows: heads");
+    assert!(dst_offset + len <= dst_len, "add_rows: destination");
+    assert!(rows.is_sorted_by(|a, b| a < b), "add_rows: rows are not in ascending order");
+    check_rows("add_rows", rows, num_rows);
+    match &dst.device().clone() {
+        Device::Cpu(cpu) => {
+            let (src, out) = (src.as_f32(), SharedMut::new(dst.as_f32_mut()));
+            cpu.for_each(n, heads * len, |i| {
+                for head in 0..heads {
+                    let from = (i * heads + head) * len;
+                    let to = (rows[i] as usize * heads + head) * dst_len + dst_offset;
+                    // SAFETY: rows differ, so that nobody else has this slice of one.
+                    let to = unsafe { out.slice(to, len) };
+                    rows::add_scaled(cpu.isa, scale, &src[from..from + len], to);
+                }
+            });
+        }
+        Device::Cuda(cuda) => cuda_rows::add_rows(cuda, src, scale, dst, index, dst_offset),
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::GqaConfig;
 use crate::kv_cache::LayerCache;
+use crate::lora::Target;
 use crate::scratch::{HeadBuffers, Scratch};
 use kernels::ops::{self, ReadPlan};
 use kernels::{Matrix, Tensor};
@@ -80,7 +81,7 @@ impl Gqa {
         let LayerCache::Gqa { keys, values } = cache else {
             unreachable!("the cache is of another attention")
         };
-        let Scratch { normed, out, heads, attention, tokens, .. } = scratch;
+        let Scratch { normed, out, heads, attention, tokens, lora, .. } = scratch;
         let HeadBuffers::Gqa(b) = heads else { unreachable!("the buffers are of another attention") };
         let GqaConfig { num_heads, num_kv_heads, head_dim, scale, .. } = self.config;
         let (t, width, kv_width) = (step.num_tokens(), num_heads * head_dim, num_kv_heads * head_dim);
@@ -90,6 +91,11 @@ impl Gqa {
         let mut x = tokens.hold(normed);
         self.q.run(&mut x, &mut b.q);
         Linear::run_pair([&self.k, &self.v], &mut x, [&mut b.k, &mut b.v]);
+        if let Some((loras, room)) = step.adapters(lora) {
+            for (target, out) in [(Target::Q, &mut b.q), (Target::K, &mut b.k), (Target::V, &mut b.v)] {
+                loras.add_to((step.layer, target), normed, (out, 0), room);
+            }
+        }
         b.q.reshape(&[t, num_heads, head_dim]);
         b.k.reshape(&[t, num_kv_heads, head_dim]);
         // Normed heads lie in buffers of their own; without norms the projections are used as they are.
@@ -112,5 +118,8 @@ impl Gqa {
         ops::gqa_attention(q, &*keys, &*values, &step.ragged, scale, attention, &mut b.attended);
         b.attended.reshape(&[t, width]);
         self.out.run(&mut tokens.hold(&b.attended), out);
+        if let Some((loras, room)) = step.adapters(lora) {
+            loras.add_to((step.layer, Target::Out), &b.attended, (out, 0), room);
+        }
     }
 }

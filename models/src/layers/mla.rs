@@ -12,6 +12,7 @@ use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::{LATENT_NORM_EPS, MlaConfig};
 use crate::kv_cache::LayerCache;
+use crate::lora::{LoraBuffers, Target};
 use crate::parts::Part;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
 use kernels::ops::{
@@ -115,13 +116,16 @@ impl Mla {
     /// Reads `normed`, writes `out`.
     pub fn run(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
         let LayerCache::Mla { rows } = cache else { unreachable!("the cache is of another attention") };
-        let Scratch { normed, out, heads, attention, tokens, .. } = scratch;
+        let Scratch { normed, out, heads, attention, tokens, lora, .. } = scratch;
         let HeadBuffers::Mla(b) = heads else { unreachable!("the buffers are of another attention") };
         let MlaConfig { num_heads, kv_lora_rank: rank, value_dim, scale, .. } = self.config;
         let t = step.num_tokens();
-        self.project(normed, b, tokens);
+        self.project(step, normed, b, (tokens, lora));
         self.prepare(step, rows, b);
         self.absorb(step, b);
+        if let Some((loras, room)) = step.adapters(lora) {
+            loras.add_keys(step.layer, &b.q, &mut b.absorbed, room);
+        }
         b.attended.reshape(&[t, num_heads, rank]);
         b.values.reshape(&[t, num_heads, value_dim]);
         let forms = &step.input.forms;
@@ -134,6 +138,9 @@ impl Mla {
                 HeadSliceMut { tensor: &mut b.values, rows: rows.clone(), offset: 0, len: value_dim };
             ops::heads_linear(attended, &self.value_up, values);
         }
+        if let Some((loras, room)) = step.adapters(lora) {
+            loras.add_values(step.layer, &b.attended, &mut b.values, room);
+        }
         if let (true, Some(key_up), Some(scratch)) = (mixed, &self.key_expand, &mut b.expanded) {
             let latents = Latents { cache: rows.as_rows(), key_up, value_up: &self.value_up };
             let ragged = Ragged { selected: Some(&forms.expanded), ..step.ragged };
@@ -141,28 +148,46 @@ impl Mla {
         }
         b.values.reshape(&[t, num_heads * value_dim]);
         self.out.run(&mut tokens.hold(&b.values), out);
+        if let Some((loras, room)) = step.adapters(lora) {
+            loras.add_to((step.layer, Target::Out), &b.values, (out, 0), room);
+        }
     }
 
     /// Leaves latents in `kv` [T, R + P] and queries in `q` [T, H · (nope + P)].
-    fn project(&self, normed: &Tensor, b: &mut MlaBuffers, tokens: &mut TokenRoom) {
+    fn project(
+        &self,
+        step: &Step,
+        normed: &Tensor,
+        b: &mut MlaBuffers,
+        (tokens, lora): (&mut TokenRoom, &mut Option<LoraBuffers>),
+    ) {
         let t = normed.shape()[0];
         b.kv.reshape(&[t, self.config.row()]);
         b.q.reshape(&[t, self.config.num_heads * self.config.query_dim()]);
         let mut x = tokens.hold(normed);
+        let mut adapt = |target, x: &Tensor, out: &mut Tensor| {
+            if let Some((loras, room)) = step.adapters(lora) {
+                loras.add_to((step.layer, target), x, (out, 0), room);
+            }
+        };
         match (&self.query, &mut b.q_latents) {
             (Query::TwoStep { down, norm, up }, Some((latent, latent_normed))) => {
                 let width = norm.shape()[0];
                 latent.reshape(&[t, width]);
                 latent_normed.reshape(&[t, width]);
                 Linear::run_pair([down, &self.kv], &mut x, [latent, &mut b.kv]);
+                adapt(Target::QDown, normed, latent);
                 ops::rms_norm(latent, norm, LATENT_NORM_EPS, latent_normed);
                 up.run(&mut tokens.hold(latent_normed), &mut b.q);
+                adapt(Target::QUp, latent_normed, &mut b.q);
             }
             (Query::Direct(linear), _) => {
                 Linear::run_pair([linear, &self.kv], &mut x, [&mut b.q, &mut b.kv]);
+                adapt(Target::Q, normed, &mut b.q);
             }
             (Query::TwoStep { .. }, None) => unreachable!("two-step queries come with their buffers"),
         }
+        adapt(Target::KvDown, normed, &mut b.kv);
     }
 
     /// Stores `[normalised latent | rotated rope]` of every token, and rotates the last part of its queries, in `q` and in `absorbed`.

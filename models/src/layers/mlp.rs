@@ -1,7 +1,8 @@
 //! The gated MLP: `down(silu(gate(x)) · up(x))`. Gate and up are one matrix, since they read the same input.
 
-use super::{Linear, Loader, Names, WeightSize};
+use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
+use crate::lora::{LoraBuffers, Target};
 use crate::scratch::Scratch;
 use kernels::ops::{ReadPlan, SharedExpert, TokenRoom};
 use kernels::{Matrix, Tensor};
@@ -48,11 +49,30 @@ impl Mlp {
     }
 
     /// Reads `normed`, writes `out` [T, D].
-    pub fn run(&self, scratch: &mut Scratch) {
-        let Scratch { normed, gate_up, activated, out, tokens, .. } = scratch;
-        self.reshape(normed.shape()[0], gate_up, activated);
-        self.gate_up.run(&mut tokens.hold(normed), gate_up);
+    pub fn run(&self, step: &Step, scratch: &mut Scratch) {
+        let Scratch { normed, gate_up, activated, out, tokens, lora, .. } = scratch;
+        self.run_in(step, normed, [gate_up, activated, out], (tokens, lora));
+    }
+
+    /// From `x` [T, D], with buffers for gate and up, their product, and what comes out.
+    pub fn run_in(
+        &self,
+        step: &Step,
+        x: &Tensor,
+        [gate_up, activated, out]: [&mut Tensor; 3],
+        (tokens, lora): (&mut TokenRoom, &mut Option<LoraBuffers>),
+    ) {
+        self.reshape(x.shape()[0], gate_up, activated);
+        self.gate_up.run(&mut tokens.hold(x), gate_up);
+        if let Some((loras, room)) = step.adapters(lora) {
+            for (target, offset) in [(Target::Gate, 0), (Target::Up, self.intermediate_size)] {
+                loras.add_to((step.layer, target), x, (gate_up, offset), room);
+            }
+        }
         self.down.run(&mut tokens.hold_silu_mul(gate_up, activated, &self.down.weight), out);
+        if let Some((loras, room)) = step.adapters(lora) {
+            loras.add_down(step.layer, gate_up, out, room);
+        }
     }
 
     /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out; and room for tokens

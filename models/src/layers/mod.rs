@@ -9,6 +9,7 @@ pub mod rope;
 
 use crate::LoadError;
 use crate::input::StepInput;
+use crate::lora::{LoraBuffers, Loras};
 use crate::parts::Part;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
@@ -21,9 +22,21 @@ pub struct Step<'a> {
     pub ragged: Ragged<'a>,
     pub rope: &'a RopeTable,
     pub layout: RopeLayout,
+    /// Where some rows have adapters.
+    pub loras: Option<&'a Loras>,
+    /// The number of the layer that runs.
+    pub layer: usize,
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
+    /// Adapters of the step, and where their part is computed.
+    pub fn adapters<'b>(
+        &self,
+        buffers: &'b mut Option<LoraBuffers>,
+    ) -> Option<(&'a Loras, &'b mut LoraBuffers)> {
+        self.loras.zip(buffers.as_mut())
+    }
+
     pub fn num_tokens(&self) -> usize {
         self.input.num_tokens()
     }

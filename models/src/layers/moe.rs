@@ -2,9 +2,10 @@
 //! that every token takes is added last.
 
 use super::mlp::{Mlp, MlpShape};
-use super::{Loader, Names, WeightSize};
+use super::{Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
+use crate::lora::Target;
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
 use kernels::ops::{self, AddNorm, Choice, ReadPlan, Router, RouterConfig};
@@ -63,9 +64,9 @@ impl Moe {
 
     /// Adds `out` to the stream, and to that what the experts make of its first norm; leaves the second in `normed`. `out` may hold anything
     /// then.
-    pub fn run(&self, [norm, next_norm]: [&Tensor; 2], eps: f32, scratch: &mut Scratch) {
+    pub fn run(&self, step: &Step, ([norm, next_norm], eps): ([&Tensor; 2], f32), scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
-        let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, .. } = scratch;
+        let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, lora, .. } = scratch;
         let MoeBuffers { logits, ids, weights, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);
@@ -77,6 +78,15 @@ impl Moe {
         let choice = Choice { logits, ids: &mut *ids, weights: &mut *weights };
         ops::norm_and_route(out, add, normed, router, choice);
         let shared = self.shared.as_ref();
+        let targets = [Target::Gate, Target::Up, Target::Down];
+        let adapted = step.loras.filter(|loras| loras.changes(step.layer, &targets));
+        if let (Some(mlp), Some(_)) = (shared, adapted) {
+            // The ops that are one below, apart: the same bits, and room for adapters between them.
+            ops::moe(normed, &self.experts, ids, weights, experts, out);
+            mlp.run_in(step, normed, [gate_up, activated, shared_out], (tokens, lora));
+            ops::add(out, shared_out);
+            return ops::add_rms_norm(residual, out, next_norm, eps, normed);
+        }
         let buffers = [gate_up, activated, shared_out];
         let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers, tokens));
         let then = AddNorm { residual, weight: next_norm, eps };

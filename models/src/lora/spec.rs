@@ -47,15 +47,13 @@ pub(crate) enum Target {
     Down,
 }
 
-impl Target {
-    pub const COUNT: usize = 11;
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LatentHeads {
     pub num_heads: usize,
     pub rank: usize,
     pub nope_dim: usize,
+    /// With the part that is rotated.
+    pub query_dim: usize,
     pub value_dim: usize,
 }
 
@@ -84,11 +82,17 @@ impl AdapterSpec {
                 num_heads: a.num_heads,
                 rank: a.kv_lora_rank,
                 nope_dim: a.nope_dim,
+                query_dim: a.query_dim(),
                 value_dim: a.value_dim,
             }),
         };
         let prefix = format!("{}model.layers.", config.prefix);
         Self { prefix, layers, latent, max_rank, refused: refused(config) }
+    }
+
+    /// Numbers of the largest adapter.
+    pub(crate) fn max_parameters(&self) -> u64 {
+        self.layers.iter().flatten().map(|module| (self.max_rank * (module.n + module.k)) as u64).sum()
     }
 
     /// The names of modules that are changed in some layer, for messages.
@@ -172,13 +176,14 @@ fn mla(config: &MlaConfig, hidden: usize) -> Vec<Module> {
 
 fn refused(config: &DecoderConfig) -> Vec<Refused> {
     let mut refused = vec![
-        Refused { part: "experts.", reason: "adapters of single experts are not supported" },
+        Refused { part: ".experts.", reason: "adapters of single experts are not supported" },
         Refused { part: "embed_tokens", reason: "an adapter of the embedding is not supported" },
         Refused { part: "lm_head", reason: "an adapter of the output head is not supported" },
         Refused { part: "vision_tower", reason: "an adapter of the vision tower is not supported" },
         Refused { part: "multi_modal_projector", reason: "an adapter of the vision projector is not supported" },
         Refused { part: "norm", reason: "a norm has no adapter" },
-        Refused { part: "mlp.gate", reason: "an adapter of the router is not supported" },
+        Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
+        Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },
     ];
     if config.expand_from().is_some() {
         let reason = "an adapter of kv_b_proj is not supported together with mla_expand_from";

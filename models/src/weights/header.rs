@@ -10,7 +10,7 @@ const MAX_HEADER: usize = 100_000_000;
 const LEN: usize = 8;
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct TensorInfo {
+pub(crate) struct TensorInfo {
     pub name: String,
     /// `None`: not a type of floats that this crate reads; see `type_name`.
     pub dtype: Option<DType>,
@@ -21,7 +21,7 @@ pub(super) struct TensorInfo {
 }
 
 /// All tensors of a file, in the order of their data, or what is wrong with it.
-pub(super) fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
+pub(crate) fn parse(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
     let data_start = data_start(file)?;
     let header: Map<String, Value> =
         serde_json::from_slice(&file[LEN..data_start]).map_err(|error| format!("header: {error}"))?;

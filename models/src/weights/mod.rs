@@ -8,7 +8,7 @@ mod files;
 mod fp8;
 mod gguf;
 mod grouped;
-mod header;
+pub(crate) mod header;
 mod host;
 mod packed;
 mod quantised;
