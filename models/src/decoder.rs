@@ -188,8 +188,7 @@ impl Decoder {
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
         let ragged = ragged(input, cache.block_size);
-        let mut step =
-            Step { input, ragged, rope: &self.rope, layout: self.rope_layout, loras, layer: 0 };
+        let mut step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout, loras, layer: 0 };
         ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);

@@ -392,10 +392,9 @@ fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), Load
             format!("{len} is above the {max_positions} positions that the model's config.json allows"),
         );
     }
-    for (option, value, most) in [
-        ("max_loras", options.max_loras, MAX_LORAS),
-        ("max_lora_rank", options.max_lora_rank, MAX_LORA_RANK),
-    ] {
+    for (option, value, most) in
+        [("max_loras", options.max_loras, MAX_LORAS), ("max_lora_rank", options.max_lora_rank, MAX_LORA_RANK)]
+    {
         let least = usize::from(option == "max_lora_rank");
         if !(least..=most).contains(&value) {
             return fail(option, format!("{value} is not in {least}..={most}"));

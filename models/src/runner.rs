@@ -96,7 +96,8 @@ pub(crate) struct Eyes {
 
 impl DeviceRunner {
     pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows } = parts;
+        let Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows } =
+            parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
         let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from };
         let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len())?;

@@ -45,6 +45,86 @@ fn rows_move() {
     assert_close(&out.to_f32_vec(), &expected.concat(), 0.0, "scatter");
 }
 
+/// The same bits on the processor and on a GPU: a product, rounded, and a sum.
+#[test]
+fn rows_are_added_to_slices_of_heads() {
+    for device in [Device::cpu(Some(2)), emulated(SEEDS[0])] {
+        for (heads, len, dst_len, offset) in [(1, 1, 1, 0), (1, 20, 43, 23), (3, 17, 20, 3), (2, 300, 300, 0)]
+        {
+            let src = Host::random(DType::F32, &[4, heads, len], 1);
+            let dst = Host::random(DType::F32, &[9, heads, dst_len], 2);
+            let (rows, scale) = ([0, 3, 4, 8], 0.7f32);
+            let mut out = dst.tensor(&device);
+            add_rows(&src.tensor(&device), scale, &mut out, &rows, offset);
+            let mut expected: Vec<f32> = dst.values.iter().map(|&v| v as f32).collect();
+            for (i, &row) in rows.iter().enumerate() {
+                for (head, j) in (0..heads).flat_map(|head| (0..len).map(move |j| (head, j))) {
+                    let at = (row as usize * heads + head) * dst_len + offset + j;
+                    expected[at] += scale * src.values[(i * heads + head) * len + j] as f32;
+                }
+            }
+            assert_eq!(bits(&out.to_f32_vec()), bits(&expected), "{heads} heads of {len}");
+        }
+        let mut out = Tensor::zeros(&device, DType::F32, &[2, 3]);
+        let mut none = Tensor::zeros(&device, DType::F32, &[1, 3]);
+        none.set_rows(0);
+        add_rows(&none, 1.0, &mut out, &[], 0);
+        assert_eq!(out.to_f32_vec(), [0.0; 6]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "add_rows: rows are not in ascending order")]
+fn rows_are_added_once() {
+    let device = Device::cpu(Some(1));
+    let mut out = Tensor::zeros(&device, DType::F32, &[3, 2]);
+    add_rows(&Tensor::zeros(&device, DType::F32, &[2, 2]), 1.0, &mut out, &[1, 1], 0);
+}
+
+/// Room that was filled again holds what a matrix of its own would, whatever was there before.
+#[test]
+fn matrices_are_filled_again() {
+    for device in [Device::cpu(Some(2)), emulated(SEEDS[1])] {
+        let mut room = Matrix::with_room(&device, DType::F32, 70, 50);
+        let mut heads = MatrixBatch::with_room(&device, DType::F32, [3, 40, 33]);
+        for (seed, dtype, n, k) in [
+            (1, DType::F32, 70, 50),
+            (2, DType::BF16, 5, 50),
+            (3, DType::F32, 33, 7),
+            (4, DType::BF16, 64, 17),
+        ] {
+            let source = Host::random(dtype, &[n, k], seed);
+            let x = Host::random(DType::F32, &[3, k], 9).tensor(&device);
+            room.refill(dtype, &source.view());
+            let run = |w: &Matrix| {
+                let mut out = Tensor::unwritten(&device, DType::F32, &[3, n]);
+                linear(&x, w, None, Activation::None, &mut out);
+                bits(&out.to_f32_vec())
+            };
+            assert_eq!(
+                run(&room),
+                run(&Matrix::pack(&device, dtype, &[source.view()])),
+                "{dtype} [{n}, {k}]"
+            );
+
+            let shape = [3, n.min(40), k.min(33)];
+            let value = |head: usize, n: usize, k: usize| ((head * 7 + n * 3 + k) % 11) as f32 - 5.0;
+            heads.refill_f32(dtype, shape, &value);
+            let x = Host::random(DType::F32, &[2, 3, shape[2]], 8).tensor(&device);
+            let run = |w: &MatrixBatch| {
+                let mut out = Tensor::unwritten(&device, DType::F32, &[2, 3, shape[1]]);
+                heads_linear(&x, w, &mut out);
+                bits(&out.to_f32_vec())
+            };
+            assert_eq!(
+                run(&heads),
+                run(&MatrixBatch::pack_f32(&device, dtype, shape, &value)),
+                "{dtype} {shape:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn slices_of_heads() {
     let device = emulated(SEEDS[1]);

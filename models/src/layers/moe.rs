@@ -66,7 +66,8 @@ impl Moe {
     /// then.
     pub fn run(&self, step: &Step, ([norm, next_norm], eps): ([&Tensor; 2], f32), scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
-        let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, lora, .. } = scratch;
+        let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, lora, .. } =
+            scratch;
         let MoeBuffers { logits, ids, weights, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);

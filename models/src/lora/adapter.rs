@@ -5,7 +5,7 @@
 //! base_model.model.<path of a module>.lora_B.weight [n, r]
 //! ```
 
-use super::config::{CONFIG_FILE, Low, LoraConfig};
+use super::config::{CONFIG_FILE, LoraConfig, Low};
 use super::error::AdapterError;
 use super::spec::{AdapterSpec, Module, Target};
 use crate::FileError;
@@ -95,7 +95,8 @@ impl Adapter {
     /// Whether every pair is of a module that the model has, and of a rank that it takes.
     pub(crate) fn fits(&self, spec: &AdapterSpec) -> bool {
         self.pairs.iter().all(|(&(layer, target), pair)| {
-            let module = spec.layers.get(layer).and_then(|modules| modules.iter().find(|m| m.target == target));
+            let module =
+                spec.layers.get(layer).and_then(|modules| modules.iter().find(|m| m.target == target));
             module.is_some_and(|module| {
                 pair.rank <= spec.max_rank
                     && (pair.a.shape, pair.b.shape) == ([pair.rank, module.k], [module.n, pair.rank])
@@ -156,7 +157,8 @@ impl<'a> Reader<'a> {
         });
         let Some((layer, module, half)) = place else { return self.unknown(name) };
         let Some(modules) = self.spec.layers.get(layer) else {
-            return self.fail(name, format!("the model has {} layers, counted from 0", self.spec.layers.len()));
+            return self
+                .fail(name, format!("the model has {} layers, counted from 0", self.spec.layers.len()));
         };
         match modules.iter().find(|known| known.name == module) {
             Some(module) => Ok((layer, module, half)),
@@ -201,13 +203,11 @@ impl<'a> Reader<'a> {
 
     fn stored(&self, info: &TensorInfo, shape: [usize; 2], file: &[u8]) -> Result<Stored, AdapterError> {
         let Some(dtype) = info.dtype else {
-            let message =
-                format!("type {} is not supported, only F32, BF16 and F16 are", info.type_name);
+            let message = format!("type {} is not supported, only F32, BF16 and F16 are", info.type_name);
             return self.fail(&info.name, message);
         };
         if info.shape != shape {
-            let message =
-                format!("expected shape {shape:?} by r of {CONFIG_FILE}, found {:?}", info.shape);
+            let message = format!("expected shape {shape:?} by r of {CONFIG_FILE}, found {:?}", info.shape);
             return self.fail(&info.name, message);
         }
         let host = HostTensor { dtype, shape: &shape, data: &file[info.range.clone()] };

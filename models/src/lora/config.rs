@@ -161,7 +161,8 @@ mod tests {
         assert_eq!(plain.of("model.layers.0.self_attn.q_proj"), Low { rank: 8, scale: 2.0 });
         let mut object = base;
         object["use_rslora"] = json!(true);
-        object["rank_pattern"] = json!({"layers.1.self_attn.q_proj": 4, "^model\\.layers\\.2\\.mlp\\.up_proj": 2});
+        object["rank_pattern"] =
+            json!({"layers.1.self_attn.q_proj": 4, "^model\\.layers\\.2\\.mlp\\.up_proj": 2});
         object["alpha_pattern"] = json!({"o_proj": 3.5});
         let rooted = parse(object).unwrap();
         for (module, rank, scale) in [
@@ -188,21 +189,61 @@ mod tests {
             ("lora_alpha", json!(null), "a.json: lora_alpha: is missing"),
             ("lora_alpha", json!("x"), "a.json: lora_alpha: expected a number of at most 65536, found \"x\""),
             ("use_dora", json!(true), "a.json: use_dora: DoRA is not supported, only false is"),
-            ("lora_bias", json!(true), "a.json: lora_bias: a bias of the low-rank matrices is not supported, only false is"),
-            ("fan_in_fan_out", json!(true), "a.json: fan_in_fan_out: transposed weights is not supported, only false is"),
+            (
+                "lora_bias",
+                json!(true),
+                "a.json: lora_bias: a bias of the low-rank matrices is not supported, only false is",
+            ),
+            (
+                "fan_in_fan_out",
+                json!(true),
+                "a.json: fan_in_fan_out: transposed weights is not supported, only false is",
+            ),
             ("use_qalora", json!(true), "a.json: use_qalora: QA-LoRA is not supported, only false is"),
             ("use_bdlora", json!({"x": 1}), "a.json: use_bdlora: BD-LoRA is not supported, only false is"),
             ("bias", json!("all"), "a.json: bias: \"all\" is not supported, only \"none\" is"),
-            ("modules_to_save", json!(["lm_head"]), "a.json: modules_to_save: whole modules beside the low-rank matrices: not supported, only null is"),
-            ("layer_replication", json!([[0, 2]]), "a.json: layer_replication: repeated layers: not supported, only null is"),
-            ("target_parameters", json!(["x"]), "a.json: target_parameters: adapters of parameters that are not linear layers: not supported, only null is"),
-            ("trainable_token_indices", json!([1]), "a.json: trainable_token_indices: trained tokens: not supported, only null is"),
-            ("alora_invocation_tokens", json!([1]), "a.json: alora_invocation_tokens: an adapter that is invoked by tokens: not supported, only null is"),
-            ("init_lora_weights", json!("pissa_niter_4"), "a.json: init_lora_weights: \"pissa_niter_4\" changes the model's own weights: convert it to plain LoRA first"),
+            (
+                "modules_to_save",
+                json!(["lm_head"]),
+                "a.json: modules_to_save: whole modules beside the low-rank matrices: not supported, only null is",
+            ),
+            (
+                "layer_replication",
+                json!([[0, 2]]),
+                "a.json: layer_replication: repeated layers: not supported, only null is",
+            ),
+            (
+                "target_parameters",
+                json!(["x"]),
+                "a.json: target_parameters: adapters of parameters that are not linear layers: not supported, only null is",
+            ),
+            (
+                "trainable_token_indices",
+                json!([1]),
+                "a.json: trainable_token_indices: trained tokens: not supported, only null is",
+            ),
+            (
+                "alora_invocation_tokens",
+                json!([1]),
+                "a.json: alora_invocation_tokens: an adapter that is invoked by tokens: not supported, only null is",
+            ),
+            (
+                "init_lora_weights",
+                json!("pissa_niter_4"),
+                "a.json: init_lora_weights: \"pissa_niter_4\" changes the model's own weights: convert it to plain LoRA first",
+            ),
             ("use_rslora", json!(1), "a.json: use_rslora: expected true or false, found 1"),
             ("rank_pattern", json!({"q_proj": 0}), "a.json: rank_pattern.q_proj: 0 is not in 1..=65536"),
-            ("rank_pattern", json!({"(q|k)_proj": 4}), "a.json: rank_pattern.(q|k)_proj: is not supported, only the path of a module or the end of one is"),
-            ("alpha_pattern", json!({"q_proj": null}), "a.json: alpha_pattern.q_proj: expected a number of at most 65536, found null"),
+            (
+                "rank_pattern",
+                json!({"(q|k)_proj": 4}),
+                "a.json: rank_pattern.(q|k)_proj: is not supported, only the path of a module or the end of one is",
+            ),
+            (
+                "alpha_pattern",
+                json!({"q_proj": null}),
+                "a.json: alpha_pattern.q_proj: expected a number of at most 65536, found null",
+            ),
             ("alpha_pattern", json!([1]), "a.json: alpha_pattern: expected an object, found [1]"),
         ] {
             let mut object = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16});

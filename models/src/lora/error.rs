@@ -20,7 +20,9 @@ pub enum AdapterError {
     /// The model was loaded without room for adapters.
     #[error("max_loras: the model was loaded without room for adapters: its max_loras is 0")]
     Off,
-    #[error("max_loras: {max_loras} adapters are loaded, and there is no room for another: unload one, or start with a larger max_loras")]
+    #[error(
+        "max_loras: {max_loras} adapters are loaded, and there is no room for another: unload one, or start with a larger max_loras"
+    )]
     NoRoom { max_loras: usize },
     /// It was read for a model of other shapes.
     #[error("the adapter was read for another model")]

@@ -10,11 +10,13 @@ mod adapter;
 mod buffers;
 mod config;
 mod error;
+mod merge;
 mod slots;
 mod spec;
 
 pub use adapter::Adapter;
 pub use error::AdapterError;
+pub use merge::{Merged, merge};
 pub use spec::AdapterSpec;
 
 pub(crate) use buffers::{LoraBuffers, LoraLimits};

@@ -309,7 +309,9 @@ impl LatentLowRank {
         self.keys.0.refill_f32(kept_b, [num_heads, low, nope_dim], &|head, n, k| at(head, k, n));
         self.keys.1.refill(kept_a, &Transposed { values: &a_values, shape: [rank, low] });
         self.values.0.refill(kept_a, &a);
-        self.values.1.refill_f32(kept_b, [num_heads, value_dim, low], &|head, n, k| at(head, nope_dim + n, k));
+        self.values
+            .1
+            .refill_f32(kept_b, [num_heads, value_dim, low], &|head, n, k| at(head, nope_dim + n, k));
     }
 }
 

@@ -180,7 +180,10 @@ fn refused(config: &DecoderConfig) -> Vec<Refused> {
         Refused { part: "embed_tokens", reason: "an adapter of the embedding is not supported" },
         Refused { part: "lm_head", reason: "an adapter of the output head is not supported" },
         Refused { part: "vision_tower", reason: "an adapter of the vision tower is not supported" },
-        Refused { part: "multi_modal_projector", reason: "an adapter of the vision projector is not supported" },
+        Refused {
+            part: "multi_modal_projector",
+            reason: "an adapter of the vision projector is not supported",
+        },
         Refused { part: "norm", reason: "a norm has no adapter" },
         Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
         Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },

@@ -62,12 +62,7 @@ pub fn quantize(
         placed.extend(names.into_iter().map(|name| (name, Value::from(file.clone()))));
     }
     if weights.files.len() > 1 || file_name(&weights.files[0].0) != SINGLE_FILE {
-        let mut index = Map::new();
-        let mut metadata = Map::new();
-        metadata.insert("total_size".into(), exported.bytes_written.into());
-        index.insert("metadata".into(), metadata.into());
-        index.insert("weight_map".into(), placed.into());
-        write_json(&output.join(INDEX_FILE), &index)?;
+        write_index(output, exported.bytes_written, placed)?;
     }
     copy_others(files, output)?;
     let mut object = json::read_object(files, CONFIG_FILE)?.expect("it was read before");
@@ -79,7 +74,7 @@ pub fn quantize(
 }
 
 /// A name alone, of a path or of an embedded file.
-fn file_name(described: &str) -> String {
+pub(crate) fn file_name(described: &str) -> String {
     described.rsplit(['/', '\\', ' ']).next().unwrap_or(described).to_string()
 }
 
@@ -87,7 +82,7 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> LoadError + '_ {
     |source| LoadError::Write { path: path.display().to_string(), source }
 }
 
-fn prepare(output: &Path) -> Result<(), LoadError> {
+pub(crate) fn prepare(output: &Path) -> Result<(), LoadError> {
     std::fs::create_dir_all(output).map_err(failed(output))?;
     if std::fs::read_dir(output).map_err(failed(output))?.next().is_some() {
         return Err(failed(output)(std::io::Error::other("the folder is not empty")));
@@ -95,13 +90,27 @@ fn prepare(output: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn write_json(path: &Path, object: &Map<String, Value>) -> Result<(), LoadError> {
+pub(crate) fn write_json(path: &Path, object: &Map<String, Value>) -> Result<(), LoadError> {
     let text = serde_json::to_string_pretty(object).expect("JSON can be written");
     std::fs::write(path, text + "\n").map_err(failed(path))
 }
 
+/// Which file has which tensor.
+pub(crate) fn write_index(
+    output: &Path,
+    bytes_written: u64,
+    placed: Map<String, Value>,
+) -> Result<(), LoadError> {
+    let mut index = Map::new();
+    let mut metadata = Map::new();
+    metadata.insert("total_size".into(), bytes_written.into());
+    index.insert("metadata".into(), metadata.into());
+    index.insert("weight_map".into(), placed.into());
+    write_json(&output.join(INDEX_FILE), &index)
+}
+
 /// Tokenizer, templates, processors, licences.
-fn copy_others(files: &ModelFiles, output: &Path) -> Result<(), LoadError> {
+pub(crate) fn copy_others(files: &ModelFiles, output: &Path) -> Result<(), LoadError> {
     let is_other = |name: &str| {
         let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
         !(name.starts_with('.')

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) const SINGLE_FILE: &str = "model.safetensors";
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
-pub(super) struct WeightFiles {
+pub(crate) struct WeightFiles {
     /// Where a tensor was looked for, for messages.
     pub described: String,
     pub files: Vec<(String, Content)>,
@@ -21,7 +21,7 @@ pub(super) struct WeightFiles {
 }
 
 /// A tensor where it is.
-pub(super) struct Found<'a> {
+pub(crate) struct Found<'a> {
     pub file: &'a str,
     pub info: &'a TensorInfo,
     pub data: &'a [u8],

@@ -3,8 +3,8 @@
 //! kept on disk they come from there: see `packed`.
 
 mod dummy;
-mod export;
-mod files;
+pub(crate) mod export;
+pub(crate) mod files;
 mod fp8;
 mod gguf;
 mod grouped;
@@ -13,7 +13,7 @@ mod host;
 mod packed;
 mod quantised;
 mod tensor;
-mod write;
+pub(crate) mod write;
 
 pub use export::{Exported, quantize};
 pub use host::HostWeights;

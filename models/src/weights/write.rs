@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub name: String,
     /// As safetensors names it.
     pub type_name: String,
@@ -18,7 +18,7 @@ pub(super) struct Entry {
     pub len: usize,
 }
 
-pub(super) struct TensorFile {
+pub(crate) struct TensorFile {
     file: BufWriter<File>,
     path: PathBuf,
     left: std::vec::IntoIter<Entry>,

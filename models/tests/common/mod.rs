@@ -1,6 +1,7 @@
 //! The fixtures of `tests/fixtures`, and options that load them.
 #![allow(dead_code, unused_macros, reason = "every test file uses its part")]
 
+pub mod adapters;
 pub mod late;
 
 use kernels::cuda::compile::Cache;

@@ -4,6 +4,7 @@
 #[macro_use]
 #[path = "../common/mod.rs"]
 mod common;
+mod adapters;
 mod ahead;
 mod changed;
 mod near_the_processor_quantised;

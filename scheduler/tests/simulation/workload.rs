@@ -3,8 +3,8 @@
 use crate::rng::{Rng, chain};
 use crate::truth::{Machine, NUM_TOKENS, accept, is_held, state_words};
 use scheduler::{
-    Accepted, AdapterId, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput, SamplingParams,
-    SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
+    Accepted, AdapterId, Constraint, Digest, ImageInput, ImageSpan, NgramConfig, Pooling, PromptOutput,
+    SamplingParams, SchedulerConfig, Sequence, SequenceId, TokenId, TokenMask,
 };
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -110,7 +110,8 @@ impl Workload {
         let mut salt = Digest::default();
         salt.0[0] = if rng.one_in(6) { 1 } else { 0 };
         // One in eight has the one adapter, one in eight the other.
-        let adapter = NonZeroU64::new(chain(self.next_id, 17) % 8).filter(|number| number.get() <= 2).map(AdapterId);
+        let adapter =
+            NonZeroU64::new(chain(self.next_id, 17) % 8).filter(|number| number.get() <= 2).map(AdapterId);
         let priority = if self.has_priorities { rng.range(0, 2) as i32 - 1 } else { 0 };
         let prompt_output = rng.one_in(5).then(|| prompt_output(rng, prompt.tokens.len()));
         let n = if rng.one_in(4) { rng.range(2, 4) } else { 1 };

@@ -1,0 +1,149 @@
+//! Folders of adapters and models, made up as they are needed.
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+
+use super::fixture;
+use scheduler::AdapterId;
+
+/// What may have an adapter, by the end of its name.
+pub const TARGETS: &[&str] = &[
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.q_a_proj",
+    "self_attn.q_b_proj",
+    "self_attn.kv_a_proj_with_mqa",
+    "self_attn.kv_b_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+    "shared_experts.gate_proj",
+    "shared_experts.up_proj",
+    "shared_experts.down_proj",
+];
+
+pub fn id(number: u64) -> AdapterId {
+    AdapterId(NonZeroU64::new(number).unwrap())
+}
+
+/// An empty folder of this name.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lora-{name}"));
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A tensor: type, shape and bytes.
+pub type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
+pub fn floats(shape: &[usize], values: &[f32]) -> Stored {
+    (Dtype::F32, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+pub fn write(path: &Path, tensors: &BTreeMap<String, Stored>) {
+    let view = |(name, (dtype, shape, data)): (&String, &'_ Stored)| {
+        (name.clone(), *dtype, shape.clone(), data.clone())
+    };
+    let owned: Vec<_> = tensors.iter().map(view).collect();
+    let views = owned.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+/// Names and shapes of a fixture's modules that may have an adapter.
+pub fn modules(family: &str) -> BTreeMap<String, [usize; 2]> {
+    let bytes = fs::read(fixture(family).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut modules = BTreeMap::new();
+    for (name, view) in tensors.tensors() {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        // Layers that only speculate are not among those that run.
+        let is_layer = module.contains("model.layers.") && !module.contains(".experts.");
+        if is_layer && TARGETS.iter().any(|target| module.ends_with(target)) {
+            modules.insert(module.to_string(), view.shape().try_into().unwrap());
+        }
+    }
+    let config: Value =
+        serde_json::from_slice(&fs::read(fixture(family).join("config.json")).unwrap()).unwrap();
+    let text = config.get("text_config").unwrap_or(&config);
+    let num_layers = text["num_hidden_layers"].as_u64().unwrap();
+    modules.retain(|name, _| {
+        let layer = name.split("model.layers.").nth(1).unwrap().split('.').next().unwrap();
+        layer.parse::<u64>().unwrap() < num_layers
+    });
+    modules
+}
+
+/// Numbers in -1 .. 1.
+pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// An adapter of these modules: random matrices of a rank, B times a factor.
+#[derive(Clone, Copy)]
+pub struct Random {
+    pub seed: u64,
+    pub rank: usize,
+    pub b: f32,
+}
+
+pub fn tensors(modules: &BTreeMap<String, [usize; 2]>, random: Random) -> BTreeMap<String, Stored> {
+    let Random { seed, rank, b } = random;
+    let mut tensors = BTreeMap::new();
+    for (index, (name, [n, k])) in modules.iter().enumerate() {
+        let seed = seed * 1000 + 2 * index as u64;
+        let down: Vec<f32> = numbers(seed + 1, rank * k).iter().map(|v| v / (*k as f32).sqrt()).collect();
+        let up: Vec<f32> = numbers(seed + 2, n * rank).iter().map(|v| b * v).collect();
+        let name = |half: &str| format!("base_model.model.{name}.lora_{half}.weight");
+        tensors.insert(name("A"), floats(&[rank, *k], &down));
+        tensors.insert(name("B"), floats(&[*n, rank], &up));
+    }
+    tensors
+}
+
+pub fn write_adapter(folder: &Path, rank: usize, tensors: &BTreeMap<String, Stored>) {
+    let config =
+        json!({"peft_type": "LORA", "r": rank, "lora_alpha": 1.5 * rank as f64, "target_modules": []});
+    fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    write(&folder.join("adapter_model.safetensors"), tensors);
+}
+
+/// A fixture whose weights are all f32, so that what is merged into them is not rounded.
+pub fn in_f32(family: &str, folder: &Path) {
+    for file in fs::read_dir(fixture(family)).unwrap().map(|file| file.unwrap().path()) {
+        let name = file.file_name().unwrap().to_str().unwrap().to_string();
+        if file.is_file() && name != "model.safetensors" && !name.starts_with("golden") {
+            fs::copy(&file, folder.join(name)).unwrap();
+        }
+    }
+    let bytes = fs::read(fixture(family).join("model.safetensors")).unwrap();
+    let widen = |dtype: Dtype, data: &[u8]| -> Vec<u8> {
+        let bf16 = |bytes: &[u8; 2]| (u32::from(u16::from_le_bytes(*bytes)) << 16).to_le_bytes();
+        match dtype {
+            Dtype::F32 => data.to_vec(),
+            Dtype::BF16 => data.as_chunks::<2>().0.iter().flat_map(bf16).collect(),
+            other => panic!("a fixture in {other:?}"),
+        }
+    };
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter();
+    let tensors = tensors
+        .map(|(name, view)| (name, (Dtype::F32, view.shape().to_vec(), widen(view.dtype(), view.data()))))
+        .collect();
+    write(&folder.join("model.safetensors"), &tensors);
+}
