@@ -108,6 +108,39 @@ fn outputs_are_those_of_merged_weights() {
     }
 }
 
+/// Against what PEFT wrote, and what torch computes with it.
+#[test]
+fn adapters_of_peft() {
+    for family in ["llama", "deepseek_v3"] {
+        let folder = common::fixture("adapters").join(family);
+        let golden: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let prompt = golden["prompt_token_ids"].as_array().unwrap();
+        let prompt: Vec<u32> = prompt.iter().map(|token| token.as_u64().unwrap() as u32).collect();
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        let arrays = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let array = |name: &str| -> Vec<f32> {
+            let data = arrays.tensor(name).unwrap().data().to_vec();
+            data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        let mut loaded = load(family, &lora_options());
+        let adapter = read(&folder, &loaded);
+        loaded.runner.add_adapter(id(1), adapter).unwrap();
+        for (adapter, name) in [(None, "base_log_probs"), (Some(id(1)), "log_probs")] {
+            let sample = Sample::new(Arc::new(SamplingParams::default()), prompt.len(), 0);
+            let item = BatchItem {
+                adapter,
+                sample: Some(sample),
+                ..BatchItem::new(SequenceId(1), prompt.clone(), 0, (0..3).map(BlockId).collect())
+            };
+            let found = loaded.runner.distributions(&Batch { items: vec![item], ..Default::default() });
+            let wrong = farthest(&found[0], &array(name));
+            assert!(wrong < TOLERANCE, "{family}, {name}: {wrong}");
+        }
+        assert!(farthest(&array("log_probs"), &array("base_log_probs")) > 0.1, "{family}: it changes little");
+    }
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

@@ -122,6 +122,9 @@ fn refuse(fields: &Fields) -> Result<(), LoadError> {
         ("target_parameters", "adapters of parameters that are not linear layers"),
         ("trainable_token_indices", "trained tokens"),
         ("alora_invocation_tokens", "an adapter that is invoked by tokens"),
+        ("kasa_config", "KaSA"),
+        ("monteclora_config", "MonteCLoRA"),
+        ("arrow_config", "Arrow"),
     ] {
         let is_empty = match fields.get(key) {
             None => true,
@@ -134,7 +137,7 @@ fn refuse(fields: &Fields) -> Result<(), LoadError> {
         }
     }
     // These begin with other weights than the model's.
-    let changes = ["pissa", "olora", "corda", "loftq"];
+    let changes = ["pissa", "olora", "corda", "loftq", "lora_ga"];
     match fields.get("init_lora_weights") {
         Some(Value::String(init)) if changes.iter().any(|name| init.to_lowercase().starts_with(name)) => {
             let message = format!("{init:?} changes the model's own weights: convert it to plain LoRA first");
@@ -227,6 +230,7 @@ mod tests {
                 json!([1]),
                 "a.json: alora_invocation_tokens: an adapter that is invoked by tokens: not supported, only null is",
             ),
+            ("kasa_config", json!({"x": 1}), "a.json: kasa_config: KaSA: not supported, only null is"),
             (
                 "init_lora_weights",
                 json!("pissa_niter_4"),
