@@ -185,7 +185,8 @@ fn a_decode_step_has_so_many_launches() {
 #[test]
 fn a_block_of_the_tower_has_so_many_launches() {
     let launches = |num_layers: u64| {
-        let changed = Changed::with_part("kimi_vl", "vision_config", &[("num_hidden_layers", num_layers)]);
+        let changed =
+            Changed::with_larger_picture("kimi_vl", "vision_config", &[("num_hidden_layers", num_layers)]);
         let options = LoadOptions { dtype: DTypeChoice::BF16, load_format: LoadFormat::Dummy, ..on_gpu() };
         let mut world = World::new(changed.path(), &options, |config| config.async_scheduling = false);
         let patches = world.picture.as_ref().unwrap().1.grid.iter().product::<usize>();
@@ -254,7 +255,7 @@ fn wgmma_says_the_same() {
 }
 
 mod equal_to_itself {
-    use super::equal_to_itself;
+    use super::{Changed, equal_to_itself};
     use models::QuantizationChoice::{Auto, Int4, Int8};
 
     #[test]
@@ -277,6 +278,13 @@ mod equal_to_itself {
     fn in_the_expanded_form() {
         equal_to_itself("kimi_vl", Auto, Some(7));
         equal_to_itself("moonlight", Int8, Some(0));
+    }
+
+    /// More patches than go straight into registers: what is rounded in the tower is packed.
+    #[test]
+    fn a_larger_picture() {
+        let changed = Changed::with_larger_picture("kimi_vl", "text_config", &[]);
+        equal_to_itself(changed.path(), Auto, None);
     }
 
     #[test]
