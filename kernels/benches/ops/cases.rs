@@ -13,7 +13,7 @@ pub fn all(bench: &Bench) {
     prepared(bench);
     latent(bench);
     expanded(bench);
-    eight_bits(bench);
+    decoding(bench);
     grouped(bench);
     pictures(bench);
     rows(bench);
@@ -345,9 +345,10 @@ fn latent(bench: &Bench) {
     if !bench.wants("mla_attention") {
         return;
     }
-    for rows in [[1, 1023], [1, 8191], [256, 0], [512, 1536]] {
+    for rows in [[1, 1023], [1, 4095], [1, 8191], [256, 0], [512, 1536]] {
         latent_line(bench, rows);
     }
+    ranges_line(bench, 8, [1, 127], None);
     // One sequence of a long context has to fill a whole GPU, and chunks of prompts pay for the merging of short ranges.
     if !matches!(bench.device, Device::Cpu(_)) {
         for rows in [[1, 4095], [1, 32_767], [1, 131_071], [2048, 30_720]] {
@@ -370,7 +371,7 @@ fn latent_line(bench: &Bench, rows: [usize; 2]) {
 fn ranges_line(bench: &Bench, n: usize, [t, context]: [usize; 2], rule: Option<RangeRule>) {
     let (h, d, r) = (16, 576, 512);
     let sequences = Sequences::several(n, t, context);
-    let cache = Tensor::zeros(&bench.device, DType::BF16, &[sequences.slots(), d]);
+    let cache = Tensor::random_as(&bench.device, DType::BF16, &[sequences.slots(), d], 1.0, 2);
     let (q, mut out) = (random(bench, &[n * t, h, d]), zeros(bench, &[n * t, h, r]));
     let sizes = AttentionSizes {
         heads: h,
@@ -433,41 +434,59 @@ fn expanded_line(bench: &Bench, widths: [usize; 5], [t, context]: [usize; 2]) {
     });
 }
 
-/// Caches of 8 bits: bytes are the cache's.
-fn eight_bits(bench: &Bench) {
-    if !bench.wants("gqa_attention int8") || !matches!(bench.device, Device::Cpu(_)) {
-        return;
+/// Single tokens over caches of heads: bytes are the caches'.
+fn decoding(bench: &Bench) {
+    let types = [KvType::Int8, KvType::Float(DType::F16), KvType::Float(DType::BF16)];
+    for stored_as in types.into_iter().filter(|stored_as| {
+        *stored_as == KvType::Float(DType::BF16) || matches!(bench.device, Device::Cpu(_))
+    }) {
+        let op = format!("gqa_attention {}", stored_as.name());
+        if !bench.wants(&op) {
+            continue;
+        }
+        for (heads, rows) in
+            [([32, 8], [1, 4095]), ([32, 32], [1, 4095]), ([64, 8], [1, 4095]), ([32, 8], [8, 127])]
+        {
+            decoding_line(bench, &op, stored_as, heads, rows);
+        }
     }
-    let (d, context) = (128, 4095);
-    let sequence = Sequences::one(1, context);
-    for (h, kv) in [(32, 8), (32, 32)] {
-        let shape = KvShape::Heads { count: kv, dim: d };
-        let [keys, values] =
-            [0; 2].map(|_| KvTensor::zeros(&bench.device, KvType::Int8, sequence.slots(), shape));
-        let (q, mut out) = (random(bench, &[1, h, d]), zeros(bench, &[1, h, d]));
-        let sizes = AttentionSizes {
-            heads: h,
-            kv_heads: kv,
-            key_dim: d,
-            value_dim: d,
-            max_context: 8192,
-            max_tokens: 1,
-        };
-        let mut scratch = AttentionScratch::new(&bench.device, sizes);
-        let bytes = 2 * (context + 1) as u64 * KvTensor::bytes_per_slot(KvType::Int8, shape);
-        let sizes = format!("T 1 after {context} Hq {h} Hkv {kv}");
-        bench.line("gqa_attention int8", &sizes, Work::Bytes(bytes as f64), || {
-            gqa_attention(&q, &keys, &values, &sequence.ragged(), 0.09, &mut scratch, &mut out);
-        });
-    }
+}
+
+/// `n` sequences of one new token each.
+fn decoding_line(bench: &Bench, op: &str, stored_as: KvType, [h, kv]: [usize; 2], [n, context]: [usize; 2]) {
+    let d = 128;
+    let sequences = Sequences::several(n, 1, context);
+    let (slots, shape) = (sequences.slots(), KvShape::Heads { count: kv, dim: d });
+    let bytes = 2 * slots as u64 * KvTensor::bytes_per_slot(stored_as, shape);
+    // Layers in turns, so that the last one's keys are no longer in a cache when it is there again.
+    let layers: Vec<[KvTensor; 2]> =
+        (0..(96 << 20) / bytes + 1).map(|_| [0; 2].map(|_| filled(bench, stored_as, slots, shape))).collect();
+    let (q, mut out) = (random(bench, &[n, h, d]), zeros(bench, &[n, h, d]));
+    let sizes =
+        AttentionSizes { heads: h, kv_heads: kv, key_dim: d, value_dim: d, max_context: 8192, max_tokens: n };
+    let mut scratch = AttentionScratch::new(&bench.device, sizes);
+    let many = if n > 1 { format!("{n} x ") } else { String::new() };
+    let mut turns = layers.iter().cycle();
+    bench.line(op, &format!("{many}T 1 after {context} Hq {h} Hkv {kv}"), Work::Bytes(bytes as f64), || {
+        let [keys, values] = turns.next().expect("a layer");
+        gqa_attention(&q, keys, values, &sequences.ragged(), 0.09, &mut scratch, &mut out);
+    });
+}
+
+/// Pages that were never written would all be the same one.
+fn filled(bench: &Bench, stored_as: KvType, slots: usize, shape: KvShape) -> KvTensor {
+    let mut cache = KvTensor::zeros(&bench.device, stored_as, slots, shape);
+    let places: Vec<u32> = (0..slots as u32).collect();
+    store_kv(&random(bench, &[slots, shape.row_len()]), &mut cache, &places);
+    cache
 }
 
 fn grouped(bench: &Bench) {
     if !bench.wants("gqa_attention") {
         return;
     }
-    let d = 128;
-    for (h, kv, t, context) in [(32, 8, 1, 4095), (32, 32, 1, 4095), (32, 8, 512, 0), (32, 8, 256, 2048)] {
+    let (d, h, kv) = (128, 32, 8);
+    for (t, context) in [(512, 0), (256, 2048)] {
         let sequence = Sequences::one(t, context);
         let shape = [sequence.slots(), kv, d];
         let [keys, values] = [0; 2].map(|_| Tensor::zeros(&bench.device, DType::BF16, &shape));
@@ -481,10 +500,7 @@ fn grouped(bench: &Bench) {
             max_tokens: t,
         };
         let mut scratch = AttentionScratch::new(&bench.device, sizes);
-        let work = match t {
-            1 => Work::Bytes((4 * (context + 1) * kv * d) as f64),
-            _ => Work::Flop(2.0 * sequence.pairs() * (h * 2 * d) as f64),
-        };
+        let work = Work::Flop(2.0 * sequence.pairs() * (h * 2 * d) as f64);
         bench.line("gqa_attention", &format!("bfloat16 T {t} after {context} Hq {h} Hkv {kv}"), work, || {
             gqa_attention(&q, &keys, &values, &sequence.ragged(), 0.09, &mut scratch, &mut out);
         });

@@ -1,28 +1,34 @@
-//! Attention: how the work is cut into tasks. What a task does is in `attention_block`.
+//! Attention: how the work is cut into tasks, and which of four ways a block goes: `attention_block` and `attention_thin`, or
+//! `attention_pairs` and `attention_pairs_thin`.
 //!
-//! A block is up to 64 rows (tokens × heads) that share a key head; a task is a block, or, when there are few blocks and long
+//! A block is up to 64 rows (tokens × heads) that share a key head, or one token with all heads of several key heads, which lie side by side
+//! in the cache; a task is a block, or, when there are few blocks and long
 //! contexts, one range of a block's keys, whose result waits in a slot until all ranges are there and are merged in order.
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
 use super::SharedMut;
-use super::attention_block::{self, KEYS, RANGE, ROWS, State, Workspace};
+use super::attention_block::{self, Finished, KEYS, RANGE, ROWS, State, Workspace, row_len};
 use super::attention_load::Keys;
 #[cfg(target_arch = "x86_64")]
 use super::attention_pairs as pairs;
+#[cfg(target_arch = "x86_64")]
+use super::attention_pairs_thin as pairs_thin;
+use super::attention_thin as thin;
 use crate::device::Cpu;
 use crate::ops::{AttentionScratch, AttentionSizes, KvRows, Ragged};
 use crate::{ActivationType, DType, Isa, Tensor, WeightType};
+use std::ops::Range;
 
 #[cfg(not(target_arch = "x86_64"))]
 mod pairs {
-    use super::{Block, Problem, Workspace};
+    use super::{After, Block, Problem, Workspace};
     use std::ops::Range;
 
     pub fn pack_queries(_: &Problem, _: &Block, _: usize, _: &mut Workspace) {
         unreachable!("no processor of this kind multiplies bf16");
     }
 
-    pub fn attend(_: &Problem, _: &Block, _: usize, _: &mut Workspace) {
+    pub fn attend(_: &Problem, _: &Block, _: usize, _: After, _: &mut Workspace) {
         unreachable!("no processor of this kind multiplies bf16");
     }
 
@@ -31,6 +37,19 @@ mod pairs {
     }
 
     pub fn attend_columns(_: &Problem, _: &Block, _: &[f32], _: &Range<usize>, _: &mut Workspace) {
+        unreachable!("no processor of this kind multiplies bf16");
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod pairs_thin {
+    use super::{After, Block, Problem, Workspace};
+
+    pub fn is_thin(_: &Problem, _: usize) -> bool {
+        false
+    }
+
+    pub fn attend(_: &Problem, _: &Block, _: usize, _: After, _: &mut Workspace) {
         unreachable!("no processor of this kind multiplies bf16");
     }
 }
@@ -52,12 +71,18 @@ pub(crate) struct Problem<'a> {
     pub selected: Option<&'a [bool]>,
     /// Whether queries and weights are rounded and multiplied by pairs: for all rows of a cache, or for none.
     pub pairs: bool,
+    /// Key heads of a block of a single token: what lies side by side in the cache is best read together.
+    pub heads_together: usize,
 }
 
-/// Rows of one task: some tokens of an item, some heads that share a key head.
+/// Rows of one task: some tokens of an item, some heads that share a key head; or one token, and all heads of some key heads.
 pub(crate) struct Block {
     pub item: usize,
+    /// Among those of the item.
+    pub index: usize,
+    /// The first, and how many.
     pub kv_head: usize,
+    pub num_kv_heads: usize,
     /// Index of the first token in the whole step, and how many.
     pub first_token: usize,
     pub num_tokens: usize,
@@ -101,6 +126,20 @@ impl Block {
 }
 
 impl Problem<'_> {
+    /// Whether so few rows that look at one key head have it along the vectors (`attention_thin`).
+    fn is_thin(&self, isa: Isa, num_rows: usize) -> bool {
+        if self.pairs { pairs_thin::is_thin(self, num_rows) } else { thin::is_thin(isa, self, num_rows) }
+    }
+
+    /// The most key heads of a block of a single token.
+    fn most_together(&self, isa: Isa) -> usize {
+        let heads = self.sizes.heads / self.kv_heads;
+        match self.keys {
+            Keys::Paged { .. } if self.is_thin(isa, heads) => self.kv_heads.min(SLOT_ROWS / heads),
+            _ => 1,
+        }
+    }
+
     /// Heads of a block, and tokens of a full one.
     fn block_shape(&self) -> [usize; 2] {
         let heads = (self.sizes.heads / self.kv_heads).min(ROWS);
@@ -116,11 +155,19 @@ impl Problem<'_> {
             return 0;
         }
         let tokens = (self.cu_seqlens[item + 1] - self.cu_seqlens[item]) as usize;
+        if tokens == 1 && self.heads_together > 1 {
+            return self.kv_heads.div_ceil(self.heads_together);
+        }
         tokens.div_ceil(self.block_shape()[1]) * self.kv_heads * self.head_blocks()
     }
 
     fn num_items(&self) -> usize {
         self.cu_seqlens.len() - 1
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        (0..self.num_items())
+            .flat_map(move |item| (0..self.num_blocks(item)).map(move |index| self.block_of(item, index)))
     }
 
     /// The block at an index over all items.
@@ -130,13 +177,34 @@ impl Problem<'_> {
             index -= self.num_blocks(item);
             item += 1;
         }
+        self.block_of(item, index)
+    }
+
+    /// The block that follows another.
+    fn after(&self, block: &Block) -> Option<Block> {
+        if block.index + 1 < self.num_blocks(block.item) {
+            return Some(self.block_of(block.item, block.index + 1));
+        }
+        let item = (block.item + 1..self.num_items()).find(|&item| self.num_blocks(item) > 0)?;
+        Some(self.block_of(item, 0))
+    }
+
+    fn block_of(&self, item: usize, index: usize) -> Block {
         let [heads, tokens] = self.block_shape();
         let (head_blocks, rep) = (self.head_blocks(), self.sizes.heads / self.kv_heads);
         let (start, end) = (self.cu_seqlens[item] as usize, self.cu_seqlens[item + 1] as usize);
         // Heads vary fastest: blocks that follow each other read keys of the same positions.
-        let head_block = index % head_blocks;
-        let kv_head = index / head_blocks % self.kv_heads;
-        let first_token = start + index / head_blocks / self.kv_heads * tokens;
+        let (head_block, [kv_head, num_kv_heads], token) = match self.heads_together {
+            together if end - start == 1 && together > 1 => {
+                (0, [index * together, together.min(self.kv_heads - index * together)], 0)
+            }
+            _ => (
+                index % head_blocks,
+                [index / head_blocks % self.kv_heads, 1],
+                index / head_blocks / self.kv_heads * tokens,
+            ),
+        };
+        let first_token = start + token;
         let num_tokens = tokens.min(end - first_token);
         let visible = |token: usize| match self.context_lens {
             Some(lens) => lens[item] as usize + token - start + 1,
@@ -144,11 +212,13 @@ impl Problem<'_> {
         };
         Block {
             item,
+            index,
             kv_head,
+            num_kv_heads,
             first_token,
             num_tokens,
             first_head: kv_head * rep + head_block * heads,
-            num_heads: heads.min(rep - head_block * heads),
+            num_heads: num_kv_heads * heads.min(rep - head_block * heads),
             first_visible: visible(first_token),
             last_visible: visible(first_token + num_tokens - 1),
         }
@@ -175,7 +245,7 @@ const WORTH_SHARING: usize = 64;
 const MOST_PARTS: usize = 4;
 /// Columns of values that a task has at least: a pair of vectors.
 const COLUMNS: usize = 32;
-/// Rows that a slot holds: those of one token.
+/// Rows that a slot holds, and whose scores are shared: those of one token.
 const SLOT_ROWS: usize = 32;
 
 fn num_slots(sizes: &AttentionSizes, num_threads: usize) -> usize {
@@ -215,8 +285,9 @@ pub(crate) fn gqa(
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
         pairs: cpu.rounds.beside_cache(&keys) == ActivationType::BF16,
+        heads_together: 1,
     };
-    run(cpu, &problem, scratch, out);
+    run(cpu, problem, scratch, out);
 }
 
 pub(crate) fn mla(
@@ -239,8 +310,9 @@ pub(crate) fn mla(
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
         pairs: cpu.rounds.beside_cache(&cache) == ActivationType::BF16,
+        heads_together: 1,
     };
-    run(cpu, &problem, scratch, out);
+    run(cpu, problem, scratch, out);
 }
 
 pub(crate) fn packed(
@@ -263,39 +335,83 @@ pub(crate) fn packed(
         selected: None,
         pairs: scratch.multiply_as == DType::BF16
             && cpu.rounds.beside(WeightType::BF16) == ActivationType::BF16,
+        heads_together: 1,
     };
-    run(cpu, &problem, scratch, out);
+    run(cpu, problem, scratch, out);
 }
 
-fn run(cpu: &Cpu, problem: &Problem, scratch: &mut AttentionScratch, out: &mut Tensor) {
+fn run(cpu: &Cpu, mut problem: Problem, scratch: &mut AttentionScratch, out: &mut Tensor) {
     let sizes = problem.sizes;
     let num_workers = cpu.pool.num_workers();
-    let num_blocks = (0..problem.num_items()).map(|item| problem.num_blocks(item)).sum();
+    let cut = cut(cpu, &mut problem);
+    let num_blocks = problem.blocks().count();
     let (workspaces, rest) = scratch.buffer.as_f32_mut().split_at_mut(num_workers * Workspace::len(&sizes));
     let (scores, slots) = rest.split_at_mut(scores_len(num_workers));
     let task = Task {
         cpu,
-        problem,
+        problem: &problem,
         workspaces: SharedMut::new(workspaces),
         scores: SharedMut::new(scores),
         slots: SharedMut::new(slots),
         out: SharedMut::new(out.as_f32_mut()),
     };
-    if num_blocks == 1 && num_workers > 1 && problem.pairs {
+    match cut {
+        Cut::Blocks => cpu.pool.run(num_blocks, &|index, worker| task.whole_block(index, worker)),
+        Cut::Ranges => {
+            let num_ranges = problem.blocks().map(|block| block.num_ranges()).sum::<usize>();
+            // The last merges of few blocks are long enough to be shared as well.
+            let parts = (num_workers / num_blocks).clamp(1, MOST_PARTS);
+            cpu.pool.run_phases(
+                &[num_ranges.into(), (num_blocks * parts).into()],
+                &|phase, index, worker| match phase {
+                    0 => task.one_range(index, worker),
+                    _ => task.merge(index / parts, [index % parts, parts], worker),
+                },
+            );
+        }
+        Cut::Parts => task.share(&problem.block(0), num_workers.min(MOST_PARTS)),
+    }
+}
+
+/// How work is cut into tasks. It changes no bit.
+enum Cut {
+    Blocks,
+    Ranges,
+    /// Of the only block, by keys and by columns.
+    Parts,
+}
+
+/// Chooses it, and how many key heads blocks of single tokens have.
+fn cut(cpu: &Cpu, problem: &mut Problem) -> Cut {
+    let num_workers = cpu.pool.num_workers();
+    problem.heads_together = problem.most_together(cpu.isa);
+    if num_workers == 1 {
+        return Cut::Blocks;
+    }
+    let (mut num_blocks, mut num_ranges, mut longest, mut fit) = (0, 0, 0, true);
+    for block in problem.blocks() {
+        num_blocks += 1;
+        num_ranges += block.num_ranges();
+        longest = longest.max(block.num_ranges());
+        fit &= block.num_rows() <= SLOT_ROWS;
+    }
+    let is_grouped = problem.heads_together > 1;
+    if num_blocks == 1 && problem.pairs && !is_grouped {
         let block = problem.block(0);
         if block.num_ranges() == 1 && block.num_rows() <= SLOT_ROWS && block.last_visible >= WORTH_SHARING {
-            return task.share(&block, num_workers.min(MOST_PARTS));
+            return Cut::Parts;
         }
     }
-    if num_blocks < FEW * num_workers {
-        let num_ranges = (0..num_blocks).map(|block| problem.block(block).num_ranges()).sum();
-        let fit = (0..num_blocks).all(|block| problem.block(block).num_rows() <= SLOT_ROWS);
-        if fit && num_ranges > num_blocks && num_ranges <= num_slots(&sizes, num_workers) {
-            cpu.pool.run(num_ranges, &|index, worker| task.one_range(index, worker));
-            return cpu.pool.run(num_blocks, &|index, worker| task.merge(index, worker));
-        }
+    // Tasks are of nearly one size where there are several for each thread, or none is much longer than the others.
+    let is_even = num_blocks >= FEW * num_workers && longest * 2 * num_workers <= num_ranges;
+    let least = if is_grouped { FEW * num_workers } else { num_blocks + 1 };
+    if fit && !is_even && num_ranges >= least && num_ranges <= num_slots(&problem.sizes, num_workers) {
+        return Cut::Ranges;
     }
-    cpu.pool.run(num_blocks, &|index, worker| task.whole_block(index, worker));
+    // Fewer key heads a block, so that the longest is no more than half of a thread's share.
+    let most = num_ranges * problem.kv_heads / (2 * num_workers * longest.max(1));
+    problem.heads_together = problem.heads_together.min(most).max(1);
+    Cut::Blocks
 }
 
 /// What a block needs before its ranges, of which the first begins at position `first`.
@@ -307,12 +423,25 @@ pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work:
     attention_block::pack_queries(problem, block, work);
 }
 
+/// The range of a block that this worker will most likely attend to next, whose first keys are worth asking for.
+pub(crate) type After<'a> = Option<(&'a Block, usize)>;
+
 /// Fills `work.range`.
-pub(crate) fn attend(isa: Isa, problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
-    if problem.pairs {
-        return pairs::attend(problem, block, range, work);
+pub(crate) fn attend(
+    isa: Isa,
+    problem: &Problem,
+    block: &Block,
+    range: usize,
+    after: After,
+    work: &mut Workspace,
+) {
+    let is_thin = problem.is_thin(isa, block.num_rows() / block.num_kv_heads);
+    match (problem.pairs, is_thin) {
+        (true, true) => pairs_thin::attend(problem, block, range, after, work),
+        (true, false) => pairs::attend(problem, block, range, after, work),
+        (false, true) => thin::attend(isa, problem, block, range, after, work),
+        (false, false) => attention_block::attend(isa, problem, block, range, work),
     }
-    attention_block::attend(isa, problem, block, range, work);
 }
 
 struct Task<'a> {
@@ -331,9 +460,13 @@ impl Task<'_> {
         Workspace::new(unsafe { self.workspaces.slice(worker * len, len) }, &self.problem.sizes)
     }
 
-    fn slot(&self, index: usize) -> State<'_> {
+    /// The slot of a range.
+    ///
+    /// # Safety
+    /// Nobody else writes to it meanwhile, or reads it.
+    unsafe fn slot(&self, index: usize) -> State<'_> {
         let len = State::len(&self.problem.sizes, SLOT_ROWS);
-        // SAFETY: each range has its own slot; merging comes after, in a region of its own.
+        // SAFETY: the caller's promise.
         State::new(unsafe { self.slots.slice(index * len, len) }, &self.problem.sizes, SLOT_ROWS)
     }
 
@@ -342,15 +475,20 @@ impl Task<'_> {
         let mut work = self.workspace(worker);
         let width = attention_block::width(&block);
         pack_queries(self.problem, &block, 0, &mut work);
+        let next = self.problem.after(&block);
+        let next = next.as_ref().map(|next| (next, 0));
         if block.num_ranges() == 1 {
             // What merging it with nothing would leave.
-            attend(self.cpu.isa, self.problem, &block, 0, &mut work);
+            attend(self.cpu.isa, self.problem, &block, 0, next, &mut work);
             return attention_block::write(self.problem, &block, &work.range, &self.out);
         }
+        let columns = 0..row_len(self.problem.sizes.value_dim);
         work.total.clear(width);
         for range in 0..block.num_ranges() {
-            attend(self.cpu.isa, self.problem, &block, range, &mut work);
-            attention_block::merge(self.cpu.isa, &work.range, &mut work.total, width);
+            let after = if range + 1 < block.num_ranges() { Some((&block, range + 1)) } else { next };
+            attend(self.cpu.isa, self.problem, &block, range, after, &mut work);
+            let range = work.range.finished();
+            attention_block::merge(self.cpu.isa, &range, &mut work.total, block.num_rows(), &columns);
         }
         attention_block::write(self.problem, &block, &work.total, &self.out);
     }
@@ -359,8 +497,6 @@ impl Task<'_> {
     /// has the order of terms that `whole_block` gives it.
     fn share(&self, block: &Block, parts: usize) {
         let (keys, width) = (block.last_visible, attention_block::width(block));
-        let value_dim = self.problem.sizes.value_dim;
-        let cut = |len: usize, part: usize| (part * len.div_ceil(COLUMNS) / parts * COLUMNS).min(len);
         self.cpu.pool.run_phases(&[parts.into(), parts.into()], &|phase, part, worker| {
             let mut work = self.workspace(worker);
             if phase == 0 {
@@ -373,11 +509,9 @@ impl Task<'_> {
             block.fill_visible(work.visible);
             // SAFETY: all were written, and nobody writes in this phase.
             let scores = unsafe { self.scores.reader() }.from(0);
-            let sums = cut(attention_block::row_len(value_dim), part)
-                ..cut(attention_block::row_len(value_dim), part + 1);
-            pairs::attend_columns(self.problem, block, scores, &sums, &mut work);
-            let columns = sums.start.min(value_dim)..sums.end.min(value_dim);
-            attention_block::write_columns(self.problem, block, &work.range, columns, &self.out);
+            let columns = self.columns(part, parts);
+            pairs::attend_columns(self.problem, block, scores, &columns, &mut work);
+            self.write(block, &work.range, columns);
         });
     }
 
@@ -385,19 +519,39 @@ impl Task<'_> {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
         pack_queries(self.problem, &block, range * RANGE, &mut work);
-        attend(self.cpu.isa, self.problem, &block, range, &mut work);
-        self.slot(index).copy_from(&work.range, attention_block::width(&block));
+        let after = (range + 1 < block.num_ranges()).then_some((&block, range + 1));
+        attend(self.cpu.isa, self.problem, &block, range, after, &mut work);
+        // SAFETY: a range is one task's, and merging is another phase.
+        unsafe { self.slot(index) }.copy_from(&work.range, block.num_rows());
     }
 
-    fn merge(&self, index: usize, worker: usize) {
-        let first: usize = (0..index).map(|before| self.problem.block(before).num_ranges()).sum();
+    /// One of so many parts of the columns of a block, from what its ranges left.
+    fn merge(&self, index: usize, [part, parts]: [usize; 2], worker: usize) {
         let block = self.problem.block(index);
+        let first: usize = self.problem.blocks().take(index).map(|before| before.num_ranges()).sum();
+        let len = State::len(&self.problem.sizes, SLOT_ROWS);
+        // SAFETY: all were written, and nobody writes in this phase.
+        let slots = unsafe { self.slots.reader() };
+        let columns = self.columns(part, parts);
         let mut work = self.workspace(worker);
-        let width = attention_block::width(&block);
-        work.total.clear(width);
+        work.total.clear_columns(attention_block::width(&block), &columns);
         for range in 0..block.num_ranges() {
-            attention_block::merge(self.cpu.isa, &self.slot(first + range), &mut work.total, width);
+            let slot = Finished::new(&slots.from((first + range) * len)[..len], SLOT_ROWS);
+            attention_block::merge(self.cpu.isa, &slot, &mut work.total, block.num_rows(), &columns);
         }
-        attention_block::write(self.problem, &block, &work.total, &self.out);
+        self.write(&block, &work.total, columns);
+    }
+
+    /// A part of a row of sums: whole pairs of vectors.
+    fn columns(&self, part: usize, parts: usize) -> Range<usize> {
+        let len = row_len(self.problem.sizes.value_dim);
+        let at = |part: usize| (part * len.div_ceil(COLUMNS) / parts * COLUMNS).min(len);
+        at(part)..at(part + 1)
+    }
+
+    fn write(&self, block: &Block, sums: &State, columns: Range<usize>) {
+        let value_dim = self.problem.sizes.value_dim;
+        let columns = columns.start.min(value_dim)..columns.end.min(value_dim);
+        attention_block::write_columns(self.problem, block, sums, columns, &self.out);
     }
 }

@@ -12,7 +12,6 @@
 use super::SharedMut;
 use super::attention::{Block, Problem};
 use super::attention_load::{self as load, Ahead, Keys, Places};
-use super::attention_thin as thin;
 use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::ops::AttentionSizes;
@@ -62,28 +61,49 @@ impl<'a> State<'a> {
         }
     }
 
-    pub fn copy_from(&mut self, other: &State, width: usize) {
+    /// Some rows; there may be room for more in one than in the other.
+    pub fn copy_from(&mut self, other: &State, num_rows: usize) {
         let row = self.values.len() / self.max.len();
-        self.max[..width].copy_from_slice(&other.max[..width]);
-        self.sum[..width].copy_from_slice(&other.sum[..width]);
-        self.values[..width * row].copy_from_slice(&other.values[..width * row]);
+        self.max[..num_rows].copy_from_slice(&other.max[..num_rows]);
+        self.sum[..num_rows].copy_from_slice(&other.sum[..num_rows]);
+        self.values[..num_rows * row].copy_from_slice(&other.values[..num_rows * row]);
+    }
+
+    pub fn finished(&self) -> Finished<'_> {
+        Finished { max: self.max, sum: self.sum, values: self.values }
     }
 }
 
-/// Rows of a block in whole vectors of any width.
+/// A `State` to read.
+pub(crate) struct Finished<'a> {
+    max: &'a [f32],
+    sum: &'a [f32],
+    values: &'a [f32],
+}
+
+impl<'a> Finished<'a> {
+    /// What `State::new` makes of a buffer of exactly this length.
+    pub fn new(buffer: &'a [f32], num_rows: usize) -> Self {
+        let (max, buffer) = buffer.split_at(num_rows);
+        let (sum, values) = buffer.split_at(num_rows);
+        Self { max, sum, values }
+    }
+}
+
+/// Rows of a block in whole vectors of any width: how far a line of queries or of scores is from the next.
 pub(crate) fn width(block: &Block) -> usize {
     block.num_rows().next_multiple_of(MAX_LANES)
 }
 
 /// What a thread works with.
 pub(crate) struct Workspace<'a> {
-    /// `[key_row, ROWS]`, scaled.
+    /// `[key_row, width]`, scaled.
     pub(super) queries: &'a mut [f32],
     /// `[KEYS, key_row]`, or turned round
     pub(super) keys: &'a mut [f32],
     /// `[KEYS, value_row]`
     pub(super) values: &'a mut [f32],
-    /// `[KEYS, ROWS]`, or turned round
+    /// `[KEYS, width]`, or turned round
     pub(super) scores: &'a mut [f32],
     /// By how much the sums of each row shrink when a tile raises its maximum.
     pub(super) shrink: &'a mut [f32],
@@ -119,12 +139,12 @@ pub(super) fn row_len(dim: usize) -> usize {
 
 /// Queries transposed and scaled; lanes without a row get zeros.
 pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
-    let d = problem.sizes.key_dim;
-    work.queries.fill(0.0);
+    let (d, width) = (problem.sizes.key_dim, width(block));
+    work.queries[..d * width].fill(0.0);
     for row in 0..block.num_rows() {
         let (token, head) = block.row(row);
         let q = &problem.q[token * problem.q_stride + head * d..][..d];
-        for (line, &q) in work.queries.chunks_exact_mut(ROWS).zip(q) {
+        for (line, &q) in work.queries.chunks_exact_mut(width).zip(q) {
             line[row] = q * problem.scale;
         }
     }
@@ -138,27 +158,21 @@ simd_entry! {
 #[inline(always)]
 fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
     work.range.clear(width(block));
-    // Lanes that hold rows: fewer than all when a block is small.
-    let width = block.num_rows().next_multiple_of(S::LANES);
-    let is_thin = thin::is_thin::<S>(problem, block.num_rows());
+    let width = width(block);
     for (first, n) in block.tiles(range) {
         let places = Places::of(problem, block, first, n);
-        if is_thin {
-            thin::tile(s, problem, block, first, &places, work);
-            continue;
-        }
         let mut ahead = Ahead::new(problem, block, first + n, num_calls::<S>(problem, block, n));
         load::rows(s, problem, block, &places, [&mut *work.keys, &mut *work.values]);
-        score(s, problem, n, width, work, &mut || ahead.ask(s, problem, block));
+        score(s, problem, block, n, work, &mut || ahead.ask(s, problem, block));
         if first + n > block.first_visible {
             mask(s, first, n, width, work);
         }
-        for lane in (0..width).step_by(S::LANES) {
-            soften(s, n, lane, work);
+        for lane in (0..block.num_rows()).step_by(S::LANES) {
+            soften(s, [n, width], lane, work);
         }
         let sum_row = row_len(problem.sizes.value_dim);
-        shrink(s, sum_row, &(0..sum_row), block.num_rows(), work);
-        accumulate(s, problem, n, block.num_rows(), work, &mut || ahead.ask(s, problem, block));
+        shrink(s, sum_row, &(0..sum_row), 0..block.num_rows(), work);
+        accumulate(s, problem, block, n, work, &mut || ahead.ask(s, problem, block));
     }
 }
 
@@ -173,29 +187,31 @@ fn num_calls<S: Simd>(problem: &Problem, block: &Block, n: usize) -> usize {
 fn score<S: Simd>(
     s: S,
     problem: &Problem<'_>,
+    block: &Block,
     n: usize,
-    width: usize,
     work: &mut Workspace<'_>,
     between: &mut impl FnMut(),
 ) {
-    let d = problem.sizes.key_dim;
+    let (d, width) = (problem.sizes.key_dim, width(block));
+    // Lanes that hold rows: fewer than all when a block is small.
+    let lanes = block.num_rows().next_multiple_of(S::LANES);
     let key_row = row_len(d);
     assert!(n <= KEYS && width <= ROWS, "a tile of scores");
-    assert!(work.keys.len() >= KEYS * key_row && work.queries.len() >= d * ROWS, "workspace");
-    assert!(work.scores.len() >= KEYS * ROWS, "workspace");
+    assert!(work.keys.len() >= KEYS * key_row && work.queries.len() >= d * width, "workspace");
+    assert!(work.scores.len() >= KEYS * width, "workspace");
     let blocks = Blocks::new(n, S::TILE_ROWS);
     let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
-    for lane in (0..width).step_by(2 * S::LANES) {
-        let w = Columns::<F32> { start: queries.wrapping_add(lane), stride: ROWS, hi: S::LANES };
+    for lane in (0..lanes).step_by(2 * S::LANES) {
+        let w = Columns::<F32> { start: queries.wrapping_add(lane), stride: width, hi: S::LANES };
         let mut key = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
             let x = Rows { start: keys.wrapping_add(key * key_row), row: key_row, step: 1 };
-            let start = scores.wrapping_add(key * ROWS + lane);
-            let sums = Sums { start, row: ROWS, hi: S::LANES, fresh: true };
-            // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
+            let start = scores.wrapping_add(key * width + lane);
+            let sums = Sums { start, row: width, hi: S::LANES, fresh: true };
+            // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= lanes.
             unsafe {
-                if lane + 2 * S::LANES <= width {
+                if lane + 2 * S::LANES <= lanes {
                     tile::tile_of::<S, F32, 2>(s, rows, w, x, d, sums);
                 } else {
                     tile::tile_of::<S, F32, 1>(s, rows, w, x, d, sums);
@@ -210,7 +226,7 @@ fn score<S: Simd>(
 /// Scores of keys that a row may not see become -inf.
 #[inline(always)]
 pub(super) fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
-    for (j, scores) in work.scores.chunks_exact_mut(ROWS).take(n).enumerate() {
+    for (j, scores) in work.scores.chunks_exact_mut(width).take(n).enumerate() {
         let position = s.splat((first + j) as f32);
         for lane in (0..width).step_by(S::LANES) {
             let lanes = lane..lane + S::LANES;
@@ -226,16 +242,16 @@ pub(super) fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &m
 
 /// Scores of one vector of rows become weights against the new maximum.
 #[inline(always)]
-pub(super) fn soften<S: Simd>(s: S, n: usize, lane: usize, work: &mut Workspace<'_>) {
+pub(super) fn soften<S: Simd>(s: S, [n, width]: [usize; 2], lane: usize, work: &mut Workspace<'_>) {
     let lanes = lane..lane + S::LANES;
-    let scores = &mut work.scores[..n * ROWS];
+    let scores = &mut work.scores[..n * width];
     let old = s.load_slice(&work.range.max[lanes.clone()]);
     let mut max = old;
-    for scores in scores.chunks_exact(ROWS) {
+    for scores in scores.chunks_exact(width) {
         max = s.max(max, s.load_slice(&scores[lanes.clone()]));
     }
     let mut sum = s.zero();
-    for scores in scores.chunks_exact_mut(ROWS) {
+    for scores in scores.chunks_exact_mut(width) {
         let scores = &mut scores[lanes.clone()];
         let weight = math::exp(s, s.sub(s.load_slice(scores), max));
         sum = s.add(sum, weight);
@@ -254,10 +270,10 @@ pub(super) fn shrink<S: Simd>(
     s: S,
     len: usize,
     columns: &Range<usize>,
-    num_rows: usize,
+    rows: Range<usize>,
     work: &mut Workspace<'_>,
 ) {
-    for row in 0..num_rows {
+    for row in rows {
         let factor = work.shrink[row];
         // Times 1 would change nothing.
         if factor != 1.0 {
@@ -275,13 +291,13 @@ pub(super) fn shrink<S: Simd>(
 fn accumulate<S: Simd>(
     s: S,
     problem: &Problem<'_>,
+    block: &Block,
     n: usize,
-    num_rows: usize,
     work: &mut Workspace<'_>,
     between: &mut impl FnMut(),
 ) {
     let AttentionSizes { key_dim, value_dim, .. } = problem.sizes;
-    let sum_row = row_len(value_dim);
+    let (sum_row, num_rows, width) = (row_len(value_dim), block.num_rows(), width(block));
     // A latent row is key and value at once.
     let (values, stride) = match problem.keys {
         Keys::Latent { .. } => (&*work.keys, row_len(key_dim)),
@@ -297,7 +313,7 @@ fn accumulate<S: Simd>(
         let mut row = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let x = Rows { start: weights.wrapping_add(row), row: 1, step: ROWS };
+            let x = Rows { start: weights.wrapping_add(row), row: 1, step: width };
             let start = out.wrapping_add(row * sum_row + column);
             let sums = Sums { start, row: sum_row, hi: S::LANES, fresh: false };
             // SAFETY: within the lengths asserted above: row + rows <= num_rows, and column + one or two vectors <= sum_row,
@@ -316,14 +332,21 @@ fn accumulate<S: Simd>(
 }
 
 simd_entry! {
-    /// Adds a range to the ranges before it, for `width` rows.
-    pub(crate) fn merge(range: &State<'_>, total: &mut State<'_>, width: usize) = merge_body
+    /// Adds a range to the ranges before it: some columns, whole vectors.
+    pub(crate) fn merge(range: &Finished<'_>, total: &mut State<'_>, num_rows: usize, columns: &Range<usize>) = merge_body
 }
 
 #[inline(always)]
-fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>, width: usize) {
+fn merge_body<S: Simd>(
+    s: S,
+    range: &Finished<'_>,
+    total: &mut State<'_>,
+    num_rows: usize,
+    columns: &Range<usize>,
+) {
     let (mut keep, mut take) = ([0.0; ROWS], [0.0; ROWS]);
-    for lane in (0..width).step_by(S::LANES) {
+    // Lanes without a row hold anything.
+    for lane in (0..num_rows).step_by(S::LANES) {
         let lanes = lane..lane + S::LANES;
         let (a, b) = (s.load_slice(&total.max[lanes.clone()]), s.load_slice(&range.max[lanes.clone()]));
         let max = s.max(a, b);
@@ -336,10 +359,10 @@ fn merge_body<S: Simd>(s: S, range: &State<'_>, total: &mut State<'_>, width: us
         s.store_slice(&mut take[lanes], b);
     }
     let len = total.values.len() / total.max.len();
-    for row in 0..width {
+    for row in 0..num_rows {
         let values = row * len..(row + 1) * len;
         let (total, range) = (&mut total.values[values.clone()], &range.values[values]);
-        for i in (0..len).step_by(S::LANES) {
+        for i in columns.clone().step_by(S::LANES) {
             let kept = s.mul(s.splat(keep[row]), s.load_slice(&total[i..]));
             s.store_slice(&mut total[i..], s.fma(s.splat(take[row]), s.load_slice(&range[i..]), kept));
         }

@@ -81,7 +81,7 @@ pub(crate) fn item(
     let rows = Rows::of(expansion.ragged, item);
     let out = SharedMut::new(out.as_f32_mut());
     let inner = inner(sizes);
-    let num_tasks = sizes.heads * rows.num_blocks();
+    let (num_tasks, value_dim) = (sizes.heads * rows.num_blocks(), sizes.value_dim);
     for range in 0..rows.end.div_ceil(RANGE) {
         let first = range * RANGE;
         let n = RANGE.min(rows.end - first);
@@ -97,6 +97,7 @@ pub(crate) fn item(
             context_lens: None,
             selected: None,
             pairs: cpu.rounds.beside_cache(&expansion.cache) == ActivationType::BF16,
+            heads_together: 1,
         };
         let (workspaces, states) = (SharedMut::new(room.workspaces), SharedMut::new(room.states));
         cpu.pool.run(num_tasks, &|task, worker| {
@@ -113,8 +114,9 @@ pub(crate) fn item(
             }
             if first < block.last_visible {
                 attention::pack_queries(&problem, &block, first, &mut work);
-                attention::attend(cpu.isa, &problem, &block, range, &mut work);
-                attention_block::merge(cpu.isa, &work.range, &mut total, width);
+                attention::attend(cpu.isa, &problem, &block, range, None, &mut work);
+                let (range, columns) = (work.range.finished(), 0..attention_block::row_len(value_dim));
+                attention_block::merge(cpu.isa, &range, &mut total, block.num_rows(), &columns);
             }
             if first + RANGE >= block.last_visible && first < block.last_visible {
                 attention_block::write(&problem, &block, &total, &out);
@@ -146,7 +148,9 @@ impl Rows {
         let num_tokens = ROWS.min(self.num_tokens - start);
         Block {
             item,
+            index: head * self.num_blocks() + index,
             kv_head: head,
+            num_kv_heads: 1,
             first_token: self.first + start,
             num_tokens,
             first_head: head,

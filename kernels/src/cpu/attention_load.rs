@@ -3,7 +3,7 @@
 
 use super::attention::{Block, Problem};
 use super::attention_block::{KEYS, RANGE, row_len};
-use super::simd::{MAX_LANES, Turn};
+use super::simd::Turn;
 use crate::ops::{AttentionSizes, KvRows, Ragged};
 use crate::{DType, Tensor};
 
@@ -139,6 +139,18 @@ impl Source<'_> {
         }
     }
 
+    /// Where its first of `len` elements lies, and where the first of as many scales, null: it has none.
+    pub fn addresses(self, len: usize, num_scales: usize) -> (*const u8, *const f32) {
+        match self {
+            Self::Floats(row) => (row[..len].as_ptr().cast(), std::ptr::null()),
+            Self::Cached { rows: KvRows { rows, scales }, start, scale } => {
+                assert!(start + len <= rows.rows() * rows.row_len(), "a row of a cache");
+                let scales = scales.map(|scales| scales.as_f32()[scale..scale + num_scales].as_ptr());
+                (rows.address(start), scales.unwrap_or(std::ptr::null()))
+            }
+        }
+    }
+
     /// Asks for the lines of `len` elements.
     #[inline(always)]
     fn prefetch<S: Turn>(self, s: S, len: usize) {
@@ -233,61 +245,6 @@ pub(crate) fn values<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, places
     let dv = problem.sizes.value_dim;
     for (&row, out) in places.rows().iter().zip(out.chunks_exact_mut(row_len(dv))) {
         value(problem, block, row).widen(s, 0, split(problem), &mut out[..dv]);
-    }
-}
-
-/// Keys turned round, `[key_row, KEYS]`: keys lie along a vector. `room` holds `LANES` rows of keys meanwhile.
-#[inline(always)]
-pub(crate) fn columns<S: Turn>(
-    s: S,
-    problem: &Problem<'_>,
-    block: &Block,
-    places: &Places,
-    [columns, room]: [&mut [f32]; 2],
-) {
-    let d = problem.sizes.key_dim;
-    let row = row_len(d);
-    assert!(
-        columns.len() >= row * KEYS && room.len() >= S::LANES * row,
-        "room for keys that are turned round"
-    );
-    for first in (0..places.len).step_by(S::LANES) {
-        // Beyond the last key the last one stands in; nobody sees it.
-        let source = |lane: usize| key(problem, block, places.rows[(first + lane).min(places.len - 1)]);
-        let mut done = 0;
-        if let Keys::Paged { keys: KvRows { rows, scales: None }, .. }
-        | Keys::Latent { cache: KvRows { rows, scales: None }, .. } = problem.keys
-            && rows.dtype() == DType::BF16
-        {
-            let mut starts = [std::ptr::null(); MAX_LANES];
-            let bits = rows.as_u16();
-            for (lane, start) in starts.iter_mut().enumerate().take(S::LANES) {
-                let Source::Cached { start: at, .. } = source(lane) else { unreachable!("keys of a cache") };
-                *start = bits[at..at + d].as_ptr();
-            }
-            while done + 2 * S::LANES <= d {
-                // SAFETY: 2 * LANES elements of rows of d; lines below `row` of `columns`, whose length was checked.
-                unsafe {
-                    let starts = std::array::from_fn(|lane| starts[lane].wrapping_add(done));
-                    s.turn_bf16(&starts, columns.as_mut_ptr().add(done * KEYS + first), KEYS);
-                }
-                done += 2 * S::LANES;
-            }
-        }
-        if done == d {
-            continue;
-        }
-        for lane in 0..S::LANES {
-            source(lane).widen(s, done, split(problem), &mut room[lane * row..][done..d]);
-        }
-        for column in (done..d).step_by(S::LANES) {
-            // SAFETY: rows of whole vectors in `room`, lines below `row` in `columns`; both lengths were checked.
-            unsafe {
-                let start = room.as_ptr().add(column);
-                let starts = std::array::from_fn(|lane| start.wrapping_add(lane * row));
-                s.turn(&starts, columns.as_mut_ptr().add(column * KEYS + first), KEYS);
-            }
-        }
     }
 }
 

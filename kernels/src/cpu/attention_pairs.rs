@@ -7,8 +7,8 @@
 //! A word is a pair: two neighbours of a key, as it lies in the cache, and of a query; of weights and values those of two keys. A row's
 //! sums have the order of the pairs, whatever rows are beside it. A key that a row may not see has weight 0, and adding 0 · v changes no bit.
 
-use super::attention::{Block, Problem};
-use super::attention_block::{KEYS, ROWS, Workspace, mask, row_len, shrink, soften, width};
+use super::attention::{After, Block, Problem};
+use super::attention_block::{KEYS, RANGE, ROWS, Workspace, mask, row_len, shrink, soften, width};
 use super::attention_load::{self, Ahead, Keys, Places, Source};
 use super::dot::{CACHE_LINE, Lines, Words, pair_tile_of};
 use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for};
@@ -78,10 +78,10 @@ fn pack_queries_body(
     keys: &LatentsAhead,
     work: &mut Workspace,
 ) {
-    let (s, d) = (dot.simd(), problem.sizes.key_dim);
+    let (s, d, width) = (dot.simd(), problem.sizes.key_dim, width(block));
     // Rounded rows wait in the room for keys, in whole vectors of words.
     let words = d.div_ceil(2).next_multiple_of(LANES);
-    assert!(work.keys.len() >= LANES * words && work.queries.len() >= words * ROWS, "workspace");
+    assert!(work.keys.len() >= LANES * words && work.queries.len() >= words * width, "workspace");
     let scale = s.splat(problem.scale);
     for first in (0..block.num_rows()).step_by(LANES) {
         let rows = LANES.min(block.num_rows() - first);
@@ -109,37 +109,50 @@ fn pack_queries_body(
             unsafe {
                 let start = room.as_ptr().add(column);
                 let starts = std::array::from_fn(|lane| start.wrapping_add(lane * words));
-                s.turn(&starts, work.queries.as_mut_ptr().add(column * ROWS + first), ROWS);
+                s.turn(&starts, work.queries.as_mut_ptr().add(column * width + first), width);
             }
         }
     }
 }
 
-/// As `attention_block::attend`.
-pub(crate) fn attend(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+/// As `attention_block::attend`; latents of what comes `after` are asked for meanwhile.
+pub(crate) fn attend(problem: &Problem, block: &Block, range: usize, after: After, work: &mut Workspace) {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn entry(problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+    fn entry(problem: &Problem, block: &Block, range: usize, after: After, work: &mut Workspace) {
         // SAFETY: this function has the features.
-        attend_body(unsafe { Bf16Dot::new() }, problem, block, range, work);
+        attend_body(unsafe { Bf16Dot::new() }, problem, block, range, after, work);
     }
     // SAFETY: as for `pack_queries`.
-    unsafe { entry(problem, block, range, work) }
+    unsafe { entry(problem, block, range, after, work) }
 }
 
 #[inline(always)]
-fn attend_body(dot: Bf16Dot, problem: &Problem, block: &Block, range: usize, work: &mut Workspace) {
+fn attend_body(
+    dot: Bf16Dot,
+    problem: &Problem,
+    block: &Block,
+    range: usize,
+    after: After,
+    work: &mut Workspace,
+) {
     let (s, width) = (dot.simd(), width(block));
     work.range.clear(width);
-    for (first, n) in block.tiles(range) {
+    let columns = 0..row_len(problem.sizes.value_dim);
+    let mut tiles = block.tiles(range).peekable();
+    while let Some((first, n)) = tiles.next() {
         let places = Places::of(problem, block, first, n);
         let mut ahead = Ahead::new(problem, block, first + n, num_calls(problem, block, n));
-        let latents = LatentsAhead::new(problem, block, first + n);
+        let latents = match after {
+            Some((block, range)) if tiles.peek().is_none() => {
+                LatentsAhead::new(problem, block, range * RANGE)
+            }
+            _ => LatentsAhead::new(problem, block, first + n),
+        };
         load_keys(dot, problem, block, &places, work);
         score(dot, problem, [n, width], &latents, work, &mut || ahead.ask(s, problem, block));
         weigh(dot, block, [first, n], width, work);
-        let columns = 0..row_len(problem.sizes.value_dim);
         load_values(dot, problem, block, &places, &columns, work);
-        accumulate(dot, problem, [n, block.num_rows()], &columns, work, &mut || ahead.ask(s, problem, block));
+        accumulate(dot, problem, block, n, &columns, work, &mut || ahead.ask(s, problem, block));
     }
 }
 
@@ -151,7 +164,7 @@ fn weigh(dot: Bf16Dot, block: &Block, [first, n]: [usize; 2], width: usize, work
         mask(s, first, n, width, work);
     }
     for lane in (0..width).step_by(LANES) {
-        soften(s, n, lane, work);
+        soften(s, [n, width], lane, work);
     }
     round_weights(dot, n, width, work);
 }
@@ -181,8 +194,8 @@ pub(crate) fn scores(
             load_keys(dot, problem, block, &places, work);
             let latents = LatentsAhead::new(problem, block, first + n);
             score(dot, problem, [n, width], &latents, work, &mut || ());
-            for (scores, out) in work.scores.chunks_exact(ROWS).take(n).zip(&mut out) {
-                out.copy_from_slice(&scores[..width]);
+            for (scores, out) in work.scores.chunks_exact(width).take(n).zip(&mut out) {
+                out.copy_from_slice(scores);
             }
         }
     }
@@ -206,12 +219,12 @@ pub(crate) fn attend_columns(
         for (first, n) in block.tiles(0) {
             let places = Places::of(problem, block, first, n);
             let scores = scores[first * width..(first + n) * width].chunks_exact(width);
-            for (to, scores) in work.scores.chunks_exact_mut(ROWS).zip(scores) {
-                to[..width].copy_from_slice(scores);
+            for (to, scores) in work.scores.chunks_exact_mut(width).zip(scores) {
+                to.copy_from_slice(scores);
             }
             weigh(dot, block, [first, n], width, work);
             load_values(dot, problem, block, &places, columns, work);
-            accumulate(dot, problem, [n, block.num_rows()], columns, work, &mut || ());
+            accumulate(dot, problem, block, n, columns, work, &mut || ());
         }
     }
     // SAFETY: as for `pack_queries`.
@@ -363,19 +376,21 @@ fn score(
     let d = problem.sizes.key_dim;
     let (pairs, key_words) = (d.div_ceil(2), row_len(d) / 2);
     assert!(n <= KEYS && width <= ROWS, "a tile of scores");
-    assert!(work.keys.len() >= KEYS * key_words && work.queries.len() >= pairs * ROWS, "workspace");
-    assert!(work.scores.len() >= KEYS * ROWS, "workspace");
+    assert!(work.keys.len() >= KEYS * key_words && work.queries.len() >= pairs * width, "workspace");
+    assert!(work.scores.len() >= KEYS * width, "workspace");
     let blocks = Blocks::new(n, Bf16Dot::TILE_ROWS);
+    // A short tile has little time to ask for a whole one.
+    let asks = KEYS.div_ceil(blocks.count);
     let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
     for lane in (0..width).step_by(2 * LANES) {
         let start = queries.wrapping_add(lane).cast();
         let mut key = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let w = Words { start, stride: ROWS, hi: LANES, ahead: next.lines(key, rows, pairs) };
+            let w = Words { start, stride: width, hi: LANES, ahead: next.lines(block * asks, asks, pairs) };
             let x = Rows { start: keys.wrapping_add(key * key_words), row: key_words, step: 1 };
-            let start = scores.wrapping_add(key * ROWS + lane);
-            let sums = Sums { start, row: ROWS, hi: LANES, fresh: true };
+            let start = scores.wrapping_add(key * width + lane);
+            let sums = Sums { start, row: width, hi: LANES, fresh: true };
             // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= width.
             unsafe {
                 if lane + 2 * LANES <= width {
@@ -396,7 +411,7 @@ fn round_weights(dot: Bf16Dot, n: usize, width: usize, work: &mut Workspace) {
     let s = dot.simd();
     for pair in 0..n.div_ceil(2) {
         for lane in (0..width).step_by(LANES) {
-            let line = |j: usize| j * ROWS + lane;
+            let line = |j: usize| j * width + lane;
             let even = s.load_slice(&work.scores[line(2 * pair)..]);
             let odd = match 2 * pair + 1 < n {
                 true => s.load_slice(&work.scores[line(2 * pair + 1)..]),
@@ -409,21 +424,23 @@ fn round_weights(dot: Bf16Dot, n: usize, width: usize, work: &mut Workspace) {
     }
 }
 
-/// `sums[r] += Σ_j weights[j, r] · value[j]`, in some columns, of `num_rows` rows and `n` keys.
+/// `sums[r] += Σ_j weights[j, r] · value[j]`, in some columns, of `n` keys.
 #[inline(always)]
 fn accumulate(
     dot: Bf16Dot,
     problem: &Problem,
-    [n, num_rows]: [usize; 2],
+    block: &Block,
+    n: usize,
     columns: &Range<usize>,
     work: &mut Workspace,
     between: &mut impl FnMut(),
 ) {
     let (sum_row, stride) = (row_len(problem.sizes.value_dim), value_stride(&problem.sizes));
+    let (num_rows, width) = (block.num_rows(), width(block));
     assert!(n <= KEYS && num_rows <= ROWS && sum_row <= stride, "a tile of values");
-    assert!(work.values.len() >= KEYS / 2 * stride && work.scores.len() >= KEYS / 2 * ROWS, "workspace");
+    assert!(work.values.len() >= KEYS / 2 * stride && work.scores.len() >= KEYS / 2 * width, "workspace");
     assert!(work.range.values.len() >= ROWS * sum_row && columns.end <= sum_row, "workspace");
-    shrink(dot.simd(), sum_row, columns, num_rows, work);
+    shrink(dot.simd(), sum_row, columns, 0..num_rows, work);
     let blocks = Blocks::new(num_rows, Bf16Dot::TILE_ROWS);
     let (values, weights) = (work.values.as_ptr(), work.scores.as_ptr());
     let out = work.range.values.as_mut_ptr();
@@ -432,7 +449,7 @@ fn accumulate(
         let mut row = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
-            let x = Rows { start: weights.wrapping_add(row), row: 1, step: ROWS };
+            let x = Rows { start: weights.wrapping_add(row), row: 1, step: width };
             let start = out.wrapping_add(row * sum_row + column);
             let sums = Sums { start, row: sum_row, hi: LANES, fresh: false };
             // SAFETY: within the lengths asserted above: row + rows <= num_rows, and column + one or two vectors <= sum_row,

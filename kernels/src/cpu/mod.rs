@@ -8,6 +8,8 @@ pub(crate) mod attention_expanded;
 mod attention_load;
 #[cfg(target_arch = "x86_64")]
 mod attention_pairs;
+#[cfg(target_arch = "x86_64")]
+mod attention_pairs_thin;
 mod attention_thin;
 mod compact;
 mod dot;

@@ -193,14 +193,15 @@ pub(crate) const BYTES_AHEAD: usize = 16 << 10;
 /// Bytes ahead of the weights in use; with few rows the loop waits for memory.
 const PREFETCH: usize = 1536;
 
-/// Evaluates an expression with a constant that is `$rows`, from 1 to `$most` and at most 12: tiles of every height are code of their own.
+/// Evaluates an expression with a constant that is `$rows`, from 1 to `$most`, a constant, and at most 12: tiles of every height are code of
+/// their own, and those above `$most` are never compiled.
 macro_rules! by_rows {
     ($rows:expr, $most:expr, |$M:ident| $e:expr) => {
         $crate::cpu::tile::by_rows!(@ $rows, $most, $M, $e, 1 2 3 4 5 6 7 8 9 10 11 12)
     };
     (@ $rows:expr, $most:expr, $M:ident, $e:expr, $($m:literal)*) => {
         match $rows {
-            $($m if $m <= $most => {
+            $($m if const { $m <= $most } => {
                 const $M: usize = $m;
                 $e
             })*

@@ -1,5 +1,5 @@
-// attend: out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p], on tensor cores, over pages or packed segments
-// q f32, rounded to W · keys, values W (bf16, f16) in pages, or packed segments that round_heads has rounded · out f32 · sums in f32
+// attend: out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p], on tensor cores, over pages
+// q f32, rounded to W · keys, values W (bf16, f16) in pages · out f32 · sums in f32
 // moves 2·(D + DV) bytes for each key and block of rows (LATENT: 2·D); 2·(D + DV) FLOP for each row and key
 // not measured: no GPU was available
 //
@@ -36,21 +36,6 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
             if (tile + 1 < num_tiles && (first + KEYS) % range_len) continue;
             block.end_range(first < range_len || block.unit.slot >= 0, tile + 1 == num_tiles, s);
         }
-    }
-}
-
-constexpr int ROUND_THREADS = 256;
-constexpr int ROUND_WIDTH = 80;
-
-// Keys and values of packed segments, once for all blocks that read them: rounded [2, H, T, 80] = qkv [T, 3, H, D], without the queries and with
-// zeros from D on. D is even, and at most 80; moves 8·T·H·D + 320·T·H bytes
-// grid: tokens
-template <class W> __global__ void __launch_bounds__(ROUND_THREADS) round_heads(In<float> qkv, int heads, int d, Out<W> rounded) {
-    constexpr int PIECES = ROUND_WIDTH / 8;
-    long long token = blockIdx.x, tokens = gridDim.x;
-    for (int i = (int)threadIdx.x; i < 2 * heads * PIECES; i += ROUND_THREADS) {
-        int head = i / PIECES, first = i % PIECES * 8;
-        store_vec(rounded + ((head * tokens + token) * ROUND_WIDTH + first), round8<W>(qkv + (token * 3 * heads + heads + head) * d, first, d));
     }
 }
 

@@ -13,7 +13,6 @@ struct AttendShape {
     int key_stride, value_stride;  // elements from one slot to the next
     int key_head, value_head;      // from one key head to the next
     int block_size;                // 0: key p is row table + p
-    int causal;                    // 0: every token sees all keys of its unit
     int list;                      // of the header: which units
     int partials, maxima;          // where partial sums and their maxima and sums of weights begin in the scratch
     float scale;                   // times log2(e)
@@ -23,7 +22,7 @@ struct AttendShape {
 struct Unit {
     int table;          // first block in block_tables, or first row
     int first_token, num_tokens;
-    int first_visible;  // keys that the first token sees; the next ones see one more each, or all the same
+    int first_visible;  // keys that the first token sees; the next ones see one more each, or all the same (attention_segments.cu)
     int range_len, first_range, end_range;
     int slot;           // of the partial result of the first token; -1: all ranges are here
 };
@@ -92,9 +91,9 @@ template <int D, int DV, int M, int WARPS, int STAGES, bool LATENT> struct Layou
     static constexpr int BYTES = FLOATS * 2 + (KEY_GROUPS + 3) * M * 4;
 };
 
-// scores += a · keys, STEPS steps of D from `k` on, which is even: 8 keys for each of `scores`, which begin at row 0 of `keys`.
-template <class W, int D, int TILES, int STEPS>
-__device__ __forceinline__ void add_scores(float (&scores)[TILES][4], const unsigned (&a)[STEPS][4], Ptr<W> keys, int k) {
+// scores += a · keys, two steps of D from `k` on, which is even: 8 keys for each of `scores`, which begin at row 0 of `keys`.
+template <class W, int D, int TILES>
+__device__ __forceinline__ void add_scores(float (&scores)[TILES][4], const unsigned (&a)[2][4], Ptr<W> keys, int k) {
     int lane = lane_id();
     unsigned b[4];
     if constexpr (TILES == 1) {
@@ -103,7 +102,7 @@ __device__ __forceinline__ void add_scores(float (&scores)[TILES][4], const unsi
         Float<W>::mma(scores[0], a[1], b[2], b[3]);
     } else {
 #pragma unroll
-        for (int i = 0; i < STEPS; i++)
+        for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int n = 0; n < TILES; n += 2) {
                 ldmatrix_x4(b, keys + (Tile<D>::at(lane / 16 * 8 + lane % 8, k * 2, i * 2 + lane / 8 % 2) + n * 8 * Tile<D>::STRIDE));
@@ -120,7 +119,8 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     using QueryTile = Tile<L::HELD ? 256 : D>;
     static constexpr int THREADS = WARPS * 32, ROW_GROUPS = L::ROW_GROUPS, KEY_GROUPS = L::KEY_GROUPS, HELD = L::HELD;
     static constexpr int KEY_STEPS = D / 16, OWN_KEYS = KEYS / KEY_GROUPS, SCORE_TILES = OWN_KEYS / 8;
-    static constexpr int PAIRS = DV / 16, PAIRS_EACH = (PAIRS + WARPS - 1) / WARPS;  // of 8 columns of values
+    static constexpr int PAIRS = DV / 16, PAIRS_EACH = PAIRS / WARPS;  // of 8 columns of values
+    static_assert(KEY_STEPS % 2 == 0 && PAIRS % WARPS == 0, "two steps of keys at a time, as many columns for each warp");
     static_assert(WARPS % 4 == 0, "columns of a warp are whole segments apart");
     using Scores = float[SCORE_TILES][4];
 
@@ -159,7 +159,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
         key_head = place / s.head_blocks;
         first_head = key_head * s.rep + head_block * s.block_heads;
         num_heads = min(s.block_heads, s.rep - head_block * s.block_heads);
-        last_visible = unit.first_visible + (s.causal ? unit.num_tokens - 1 : 0);
+        last_visible = unit.first_visible + unit.num_tokens - 1;
         end_key = min(last_visible, unit.end_range * unit.range_len);
         clear();
         parity = 0;
@@ -251,11 +251,6 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
             ldmatrix_x4(a[1], memory + QueryTile::at(row, (k - HELD) * 2, 2 + lane / 16));
             add_scores<W, D>(scores, a, own, k);
         }
-        if constexpr (KEY_STEPS % 2) {
-            unsigned a[1][4];
-            ldmatrix_x4(a[0], memory + QueryTile::at(row, KEY_STEPS * 2 - 2, lane / 16));
-            add_scores<W, D>(scores, a, own, KEY_STEPS - 1);
-        }
     }
 
     // Scales and masks; the largest score of rows `row` and `row + 8`, over all warps that have a part of them.
@@ -342,7 +337,6 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
             Float<W>::mma(sums, own_rows, One<W>::PAIR, One<W>::PAIR);
 #pragma unroll
             for (int i = 0; i < PAIRS_EACH; i++) {
-                if (PAIRS % WARPS && warp + i * WARPS >= PAIRS) break;
                 ldmatrix_x4_trans(b, own + (k * 16 * ValueTile::STRIDE + i * WARPS * 16));
 #pragma unroll
                 for (int g = 0; g < ROW_GROUPS; g++) {

@@ -1,11 +1,12 @@
-//! The three forms of attention on a GPU: where their queries, keys and values lie, and which kernel serves them: the one on tensor
-//! cores where it has an instance of these widths, or else the one that takes any.
+//! Attention over pages on a GPU, of heads and of latents: where queries, keys and values lie, and which kernel serves them: the one on tensor
+//! cores where it has an instance of these widths, or else the one that takes any, which serves packed segments as well
+//! (on tensor cores: attention_segments.rs).
 
 use super::Cuda;
 use super::attention_plan::Items;
 use super::attention_rows::{self, Pages, Problem, Strided};
 use super::attention_tiles::{self, Memory};
-use crate::ops::{AttentionScratch, Ragged};
+use crate::ops::{AttentionScratch, AttentionSizes, Ragged};
 use crate::{DType, Index, Tensor};
 
 /// A call over pages.
@@ -51,7 +52,7 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
     };
     let plan = scratch.plan.as_mut().expect("made on this device");
     let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
-    if !attention_tiles::run(cuda, &problem, &items_of(ragged), Some(&pages), DType::F32, memory) {
+    if !attention_tiles::run(cuda, &problem, &items_of(ragged), &pages, memory) {
         attention_rows::run(cuda, &problem, &ragged.cu_seqlens.on_device(device), Some(&pages));
     }
 }
@@ -65,15 +66,15 @@ pub(crate) fn items_of<'a>(ragged: &Ragged<'a>) -> Items<'a> {
     }
 }
 
-pub(crate) fn packed(
+/// Packed segments `[T, 3, H, D]` by the kernel that takes any width, in f32.
+pub(crate) fn packed_rows(
     cuda: &Cuda,
     qkv: &Tensor,
     cu_seqlens: Index,
     scale: f32,
-    scratch: &mut AttentionScratch,
+    sizes: &AttentionSizes,
     out: &mut Tensor,
 ) {
-    let sizes = &scratch.sizes;
     let width = sizes.heads * sizes.key_dim;
     let part = |part: usize| Strided {
         start: qkv.device_slice(part * width).start,
@@ -94,11 +95,5 @@ pub(crate) fn packed(
         out: out.pointer(),
     };
     assert_eq!([qkv.dtype(), out.dtype()], [DType::F32; 2], "packed_attention: types");
-    let offsets = cu_seqlens.as_slice();
-    let items = Items { cu_seqlens: offsets, context_lens: None, tables: offsets, selected: None };
-    let plan = scratch.plan.as_mut().expect("made on this device");
-    let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
-    if !attention_tiles::run(cuda, &problem, &items, None, scratch.multiply_as, memory) {
-        attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);
-    }
+    attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);
 }

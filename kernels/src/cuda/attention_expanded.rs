@@ -253,6 +253,7 @@ impl Launch<'_> {
             weights,
             bias: None,
             act: Activation::None,
+            adds: false,
             out,
             rows: pass.rows,
             // All heads read the same latents.
@@ -338,7 +339,6 @@ impl Launch<'_> {
             key_head: int(self.rows * d),
             value_head: int(self.rows * value_dim),
             block_size: 0,
-            causal: 1,
             list: int(first_unit),
             partials: 0,
             maxima: 0,

@@ -1,11 +1,11 @@
-//! Which block of a GPU attends to what: lists of units for attention.cu, made on the host from the arrays of a ragged batch, once
+//! Which block of a GPU attends to what: lists of units for attention.cu and attention_segments.cu, made on the host from the arrays of a ragged batch, once
 //! for all layers of a step. How work is cut changes no bit of a result: see `RangeRule`, which decides sums.
 
 use super::driver::DevicePtr;
 use crate::{Device, Indices};
 use std::cmp::Reverse;
 
-/// Rows of a small and of a large block.
+/// Rows of a small and of a large block over pages.
 pub(crate) const FEW_ROWS: usize = 16;
 pub(crate) const MANY_ROWS: usize = 64;
 /// Numbers before the units, of a unit, of a token that was split.
@@ -59,9 +59,10 @@ pub(crate) struct Shape {
     pub kv_heads: usize,
     /// Heads that share a key head.
     pub rep: usize,
-    /// Whether there are kernels for 16 rows and for 64.
+    /// Whether there are kernels for 16 rows and for `many_rows`.
     pub has_few: bool,
     pub has_many: bool,
+    pub many_rows: usize,
     /// Blocks that a device holds at once.
     pub blocks: usize,
     pub num_slots: usize,
@@ -183,7 +184,7 @@ impl Plan {
 fn write(shape: &Shape, items: &Items, words: &mut Vec<u32>) -> Counts {
     let [mut few, mut many] = units(shape, items);
     let side_by_side = |rows| shape.kv_heads * head_blocks(shape.rep, rows)[1];
-    let blocks = few.len() * side_by_side(FEW_ROWS) + many.len() * side_by_side(MANY_ROWS);
+    let blocks = few.len() * side_by_side(FEW_ROWS) + many.len() * side_by_side(shape.many_rows);
     let mut splits = Vec::new();
     if blocks < 2 * shape.blocks {
         let mut left = shape.num_slots;
@@ -210,7 +211,7 @@ fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
     for item in (0..items.cu_seqlens.len() - 1).filter(|&item| items.is_selected(item)) {
         let (start, end) = (items.cu_seqlens[item] as usize, items.cu_seqlens[item + 1] as usize);
         let takes_few = shape.has_few && (!shape.has_many || (end - start) * shape.rep <= FEW_ROWS);
-        let (list, rows) = if takes_few { (&mut few, FEW_ROWS) } else { (&mut many, MANY_ROWS) };
+        let (list, rows) = if takes_few { (&mut few, FEW_ROWS) } else { (&mut many, shape.many_rows) };
         let tokens = previous_power_of_two(rows / head_blocks(shape.rep, rows)[0]);
         let context = items.context_lens.map_or(0, |lens| lens[item] as usize);
         let last_position = context + end - start;
@@ -299,7 +300,16 @@ mod tests {
 
     fn shape(rep: usize, blocks: usize, num_slots: usize) -> Shape {
         let rule = RangeRule::default();
-        Shape { kv_heads: 1, rep, has_few: true, has_many: true, blocks, num_slots, rule }
+        Shape {
+            kv_heads: 1,
+            rep,
+            has_few: true,
+            has_many: true,
+            many_rows: MANY_ROWS,
+            blocks,
+            num_slots,
+            rule,
+        }
     }
 
     fn items<'a>(cu_seqlens: &'a [u32], context_lens: &'a [u32], tables: &'a [u32]) -> Items<'a> {

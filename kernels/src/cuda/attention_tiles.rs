@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, RangeRule, Shape};
-use super::attention_rows::{Pages, Problem, Strided};
+use super::attention_rows::{Pages, Problem};
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
@@ -20,7 +20,6 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("attend<bf16, 128, 128, 64, 4, 2, false>", 240, 0),
         Instance::new("attend<bf16, 64, 64, 16, 4, 2, false>", 144, 0),
         Instance::new("attend<bf16, 64, 64, 64, 4, 2, false>", 232, 0),
-        Instance::new("attend<bf16, 80, 80, 64, 4, 2, false>", 240, 0),
         Instance::new("attend<f16, 576, 512, 16, 8, 2, true>", 252, 0),
         Instance::new("attend<f16, 576, 512, 16, 8, 1, true>", 252, 0),
         Instance::new("attend<f16, 576, 512, 64, 8, 2, true>", 255, 0),
@@ -29,9 +28,6 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("attend<f16, 128, 128, 64, 4, 2, false>", 240, 0),
         Instance::new("attend<f16, 64, 64, 16, 4, 2, false>", 144, 0),
         Instance::new("attend<f16, 64, 64, 64, 4, 2, false>", 232, 0),
-        Instance::new("attend<f16, 80, 80, 64, 4, 2, false>", 240, 0),
-        Instance::new("round_heads<bf16>", 40, 0),
-        Instance::new("round_heads<f16>", 40, 0),
         Instance::new("attention_combine", 64, 0),
     ],
 };
@@ -40,25 +36,17 @@ pub(super) const KERNEL: Kernel = Kernel {
 const KEYS: usize = 64;
 /// Tiles of keys and values in shared memory, where they fit.
 const MAX_STAGES: usize = 2;
-/// Of heads of packed segments, with zeros that fill them up, as in attention.cu.
-const ROUNDED_WIDTH: usize = 80;
-
-/// Whether keys and values of packed segments may be rounded once for tensor cores.
-fn is_rounded(sizes: &AttentionSizes) -> bool {
-    sizes.max_context == 0 && sizes.key_dim <= ROUNDED_WIDTH && sizes.key_dim.is_multiple_of(2)
-}
 
 /// The template arguments of one form of attention.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     /// What is multiplied.
     float: DType,
-    /// Columns, with those that are filled up.
+    /// Columns.
     d: usize,
     dv: usize,
     warps: usize,
     is_latent: bool,
-    has_few: bool,
 }
 
 /// One kernel of a form.
@@ -71,32 +59,23 @@ struct Variant {
 }
 
 impl Form {
-    /// The form that serves these widths, if there is one. `multiply_as`: the type of tensor cores for packed segments in f32.
-    fn of(problem: &Problem, is_packed: bool, multiply_as: DType) -> Option<Self> {
+    /// The form that serves these widths, if there is one.
+    fn of(problem: &Problem) -> Option<Self> {
         let AttentionSizes { key_dim, value_dim, .. } = *problem.sizes;
         let is_latent = problem.is_latent;
-        let form = |float, d, warps, has_few| {
-            let dv = if is_latent { value_dim } else { d };
-            Some(Self { float, d, dv, warps, is_latent, has_few })
-        };
-        match (problem.dtype, is_packed, is_latent, key_dim, value_dim) {
-            (DType::F32, true, ..) if multiply_as != DType::F32 && is_rounded(problem.sizes) => {
-                form(multiply_as, ROUNDED_WIDTH, 4, false)
-            }
-            (DType::F32, ..) | (_, true, ..) => None,
-            (float, _, true, 576, 512) => form(float, 576, 8, true),
-            (float, _, false, 128, 128) | (float, _, false, 64, 64) => form(float, key_dim, 4, true),
+        let form = |warps| Some(Self { float: problem.dtype, d: key_dim, dv: value_dim, warps, is_latent });
+        match (problem.dtype, is_latent, key_dim, value_dim) {
+            (DType::F32, ..) => None,
+            (_, true, 576, 512) => form(8),
+            (_, false, 128, 128) | (_, false, 64, 64) => form(4),
             _ => None,
         }
     }
 
     /// The kernel for blocks of so many rows with the most stages that fit, if any does.
     fn variant(&self, rows: usize, shared_per_block: usize) -> Option<Variant> {
-        if rows == FEW_ROWS && !self.has_few {
-            return None;
-        }
         let stages = (1..=MAX_STAGES).rev().find(|&stages| self.shared(rows, stages) <= shared_per_block)?;
-        let Self { float, d, dv, warps, is_latent, .. } = *self;
+        let Self { float, d, dv, warps, is_latent } = *self;
         let w = float.cpp();
         Some(Variant {
             expression: format!("attend<{w}, {d}, {dv}, {rows}, {warps}, {stages}, {is_latent}>"),
@@ -137,13 +116,12 @@ pub(super) struct AttendShape {
     pub key_head: i32,
     pub value_head: i32,
     pub block_size: i32,
-    pub causal: i32,
     pub list: i32,
     pub partials: i32,
     pub maxima: i32,
     pub scale: f32,
 }
-// SAFETY: sixteen i32 and a float, as in attention.cu.
+// SAFETY: fifteen i32 and a float, as in attention.cu.
 unsafe impl Param for AttendShape {}
 
 /// Blocks that a device holds at once.
@@ -164,9 +142,7 @@ fn scratch_parts(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> [usiz
 }
 
 pub(crate) fn scratch_len(num_sms: u32, sizes: &AttentionSizes, rule: RangeRule) -> usize {
-    // Keys and values of packed segments, of two bytes.
-    let rounded = if is_rounded(sizes) { sizes.max_tokens * sizes.heads * ROUNDED_WIDTH } else { 0 };
-    scratch_parts(num_sms, sizes, rule).iter().sum::<usize>() + rounded
+    scratch_parts(num_sms, sizes, rule).iter().sum()
 }
 
 pub(crate) fn new_plan(device: &Device, sizes: &AttentionSizes, rule: RangeRule) -> Plan {
@@ -185,6 +161,7 @@ fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, rule: RangeRule, [has_few, has_
         rep: sizes.heads / sizes.kv_heads,
         has_few,
         has_many,
+        many_rows: MANY_ROWS,
         blocks: num_blocks(cuda.info().num_sms, sizes.value_dim),
         num_slots: attention_plan::num_slots(sizes.heads, sizes.max_context, rule),
         rule,
@@ -199,15 +176,8 @@ pub(crate) struct Memory<'a> {
 }
 
 /// False if no instance serves this problem; nothing was done then.
-pub(crate) fn run(
-    cuda: &Cuda,
-    problem: &Problem,
-    items: &Items,
-    pages: Option<&Pages>,
-    multiply_as: DType,
-    memory: Memory,
-) -> bool {
-    let Some(form) = Form::of(problem, pages.is_none(), multiply_as) else { return false };
+pub(crate) fn run(cuda: &Cuda, problem: &Problem, items: &Items, pages: &Pages, memory: Memory) -> bool {
+    let Some(form) = Form::of(problem) else { return false };
     let limit = cuda.info().shared_per_block as usize;
     let [few, many] = [FEW_ROWS, MANY_ROWS].map(|rows| form.variant(rows, limit));
     if few.is_none() && many.is_none() {
@@ -215,42 +185,15 @@ pub(crate) fn run(
     }
     let shape = shape_of(cuda, problem.sizes, memory.rule, [few.is_some(), many.is_some()]);
     let counts = memory.plan.update(&shape, items);
-    let [keys, values] = match pages {
-        Some(_) => [problem.keys, problem.values],
-        None => round_heads(cuda, problem, form.float, memory.buffer),
-    };
-    let buffer = memory.buffer.pointer();
-    let launch = Launch { cuda, problem, keys, values, pages, shape, buffer, plan: memory.plan };
+    let launch = Launch { cuda, problem, pages, shape, buffer: memory.buffer.pointer(), plan: memory.plan };
     launch.run([few, many], &counts);
     true
-}
-
-/// Keys and values of packed segments, rounded into the buffer: `[2, H, T, 80]`.
-fn round_heads(cuda: &Cuda, problem: &Problem, float: DType, buffer: &Tensor) -> [Strided; 2] {
-    let Problem { q, sizes, num_tokens, .. } = *problem;
-    let head = num_tokens * ROUNDED_WIDTH;
-    let bytes = (2 * 2 * sizes.heads * head) as u64;
-    assert!(bytes <= buffer.bytes(), "packed_attention: {num_tokens} tokens exceed the scratch");
-    let part =
-        |part: u64| Strided { start: buffer.pointer().offset(part * bytes / 2), slot: ROUNDED_WIDTH, head };
-    if num_tokens > 0 {
-        let args = Args::new().pointer(q).value(sizes.heads as i32).value(sizes.key_dim as i32);
-        let args = args.pointer(buffer.pointer());
-        // SAFETY: q begins rows of queries, keys and values of all heads, T of them; the buffer has room, as was asserted.
-        unsafe {
-            cuda.launch(&KERNEL, &format!("round_heads<{}>", float.cpp()), grid(num_tokens, 256), args)
-        };
-    }
-    [part(0), part(1)]
 }
 
 struct Launch<'a> {
     cuda: &'a Cuda,
     problem: &'a Problem<'a>,
-    /// As the kernel takes them.
-    keys: Strided,
-    values: Strided,
-    pages: Option<&'a Pages>,
+    pages: &'a Pages,
     shape: Shape,
     buffer: DevicePtr,
     plan: &'a Plan,
@@ -272,10 +215,9 @@ impl Launch<'_> {
     }
 
     fn attend(&self, list: usize, variant: &Variant, count: usize) {
-        let Problem { q, out, .. } = *self.problem;
-        let Self { keys, values, .. } = *self;
+        let Problem { q, keys, values, out, .. } = *self.problem;
         let shape = self.attend_shape(list, variant.rows);
-        let tables = self.pages.map_or(DevicePtr::NULL, |pages| pages.block_tables.pointer);
+        let tables = self.pages.block_tables.pointer;
         let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(tables);
         let args = args.pointer(self.plan.pointer()).value(shape).pointer(self.buffer).pointer(out);
         let units = count * self.shape.kv_heads * shape.head_blocks as usize;
@@ -304,8 +246,7 @@ impl Launch<'_> {
     }
 
     fn attend_shape(&self, list: usize, rows: usize) -> AttendShape {
-        let Problem { q_stride, sizes, scale, .. } = *self.problem;
-        let Self { keys, values, .. } = *self;
+        let Problem { q_stride, keys, values, sizes, scale, .. } = *self.problem;
         let rep = self.shape.rep;
         let [block_heads, head_blocks] = attention_plan::head_blocks(rep, rows);
         let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes, self.shape.rule);
@@ -322,8 +263,7 @@ impl Launch<'_> {
             value_stride: int(values.slot),
             key_head: int(keys.head),
             value_head: int(values.head),
-            block_size: self.pages.map_or(0, |pages| int(pages.block_size)),
-            causal: i32::from(self.pages.is_some()),
+            block_size: int(self.pages.block_size),
             list: int(list),
             partials: int(totals),
             maxima: int(totals + partials),

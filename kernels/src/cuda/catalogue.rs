@@ -2,13 +2,14 @@
 
 use super::launch::Kernel;
 use super::{
-    attention_expanded, attention_rows, attention_tiles, elementwise, interpolate, latents, linear, moe,
-    norm, peak, rope, route, rows, sample, tokens,
+    attention_expanded, attention_rows, attention_segments, attention_tiles, elementwise, interpolate,
+    latents, linear, moe, norm, peak, rope, route, rows, sample, tokens,
 };
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &attention_expanded::KERNEL,
     &attention_rows::KERNEL,
+    &attention_segments::KERNEL,
     &attention_tiles::KERNEL,
     &elementwise::KERNEL,
     &interpolate::KERNEL,

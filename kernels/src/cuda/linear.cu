@@ -1,4 +1,5 @@
 // linear: out[t, n] = act(Σ_k x[t, k] · w[n, k] + bias[n]), and the same for each of H heads with its own w
+// where it adds: out[t, n] += Σ_k x[t, k] · w[n, k] + bias[n], for packed tokens
 // x [T, K] X (float or bf16), rounded to W · w [N, K] W (bf16 or f16) in fragment order (pack.rs) · bias [N] f32 or none
 // out [T, N] f32 · sums in f32 · any T > 0, N, K
 // 2·T·N·K FLOP; moves 2·N·K bytes of weights and size·T·K of x for each 128 rows; not measured: no GPU was available
@@ -17,6 +18,7 @@ struct LinearShape {
     int x_stride, out_stride;   // elements from one token to the next
     int x_head, out_head;       // and from one head to the next
     int act;                    // Activation, see activate()
+    int adds;                   // to what is in out
     int pairs;                  // of x: 8: every eighth element of a row begins 16 aligned bytes; 1: every even one an aligned pair
 };
 
@@ -68,17 +70,21 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
     }
 }
 
-// What both kernels for many tokens do once they know where these come from. store(row, token, value): of rows and tokens that are there or not.
-template <int TOKENS, class From, class W, class Store>
+// What both kernels for many tokens do once they know where these come from. add_to(row, token, value), store(row, token, value): of rows and tokens
+// that are there or not.
+template <int TOKENS, class From, class W, class AddTo, class Store>
 __device__ __forceinline__ void run_many(const ManyBlock<TOKENS>& at, const From& from, Ptr<const W> w, Ptr<const float> bias, const LinearShape& s,
-                                         const Store& store) {
+                                         const AddTo& add_to, const Store& store) {
     float total[2][TOKENS / 16][4] = {};
     multiply_many<false, TOKENS>(total, w + at.template panel<W>(s.panels, s.units), s.panels - at.first_panel, s.units, from, s.rows - at.first_token);
     at.each([&](int half, int i, int j, int row, int token) {
         float v = total[half][i][j];
         if (bias != nullptr && row < s.n) v += bias[row];
-        store(row, token, activate(v, s.act));
+        total[half][i][j] = activate(v, s.act);
     });
+    // All that it reads before anything is written: the reads are under way together.
+    if (s.adds) at.each([&](int half, int i, int j, int row, int token) { total[half][i][j] = add_to(row, token, total[half][i][j]); });
+    at.each([&](int half, int i, int j, int row, int token) { store(row, token, total[half][i][j]); });
 }
 
 // grid: (panels / 4, tokens / TOKENS, heads), 256 threads
@@ -91,7 +97,8 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X>
         int token = at.first_token + i * 64 + (int)threadIdx.x / 4;
         from.rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
     }
-    run_many(at, from, w, bias, s, [&](int row, int token, float v) {
+    auto add_to = [](int, int, float v) { return v; };
+    run_many(at, from, w, bias, s, add_to, [&](int row, int token, float v) {
         if (row < s.n && token < s.rows) out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = v;
     });
 }
@@ -105,7 +112,11 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
     ManyBlock<TOKENS> at = many_block<TOKENS>();
     int columns = packed_columns(s.k), columns_out = packed_columns(s.n);
     PackedTokens<Taken, TOKENS> from{x + packed_place(at.first_token, 0, columns)};
-    run_many(at, from, w, bias, s, [&](int row, int token, float v) {
+    auto add_to = [&](int row, int token, float v) {
+        if (row < s.n && token < s.rows) v = out[(long long)token * s.out_stride + row] + v;
+        return v;
+    };
+    run_many(at, from, w, bias, s, add_to, [&](int row, int token, float v) {
         bool there = row < s.n && token < s.rows;
         if (packed == nullptr) {
             if (there) out[(long long)token * s.out_stride + row] = v;
@@ -133,7 +144,15 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<W> x, In<W> 
                 if (row >= s.n || token >= s.rows) continue;
                 float v = total[j][e];
                 if (bias != nullptr) v += bias[row];
-                out[(long long)token * s.out_stride + row] = activate(v, s.act);
+                total[j][e] = activate(v, s.act);
+                if (s.adds) total[j][e] = out[(long long)token * s.out_stride + row] + total[j][e];
+            }
+#pragma unroll
+        for (int j = 0; j < CLUSTER_TOKENS / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int row = first_row + e / 2 * 8, token = first_token + j * 8 + lane % 4 * 2 + e % 2;
+                if (row < s.n && token < s.rows) out[(long long)token * s.out_stride + row] = total[j][e];
             }
     }
     cluster_wait();

@@ -87,6 +87,8 @@ pub(crate) struct Job<'a> {
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a Tensor>,
     pub act: Activation,
+    /// Whether what comes out is added to what is in `out`; where x is packed.
+    pub adds: bool,
     pub out: DeviceSlice,
     /// Tokens.
     pub rows: usize,
@@ -122,9 +124,10 @@ struct LinearShape {
     x_head: i32,
     out_head: i32,
     act: i32,
+    adds: i32,
     pairs: i32,
 }
-// SAFETY: eleven i32, as in linear.cu.
+// SAFETY: twelve i32, as in linear.cu.
 unsafe impl Param for LinearShape {}
 
 /// As in linear.cu.
@@ -163,7 +166,7 @@ pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
 
 /// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
 fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
-    let Job { x, packed, packed_out, weights, bias, act, out, rows, strides } = job;
+    let Job { x, packed, packed_out, weights, bias, act, adds, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
@@ -189,6 +192,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             Activation::GeluErf => 2,
             Activation::QuickGelu => 3,
         },
+        adds: i32::from(*adds),
         pairs: {
             let steps = [strides.x, strides.x_head];
             let (start, size) = (x.start.0 as usize, x.dtype.size());
@@ -200,6 +204,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     };
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
     assert!(packed.is_none() || takes_packed(*rows, weights.stored_as()), "linear: packed tokens");
+    assert!(!*adds || (packed.is_some() && packed_out.is_none()), "linear: adds packed tokens to f32");
     let mut args = Args::new()
         .pointer(packed.map_or(x.start, Tensor::pointer))
         .pointer(weights.pointer())

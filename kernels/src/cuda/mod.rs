@@ -10,6 +10,7 @@ pub(crate) mod attention_expanded;
 pub(crate) mod attention_expanded_plan;
 pub(crate) mod attention_plan;
 pub(crate) mod attention_rows;
+pub(crate) mod attention_segments;
 pub(crate) mod attention_tiles;
 mod catalogue;
 pub mod compile;

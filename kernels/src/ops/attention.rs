@@ -3,6 +3,7 @@
 //! gqa_attention:    q [T, Hq, D] f32 · k_cache [S, Hkv, D], v_cache [S, Hkv, Dv] f32 | bf16 | f16 | int8 · out [T, Hq, Dv] f32
 //! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
 //! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
+//! turned_attention: the same of queries and keys that turn before, as `rope_heads` turns them
 //! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
 //! Over a cache in bf16, where `Device::activation_type` beside bf16 is bf16, scale · q and the softmax's weights are rounded to it; so are they, and
 //! keys and values, where a scratch of packed segments multiplies as bf16.
@@ -11,10 +12,12 @@
 //! order. So a row's bits depend on its own position only: not on chunks, on what is cached, or on who else is in the batch.
 //! 2·(D + Dv) FLOP per row, head and key.
 
-use super::KvRows;
+use super::rope::{check_rotation, rope_heads};
+use super::{KvRows, RopeLayout, Rotation};
 use crate::cpu::attention;
 use crate::cuda::attention::{self as cuda_attention, Paged};
 use crate::cuda::attention_plan::{Plan, RangeRule};
+use crate::cuda::attention_segments::{self, Call, Memory};
 use crate::cuda::attention_tiles;
 use crate::{DType, Device, Index, Tensor};
 
@@ -108,10 +111,19 @@ impl AttentionScratch {
         }
     }
 
+    /// What attention to packed segments takes on a GPU.
+    fn memory(&mut self) -> Memory<'_> {
+        let plan = self.plan.as_mut().expect("made on this device");
+        Memory { buffer: &self.buffer, plan, sizes: &self.sizes }
+    }
+
     fn buffer_len(device: &Device, sizes: &AttentionSizes, rule: RangeRule) -> usize {
         match device {
             Device::Cpu(_) => attention::scratch_len(sizes, device.num_threads()),
-            Device::Cuda(cuda) => attention_tiles::scratch_len(cuda.info().num_sms, sizes, rule),
+            Device::Cuda(cuda) => {
+                attention_tiles::scratch_len(cuda.info().num_sms, sizes, rule)
+                    + attention_segments::scratch_len(sizes)
+            }
         }
     }
 }
@@ -183,15 +195,86 @@ pub fn packed_attention<'a>(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let &[t, 3, heads, d] = qkv.shape() else { panic!("packed_attention: qkv {:?}", qkv.shape()) };
-    assert_eq!(out.shape(), [t, heads, d], "packed_attention: out");
-    check_scratch("packed_attention", scratch, [heads, heads, d, d], t);
     let cu_seqlens = cu_seqlens.into();
-    check_offsets("packed_attention", cu_seqlens.as_slice(), t);
+    check_packed("packed_attention", qkv, cu_seqlens, scratch, out);
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::packed(cpu, qkv, cu_seqlens.as_slice(), scale, scratch, out),
-        Device::Cuda(cuda) => cuda_attention::packed(cuda, qkv, cu_seqlens, scale, scratch, out),
+        Device::Cuda(cuda) if attention_segments::serves(&scratch.sizes, scratch.multiply_as) => {
+            let call = segments(qkv, (cu_seqlens.as_slice(), scale), scratch.multiply_as, out);
+            attention_segments::run(cuda, &call, scratch.memory());
+        }
+        Device::Cuda(cuda) => {
+            cuda_attention::packed_rows(cuda, qkv, cu_seqlens, scale, &scratch.sizes, out);
+        }
     }
+}
+
+/// Packed segments whose queries and keys turn before they are compared.
+#[derive(Debug)]
+pub struct TurnedHeads<'a> {
+    /// `[T, 3, H, D]`: queries, keys, values. On return queries and keys may have been turned in place.
+    pub qkv: &'a mut Tensor,
+    /// From the first dimension of each head on; a position for each token.
+    pub rotation: Rotation<'a>,
+    /// Where segments begin and end.
+    pub cu_seqlens: Index<'a>,
+    pub scale: f32,
+}
+
+/// The bits of `rope_heads` of queries and keys, and `packed_attention`. On a GPU, where tensor cores take the segments and pairs are neighbours, what
+/// is rounded for them turns on the way.
+pub fn turned_attention(heads: TurnedHeads, scratch: &mut AttentionScratch, out: &mut Tensor) {
+    turn_and_attend(heads, scratch, out, None);
+}
+
+/// With room where the result may be packed in the type that it is multiplied as, in place of `out`: whether it was.
+pub(super) fn turn_and_attend(
+    heads: TurnedHeads,
+    scratch: &mut AttentionScratch,
+    out: &mut Tensor,
+    packed: Option<(DType, &Tensor)>,
+) -> bool {
+    let TurnedHeads { qkv, rotation, cu_seqlens, scale } = heads;
+    check_packed("turned_attention", qkv, cu_seqlens, scratch, out);
+    let &[t, _, num_heads, d] = qkv.shape() else { unreachable!("checked") };
+    let Rotation { table, positions, layout } = rotation;
+    match &out.device().clone() {
+        Device::Cuda(cuda)
+            if layout == RopeLayout::Interleaved
+                && attention_segments::serves(&scratch.sizes, scratch.multiply_as) =>
+        {
+            check_rotation(table, positions, [t, d]);
+            let packed = packed.filter(|(dtype, _)| *dtype == scratch.multiply_as).map(|(_, room)| room);
+            let call = segments(qkv, (cu_seqlens.as_slice(), scale), scratch.multiply_as, out);
+            let rotation = Some((table, positions.on_device(out.device())));
+            attention_segments::run(cuda, &Call { rotation, packed, ..call }, scratch.memory());
+            packed.is_some()
+        }
+        _ => {
+            qkv.reshape(&[t, 3 * num_heads, d]);
+            rope_heads(qkv, 0..2 * num_heads, table, positions, layout);
+            qkv.reshape(&[t, 3, num_heads, d]);
+            packed_attention(qkv, cu_seqlens, scale, scratch, out);
+            false
+        }
+    }
+}
+
+/// On tensor cores: without a rotation, and its result as it is.
+fn segments<'a>(
+    qkv: &'a Tensor,
+    (offsets, scale): (&'a [u32], f32),
+    multiply_as: DType,
+    out: &'a Tensor,
+) -> Call<'a> {
+    Call { qkv, offsets, rotation: None, scale, multiply_as, out, packed: None }
+}
+
+fn check_packed(op: &str, qkv: &Tensor, cu_seqlens: Index, scratch: &AttentionScratch, out: &Tensor) {
+    let &[t, 3, heads, d] = qkv.shape() else { panic!("{op}: qkv {:?}", qkv.shape()) };
+    assert_eq!(out.shape(), [t, heads, d], "{op}: out");
+    check_scratch(op, scratch, [heads, heads, d, d], t);
+    check_offsets(op, cu_seqlens.as_slice(), t);
 }
 
 impl Ragged<'_> {

@@ -23,7 +23,8 @@ mod tokens;
 
 pub use crate::cuda::attention_plan::RangeRule;
 pub use attention::{
-    AttentionScratch, AttentionSizes, Ragged, gqa_attention, mla_attention, packed_attention,
+    AttentionScratch, AttentionSizes, Ragged, TurnedHeads, gqa_attention, mla_attention, packed_attention,
+    turned_attention,
 };
 pub use attention_expanded::{ExpandedScratch, ExpandedSizes, Latents, expanded_attention};
 pub use elementwise::{add, silu_mul};

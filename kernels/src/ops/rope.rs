@@ -74,15 +74,9 @@ pub fn rope_heads<'a>(
 }
 
 fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, index: Index, layout: RopeLayout) {
-    let positions = index.as_slice();
-    let (num_positions, half) = (table.cos.rows(), table.cos.row_len());
-    assert_eq!(x.rows(), positions.len(), "rope: positions");
-    assert!(plan.offset + 2 * half <= plan.head_len, "rope: {half} pairs from {} on", plan.offset);
-    assert!(
-        positions.iter().all(|&p| (p as usize) < num_positions),
-        "rope: a position is not below {num_positions}"
-    );
-    let row_len = x.row_len();
+    assert!(plan.offset <= plan.head_len, "rope: from {} on, of {}", plan.offset, plan.head_len);
+    check_rotation(table, index, [x.rows(), plan.head_len - plan.offset]);
+    let (positions, row_len) = (index.as_slice(), x.row_len());
     match &x.device().clone() {
         Device::Cpu(cpu) => {
             cpu.for_rows(x.as_f32_mut(), row_len, |first, block| {
@@ -93,6 +87,18 @@ fn run(x: &mut Tensor, plan: RopePlan, table: &RopeTable, index: Index, layout: 
         }
         Device::Cuda(cuda) => cuda_rope::rope(cuda, x, &plan, table, (index, layout)),
     }
+}
+
+/// Of so many tokens, and so many dimensions from the first that turns on.
+pub(super) fn check_rotation(table: &RopeTable, positions: Index, [num_tokens, len]: [usize; 2]) {
+    let (num_positions, half) = (table.cos.rows(), table.cos.row_len());
+    assert_eq!(table.sin.shape(), table.cos.shape(), "rope: table");
+    assert_eq!(positions.len(), num_tokens, "rope: positions");
+    assert!(2 * half <= len, "rope: {half} pairs of {len}");
+    assert!(
+        positions.as_slice().iter().all(|&p| (p as usize) < num_positions),
+        "rope: a position is not below {num_positions}"
+    );
 }
 
 /// One token's row.

@@ -2,8 +2,11 @@
 //! No bit of a result depends on it, as each layer would round them alike.
 //! x [T, K] f32 · 16 bits on the device, T filled up to a multiple of 128 and K to one of 32 · moves 6·T·K bytes, once
 
+use super::attention::turn_and_attend;
 use super::linear::{check, cuda_job};
-use super::{Activation, LinearPart, layer_norm, linear, linear_pair, silu_mul};
+use super::{
+    Activation, AttentionScratch, LinearPart, TurnedHeads, add, layer_norm, linear, linear_pair, silu_mul,
+};
 use crate::cuda::{Cuda, linear as cuda_linear, norm as cuda_norm, tokens as cuda_tokens};
 use crate::{DType, Device, Matrix, Tensor};
 use std::sync::Arc;
@@ -74,6 +77,21 @@ impl TokenRoom {
         self.holding(out, next)
     }
 
+    /// What [`turned_attention`](super::turned_attention) makes `[T, H, D]`, as [`TokenRoom::hold_silu_mul`].
+    pub fn hold_attention<'a>(
+        &'a mut self,
+        heads: TurnedHeads,
+        scratch: &mut AttentionScratch,
+        out: &'a mut Tensor,
+        next: &Matrix,
+    ) -> Tokens<'a> {
+        let packed = self.packs_for(next, out.rows()).map(|(_, dtype, room)| (dtype, room));
+        match turn_and_attend(heads, scratch, out, packed) {
+            true => self.holding(out, next),
+            false => self.hold(out),
+        }
+    }
+
     /// The device, type and room of tokens that a layer takes packed.
     fn packs_for(&self, next: &Matrix, num_tokens: usize) -> Option<(Arc<Cuda>, DType, &Tensor)> {
         match next.device() {
@@ -132,6 +150,23 @@ impl Tokens<'_> {
         match is_packed {
             true => room.holding(out, next),
             false => room.hold(out),
+        }
+    }
+
+    /// Adds what a layer makes to `stream` `[T, N]`: the bits of [`linear`](super::linear) into `made`, of the same shape, and
+    /// [`add`](super::add). Where the layer adds it itself, `made` stays as it is.
+    pub fn add_linear(&mut self, w: &Matrix, bias: Option<&Tensor>, stream: &mut Tensor, made: &mut Tensor) {
+        match &stream.device().clone() {
+            Device::Cuda(cuda) if self.are_packed(w) => {
+                check(self.x, w, bias, stream);
+                let job = cuda_job(self.x, w, bias, Activation::None, &*stream);
+                let packed = self.pack(cuda, cuda_tokens::taken_by(w.stored_as()));
+                cuda_linear::run(cuda, &cuda_linear::Job { packed: Some(packed), adds: true, ..job });
+            }
+            _ => {
+                linear(self.floats(), w, bias, Activation::None, made);
+                add(stream, made);
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod attention;
 mod caches;
 mod common;
 mod compact;
+mod decoding;
 mod independence;
 #[allow(dead_code, reason = "shared with the tests of GPUs, of which this one uses a part")]
 mod latent_rows;

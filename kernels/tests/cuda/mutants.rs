@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::device::{edited, emulated};
-use crate::tokens::made_for;
+use crate::tokens::{added, made_for};
 use kernels::ops::*;
 use kernels::*;
 
@@ -140,7 +140,16 @@ fn in_packed_tokens() {
         let (outs, _) = made_for(device, [70, 37, 40], [WeightType::BF16; 2], true)?;
         Ok(outs.concat())
     };
-    let cases: [(&'static str, &'static str, Run); 16] = [
+    let adds = |device: &Device| added(device, [45, 40, 33], WeightType::BF16, true).map(|(bytes, _)| bytes);
+    let cases: [(&'static str, &'static str, Run); 19] = [
+        // What is added to a stream.
+        ("if (row < s.n && token < s.rows) v = out[", "if (row <= s.n && token < s.rows) v = out[", &adds),
+        (
+            "v = out[(long long)token * s.out_stride + row] + v;",
+            "v = out[(long long)token * s.out_stride] + v;",
+            &adds,
+        ),
+        ("if (s.adds) at.each", "if (s.adds && s.rows > 64) at.each", &adds),
         // What is rounded where it is made: places, and zeros where it is filled up.
         ("(2 * (long long)token + 1) * k", "(2 * (long long)token + 2) * k", &made),
         ("packed_place(token, i / 8, columns) + i % 8", "packed_place(token, i / 8, columns) + i % 4", &made),
@@ -228,8 +237,8 @@ fn in_layers_with_wgmma() {
         ("wgmma_wait<0>();\n        } else", "} else", &long),
         // Nobody leaves before others have told it that they read.
         (
-            "out[(long long)token * s.out_stride + row] = activate(v, s.act);\n            }\n    }\n    cluster_wait();",
-            "out[(long long)token * s.out_stride + row] = activate(v, s.act);\n            }\n    }",
+            "out[(long long)token * s.out_stride + row] = total[j][e];\n            }\n    }\n    cluster_wait();",
+            "out[(long long)token * s.out_stride + row] = total[j][e];\n            }\n    }",
             &wide,
         ),
         // Shares: what each block sends, and to whom.

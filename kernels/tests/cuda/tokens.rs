@@ -2,7 +2,7 @@
 
 use crate::bench::Bench;
 use crate::common::*;
-use crate::device::{SEEDS, emulated};
+use crate::device::{SEEDS, emulated, with_wgmma};
 use half::{bf16, f16};
 use kernels::cuda::compile::Source;
 use kernels::cuda::driver::Args;
@@ -118,7 +118,7 @@ fn layers_of_the_same_tokens_round_them_once() {
 }
 
 /// Fills a room with what must never be read: numbers that are none, in every place.
-fn poison(device: &Device, room: &mut TokenRoom, [t, k]: [usize; 2]) {
+pub fn poison(device: &Device, room: &mut TokenRoom, [t, k]: [usize; 2]) {
     let x = Tensor::from_f32(device, &[t, k], &vec![f32::NAN; t * k]);
     let (w, _) = layer(device, WeightType::BF16, [1, k]);
     room.hold(&x).linear(&w, None, Activation::None, &mut Tensor::unwritten(device, DType::F32, &[t, 1]));
@@ -186,6 +186,51 @@ fn tokens_are_made_for_the_next_layer() {
         let (found, counted) = made_for(&device, sizes, types, true).expect("a result");
         assert!(found == expected, "{types:?} {sizes:?}");
         assert_eq!(counted, launches, "{types:?} {sizes:?}");
+    }
+}
+
+/// A layer that adds to a stream: as ops one after the other, or by itself.
+pub fn added(
+    device: &Device,
+    [t, k, n]: [usize; 3],
+    stored_as: WeightType,
+    at_once: bool,
+) -> Result<(Vec<u8>, u64), Error> {
+    let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+    let (w, bias) = layer(device, stored_as, [n, k]);
+    let x = Host::random(DType::F32, &[t, k], 1).tensor(device);
+    let mut stream = Host::random(DType::F32, &[t, n], 2).tensor(device);
+    let mut made = Tensor::unwritten(device, DType::F32, &[t, n]);
+    let mut room = TokenRoom::new(device, &[[t, k]]);
+    let before = cuda.num_launches();
+    let mut tokens = room.hold(&x);
+    if at_once {
+        tokens.add_linear(&w, Some(&bias), &mut stream, &mut made);
+    } else {
+        tokens.linear(&w, Some(&bias), Activation::None, &mut made);
+        add(&mut stream, &made);
+    }
+    let launches = cuda.num_launches() - before;
+    Ok((stream.read()?, launches))
+}
+
+#[test]
+fn layers_add_to_a_stream() {
+    let check = |device: &Device, sizes: [usize; 3], stored_as: WeightType| {
+        let (expected, launches) = added(device, sizes, stored_as, false).expect("a result");
+        let (found, fewer) = added(device, sizes, stored_as, true).expect("a result");
+        assert!(found == expected, "{stored_as} {sizes:?}");
+        let adds = sizes[0] > 32 && stored_as != WeightType::F32;
+        assert_eq!(fewer, launches - u64::from(adds), "{stored_as} {sizes:?}");
+    };
+    let device = emulated(SEEDS[1]);
+    for sizes in [[33, 70, 40], [140, 36, 150], [70, 290, 31], [32, 40, 33]] {
+        WeightType::ON_GPU.into_iter().for_each(|stored_as| check(&device, sizes, stored_as));
+    }
+    if let Some(device) = with_wgmma(SEEDS[0]) {
+        for sizes in [[200, 72, 140], [400, 50, 131]] {
+            [WeightType::BF16, WeightType::F16].into_iter().for_each(|w| check(&device, sizes, w));
+        }
     }
 }
 

@@ -244,3 +244,36 @@ fn blocks_of_a_cluster_fetch_what_they_share_once() {
     assert_eq!([tokens.read, weights.read], [t, n].map(|rows| 2 * (rows * k) as u64));
     assert_eq!([out.read, out.written], [0, 4 * (t * n) as u64]);
 }
+
+/// Keys and values of a picture are rounded once, and read once for each 128 rows of a head; what comes out is written once, in 16 bits.
+#[test]
+fn keys_of_a_picture_are_read_once_for_128_rows() {
+    let (device, meter) = metered();
+    let [t, heads, d, n] = [256, 2, 72, 40];
+    let mut qkv = Host::random(DType::F32, &[t, 3, heads, d], 1).tensor(&device);
+    let table = RopeTable::new(&device, t, d / 2, &|p, i| ((p + i) as f32, p as f32));
+    let positions: Vec<u32> = (0..t as u32).collect();
+    let w = Host::random(DType::BF16, &[n, heads * d], 2);
+    let w = Matrix::pack(&device, DType::BF16, &[w.view()]);
+    let sizes =
+        AttentionSizes { heads, kv_heads: heads, key_dim: d, value_dim: d, max_context: 0, max_tokens: t };
+    let mut scratch = AttentionScratch::new(&device, sizes).multiplying_as(DType::BF16);
+    let mut room = TokenRoom::new(&device, &[[t, heads * d]]);
+    let mut attended = Tensor::unwritten(&device, DType::F32, &[t, heads, d]);
+    launches(&device, &meter);
+    let rotation =
+        Rotation { table: &table, positions: (&positions[..]).into(), layout: RopeLayout::Interleaved };
+    let cu_seqlens = [0, t as u32];
+    let turned = TurnedHeads { qkv: &mut qkv, rotation, cu_seqlens: (&cu_seqlens[..]).into(), scale: 0.1 };
+    room.hold_attention(turned, &mut scratch, &mut attended, &w);
+    let counted = launches(&device, &meter);
+    let [rounding, attention] = &counted[..] else { panic!("{counted:?}") };
+    let of_heads = (t * heads * 80 * 2) as u64;
+    let in_f32 = |launch: &LaunchTraffic| launch.tensors.iter().map(|tensor| tensor.read).max();
+    assert_eq!(in_f32(rounding), Some((4 * 3 * t * heads * d) as u64));
+    let read: u64 = attention.tensors.iter().map(|tensor| tensor.read).sum();
+    // Queries without what fills them up, two units' keys and values, and lists of units: 40 bytes for each thread.
+    assert_eq!(read, (t * heads * d * 2) as u64 + 4 * of_heads + 40 * 128 * attention.blocks);
+    let written: u64 = attention.tensors.iter().map(|tensor| tensor.written).sum();
+    assert_eq!(written, (2 * t * heads * d) as u64);
+}

@@ -2,7 +2,7 @@
 
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::ops::{self, Activation, TokenRoom, Tokens};
+use kernels::ops::{self, Activation, AttentionScratch, TokenRoom, Tokens, TurnedHeads};
 use kernels::{HostTensor, Matrix, Tensor};
 
 /// Of every layer norm in the vision part.
@@ -59,6 +59,22 @@ impl Linear {
         (next, room): (&Self, &'a mut TokenRoom),
     ) -> Tokens<'a> {
         x.linear_for(&self.weight, Some(&self.bias), activation, out, (&next.weight, room))
+    }
+
+    /// Adds it to `stream` `[T, N]`; `made`, of the same shape, may hold anything then.
+    pub fn add_to(&self, stream: &mut Tensor, x: &mut Tokens, made: &mut Tensor) {
+        x.add_linear(&self.weight, Some(&self.bias), stream, made);
+    }
+
+    /// What attention makes, as tokens of this layer alone: in `room` or in `out` `[T, H, D]`.
+    pub fn hold_attention<'a>(
+        &self,
+        heads: TurnedHeads,
+        scratch: &mut AttentionScratch,
+        out: &'a mut Tensor,
+        room: &'a mut TokenRoom,
+    ) -> Tokens<'a> {
+        room.hold_attention(heads, scratch, out, &self.weight)
     }
 }
 

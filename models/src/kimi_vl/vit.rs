@@ -11,7 +11,7 @@ use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::ops::{self, Activation, RopeLayout};
+use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
 use kernels::{DType, Tensor};
 
 /// Before every name.
@@ -108,22 +108,27 @@ impl Block {
         let d = s.x.shape()[1];
         let mut normed = self.norm0.run_for(&s.x, &mut s.normed, (&self.wqkv, &mut s.tokens));
         self.wqkv.run(&mut normed, Activation::None, &mut s.qkv);
-        // Queries and keys turn, values do not.
-        s.qkv.reshape(&[num_patches, 3 * num_heads, d / num_heads]);
-        ops::rope_heads(&mut s.qkv, 0..2 * num_heads, &s.turns, &s.raster, RopeLayout::Interleaved);
         s.qkv.reshape(&[num_patches, 3, num_heads, d / num_heads]);
         s.mixed.reshape(&[num_patches, num_heads, d / num_heads]);
-        let scale = ((d / num_heads) as f32).powf(-0.5);
-        ops::packed_attention(&s.qkv, &s.segments, scale, &mut s.attention, &mut s.mixed);
+        // Queries and keys turn, values do not.
+        let heads = TurnedHeads {
+            qkv: &mut s.qkv,
+            rotation: ops::Rotation {
+                table: &s.turns,
+                positions: (&s.raster).into(),
+                layout: RopeLayout::Interleaved,
+            },
+            cu_seqlens: (&s.segments).into(),
+            scale: ((d / num_heads) as f32).powf(-0.5),
+        };
+        let mut mixed = self.wo.hold_attention(heads, &mut s.attention, &mut s.mixed, &mut s.tokens);
+        self.wo.add_to(&mut s.x, &mut mixed, &mut s.normed);
         s.qkv.reshape(&[num_patches, 3 * d]);
         s.mixed.reshape(&[num_patches, d]);
-        self.wo.run(&mut s.tokens.hold(&s.mixed), Activation::None, &mut s.normed);
-        ops::add(&mut s.x, &s.normed);
 
         let mut normed = self.norm1.run_for(&s.x, &mut s.normed, (&self.fc0, &mut s.tokens));
         let into = (&self.fc1, &mut s.hidden_tokens);
         let mut hidden = self.fc0.run_for(&mut normed, Activation::GeluTanh, &mut s.hidden, into);
-        self.fc1.run(&mut hidden, Activation::None, &mut s.normed);
-        ops::add(&mut s.x, &s.normed);
+        self.fc1.add_to(&mut s.x, &mut hidden, &mut s.normed);
     }
 }

@@ -26,10 +26,21 @@ impl Changed {
 
     /// With other sizes of its decoder, for random weights.
     pub fn with(name: &str, sizes: &[(&str, u64)]) -> Self {
+        Self::with_part(name, "text_config", sizes)
+    }
+
+    /// With other sizes of one part of its configuration, and with its larger picture, of 80 patches, in place of the small one.
+    pub fn with_larger_picture(name: &str, part: &str, sizes: &[(&str, u64)]) -> Self {
+        let changed = Self::with_part(name, part, sizes);
+        changed.write("images/dot.png", &changed.read("images/large.png"));
+        changed
+    }
+
+    fn with_part(name: &str, part: &str, sizes: &[(&str, u64)]) -> Self {
         let changed = Self::copy(name);
         let mut config: Value = serde_json::from_slice(&changed.read("config.json")).unwrap();
         for (key, value) in sizes {
-            config["text_config"][key] = (*value).into();
+            config[part][key] = (*value).into();
         }
         changed.write("config.json", config.to_string().as_bytes());
         changed

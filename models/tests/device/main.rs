@@ -181,6 +181,27 @@ fn a_decode_step_has_so_many_launches() {
     assert_eq!(["deepseek_v3", "qwen3_moe", "llama31"].map(of), [deepseek, qwen, llama]);
 }
 
+/// Kernels that a block of the tower launches for a picture of more than 32 patches: two norms, which round what they make; four layers, of which two
+/// add to the stream themselves; what is rounded for attention, turned on the way; attention, which packs its result for the layer after it.
+#[test]
+fn a_block_of_the_tower_has_so_many_launches() {
+    let launches = |num_layers: u64| {
+        let changed =
+            Changed::with_larger_picture("kimi_vl", "vision_config", &[("num_hidden_layers", num_layers)]);
+        let options = LoadOptions { dtype: DTypeChoice::BF16, load_format: LoadFormat::Dummy, ..on_gpu() };
+        let mut world = World::new(changed.path(), &options, |config| config.async_scheduling = false);
+        let patches = world.picture.as_ref().unwrap().1.grid.iter().product::<usize>();
+        let Device::Cuda(cuda) = world.engine.runner().device().clone() else { panic!("not a GPU") };
+        let before = cuda.num_launches();
+        world.add(0, &requests()[0]);
+        world.finish();
+        (patches, cuda.num_launches() - before)
+    };
+    let ((patches, one), (_, three)) = (launches(1), launches(3));
+    assert!(patches > 32, "{patches} patches");
+    assert_eq!(three - one, 2 * 8);
+}
+
 /// The expert of all tokens is computed beside the others in small steps and after them in large ones.
 #[test]
 fn a_shared_expert_says_the_same_in_steps_of_any_size() {
@@ -235,7 +256,7 @@ fn wgmma_says_the_same() {
 }
 
 mod equal_to_itself {
-    use super::equal_to_itself;
+    use super::{Changed, equal_to_itself};
     use models::QuantizationChoice::{Auto, Int4, Int8};
 
     #[test]
@@ -258,6 +279,13 @@ mod equal_to_itself {
     fn in_the_expanded_form() {
         equal_to_itself("kimi_vl", Auto, Some(7));
         equal_to_itself("moonlight", Int8, Some(0));
+    }
+
+    /// More patches than go straight into registers: what is rounded in the tower is packed.
+    #[test]
+    fn a_larger_picture() {
+        let changed = Changed::with_larger_picture("kimi_vl", "text_config", &[]);
+        equal_to_itself(changed.path(), Auto, None);
     }
 
     #[test]

@@ -42,6 +42,17 @@ fn published_forms() {
     }
 }
 
+/// More patches than go straight into registers, and bf16 in place of levels: what is rounded in the tower is packed, and attention there multiplies in bf16.
+#[test]
+fn a_larger_picture() {
+    let changed = Changed::with_larger_picture("kimi_vl", "text_config", &[("num_experts_per_tok", 8)]);
+    let of = |options| together(&mut World::new(changed.path(), &options, |_| {}));
+    let cpu = of(LoadOptions { dtype: DTypeChoice::F32, ..options() });
+    let gpu = of(LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() });
+    let distance = distance(&gpu, &cpu);
+    assert!(distance < QUANTISED_TOLERANCE, "{distance} from the processor");
+}
+
 /// Where all experts are taken there is no choice that a rounding could turn.
 #[test]
 fn all_experts() {

@@ -24,7 +24,7 @@ pub(crate) use turn::Turn;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_dot::{Bf16Dot, Vnni};
+pub(crate) use x86_dot::{Bf16Dot, PairWords, Vnni};
 
 use std::fmt;
 

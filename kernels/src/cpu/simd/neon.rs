@@ -222,17 +222,6 @@ impl Turn for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            for (c, pairs) in turn8(|r| from[r].cast()).into_iter().enumerate() {
-                let pairs = each(pairs, |v| vreinterpretq_u32_f32(v));
-                self.store(to.add(2 * c * to_row), each(pairs, low_half));
-                self.store(to.add((2 * c + 1) * to_row), each(pairs, high_half));
-            }
-        }
-    }
-    #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> Floats {
         // SAFETY: the caller's promise.
         unsafe {

@@ -14,12 +14,6 @@ pub(crate) trait Turn: Simd {
     /// The first `LANES` rows can be read and as many lines of `LANES` elements written.
     unsafe fn turn(self, from: &[*const f32; MAX_LANES], to: *mut f32, to_row: usize);
 
-    /// The same for rows of `2 * LANES` elements in bf16, widened.
-    ///
-    /// # Safety
-    /// The first `LANES` rows can be read and `2 * LANES` lines of `LANES` elements written.
-    unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize);
-
     /// Signed bytes.
     ///
     /// # Safety
@@ -37,15 +31,6 @@ impl Turn for Portable {
             for c in 0..Self::LANES {
                 // SAFETY: the caller's promise.
                 unsafe { *to.add(c * to_row + r) = *from.add(c) };
-            }
-        }
-    }
-    #[inline(always)]
-    unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize) {
-        for (r, from) in from.iter().take(Self::LANES).enumerate() {
-            for c in 0..2 * Self::LANES {
-                // SAFETY: the caller's promise.
-                unsafe { *to.add(c * to_row + r) = f32::from_bits(u32::from(*from.add(c)) << 16) };
             }
         }
     }
@@ -72,19 +57,6 @@ impl Turn for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize) {
-        // SAFETY: as above.
-        unsafe {
-            let turned = turn8(std::array::from_fn(|r| _mm256_loadu_ps(from[r].cast())));
-            for (c, pairs) in turned.into_iter().enumerate() {
-                let pairs = _mm256_castps_si256(pairs);
-                let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
-                _mm256_storeu_ps(to.add(2 * c * to_row), _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
-                _mm256_storeu_ps(to.add((2 * c + 1) * to_row), _mm256_castsi256_ps(odd));
-            }
-        }
-    }
-    #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> Self::V {
         // SAFETY: the caller's promise.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
@@ -105,19 +77,6 @@ impl Turn for Avx512 {
             let turned = turn16(std::array::from_fn(|r| _mm512_loadu_ps(from[r])));
             for (c, line) in turned.into_iter().enumerate() {
                 _mm512_storeu_ps(to.add(c * to_row), line);
-            }
-        }
-    }
-    #[inline(always)]
-    unsafe fn turn_bf16(self, from: &[*const u16; MAX_LANES], to: *mut f32, to_row: usize) {
-        // SAFETY: as above.
-        unsafe {
-            let turned = turn16(std::array::from_fn(|r| _mm512_loadu_ps(from[r].cast())));
-            for (c, pairs) in turned.into_iter().enumerate() {
-                let pairs = _mm512_castps_si512(pairs);
-                let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
-                _mm512_storeu_ps(to.add(2 * c * to_row), _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
-                _mm512_storeu_ps(to.add((2 * c + 1) * to_row), _mm512_castsi512_ps(odd));
             }
         }
     }
@@ -162,7 +121,7 @@ fn turn8(rows: [__m256; 8]) -> [__m256; 8] {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turn16(rows: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn turn16(rows: [__m512; 16]) -> [__m512; 16] {
     // Column 4L + c of rows 4g .. 4g + 4, in quarter L of quads[4g + c].
     let mut quads = rows;
     for g in [0, 4, 8, 12] {
@@ -199,20 +158,14 @@ mod tests {
     use super::*;
 
     simd_entry! {
-        fn turned(out: &mut Vec<f32>, out_bf16: &mut Vec<f32>) = turned_body
+        fn turned(out: &mut Vec<f32>) = turned_body
     }
 
     #[inline(always)]
-    fn turned_body<S: Turn>(s: S, out: &mut Vec<f32>, out_bf16: &mut Vec<f32>) {
+    fn turned_body<S: Turn>(s: S, out: &mut Vec<f32>) {
         let rows: Vec<Vec<f32>> = (0..16).map(|r| (0..32).map(|c| (r * 32 + c) as f32).collect()).collect();
-        // The first sixteen bits of a float are a number of bf16.
-        let halves: Vec<Vec<u16>> =
-            rows.iter().map(|row| row.iter().map(|v| (v.to_bits() >> 16) as u16).collect()).collect();
         // SAFETY: rows of 32 elements, and room for as many lines as are written.
-        unsafe {
-            s.turn(&std::array::from_fn(|r| rows[r].as_ptr()), out.as_mut_ptr(), 20);
-            s.turn_bf16(&std::array::from_fn(|r| halves[r].as_ptr()), out_bf16.as_mut_ptr(), 20);
-        }
+        unsafe { s.turn(&std::array::from_fn(|r| rows[r].as_ptr()), out.as_mut_ptr(), 20) };
     }
 
     #[test]
@@ -221,19 +174,12 @@ mod tests {
             if !isa.is_available() {
                 continue;
             }
-            let (mut out, mut out_bf16) = (vec![-1.0; 16 * 20], vec![-1.0; 32 * 20]);
-            turned(isa, &mut out, &mut out_bf16);
+            let mut out = vec![-1.0; 16 * 20];
+            turned(isa, &mut out);
             for (c, line) in out.chunks(20).enumerate() {
                 for (r, &found) in line.iter().enumerate() {
                     let expected = if r < lanes && c < lanes { (r * 32 + c) as f32 } else { -1.0 };
                     assert_eq!(found, expected, "{isa}: row {r}, column {c}");
-                }
-            }
-            for (c, line) in out_bf16.chunks(20).enumerate() {
-                for (r, &found) in line.iter().enumerate() {
-                    let narrow = f32::from_bits(((r * 32 + c) as f32).to_bits() & 0xffff_0000);
-                    let expected = if r < lanes && c < 2 * lanes { narrow } else { -1.0 };
-                    assert_eq!(found, expected, "{isa}: row {r}, column {c} of bf16");
                 }
             }
         }

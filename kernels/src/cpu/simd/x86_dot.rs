@@ -1,7 +1,8 @@
 //! Products of bytes with AVX2 and with AVX512-VNNI, and of pairs of bf16 with AVX512-BF16.
 
 use super::dot::Dot;
-use super::{Avx2, Avx512, Simd};
+use super::turn::turn16;
+use super::{Avx2, Avx512, MAX_LANES, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX512-VNNI and what `Avx512` needs.
@@ -145,6 +146,9 @@ impl Dot for Vnni {
     }
 }
 
+/// A vector of words, a pair of bf16 each.
+pub(crate) type PairWords = __m512i;
+
 impl Bf16Dot {
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
     pub const TILE_ROWS: usize = 8;
@@ -223,6 +227,22 @@ impl Bf16Dot {
             );
             let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
             [_mm512_permutex2var_epi16(a, first, b), _mm512_permutex2var_epi16(a, second, b)]
+        }
+    }
+
+    /// Sixteen words of each of sixteen rows, from byte `at` on, as columns.
+    ///
+    /// # Safety
+    /// 64 bytes can be read of each row from there on.
+    #[inline(always)]
+    pub unsafe fn turn(self, rows: &[*const u8; MAX_LANES], at: usize) -> [PairWords; MAX_LANES] {
+        // SAFETY: the caller's promise, and the token's; a vector of words is one of floats.
+        unsafe {
+            let mut lines = [_mm512_setzero_ps(); MAX_LANES];
+            for (line, row) in lines.iter_mut().zip(rows) {
+                *line = _mm512_loadu_ps(row.wrapping_add(at).cast());
+            }
+            std::mem::transmute::<[__m512; MAX_LANES], [PairWords; MAX_LANES]>(turn16(lines))
         }
     }
 
