@@ -1,6 +1,7 @@
 //! Architectures, weights, image processors, sampling, memory planning and the runner. Tensors do not go above this crate, text
 //! and HTTP do not go below the server.
 
+pub mod chameleon;
 mod config;
 mod content;
 mod decode_graphs;

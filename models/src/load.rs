@@ -11,7 +11,10 @@ use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 use crate::weights::{CacheUse, Checkpoint};
-use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo, WeightLayoutChoice};
+use crate::{
+    HeadScreeningChoice, ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo,
+    WeightLayoutChoice,
+};
 use kernels::{DType, Device, Indices, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
@@ -78,7 +81,15 @@ impl Description {
         let Self { config, storage, .. } = self;
         storage.choose_layout(options.weight_layout, device)?;
         let head = Decoder::head(&config.decoder, storage);
-        storage.choose_screening(options.head_screening, head, device)
+        let choice = match (options.head_screening, config.decoder.never_drawn.is_empty()) {
+            (choice, true) => choice,
+            (HeadScreeningChoice::On, false) => {
+                let message = "a coarse copy would find tokens that this model never draws: use auto or off";
+                return Err(LoadError::Option { option: "head_screening", message: message.into() });
+            }
+            (HeadScreeningChoice::Auto | HeadScreeningChoice::Off, false) => HeadScreeningChoice::Off,
+        };
+        storage.choose_screening(choice, head, device)
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {

@@ -506,6 +506,7 @@ subjects! {
     kimi_vl_pictures: "kimi_vl", true, Auto, Auto, Auto, None, Auto;
     grouped_queries: "llama31", false, Auto, F32, Auto, None, Auto;
     grouped_queries_rounded: "llama31", false, Auto, Auto, Auto, None, Auto;
+    norms_of_heads: "chameleon", false, Auto, Auto, Auto, None, Auto;
     experts: "qwen3_moe", false, Auto, F32, Auto, None, Auto;
     experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None, Auto;
     experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;

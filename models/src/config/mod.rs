@@ -62,6 +62,8 @@ pub struct DecoderConfig {
     /// Of the file, or what YaRN stretches the original length to if that is more.
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f32,
+    /// Of each layer.
+    pub norms: NormPlace,
     pub attention: AttentionConfig,
     pub rope: RopeConfig,
     /// Width of a dense layer's MLP.
@@ -70,8 +72,19 @@ pub struct DecoderConfig {
     pub moe: Option<MoeConfig>,
     /// The embedding table is the output matrix as well.
     pub tied_head: bool,
+    /// Tokens whose logits are the smallest number, whatever the head says; sorted. For most models there is none.
+    pub never_drawn: Vec<TokenId>,
     /// Before every tensor name, such as `language_model.`.
     pub prefix: &'static str,
+}
+
+/// Where the norms of attention and MLP are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// `x + f(norm(x))`
+    Before,
+    /// `x + norm(f(x))`, as in Swin Transformer V2; in layers without experts.
+    After,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -89,10 +102,22 @@ pub struct GqaConfig {
     pub head_dim: usize,
     pub qkv_bias: bool,
     pub out_bias: bool,
-    /// RMS norm of each head of q and k, with one weight `[head_dim]`, before the rotation.
-    pub qk_norm: bool,
+    pub qk_norm: QkNorm,
     pub scale: f32,
 }
+
+/// What each head of q and k goes through before the rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    None,
+    /// RMS norm with one weight `[head_dim]` for all heads.
+    Rms,
+    /// Layer norm, where each head has its own weight and bias: `[heads, head_dim]`.
+    LayerPerHead,
+}
+
+/// The published code has it in its layer norms of heads, whatever `rms_norm_eps` says.
+pub const HEAD_NORM_EPS: f32 = 1e-5;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlaConfig {

@@ -8,7 +8,7 @@
 
 use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
-use crate::config::GqaConfig;
+use crate::config::{GqaConfig, HEAD_NORM_EPS, QkNorm};
 use crate::kv_cache::LayerCache;
 use crate::scratch::{HeadBuffers, Scratch};
 use kernels::ops::{self, ReadPlan};
@@ -23,10 +23,53 @@ pub struct Gqa {
     config: GqaConfig,
 }
 
-struct HeadNorms {
-    q: Tensor,
-    k: Tensor,
-    eps: f32,
+enum HeadNorms {
+    /// One weight for all heads.
+    Rms { q: Tensor, k: Tensor, eps: f32 },
+    /// Weight and bias for each head.
+    Layer { q: [Tensor; 2], k: [Tensor; 2] },
+}
+
+impl HeadNorms {
+    fn load(loader: &Loader, config: &GqaConfig, eps: f32) -> Result<Option<Self>, LoadError> {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
+        let vector = |name: &str| loader.vector(&format!("self_attn.{name}"), head_dim);
+        let rows = |name: &str, heads| loader.rows(&format!("self_attn.{name}"), [heads, head_dim]);
+        Ok(match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Rms => Some(Self::Rms { q: vector("q_norm.weight")?, k: vector("k_norm.weight")?, eps }),
+            QkNorm::LayerPerHead => Some(Self::Layer {
+                q: [rows("q_norm.weight", num_heads)?, rows("q_norm.bias", num_heads)?],
+                k: [rows("k_norm.weight", num_kv_heads)?, rows("k_norm.bias", num_kv_heads)?],
+            }),
+        })
+    }
+
+    fn size(config: &GqaConfig) -> WeightSize {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
+        match config.qk_norm {
+            QkNorm::None => WeightSize::default(),
+            QkNorm::Rms => WeightSize::vector(head_dim).times(2),
+            QkNorm::LayerPerHead => {
+                WeightSize::vector(num_heads * head_dim).times(2)
+                    + WeightSize::vector(num_kv_heads * head_dim).times(2)
+            }
+        }
+    }
+
+    /// Queries and keys `[T, heads, head_dim]` to buffers of the same shapes.
+    fn run(&self, [q, k]: [&Tensor; 2], [normed_q, normed_k]: [&mut Tensor; 2]) {
+        match self {
+            Self::Rms { q: q_weight, k: k_weight, eps } => {
+                ops::rms_norm(q, q_weight, *eps, normed_q);
+                ops::rms_norm(k, k_weight, *eps, normed_k);
+            }
+            Self::Layer { q: [q_weight, q_bias], k: [k_weight, k_bias] } => {
+                ops::layer_norm_heads(q, q_weight, q_bias, HEAD_NORM_EPS, normed_q);
+                ops::layer_norm_heads(k, k_weight, k_bias, HEAD_NORM_EPS, normed_k);
+            }
+        }
+    }
 }
 
 impl Gqa {
@@ -36,16 +79,9 @@ impl Gqa {
         hidden_size: usize,
         eps: f32,
     ) -> Result<Self, LoadError> {
-        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, .. } = *config;
         let kv_width = num_kv_heads * head_dim;
-        let norms = match qk_norm {
-            false => None,
-            true => Some(HeadNorms {
-                q: loader.vector("self_attn.q_norm.weight", head_dim)?,
-                k: loader.vector("self_attn.k_norm.weight", head_dim)?,
-                eps,
-            }),
-        };
+        let norms = HeadNorms::load(loader, config, eps)?;
         Ok(Self {
             q: loader.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)?,
             k: loader.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)?,
@@ -57,14 +93,13 @@ impl Gqa {
     }
 
     pub fn size(names: &Names, config: &GqaConfig, hidden_size: usize) -> WeightSize {
-        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, .. } = *config;
         let kv_width = num_kv_heads * head_dim;
-        let norms = if qk_norm { WeightSize::vector(head_dim).times(2) } else { WeightSize::default() };
         names.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)
             + names.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
-            + norms
+            + HeadNorms::size(config)
     }
 
     /// `early` as with latent attention.
@@ -97,8 +132,7 @@ impl Gqa {
             (Some(norms), Some((q, k))) => {
                 q.reshape(&[t, num_heads, head_dim]);
                 k.reshape(&[t, num_kv_heads, head_dim]);
-                ops::rms_norm(&b.q, &norms.q, norms.eps, q);
-                ops::rms_norm(&b.k, &norms.k, norms.eps, k);
+                norms.run([&b.q, &b.k], [q, k]);
                 (q, k)
             }
             _ => (&mut b.q, &mut b.k),

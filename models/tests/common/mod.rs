@@ -45,6 +45,7 @@ families!(
     qwen3_moe,
     mixtral,
     seed_oss,
+    chameleon,
     moonlight,
     deepseek_v3,
     deepseek_v2_lite,
