@@ -23,25 +23,46 @@ pub struct Gqa {
     config: GqaConfig,
 }
 
-enum HeadNorms {
-    /// One weight for all heads.
-    Rms { q: Tensor, k: Tensor, eps: f32 },
-    /// Weight and bias for each head.
-    Layer { q: [Tensor; 2], k: [Tensor; 2] },
+/// Of queries, and of keys.
+struct HeadNorms {
+    q: HeadNorm,
+    k: HeadNorm,
+}
+
+struct HeadNorm {
+    weight: Tensor,
+    /// Of a layer norm, whose weight and bias have a row for each head; `None`: an RMS norm with one weight for all.
+    bias: Option<Tensor>,
+    eps: f32,
+}
+
+impl HeadNorm {
+    /// `[T, heads, head_dim]` to a buffer of the same shape.
+    fn run(&self, x: &Tensor, out: &mut Tensor) {
+        match &self.bias {
+            None => ops::rms_norm(x, &self.weight, self.eps, out),
+            Some(bias) => ops::layer_norm_heads(x, &self.weight, bias, self.eps, out),
+        }
+    }
 }
 
 impl HeadNorms {
     fn load(loader: &Loader, config: &GqaConfig, eps: f32) -> Result<Option<Self>, LoadError> {
         let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
-        let vector = |name: &str| loader.vector(&format!("self_attn.{name}"), head_dim);
-        let rows = |name: &str, heads| loader.rows(&format!("self_attn.{name}"), [heads, head_dim]);
+        let rms = |name: &str| -> Result<HeadNorm, LoadError> {
+            let weight = loader.vector(&format!("self_attn.{name}.weight"), head_dim)?;
+            Ok(HeadNorm { weight, bias: None, eps })
+        };
+        let layer = |name: &str, heads: usize| -> Result<HeadNorm, LoadError> {
+            let rows = |what: &str| loader.rows(&format!("self_attn.{name}.{what}"), [heads, head_dim]);
+            Ok(HeadNorm { weight: rows("weight")?, bias: Some(rows("bias")?), eps: HEAD_NORM_EPS })
+        };
         Ok(match config.qk_norm {
             QkNorm::None => None,
-            QkNorm::Rms => Some(Self::Rms { q: vector("q_norm.weight")?, k: vector("k_norm.weight")?, eps }),
-            QkNorm::LayerPerHead => Some(Self::Layer {
-                q: [rows("q_norm.weight", num_heads)?, rows("q_norm.bias", num_heads)?],
-                k: [rows("k_norm.weight", num_kv_heads)?, rows("k_norm.bias", num_kv_heads)?],
-            }),
+            QkNorm::Rms => Some(Self { q: rms("q_norm")?, k: rms("k_norm")? }),
+            QkNorm::LayerPerHead => {
+                Some(Self { q: layer("q_norm", num_heads)?, k: layer("k_norm", num_kv_heads)? })
+            }
         })
     }
 
@@ -53,20 +74,6 @@ impl HeadNorms {
             QkNorm::LayerPerHead => {
                 WeightSize::vector(num_heads * head_dim).times(2)
                     + WeightSize::vector(num_kv_heads * head_dim).times(2)
-            }
-        }
-    }
-
-    /// Queries and keys `[T, heads, head_dim]` to buffers of the same shapes.
-    fn run(&self, [q, k]: [&Tensor; 2], [normed_q, normed_k]: [&mut Tensor; 2]) {
-        match self {
-            Self::Rms { q: q_weight, k: k_weight, eps } => {
-                ops::rms_norm(q, q_weight, *eps, normed_q);
-                ops::rms_norm(k, k_weight, *eps, normed_k);
-            }
-            Self::Layer { q: [q_weight, q_bias], k: [k_weight, k_bias] } => {
-                ops::layer_norm_heads(q, q_weight, q_bias, HEAD_NORM_EPS, normed_q);
-                ops::layer_norm_heads(k, k_weight, k_bias, HEAD_NORM_EPS, normed_k);
             }
         }
     }
@@ -132,7 +139,8 @@ impl Gqa {
             (Some(norms), Some((q, k))) => {
                 q.reshape(&[t, num_heads, head_dim]);
                 k.reshape(&[t, num_kv_heads, head_dim]);
-                norms.run([&b.q, &b.k], [q, k]);
+                norms.q.run(&b.q, q);
+                norms.k.run(&b.k, k);
                 (q, k)
             }
             _ => (&mut b.q, &mut b.k),
