@@ -170,11 +170,7 @@ impl Decoder {
         let is_mtp = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
             (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
         });
-        let is_encoder = !config.never_drawn.is_empty() && rest.starts_with("model.vqmodel.");
-        is_mtp
-            || is_encoder
-            || rest.ends_with("rotary_emb.inv_freq")
-            || (config.tied_head && rest == "lm_head.weight")
+        is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
     }
 
     /// Runs all tokens of a step. `images` holds the rows that `input.image_rows` names. Afterwards `scratch.normed` has a row

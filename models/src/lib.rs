@@ -20,6 +20,7 @@ mod load;
 mod memory;
 mod parts;
 mod published;
+mod resize;
 mod runner;
 pub mod sampler;
 mod scratch;
@@ -33,7 +34,8 @@ pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
     ActivationsChoice, DTypeChoice, HeadScreeningChoice, ImageError, ImageProcessor, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
+    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, ProcessedImage, QuantizationChoice, Transparency,
+    WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;

@@ -146,7 +146,7 @@ fn check_family(name: &str, options: &LoadOptions) {
     let process = |file: &str| {
         let picture = image::open(fixture(name).join(file)).unwrap().to_rgb8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap())
+        Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap().into_rows())
     };
     for case in &golden.cases {
         let pictures = case.images.iter().map(|(file, offset)| (*offset, process(file))).collect();

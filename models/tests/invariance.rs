@@ -104,7 +104,7 @@ impl World {
         let process = |name: &str| {
             let picture = image::open(fixture(subject.family).join("images").join(name)).unwrap().to_rgb8();
             let (width, height) = (picture.width() as usize, picture.height() as usize);
-            Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap())
+            Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap().into_rows())
         };
         let pictures = match subject.pictures {
             true => ["small.png", "wide.png", "dot.png", "tall.png"].map(process).to_vec(),

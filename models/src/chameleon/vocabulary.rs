@@ -22,6 +22,8 @@ pub struct PictureVocabulary {
     pub placeholder: Option<TokenId>,
     /// `<racm3:break>` and `<eoss>`: before and after the tokens of a picture.
     pub ends: Option<[TokenId; 2]>,
+    /// `<reserved08706>`: what ends a turn.
+    pub separator: Option<TokenId>,
 }
 
 impl PictureVocabulary {
@@ -48,7 +50,8 @@ impl PictureVocabulary {
             (Some(begin), Some(end)) => Some([begin, end]),
             _ => None,
         };
-        Ok(Self { codes, placeholder: token("<image>")?, ends })
+        let [placeholder, separator] = [token("<image>")?, token("<reserved08706>")?];
+        Ok(Self { codes, placeholder, ends, separator })
     }
 
     /// The tokens of all pictures, sorted: what an answer has none of. What is before and after a picture is not among them, as in the published code.
@@ -57,6 +60,41 @@ impl PictureVocabulary {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+}
+
+/// A token for each entry of the codebook, and what is before and after a picture's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PictureTokens {
+    entries: Vec<TokenId>,
+    ends: [TokenId; 2],
+    placeholder: TokenId,
+}
+
+impl PictureTokens {
+    /// `top` is config.json: every entry of the codebook needs a token.
+    pub fn new(top: &Fields, vocabulary: &PictureVocabulary, num_entries: usize) -> Result<Self, LoadError> {
+        let fail = |message: String| top.fail(KEY, message);
+        let entry = |code: usize| {
+            let token = vocabulary.codes.get(&code).copied();
+            token.ok_or_else(|| fail(format!("has no token for entry {code} of the codebook")))
+        };
+        Ok(Self {
+            entries: (0..num_entries).map(entry).collect::<Result<_, _>>()?,
+            ends: vocabulary.ends.ok_or_else(|| fail("has no <racm3:break> and <eoss>".into()))?,
+            placeholder: vocabulary.placeholder.ok_or_else(|| fail("has no <image>".into()))?,
+        })
+    }
+
+    /// Where a picture goes in a text.
+    pub fn placeholder(&self) -> TokenId {
+        self.placeholder
+    }
+
+    /// A whole picture: what is before it, a token for each of these entries, and what is after it.
+    pub fn of(&self, codes: &[usize]) -> Vec<TokenId> {
+        let [begin, end] = self.ends;
+        std::iter::once(begin).chain(codes.iter().map(|&code| self.entries[code])).chain([end]).collect()
     }
 }
 
@@ -91,6 +129,24 @@ mod tests {
         assert_eq!((found.placeholder, found.ends), (Some(20), Some([22, 21])));
         assert_eq!(found.never_drawn(), [7, 8, 9]);
         assert_eq!(read(json!({"IMGIMGAZ": 1})).unwrap().ends, None);
+    }
+
+    #[test]
+    fn a_picture_has_a_token_for_each_entry_and_two_ends() {
+        let names = json!({"IMGIMGAZ": 9, "IMGIMGBZ": 8, "<image>": 20, "<racm3:break>": 22, "<eoss>": 21});
+        let whole = read(names.clone()).unwrap();
+        let json = json!({});
+        let top = Fields::new("config.json", "", json.as_object().unwrap());
+        let tokens = PictureTokens::new(&top, &whole, 2).unwrap();
+        assert_eq!((tokens.of(&[1, 0, 1]), tokens.placeholder()), (vec![22, 8, 9, 8, 21], 20));
+        let error = PictureTokens::new(&top, &whole, 3).unwrap_err().to_string();
+        assert_eq!(error, "config.json: vocabulary_map: has no token for entry 2 of the codebook");
+        for missing in ["<image>", "<racm3:break>", "<eoss>"] {
+            let mut names = names.clone();
+            names.as_object_mut().unwrap().remove(missing);
+            let error = PictureTokens::new(&top, &read(names).unwrap(), 2).unwrap_err().to_string();
+            assert!(error.contains(missing), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig, NormPlace, QkNorm,
 };
 use crate::LoadError;
-use crate::chameleon::PictureVocabulary;
+use crate::chameleon::vocabulary::PictureVocabulary;
 use kernels::ops::{GroupScore, RopeLayout, RouterConfig, Scoring};
 use serde_json::{Map, Value};
 
@@ -24,7 +24,7 @@ pub(super) const ARCHITECTURES: &[&str] = &[
     CHAMELEON,
 ];
 
-const CHAMELEON: &str = "ChameleonForConditionalGeneration";
+pub(super) const CHAMELEON: &str = "ChameleonForConditionalGeneration";
 
 pub(super) const KIMI_VL_IMAGE_TOKEN: u32 = 163_605;
 

@@ -12,6 +12,8 @@ mod rope;
 pub use generation::GenerationDefaults;
 pub use rope::{RopeConfig, RopeScaling, Yarn};
 
+use crate::chameleon::config::VqConfig;
+use crate::chameleon::vocabulary::{PictureTokens, PictureVocabulary};
 use crate::files::CONFIG_FILE;
 use crate::parts::Quantization;
 use crate::published::Published;
@@ -28,8 +30,10 @@ pub struct ModelConfig {
     /// From `architectures`, such as `KimiVLForConditionalGeneration`.
     pub architecture: String,
     pub decoder: DecoderConfig,
-    /// Present when the model sees pictures.
+    /// Present when the model sees pictures as rows of embedding.
     pub vision: Option<VisionPart>,
+    /// Present when it sees them as tokens.
+    pub codes: Option<PictureCodes>,
     /// The type that the checkpoint says it is stored in.
     pub dtype: DType,
     /// What it says of weights that are quantised in its files.
@@ -49,6 +53,13 @@ pub struct VisionPart {
     pub object: Map<String, Value>,
     /// The placeholder that a picture's rows replace.
     pub image_token_id: TokenId,
+}
+
+/// How a picture becomes tokens of the vocabulary.
+#[derive(Debug, Clone)]
+pub struct PictureCodes {
+    pub vq: VqConfig,
+    pub tokens: PictureTokens,
 }
 
 /// The decoder, written once, and every switch in which the families differ.
@@ -210,7 +221,11 @@ impl ModelConfig {
         let Some(text) = families::text_part(&architecture, &top)? else {
             let decoder = families::decoder(&architecture, &top, "")?;
             let published = Published::read(file, &top)?;
-            return Self::assemble(architecture, &top, &top, decoder, (None, published));
+            let config = Self::assemble(architecture, &top, &top, decoder, (None, published))?;
+            return match config.architecture == families::CHAMELEON {
+                true => config.with_codes(file, &top),
+                false => Ok(config),
+            };
         };
         let text = Fields::new(file, "text_config", text);
         let published = match Published::read(file, &text)? {
@@ -259,11 +274,30 @@ impl ModelConfig {
             written_for: written_for(top)?,
             architecture,
             vision,
+            codes: None,
             bos_token_id: bos_token_id.filter(|&id| (id as usize) < vocab_size),
             eos_token_ids: eos_token_ids.into_iter().filter(|&id| (id as usize) < vocab_size).collect(),
             generation: GenerationDefaults::default(),
             decoder,
         })
+    }
+}
+
+impl ModelConfig {
+    /// Pictures of Chameleon, where config.json says how they are encoded; and what ends a turn ends an answer.
+    fn with_codes(self, file: &str, top: &Fields) -> Result<Self, LoadError> {
+        let vocabulary = PictureVocabulary::read(top, self.decoder.vocab_size)?;
+        let codes = match top.opt_object("vq_config")? {
+            None => None,
+            Some(object) => {
+                let vq = VqConfig::read(file, object)?;
+                let tokens = PictureTokens::new(top, &vocabulary, vq.num_embeddings)?;
+                Some(PictureCodes { vq, tokens })
+            }
+        };
+        let mut eos_token_ids = self.eos_token_ids;
+        eos_token_ids.extend(vocabulary.separator.filter(|id| !eos_token_ids.contains(id)));
+        Ok(Self { codes, eos_token_ids, ..self })
     }
 }
 
