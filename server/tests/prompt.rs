@@ -8,7 +8,6 @@ use perilune::chat::{
 };
 use scheduler::{Digest, ImageInput};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
 use support::{fixture, kimi};
 
 fn builder() -> PromptBuilder {
