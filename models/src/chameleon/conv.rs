@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Pixels of the output that are computed at a time, at most (and at least one row of them).
-const STRIP: usize = 2048;
+const STRIP: usize = 512;
 /// Pixels that are summed for a norm before their sums are added up.
 const NORM_BLOCK: usize = 512;
 const NORM_EPS: f64 = 1e-6;

@@ -143,9 +143,12 @@ pub(super) fn decoder(
         "Qwen3ForCausalLM" => {
             Family { qk_norm: QkNorm::Rms, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
         }
-        "Qwen3MoeForCausalLM" => {
-            Family { qk_norm: QkNorm::Rms, window: Window::SwitchedForAll, moe: qwen3_moe, ..dense(&QWEN3_MOE) }
-        }
+        "Qwen3MoeForCausalLM" => Family {
+            qk_norm: QkNorm::Rms,
+            window: Window::SwitchedForAll,
+            moe: qwen3_moe,
+            ..dense(&QWEN3_MOE)
+        },
         "MixtralForCausalLM" => {
             Family { qkv_bias: Some(false), window: Window::Always, moe: mixtral, ..dense(&MIXTRAL) }
         }
