@@ -56,7 +56,7 @@ fn process(width: usize, height: usize, in_token_limit: usize, clock: fn() -> f6
     let (processor, rgb) = (processor(in_token_limit), picture(width, height));
     let mut image = None;
     let seconds = best_time(clock, &mut || image = processor.process(&rgb, width, height).ok());
-    let num_tokens = image.map_or(0, |image| image.num_tokens);
+    let num_tokens = image.map_or(0, |image| image.into_rows().num_tokens);
     println!(
         "processor {width}x{height}, limit {in_token_limit}: {:.1} ms, {num_tokens} tokens, {:.1} million pixels a second",
         seconds * 1e3,
@@ -109,7 +109,8 @@ fn main() {
             peak.fma_gflop_s, peak.read_gb_s
         );
         for side in [224, 448] {
-            let image = processor(4096).process(&picture(side, side), side, side).expect("a square fits");
+            let image =
+                processor(4096).process(&picture(side, side), side, side).expect("a square fits").into_rows();
             encode(&device, &image, &peak, clock);
         }
     }

@@ -5,9 +5,11 @@
 //! each layer:  residual ─norm─▶ attention ─▶ + residual ─norm─▶ MLP or experts ─▶ + residual
 //! residual ─norm─▶ rows to sample or to score ─▶ head ─▶ logits, some rows at a time
 //! ```
+//!
+//! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`.
 
 use crate::LoadError;
-use crate::config::{AttentionConfig, DecoderConfig};
+use crate::config::{AttentionConfig, DecoderConfig, NormPlace};
 use crate::input::StepInput;
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::layers::gqa::Gqa;
@@ -29,8 +31,11 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Tensor,
     head: Matrix,
+    /// Added to logits: the smallest number for tokens that are never drawn, 0 for all others.
+    never_drawn: Option<Tensor>,
     screen: Option<HeadScreen>,
     reads: StepReads,
+    norms: NormPlace,
     rope: RopeTable,
     rope_layout: RopeLayout,
     eps: f32,
@@ -102,6 +107,7 @@ impl Decoder {
             false => None,
         };
         let norm = base.vector("model.norm.weight", hidden_size)?;
+        let never_drawn = never_drawn(device, config);
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
         let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
@@ -113,7 +119,8 @@ impl Decoder {
         };
         let reads = StepReads::new(plan(&head), screen.as_ref().map(|screen| plan(screen.coarse())));
         let screen = screen.map(HeadScreen::new);
-        Ok(Self { embedding, layers, norm, head, screen, reads, rope, rope_layout, eps })
+        let norms = config.norms;
+        Ok(Self { embedding, layers, norm, head, never_drawn, screen, reads, norms, rope, rope_layout, eps })
     }
 
     /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
@@ -135,7 +142,11 @@ impl Decoder {
             false => WeightSize::default(),
         };
         let layers: WeightSize = (0..config.num_layers).map(|i| Layer::size(config, i, storage)).sum();
-        embedding + head + screen + layers + WeightSize::vector(hidden_size)
+        let never_drawn = match config.never_drawn.is_empty() {
+            true => WeightSize::default(),
+            false => WeightSize { parameters: 0, ..WeightSize::vector(vocab_size) },
+        };
+        embedding + head + never_drawn + screen + layers + WeightSize::vector(hidden_size)
     }
 
     /// What the head is kept as, and how many weights it has.
@@ -189,12 +200,31 @@ impl Decoder {
         }
         let ragged = ragged(input, cache.block_size);
         let mut step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout, loras, layer: 0 };
+        match self.norms {
+            NormPlace::Before => self.run_normed_before(&mut step, cache, scratch),
+            NormPlace::After => self.run_normed_after(&mut step, cache, scratch),
+        }
+    }
+
+    fn run_normed_before(&self, step: &mut Step, cache: &mut KvCache, scratch: &mut Scratch) {
         ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
             step.layer = index;
-            layer.run(&step, cache, (next_norm, self.eps), scratch);
+            layer.run_normed_before(step, cache, (next_norm, self.eps), scratch);
         }
+    }
+
+    /// Layers read the stream itself, so the stream is where they read. It is brought back: the next step, and a graph's replay, find each buffer in
+    /// its place.
+    fn run_normed_after(&self, step: &mut Step, cache: &mut KvCache, scratch: &mut Scratch) {
+        std::mem::swap(&mut scratch.residual, &mut scratch.normed);
+        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+            step.layer = index;
+            layer.run_normed_after(step, cache, self.eps, scratch);
+        }
+        std::mem::swap(&mut scratch.residual, &mut scratch.normed);
+        ops::rms_norm(&scratch.residual, &self.norm, self.eps, &mut scratch.normed);
     }
 
     /// A step begins after which so many rows go through the head. It changes no number.
@@ -217,7 +247,7 @@ impl Decoder {
         ops::gather_rows(normed, rows, sampled);
         match (&self.screen, tops) {
             (Some(screen), Some(tops)) => screen.linear(sampled, &self.head, tops, logits),
-            _ => tokens.hold(sampled).linear(&self.head, None, Activation::None, logits),
+            _ => tokens.hold(sampled).linear(&self.head, self.never_drawn.as_ref(), Activation::None, logits),
         }
     }
 }
@@ -327,17 +357,14 @@ impl Layer {
     }
 
     /// Reads `normed`, adds to the residual, and leaves the norm of that in `normed`, as the next layer reads it.
-    fn run(
+    fn run_normed_before(
         &self,
         step: &Step,
         cache: &mut LayerCache,
         (next_norm, eps): (&Tensor, f32),
         scratch: &mut Scratch,
     ) {
-        match &self.attention {
-            Attention::Gqa(attention) => attention.run(step, cache, scratch),
-            Attention::Mla(attention) => attention.run(step, cache, scratch),
-        }
+        self.attend(step, cache, scratch);
         match &self.mlp {
             LayerMlp::Dense(mlp) => {
                 add_and_norm(&self.mlp_norm, eps, scratch);
@@ -347,6 +374,41 @@ impl Layer {
             LayerMlp::Moe(moe) => moe.run(step, ([&self.mlp_norm, next_norm], eps), scratch),
         }
     }
+
+    /// Reads `normed`, which is the stream, and adds to it; `residual` is room for norms.
+    fn run_normed_after(&self, step: &Step, cache: &mut LayerCache, eps: f32, scratch: &mut Scratch) {
+        self.attend(step, cache, scratch);
+        add_norm(&self.input_norm, eps, scratch);
+        match &self.mlp {
+            LayerMlp::Dense(mlp) => mlp.run(step, scratch),
+            LayerMlp::Moe(_) => unreachable!("no family normalises after experts"),
+        }
+        add_norm(&self.mlp_norm, eps, scratch);
+    }
+
+    fn attend(&self, step: &Step, cache: &mut LayerCache, scratch: &mut Scratch) {
+        match &self.attention {
+            Attention::Gqa(attention) => attention.run(step, cache, scratch),
+            Attention::Mla(attention) => attention.run(step, cache, scratch),
+        }
+    }
+}
+
+/// Adds the norm of what a layer made to the stream, where the stream is what layers read.
+fn add_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
+    let Scratch { residual: room, normed: stream, out, .. } = scratch;
+    ops::rms_norm(out, norm, eps, room);
+    ops::add(stream, room);
+}
+
+/// What is added to logits, where a model has tokens that are never drawn. A finite logit is too small to change the smallest number.
+fn never_drawn(device: &Device, config: &DecoderConfig) -> Option<Tensor> {
+    if config.never_drawn.is_empty() {
+        return None;
+    }
+    let mut values = vec![0.0; config.vocab_size];
+    config.never_drawn.iter().for_each(|&token| values[token as usize] = f32::MIN);
+    Some(Tensor::from_f32(device, &[values.len()], &values))
 }
 
 /// Adds what a layer made to the stream, and normalises the stream for the next one.

@@ -95,6 +95,18 @@ fn cpu(options: &LoadOptions) -> Result<Device, LoadError> {
     Device::cpu_with(CpuOptions { activations: options.activations, ..host(options) }).map_err(option_error)
 }
 
+/// The processor for pictures that are encoded before the engine sees them: beside the model's device, and with as many threads as it has on the
+/// host. They are pinned nowhere: the model's own are.
+pub(crate) fn for_pictures(options: &LoadOptions) -> Result<Device, LoadError> {
+    let pinned = (!options.threads_bind.is_empty()).then_some(options.threads_bind.len());
+    let cpu = CpuOptions {
+        threads: options.threads.or(pinned),
+        activations: ActivationsChoice::F32,
+        ..CpuOptions::default()
+    };
+    Device::cpu_with(cpu).map_err(option_error)
+}
+
 /// The processor's part in any device.
 fn host(options: &LoadOptions) -> CpuOptions {
     CpuOptions { threads: options.threads, cpus: options.threads_bind.clone(), ..CpuOptions::default() }

@@ -170,7 +170,7 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<TokenId>,
     /// Added before a completion's prompt where the tokenizer's configuration asks for it.
     pub bos_token_id: Option<TokenId>,
-    /// The placeholder that a picture's rows replace, where the model sees pictures.
+    /// The placeholder that a picture's rows, or its tokens, replace, where the model sees pictures.
     pub image_token_id: Option<TokenId>,
     pub num_parameters: u64,
     /// Such as `bfloat16`.
@@ -185,10 +185,43 @@ pub struct ModelInfo {
     pub kv_cache_dtype: &'static str,
 }
 
-/// Turns a decoded picture into what the model's vision tower takes. Pure: no device, no files.
+/// Turns a decoded picture into what a prompt holds of it: a function of the pixels alone. It may take seconds and all threads.
 pub trait ImageProcessor: Send + Sync {
     /// `rgb` is `[height, width, 3]`, row-major, 8 bits a channel.
-    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError>;
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ProcessedImage, ImageError>;
+
+    /// What becomes of a picture's alpha before it is processed.
+    fn transparency(&self) -> Transparency;
+
+    /// Tokens of a prompt that a picture takes, where all take as many.
+    fn num_tokens(&self) -> Option<usize>;
+}
+
+/// A picture as a prompt holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ProcessedImage {
+    /// What the model's vision tower takes: its rows of embedding replace the placeholder's.
+    Rows(ImageInput),
+    /// Tokens of the vocabulary that take the place of the placeholder.
+    Tokens(Vec<TokenId>),
+}
+
+impl ProcessedImage {
+    /// What a vision tower takes, for tests and tools of models that have one: panics where a picture is tokens.
+    pub fn into_rows(self) -> ImageInput {
+        match self {
+            Self::Rows(image) => image,
+            Self::Tokens(_) => panic!("the picture is tokens"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transparency {
+    /// The colours are taken as they are stored.
+    Dropped,
+    /// White shows through.
+    OnWhite,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -199,4 +232,6 @@ pub enum ImageError {
         "picture of {width}x{height} pixels gives {rows}x{columns} patches, above the limit of {limit} in one direction"
     )]
     TooElongated { width: usize, height: usize, rows: usize, columns: usize, limit: usize },
+    #[error("the model's encoder of pictures gave a value that is not finite")]
+    NotFinite,
 }

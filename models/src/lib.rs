@@ -1,6 +1,7 @@
 //! Architectures, weights, image processors, sampling, memory planning and the runner. Tensors do not go above this crate, text
 //! and HTTP do not go below the server.
 
+pub mod chameleon;
 mod config;
 mod content;
 mod decode_graphs;
@@ -20,6 +21,7 @@ pub mod lora;
 mod memory;
 mod parts;
 mod published;
+mod resize;
 mod runner;
 pub mod sampler;
 mod scratch;
@@ -33,7 +35,8 @@ pub use error::LoadError;
 pub use files::{FileError, ModelFiles};
 pub use info::{
     ActivationsChoice, DTypeChoice, HeadScreeningChoice, ImageError, ImageProcessor, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, QuantizationChoice, WeightLayoutChoice, WeightsCache,
+    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, ProcessedImage, QuantizationChoice, Transparency,
+    WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;

@@ -1,6 +1,8 @@
 //! From a model's files to a runner: read the configuration, plan, take the weights, allocate the rest.
 
-use crate::config::{AttentionConfig, GenerationDefaults, ModelConfig};
+use crate::chameleon::encoder::{self, Encoder};
+use crate::chameleon::image_processor::{ChameleonImageProcessor, PixelRule};
+use crate::config::{AttentionConfig, GenerationDefaults, ModelConfig, PictureCodes};
 use crate::decoder::{Decoder, Placement};
 use crate::device;
 use crate::input::StepInput;
@@ -12,7 +14,10 @@ use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
 use crate::weights::{CacheUse, Checkpoint};
-use crate::{ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo, WeightLayoutChoice};
+use crate::{
+    HeadScreeningChoice, ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo,
+    WeightLayoutChoice,
+};
 use kernels::{DType, Device, Indices, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
@@ -47,6 +52,8 @@ struct Description {
     config: ModelConfig,
     storage: Storage,
     vision: Option<(VisionShape, KimiVlImageProcessor)>,
+    /// Where pictures are tokens: how they are cut, and the processor that encodes them.
+    codes: Option<(PixelRule, Device)>,
     is_embedded: bool,
 }
 
@@ -73,7 +80,15 @@ impl Description {
                 Some((VisionShape { config: shape, max_patches, max_tokens }, processor))
             }
         };
-        Ok(Self { config, storage, vision, is_embedded: matches!(files, ModelFiles::Embedded(_)) })
+        let codes = match &config.codes {
+            None => None,
+            Some(codes) => {
+                let rule = PixelRule::from_files(files)?;
+                rule.check(files, &codes.vq)?;
+                Some((rule, device::for_pictures(options)?))
+            }
+        };
+        Ok(Self { config, storage, vision, codes, is_embedded: matches!(files, ModelFiles::Embedded(_)) })
     }
 
     /// How weights are kept on this device.
@@ -81,14 +96,23 @@ impl Description {
         let Self { config, storage, .. } = self;
         storage.choose_layout(options.weight_layout, device)?;
         let head = Decoder::head(&config.decoder, storage);
-        storage.choose_screening(options.head_screening, head, device)
+        let choice = match (options.head_screening, config.decoder.never_drawn.is_empty()) {
+            (choice, true) => choice,
+            (HeadScreeningChoice::On, false) => {
+                let message = "a coarse copy would find tokens that this model never draws: use auto or off";
+                return Err(LoadError::Option { option: "head_screening", message: message.into() });
+            }
+            (HeadScreeningChoice::Auto | HeadScreeningChoice::Off, false) => HeadScreeningChoice::Off,
+        };
+        storage.choose_screening(choice, head, device)
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
         let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
+        let host = self.codes.as_ref().map(|(_, host)| host);
         let Self { config, storage, is_embedded, .. } = self;
-        Ok(Request { config, vision, options, device, limit, storage, is_embedded: *is_embedded })
+        Ok(Request { config, vision, host, options, device, limit, storage, is_embedded: *is_embedded })
     }
 }
 
@@ -150,8 +174,8 @@ fn load_once(
         Some((shape, _)) => Some(load_eyes(&checkpoint, &device, storage, shape, &plan)?),
         None => None,
     };
-    checkpoint
-        .finish(|name| Decoder::may_ignore(&config.decoder, name) || is_idle(config, &checkpoint, name))?;
+    let image_processor = load_image_processor(&checkpoint, &description)?;
+    checkpoint.finish(|name| may_ignore(config, name) || is_idle(config, &checkpoint, name))?;
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
@@ -175,10 +199,8 @@ fn load_once(
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
     let parts = Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows };
     let runner = DeviceRunner::new(parts)?;
-    let planned = plan.memory.total - plan.memory.padding;
+    let planned = plan.memory.total - plan.memory.padding - plan.memory.picture_encoder;
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");
-    let image_processor =
-        description.vision.map(|(_, processor)| Arc::new(processor) as Arc<dyn ImageProcessor>);
     Ok(Loaded {
         runner,
         adapters,
@@ -198,6 +220,27 @@ fn is_idle(config: &ModelConfig, checkpoint: &Checkpoint, name: &str) -> bool {
         published.may_ignore(name)
             || (published.may_have_zero_biases() && name.ends_with(".bias") && checkpoint.is_zero(name))
     })
+}
+
+/// Whether a stored tensor that nothing takes may be there all the same.
+fn may_ignore(config: &ModelConfig, name: &str) -> bool {
+    let is_chameleon = !config.decoder.never_drawn.is_empty();
+    Decoder::may_ignore(&config.decoder, name)
+        || (is_chameleon && encoder::may_ignore(name, config.codes.is_some()))
+}
+
+/// With the network that encodes pictures, where they are tokens.
+fn load_image_processor(
+    checkpoint: &Checkpoint,
+    description: &Description,
+) -> Result<Option<Arc<dyn ImageProcessor>>, LoadError> {
+    let Description { config, vision, codes, .. } = description;
+    if let (Some(PictureCodes { vq, tokens }), Some((rule, host))) = (&config.codes, codes) {
+        let encoder = Encoder::load(checkpoint, host, vq)?;
+        let processor = ChameleonImageProcessor::new(rule.clone(), tokens.clone(), encoder);
+        return Ok(Some(Arc::new(processor)));
+    }
+    Ok(vision.as_ref().map(|(_, processor)| Arc::new(processor.clone()) as Arc<dyn ImageProcessor>))
 }
 
 fn load_eyes(
@@ -227,7 +270,11 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
         max_model_len: plan.max_model_len,
         eos_token_ids: config.eos_token_ids.clone(),
         bos_token_id: config.bos_token_id,
-        image_token_id: config.vision.as_ref().map(|vision| vision.image_token_id),
+        image_token_id: match (&config.vision, &config.codes) {
+            (Some(vision), _) => Some(vision.image_token_id),
+            (None, Some(codes)) => Some(codes.tokens.placeholder()),
+            (None, None) => None,
+        },
         num_parameters: plan.num_parameters,
         dtype: plan.dtype,
         quantization: plan.quantization,

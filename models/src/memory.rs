@@ -76,6 +76,8 @@ pub struct MemoryPlan {
     /// Adapters, each as large as they may be, and the buffers of a step's.
     pub adapters: u64,
     pub image_cache: u64,
+    /// Weights and buffers of what makes pictures tokens, where the limit is of the host's memory. Beside a GPU it is in that as well, and not counted.
+    pub picture_encoder: u64,
     pub kv_cache: u64,
     /// Between tensors in a GPU's memory, at most.
     pub padding: u64,
@@ -141,6 +143,8 @@ pub(crate) struct VisionShape {
 pub(crate) struct Request<'a> {
     pub config: &'a ModelConfig,
     pub vision: Option<&'a VisionShape>,
+    /// The processor that encodes pictures, where they are tokens.
+    pub host: Option<&'a Device>,
     pub options: &'a LoadOptions,
     pub device: &'a Device,
     /// The memory limit in bytes.
@@ -208,6 +212,7 @@ impl Request<'_> {
             vision_buffers: vision.buffer_bytes,
             adapters,
             image_cache: images,
+            picture_encoder: self.picture_encoder(),
             kv_cache: 0,
             padding: self.device.padding_bytes(tensors),
             total: 0,
@@ -232,6 +237,13 @@ impl Request<'_> {
         let (limits, buffers) = (self.lora_limits(), LoraBuffers::NUM_TENSORS);
         let slots = Loras::size(self.device, &spec, limits);
         (slots.bytes + LoraBuffers::bytes(&spec, limits), slots.tensors + buffers)
+    }
+
+    fn picture_encoder(&self) -> u64 {
+        match (&self.config.codes, self.host, self.device) {
+            (Some(codes), Some(host), Device::Cpu(_)) => codes.vq.bytes(host),
+            _ => 0,
+        }
     }
 
     fn vision_size(&self) -> VisionSize {
@@ -312,7 +324,8 @@ impl Request<'_> {
             head_screening: self.storage.screens_head,
             kv_cache_dtype: self.kv_type().name(),
             num_parameters: Decoder::size(&config.decoder, self.storage).parameters
-                + self.vision_size().parameters,
+                + self.vision_size().parameters
+                + config.codes.as_ref().map_or(0, |codes| codes.vq.parameters()),
             memory: fixed.with_kv_cache(num_blocks as u64 * self.block_bytes()),
             weights_cache_bytes: self.weights_cache_bytes(fixed.weights + fixed.vision_weights),
             kv_bytes_per_token: KvCache::bytes_per_token(&config.decoder, self.kv_type()),
@@ -417,6 +430,7 @@ impl MemoryPlan {
             + self.vision_buffers
             + self.adapters
             + self.image_cache
+            + self.picture_encoder
             + self.padding
             + kv_cache;
         Self { kv_cache, total, ..self }
@@ -485,6 +499,7 @@ impl fmt::Display for Plan {
             ("vision buffers", m.vision_buffers),
             ("adapters", m.adapters),
             ("image cache", m.image_cache),
+            ("picture encoder", m.picture_encoder),
             ("KV cache", m.kv_cache),
             ("padding", m.padding),
             ("total", m.total),

@@ -1,7 +1,7 @@
 //! The buffers of a step, by name, allocated once for the largest step. An op reads some and writes others; nothing is allocated
 //! while serving.
 
-use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig};
+use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig, QkNorm};
 use crate::lora::LoraBuffers;
 use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch, TokenRoom};
 use kernels::{DType, Device, Tensor};
@@ -203,13 +203,13 @@ impl GqaBuffers {
     /// Of q, k, v, what was attended to, and q and k after their norms.
     fn widths(config: &GqaConfig) -> [usize; 6] {
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-        let (q_normed, k_normed) = if config.qk_norm { (q, kv) } else { (0, 0) };
+        let (q_normed, k_normed) = if config.qk_norm == QkNorm::None { (0, 0) } else { (q, kv) };
         [q, kv, kv, q, q_normed, k_normed]
     }
 
     fn new(config: &GqaConfig, buffer: &dyn Fn(usize) -> Tensor) -> Self {
         let [q, k, v, attended, q_normed, k_normed] = Self::widths(config);
-        let normed = config.qk_norm.then(|| (buffer(q_normed), buffer(k_normed)));
+        let normed = (config.qk_norm != QkNorm::None).then(|| (buffer(q_normed), buffer(k_normed)));
         Self { q: buffer(q), k: buffer(k), v: buffer(v), normed, attended: buffer(attended) }
     }
 }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Case, Golden, fixture, load, options};
-use models::{DeviceRunner, ImagePlan, LoadOptions, Loaded};
+use models::{DeviceRunner, ImagePlan, LoadOptions, Loaded, ModelFiles, Plan};
 use scheduler::{
     Batch, BatchItem, BlockId, ImageEncode, ImageInput, ImageRows, ModelRunner, Sample, SamplingParams,
     SequenceId,
@@ -44,6 +44,10 @@ impl Picture {
 }
 
 impl Feed {
+    fn new(runner: DeviceRunner, plan: &Plan) -> Self {
+        Self { runner, block_size: plan.block_size, num_blocks: plan.num_blocks, images: plan.images }
+    }
+
     /// Gives each picture of a prompt its rows, from the last block of the image cache backwards, and encodes it.
     fn encode(&mut self, pictures: Vec<(usize, Arc<ImageInput>)>) -> Vec<Picture> {
         let mut free = self.images.map_or(0, |images| images.num_blocks) as u32;
@@ -138,12 +142,11 @@ fn check_family(name: &str, options: &LoadOptions) {
     let golden = Golden::read(name);
     assert!(!golden.cases.is_empty());
     let Loaded { runner, plan, image_processor, .. } = load(name, options);
-    let mut feed =
-        Feed { runner, block_size: plan.block_size, num_blocks: plan.num_blocks, images: plan.images };
+    let mut feed = Feed::new(runner, &plan);
     let process = |file: &str| {
         let picture = image::open(fixture(name).join(file)).unwrap().to_rgb8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap())
+        Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap().into_rows())
     };
     for case in &golden.cases {
         let pictures = case.images.iter().map(|(file, offset)| (*offset, process(file))).collect();
@@ -161,6 +164,24 @@ fn latent_attention_in_its_expanded_form() {
         [("moonlight", 0), ("deepseek_v3", 5), ("deepseek_v2", 0), ("deepseek_v2_lite", 3), ("kimi_vl", 1)]
     {
         check_family(name, &LoadOptions { mla_expand_from: Some(from), ..options() });
+    }
+}
+
+/// The same weights in the other arrangement of norms: its folder has no weights of its own.
+#[test]
+fn chameleon_with_norms_after_its_layers() {
+    let read = |folder: &str, name: &str| &*std::fs::read(fixture(folder).join(name)).unwrap().leak();
+    let files = vec![
+        ("config.json", read("chameleon_swin", "config.json")),
+        ("model.safetensors", read("chameleon", "model.safetensors")),
+    ];
+    let loaded = models::load(&ModelFiles::Embedded(files.leak()), &options(), &mut |_| {}).unwrap();
+    let mut feed = Feed::new(loaded.runner, &loaded.plan);
+    let golden = Golden::read("chameleon_swin");
+    for case in &golden.cases {
+        for chunk in [1, 3, 1000] {
+            check_case(&mut feed, &golden, case, &[], chunk);
+        }
     }
 }
 

@@ -104,7 +104,7 @@ impl World {
         let process = |name: &str| {
             let picture = image::open(fixture(subject.family).join("images").join(name)).unwrap().to_rgb8();
             let (width, height) = (picture.width() as usize, picture.height() as usize);
-            Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap())
+            Arc::new(image_processor.as_ref().unwrap().process(&picture, width, height).unwrap().into_rows())
         };
         let pictures = match subject.pictures {
             true => ["small.png", "wide.png", "dot.png", "tall.png"].map(process).to_vec(),
@@ -506,6 +506,7 @@ subjects! {
     kimi_vl_pictures: "kimi_vl", true, Auto, Auto, Auto, None, Auto;
     grouped_queries: "llama31", false, Auto, F32, Auto, None, Auto;
     grouped_queries_rounded: "llama31", false, Auto, Auto, Auto, None, Auto;
+    norms_of_heads: "chameleon", false, Auto, Auto, Auto, None, Auto;
     experts: "qwen3_moe", false, Auto, F32, Auto, None, Auto;
     experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None, Auto;
     experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;

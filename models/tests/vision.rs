@@ -1,5 +1,9 @@
 //! Pictures of Kimi-VL against Pillow and torch: the fixtures' README says how the expected values were made.
 
+#[path = "common/formula.rs"]
+mod formula;
+
+use formula::{noise, smooth};
 use image::RgbImage;
 use kernels::{ActivationChoice, CpuOptions, DType, Device, Tensor};
 use models::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig, VisionSize, resize};
@@ -47,7 +51,7 @@ fn pictures() -> Vec<(Value, RgbImage, ImageInput)> {
         let rgb = picture(&format!("kimi_vl/{}", description["file"].as_str().unwrap()));
         let (width, height) = (rgb.width() as usize, rgb.height() as usize);
         assert_eq!([width, height], ["width", "height"].map(|name| number(description, name)));
-        let image = processor().process(&rgb, width, height).unwrap();
+        let image = processor().process(&rgb, width, height).unwrap().into_rows();
         (description.clone(), rgb, image)
     };
     let pictures: Vec<_> = golden["images"].as_array().unwrap().iter().map(process).collect();
@@ -125,27 +129,6 @@ fn resizing_equals_pillow_byte_for_byte() {
 }
 
 /// Ramps and curves with a disc of the inverted colours in the middle.
-fn smooth(width: usize, height: usize, seed: usize) -> Vec<u8> {
-    let radius = width.min(height) as i64 / 3;
-    let pixel = |x: usize, y: usize| {
-        let channels =
-            [7 * x + 3 * y + seed, x * y / 16 + 5 * seed, x * x / 8 + 11 * y + seed].map(|c| (c % 256) as u8);
-        let [from_middle_x, from_middle_y] =
-            [(x, width), (y, height)].map(|(at, of)| 2 * at as i64 - of as i64);
-        let inside = from_middle_x.pow(2) + from_middle_y.pow(2) <= (2 * radius).pow(2);
-        channels.map(|c| if inside { 255 - c } else { c })
-    };
-    (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect()
-}
-
-fn noise(width: usize, height: usize, seed: usize) -> Vec<u8> {
-    let byte = |index: usize| {
-        let n = (index as u32 + 1 + 7919 * seed as u32).wrapping_mul(2654435761);
-        ((n ^ (n >> 15)).wrapping_mul(2246822519) >> 24) as u8
-    };
-    (0..width * height * 3).map(byte).collect()
-}
-
 /// Tower and projector of the fixture, for pictures of up to `max_patches`.
 fn vision(device: &Device, stored_as: DType, max_patches: usize) -> Vision {
     let checkpoint = Checkpoint::open(&ModelFiles::Directory(fixture("kimi_vl"))).unwrap();
@@ -269,8 +252,8 @@ fn dummy_weights_see_the_picture() {
     let device = Device::cpu(Some(2));
     let mut vision =
         Vision::load(&Checkpoint::dummy(7), &device, &Storage::floats(DType::BF16), &config(), 64).unwrap();
-    let black = processor().process(&vec![0; 56 * 30 * 3], 56, 30).unwrap();
-    let noisy = processor().process(&noise(56, 30, 1), 56, 30).unwrap();
+    let black = processor().process(&vec![0; 56 * 30 * 3], 56, 30).unwrap().into_rows();
+    let noisy = processor().process(&noise(56, 30, 1), 56, 30).unwrap().into_rows();
     let [black, noisy] = [black, noisy].map(|image| encode(&mut vision, &device, &image));
     assert!(black.iter().chain(&noisy).all(|value| value.is_finite()));
     assert!(difference(&black, &noisy) > 0.01);

@@ -39,7 +39,7 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
     if let Some(processor) = &loaded.image_processor {
         let (width, height) = PICTURE;
         let pixels: Vec<u8> = (0..width * height * 3).map(|i| (i * 31 % 253) as u8).collect();
-        let image = Arc::new(processor.process(&pixels, width, height).expect("a picture"));
+        let image = Arc::new(processor.process(&pixels, width, height).expect("a picture").into_rows());
         let rows: Vec<BlockId> = (0..image.num_tokens as u32).map(BlockId).collect();
         let placeholder = loaded.info.image_token_id.expect("the model sees pictures");
         tokens.splice(3..3, vec![placeholder; image.num_tokens]);

@@ -11,12 +11,12 @@ use crate::blocking::{Blocking, Lane};
 use crate::chat::image::cache::{Found, Frames, ProcessedImages, key, salted};
 use crate::chat::image::remote::{ByteBudget, RemoteFetcher, RemotePolicy};
 use crate::chat::image::{ImageInputError, ImageLimits, Media, decode, is_remote, read_data_url};
-use crate::chat::{Message, Part};
+use crate::chat::{Message, Part, Picture};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::raw_prompt::{RawMessage, RawPart};
 use futures::StreamExt;
-use models::ImageProcessor;
+use models::{ImageProcessor, ProcessedImage};
 use scheduler::{Digest, ImageInput};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -280,10 +280,15 @@ impl Pictures {
         let (outcome, found) = self.processed.get(key(&salt, bytes), || {
             let processor = self.processor.as_ref().ok_or(ImageInputError::NoEyes)?;
             let mut frames = Vec::new();
-            decode(blocking, bytes, &self.limits, &mut |picture| {
+            decode(blocking, bytes, (&self.limits, processor.transparency()), &mut |picture| {
                 let image = processor.process(&picture.rgb, picture.width, picture.height);
-                let image = image.map_err(|error| ImageInputError::Unsuitable(error.to_string()))?;
-                frames.push(Arc::new(ImageInput { digest: salted(&salt, image.digest), ..image }));
+                frames.push(match image.map_err(|error| ImageInputError::Unsuitable(error.to_string()))? {
+                    ProcessedImage::Rows(image) => {
+                        ImageInput { digest: salted(&salt, image.digest), ..image }.into()
+                    }
+                    // Blocks of tokens have the salt of their request.
+                    ProcessedImage::Tokens(tokens) => Picture::Tokens(tokens.into()),
+                });
                 Ok(())
             })?;
             Ok(frames.into())

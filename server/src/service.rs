@@ -61,6 +61,11 @@ impl Service {
     pub fn new(parts: ServiceParts) -> Self {
         let ServiceParts { info, host, names, pictures, image_processor, metrics, .. } = &parts;
         assert!(!names.is_empty(), "a model has a name");
+        // What cannot fit is refused before it is processed.
+        let of_each = image_processor.as_ref().and_then(|processor| processor.num_tokens());
+        let fitting = of_each.map_or(usize::MAX, |tokens| info.max_model_len / tokens);
+        let pictures =
+            PictureOptions { max_pictures: pictures.max_pictures.min(fitting), ..pictures.clone() };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             model_ends: info.eos_token_ids.clone().into(),
@@ -69,7 +74,7 @@ impl Service {
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
-            pictures: Arc::new(Pictures::new(pictures.clone(), image_processor.clone(), metrics.clone())),
+            pictures: Arc::new(Pictures::new(pictures, image_processor.clone(), metrics.clone())),
             constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info, *host)),
             parts,
         }

@@ -8,7 +8,6 @@ use perilune::chat::{
 };
 use scheduler::{Digest, ImageInput};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
 use support::{fixture, kimi};
 
 fn builder() -> PromptBuilder {
@@ -33,7 +32,7 @@ fn text(role: &str, text: &str) -> Message {
 
 fn image(num_tokens: usize) -> Part {
     let digest = Digest([num_tokens as u8; 32]);
-    Part::Image(Arc::new(ImageInput { digest, grid: [2, 2 * num_tokens], num_tokens, patches: Vec::new() }))
+    Part::Image(ImageInput { digest, grid: [2, 2 * num_tokens], num_tokens, patches: Vec::new() }.into())
 }
 
 fn build_with(builder: &PromptBuilder, messages: &[Message], ending: Ending) -> Result<Prompt, PromptError> {

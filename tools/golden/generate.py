@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import chameleon  # noqa: E402
 import kimi_vl  # noqa: E402
 import quantised  # noqa: E402
 import resize  # noqa: E402
@@ -26,6 +27,7 @@ import tiktoken_vocab  # noqa: E402
 
 def jobs():
     out = {name: partial(text_models.generate, name) for name in text_models.FAMILIES}
+    out["chameleon"] = chameleon.generate
     out["kimi_vl"] = kimi_vl.generate
     out["quantised"] = quantised.generate
     out["resize"] = resize.generate

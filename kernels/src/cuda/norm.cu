@@ -1,6 +1,7 @@
 // rms_norm:     out[t, :] = x[t, :] / sqrt(mean(x[t, :]²) + eps) * w                            one block per row t
 // add_rms_norm: residual[t, :] += x[t, :], then out = rms_norm(residual)
 // layer_norm:   out[t, :] = (x[t, :] - mean) / sqrt(variance + eps) * w + b
+// layer_norm_heads: the same of rows [T · heads, D], where row r has row r % heads of w and b [heads, D]; f32
 // x, residual, out [T, D] T · w, b [D] f32 · sums in f32 · N = 4 where D % 4 == 0, else 1; any T > 0
 // moves 2·size·T·D bytes (add_rms_norm: 4·size); not measured: no GPU was available
 #include "norm.cuh"
@@ -60,7 +61,18 @@ __global__ void __launch_bounds__(THREADS)
     scale_row<N>(x + start, m.x, m.y, w, b, width, out + start);
 }
 
-// The same, rounded and packed (tokens.cuh). grid: tokens, filled up
+template <class T, int N>
+__global__ void __launch_bounds__(THREADS)
+    layer_norm_heads(In<T> x, In<float> w, In<float> b, float eps, int heads, int width, Out<T> out) {
+    SHARED(float, sums, WARPS);
+    SHARED(float, squares, WARPS);
+    long long start = (long long)blockIdx.x * width;
+    int own = (int)blockIdx.x % heads * width;
+    float2 m = moments<T, N>(x + start, eps, width, sums, squares);
+    scale_row<N>(x + start, m.x, m.y, w + own, b + own, width, out + start);
+}
+
+// layer_norm, rounded and packed (tokens.cuh). grid: tokens, filled up
 template <class P, int N>
 __global__ void __launch_bounds__(THREADS, 4)
     pack_layer_norm(In<float> x, In<float> w, In<float> b, float eps, int rows, int width, Out<P> packed) {

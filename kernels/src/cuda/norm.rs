@@ -23,6 +23,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("layer_norm<float, 4>", 40, 256),
         Instance::new("layer_norm<bf16, 1>", 40, 256),
         Instance::new("layer_norm<bf16, 4>", 40, 256),
+        Instance::new("layer_norm_heads<float, 1>", 48, 256),
+        Instance::new("layer_norm_heads<float, 4>", 48, 256),
         Instance::new("pack_layer_norm<bf16, 1>", 64, 256),
         Instance::new("pack_layer_norm<bf16, 4>", 64, 256),
         Instance::new("pack_layer_norm<f16, 1>", 64, 256),
@@ -60,6 +62,14 @@ pub(crate) fn layer_norm(cuda: &Cuda, x: &Tensor, w: &Tensor, b: &Tensor, eps: f
     launch(cuda, "layer_norm", x, width, args);
 }
 
+pub(crate) fn layer_norm_heads(cuda: &Cuda, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor) {
+    assert_eq!([x.dtype(), w.dtype(), b.dtype(), out.dtype()], [DType::F32; 4], "layer_norm_heads: types");
+    let [heads, width] = *w.shape() else { unreachable!("a weight for each head") };
+    let args = Args::new().pointer(x.pointer()).pointer(w.pointer()).pointer(b.pointer());
+    let args = args.value(eps).value(heads as i32).value(width as i32).pointer(out.pointer());
+    launch(cuda, "layer_norm_heads", x, width, args);
+}
+
 /// Rounded and packed into a room, for a linear layer.
 pub(crate) fn pack_layer_norm(
     cuda: &Cuda,
@@ -87,6 +97,7 @@ fn launch(cuda: &Cuda, name: &str, x: &Tensor, width: usize, args: Args) {
     }
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
     let expression = format!("{name}<{}, {vector}>", x.dtype().cpp());
-    // SAFETY: T rows of `width` elements in x, residual and out, `width` in w and b; one block for each row.
+    // SAFETY: T rows of `width` elements in x, residual and out, `width` in w and b (as many rows of them as the argument says); one
+    // block for each row.
     unsafe { cuda.launch(&KERNEL, &expression, grid(x.len() / width, THREADS), args) };
 }

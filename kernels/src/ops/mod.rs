@@ -34,7 +34,7 @@ pub use kv::{KvRows, KvShape, KvTensor, KvType, store_kv};
 pub use latents::{LatentRows, Rotation, prepare_latents};
 pub use linear::{Activation, HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
 pub use moe::{AddNorm, MoeScratch, SharedExpert, moe, moe_and_norm, moe_and_shared};
-pub use norm::{add_rms_norm, layer_norm, rms_norm};
+pub use norm::{add_rms_norm, layer_norm, layer_norm_heads, rms_norm};
 pub use reads::{ReadPlan, ReadyPlan};
 pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
 pub use route::{Choice, GroupScore, Router, RouterConfig, Scoring, norm_and_route, route};

@@ -2,6 +2,7 @@
 //! add_rms_norm: residual[t, :] += x[t, :], then out = rms_norm(residual)
 //! layer_norm:   out[t, :] = (x[t, :] - mean) / sqrt(variance + eps) * w + b
 //! x, out [T, D] or [T, H, D] f32 · w, b [D] f32: the last dimension is normalised · moves 8 to 16 bytes per element
+//! layer_norm_heads: layer_norm of x [T, H, D], where each head has its own w and b: both [H, D]
 
 use crate::cpu::norm;
 use crate::cuda;
@@ -49,6 +50,27 @@ pub fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor
             });
         }
         Device::Cuda(cuda) => cuda::norm::layer_norm(cuda, x, w, b, eps, out),
+    }
+}
+
+pub fn layer_norm_heads(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32, out: &mut Tensor) {
+    let &[_, heads, d] = x.shape() else { panic!("layer_norm_heads: x {:?}", x.shape()) };
+    assert_eq!(x.shape(), out.shape(), "layer_norm_heads: shape");
+    assert_eq!(w.shape(), [heads, d], "layer_norm_heads: weight");
+    assert_eq!(b.shape(), [heads, d], "layer_norm_heads: bias");
+    match &out.device().clone() {
+        Device::Cpu(cpu) => {
+            let (x, w, b) = (x.as_f32(), w.as_f32(), b.as_f32());
+            let width = heads * d;
+            cpu.for_rows(out.as_f32_mut(), width, |first, block| {
+                let x = &x[first * width..first * width + block.len()];
+                for (i, (x, out)) in x.chunks(d).zip(block.chunks_mut(d)).enumerate() {
+                    let own = i % heads * d..(i % heads + 1) * d;
+                    norm::layer_norm(cpu.isa, x, &w[own.clone()], &b[own], eps, out);
+                }
+            });
+        }
+        Device::Cuda(cuda) => cuda::norm::layer_norm_heads(cuda, x, w, b, eps, out),
     }
 }
 

@@ -83,6 +83,12 @@ pub fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
     (0..x.len()).map(|i| (x[i] - mean) / (variance + eps).sqrt() * w[i] + b[i]).collect()
 }
 
+/// Rows of x, of w and of b, with as many of w and b as there are heads.
+pub fn layer_norm_heads([x, w, b]: [Vec<Vec<f64>>; 3], eps: f64) -> Vec<f64> {
+    let own = |row: usize| row % w.len();
+    x.iter().enumerate().flat_map(|(row, x)| layer_norm(x, &w[own(row)], &b[own(row)], eps)).collect()
+}
+
 /// One head of one token.
 pub fn rope(x: &mut [f64], offset: usize, angles: &[(f64, f64)], layout: RopeLayout) {
     let half = angles.len();

@@ -52,6 +52,22 @@ fn a_norm_of_every_head() {
     assert_close(out.as_f32(), &expected, 1e-6, "heads");
 }
 
+/// Each head has its own weight and bias.
+#[test]
+fn a_layer_norm_of_every_head() {
+    for device in devices() {
+        for [t, h, d] in [[1, 1, 1], [5, 3, 7], [37, 4, 64]] {
+            let shifted: Vec<f32> = values(1, t * h * d).iter().map(|v| v + 3.0).collect();
+            let x = Host::new(DType::F32, &[t, h, d], &shifted);
+            let (w, b) = (Host::random(DType::F32, &[h, d], 2), Host::random(DType::F32, &[h, d], 3));
+            let mut out = Tensor::zeros(&device, DType::F32, &[t, h, d]);
+            layer_norm_heads(&x.tensor(&device), &w.tensor(&device), &b.tensor(&device), 1e-5, &mut out);
+            let expected = naive::layer_norm_heads([&x, &w, &b].map(Host::rows), 1e-5);
+            assert_close(out.as_f32(), &expected, 4e-6, &format!("{device:?} {t} {h} {d}"));
+        }
+    }
+}
+
 #[test]
 fn rotation() {
     let (t, h, d, half) = (7, 3, 29, 11);

@@ -42,6 +42,22 @@ fn norms() {
     }
 }
 
+#[test]
+fn layer_norms_of_heads() {
+    for seed in SEEDS {
+        let device = emulated(seed);
+        for [t, h, d] in [[1, 1, 1], [5, 3, 7], [3, 4, 64]] {
+            let shifted: Vec<f32> = values(1, t * h * d).iter().map(|v| v + 3.0).collect();
+            let x = Host::new(DType::F32, &[t, h, d], &shifted);
+            let (w, b) = (Host::random(DType::F32, &[h, d], 2), Host::random(DType::F32, &[h, d], 3));
+            let mut out = Tensor::unwritten(&device, DType::F32, &[t, h, d]);
+            layer_norm_heads(&x.tensor(&device), &w.tensor(&device), &b.tensor(&device), 1e-5, &mut out);
+            let expected = naive::layer_norm_heads([&x, &w, &b].map(Host::rows), 1e-5);
+            assert_close(&out.to_f32_vec(), &expected, 4e-6, &format!("{device:?} {t} {h} {d}"));
+        }
+    }
+}
+
 /// The same, where rows are of 16 bits: the sums are those of what is stored.
 #[test]
 fn norms_of_bf16() {

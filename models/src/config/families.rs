@@ -3,8 +3,11 @@
 
 use super::json::Fields;
 use super::rope::{self, RopeRule};
-use super::{AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig};
+use super::{
+    AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig, NormPlace, QkNorm,
+};
 use crate::LoadError;
+use crate::chameleon::vocabulary::PictureVocabulary;
 use kernels::ops::{GroupScore, RopeLayout, RouterConfig, Scoring};
 use serde_json::{Map, Value};
 
@@ -18,7 +21,10 @@ pub(super) const ARCHITECTURES: &[&str] = &[
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "SeedOssForCausalLM",
+    CHAMELEON,
 ];
+
+pub(super) const CHAMELEON: &str = "ChameleonForConditionalGeneration";
 
 pub(super) const KIMI_VL_IMAGE_TOKEN: u32 = 163_605;
 
@@ -80,6 +86,8 @@ const SEED_OSS: Defaults = Defaults {
     max_positions: 524_288,
     ..LLAMA
 };
+const CHAMELEON_7B: Defaults =
+    Defaults { vocab_size: 65_536, num_kv_heads: Some(32), max_positions: 4096, rms_norm_eps: 1e-5, ..LLAMA };
 const DEEPSEEK_V2: Defaults = Defaults { vocab_size: 102_400, ..LLAMA };
 const DEEPSEEK_V3: Defaults = Defaults {
     vocab_size: 129_280,
@@ -99,7 +107,7 @@ pub(super) struct SpecialTokens {
 
 pub(super) fn special_tokens(architecture: &str) -> SpecialTokens {
     let (bos, eos) = match architecture {
-        "LlamaForCausalLM" | "MixtralForCausalLM" | "DeepseekV2ForCausalLM" => (Some(1), Some(2)),
+        "LlamaForCausalLM" | "MixtralForCausalLM" | "DeepseekV2ForCausalLM" | CHAMELEON => (Some(1), Some(2)),
         "DeepseekV3ForCausalLM" | "KimiVLForConditionalGeneration" => (Some(0), Some(1)),
         "SeedOssForCausalLM" => (Some(0), Some(2)),
         _ => (None, None),
@@ -133,11 +141,14 @@ pub(super) fn decoder(
         "LlamaForCausalLM" => Family { mlp_bias: true, ..dense(&LLAMA) },
         "Qwen2ForCausalLM" => Family { qkv_bias: Some(true), window: Window::Switched, ..dense(&QWEN) },
         "Qwen3ForCausalLM" => {
-            Family { qk_norm: true, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
+            Family { qk_norm: QkNorm::Rms, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
         }
-        "Qwen3MoeForCausalLM" => {
-            Family { qk_norm: true, window: Window::SwitchedForAll, moe: qwen3_moe, ..dense(&QWEN3_MOE) }
-        }
+        "Qwen3MoeForCausalLM" => Family {
+            qk_norm: QkNorm::Rms,
+            window: Window::SwitchedForAll,
+            moe: qwen3_moe,
+            ..dense(&QWEN3_MOE)
+        },
         "MixtralForCausalLM" => {
             Family { qkv_bias: Some(false), window: Window::Always, moe: mixtral, ..dense(&MIXTRAL) }
         }
@@ -148,13 +159,28 @@ pub(super) fn decoder(
             mlp_bias: true,
             ..dense(&SEED_OSS)
         },
+        CHAMELEON => Family { qk_norm: QkNorm::LayerPerHead, mlp_bias: true, ..dense(&CHAMELEON_7B) },
         "DeepseekV2ForCausalLM" => Family { latent: true, moe: deepseek_v2, ..dense(&DEEPSEEK_V2) },
         "DeepseekV3ForCausalLM" => {
             Family { latent: true, halves: true, moe: deepseek_v3, ..dense(&DEEPSEEK_V3) }
         }
         other => unreachable!("{other} is not in the list of architectures"),
     };
-    build(fields, &family, prefix)
+    let decoder = build(fields, &family, prefix)?;
+    match architecture {
+        CHAMELEON => chameleon(fields, decoder),
+        _ => Ok(decoder),
+    }
+}
+
+/// Where the norms of layers are, and the tokens that no answer has.
+fn chameleon(fields: &Fields, decoder: DecoderConfig) -> Result<DecoderConfig, LoadError> {
+    let norms = match fields.bool_or("swin_norm", false)? {
+        true => NormPlace::After,
+        false => NormPlace::Before,
+    };
+    let never_drawn = PictureVocabulary::read(fields, decoder.vocab_size)?.never_drawn();
+    Ok(DecoderConfig { norms, never_drawn, ..decoder })
 }
 
 /// The switches of a family.
@@ -169,7 +195,7 @@ struct Family {
     bias_default: bool,
     /// `attention_out_bias` says whether the output has a bias.
     separate_out_bias: bool,
-    qk_norm: bool,
+    qk_norm: QkNorm,
     head_dim: Option<usize>,
     mlp_bias: bool,
     window: Window,
@@ -196,7 +222,7 @@ fn dense(defaults: &'static Defaults) -> Family {
         qkv_bias: None,
         bias_default: false,
         separate_out_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::None,
         head_dim: None,
         mlp_bias: false,
         window: Window::Never,
@@ -227,12 +253,14 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         },
         max_position_embeddings,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
+        norms: NormPlace::Before,
         attention,
         rope,
         intermediate_size: fields.usize_or("intermediate_size", default.intermediate_size, 1..=MAX_WIDTH)?,
         mlp_bias: family.mlp_bias && fields.bool_or("mlp_bias", false)?,
         moe: (family.moe)(fields, num_layers)?,
         tied_head: fields.bool_or("tie_word_embeddings", false)?,
+        never_drawn: Vec::new(),
         prefix,
     })
 }

@@ -12,6 +12,8 @@ mod rope;
 pub use generation::GenerationDefaults;
 pub use rope::{RopeConfig, RopeScaling, Yarn};
 
+use crate::chameleon::config::VqConfig;
+use crate::chameleon::vocabulary::{PictureTokens, PictureVocabulary};
 use crate::files::CONFIG_FILE;
 use crate::parts::Quantization;
 use crate::published::Published;
@@ -28,8 +30,10 @@ pub struct ModelConfig {
     /// From `architectures`, such as `KimiVLForConditionalGeneration`.
     pub architecture: String,
     pub decoder: DecoderConfig,
-    /// Present when the model sees pictures.
+    /// Present when the model sees pictures as rows of embedding.
     pub vision: Option<VisionPart>,
+    /// Present when it sees them as tokens.
+    pub codes: Option<PictureCodes>,
     /// The type that the checkpoint says it is stored in.
     pub dtype: DType,
     /// What it says of weights that are quantised in its files.
@@ -51,6 +55,13 @@ pub struct VisionPart {
     pub image_token_id: TokenId,
 }
 
+/// How a picture becomes tokens of the vocabulary.
+#[derive(Debug, Clone)]
+pub struct PictureCodes {
+    pub vq: VqConfig,
+    pub tokens: PictureTokens,
+}
+
 /// The decoder, written once, and every switch in which the families differ.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
@@ -62,6 +73,8 @@ pub struct DecoderConfig {
     /// Of the file, or what YaRN stretches the original length to if that is more.
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f32,
+    /// Of each layer.
+    pub norms: NormPlace,
     pub attention: AttentionConfig,
     pub rope: RopeConfig,
     /// Width of a dense layer's MLP.
@@ -70,8 +83,19 @@ pub struct DecoderConfig {
     pub moe: Option<MoeConfig>,
     /// The embedding table is the output matrix as well.
     pub tied_head: bool,
+    /// Tokens whose logits are the smallest number, whatever the head says; sorted. For most models there is none.
+    pub never_drawn: Vec<TokenId>,
     /// Before every tensor name, such as `language_model.`.
     pub prefix: &'static str,
+}
+
+/// Where the norms of attention and MLP are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// `x + f(norm(x))`
+    Before,
+    /// `x + norm(f(x))`, as in Swin Transformer V2; in layers without experts.
+    After,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -89,10 +113,22 @@ pub struct GqaConfig {
     pub head_dim: usize,
     pub qkv_bias: bool,
     pub out_bias: bool,
-    /// RMS norm of each head of q and k, with one weight `[head_dim]`, before the rotation.
-    pub qk_norm: bool,
+    pub qk_norm: QkNorm,
     pub scale: f32,
 }
+
+/// What each head of q and k goes through before the rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    None,
+    /// RMS norm with one weight `[head_dim]` for all heads.
+    Rms,
+    /// Layer norm, where each head has its own weight and bias: `[heads, head_dim]`.
+    LayerPerHead,
+}
+
+/// The published code has it in its layer norms of heads, whatever `rms_norm_eps` says.
+pub const HEAD_NORM_EPS: f32 = 1e-5;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlaConfig {
@@ -185,7 +221,11 @@ impl ModelConfig {
         let Some(text) = families::text_part(&architecture, &top)? else {
             let decoder = families::decoder(&architecture, &top, "")?;
             let published = Published::read(file, &top)?;
-            return Self::assemble(architecture, &top, &top, decoder, (None, published));
+            let config = Self::assemble(architecture, &top, &top, decoder, (None, published))?;
+            return match config.architecture == families::CHAMELEON {
+                true => config.with_codes(file, &top),
+                false => Ok(config),
+            };
         };
         let text = Fields::new(file, "text_config", text);
         let published = match Published::read(file, &text)? {
@@ -234,11 +274,30 @@ impl ModelConfig {
             written_for: written_for(top)?,
             architecture,
             vision,
+            codes: None,
             bos_token_id: bos_token_id.filter(|&id| (id as usize) < vocab_size),
             eos_token_ids: eos_token_ids.into_iter().filter(|&id| (id as usize) < vocab_size).collect(),
             generation: GenerationDefaults::default(),
             decoder,
         })
+    }
+}
+
+impl ModelConfig {
+    /// Pictures of Chameleon, where config.json says how they are encoded; and what ends a turn ends an answer.
+    fn with_codes(self, file: &str, top: &Fields) -> Result<Self, LoadError> {
+        let vocabulary = PictureVocabulary::read(top, self.decoder.vocab_size)?;
+        let codes = match top.opt_object("vq_config")? {
+            None => None,
+            Some(object) => {
+                let vq = VqConfig::read(file, object)?;
+                let tokens = PictureTokens::new(top, &vocabulary, vq.num_embeddings)?;
+                Some(PictureCodes { vq, tokens })
+            }
+        };
+        let mut eos_token_ids = self.eos_token_ids;
+        eos_token_ids.extend(vocabulary.separator.filter(|id| !eos_token_ids.contains(id)));
+        Ok(Self { codes, eos_token_ids, ..self })
     }
 }
 

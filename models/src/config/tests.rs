@@ -226,14 +226,37 @@ fn biases_and_norms_of_the_dense_families() {
         AttentionConfig::Gqa(gqa) => (gqa.qkv_bias, gqa.out_bias, gqa.qk_norm, gqa.head_dim),
         AttentionConfig::Mla(_) => panic!("not GQA"),
     };
-    assert_eq!(gqa(llama()), (false, false, false, 128));
-    assert_eq!(gqa(with(llama(), &[("attention_bias", json!(true))])), (true, true, false, 128));
-    assert_eq!(gqa(json!({"architectures": ["Qwen2ForCausalLM"]})), (true, false, false, 128));
+    assert_eq!(gqa(llama()), (false, false, QkNorm::None, 128));
+    assert_eq!(gqa(with(llama(), &[("attention_bias", json!(true))])), (true, true, QkNorm::None, 128));
+    assert_eq!(gqa(json!({"architectures": ["Qwen2ForCausalLM"]})), (true, false, QkNorm::None, 128));
     let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "num_attention_heads": 16,
                        "num_key_value_heads": 8});
-    assert_eq!(gqa(qwen3), (false, false, true, 128));
-    assert_eq!(gqa(json!({"architectures": ["SeedOssForCausalLM"]})), (true, false, false, 128));
-    assert_eq!(gqa(json!({"architectures": ["MixtralForCausalLM"]})), (false, false, false, 128));
+    assert_eq!(gqa(qwen3), (false, false, QkNorm::Rms, 128));
+    assert_eq!(gqa(json!({"architectures": ["SeedOssForCausalLM"]})), (true, false, QkNorm::None, 128));
+    assert_eq!(gqa(json!({"architectures": ["MixtralForCausalLM"]})), (false, false, QkNorm::None, 128));
+    assert_eq!(gqa(chameleon(&[])), (false, false, QkNorm::LayerPerHead, 128));
+    assert_eq!(gqa(chameleon(&[("attention_bias", json!(true))])), (true, true, QkNorm::LayerPerHead, 128));
+}
+
+/// With the defaults of its class, as the published file leaves out what is one.
+fn chameleon(changes: &[(&str, Value)]) -> Value {
+    let names = json!({"IMGIMGAZ": 9, "IMGIMGBZ": 4, "<image>": 20});
+    with(json!({"architectures": ["ChameleonForConditionalGeneration"], "vocabulary_map": names}), changes)
+}
+
+#[test]
+fn chameleon_has_norms_in_one_of_two_places_and_tokens_that_are_never_drawn() {
+    let config = parse(&chameleon(&[])).unwrap();
+    assert_eq!((config.decoder.vocab_size, config.decoder.max_position_embeddings), (65_536, 4096));
+    assert_eq!((config.decoder.rms_norm_eps, config.decoder.norms), (1e-5, NormPlace::Before));
+    assert_eq!(config.decoder.never_drawn, [4, 9]);
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2]));
+    let swin = parse(&chameleon(&[("swin_norm", json!(true))])).unwrap();
+    assert_eq!(swin.decoder.norms, NormPlace::After);
+    for (key, value) in [("swin_norm", json!(1)), ("vocabulary_map", Value::Null)] {
+        let message = parse(&chameleon(&[(key, value)])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("config.json: {key}: ")), "{message}");
+    }
 }
 
 #[test]

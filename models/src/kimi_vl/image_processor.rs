@@ -3,9 +3,9 @@
 
 use super::config::VisionConfig;
 use super::image_size::{Layout, MERGE, SizeRule};
-use super::resize::resize;
 use crate::config::json::{self, Fields};
-use crate::{ImageError, ImageProcessor, LoadError, ModelFiles};
+use crate::resize::resize;
+use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
 use scheduler::{Digest, ImageInput};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -112,7 +112,7 @@ impl KimiVlImageProcessor {
 }
 
 impl ImageProcessor for KimiVlImageProcessor {
-    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError> {
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ProcessedImage, ImageError> {
         let layout = self.rule.layout(width, height)?;
         assert_eq!(
             width.checked_mul(height).and_then(|n| n.checked_mul(CHANNELS)),
@@ -124,12 +124,20 @@ impl ImageProcessor for KimiVlImageProcessor {
         } else {
             Cow::Owned(resize(rgb, (width, height), layout.resized))
         };
-        Ok(ImageInput {
+        Ok(ProcessedImage::Rows(ImageInput {
             digest: self.digest(&rgb, &layout),
             grid: layout.grid,
             num_tokens: layout.num_tokens(),
             patches: self.patches(&rgb, &layout),
-        })
+        }))
+    }
+
+    fn transparency(&self) -> Transparency {
+        Transparency::Dropped
+    }
+
+    fn num_tokens(&self) -> Option<usize> {
+        None
     }
 }
 
@@ -221,7 +229,7 @@ mod tests {
     #[test]
     fn patches_are_in_the_order_of_the_weights_and_padded_with_black() {
         let rgb: Vec<u8> = (1..=5 * 3 * 3).collect();
-        let image = small().process(&rgb, 5, 3).unwrap();
+        let image = small().process(&rgb, 5, 3).unwrap().into_rows();
         assert_eq!(image.grid, [2, 4]);
         assert_eq!(image.num_tokens, 2);
         assert_eq!(image.patches.len(), 8 * 12);
@@ -246,7 +254,7 @@ mod tests {
             KimiVlImageProcessor::new(rule, [0.0, 0.2, 0.4], std)
         };
         let digest = |processor: &KimiVlImageProcessor, rgb: &[u8], width, height| {
-            processor.process(rgb, width, height).unwrap().digest
+            processor.process(rgb, width, height).unwrap().into_rows().digest
         };
         let different = [
             digest(&small(), &rgb, 6, 4),
@@ -274,7 +282,7 @@ mod tests {
                 1 + (state >> 16) as usize % (1 << (1 + (state >> 8) % 6))
             });
             let rgb = vec![state as u8; width * height * 3];
-            let image = processor.process(&rgb, width, height).unwrap();
+            let image = processor.process(&rgb, width, height).unwrap().into_rows();
             assert_eq!(image.patches.len(), image.num_patches() * 12, "{width}x{height}");
             assert_eq!(image.num_tokens * 4, image.num_patches());
             assert!(image.num_patches() <= processor.max_patches());

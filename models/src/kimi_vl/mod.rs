@@ -10,15 +10,14 @@ mod image_processor;
 mod image_size;
 mod parts;
 mod projector;
-mod resize;
 mod rotation;
 mod scratch;
 mod vit;
 
+pub use crate::resize::resize;
 pub use config::VisionConfig;
 pub use image_processor::KimiVlImageProcessor;
 pub use image_size::{Layout, SizeRule};
-pub use resize::resize;
 
 use crate::LoadError;
 use crate::layers::{Loader, Names};

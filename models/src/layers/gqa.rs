@@ -8,7 +8,7 @@
 
 use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
-use crate::config::GqaConfig;
+use crate::config::{GqaConfig, HEAD_NORM_EPS, QkNorm};
 use crate::kv_cache::LayerCache;
 use crate::lora::Target;
 use crate::scratch::{HeadBuffers, Scratch};
@@ -24,10 +24,60 @@ pub struct Gqa {
     config: GqaConfig,
 }
 
+/// Of queries, and of keys.
 struct HeadNorms {
-    q: Tensor,
-    k: Tensor,
+    q: HeadNorm,
+    k: HeadNorm,
+}
+
+struct HeadNorm {
+    weight: Tensor,
+    /// Of a layer norm, whose weight and bias have a row for each head; `None`: an RMS norm with one weight for all.
+    bias: Option<Tensor>,
     eps: f32,
+}
+
+impl HeadNorm {
+    /// `[T, heads, head_dim]` to a buffer of the same shape.
+    fn run(&self, x: &Tensor, out: &mut Tensor) {
+        match &self.bias {
+            None => ops::rms_norm(x, &self.weight, self.eps, out),
+            Some(bias) => ops::layer_norm_heads(x, &self.weight, bias, self.eps, out),
+        }
+    }
+}
+
+impl HeadNorms {
+    fn load(loader: &Loader, config: &GqaConfig, eps: f32) -> Result<Option<Self>, LoadError> {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
+        let rms = |name: &str| -> Result<HeadNorm, LoadError> {
+            let weight = loader.vector(&format!("self_attn.{name}.weight"), head_dim)?;
+            Ok(HeadNorm { weight, bias: None, eps })
+        };
+        let layer = |name: &str, heads: usize| -> Result<HeadNorm, LoadError> {
+            let rows = |what: &str| loader.rows(&format!("self_attn.{name}.{what}"), [heads, head_dim]);
+            Ok(HeadNorm { weight: rows("weight")?, bias: Some(rows("bias")?), eps: HEAD_NORM_EPS })
+        };
+        Ok(match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Rms => Some(Self { q: rms("q_norm")?, k: rms("k_norm")? }),
+            QkNorm::LayerPerHead => {
+                Some(Self { q: layer("q_norm", num_heads)?, k: layer("k_norm", num_kv_heads)? })
+            }
+        })
+    }
+
+    fn size(config: &GqaConfig) -> WeightSize {
+        let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
+        match config.qk_norm {
+            QkNorm::None => WeightSize::default(),
+            QkNorm::Rms => WeightSize::vector(head_dim).times(2),
+            QkNorm::LayerPerHead => {
+                WeightSize::vector(num_heads * head_dim).times(2)
+                    + WeightSize::vector(num_kv_heads * head_dim).times(2)
+            }
+        }
+    }
 }
 
 impl Gqa {
@@ -37,16 +87,9 @@ impl Gqa {
         hidden_size: usize,
         eps: f32,
     ) -> Result<Self, LoadError> {
-        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, .. } = *config;
         let kv_width = num_kv_heads * head_dim;
-        let norms = match qk_norm {
-            false => None,
-            true => Some(HeadNorms {
-                q: loader.vector("self_attn.q_norm.weight", head_dim)?,
-                k: loader.vector("self_attn.k_norm.weight", head_dim)?,
-                eps,
-            }),
-        };
+        let norms = HeadNorms::load(loader, config, eps)?;
         Ok(Self {
             q: loader.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)?,
             k: loader.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)?,
@@ -58,14 +101,13 @@ impl Gqa {
     }
 
     pub fn size(names: &Names, config: &GqaConfig, hidden_size: usize) -> WeightSize {
-        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, .. } = *config;
+        let GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, .. } = *config;
         let kv_width = num_kv_heads * head_dim;
-        let norms = if qk_norm { WeightSize::vector(head_dim).times(2) } else { WeightSize::default() };
         names.linear("self_attn.q_proj", num_heads * head_dim, hidden_size, qkv_bias)
             + names.linear("self_attn.k_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
-            + norms
+            + HeadNorms::size(config)
     }
 
     /// `early` as with latent attention.
@@ -103,8 +145,8 @@ impl Gqa {
             (Some(norms), Some((q, k))) => {
                 q.reshape(&[t, num_heads, head_dim]);
                 k.reshape(&[t, num_kv_heads, head_dim]);
-                ops::rms_norm(&b.q, &norms.q, norms.eps, q);
-                ops::rms_norm(&b.k, &norms.k, norms.eps, k);
+                norms.q.run(&b.q, q);
+                norms.k.run(&b.k, k);
                 (q, k)
             }
             _ => (&mut b.q, &mut b.k),

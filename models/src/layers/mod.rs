@@ -92,6 +92,15 @@ impl Loader<'_> {
         self.checkpoint.vector(self.device, &self.name(name), len)
     }
 
+    /// A table that is used in f32: a vector for each head.
+    pub fn rows(&self, name: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
+        let name = self.name(name);
+        self.checkpoint.kept(self.device, &name, (DType::F32, shape.to_vec()), || {
+            let values = self.checkpoint.take(&name, &shape)?.to_f32();
+            Ok(Tensor::from_f32(self.device, &shape, &values))
+        })
+    }
+
     /// The weight of a module.
     pub fn matrix(&self, module: &str, n: usize, k: usize) -> Result<Matrix, LoadError> {
         self.stacked(&[(module, n)], k)

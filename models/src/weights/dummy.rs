@@ -19,7 +19,9 @@ pub(super) fn seed(name: &str, seed: u64) -> u64 {
 pub(super) fn weights(name: &str, shape: &[usize], base_seed: u64) -> HostWeights<'static> {
     let count: usize = shape.iter().product();
     let values: Vec<half::bf16> = match shape.len() {
-        0 | 1 if name.ends_with("bias") => vec![half::bf16::ZERO; count],
+        _ if name.ends_with("bias") => vec![half::bf16::ZERO; count],
+        // Some norms have a vector for each head.
+        _ if name.ends_with("norm.weight") => vec![half::bf16::ONE; count],
         0 | 1 => vec![half::bf16::ONE; count],
         _ => {
             let std = std(count / shape[0].max(1));

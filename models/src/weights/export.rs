@@ -152,7 +152,8 @@ impl Job<'_> {
         let rest = module.strip_prefix(decoder.prefix)?.strip_prefix("model.layers.")?;
         let (index, within) = rest.split_once('.')?;
         let is_layer = index.parse::<usize>().is_ok_and(|index| index < decoder.num_layers);
-        let is_kept = within.ends_with(".kv_b_proj") || within.ends_with(".gate");
+        // Some norms have a row for each head.
+        let is_kept = [".kv_b_proj", ".gate", "_norm"].iter().any(|ending| within.ends_with(ending));
         let stored_as = self.storage.of(Part::Linear, module);
         let is_target = is_layer && !is_kept && info.shape.len() == 2 && info.dtype.is_some();
         (is_target && stored_as.is_quantised()).then_some((module, stored_as))

@@ -46,6 +46,7 @@ families!(
     qwen3_moe,
     mixtral,
     seed_oss,
+    chameleon,
     moonlight,
     deepseek_v3,
     deepseek_v2_lite,
@@ -71,7 +72,7 @@ pub fn picture(
     processor.map(|processor| {
         let picture = image::open(fixture(family).join("images/dot.png")).unwrap().to_rgb8();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
-        let input = processor.process(&picture, width, height).unwrap();
+        let input = processor.process(&picture, width, height).unwrap().into_rows();
         (info.image_token_id.unwrap(), Arc::new(input))
     })
 }

@@ -132,7 +132,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// A Jinja file instead of the model's chat template, or alpaca, chatml, kimi, llama-2
+    /// A Jinja file instead of the model's chat template, or alpaca, chameleon, chatml, kimi, llama-2
     #[arg(long, value_name = "FILE", env = "PERILUNE_CHAT_TEMPLATE")]
     pub chat_template: Option<PathBuf>,
 

@@ -18,6 +18,7 @@ use ::image::{
 use animation::Kind;
 pub use data_url::Media;
 pub use error::ImageInputError;
+use models::Transparency;
 use std::io::{Cursor, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -74,7 +75,7 @@ pub fn is_remote(url: &str) -> bool {
 pub fn decode(
     _: &Blocking,
     bytes: &[u8],
-    limits: &ImageLimits,
+    (limits, transparency): (&ImageLimits, Transparency),
     take: &mut dyn FnMut(RgbPicture) -> Result<(), ImageInputError>,
 ) -> Result<(), ImageInputError> {
     if bytes.is_empty() {
@@ -85,7 +86,7 @@ pub fn decode(
     }
     let format = ::image::guess_format(bytes).map_err(|_| ImageInputError::UnknownFormat)?;
     let name = format_name(format).ok_or(ImageInputError::UnknownFormat)?;
-    File { bytes, format, name }.decode(limits, take)
+    File { bytes, format, name, transparency }.decode(limits, take)
 }
 
 fn format_name(format: ImageFormat) -> Option<&'static str> {
@@ -103,6 +104,7 @@ struct File<'a> {
     bytes: &'a [u8],
     format: ImageFormat,
     name: &'static str,
+    transparency: Transparency,
 }
 
 impl File<'_> {
@@ -125,6 +127,10 @@ impl File<'_> {
     /// The decoders are safe Rust and meant not to panic; should one do so, it is this picture's fault alone.
     fn guarded<T>(&self, decode: impl FnOnce() -> Result<T, ImageInputError>) -> Result<T, ImageInputError> {
         catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(self.broken("cannot be decoded")))
+    }
+
+    fn rgb(&self, picture: DynamicImage) -> RgbPicture {
+        to_rgb(picture, self.transparency)
     }
 
     fn reader(&self) -> Cursor<&[u8]> {
@@ -164,20 +170,20 @@ impl File<'_> {
             // By its frames, because the first one may be smaller than the picture.
             ImageFormat::Gif => {
                 let frame = self.frames(memory)?.next();
-                Ok(to_rgb(
+                Ok(self.rgb(
                     frame.ok_or_else(|| self.broken("has no frame"))?.map_err(fail)?.into_buffer().into(),
                 ))
             }
             ImageFormat::WebP => {
                 let mut decoder = WebPDecoder::new(self.reader()).map_err(fail)?;
                 decoder.set_limits(memory).map_err(fail)?;
-                Ok(to_rgb(DynamicImage::from_decoder(decoder).map_err(fail)?))
+                Ok(self.rgb(DynamicImage::from_decoder(decoder).map_err(fail)?))
             }
             ImageFormat::Jpeg if !jpeg_is_whole(self.bytes) => Err(self.broken("the file ends too early")),
             _ => {
                 let mut reader = ImageReader::with_format(self.reader(), self.format);
                 reader.limits(memory);
-                Ok(to_rgb(reader.decode().map_err(fail)?))
+                Ok(self.rgb(reader.decode().map_err(fail)?))
             }
         }
     }
@@ -197,7 +203,7 @@ impl File<'_> {
                     frame.map_err(|error| self.undecodable(error))?;
                 }
                 let frame = frames.next().ok_or_else(|| self.broken("has fewer frames than it announces"))?;
-                Ok(to_rgb(frame.map_err(|error| self.undecodable(error))?.into_buffer().into()))
+                Ok(self.rgb(frame.map_err(|error| self.undecodable(error))?.into_buffer().into()))
             })?;
             take(frame)?;
             next = index + 1;
@@ -264,29 +270,44 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
     at < bytes.len()
 }
 
-/// Alpha is dropped, grey is copied to all channels, of 16 bits the high ones count, except that grey of 16 bits is clipped: all as PIL
-/// does it. No rotation by EXIF. Only the transparent pixels of a GIF differ: PIL shows the colour that the palette has for them, here they
-/// are black.
-fn to_rgb(picture: DynamicImage) -> RgbPicture {
+/// Alpha is dropped, or what is transparent shows white, as the model wants it; grey is copied to all channels, of 16 bits the high ones count,
+/// except that grey of 16 bits is clipped: all as PIL does it. No rotation by EXIF. Only the transparent pixels of a GIF whose alpha is dropped
+/// differ: PIL shows the colour that the palette has for them, here they are black.
+fn to_rgb(picture: DynamicImage, transparency: Transparency) -> RgbPicture {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let high = |v: &u16| (v >> 8) as u8;
+    let high = |v: u16| (v >> 8) as u8;
     let clipped = |v: &u16| (*v).min(255) as u8;
+    let seen = |color: u8, alpha: u8| match transparency {
+        Transparency::Dropped => color,
+        Transparency::OnWhite => on_white(color, alpha),
+    };
     let rgb = match picture {
         DynamicImage::ImageRgb8(picture) => picture.into_raw(),
         DynamicImage::ImageRgba8(picture) => {
-            picture.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect()
+            picture.pixels().flat_map(|p| [0, 1, 2].map(|c| seen(p.0[c], p.0[3]))).collect()
         }
         DynamicImage::ImageLuma8(picture) => picture.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
-        DynamicImage::ImageLumaA8(picture) => picture.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
-        DynamicImage::ImageRgb16(picture) => picture.as_raw().iter().map(high).collect(),
+        DynamicImage::ImageLumaA8(picture) => {
+            picture.pixels().flat_map(|p| [seen(p.0[0], p.0[1]); 3]).collect()
+        }
+        DynamicImage::ImageRgb16(picture) => picture.as_raw().iter().map(|&v| high(v)).collect(),
         DynamicImage::ImageRgba16(picture) => {
-            picture.pixels().flat_map(|p| [0, 1, 2].map(|c| high(&p.0[c]))).collect()
+            let pixels = picture.pixels();
+            pixels.flat_map(|p| [0, 1, 2].map(|c| seen(high(p.0[c]), high(p.0[3])))).collect()
         }
         DynamicImage::ImageLuma16(picture) => picture.pixels().flat_map(|p| [clipped(&p.0[0]); 3]).collect(),
-        DynamicImage::ImageLumaA16(picture) => picture.pixels().flat_map(|p| [high(&p.0[0]); 3]).collect(),
+        DynamicImage::ImageLumaA16(picture) => {
+            picture.pixels().flat_map(|p| [seen(high(p.0[0]), high(p.0[1])); 3]).collect()
+        }
         other => other.into_rgb8().into_raw(),
     };
     RgbPicture { width, height, rgb }
+}
+
+/// A colour that lets white through; what is left of a level is cut off.
+fn on_white(color: u8, alpha: u8) -> u8 {
+    let alpha = f64::from(alpha) / 255.0;
+    ((1.0 - alpha) * 255.0 + alpha * f64::from(color)) as u8
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod effort;
 pub mod image;
 mod jinja;
 pub mod parse;
+mod picture;
 pub mod prompt;
 mod pyjson;
 mod special;
@@ -19,6 +20,7 @@ mod vocabulary;
 
 pub use decoder::IncrementalDecoder;
 pub use image::{ImageInputError, ImageLimits, RgbPicture};
+pub use picture::Picture;
 pub use prompt::{Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered};
 pub use stop::{StopInclusion, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};

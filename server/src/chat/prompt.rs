@@ -2,10 +2,11 @@
 //! text, placeholders of pictures repeated.
 
 use super::parse::{OutputFormat, ReasoningFormat};
+use super::picture::Picture;
 use super::special::free_noncharacter;
 use super::template::{ChatTemplate, ContentFormat, TemplateError};
 use super::tokenizer::{Tokenizer, TokenizerError};
-use scheduler::{ImageInput, ImageSpan, TokenId};
+use scheduler::{ImageSpan, TokenId};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub struct Message {
 #[derive(Debug, Clone)]
 pub enum Part {
     Text(String),
-    Image(Arc<ImageInput>),
+    Image(Picture),
 }
 
 /// How the prompt ends.
@@ -278,23 +279,23 @@ impl PromptBuilder {
         Ok(Value::Object(context))
     }
 
-    /// Repeats each placeholder as often as its picture has embedding rows.
-    fn place_images(&self, tokens: Vec<TokenId>, images: &[&Arc<ImageInput>]) -> Result<Prompt, PromptError> {
+    /// Repeats each placeholder as often as its picture has embedding rows, or puts the picture's own tokens in its place.
+    fn place_images(&self, tokens: Vec<TokenId>, images: &[&Picture]) -> Result<Prompt, PromptError> {
         let Some(image_token) = self.image_token else { return Ok(Prompt { tokens, ..Prompt::default() }) };
         let found = tokens.iter().filter(|&&token| token == image_token).count();
         if found != images.len() {
             return Err(PromptError::Placeholders { found, images: images.len() });
         }
         let mut prompt = Prompt::default();
-        let mut images = images.iter();
+        let mut images = images.iter().peekable();
         for token in tokens {
-            match images.as_slice().first() {
-                Some(image) if token == image_token => {
+            match images.next_if(|_| token == image_token) {
+                Some(Picture::Rows(image)) => {
                     prompt.images.push(ImageSpan { start: prompt.tokens.len(), image: Arc::clone(image) });
                     prompt.tokens.extend(std::iter::repeat_n(token, image.num_tokens));
-                    images.next();
                 }
-                _ => prompt.tokens.push(token),
+                Some(Picture::Tokens(tokens)) => prompt.tokens.extend_from_slice(tokens),
+                None => prompt.tokens.push(token),
             }
         }
         Ok(prompt)

@@ -51,9 +51,11 @@ pub struct ChatTemplate {
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
+const CHAMELEON: &str = "chameleon";
 
 impl ChatTemplate {
-    /// The checkpoint's own: chat_template.jinja, chat_template.json, tokenizer_config.json, the first that is there.
+    /// The checkpoint's own: chat_template.jinja, chat_template.json, tokenizer_config.json, the first that is there. Chameleon was published
+    /// without one, and its processor has a convention in code: it gets the built-in template.
     pub fn load(files: &ModelFiles) -> Result<Option<Self>, TemplateError> {
         const JINJA: &str = "chat_template.jinja";
         if let Some(content) = files.read(JINJA)? {
@@ -88,7 +90,10 @@ impl ChatTemplate {
                 _ => return Err(invalid("chat_template is neither a string nor a list".to_string())),
             }
         }
-        Ok(None)
+        match is_chameleon(files)? {
+            true => Self::named(CHAMELEON).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// What `--chat-template` names: a built-in template or a file.
@@ -222,6 +227,14 @@ impl ChatTemplate {
     }
 }
 
+/// Whether config.json is Chameleon's. What is wrong with the file is told by who loads the model.
+fn is_chameleon(files: &ModelFiles) -> Result<bool, FileError> {
+    let config = files
+        .read("config.json")?
+        .and_then(|content| serde_json::from_slice::<serde_json::Value>(&content).ok());
+    Ok(config.is_some_and(|config| config["model_type"] == CHAMELEON))
+}
+
 fn render_error(error: minijinja::Error) -> TemplateError {
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(one) = cause {
@@ -238,8 +251,9 @@ fn render_error(error: minijinja::Error) -> TemplateError {
 
 /// For checkpoints that come without a template. `alpaca` is the text of the Stanford Alpaca training data; the others are the public
 /// conventions of their model families.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("alpaca", include_str!("templates/alpaca.jinja")),
+    (CHAMELEON, include_str!("templates/chameleon.jinja")),
     ("chatml", include_str!("templates/chatml.jinja")),
     ("kimi", include_str!("templates/kimi.jinja")),
     ("llama-2", include_str!("templates/llama-2.jinja")),

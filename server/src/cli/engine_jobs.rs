@@ -1,6 +1,6 @@
 //! Jobs of `bench-engine`: batches made by hand for the runner, timed by the clock and by the processor time of the whole process.
 
-use models::{DeviceRunner, ImageProcessor, Loaded, Peaks};
+use models::{DeviceRunner, ImageProcessor, Loaded, Peaks, ProcessedImage};
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
     Batch, BatchItem, BlockId, ImageEncode, ModelRunner, PromptResult, PromptTask, PromptWork, Sample,
@@ -232,6 +232,9 @@ impl Engine {
         let processor = self.image_processor.as_ref().ok_or("the model sees no pictures")?;
         let pixels: Vec<u8> = (0..3 * side * side).map(|i| ((i * 2_654_435_761) >> 13) as u8).collect();
         let image = processor.process(&pixels, side, side).map_err(|error| error.to_string())?;
+        let ProcessedImage::Rows(image) = image else {
+            return Err("pictures of this model are tokens before they come to the engine".to_string());
+        };
         let num_blocks = image.num_tokens.div_ceil(self.config.image_rows_per_block);
         let rows = (0..num_blocks as u32).map(BlockId).collect();
         Ok(ImageEncode { image: Arc::new(image), rows, ahead: false })

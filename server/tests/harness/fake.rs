@@ -1,7 +1,9 @@
 //! A model for tests of everything around the model: the next token is a hash of all tokens before it, and of the pictures among
 //! them, so that a client can check every token, and mixed-up memory shows. Its tokenizer is one token a byte, and a few longer ones.
 
-use models::{GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelInfo};
+use models::{
+    GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelInfo, ProcessedImage, Transparency,
+};
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
@@ -251,7 +253,7 @@ struct FakeImages {
 }
 
 impl ImageProcessor for FakeImages {
-    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ImageInput, ImageError> {
+    fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ProcessedImage, ImageError> {
         self.control.process_image();
         if width * height == 0 {
             return Err(ImageError::Empty { width, height });
@@ -263,7 +265,16 @@ impl ImageProcessor for FakeImages {
         // What is seen is in the pixels, whatever the picture is called.
         let mut patches = vec![0.0; num_tokens];
         patches[0] = f32::from_bits((hash ^ (hash >> 32)) as u32);
-        Ok(ImageInput { digest: Digest(digest), grid: [num_tokens, 1], num_tokens, patches })
+        let image = ImageInput { digest: Digest(digest), grid: [num_tokens, 1], num_tokens, patches };
+        Ok(ProcessedImage::Rows(image))
+    }
+
+    fn transparency(&self) -> Transparency {
+        Transparency::Dropped
+    }
+
+    fn num_tokens(&self) -> Option<usize> {
+        None
     }
 }
 

@@ -2,12 +2,13 @@
 //! is neither decoded nor resized again. One that comes several times at once is processed once; the others wait for it.
 
 use super::error::ImageInputError;
-use scheduler::{Digest, ImageInput};
+use crate::chat::picture::Picture;
+use scheduler::Digest;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The frames of one picture or animation, in order.
-pub type Frames = Arc<[Arc<ImageInput>]>;
+pub type Frames = Arc<[Picture]>;
 
 type Outcome = Result<Frames, ImageInputError>;
 
@@ -125,7 +126,7 @@ impl State {
 
     fn finish(&mut self, key: Key, slot: &Arc<OnceLock<Outcome>>, outcome: &Outcome, capacity: usize) {
         let Ok(frames) = outcome else { return self.forget(key, slot) };
-        let bytes = frames.iter().map(|frame| bytes_of(frame)).sum();
+        let bytes = frames.iter().map(Picture::bytes).sum();
         self.num_uses += 1;
         let used_at = self.num_uses;
         match self.entries.get_mut(&key) {
@@ -151,13 +152,10 @@ impl State {
     }
 }
 
-fn bytes_of(image: &ImageInput) -> usize {
-    size_of::<ImageInput>() + size_of_val(&image.patches[..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use scheduler::ImageInput;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -169,16 +167,17 @@ mod tests {
             num_tokens: 1,
             patches: vec![0.0; usize::from(name)],
         };
-        Ok(Arc::new([Arc::new(image)]))
+        Ok(Arc::new([image.into()]))
     }
 
     fn size(name: u8) -> usize {
-        frames(name).unwrap().iter().map(|frame| bytes_of(frame)).sum()
+        frames(name).unwrap().iter().map(Picture::bytes).sum()
     }
 
     fn get(cache: &ProcessedImages, name: u8) -> Found {
         let (outcome, found) = cache.get([name; 32], || frames(name));
-        assert_eq!(outcome.unwrap()[0].digest, Digest([name; 32]));
+        let Picture::Rows(image) = &outcome.unwrap()[0] else { panic!("tokens") };
+        assert_eq!(image.digest, Digest([name; 32]));
         found
     }
 

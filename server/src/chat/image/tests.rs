@@ -21,7 +21,7 @@ fn colours(width: u32, height: u32) -> DynamicImage {
 /// What `decode` hands out.
 fn frames_of(bytes: &[u8], limits: &ImageLimits) -> Result<Vec<RgbPicture>, ImageInputError> {
     let mut frames = Vec::new();
-    decode(&Blocking::in_test(), bytes, limits, &mut |frame| {
+    decode(&Blocking::in_test(), bytes, (limits, Transparency::Dropped), &mut |frame| {
         frames.push(frame);
         Ok(())
     })?;
@@ -71,6 +71,29 @@ fn channels_become_rgb_as_pil_makes_them() {
     check(ImageBuffer::from_pixel(1, 1, Rgba([0x12ffu16, 0x3400, 0xffff, 0])).into(), &[0x12, 0x34, 0xff]);
     check(ImageBuffer::from_pixel(1, 1, LumaA([0x12ffu16, 9])).into(), &[0x12; 3]);
     check(ImageBuffer::from_pixel(1, 1, Luma([0x12ffu16])).into(), &[GREY16_0X12FF; 3]);
+}
+
+#[test]
+fn white_shows_through_where_the_model_wants_it() {
+    let check = |picture: DynamicImage, expected: &[u8]| {
+        let png = encode(&picture, ImageFormat::Png);
+        let how = (&ImageLimits::default(), Transparency::OnWhite);
+        let mut frames = Vec::new();
+        let take = &mut |frame: RgbPicture| {
+            frames.push(frame.rgb);
+            Ok(())
+        };
+        decode(&Blocking::in_test(), &png, how, take).expect("decodes");
+        assert_eq!(frames, [expected]);
+    };
+    check(ImageBuffer::from_pixel(1, 1, Rgb([1u8, 2, 3])).into(), &[1, 2, 3]);
+    check(ImageBuffer::from_pixel(1, 1, Rgba([1u8, 2, 3, 255])).into(), &[1, 2, 3]);
+    check(ImageBuffer::from_pixel(1, 1, Rgba([1u8, 2, 3, 0])).into(), &[255, 255, 255]);
+    // 255 - 254 * 51 / 255, and 51 of alpha are a fifth.
+    check(ImageBuffer::from_pixel(1, 1, Rgba([1u8, 100, 255, 51])).into(), &[204, 224, 255]);
+    check(ImageBuffer::from_pixel(1, 1, LumaA([5u8, 51])).into(), &[205, 205, 205]);
+    check(ImageBuffer::from_pixel(1, 1, LumaA([0x05ffu16, 0x33ff])).into(), &[205, 205, 205]);
+    check(ImageBuffer::from_pixel(1, 1, Rgba([0x0100u16, 0, 0, 0xffff])).into(), &[1, 0, 0]);
 }
 
 /// What Pillow 12.3 makes of a pixel of 0x12ff in a grey PNG of 16 bits.

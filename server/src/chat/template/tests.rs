@@ -30,6 +30,27 @@ fn kimi_has_no_newlines_and_one_pad_for_a_picture() {
 }
 
 #[test]
+fn chameleon_has_no_roles_and_ends_every_turn() {
+    let messages = json!([
+        { "role": "user", "content": [{ "type": "text", "text": "What is" }, { "type": "image" }, { "type": "text", "text": "?" }] },
+        { "role": "assistant", "content": "A cat." }, { "role": "user", "content": "Sure?" },
+    ]);
+    let context =
+        json!({ "messages": messages, "bos_token": "<s>", "tools": null, "add_generation_prompt": true });
+    let expected = "<s>What is<image>?<reserved08706>A cat.<reserved08706>Sure?<reserved08706>";
+    assert_eq!(named("chameleon").render(&context).expect("renders"), expected);
+    let files: &'static [(&str, &[u8])] = &[("config.json", br#"{"model_type": "chameleon"}"#)];
+    let own = ChatTemplate::load(&ModelFiles::Embedded(files)).expect("loads").expect("a template");
+    assert_eq!(own.content_format(), ContentFormat::Both);
+    assert_eq!(own.source(), named("chameleon").source());
+    let refused = render(&own, json!([{ "role": "tool", "content": "1" }])).expect_err("no such role");
+    assert_eq!(
+        refused.to_string(),
+        "chat template refuses the conversation: the chameleon template has no role tool"
+    );
+}
+
+#[test]
 fn alpaca_is_the_training_text() {
     let start = "Below is an instruction that describes a task";
     check(
@@ -142,7 +163,7 @@ fn bad_templates_name_their_file() {
     let error = ChatTemplate::named("no-such-template").err().expect("refused").to_string();
     assert_eq!(
         error,
-        "no chat template file or built-in template \"no-such-template\"; built in are alpaca, chatml, kimi, llama-2"
+        "no chat template file or built-in template \"no-such-template\"; built in are alpaca, chameleon, chatml, kimi, llama-2"
     );
 }
 

@@ -141,7 +141,8 @@ fn animations_that_are_cut_off_or_lie_are_broken() {
 #[test]
 fn the_taker_can_stop_the_decoder() {
     let mut taken = 0;
-    let result = decode(&Blocking::in_test(), &gif(&[1, 2, 3]), &ImageLimits::default(), &mut |_| {
+    let how = (&ImageLimits::default(), Transparency::Dropped);
+    let result = decode(&Blocking::in_test(), &gif(&[1, 2, 3]), how, &mut |_| {
         taken += 1;
         Err(ImageInputError::Unsuitable("enough".into()))
     });
