@@ -288,6 +288,7 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
         ..fake::info()
     };
     LoadedModel {
+        adapters: None,
         device_bytes: 0,
         device: "paced".into(),
         runner: Paced { words, watch, random: Random::new(1), begun: None, ended: None },

@@ -5,6 +5,7 @@ use crate::cli::bench::BenchArgs;
 use crate::cli::bench_engine::BenchEngineArgs;
 use crate::cli::chat::ChatArgs;
 use crate::cli::kernels::KernelsArgs;
+use crate::cli::merge_lora::MergeLoraArgs;
 use crate::cli::plan::PlanArgs;
 use crate::cli::quantize::QuantizeArgs;
 use crate::cli::run_batch::RunBatchArgs;
@@ -30,6 +31,8 @@ pub enum Command {
     RunBatch(Box<RunBatchArgs>),
     /// Write a quantised copy of a model
     Quantize(QuantizeArgs),
+    /// Write a copy of a model with an adapter merged into it
+    MergeLora(MergeLoraArgs),
     /// Talk to a running server
     Chat(ChatArgs),
     /// Measure a running server

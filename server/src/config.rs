@@ -1,8 +1,10 @@
 //! What was typed, resolved: every value checked and present, nothing left to ask the environment for.
 
+mod lora;
 mod media;
 mod shown;
 
+use crate::adapters::AdapterOptions;
 use crate::app::AppLimits;
 use crate::args::{
     ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg,
@@ -50,6 +52,7 @@ pub struct Config {
     pub chat_template: Option<PathBuf>,
     pub parsers: Parsers,
     pub defaults: DefaultsFrom,
+    pub adapters: AdapterOptions,
     pub shutdown_timeout: Duration,
     pub data: DataConfig,
     /// Said once the log is set up.
@@ -160,6 +163,7 @@ impl TryFrom<ServeArgs> for Config {
             no_page,
             allowed_origins,
             allowed_hosts,
+            lora,
             responses,
             data,
             print_config: _,
@@ -228,6 +232,7 @@ impl TryFrom<ServeArgs> for Config {
             cache_bytes: lower_gib("mm-processor-cache-gb", mm_processor_cache_gb)?,
             max_pictures: max_images,
         };
+        let lora::Lora { adapters, max_rank } = lora::lower(lora)?;
         Ok(Config {
             model,
             host,
@@ -284,6 +289,8 @@ impl TryFrom<ServeArgs> for Config {
                     KvCacheDTypeArg::Int8 => KvCacheDTypeChoice::Int8,
                 },
                 mla_expand_from,
+                max_loras: adapters.max_loras,
+                max_lora_rank: max_rank,
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
                 max_num_batched_tokens,
@@ -296,7 +303,6 @@ impl TryFrom<ServeArgs> for Config {
                 },
                 seed: seed.unwrap_or(0),
                 weights_cache: lower_weights_cache(weights_cache, &weights_cache_size)?,
-                ..LoadOptions::default()
             },
             scheduling: Scheduling {
                 max_waiting,
@@ -330,6 +336,7 @@ impl TryFrom<ServeArgs> for Config {
                 GenerationConfigArg::Auto => DefaultsFrom::Model,
                 GenerationConfigArg::Vllm => DefaultsFrom::Api,
             },
+            adapters,
             shutdown_timeout: seconds("shutdown-timeout", shutdown_timeout)?,
             data: lower_data(data, max_num_seqs)?,
             warnings,

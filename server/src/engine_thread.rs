@@ -1,25 +1,28 @@
 //! The only meeting of async and engine. One OS thread owns the engine; channels reach it.
 //!
 //! ```text
-//!   handlers ──Submit──▶ bounded queue ──▶ engine thread: admit, drop the closed, step, publish
-//!      ▲                                        │
-//!      └──── EventStream, one a sequence ◀──────┘   room for all it can ever be sent, so publishing never waits
+//!   handlers ──Message──▶ bounded queue ──▶ engine thread: admit, drop the closed, step, publish
+//!      ▲                                         │
+//!      └──── EventStream, one a sequence ◀───────┘   room for all it can ever be sent, so publishing never waits
 //! ```
 //! A client that goes away drops its [`EventStream`]; the engine sees the closed channel before its next step and frees the blocks.
 
+pub mod adapters;
 mod clients;
 mod event;
 pub mod progress;
 mod timed;
 
-pub use event::{SequenceEvent, StopReason};
+pub use adapters::{AdapterContent, AdapterHooks, AdaptersInUse, NewAdapter};
+pub use event::{AddError, SequenceEvent, StopReason};
 pub use progress::{Progress, Spent, Timings};
 
 use crate::mailbox::{Departures, Receiver, Sender, mailbox};
 use crate::metrics::{Metrics, TokenCounts};
 use crate::throughput::Throughput;
+use adapters::Adding;
 use clients::{Client, Clients, StepTimes};
-use scheduler::{Engine, Event, ModelRunner, SchedulerConfig, Sequence, SequenceId};
+use scheduler::{AdapterId, Engine, Event, ModelRunner, SchedulerConfig, Sequence, SequenceId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -63,8 +66,12 @@ struct Submission {
     submitted: Instant,
 }
 
-/// Answers to one prompt are admitted together or not at all.
-struct Submit(Vec<Submission>);
+enum Message {
+    /// Answers to one prompt are admitted together or not at all.
+    Submit(Vec<Submission>),
+    AddAdapter(Adding),
+    RemoveAdapter(AdapterId, oneshot::Sender<()>),
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubmitError {
@@ -74,7 +81,7 @@ pub enum SubmitError {
 
 #[derive(Clone)]
 pub struct EngineHandle {
-    submits: mpsc::Sender<Submit>,
+    messages: mpsc::Sender<Message>,
     stopping: Arc<AtomicBool>,
     departures: Departures,
 }
@@ -91,12 +98,28 @@ impl EngineHandle {
             streams.push(EventStream { events, progress: progress.clone() });
             submissions.push(Submission { sequence, events: sender, progress, submitted });
         }
-        match self.submits.try_send(Submit(submissions)) {
+        match self.messages.try_send(Message::Submit(submissions)) {
             Ok(()) => Ok(streams),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                Err(SubmitError::Full { waiting: self.submits.max_capacity() })
+                Err(SubmitError::Full { waiting: self.messages.max_capacity() })
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(SubmitError::Stopped),
+        }
+    }
+
+    /// Resolves when sequences may use the adapter: between two steps.
+    pub async fn add_adapter(&self, adapter: NewAdapter) -> Result<(), AddError> {
+        let (done, added) = oneshot::channel();
+        let message = Message::AddAdapter(Adding { adapter, done });
+        self.messages.send(message).await.map_err(|_| AddError::Stopped)?;
+        added.await.unwrap_or(Err(AddError::Stopped))
+    }
+
+    /// From now on no sequence of it is taken. Resolves when the last one has ended and the runner has let go of it; or the engine has ended.
+    pub async fn remove_adapter(&self, id: AdapterId) {
+        let (done, removed) = oneshot::channel();
+        if self.messages.send(Message::RemoveAdapter(id, done)).await.is_ok() {
+            let _ = removed.await;
         }
     }
 
@@ -104,12 +127,12 @@ impl EngineHandle {
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
         // Wakes an idle engine; a busy one, which may have a full queue, looks at the flag by itself.
-        let _ = self.submits.try_send(Submit(Vec::new()));
+        let _ = self.messages.try_send(Message::Submit(Vec::new()));
     }
 
     /// Whether the thread ended without being told to.
     pub fn has_failed(&self) -> bool {
-        self.submits.is_closed() && !self.is_stopping()
+        self.messages.is_closed() && !self.is_stopping()
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -131,6 +154,8 @@ pub struct EngineThread<T> {
 /// What `build` hands over: the parts of an engine, and what the server wants to know of them.
 pub struct Parts<R, T> {
     pub runner: R,
+    /// `None`: it takes none.
+    pub adapters: Option<AdapterHooks<R>>,
     pub config: SchedulerConfig,
     pub metrics: Arc<Metrics>,
     pub loaded: T,
@@ -148,16 +173,16 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    let (submits, receiver) = mpsc::channel(max_pending.max(1));
+    let (messages, receiver) = mpsc::channel(max_pending.max(1));
     let stopping = Arc::new(AtomicBool::new(false));
     let departures = Departures::default();
-    let handle = EngineHandle { submits, stopping: stopping.clone(), departures: departures.clone() };
+    let handle = EngineHandle { messages, stopping: stopping.clone(), departures: departures.clone() };
     let (built_sender, built) = std::sync::mpsc::channel();
     let (ended_sender, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
-            let Parts { runner, config, metrics, loaded } = match build() {
+            let Parts { runner, adapters, config, metrics, loaded } = match build() {
                 Ok(parts) => parts,
                 Err(error) => {
                     let _ = built_sender.send(Err(error));
@@ -168,6 +193,7 @@ where
             let _ = built_sender.send(Ok(loaded));
             let engine = EngineLoop {
                 engine,
+                hooks: adapters,
                 counts: metrics.token_counts(),
                 metrics,
                 stopping,
@@ -185,6 +211,7 @@ where
 
 struct EngineLoop<R: ModelRunner> {
     engine: Engine<Timed<R>>,
+    hooks: Option<AdapterHooks<R>>,
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
     clients: Clients,
@@ -200,27 +227,27 @@ impl<R: ModelRunner> EngineLoop<R>
 where
     R::Error: std::fmt::Display,
 {
-    fn run(mut self, mut submits: mpsc::Receiver<Submit>) -> Ended {
+    fn run(mut self, mut messages: mpsc::Receiver<Message>) -> Ended {
         loop {
+            if let Err(message) = self.change_adapters() {
+                return self.give_up(messages, message);
+            }
             // A step that runs for nobody any more is finished like any other.
             if self.clients.is_empty() && !self.engine.has_begun() {
                 self.throughput.pause();
-                let Some(submit) = submits.blocking_recv() else { return Ok(()) };
+                let Some(message) = messages.blocking_recv() else { return Ok(()) };
                 self.throughput.resume();
-                self.admit(submit);
+                self.take(message);
             }
-            while let Ok(submit) = submits.try_recv() {
-                self.admit(submit);
+            while let Ok(message) = messages.try_recv() {
+                self.take(message);
             }
             if self.stopping.load(Relaxed) {
                 self.tell();
                 if let Err(message) = self.finish_accepting() {
                     tracing::error!(error = message, "failed to take in the last tokens");
                 }
-                submits.close();
-                while let Some(submit) = submits.blocking_recv() {
-                    self.admit(submit);
-                }
+                self.take_last(&mut messages);
                 self.fail(StopReason::Shutdown);
                 return Ok(());
             }
@@ -231,20 +258,69 @@ where
                 self.metrics.occupancy(&self.engine.occupancy());
                 continue;
             }
+            self.show_adapters();
             if let Err(message) = self.step() {
-                self.tell();
-                submits.close();
-                while let Some(submit) = submits.blocking_recv() {
-                    self.admit(submit);
-                }
-                tracing::error!(error = message, sequences = self.clients.len(), "the engine failed");
-                self.fail(StopReason::Failure(message.clone()));
-                return Err(message);
+                return self.give_up(messages, message);
             }
         }
     }
 
-    fn admit(&mut self, Submit(submissions): Submit) {
+    fn give_up(&mut self, mut messages: mpsc::Receiver<Message>, message: String) -> Ended {
+        self.tell();
+        self.take_last(&mut messages);
+        tracing::error!(error = message, sequences = self.clients.len(), "the engine failed");
+        self.fail(StopReason::Failure(message.clone()));
+        Err(message)
+    }
+
+    /// What was sent before anybody could know that nothing is taken any more.
+    fn take_last(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        messages.close();
+        while let Some(message) = messages.blocking_recv() {
+            self.take(message);
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Submit(submissions) => self.admit(submissions),
+            Message::AddAdapter(adding) => self.clients.adapters.add(adding),
+            Message::RemoveAdapter(id, done) => self.clients.adapters.remove(id, done),
+        }
+    }
+
+    /// Lets adapters come and go where no step has begun.
+    fn change_adapters(&mut self) -> Result<(), String> {
+        if !self.engine.has_begun() && self.clients.adapters.need_quiet() {
+            let Self { engine, hooks: Some(hooks), clients, .. } = self else { return Ok(()) };
+            let runner = &mut engine.runner_mut().runner;
+            catch_unwind(AssertUnwindSafe(|| clients.adapters.change(runner, hooks))).map_err(panicked)?;
+        }
+        self.show_adapters();
+        Ok(())
+    }
+
+    fn show_adapters(&mut self) {
+        if let Some(used) = self.clients.adapters.news() {
+            self.metrics.adapters(&used);
+        }
+    }
+
+    /// Starts the step behind the one that was begun, unless an adapter waits for there to be none.
+    fn begin_ahead(&mut self) {
+        if !self.clients.adapters.need_quiet() {
+            self.engine.begin_ahead();
+        }
+    }
+
+    fn admit(&mut self, submissions: Vec<Submission>) {
+        let is_gone = |id| !self.clients.adapters.takes(id);
+        if submissions.iter().any(|submission| submission.sequence.adapter.is_some_and(is_gone)) {
+            for mut submission in submissions {
+                submission.events.send(SequenceEvent::Failed(StopReason::AdapterGone));
+            }
+            return;
+        }
         let mut admitted = Vec::with_capacity(submissions.len());
         let mut submissions = submissions.into_iter();
         for Submission { mut sequence, events, progress, submitted } in submissions.by_ref() {
@@ -283,10 +359,9 @@ where
     }
 
     fn step(&mut self) -> Result<(), String> {
-        let engine = &mut self.engine;
         let begin = || {
-            engine.begin();
-            engine.begin_ahead();
+            self.engine.begin();
+            self.begin_ahead();
         };
         catch_unwind(AssertUnwindSafe(begin)).map_err(panicked)?;
         // A device that works alone has begun: clients are told of the step before this one meanwhile, and grammars take its tokens in.
@@ -296,10 +371,9 @@ where
             return Ok(());
         }
         // Where grammars hold somebody, it is known now what may be drawn of the rows that the device computes, and who goes on behind them.
-        let engine = &mut self.engine;
         let draw = || {
-            engine.draw();
-            engine.begin_ahead();
+            self.engine.draw();
+            self.begin_ahead();
         };
         catch_unwind(AssertUnwindSafe(draw)).map_err(panicked)?;
         let engine = &mut self.engine;

@@ -36,7 +36,16 @@ pub enum ApiError {
         message: String,
     },
     ModelNotFound {
+        /// Where its name stands.
+        param: Cow<'static, str>,
         model: String,
+    },
+    /// The model was there when the request came, and was unloaded before the engine took it in.
+    ModelGone,
+    /// What a request to load or unload names is not there.
+    AdapterNotFound {
+        param: &'static str,
+        message: String,
     },
     RouteNotFound {
         path: String,
@@ -154,6 +163,9 @@ impl ApiError {
             ApiError::NeverFits { param, message } => {
                 Self::NeverFits { param: rename(&param).into(), message }
             }
+            ApiError::ModelNotFound { param, model } => {
+                Self::ModelNotFound { param: rename(&param).into(), model }
+            }
             other => other,
         }
     }
@@ -215,14 +227,27 @@ impl ApiError {
                 param: Some(param.to_string()),
                 ..parts(StatusCode::BAD_REQUEST, INVALID, Some("never_fits"), message.clone())
             },
-            ApiError::ModelNotFound { model } => Parts {
-                param: Some("model".into()),
+            ApiError::ModelNotFound { param, model } => Parts {
+                param: Some(param.to_string()),
                 ..parts(
                     StatusCode::NOT_FOUND,
                     INVALID,
                     Some("model_not_found"),
                     format!("the model `{model}` does not exist"),
                 )
+            },
+            ApiError::ModelGone => Parts {
+                param: Some("model".into()),
+                ..parts(
+                    StatusCode::NOT_FOUND,
+                    INVALID,
+                    Some("model_not_found"),
+                    "the model was unloaded before the request began".into(),
+                )
+            },
+            ApiError::AdapterNotFound { param, message } => Parts {
+                param: Some((*param).into()),
+                ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
             },
             ApiError::RouteNotFound { path } => {
                 parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}"))
@@ -458,6 +483,7 @@ impl From<StopReason> for ApiError {
         match reason {
             StopReason::Shutdown => ApiError::Draining,
             StopReason::Failure(_) => ApiError::engine_failed(),
+            StopReason::AdapterGone => ApiError::ModelGone,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! `command_line` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `router` → `openai` → `service` → `engine_thread`, and back as
 //! events, which `openai::answer` turns into text and `openai::stream` into bytes.
 
+pub mod adapters;
 pub mod anthropic;
 pub mod app;
 pub mod args;
@@ -45,4 +46,5 @@ pub mod source;
 pub mod speculation;
 mod throughput;
 pub mod units;
+pub mod unix_time;
 pub mod web;

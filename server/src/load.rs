@@ -1,8 +1,13 @@
 //! From a model's files to a [`LoadedModel`], with a line in the log for each tenth of the weights.
 
+use crate::adapters::{AdapterSupport, Prepare, Prepared};
+use crate::engine_thread::AdapterHooks;
 use crate::exit_code::{EXIT_LOAD, EXIT_MEMORY, EXIT_USAGE};
 use crate::serve::LoadedModel;
+use models::lora::{Adapter, AdapterSpec};
 use models::{CacheUse, DeviceRunner, LoadError, LoadOptions, Loaded, ModelFiles, PendingWrite, Progress};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// When newly packed weights are written for the next start.
@@ -31,7 +36,7 @@ pub fn load(
     let loaded = models::load(files, options, &mut report)?;
     let Loaded {
         runner,
-        adapters: _,
+        adapters,
         info,
         image_processor,
         scheduler_config,
@@ -76,11 +81,41 @@ pub fn load(
         ),
         device_bytes,
         runner,
+        adapters: adapters.map(adapter_support),
         info,
         image_processor,
         scheduler_config,
         generation: generation_defaults,
     })
+}
+
+fn adapter_support(spec: Arc<AdapterSpec>) -> AdapterSupport<DeviceRunner> {
+    let prepare: Prepare = Arc::new(move |folder| prepare_adapter(folder, &spec));
+    let hooks = AdapterHooks {
+        add: |runner: &mut DeviceRunner, id, content| {
+            let adapter = content.downcast::<Adapter>().expect("what was prepared for this model");
+            runner.add_adapter(id, *adapter).map_err(|error| error.to_string())
+        },
+        remove: DeviceRunner::remove_adapter,
+    };
+    AdapterSupport { prepare, hooks }
+}
+
+fn prepare_adapter(folder: &Path, spec: &AdapterSpec) -> Result<Prepared, String> {
+    let adapter = Adapter::read(folder, spec).map_err(|error| error.to_string())?;
+    let (rank, bytes) = (adapter.rank(), adapter.bytes());
+    Ok(Prepared { content: Box::new(adapter), rank, bytes, digest: digest(folder)? })
+}
+
+/// Of the two files that an adapter is.
+fn digest(folder: &Path) -> Result<[u8; 32], String> {
+    let mut hasher = blake3::Hasher::new();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let path = folder.join(name);
+        let bytes = std::fs::read(&path);
+        hasher.update(&bytes.map_err(|error| format!("failed to read {}: {error}", path.display()))?);
+    }
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// Says what the cache of packed weights was good for, and has it written. A cache that cannot be written costs the next start time and

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => cli::plan::run(*args),
         Command::RunBatch(args) => cli::run_batch::run(*args),
         Command::Quantize(args) => finish(cli::quantize::run(args)),
+        Command::MergeLora(args) => finish(cli::merge_lora::run(args)),
         Command::Chat(args) => finish(cli::chat::run(args)),
         Command::Bench(args) => finish(cli::bench::run(args)),
         Command::Kernels(args) => cli::kernels::run(args),

@@ -1,13 +1,15 @@
 //! What is counted, under vLLM's names, types and labels, so that its dashboards and autoscalers read this server. Every series is
 //! there, at zero, from the start. What only this server has is named `perilune:`.
 
+use crate::engine_thread::adapters::AdaptersInUse;
 use crate::engine_thread::progress::Timings;
+use crate::unix_time::unix_time;
 use prometheus::{
     Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder, local::LocalHistogram,
 };
 use scheduler::{MAX_SPECULATIVE_TOKENS, Occupancy, Reject, StepStats};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What one sequence was, when it ended.
@@ -30,6 +32,7 @@ const REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
 pub struct Metrics {
     registry: Registry,
+    model_name: String,
     device_memory: IntGauge,
     device_info: prometheus::IntGaugeVec,
     running: IntGauge,
@@ -75,6 +78,23 @@ pub struct Metrics {
     accepted_tokens: IntCounter,
     /// By place in the draft.
     accepted_per_pos: Vec<IntCounter>,
+    /// Empty where the model takes no adapters.
+    adapters: OnceLock<AdapterGauge>,
+}
+
+/// vLLM's `lora_requests_info`: names are labels, and the value is the time at which they became so. One series, for what is now.
+struct AdapterGauge {
+    gauge: prometheus::GaugeVec,
+    max_loras: String,
+}
+
+impl AdapterGauge {
+    fn show(&self, used: &AdaptersInUse) {
+        // The old one goes first: labels are hashed without a border between them, so that `a` waiting would be found as `a` running.
+        self.gauge.reset();
+        let labels = [&self.max_loras, &used.waiting.join(","), &used.running.join(",")];
+        self.gauge.with_label_values(&labels).set(unix_time() as f64);
+    }
 }
 
 /// Counts that exist before a model is loaded and whatever the model is.
@@ -245,6 +265,8 @@ impl Metrics {
             draft_tokens: make.counter("vllm:spec_decode_num_draft_tokens_total", "tokens that were guessed"),
             accepted_tokens: make.counter("vllm:spec_decode_num_accepted_tokens_total", "guesses that were right"),
             accepted_per_pos: (0..MAX_SPECULATIVE_TOKENS).map(accepted_at).collect(),
+            adapters: OnceLock::new(),
+            model_name: model_name.to_owned(),
             registry: registry.clone(),
         };
         metrics
@@ -254,6 +276,27 @@ impl Metrics {
     pub fn device(&self, name: &str, bytes: u64) {
         self.device_info.with_label_values(&[name]).set(1);
         self.device_memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// The model takes so many adapters. Called once.
+    pub fn take_adapters(&self, max_loras: usize) {
+        let make = Maker { registry: &self.registry, model_name: &self.model_name };
+        let gauge = make.register(prometheus::GaugeVec::new(
+            make.opts(
+                "vllm:lora_requests_info",
+                "adapters with sequences that wait and that run, as of when",
+            ),
+            &["max_lora", "waiting_lora_adapters", "running_lora_adapters"],
+        ));
+        let gauge = self.adapters.get_or_init(|| AdapterGauge { gauge, max_loras: max_loras.to_string() });
+        gauge.show(&AdaptersInUse::default());
+    }
+
+    /// Told when it has changed.
+    pub fn adapters(&self, used: &AdaptersInUse) {
+        if let Some(gauge) = self.adapters.get() {
+            gauge.show(used);
+        }
     }
 
     pub fn request_arrived(&self, n: usize) {

@@ -5,7 +5,7 @@ use crate::chat::Prompt;
 use crate::engine_thread::{EventStream, SequenceEvent, Timings};
 use crate::error::ApiError;
 use crate::service::{Service, fit_max_tokens};
-use scheduler::{Digest, FinishReason, PooledSum, PromptLogprob, PromptOutput, SamplingParams};
+use scheduler::{AdapterId, Digest, FinishReason, PooledSum, PromptLogprob, PromptOutput, SamplingParams};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -16,6 +16,14 @@ pub struct ReadOptions {
     pub param: &'static str,
     pub priority: i32,
     pub salt: Digest,
+}
+
+/// A prompt, what is wanted of it, and what reads it beside the model's own weights.
+#[derive(Debug)]
+pub struct ToRead {
+    pub prompt: Prompt,
+    pub output: PromptOutput,
+    pub adapter: Option<AdapterId>,
 }
 
 /// What was asked of one prompt.
@@ -39,25 +47,22 @@ struct Reading {
 
 impl Service {
     /// Starts to read prompts, all or none.
-    pub fn read(
-        &self,
-        prompts: &[(Prompt, PromptOutput)],
-        options: ReadOptions,
-    ) -> Result<Readings, ApiError> {
+    pub fn read(&self, prompts: &[ToRead], options: ReadOptions) -> Result<Readings, ApiError> {
         let params = Arc::new(SamplingParams { max_tokens: 0, ..SamplingParams::default() });
         let mut sequences = Vec::with_capacity(prompts.len());
-        for (prompt, output) in prompts {
+        for ToRead { prompt, output, adapter } in prompts {
             self.check_placeholders(prompt, options.param)?;
             fit_max_tokens(prompt.tokens.len(), Some(0), self.info().max_model_len, options.param)?;
             let sequence = self.sequence(prompt, params.clone(), options.param)?;
             let mut sequence = sequence.wanting(*output)?;
             sequence.priority = options.priority;
             sequence.salt = options.salt;
+            sequence.adapter = *adapter;
             sequences.push(sequence);
         }
         let streams = self.submit(sequences)?;
-        for (stream, (prompt, _)) in streams.iter().zip(prompts) {
-            stream.progress().set_vision(prompt.vision);
+        for (stream, read) in streams.iter().zip(prompts) {
+            stream.progress().set_vision(read.prompt.vision);
         }
         let reading = |events| Reading { events: Some(events), read: Read::default() };
         Ok(Readings(streams.into_iter().map(reading).collect()))

@@ -14,13 +14,27 @@ use bytes::BytesMut;
 use futures::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 /// The client's `x-request-id`, or a new one.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
+
+/// The adapter that a request used, which its handler finds out, for its line in the log.
+#[derive(Debug, Clone, Default)]
+pub struct UsedAdapter(Arc<OnceLock<String>>);
+
+impl UsedAdapter {
+    pub fn note(&self, name: &str) {
+        let _ = self.0.set(name.to_owned());
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
 
 const REQUEST_ID: &str = "x-request-id";
 const REQUEST_ID_LEN_MAX: usize = 128;
@@ -43,6 +57,7 @@ pub fn is_clean(id: &str) -> bool {
 /// A JSON body, read whole, with the request's id and when it came.
 pub struct ApiRequest {
     pub id: RequestId,
+    pub used: UsedAdapter,
     pub body: Bytes,
     pub arrived: Instant,
 }
@@ -56,8 +71,9 @@ impl FromRequest<Arc<App>> for ApiRequest {
         check_headers(&parts.headers, app.limits.body_len_max)?;
         let id =
             parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId::of(&parts.headers));
+        let used = parts.extensions.get::<UsedAdapter>().cloned().unwrap_or_default();
         let body = read_body(body, &app.limits).await?;
-        Ok(Self { id, body, arrived })
+        Ok(Self { id, used, body, arrived })
     }
 }
 
@@ -147,6 +163,8 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     let handler = request.extensions().get::<MatchedPath>().cloned();
     let handler = handler.as_ref().map_or("none", |path| path.as_str());
     request.extensions_mut().insert(id.clone());
+    let used = UsedAdapter::default();
+    request.extensions_mut().insert(used.clone());
     let span = tracing::info_span!("request", request_id = &*id.0);
     let mut response = next.run(request).instrument(span).await;
     let status = response.status().as_u16();
@@ -155,7 +173,8 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
         tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
     } else {
-        tracing::info!(request_id = &*id.0, method, handler, status, ms, "request");
+        let adapter = used.name();
+        tracing::info!(request_id = &*id.0, method, handler, adapter, status, ms, "request");
     }
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -4,7 +4,8 @@ use crate::anthropic;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::openai::{
-    batches, chat, completions, embeddings, files, health, models, render, responses, score, tokenize,
+    batches, chat, completions, embeddings, files, health, lora, models, render, responses, rewards, score,
+    tokenize,
 };
 use crate::openapi;
 use crate::page;
@@ -37,6 +38,9 @@ const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/rerank", "/rerank"], || post(score::rerank)),
     // Cohere's client asks for the second version, behind whatever address it was given.
     (Access::Key, "POST", ["/v1/v2/rerank", "/v2/rerank"], || post(score::rerank)),
+    (Access::Key, "POST", ["/v1/rewards", "/rewards"], || post(rewards::create)),
+    (Access::Key, "POST", ["/v1/load_lora_adapter", "/load_lora_adapter"], || post(lora::load)),
+    (Access::Key, "POST", ["/v1/unload_lora_adapter", "/unload_lora_adapter"], || post(lora::unload)),
     (Access::Key, "POST", ["/v1/chat/completions/render", "/chat/completions/render"], || post(render::chat)),
     (Access::Key, "POST", ["/v1/completions/render", "/completions/render"], || post(render::completion)),
     (Access::Key, "GET", ["/v1/models", "/models"], || get(models::list)),

@@ -147,6 +147,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         chat_template,
         parsers,
         defaults,
+        adapters,
         shutdown_timeout: _,
         data: _,
         warnings: _,
@@ -165,6 +166,7 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         chat_template,
         parsers,
         defaults,
+        adapters,
         store: None,
     }
 }

@@ -1,5 +1,6 @@
 //! A server from its first port to its last connection: bind, load, serve, drain.
 
+use crate::adapters::{AdapterModule, AdapterOptions, AdapterSupport, Adapters, Load};
 use crate::app::{App, AppLimits};
 use crate::auth::ApiKeys;
 use crate::batch::job::Runner;
@@ -41,6 +42,7 @@ pub struct ServeOptions {
     pub chat_template: Option<PathBuf>,
     pub parsers: Parsers,
     pub defaults: DefaultsFrom,
+    pub adapters: AdapterOptions,
     /// Files and batches; `None`: their routes say that there is no folder for them.
     pub store: Option<Arc<Store>>,
 }
@@ -48,6 +50,8 @@ pub struct ServeOptions {
 /// A model as its loader hands it over.
 pub struct LoadedModel<R> {
     pub runner: R,
+    /// `None`: there is no room for any.
+    pub adapters: Option<AdapterSupport<R>>,
     pub info: ModelInfo,
     pub image_processor: Option<Arc<dyn ImageProcessor>>,
     pub scheduler_config: SchedulerConfig,
@@ -70,6 +74,8 @@ pub enum StartError<E> {
     Template(#[from] TemplateError),
     #[error("{0}")]
     Load(E),
+    #[error("failed to load the adapter `{name}`: {message}")]
+    Adapter { name: String, message: String },
     #[error("invalid scheduler configuration: {0}")]
     Scheduler(scheduler::InvalidConfig),
     #[error("failed to load the model: {0}")]
@@ -147,6 +153,7 @@ pub fn batch_runner(app: &Arc<App>, concurrency: usize) -> Runner {
 
 pub(crate) type Built = (Service, EngineHandle, oneshot::Receiver<Ended>);
 
+/// On a blocking thread of the runtime.
 pub(crate) fn build<R, E>(
     app: &App,
     options: ServeOptions,
@@ -158,8 +165,18 @@ where
     R::Error: std::fmt::Display,
     E: Send + 'static,
 {
-    let ServeOptions { names, root, scheduling, pictures, seed, chat_template, parsers, defaults, .. } =
-        options;
+    let ServeOptions {
+        names,
+        root,
+        scheduling,
+        pictures,
+        seed,
+        chat_template,
+        parsers,
+        defaults,
+        adapters,
+        ..
+    } = options;
     let start = Instant::now();
     let tokenizer = Arc::new(Tokenizer::load(files)?);
     let template = match chat_template {
@@ -170,6 +187,7 @@ where
     app.http_metrics.startup("tokenizer", start.elapsed());
     let start = Instant::now();
     let metrics_name = names[0].clone();
+    let max_loras = adapters.max_loras;
     let EngineThread { handle, loaded, ended } = engine_thread::spawn(MAX_PENDING, move || {
         let model = load().map_err(StartError::Load)?;
         let scheduler_config = SchedulerConfig {
@@ -186,16 +204,24 @@ where
         };
         let metrics = Arc::new(Metrics::new(&metrics_name, model.info.max_model_len, cache));
         metrics.device(&model.device, model.device_bytes);
+        let (hooks, prepare) = match model.adapters {
+            Some(AdapterSupport { prepare, hooks }) => (Some(hooks), Some(prepare)),
+            None => (None, None),
+        };
+        if hooks.is_some() {
+            metrics.take_adapters(max_loras);
+        }
         let host = if model.runner.works_alone() { Host::WaitsForDevice } else { Host::ComputesSteps };
         Ok::<_, StartError<E>>(engine_thread::Parts {
             runner: model.runner,
+            adapters: hooks,
             config: scheduler_config,
             metrics: metrics.clone(),
-            loaded: (model.info, host, model.image_processor, model.generation, metrics),
+            loaded: (model.info, host, model.image_processor, model.generation, metrics, prepare),
         })
     })?;
     app.http_metrics.startup("model", start.elapsed());
-    let (info, host, image_processor, generation, metrics) = loaded;
+    let (info, host, image_processor, generation, metrics, prepare) = loaded;
     let defaults = match defaults {
         DefaultsFrom::Model => GenerationDefaults::of_model(&info, &generation),
         DefaultsFrom::Api => GenerationDefaults::of_api(&info),
@@ -213,11 +239,18 @@ where
         info,
         host,
         metrics,
+        adapters: Adapters::new(handle.clone(), prepare, names.clone(), &adapters),
         defaults,
         names,
         root,
         seed,
     });
+    for AdapterModule { name, path, base_model_name } in adapters.modules {
+        let load = Load { name: name.clone(), folder: path, parent: base_model_name, in_place: false };
+        let loading = service.adapters().load(load);
+        let loaded = tokio::runtime::Handle::current().block_on(loading);
+        loaded.map_err(|error| StartError::Adapter { name, message: error.to_string() })?;
+    }
     Ok((service, handle, ended))
 }
 

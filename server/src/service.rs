@@ -1,11 +1,13 @@
 //! A loaded model as the handlers see it: prompts in, answers out. Text becomes tokens here, off the async threads; from here on
 //! there are sequences.
 
+use crate::adapters::Adapters;
 use crate::blocking::Lane;
 use crate::chat::effort::Effort;
 use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
 use crate::chat::{
-    Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer, TokenizerError,
+    Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
+    TokenizerError,
 };
 use crate::constrain::{Host, SequenceSpec};
 use crate::constraining::{Constraining, HeldTools};
@@ -17,10 +19,11 @@ use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
 use crate::pictures::{PictureOptions, Pictures};
 use crate::raw_prompt::{ChatPrompt, RawPrompt};
+pub use crate::unix_time::unix_time;
 use models::{ImageProcessor, ModelInfo};
-use scheduler::{SamplingParams, Sequence, SequenceId, TokenId};
-use std::sync::Arc;
+use scheduler::{AdapterId, SamplingParams, Sequence, SequenceId, TokenId};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What a service is made of.
@@ -34,6 +37,8 @@ pub struct ServiceParts {
     /// Where masks of answers are computed.
     pub host: Host,
     pub metrics: Arc<Metrics>,
+    /// Other names than the base's.
+    pub adapters: Adapters,
     pub defaults: GenerationDefaults,
     /// The first is the canonical one.
     pub names: Vec<String>,
@@ -43,11 +48,22 @@ pub struct ServiceParts {
     pub seed: Option<u64>,
 }
 
+/// What a request's `model` names: the base, under one of its names, or an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub name: String,
+    pub adapter: Option<AdapterId>,
+    /// Changes when the same request may get another answer: with the model, its adapter, its type, or this program.
+    pub fingerprint: String,
+}
+
 pub struct Service {
     parts: ServiceParts,
     model_ends: Arc<[TokenId]>,
     /// Markers of thinking and calls that are control tokens of this model, in order.
     controls: Arc<[TokenId]>,
+    /// Found when it is first asked for.
+    end_of_turn: OnceLock<Option<TokenId>>,
     fingerprint: String,
     created: u64,
     seeds: Seeds,
@@ -70,6 +86,7 @@ impl Service {
         Self {
             model_ends: info.eos_token_ids.clone().into(),
             controls: marker_tokens(&parts),
+            end_of_turn: OnceLock::new(),
             fingerprint: fingerprint(info, &names[0]),
             created: unix_time(),
             seeds: Seeds::new(parts.seed),
@@ -139,18 +156,24 @@ impl Service {
         self.parts.prompts.output().tools
     }
 
-    /// Changes when the same request may get another answer: with the model, its type, or this program.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    pub fn adapters(&self) -> &Adapters {
+        &self.parts.adapters
     }
 
-    /// A request that names no model means this one. The answer repeats the name that was asked for.
-    pub fn check_model<'a>(&'a self, asked: Option<&str>) -> Result<&'a str, ApiError> {
+    /// A request that names no model means the base. The answer repeats the name that was asked for.
+    pub fn find_model(&self, asked: Option<&str>) -> Result<Found, ApiError> {
         let names = &self.parts.names;
-        let Some(asked) = asked else { return Ok(&names[0]) };
-        match names.iter().find(|name| *name == asked) {
-            Some(name) => Ok(name),
-            None => Err(ApiError::ModelNotFound { model: asked.to_owned() }),
+        let name = asked.unwrap_or(&names[0]).to_owned();
+        let base = &self.fingerprint;
+        if names.contains(&name) {
+            return Ok(Found { name, adapter: None, fingerprint: base.clone() });
+        }
+        match self.adapters().find(&name) {
+            Some(adapter) => {
+                let fingerprint = short_hash(&[base.as_bytes(), &adapter.digest].concat());
+                Ok(Found { name, adapter: Some(adapter.id), fingerprint })
+            }
+            None => Err(ApiError::ModelNotFound { param: "model".into(), model: name }),
         }
     }
 
@@ -193,6 +216,12 @@ impl Service {
             build(&service.parts.prompts, &request).map_err(prompt_error)
         });
         Ok((built.await?, vision))
+    }
+
+    /// The token that the chat template puts behind an answer, if it is one at which the model stops.
+    pub async fn end_of_turn(self: &Arc<Self>) -> Result<Option<TokenId>, ApiError> {
+        self.prepare(|service| Ok(*service.end_of_turn.get_or_init(|| find_end_of_turn(&service.parts))))
+            .await
     }
 
     /// Tools that the model cannot read of, or whose calls nobody would understand, are refused.
@@ -294,6 +323,7 @@ impl Service {
     ) -> Result<Answers, ApiError> {
         let info = &self.parts.info;
         check_prompt_report(prompts, generation)?;
+        let adapter = self.find_model(generation.model.as_deref())?.adapter;
         let mut sequences = Vec::with_capacity(prompts.len() * generation.n);
         for prompt in prompts {
             self.check_placeholders(prompt, param)?;
@@ -311,6 +341,7 @@ impl Service {
                 }
                 sequence.priority = generation.priority;
                 sequence.salt = generation.salt;
+                sequence.adapter = adapter;
                 sequence.constraint = generation.constraint.as_ref().map(SequenceSpec::begin);
                 sequences.push(sequence);
             }
@@ -370,6 +401,24 @@ fn marker_tokens(parts: &ServiceParts) -> Arc<[TokenId]> {
     let mut tokens: Vec<TokenId> = tokens.filter(|&token| parts.tokenizer.is_special(token)).collect();
     tokens.sort_unstable();
     tokens.into()
+}
+
+/// What comes last of an answer's tokens in a conversation that was answered. White space may follow it.
+fn find_end_of_turn(parts: &ServiceParts) -> Option<TokenId> {
+    let message = |role: &str, text: &str| Message {
+        role: role.to_owned(),
+        content: vec![Part::Text(text.to_owned())],
+        ..Message::default()
+    };
+    let conversation = [message("user", "a"), message("assistant", "b")];
+    let kwargs = serde_json::Map::new();
+    let tokens = |messages: &[Message]| {
+        let request = PromptRequest { messages, tools: None, kwargs: &kwargs, ending: Ending::Nothing };
+        parts.prompts.build(&request).ok().map(|prompt| prompt.tokens)
+    };
+    let (asked, answered) = (tokens(&conversation[..1])?, tokens(&conversation)?);
+    let num_same = asked.iter().zip(&answered).take_while(|(a, b)| a == b).count();
+    answered[num_same..].iter().copied().rfind(|token| parts.info.eos_token_ids.contains(token))
 }
 
 /// Log-probabilities of prompts in one response: more would be hundreds of megabytes of JSON.
@@ -451,9 +500,9 @@ fn fingerprint(info: &ModelInfo, name: &str) -> String {
     let identity = format!(
         "{version} {name} {architecture} {vocab_size} {num_parameters} {dtype} {quantization} {activations} {kv_cache_dtype}"
     );
-    format!("fp_{}", &blake3::hash(identity.as_bytes()).to_hex()[..12])
+    short_hash(identity.as_bytes())
 }
 
-pub fn unix_time() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+fn short_hash(bytes: &[u8]) -> String {
+    format!("fp_{}", &blake3::hash(bytes).to_hex()[..12])
 }

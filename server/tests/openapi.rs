@@ -4,6 +4,7 @@ mod harness;
 
 use harness::batches::{Folder, line, setup};
 use harness::{MODEL, TestServer};
+use perilune::adapters::Root;
 use perilune::router::route_table;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -326,6 +327,8 @@ fn answers_are_what_it_says() {
         "POST /v1/completions/render",
         &server.ask("/v1/completions/render", &json!({"prompt": ["a", "b"]})),
     );
+    let rewards = json!({"prompt": "a", "chosen": "b", "rejected": "c", "return_token_ids": true});
+    check("POST /v1/rewards", &server.ask("/v1/rewards", &rewards));
     check("POST /detokenize", &server.ask("/detokenize", &json!({"tokens": [1]})));
     for path in ["/v1/models", "/version", "/tokenizer_info"] {
         check(&format!("GET {path}"), &server.get(path).json());
@@ -355,7 +358,10 @@ fn answers_are_what_it_says() {
 #[test]
 fn what_it_says_is_required_is() {
     let folder = Folder::new("openapi-required");
-    let server = TestServer::with(setup(&folder.0));
+    let mut setup = setup(&folder.0);
+    // Routes that are off ask for nothing.
+    setup.options.adapters.root = Some(Root::open(&folder.0).expect("a folder"));
+    let server = TestServer::with(setup);
     let document = document();
     let mut count = 0;
     for (path, item) in document["paths"].as_object().expect("paths") {

@@ -53,7 +53,7 @@ pub async fn count_tokens(State(app): State<Arc<App>>, request: ApiRequest) -> R
     let (app, service) = (&exchange.app, &exchange.service);
     let lowered = request.chat.lower(request.generation, service.defaults(), &app.limits.request);
     let (chat, generation) = lowered.map_err(|error| places.name(error))?;
-    service.check_model(generation.model.as_deref())?;
+    service.find_model(generation.model.as_deref())?;
     let prompt = service.chat_prompt(chat).await.map_err(|error| places.name(error))?;
     let mut response = json_response(&TokenCount { input_tokens: prompt.tokens.len() });
     let mut ignored = request.ignored;

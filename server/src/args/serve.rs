@@ -292,6 +292,9 @@ pub struct ServeArgs {
     pub allowed_hosts: Vec<String>,
 
     #[command(flatten)]
+    pub lora: LoraArgs,
+
+    #[command(flatten)]
     pub responses: ResponsesArgs,
 
     #[command(flatten)]
@@ -304,6 +307,34 @@ pub struct ServeArgs {
     /// Flags of vLLM that change nothing here, so that copied commands start
     #[command(flatten)]
     pub harmless: HarmlessArgs,
+}
+
+/// Adapters that are served beside the model.
+#[derive(Debug, ClapArgs)]
+pub struct LoraArgs {
+    /// Take LoRA adapters: memory is set aside for them
+    #[arg(long)]
+    pub enable_lora: bool,
+
+    /// Adapters that are served from the start: NAME=PATH, or {"name": …, "path": …, "base_model_name": …}
+    #[arg(long, value_name = "NAME=PATH", num_args = 1..)]
+    pub lora_modules: Vec<String>,
+
+    /// Most adapters that are loaded at once, all of which may be in one step; default: as many as --lora-modules, and at least 1
+    #[arg(long, value_name = "N", env = "PERILUNE_MAX_LORAS")]
+    pub max_loras: Option<usize>,
+
+    /// Largest rank of an adapter; default: 16
+    #[arg(long, value_name = "R", env = "PERILUNE_MAX_LORA_RANK")]
+    pub max_lora_rank: Option<usize>,
+
+    /// Let requests load and unload adapters; needs --lora-root
+    #[arg(long)]
+    pub enable_runtime_lora_updating: bool,
+
+    /// The folder in which adapters lie that requests may load
+    #[arg(long, value_name = "DIR", env = "PERILUNE_LORA_ROOT")]
+    pub lora_root: Option<PathBuf>,
 }
 
 /// What is kept in memory of /v1/responses, the oldest out first.

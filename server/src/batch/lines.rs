@@ -197,6 +197,7 @@ const BATCHABLE: &[&str] = &[
     "/v1/embeddings",
     "/v1/score",
     "/v1/rerank",
+    "/v1/rewards",
 ];
 
 pub fn endpoints() -> impl Iterator<Item = &'static str> {

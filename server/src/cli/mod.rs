@@ -7,6 +7,7 @@ pub mod chat;
 mod client;
 mod engine_jobs;
 pub mod kernels;
+pub mod merge_lora;
 mod picture;
 pub mod plan;
 pub mod quantize;

@@ -1,6 +1,7 @@
 //! What `--print-config` prints.
 
 use super::{Config, media, strings};
+use crate::adapters::{AdapterModule, Root};
 use crate::openai::responses::store::StoreLimits;
 use crate::web::Origins;
 use serde_json::{Value, json};
@@ -25,6 +26,7 @@ impl Config {
             chat_template,
             parsers,
             defaults,
+            adapters,
             shutdown_timeout,
             data,
             warnings,
@@ -95,6 +97,10 @@ impl Config {
             ("max_stored_responses", json!(num_responses_max)),
             ("max_stored_responses_size", json!(bytes_max)),
             ("stored_responses_age", json!(age_max.as_secs_f64())),
+            ("max_loras", json!(load.max_loras)),
+            ("max_lora_rank", json!(load.max_lora_rank)),
+            ("lora_modules", lora_modules(&adapters.modules)),
+            ("lora_root", json!(adapters.root.as_ref().map(Root::path))),
             ("max_background_responses", json!(num_background_max)),
         ];
         entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
@@ -107,4 +113,9 @@ fn origins_json(origins: &Origins) -> Value {
         Origins::Any => json!(["*"]),
         Origins::Listed(origins) => json!(origins),
     }
+}
+
+/// Names and paths.
+fn lora_modules(modules: &[AdapterModule]) -> Value {
+    modules.iter().map(|module| (module.name.clone(), json!(module.path))).collect()
 }

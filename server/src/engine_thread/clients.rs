@@ -2,12 +2,13 @@
 //!
 //! A step is noted for everybody before anything of it is told, so that whoever has a token finds it in the metrics.
 
+use super::adapters::Adapters;
 use super::event::{SequenceEvent, StopReason};
 use super::progress::{Progress, Spent, micros};
 use crate::device_share;
 use crate::mailbox::{Departures, Sender};
 use crate::metrics::{Metrics, SequenceRecord, TokenCounts};
-use scheduler::{Event, Failure, FinishReason, Reject, Sequence, SequenceId, Step};
+use scheduler::{AdapterId, Event, Failure, FinishReason, Reject, Sequence, SequenceId, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ pub struct Client {
     device: Duration,
     num_tokens: usize,
     progress: Arc<Progress>,
+    adapter: Option<AdapterId>,
     submitted: Instant,
     scheduled: Option<Instant>,
     prompt_tokens: usize,
@@ -37,6 +39,7 @@ pub struct StepTimes {
 
 pub struct Clients {
     by_id: BTreeMap<SequenceId, Client>,
+    pub adapters: Adapters,
     departures: Departures,
     /// What they were when everybody was last asked; `None`: somebody is new, who may have gone before.
     asked_at: Option<u64>,
@@ -44,7 +47,7 @@ pub struct Clients {
 
 impl Clients {
     pub fn new(departures: Departures) -> Self {
-        Self { by_id: BTreeMap::new(), departures, asked_at: None }
+        Self { by_id: BTreeMap::new(), adapters: Adapters::default(), departures, asked_at: None }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -56,12 +59,15 @@ impl Clients {
     }
 
     pub fn insert(&mut self, id: SequenceId, client: Client) {
+        self.adapters.begin_waiting(client.adapter);
         self.by_id.insert(id, client);
         self.asked_at = None;
     }
 
     pub fn remove(&mut self, id: SequenceId) -> Option<Client> {
-        self.by_id.remove(&id)
+        let client = self.by_id.remove(&id)?;
+        client.leave(&mut self.adapters);
+        Some(client)
     }
 
     /// Lets go of those who have gone, each of whom `gone` is told of.
@@ -71,9 +77,11 @@ impl Clients {
             return;
         }
         self.asked_at = Some(departures);
-        self.by_id.retain(|&id, client| {
+        let Self { by_id, adapters, .. } = self;
+        by_id.retain(|&id, client| {
             let is_gone = client.events.is_closed();
             if is_gone {
+                client.leave(adapters);
                 gone(id, client.record(if client.progress.is_stopped() { "stop" } else { "abort" }));
             }
             !is_gone
@@ -99,7 +107,13 @@ impl Clients {
             }
         }
         let events = step.events.iter().map(|event| (event.id(), event));
-        each(&mut self.by_id, events, |client, event| client.note(event, times, counts));
+        let Self { by_id, adapters, .. } = self;
+        each(by_id, events, |client, event| {
+            if let Event::Started { .. } = event {
+                adapters.begin_running(client.adapter);
+            }
+            client.note(event, times, counts);
+        });
     }
 
     /// To those who are still there: they may have gone since the step.
@@ -113,13 +127,14 @@ impl Clients {
             client.tell(event, metrics);
         });
         for id in ended {
-            self.by_id.remove(&id);
+            self.remove(id);
         }
     }
 
     /// Ends them all.
     pub fn fail(&mut self, reason: StopReason, metrics: &Metrics) {
         for mut client in std::mem::take(&mut self.by_id).into_values() {
+            client.leave(&mut self.adapters);
             client.events.send(SequenceEvent::Failed(reason.clone()));
             metrics.sequence_ended(&client.record("error"));
         }
@@ -160,6 +175,7 @@ impl Client {
         Self {
             events,
             progress,
+            adapter: sequence.adapter,
             submitted,
             scheduled: None,
             first_token: None,
@@ -170,6 +186,10 @@ impl Client {
             device: Duration::ZERO,
             preemptions: 0,
         }
+    }
+
+    fn leave(&self, adapters: &mut Adapters) {
+        adapters.end(self.adapter, self.scheduled.is_some());
     }
 
     pub fn reject(&mut self, reject: Reject) {

@@ -11,8 +11,17 @@ pub enum SequenceEvent {
     Token(SampledToken, Spent),
     Finished(FinishReason, Spent),
     Rejected(Reject),
-    /// The engine stopped before the sequence ended.
+    /// The engine stopped before the sequence ended, or did not take it.
     Failed(StopReason),
+}
+
+/// Why an adapter is not in the runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddError {
+    /// Its words.
+    Refused(String),
+    /// The server is told to stop, or the engine failed.
+    Stopped,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,4 +29,6 @@ pub enum StopReason {
     /// The server was told to stop and this sequence did not end in time.
     Shutdown,
     Failure(String),
+    /// The adapter was unloaded after it was looked up and before the engine saw the sequence.
+    AdapterGone,
 }

@@ -10,8 +10,8 @@ use crate::openai::fields::Ignored;
 use crate::openai::generation::Generation;
 use crate::openai::report::server_timing;
 use crate::openai::stream::{Dialect, EventBody};
-use crate::request::{ApiRequest, RequestId, is_clean};
-use crate::service::{Service, unix_time};
+use crate::request::{ApiRequest, RequestId, UsedAdapter, is_clean};
+use crate::service::{Found, Service, unix_time};
 use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -23,6 +23,8 @@ pub struct Exchange {
     pub app: Arc<App>,
     pub service: Arc<Service>,
     id: RequestId,
+    /// Where the line in the log has its name from.
+    used: UsedAdapter,
     arrived: Instant,
     in_flight: InFlight,
 }
@@ -32,8 +34,8 @@ impl Exchange {
     pub fn begin(app: Arc<App>, request: ApiRequest) -> Result<(Self, Bytes), ApiError> {
         let in_flight = app.lifecycle.admit()?;
         let service = app.service()?.clone();
-        let ApiRequest { id, body, arrived } = request;
-        Ok((Self { app, service, id, arrived, in_flight }, body))
+        let ApiRequest { id, used, body, arrived } = request;
+        Ok((Self { app, service, id, used, arrived, in_flight }, body))
     }
 
     /// `prefix` is the dialect's, such as `chatcmpl-`. The id in the body is the one in the header, unless the body brought its own.
@@ -55,11 +57,15 @@ impl Exchange {
             Some(id) => id,
             None => &*self.id.0,
         };
+        let Found { name, adapter, fingerprint } = self.service.find_model(model)?;
+        if adapter.is_some() {
+            self.used.note(&name);
+        }
         Ok(ResponseHead {
             id: format!("{prefix}{id}"),
             created: unix_time(),
-            model: self.service.check_model(model)?.to_owned(),
-            system_fingerprint: self.service.fingerprint().to_owned(),
+            model: name,
+            system_fingerprint: fingerprint,
         })
     }
 

@@ -1,5 +1,6 @@
-//! The list of models: one model, under each of its names.
+//! The list of models: the base, under each of its names, and the adapters on it.
 
+use crate::adapters::Adapter;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::service::Service;
@@ -21,7 +22,9 @@ pub struct ModelCard {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// Where it came from.
     root: String,
+    /// Of an adapter: the model that it is one of.
     parent: Option<String>,
     max_model_len: usize,
 }
@@ -38,9 +41,22 @@ fn card(service: &Service, name: &str) -> ModelCard {
     }
 }
 
+fn adapter_card(service: &Service, name: &str, adapter: Adapter) -> ModelCard {
+    let Adapter { path, parent, created, .. } = adapter;
+    ModelCard {
+        created,
+        root: path.to_string_lossy().into_owned(),
+        parent: Some(parent.unwrap_or_else(|| service.names()[0].clone())),
+        ..card(service, name)
+    }
+}
+
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
     let service = app.service()?;
-    let data = service.names().iter().map(|name| card(service, name)).collect();
+    let base = service.names().iter().map(|name| card(service, name));
+    let adapters = service.adapters().list();
+    let adapters = adapters.into_iter().map(|(name, adapter)| adapter_card(service, &name, adapter));
+    let data = base.chain(adapters).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -50,6 +66,9 @@ pub async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Json<ModelCard>, ApiError> {
     let service = app.service()?;
-    let name = service.check_model(Some(&id))?;
-    Ok(Json(card(service, name)))
+    if let Some(adapter) = service.adapters().find(&id) {
+        return Ok(Json(adapter_card(service, &id, adapter)));
+    }
+    let found = service.find_model(Some(&id))?;
+    Ok(Json(card(service, &found.name)))
 }

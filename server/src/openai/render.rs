@@ -65,7 +65,7 @@ pub async fn chat(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Re
     let service = app.service()?;
     let ChatCompletionRequest { chat, generation, ignored } = ChatCompletionRequest::parse(&request.body)?;
     let (chat, generation) = chat.lower(generation, service.defaults(), &app.limits.request)?;
-    let model = service.check_model(generation.model.as_deref())?.to_owned();
+    let model = service.find_model(generation.model.as_deref())?.name;
     let Rendered { text, prompt: Prompt { tokens, images, .. } } = service.render_chat(chat).await?;
     let mut response = json_response(&RenderedPrompt {
         model,
@@ -85,13 +85,13 @@ pub async fn completion(State(app): State<Arc<App>>, request: ApiRequest) -> Res
     let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&request.body)?;
     let Lowered { prompts: raw, add_special_tokens, generation, .. } =
         completion.lower(generation, service.defaults(), &app.limits.request)?;
-    let model = service.check_model(generation.model.as_deref())?;
+    let model = service.find_model(generation.model.as_deref())?.name;
     let tokens = service.completion_prompts(raw.clone(), add_special_tokens).await?;
     let rendered: Vec<RenderedPrompt> = raw
         .iter()
         .zip(tokens)
         .map(|(raw, tokens)| RenderedPrompt {
-            model: model.to_owned(),
+            model: model.clone(),
             text: prompt_text(service, raw),
             count: tokens.len(),
             token_ids: tokens,

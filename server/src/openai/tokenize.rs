@@ -102,7 +102,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Resul
         return_token_strs,
     } = TokenizeFields::take(&mut fields)?;
     fields.into_ignored()?;
-    service.check_model(model.as_deref())?;
+    service.find_model(model.as_deref())?;
     let tokens = match (prompt, messages) {
         (Some(text), None) => {
             let prompts = vec![RawPrompt::Text(text)];
@@ -139,7 +139,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, request: ApiRequest) -> Res
     let mut fields = Fields::parse(&request.body)?;
     let DetokenizeFields { model, tokens } = DetokenizeFields::take(&mut fields)?;
     fields.into_ignored()?;
-    service.check_model(model.as_deref())?;
+    service.find_model(model.as_deref())?;
     let tokens = tokens.ok_or_else(|| ApiError::invalid("tokens", "is missing"))?;
     let vocab_size = service.info().vocab_size;
     if let Some(at) = tokens.iter().position(|&token| token as usize >= vocab_size) {

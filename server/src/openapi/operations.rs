@@ -14,12 +14,15 @@ use crate::openai::embeddings::lower::EmbeddingFields;
 use crate::openai::embeddings::response::EmbeddingList;
 use crate::openai::files::{DeletedFile, FilePart, FileQuery, List, UploadFields};
 use crate::openai::generation::GenerationFields;
+use crate::openai::lora::{LoadAdapterFields, UnloadAdapterFields};
 use crate::openai::models::{ModelCard, ModelList};
 use crate::openai::render::RenderedPrompt;
 use crate::openai::responses::InputTokens;
 use crate::openai::responses::response::ResponseObject;
 use crate::openai::responses::stored::{DeletedResponse, ItemList};
 use crate::openai::responses::types::{ItemsQuery, ResponseFields, RetrieveQuery};
+use crate::openai::rewards::lower::RewardFields;
+use crate::openai::rewards::response::RewardList;
 use crate::openai::score::lower::{MethodFields, RerankFields, ScoreFields};
 use crate::openai::score::response::{RerankList, ScoreList};
 use crate::openai::tokenize::{DetokenizeFields, Detokenized, TokenizeFields, Tokenized, TokenizerInfo};
@@ -131,7 +134,7 @@ pub const OPERATIONS: &[Operation] = &[
         .gives(Body::Json(&[part::<ResponseObject>])),
     Operation::new("GET /v1/responses/{id}/input_items", "What a response answers")
         .asks(part::<ItemsQuery>).gives(Body::Json(&[part::<ItemList>])),
-    Operation::new("GET /v1/models", "The served model, under each of its names").gives(Body::Json(&[part::<ModelList>])),
+    Operation::new("GET /v1/models", "The served model, under each of its names, and its adapters").gives(Body::Json(&[part::<ModelList>])),
     Operation::new("GET /v1/models/{*id}", "One of the names").gives(Body::Json(&[part::<ModelCard>])),
     Operation::new("POST /tokenize", "Tokens of a prompt or of messages")
         .takes(Body::Json(&[part::<TokenizeFields>])).gives(Body::Json(&[part::<Tokenized>])),
@@ -147,6 +150,12 @@ pub const OPERATIONS: &[Operation] = &[
         .takes(Body::Json(&[part::<RerankFields>, part::<MethodFields>])).gives(Body::Json(&[part::<RerankList>])),
     Operation::new("POST /v2/rerank", "The same as /v1/rerank")
         .takes(Body::Json(&[part::<RerankFields>, part::<MethodFields>])).gives(Body::Json(&[part::<RerankList>])),
+    Operation::new("POST /v1/rewards", "How much more probable answers are to a policy than to its reference")
+        .takes(Body::Json(&[part::<RewardFields>])).gives(Body::Json(&[part::<RewardList>])),
+    Operation::new("POST /v1/load_lora_adapter", "Serve an adapter under a name, where the operator turned it on")
+        .takes(Body::Json(&[part::<LoadAdapterFields>])).needs(&["lora_name", "lora_path"]).gives(PLAIN),
+    Operation::new("POST /v1/unload_lora_adapter", "Serve it no more")
+        .takes(Body::Json(&[part::<UnloadAdapterFields>])).needs(&["lora_name"]).gives(PLAIN),
     Operation::new("POST /v1/files", "Upload a file")
         .takes(Body::Multipart(&[part::<FilePart>, part::<UploadFields>])).needs(&["file", "purpose"])
         .gives(Body::Json(&[part::<FileObject>])),

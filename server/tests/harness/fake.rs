@@ -4,13 +4,17 @@
 use models::{
     GenerationDefaults, ImageError, ImageProcessor, ModelFiles, ModelInfo, ProcessedImage, Transparency,
 };
+use perilune::adapters::{AdapterSupport, Prepared};
+use perilune::engine_thread::AdapterHooks;
 use perilune::serve::LoadedModel;
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::{
-    Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, PromptLogprob, PromptResult, PromptTask,
-    PromptWork, RowSum, SampleRow, Sampled, SampledToken, SamplingParams, SchedulerConfig, SequenceId,
-    StepOutput, TokenId,
+    AdapterId, Batch, BatchItem, Digest, Failure, ImageInput, ModelRunner, PromptLogprob, PromptResult,
+    PromptTask, PromptWork, RowSum, SampleRow, Sampled, SampledToken, SamplingParams, SchedulerConfig,
+    SequenceId, StepOutput, TokenId,
 };
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -171,10 +175,38 @@ impl Control {
     }
 }
 
+/// An adapter of this model: a folder with a file `seed`, with which the hash of a prompt begins. Reading one waits as processing a picture does.
+pub fn adapters(control: Arc<Control>) -> AdapterSupport<FakeRunner> {
+    let prepare = move |folder: &Path| {
+        control.process_image();
+        let path = folder.join("seed");
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let seed: u64 = text.trim().parse().map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&seed.to_le_bytes());
+        Ok(Prepared { content: Box::new(seed), rank: 1, bytes: 8, digest })
+    };
+    let hooks = AdapterHooks {
+        add: |runner: &mut FakeRunner, id, content| match *content.downcast::<u64>().expect("a seed") {
+            REFUSED_SEED => Err("the runner has no room".into()),
+            seed => {
+                assert_eq!(runner.adapters.insert(id, seed), None, "a number was used twice");
+                Ok(())
+            }
+        },
+        remove: |runner, id| assert!(runner.adapters.remove(&id).is_some(), "it was never there"),
+    };
+    AdapterSupport { prepare: Arc::new(prepare), hooks }
+}
+
+/// Of an adapter that can be read and that the runner refuses.
+pub const REFUSED_SEED: u64 = 404;
+
 pub struct FakeRunner {
     /// The hash of all tokens up to each slot.
     prefixes: Vec<u64>,
     block_size: usize,
+    adapters: BTreeMap<AdapterId, u64>,
     images: Vec<u64>,
     image_rows: usize,
     control: Arc<Control>,
@@ -230,6 +262,7 @@ pub fn model(
     let runner = FakeRunner {
         prefixes: vec![0; config.num_blocks * config.block_size],
         block_size: config.block_size,
+        adapters: BTreeMap::new(),
         images: vec![0; config.num_image_blocks],
         image_rows: config.image_rows_per_block,
         control: control.clone(),
@@ -240,6 +273,7 @@ pub fn model(
         device: "fake".into(),
         device_bytes: 0,
         runner,
+        adapters: None,
         info: ModelInfo { max_model_len: config.max_model_len, ..info() },
         image_processor: Some(Arc::new(FakeImages { control })),
         scheduler_config: config,
@@ -401,7 +435,7 @@ impl FakeRunner {
     fn run(&mut self, item: &BatchItem) {
         let mut hash = match item.context_len.checked_sub(1) {
             Some(position) => self.prefixes[self.slot(item, position)],
-            None => 0,
+            None => item.adapter.map_or(0, |id| self.adapters[&id]),
         };
         for (i, &token) in item.tokens.iter().enumerate() {
             let token = item.placeholder_for.map_or(token, |row| self.sampled[row]);

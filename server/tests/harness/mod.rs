@@ -51,6 +51,7 @@ impl Default for Setup {
             chat_template: None,
             parsers: Default::default(),
             defaults: DefaultsFrom::Model,
+            adapters: Default::default(),
             store: None,
         };
         Self { options, config: fake::config(2000), generation: Default::default() }
@@ -99,7 +100,11 @@ impl TestServer {
         let Setup { options, config, generation } = setup;
         let control = Arc::new(Control::default());
         let model_control = control.clone();
-        let load = move || Ok::<_, String>(fake::model(model_control, config, generation));
+        let takes_adapters = options.adapters.max_loras > 0;
+        let load = move || {
+            let adapters = takes_adapters.then(|| fake::adapters(model_control.clone()));
+            Ok::<_, String>(LoadedModel { adapters, ..fake::model(model_control, config, generation) })
+        };
         Self::serve(options, fake::files(), control, load)
     }
 

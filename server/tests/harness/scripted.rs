@@ -169,6 +169,7 @@ impl Scripted {
         LoadedModel {
             device: "scripted".into(),
             device_bytes: 0,
+            adapters: None,
             runner: ScriptedRunner { script, eos: self.eos(), num_tokens: self.vocab_size() },
             info: ModelInfo {
                 vocab_size: self.vocab_size(),

@@ -11,6 +11,7 @@ use crate::openai::embeddings::lower::{EmbeddingFields, Input, Lowered};
 use crate::openai::embeddings::response::EmbeddingList;
 use crate::openai::exchange::Exchange;
 use crate::openai::fields::Fields;
+use crate::reading::ToRead;
 use crate::request::ApiRequest;
 use axum::extract::State;
 use axum::response::Response;
@@ -35,8 +36,9 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
         Input::Chat(chat) => vec![service.chat_prompt(chat).await?],
     };
     let output = PromptOutput::Pooled(pooling);
-    let prompts: Vec<_> = prompts.into_iter().map(|prompt| (prompt, output)).collect();
-    let prompt_tokens = prompts.iter().map(|(prompt, _)| prompt.tokens.len()).sum();
+    let adapter = service.find_model(model.as_deref())?.adapter;
+    let prompts: Vec<_> = prompts.into_iter().map(|prompt| ToRead { prompt, output, adapter }).collect();
+    let prompt_tokens = prompts.iter().map(|read| read.prompt.tokens.len()).sum();
     let readings = service.read(&prompts, options)?;
     drop(prompts);
     let reads = readings.collect().await?;

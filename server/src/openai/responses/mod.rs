@@ -148,7 +148,7 @@ pub async fn count_tokens(State(app): State<Arc<App>>, request: ApiRequest) -> R
     let (app, service) = (&exchange.app, &exchange.service);
     let lowered = request.chat.lower(request.generation, service.defaults(), &app.limits.request);
     let (chat, generation) = lowered.map_err(|error| names.name(error))?;
-    service.check_model(generation.model.as_deref())?;
+    service.find_model(generation.model.as_deref())?;
     let prompt = service.chat_prompt(chat).await.map_err(|error| names.name(error))?;
     let counted = InputTokens { object: "response.input_tokens", input_tokens: prompt.tokens.len() };
     let mut response = json_response(&counted);

@@ -4,7 +4,7 @@ use crate::chat::Prompt;
 use crate::error::ApiError;
 use crate::openai::embeddings::vector::{cosine, mean};
 use crate::raw_prompt::RawPrompt;
-use crate::reading::{Read, ReadOptions};
+use crate::reading::{Read, ReadOptions, ToRead};
 use crate::service::Service;
 use scheduler::{Pooling, PromptLogprob, PromptOutput, TokenId};
 use std::sync::Arc;
@@ -113,9 +113,13 @@ async fn read(
     manner: &Manner,
     prompts: impl Iterator<Item = (Vec<TokenId>, PromptOutput)>,
 ) -> Result<(Vec<Read>, usize), ApiError> {
-    let prompts: Vec<_> =
-        prompts.map(|(tokens, output)| (Prompt { tokens, ..Prompt::default() }, output)).collect();
-    let prompt_tokens = prompts.iter().map(|(prompt, _)| prompt.tokens.len()).sum();
+    let adapter = service.find_model(manner.model.as_deref())?.adapter;
+    let to_read = |(tokens, output)| {
+        let prompt = Prompt { tokens, ..Prompt::default() };
+        ToRead { prompt, output, adapter }
+    };
+    let prompts: Vec<_> = prompts.map(to_read).collect();
+    let prompt_tokens = prompts.iter().map(|read| read.prompt.tokens.len()).sum();
     let readings = service.read(&prompts, manner.options)?;
     drop(prompts);
     Ok((readings.collect().await?, prompt_tokens))
