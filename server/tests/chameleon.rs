@@ -35,7 +35,8 @@ fn bytes(name: &str) -> Vec<u8> {
 /// A token for each character from the space to `r`, and the names of config.json that are no text.
 fn tokenizer(config: &Value) -> Value {
     let text = |byte: u8| if byte == b' ' { "Ġ".to_string() } else { char::from(byte).to_string() };
-    let vocab: Map<String, Value> = (b' '..=b'r').map(|byte| (text(byte), json!(3 + byte - b' '))).collect();
+    let mut vocab: Map<String, Value> =
+        (b' '..=b'r').map(|byte| (text(byte), json!(3 + byte - b' '))).collect();
     let names = config["vocabulary_map"].as_object().expect("a map");
     let is_control = |name: &&String| name.starts_with('<') || name.starts_with("IMGIMG");
     let mut added: Vec<(u64, &String)> = names
@@ -44,6 +45,8 @@ fn tokenizer(config: &Value) -> Value {
         .map(|(name, id)| (id.as_u64().expect("an id"), name))
         .collect();
     added.sort_unstable();
+    // Added tokens keep their ids where the model's vocabulary has them, as in the published file; others are numbered after it.
+    vocab.extend(added.iter().map(|(id, name)| (name.to_string(), json!(id))));
     let added = added.iter().map(|(id, name)| {
         json!({
             "id": id, "content": name, "special": true, "single_word": false, "lstrip": false, "rstrip": false,
