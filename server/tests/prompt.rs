@@ -212,7 +212,7 @@ fn bad_requests_name_their_field() {
         Some("messages"),
         "roles must alternate",
     );
-    check(build_with(&builder(), &picture, Ending::ContinueLast), Some("messages[0].content"), "needs text");
+    check(build_with(&builder(), &picture, Ending::ContinueLast), Some("messages[0].content"), "has no text");
     let hides = with_template("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
     check(
         build_with(&hides, &[text("assistant", "a")], Ending::ContinueLast),
