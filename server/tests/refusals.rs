@@ -334,8 +334,8 @@ fn routes_and_methods() {
             // This server has no folder for them.
             path if path.contains("/files") || path.contains("/batches") => 501,
             path if path.contains("{id}") => 404,
-            // Off unless the operator turns it on.
-            path if path.ends_with("/tokenizer_info") => 404,
+            // Off unless the operator turns them on.
+            path if path.ends_with("/tokenizer_info") || path.ends_with("_lora_adapter") => 404,
             _ if route.method == "GET" => 200,
             _ => 400,
         };
