@@ -30,8 +30,7 @@ pub struct PixelRule {
 impl PixelRule {
     pub fn from_files(files: &ModelFiles) -> Result<Self, LoadError> {
         let file = files.describe(FILE);
-        let object =
-            json::read_object(files, FILE)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+        let object = json::require_object(files, FILE)?;
         Self::read(&Fields::new(&file, "", &object))
     }
 
@@ -62,7 +61,10 @@ impl PixelRule {
             return Err(fields.fail("crop_size", message));
         }
         let factor = fields.f64_in("rescale_factor", Some(0.0078), 1e-9..=1e9)?;
-        let [mean, std] = [channels(fields, "image_mean")?, channels(fields, "image_std")?];
+        let [mean, std] = [
+            fields.numbers("image_mean", Some([1.0; CHANNELS]))?,
+            fields.numbers("image_std", Some([1.0; CHANNELS]))?,
+        ];
         if std.iter().any(|&s| s <= 0.0) {
             return Err(fields.fail("image_std", "has a value that is not positive"));
         }
@@ -111,16 +113,6 @@ impl PixelRule {
         pixels
             .flat_map(|pixel| std::array::from_fn::<f32, CHANNELS, _>(|c| self.values[c][pixel[c] as usize]))
             .collect()
-    }
-}
-
-/// Of one number for each channel; 1 where the file has none.
-fn channels(fields: &Fields, key: &str) -> Result<[f32; CHANNELS], LoadError> {
-    let Some(items) = fields.opt_array(key)? else { return Ok([1.0; CHANNELS]) };
-    let numbers: Option<Vec<f32>> = items.iter().map(|n| n.as_f64().map(|n| n as f32)).collect();
-    match numbers.map(<[f32; CHANNELS]>::try_from) {
-        Some(Ok(numbers)) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
-        _ => Err(fields.fail(key, format!("expected {CHANNELS} numbers"))),
     }
 }
 

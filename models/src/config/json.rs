@@ -23,6 +23,11 @@ pub fn read_object(files: &ModelFiles, name: &str) -> Result<Option<Map<String, 
     }
 }
 
+/// As [`read_object`], of a file that the model must have.
+pub fn require_object(files: &ModelFiles, name: &str) -> Result<Map<String, Value>, LoadError> {
+    read_object(files, name)?.ok_or_else(|| LoadError::MissingFile { file: files.describe(name) })
+}
+
 impl<'a> Fields<'a> {
     pub fn new(file: &'a str, path: &'a str, object: &'a Map<String, Value>) -> Self {
         Self { file, path, object }
@@ -130,6 +135,22 @@ impl<'a> Fields<'a> {
             None => Ok(None),
             Some(Value::Object(object)) => Ok(Some(object)),
             Some(value) => Err(self.mistyped(key, "an object", value)),
+        }
+    }
+
+    /// `N` finite numbers; `missing` where there is no such key, an error where that is `None`.
+    pub fn numbers<const N: usize>(
+        &self,
+        key: &str,
+        missing: Option<[f32; N]>,
+    ) -> Result<[f32; N], LoadError> {
+        let Some(items) = self.opt_array(key)? else {
+            return missing.ok_or_else(|| self.fail(key, "is missing"));
+        };
+        let numbers: Option<Vec<f32>> = items.iter().map(|n| n.as_f64().map(|n| n as f32)).collect();
+        match numbers.map(<[f32; N]>::try_from) {
+            Some(Ok(numbers)) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
+            _ => Err(self.fail(key, format!("expected {N} numbers"))),
         }
     }
 

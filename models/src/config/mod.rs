@@ -200,8 +200,7 @@ impl DecoderConfig {
 impl ModelConfig {
     pub fn read(files: &ModelFiles) -> Result<Self, LoadError> {
         let file = files.describe(CONFIG_FILE);
-        let object = json::read_object(files, CONFIG_FILE)?
-            .ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+        let object = json::require_object(files, CONFIG_FILE)?;
         let mut config = Self::parse(&file, &object)?;
         if let ModelFiles::Gguf(files) = files {
             config.published = Some(Published::gguf(&files.gguf));

@@ -27,8 +27,7 @@ pub struct KimiVlImageProcessor {
 impl KimiVlImageProcessor {
     pub fn from_files(files: &ModelFiles) -> Result<Self, LoadError> {
         let file = files.describe(FILE);
-        let object =
-            json::read_object(files, FILE)?.ok_or_else(|| LoadError::MissingFile { file: file.clone() })?;
+        let object = json::require_object(files, FILE)?;
         Self::read(&Fields::new(&file, "", &object))
     }
 
@@ -40,8 +39,8 @@ impl KimiVlImageProcessor {
             patch_size: fields.usize("patch_size", 1..=1024)?,
             in_token_limit: fields.usize("in_token_limit", 1..=1 << 24)?,
         };
-        let mean = channels(fields, "image_mean")?;
-        let std = channels(fields, "image_std")?;
+        let mean = fields.numbers("image_mean", None)?;
+        let std = fields.numbers("image_std", None)?;
         if std.iter().any(|&s| s <= 0.0) {
             return Err(fields.fail("image_std", "has a value that is not positive"));
         }
@@ -147,15 +146,6 @@ fn require(fields: &Fields, key: &str, expected: &Value) -> Result<(), LoadError
         Some(value) if value == expected => Ok(()),
         Some(value) => Err(fields.fail(key, format!("{value} is not supported, only {expected} is"))),
         None => Err(fields.fail(key, "is missing")),
-    }
-}
-
-fn channels(fields: &Fields, key: &str) -> Result<[f32; CHANNELS], LoadError> {
-    let items = fields.opt_array(key)?.ok_or_else(|| fields.fail(key, "is missing"))?;
-    let numbers: Option<Vec<f32>> = items.iter().map(|n| n.as_f64().map(|n| n as f32)).collect();
-    match numbers.map(<[f32; CHANNELS]>::try_from) {
-        Some(Ok(numbers)) if numbers.iter().all(|n| n.is_finite()) => Ok(numbers),
-        _ => Err(fields.fail(key, format!("expected {CHANNELS} numbers"))),
     }
 }
 
