@@ -464,10 +464,7 @@ fn the_server_goes_down_in_the_middle_of_a_change() {
     let mut unloading = server.connect();
     unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
     wait_for(|| !names(&server).contains(&"one".to_owned()));
-    let serving = server.serving.take().expect("it serves");
-    let app = serving.app.clone();
-    let drained = server.runtime.spawn(serving.drain(std::time::Duration::ZERO, std::future::pending()));
-    wait_for(|| !app.lifecycle.is_serving());
+    let drained = server.stop_at_once();
     server.control.open();
     // In order or cut off, but nobody is left waiting.
     assert!([200, 503].contains(&running.receive().status));

@@ -242,12 +242,7 @@ fn a_restart_runs_no_line_twice() {
     let before = server.wait_for_batch(&id, |batch| batch["request_counts"]["completed"].as_u64() > Some(2));
     // The server stops with lines in the middle of their answers.
     let mut server = server;
-    let serving = server.serving.take().expect("it serves");
-    let lifecycle = serving.app.lifecycle.clone();
-    let stopped = server.runtime.spawn(serving.drain(Duration::ZERO, async {}));
-    while lifecycle.is_serving() {
-        std::thread::yield_now();
-    }
+    let stopped = server.stop_at_once();
     server.control.open();
     server.runtime.block_on(stopped).expect("it stops");
     drop(server);

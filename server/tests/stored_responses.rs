@@ -387,13 +387,9 @@ fn background_responses_end_with_the_server() {
     client.send_json(RESPONSES, &body);
     assert_eq!(client.head().status, 200);
     server.control.wait_until_blocked();
-    let serving = server.serving.take().expect("serves");
-    let control = server.control.clone();
-    server.runtime.block_on(async move {
-        // Out of time at once: what runs is ended.
-        let hurry = async move { control.open() };
-        serving.drain(Duration::from_secs(20), hurry).await;
-    });
+    let stopped = server.stop_at_once();
+    server.control.open();
+    server.runtime.block_on(stopped).expect("it stops");
     let response = joined(&typed_events(&client.receive_rest()));
     assert_eq!(response["status"], "failed", "{response}");
     assert!(

@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 pub const MODEL: &str = "fake/model";
 
@@ -221,6 +222,20 @@ impl TestServer {
 
     pub fn fail_next(&self, fault: Fault) {
         self.control.fail_next(fault);
+    }
+
+    /// Begins to go down without waiting for what runs. The engine has been told when this returns: however late its thread comes to it, it
+    /// takes no step after the one under way.
+    pub fn stop_at_once(&mut self) -> JoinHandle<()> {
+        let serving = self.serving.take().expect("it serves");
+        let engine = serving.engine().clone();
+        let drained = self.runtime.spawn(serving.drain(Duration::ZERO, std::future::pending()));
+        let start = Instant::now();
+        while !engine.is_stopping() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the engine is not told to stop");
+            std::thread::yield_now();
+        }
+        drained
     }
 }
 
