@@ -21,8 +21,7 @@
 //! spilled. `where` is the distance from the header to the first, in bytes. K and N are filled up as bf16 is; what fills K up decodes to any finite number, since activations are +0 there.
 //! A matrix with more outliers than there is room for is not kept so: [`crate::MatrixBatch`] keeps it in plain bf16.
 
-use crate::matrix::PANEL;
-use crate::weight_type::WeightType;
+use crate::panel::{PANEL, k_padded};
 use std::sync::Mutex;
 
 /// K of a whole block.
@@ -49,7 +48,7 @@ const KEPT: u16 = 0x807f;
 
 /// Bytes of a panel of K, which is filled up to `k_padded`.
 pub(crate) const fn panel_bytes(k_padded: usize) -> usize {
-    k_padded.div_ceil(BLOCK_K) * HEADER_BYTES + k_padded * WeightType::CompactBf16.line_bytes()
+    k_padded.div_ceil(BLOCK_K) * HEADER_BYTES + k_padded / 4 * QUAD_BYTES
 }
 
 /// Bytes of a whole block.
@@ -188,7 +187,7 @@ impl Spill {
 
 /// Panics unless every block names outliers that lie within the matrix, sorted by places that are within the block.
 pub(crate) fn check(matrix: &[u8], num_panels: usize, k: usize) {
-    let k_padded = WeightType::k_padded(k);
+    let k_padded = k_padded(k);
     let panel_bytes = panel_bytes(k_padded);
     for panel in 0..num_panels {
         for (index, first) in (0..k_padded).step_by(BLOCK_K).enumerate() {
@@ -373,7 +372,7 @@ mod tests {
     use super::*;
 
     fn check_block(k: usize, word: impl Fn(usize, usize) -> u16) -> usize {
-        let k_padded = WeightType::k_padded(k);
+        let k_padded = k_padded(k);
         let mut words = vec![0; k_padded * PANEL];
         for row in 0..PANEL {
             for k in 0..k {

@@ -1,15 +1,12 @@
 //! Where tensors live and ops run. An enum, not a trait: the set is closed and ours. Each op has one `match` over it.
 
-use crate::activation_type::Rounds;
-use crate::cpu::affinity;
-use crate::cpu::pool::Pool;
+use crate::cpu::processor::{Cpu, CpuOptions};
 use crate::cpu::simd::Isa;
 use crate::cuda::Cuda;
 use crate::cuda::driver::Driver;
 use crate::{ActivationChoice, ActivationType, Error, WeightType};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 #[derive(Clone)]
 pub enum Device {
@@ -24,31 +21,6 @@ impl fmt::Debug for Device {
             Self::Cuda(cuda) => write!(f, "cuda ({}, {})", cuda.info().name, cuda.info().arch()),
         }
     }
-}
-
-/// The processor: a thread pool, the instruction set found at start, and a count of bytes.
-pub struct Cpu {
-    pub(crate) pool: Pool,
-    pub(crate) isa: Isa,
-    pub(crate) rounds: Rounds,
-    /// Rounded activations of the op that runs; empty where none are.
-    scratch: Mutex<Vec<u32>>,
-    allocated: AtomicU64,
-}
-
-/// Words of rounded activations at a time: some hundreds of rows.
-const SCRATCH_WORDS: usize = 1 << 20;
-
-/// `None` means: what the machine has.
-#[derive(Clone, Debug, Default)]
-pub struct CpuOptions {
-    pub threads: Option<usize>,
-    /// The CPUs that the threads are pinned to, one each, by the system's numbers; the thread that makes the device is the first. Empty:
-    /// the system places them.
-    pub cpus: Vec<usize>,
-    pub isa: Option<Isa>,
-    /// Of products on this processor; a GPU's are its own affair.
-    pub activations: ActivationChoice,
 }
 
 impl Device {
@@ -120,7 +92,7 @@ impl Device {
     /// Live bytes of the tensors, matrices and scratch buffers made on this device.
     pub fn allocated_bytes(&self) -> u64 {
         match self {
-            Self::Cpu(cpu) => cpu.allocated.load(Ordering::Relaxed),
+            Self::Cpu(cpu) => cpu.allocated_bytes(),
             Self::Cuda(cuda) => cuda.allocated_bytes(),
         }
     }
@@ -171,43 +143,5 @@ impl Device {
             Self::Cpu(cpu) => cpu,
             Self::Cuda(cuda) => &cuda.host,
         }
-    }
-}
-
-impl Cpu {
-    fn new(options: CpuOptions) -> Result<Self, Error> {
-        let CpuOptions { threads, cpus, isa, activations } = options;
-        let isa = isa.unwrap_or_else(Isa::best);
-        if !isa.is_available() {
-            return Err(Error::NoSuchIsa(isa));
-        }
-        let threads = threads.unwrap_or_else(|| match cpus.len() {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            given => given,
-        });
-        let threads = threads.max(1);
-        if !cpus.is_empty() && cpus.len() != threads {
-            return Err(Error::PinCount { threads, cpus: cpus.len() });
-        }
-        if let Some(&cpu) = cpus.iter().find(|&&cpu| !affinity::is_allowed(cpu)) {
-            return Err(Error::CannotPin(cpu));
-        }
-        let rounds = Rounds::new(activations, isa)?;
-        let scratch = vec![0; if rounds.any() { SCRATCH_WORDS } else { 0 }];
-        let allocated = AtomicU64::new(4 * scratch.len() as u64);
-        Ok(Self { pool: Pool::new(threads, &cpus), isa, rounds, scratch: Mutex::new(scratch), allocated })
-    }
-
-    /// For rounded activations, one op at a time.
-    pub(crate) fn scratch(&self) -> MutexGuard<'_, Vec<u32>> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn count_allocated(&self, bytes: usize) {
-        self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn count_freed(&self, bytes: usize) {
-        self.allocated.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 }

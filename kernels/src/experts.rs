@@ -1,6 +1,7 @@
 //! The weights of a layer's experts.
 
-use crate::matrix::{MatrixBatch, PANEL};
+use crate::matrix::MatrixBatch;
+use crate::panel::PANEL;
 use crate::quantize::GroupedRow;
 use crate::source::{MemberRows, WeightRows};
 use crate::{DType, Device, HostTensor, Packed, SharedBytes, WeightType};

@@ -10,15 +10,12 @@ use crate::cuda::driver::DevicePtr;
 use crate::cuda::pack as gpu_pack;
 use crate::memory::{self, Buffer};
 use crate::packed::{Packed, one_part};
+use crate::panel::{self, GROUP, K_GRAIN, PANEL};
 use crate::quantize::GroupedRow;
 use crate::random::RandomRows;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
-use crate::weight_type::{GROUP, K_GRAIN};
 use crate::{DType, Device, SharedBytes, WeightType};
 use std::fmt;
-
-/// Rows of one panel.
-pub(crate) const PANEL: usize = 32;
 
 /// Weights `[N, K]`.
 #[derive(Debug)]
@@ -234,7 +231,7 @@ impl MatrixBatch {
 
     /// K of float weights with its zeros.
     pub(crate) fn k_padded(&self) -> usize {
-        WeightType::k_padded(self.k)
+        panel::k_padded(self.k)
     }
 
     /// What a GPU multiplies in one go, along K (cuda/gemm.cuh).
@@ -307,7 +304,7 @@ impl MatrixBatch {
         }
         let mut words = vec![0; compact::BLOCK_WORDS];
         for (index, first) in (0..k).step_by(compact::BLOCK_K).enumerate() {
-            let words = &mut words[..WeightType::k_padded(compact::BLOCK_K.min(k - first)) * PANEL];
+            let words = &mut words[..panel::k_padded(compact::BLOCK_K.min(k - first)) * PANEL];
             compact::unpack_block(self.as_bytes(), start + index * compact::BLOCK_BYTES, words);
             cpu_pack::unpack_panel(memory::bytes_of_slice(words), dtype, k, values, first);
         }
@@ -398,7 +395,7 @@ impl PanelRows<'_> {
         let starts = (0..k).step_by(compact::BLOCK_K);
         for (index, (start, block)) in starts.zip(panel.chunks_mut(compact::BLOCK_BYTES)).enumerate() {
             let block_k = compact::BLOCK_K.min(k - start);
-            let words = &mut words[..WeightType::k_padded(block_k) * PANEL];
+            let words = &mut words[..panel::k_padded(block_k) * PANEL];
             words.fill(0);
             for (column, values) in values.chunks_exact(k).enumerate() {
                 let words = memory::bytes_of_slice_mut(words);

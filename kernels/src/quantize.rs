@@ -7,7 +7,7 @@
 //! whichever type, has the same weights.
 
 use crate::WeightType;
-use crate::weight_type::GROUP;
+use crate::panel::GROUP;
 use half::f16;
 
 /// A row of K weights; groups are counted from its start, the last may be shorter.

@@ -1,9 +1,9 @@
 //! Weights of no model, for benches and for servers without a checkpoint: every number is a function of the seed and its place, so that
 //! they do not depend on who makes them.
 
+use crate::panel::GROUP;
 use crate::quantize::GroupedRow;
 use crate::source::MemberRows;
-use crate::weight_type::GROUP;
 use crate::{DType, Device, Tensor, WeightType};
 use half::f16;
 

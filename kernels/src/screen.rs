@@ -6,9 +6,10 @@
 //! ```
 //! w is what the exact matrix holds, after its own rounding. For the processor; `ops::screened_linear` says what it is good for.
 
-use crate::cpu::{SharedMut, pack as cpu_pack};
-use crate::matrix::PANEL;
+use crate::cpu::pack as cpu_pack;
+use crate::cpu::shared::SharedMut;
 use crate::packed::Packed;
+use crate::panel::PANEL;
 use crate::quantize::GroupedRow;
 use crate::{DType, Device, Matrix, MatrixBatch, SharedBytes, Tensor, WeightType};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -4,120 +4,10 @@
 use crate::cuda::driver::DevicePtr;
 use crate::memory::{Buffer, bytes_of_slice, bytes_of_slice_mut};
 use crate::packed::one_part;
-use crate::{Device, Error, Packed, SharedBytes, WeightRows};
+use crate::{DType, Device, Error, HostTensor, Packed, SharedBytes, WeightRows};
 use half::{bf16, f16};
 use std::fmt;
 use std::ops::Range;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    F32,
-    BF16,
-    F16,
-    I32,
-    U8,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 | Self::I32 => 4,
-            Self::BF16 | Self::F16 => 2,
-            Self::U8 => 1,
-        }
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::BF16 => "bfloat16",
-            Self::F16 => "float16",
-            Self::I32 => "int32",
-            Self::U8 => "uint8",
-        }
-    }
-
-    /// What kernels call it.
-    pub(crate) const fn cpp(self) -> &'static str {
-        match self {
-            Self::F32 => "float",
-            Self::BF16 => "bf16",
-            Self::F16 => "f16",
-            Self::I32 => "int",
-            Self::U8 => "unsigned char",
-        }
-    }
-
-    pub const fn is_float(self) -> bool {
-        matches!(self, Self::F32 | Self::BF16 | Self::F16)
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A tensor in host memory as files hold it: little endian, row-major, at any address.
-#[derive(Clone, Copy, Debug)]
-pub struct HostTensor<'a> {
-    pub dtype: DType,
-    pub shape: &'a [usize],
-    pub data: &'a [u8],
-}
-
-impl<'a> HostTensor<'a> {
-    /// Checks that the bytes are as many as the shape says.
-    pub fn new(dtype: DType, shape: &'a [usize], data: &'a [u8]) -> Result<Self, Error> {
-        let expected = Tensor::bytes_of(dtype, shape);
-        if expected != data.len() as u64 {
-            let found = data.len() as u64;
-            return Err(Error::WrongLength { dtype, shape: shape.to_vec(), expected, found });
-        }
-        Ok(Self { dtype, shape, data })
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Element `index` in row-major order, widened.
-    pub fn get(&self, index: usize) -> f32 {
-        let mut value = [0.0];
-        self.read_f32(index, &mut value);
-        value[0]
-    }
-
-    pub(crate) fn check(&self) {
-        let expected = Tensor::bytes_of(self.dtype, self.shape);
-        assert_eq!(expected, self.data.len() as u64, "host tensor: bytes of {} {:?}", self.dtype, self.shape);
-    }
-
-    /// Elements `start ..`, widened to f32.
-    pub(crate) fn read_f32(&self, start: usize, out: &mut [f32]) {
-        let size = self.dtype.size();
-        let bytes = &self.data[start * size..(start + out.len()) * size];
-        match self.dtype {
-            DType::F32 => widen(bytes, out, f32::from_le_bytes),
-            DType::BF16 => widen(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-            DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32_const()),
-            DType::I32 | DType::U8 => panic!("host tensor of {} is not of floats", self.dtype),
-        }
-    }
-}
-
-fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    for (element, out) in bytes.as_chunks().0.iter().zip(out) {
-        *out = value(*element);
-    }
-}
 
 const MAX_RANK: usize = 4;
 /// Elements that are written at a time.
@@ -236,7 +126,7 @@ impl Tensor {
 
     /// What a tensor of this shape takes, as `Device::allocated_bytes` counts it.
     pub fn bytes_of(dtype: DType, shape: &[usize]) -> u64 {
-        shape.iter().map(|&d| d as u64).product::<u64>() * dtype.size() as u64
+        dtype.bytes_of(shape)
     }
 
     pub fn shape(&self) -> &[usize] {
@@ -475,6 +365,15 @@ impl Packed for Tensor {
 
     fn share(&mut self) -> Vec<SharedBytes> {
         vec![self.buffer.share()]
+    }
+}
+
+/// `[T, H, D]`; a matrix is one head.
+pub(crate) fn as_heads(x: &Tensor) -> [usize; 3] {
+    match *x.shape() {
+        [t, d] => [t, 1, d],
+        [t, h, d] => [t, h, d],
+        ref other => panic!("rows of heads have two or three dimensions, not {other:?}"),
     }
 }
 

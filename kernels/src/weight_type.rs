@@ -1,14 +1,9 @@
 //! The types that weights of linear layers are stored in: floats, and whole numbers in groups along K with a scale for each.
 
-use crate::matrix::PANEL;
-use crate::{DType, compact};
+use crate::compact;
+use crate::dtype::DType;
+use crate::panel::{GROUP, PANEL, k_padded};
 use std::fmt;
-
-/// Weights of one row that share a scale: neighbours along K.
-pub const GROUP: usize = 32;
-
-/// K of float weights is filled up to a multiple of this.
-pub(crate) const K_GRAIN: usize = 16;
 
 /// How the weights of a linear layer are stored. Sums are f32 whatever it is; what activations are is [`crate::ActivationType`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,23 +96,18 @@ impl WeightType {
         if self.is_quantised() {
             k.div_ceil(GROUP) * self.group_bytes()
         } else if matches!(self, Self::CompactBf16) {
-            compact::panel_bytes(Self::k_padded(k))
+            compact::panel_bytes(k_padded(k))
         } else {
-            Self::k_padded(k) * self.line_bytes()
+            k_padded(k) * self.line_bytes()
         }
     }
 
     /// Bytes behind so many panels.
     pub(crate) const fn spill_bytes(self, num_panels: usize, k: usize) -> usize {
         match self {
-            Self::CompactBf16 => compact::spill_bytes(num_panels, Self::k_padded(k)),
+            Self::CompactBf16 => compact::spill_bytes(num_panels, k_padded(k)),
             _ => 0,
         }
-    }
-
-    /// K of float weights with its zeros.
-    pub(crate) const fn k_padded(k: usize) -> usize {
-        k.next_multiple_of(K_GRAIN)
     }
 }
 

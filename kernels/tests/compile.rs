@@ -4,8 +4,9 @@
 //! The compiler comes from its Python wheel, installed once into the target folder, or from the folder that `NVRTC_DIR` names. `KERNELS=WORD` leaves
 //! out instances that do not have the word in their name: a change to a header compiles for minutes.
 
+use kernels::cuda::catalogue;
 use kernels::cuda::compile::{Cache, Image, Job, Source};
-use kernels::cuda::launch::{self, Instance};
+use kernels::cuda::launch::Instance;
 use kernels::cuda::nvrtc::Nvrtc;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -176,7 +177,7 @@ fn failures_of(nvrtc: &Nvrtc, source: Source, instances: &[&Instance], arch: &st
 #[test]
 fn every_kernel_compiles_within_its_budget() {
     let nvrtc = Nvrtc::load(Some(&compiler()), Cache::new(target().join("cubin"))).expect("NVRTC");
-    let ours = launch::all().iter().map(|kernel| (kernel.source, kernel.instances));
+    let ours = catalogue::KERNELS.iter().map(|kernel| (kernel.source, kernel.instances));
     let mut jobs = Vec::new();
     let only = std::env::var("KERNELS").ok();
     for (source, instances) in ours.chain([(TEST_KERNELS, TEST_INSTANCES.as_slice())]) {

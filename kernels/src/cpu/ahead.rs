@@ -9,7 +9,6 @@
 //! Nothing is read or written: a plan whose weights are gone, or a worker that lost its place, costs time and changes no number.
 
 use super::simd::ask_for;
-use crate::MatrixBatch;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,8 +26,9 @@ const AT_ONCE: usize = 14 * LINE;
 pub(crate) struct Key(usize);
 
 impl Key {
-    pub fn of(weights: &MatrixBatch) -> Self {
-        Self(weights.as_bytes().as_ptr().addr())
+    /// Of all bytes of the weights.
+    pub fn of(weights: &[u8]) -> Self {
+        Self(weights.as_ptr().addr())
     }
 }
 

@@ -6,16 +6,17 @@
 //! contexts, one range of a block's keys, whose result waits in a slot until all ranges are there and are merged in order.
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
-use super::SharedMut;
-use super::attention_block::{self, Finished, KEYS, RANGE, ROWS, State, Workspace, row_len};
-use super::attention_load::Keys;
+use super::attention_block::{self, Finished, State, Workspace};
 #[cfg(target_arch = "x86_64")]
 use super::attention_pairs as pairs;
 #[cfg(target_arch = "x86_64")]
 use super::attention_pairs_thin as pairs_thin;
+use super::attention_problem::{After, Block, Keys, Problem, RANGE, row_len, width};
 use super::attention_thin as thin;
-use crate::device::Cpu;
-use crate::ops::{AttentionScratch, AttentionSizes, KvRows, Ragged};
+use super::processor::Cpu;
+use super::shared::SharedMut;
+use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
+use crate::operands::kv::KvRows;
 use crate::{ActivationType, DType, Isa, Tensor, WeightType};
 use std::ops::Range;
 
@@ -54,77 +55,6 @@ mod pairs_thin {
     }
 }
 
-/// What is common to all rows of a call.
-pub(crate) struct Problem<'a> {
-    pub keys: Keys<'a>,
-    pub q: &'a [f32],
-    /// From one token to the next in `q`.
-    pub q_stride: usize,
-    pub sizes: AttentionSizes,
-    pub kv_heads: usize,
-    pub scale: f32,
-    /// items + 1
-    pub cu_seqlens: &'a [u32],
-    /// None: every token sees its whole item.
-    pub context_lens: Option<&'a [u32]>,
-    /// Whether an item takes part; None: all do.
-    pub selected: Option<&'a [bool]>,
-    /// Whether queries and weights are rounded and multiplied by pairs: for all rows of a cache, or for none.
-    pub pairs: bool,
-    /// Key heads of a block of a single token: what lies side by side in the cache is best read together.
-    pub heads_together: usize,
-}
-
-/// Rows of one task: some tokens of an item, some heads that share a key head; or one token, and all heads of some key heads.
-pub(crate) struct Block {
-    pub item: usize,
-    /// Among those of the item.
-    pub index: usize,
-    /// The first, and how many.
-    pub kv_head: usize,
-    pub num_kv_heads: usize,
-    /// Index of the first token in the whole step, and how many.
-    pub first_token: usize,
-    pub num_tokens: usize,
-    pub first_head: usize,
-    pub num_heads: usize,
-    /// Keys that the first and the last token see; those between see one more each, or all the same.
-    pub first_visible: usize,
-    pub last_visible: usize,
-}
-
-impl Block {
-    pub fn num_rows(&self) -> usize {
-        self.num_tokens * self.num_heads
-    }
-
-    /// Token and head of a row.
-    pub fn row(&self, row: usize) -> (usize, usize) {
-        (self.first_token + row / self.num_heads, self.first_head + row % self.num_heads)
-    }
-
-    pub fn visible(&self, row: usize) -> usize {
-        self.last_visible.min(self.first_visible + row / self.num_heads)
-    }
-
-    fn num_ranges(&self) -> usize {
-        self.last_visible.div_ceil(RANGE)
-    }
-
-    /// Tiles of keys of a range: the first position, and how many.
-    pub fn tiles(&self, range: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let end = self.last_visible.min((range + 1) * RANGE);
-        (range * RANGE..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
-    }
-
-    /// Keys that each row sees; lanes without a row see as many as the last one.
-    pub fn fill_visible(&self, visible: &mut [f32]) {
-        for (row, visible) in visible.iter_mut().enumerate() {
-            *visible = if row < self.num_rows() { self.visible(row) } else { self.last_visible } as f32;
-        }
-    }
-}
-
 impl Problem<'_> {
     /// Whether so few rows that look at one key head have it along the vectors (`attention_thin`).
     fn is_thin(&self, isa: Isa, num_rows: usize) -> bool {
@@ -137,103 +67,6 @@ impl Problem<'_> {
         match self.keys {
             Keys::Paged { .. } if self.is_thin(isa, heads) => self.kv_heads.min(SLOT_ROWS / heads),
             _ => 1,
-        }
-    }
-
-    /// Heads of a block, and tokens of a full one.
-    fn block_shape(&self) -> [usize; 2] {
-        let heads = (self.sizes.heads / self.kv_heads).min(ROWS);
-        [heads, ROWS / heads]
-    }
-
-    fn head_blocks(&self) -> usize {
-        (self.sizes.heads / self.kv_heads).div_ceil(self.block_shape()[0])
-    }
-
-    fn num_blocks(&self, item: usize) -> usize {
-        if self.selected.is_some_and(|selected| !selected[item]) {
-            return 0;
-        }
-        let tokens = (self.cu_seqlens[item + 1] - self.cu_seqlens[item]) as usize;
-        if tokens == 1 && self.heads_together > 1 {
-            return self.kv_heads.div_ceil(self.heads_together);
-        }
-        tokens.div_ceil(self.block_shape()[1]) * self.kv_heads * self.head_blocks()
-    }
-
-    fn num_items(&self) -> usize {
-        self.cu_seqlens.len() - 1
-    }
-
-    fn blocks(&self) -> impl Iterator<Item = Block> {
-        (0..self.num_items())
-            .flat_map(move |item| (0..self.num_blocks(item)).map(move |index| self.block_of(item, index)))
-    }
-
-    /// The block at an index over all items.
-    fn block(&self, mut index: usize) -> Block {
-        let mut item = 0;
-        while index >= self.num_blocks(item) {
-            index -= self.num_blocks(item);
-            item += 1;
-        }
-        self.block_of(item, index)
-    }
-
-    /// The block that follows another.
-    fn after(&self, block: &Block) -> Option<Block> {
-        if block.index + 1 < self.num_blocks(block.item) {
-            return Some(self.block_of(block.item, block.index + 1));
-        }
-        let item = (block.item + 1..self.num_items()).find(|&item| self.num_blocks(item) > 0)?;
-        Some(self.block_of(item, 0))
-    }
-
-    fn block_of(&self, item: usize, index: usize) -> Block {
-        let [heads, tokens] = self.block_shape();
-        let (head_blocks, rep) = (self.head_blocks(), self.sizes.heads / self.kv_heads);
-        let (start, end) = (self.cu_seqlens[item] as usize, self.cu_seqlens[item + 1] as usize);
-        // Heads vary fastest: blocks that follow each other read keys of the same positions.
-        let (head_block, [kv_head, num_kv_heads], token) = match self.heads_together {
-            together if end - start == 1 && together > 1 => {
-                (0, [index * together, together.min(self.kv_heads - index * together)], 0)
-            }
-            _ => (
-                index % head_blocks,
-                [index / head_blocks % self.kv_heads, 1],
-                index / head_blocks / self.kv_heads * tokens,
-            ),
-        };
-        let first_token = start + token;
-        let num_tokens = tokens.min(end - first_token);
-        let visible = |token: usize| match self.context_lens {
-            Some(lens) => lens[item] as usize + token - start + 1,
-            None => end - start,
-        };
-        Block {
-            item,
-            index,
-            kv_head,
-            num_kv_heads,
-            first_token,
-            num_tokens,
-            first_head: kv_head * rep + head_block * heads,
-            num_heads: num_kv_heads * heads.min(rep - head_block * heads),
-            first_visible: visible(first_token),
-            last_visible: visible(first_token + num_tokens - 1),
-        }
-    }
-
-    /// The block and range at an index over all ranges of all blocks.
-    fn range(&self, mut index: usize) -> (Block, usize) {
-        let mut block = 0;
-        loop {
-            let candidate = self.block(block);
-            if index < candidate.num_ranges() {
-                return (candidate, index);
-            }
-            index -= candidate.num_ranges();
-            block += 1;
         }
     }
 }
@@ -284,7 +117,7 @@ pub(crate) fn gqa(
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
-        pairs: cpu.rounds.beside_cache(&keys) == ActivationType::BF16,
+        pairs: cpu.rounds.beside_cache(keys.rows.dtype()) == ActivationType::BF16,
         heads_together: 1,
     };
     run(cpu, problem, scratch, out);
@@ -309,7 +142,7 @@ pub(crate) fn mla(
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
-        pairs: cpu.rounds.beside_cache(&cache) == ActivationType::BF16,
+        pairs: cpu.rounds.beside_cache(cache.rows.dtype()) == ActivationType::BF16,
         heads_together: 1,
     };
     run(cpu, problem, scratch, out);
@@ -423,9 +256,6 @@ pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work:
     attention_block::pack_queries(problem, block, work);
 }
 
-/// The range of a block that this worker will most likely attend to next, whose first keys are worth asking for.
-pub(crate) type After<'a> = Option<(&'a Block, usize)>;
-
 /// Fills `work.range`.
 pub(crate) fn attend(
     isa: Isa,
@@ -473,7 +303,7 @@ impl Task<'_> {
     fn whole_block(&self, index: usize, worker: usize) {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
-        let width = attention_block::width(&block);
+        let width = width(&block);
         pack_queries(self.problem, &block, 0, &mut work);
         let next = self.problem.after(&block);
         let next = next.as_ref().map(|next| (next, 0));
@@ -496,7 +326,7 @@ impl Task<'_> {
     /// The only block, of one range: scores by parts of the keys, and then sums by parts of the columns. Each number is one thread's, and
     /// has the order of terms that `whole_block` gives it.
     fn share(&self, block: &Block, parts: usize) {
-        let (keys, width) = (block.last_visible, attention_block::width(block));
+        let (keys, width) = (block.last_visible, width(block));
         self.cpu.pool.run_phases(&[parts.into(), parts.into()], &|phase, part, worker| {
             let mut work = self.workspace(worker);
             if phase == 0 {
@@ -534,7 +364,7 @@ impl Task<'_> {
         let slots = unsafe { self.slots.reader() };
         let columns = self.columns(part, parts);
         let mut work = self.workspace(worker);
-        work.total.clear_columns(attention_block::width(&block), &columns);
+        work.total.clear_columns(width(&block), &columns);
         for range in 0..block.num_ranges() {
             let slot = Finished::new(&slots.from((first + range) * len)[..len], SLOT_ROWS);
             attention_block::merge(self.cpu.isa, &slot, &mut work.total, block.num_rows(), &columns);

@@ -9,20 +9,14 @@
 //! Both products are the one tile of `tile`, sums in the order of d, or of the keys. A key that a row may not see has weight 0,
 //! and adding 0 · v changes no bit. Blocks of few rows go another way to the same bits: `attention_thin`.
 
-use super::SharedMut;
-use super::attention::{Block, Problem};
-use super::attention_load::{self as load, Ahead, Keys, Places};
-use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
+use super::attention_load::{self as load, Ahead, Places};
+use super::attention_problem::{Block, KEYS, Keys, Problem, ROWS, row_len, width};
+use super::shared::SharedMut;
+use super::simd::{Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
-use crate::ops::AttentionSizes;
+use crate::operands::attention::AttentionSizes;
 use std::ops::Range;
 
-/// Rows of a block.
-pub(crate) const ROWS: usize = 64;
-/// Keys of a tile.
-pub(super) const KEYS: usize = 64;
-/// Keys of a range: whole tiles.
-pub(crate) const RANGE: usize = 8 * KEYS;
 /// Below every score, but finite: differences of it are 0, not NaN.
 pub(super) const LOWEST: f32 = -1e30;
 
@@ -90,11 +84,6 @@ impl<'a> Finished<'a> {
     }
 }
 
-/// Rows of a block in whole vectors of any width: how far a line of queries or of scores is from the next.
-pub(crate) fn width(block: &Block) -> usize {
-    block.num_rows().next_multiple_of(MAX_LANES)
-}
-
 /// What a thread works with.
 pub(crate) struct Workspace<'a> {
     /// `[key_row, width]`, scaled.
@@ -130,11 +119,6 @@ impl<'a> Workspace<'a> {
         let [range, total] = states.map(|state| State::new(state, sizes, ROWS));
         Self { queries, keys, values, scores, shrink, visible, range, total }
     }
-}
-
-/// A row in whole vectors, with room for the widest.
-pub(super) fn row_len(dim: usize) -> usize {
-    dim.next_multiple_of(16)
 }
 
 /// Queries transposed and scaled; lanes without a row get zeros.

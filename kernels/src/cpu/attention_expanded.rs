@@ -8,14 +8,18 @@
 //! Ranges lie at absolute positions, an expanded key is one row of a linear layer, and ranges are merged in order: a row's bits depend
 //! on its own position, not on the chunk.
 
-use super::SharedMut;
-use super::attention::{self, Block, Problem};
-use super::attention_block::{self, RANGE, ROWS, State, Workspace};
-use super::attention_load::{Keys, slots, widen_row};
+use super::attention;
+use super::attention_block::{self, State, Workspace};
+use super::attention_load::{slots, widen_row};
+use super::attention_problem::{Block, Keys, Problem, RANGE, ROWS, row_len, width};
 use super::gemm::{self, Gemm, Input};
+use super::processor::Cpu;
+use super::shared::SharedMut;
 use super::simd::{Turn, simd_entry};
-use crate::device::Cpu;
-use crate::ops::{Activation, AttentionSizes, ExpandedSizes, KvRows, Ragged};
+use crate::operands::attention::{AttentionSizes, Ragged};
+use crate::operands::kv::KvRows;
+use crate::operands::latents::ExpandedSizes;
+use crate::operands::linear::Activation;
 use crate::{ActivationType, MatrixBatch, Tensor};
 
 /// What is common to the items of a call.
@@ -96,7 +100,7 @@ pub(crate) fn item(
             cu_seqlens: &[],
             context_lens: None,
             selected: None,
-            pairs: cpu.rounds.beside_cache(&expansion.cache) == ActivationType::BF16,
+            pairs: cpu.rounds.beside_cache(expansion.cache.rows.dtype()) == ActivationType::BF16,
             heads_together: 1,
         };
         let (workspaces, states) = (SharedMut::new(room.workspaces), SharedMut::new(room.states));
@@ -108,14 +112,14 @@ pub(crate) fn item(
             let mut work = Workspace::new(unsafe { workspaces.slice(worker * len, len) }, &inner);
             // SAFETY: each task has its own.
             let mut total = State::new(unsafe { states.slice(task * state_len, state_len) }, &inner, ROWS);
-            let width = attention_block::width(&block);
+            let width = width(&block);
             if range == 0 {
                 total.clear(width);
             }
             if first < block.last_visible {
                 attention::pack_queries(&problem, &block, first, &mut work);
                 attention::attend(cpu.isa, &problem, &block, range, None, &mut work);
-                let (range, columns) = (work.range.finished(), 0..attention_block::row_len(value_dim));
+                let (range, columns) = (work.range.finished(), 0..row_len(value_dim));
                 attention_block::merge(cpu.isa, &range, &mut total, block.num_rows(), &columns);
             }
             if first + RANGE >= block.last_visible && first < block.last_visible {

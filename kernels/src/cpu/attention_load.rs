@@ -1,36 +1,11 @@
 //! Keys and values of a tile, from where they lie to where a block computes with them: widened to f32, once for all rows of the
 //! block. What the next tile needs is asked for meanwhile: its rows lie far apart, so that the processor would not guess them.
 
-use super::attention::{Block, Problem};
-use super::attention_block::{KEYS, RANGE, row_len};
+use super::attention_problem::{Block, KEYS, Keys, Problem, RANGE, row_len};
 use super::simd::Turn;
-use crate::ops::{AttentionSizes, KvRows, Ragged};
+use crate::operands::attention::{AttentionSizes, Ragged};
+use crate::operands::kv::KvRows;
 use crate::{DType, Tensor};
-
-/// Where keys and values come from.
-pub(crate) enum Keys<'a> {
-    Paged {
-        keys: KvRows<'a>,
-        values: KvRows<'a>,
-        ragged: &'a Ragged<'a>,
-    },
-    /// One row for all heads: its first `value_dim` elements are the value.
-    Latent {
-        cache: KvRows<'a>,
-        ragged: &'a Ragged<'a>,
-    },
-    Packed {
-        qkv: &'a [f32],
-        heads: usize,
-        cu_seqlens: &'a [u32],
-    },
-    /// Of one range of one item, the first at position `first`: `[H, RANGE, D]` and `[H, RANGE, Dv]`.
-    Expanded {
-        keys: &'a [f32],
-        values: &'a [f32],
-        first: usize,
-    },
-}
 
 /// Rows of the cache, or of what is packed, at which the positions of a tile lie.
 pub(crate) struct Places {

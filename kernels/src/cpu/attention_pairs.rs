@@ -7,13 +7,14 @@
 //! A word is a pair: two neighbours of a key, as it lies in the cache, and of a query; of weights and values those of two keys. A row's
 //! sums have the order of the pairs, whatever rows are beside it. A key that a row may not see has weight 0, and adding 0 · v changes no bit.
 
-use super::attention::{After, Block, Problem};
-use super::attention_block::{KEYS, RANGE, ROWS, Workspace, mask, row_len, shrink, soften, width};
-use super::attention_load::{self, Ahead, Keys, Places, Source};
+use super::attention_block::{Workspace, mask, shrink, soften};
+use super::attention_load::{self, Ahead, Places, Source};
+use super::attention_problem::{After, Block, KEYS, Keys, Problem, RANGE, ROWS, row_len, width};
 use super::dot::{CACHE_LINE, Lines, Words, pair_tile_of};
 use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for};
 use super::tile::{Blocks, Rows, Sums};
-use crate::ops::{AttentionSizes, KvRows};
+use crate::operands::attention::AttentionSizes;
+use crate::operands::kv::KvRows;
 use std::ops::Range;
 
 const LANES: usize = Avx512::LANES;

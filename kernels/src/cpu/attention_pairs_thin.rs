@@ -7,9 +7,8 @@
 //! Keys are turned round, and values interleaved, in registers on their way from the cache: each line is read once and written nowhere.
 //! Every sum has the order that it has in a block of many rows, so that the bits are the same.
 
-use super::attention::{After, Block, Problem};
-use super::attention_block::{KEYS, ROWS, Workspace, row_len, shrink, width};
-use super::attention_load::Keys;
+use super::attention_block::{Workspace, shrink};
+use super::attention_problem::{After, Block, KEYS, Keys, Problem, ROWS, row_len, width};
 use super::attention_thin::{Head, MOST_ROWS, Tile, hide, soften};
 use super::dot::CACHE_LINE;
 use super::simd::{Avx512, Bf16Dot, PairWords as Words, Simd, ask_for};

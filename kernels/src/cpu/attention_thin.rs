@@ -6,13 +6,13 @@
 //! Each line of the cache is read once, widened and multiplied on the spot: keys are turned round a vector of them at a time, values are
 //! used as they lie. Every sum has the order that it has in a block of many rows, so that the bits are the same.
 
-use super::attention::{After, Block, Problem};
-use super::attention_block::{KEYS, LOWEST, ROWS, Workspace, row_len, shrink, width};
-use super::attention_load::{self as load, Keys, Places};
+use super::attention_block::{LOWEST, Workspace, shrink};
+use super::attention_load::{self as load, Places};
+use super::attention_problem::{After, Block, KEYS, Keys, Problem, ROWS, row_len, width};
 use super::simd::{Isa, MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::by_rows;
 use crate::DType;
-use crate::ops::KvRows;
+use crate::operands::kv::KvRows;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 

@@ -19,7 +19,7 @@ use crate::ActivationType;
 use crate::compact::{
     BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad,
 };
-use crate::matrix::PANEL;
+use crate::panel::PANEL;
 use std::mem::MaybeUninit;
 
 /// Panels of compact bf16 times rows of bf16.

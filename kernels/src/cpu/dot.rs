@@ -18,8 +18,7 @@ use super::simd::{Simd, ask_for, dot_entry};
 use super::tile::{Blocks, Job, PanelFormat, by_rows};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Partial, Rows, Sums};
-use crate::matrix::PANEL;
-use crate::weight_type::GROUP;
+use crate::panel::{GROUP, PANEL};
 use crate::{ActivationType, WeightType};
 use std::hint::black_box;
 use std::marker::PhantomData;

@@ -5,17 +5,16 @@
 //! blocks: in the result, whose rows are often whole pages apart, those of a panel would fight for a few places of the first cache.
 
 use super::ahead::Key;
+use super::by_type::by_weight_type;
 use super::grouped::GroupSums;
 use super::pool::Phase;
+use super::processor::Cpu;
 use super::rounded::{RoundRows, Rounding, round_rows};
+use super::shared::{Shared, SharedMut};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{
-    self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Partial, Rows, Sums, by_weight_type,
-};
-use super::{Shared, SharedMut};
-use crate::device::Cpu;
-use crate::matrix::PANEL;
-use crate::ops::Activation;
+use super::tile::{self, Job, MAX_ROWS, Numbers, PackedRows, PanelFormat, Partial, Rows, Sums};
+use crate::operands::linear::Activation;
+use crate::panel::PANEL;
 use crate::{ActivationType, MatrixBatch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -322,7 +321,7 @@ impl<'a, const N: usize> Products<'a, N> {
     }
 
     fn phase(&self) -> Phase {
-        let reads = self.jobs.first().map(|job| Key::of(job.weights));
+        let reads = self.jobs.first().map(|job| Key::of(job.weights.as_bytes()));
         Phase { num_tasks: self.tasks.iter().map(|tasks| tasks.count).sum(), reads }
     }
 

@@ -12,8 +12,7 @@ use super::simd::{Simd, simd_entry};
 use super::tile::{
     Blocks, Job, K_BLOCK, LONG_K_BLOCK, MAX_ROWS, Numbers, PanelFormat, Rows, UNPACKED_ROWS, by_rows, k_block,
 };
-use crate::matrix::PANEL;
-use crate::weight_type::GROUP;
+use crate::panel::{GROUP, PANEL};
 use crate::{ActivationType, WeightType};
 use std::mem::MaybeUninit;
 

@@ -11,15 +11,18 @@
 //! ```
 
 use super::ahead::Key;
+use super::by_type::by_weight_type;
 use super::gemm::{self, Gemm, Input, InputRows, Part, Room};
+use super::norm;
 use super::pool::Phase;
+use super::processor::Cpu;
 use super::rounded::{RoundRows, Rounding, round_rows};
+use super::shared::{Shared, SharedMut};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums, by_weight_type};
-use super::{Shared, SharedMut, norm};
-use crate::device::Cpu;
-use crate::matrix::PANEL;
-use crate::ops::{Activation, MoeScratch, SharedExpert};
+use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums};
+use crate::operands::linear::Activation;
+use crate::operands::moe::{MoeScratch, SharedExpert};
+use crate::panel::PANEL;
 use crate::{Experts, MatrixBatch, Tensor};
 use std::ops::Range;
 
@@ -122,8 +125,10 @@ impl Step<'_> {
         }
         let blocks = if small { 0 } else { blocks };
         let experts = self.layers[1].as_ref().expect("there are experts");
-        let phase =
-            |tasks: &[Tasks; 2], weights| Phase { num_tasks: count(tasks), reads: Some(Key::of(weights)) };
+        let phase = |tasks: &[Tasks; 2], weights: &MatrixBatch| Phase {
+            num_tasks: count(tasks),
+            reads: Some(Key::of(weights.as_bytes())),
+        };
         self.cpu.pool.run_phases(
             &[blocks.into(), phase(&ups, experts.gate_up), phase(&downs, experts.down), blocks.into()],
             &|phase, index, _| match phase {

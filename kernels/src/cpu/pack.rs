@@ -13,9 +13,8 @@
 //! without a sign. Scales and zeros are f16, one for each row. K is filled up with zeros: to a multiple of 16 for floats, to whole
 //! groups for the others, whose last group has scales like any other. A panel is zeros before it is packed.
 
-use crate::matrix::PANEL;
+use crate::panel::{GROUP, PANEL};
 use crate::quantize::GroupedRow;
-use crate::weight_type::GROUP;
 use crate::{DType, WeightType};
 use half::{bf16, f16};
 

@@ -1,7 +1,7 @@
 //! What a processor can do at best: products of each kind from registers, and reads of memory beyond the caches. What ops are measured
 //! against, in the same run: a virtual machine gets more at one hour than at another.
 
-use super::SharedMut;
+use super::shared::SharedMut;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 use super::simd::dot::Dot;

@@ -8,12 +8,12 @@
 //! makes up for weights whose bytes are stored, or multiplied, with an offset: -offset · Σ x. `sum` is Σ x, for weights with zeros.
 //! The end of a row is filled up with zeros as weights are.
 
+use super::processor::Cpu;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
 use super::simd::{Isa, Simd, dot_entry};
-use crate::device::Cpu;
-use crate::weight_type::GROUP;
+use crate::panel::{self, GROUP};
 use crate::{ActivationType, MatrixBatch, WeightType};
 
 /// Where a group's numbers are in its header.
@@ -70,7 +70,7 @@ impl Rounding {
     pub fn headers(&self) -> usize {
         match self.rounded_to {
             ActivationType::Int8 => self.k.div_ceil(GROUP) * GROUP / 4,
-            _ => WeightType::k_padded(self.k) / 2,
+            _ => panel::k_padded(self.k) / 2,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Choosing experts for one token. Scalar: a few hundred experts at most, next to matrices of millions.
 
-use crate::ops::{GroupScore, RouterConfig, Scoring};
+use crate::operands::route::{GroupScore, RouterConfig, Scoring};
 
 /// Writes the `top_k` best experts and their weights; `scores` and `biased` are workspace of one value per expert.
 pub(crate) fn route_token(

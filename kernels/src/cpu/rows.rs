@@ -1,7 +1,8 @@
 //! Moving rows: embedding, gather, scatter, cache writes, slices of heads; sums and SwiGLU of rows.
 
+use super::processor::Cpu;
 use super::simd::{Simd, math, simd_entry};
-use crate::{Tensor, device::Cpu};
+use crate::Tensor;
 use half::{bf16, f16};
 
 use crate::DType;

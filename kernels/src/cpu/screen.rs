@@ -1,12 +1,11 @@
 //! Bounds of a product from a coarse copy of its weights: how far a row of activations is from what either side multiplies, and the
 //! largest numbers that each panel surely reaches and that it can reach.
 
+use super::shared::{Shared, SharedMut};
 use super::simd::{Simd, simd_entry};
-use super::{Shared, SharedMut};
 use crate::ActivationType;
-use crate::matrix::PANEL;
+use crate::panel::{GROUP, PANEL};
 use crate::quantize::nearest;
-use crate::weight_type::GROUP;
 use half::bf16;
 use std::ops::Range;
 

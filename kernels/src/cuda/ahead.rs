@@ -3,9 +3,9 @@
 
 use super::compile::{Cache, Job};
 use super::error::{CudaError, Result};
-use super::launch::{Instance, Kernel, all};
+use super::launch::{Instance, Kernel};
 use super::nvrtc::Nvrtc;
-use super::{Cuda, launch};
+use super::{Cuda, catalogue, launch};
 use crate::WeightType;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -54,7 +54,8 @@ fn instances(is_wanted: impl Fn(&Kernel, &Instance) -> bool) -> Vec<(&'static Ke
         let kernel = *kernel;
         kernel.instances.iter().map(move |instance| (kernel, instance))
     };
-    let wanted = all().iter().flat_map(of).filter(|(kernel, instance)| is_wanted(kernel, instance));
+    let wanted =
+        catalogue::KERNELS.iter().flat_map(of).filter(|(kernel, instance)| is_wanted(kernel, instance));
     wanted.map(|(kernel, instance)| (kernel, instance.expression)).collect()
 }
 

@@ -6,7 +6,7 @@ use super::Cuda;
 use super::attention_plan::Items;
 use super::attention_rows::{self, Pages, Problem, Strided};
 use super::attention_tiles::{self, Memory};
-use crate::ops::{AttentionScratch, AttentionSizes, Ragged};
+use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
 use crate::{DType, Index, Tensor};
 
 /// A call over pages.

@@ -10,7 +10,9 @@ use super::launch::{Instance, Kernel, grid};
 use super::linear::pairs_of;
 use super::linear::{self, DeviceSlice, Strides};
 use crate::index::OnDevice;
-use crate::ops::{Activation, ExpandedSizes, Latents, Ragged};
+use crate::operands::attention::Ragged;
+use crate::operands::latents::{ExpandedSizes, Latents};
+use crate::operands::linear::Activation;
 use crate::{DType, Device, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {

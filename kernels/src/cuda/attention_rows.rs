@@ -6,7 +6,7 @@ use super::driver::{Args, DevicePtr, Param};
 use super::launch::{Instance, Kernel, grid};
 use crate::DType;
 use crate::index::OnDevice;
-use crate::ops::AttentionSizes;
+use crate::operands::attention::AttentionSizes;
 
 const WARPS: usize = 4;
 /// Widest values, as in attention_rows.cu.

@@ -8,7 +8,8 @@ use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
 use super::tokens;
 use crate::index::OnDevice;
-use crate::ops::{AttentionSizes, RopeTable};
+use crate::operands::attention::AttentionSizes;
+use crate::operands::rope::RopeTable;
 use crate::{DType, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {

@@ -6,7 +6,7 @@ use super::attention_rows::{Pages, Problem};
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
-use crate::ops::AttentionSizes;
+use crate::operands::attention::AttentionSizes;
 use crate::{DType, Device, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {

@@ -6,7 +6,7 @@ use super::{
     latents, linear, moe, norm, peak, rope, route, rows, sample, tokens,
 };
 
-pub(super) const KERNELS: &[&Kernel] = &[
+pub const KERNELS: &[&Kernel] = &[
     &attention_expanded::KERNEL,
     &attention_rows::KERNEL,
     &attention_segments::KERNEL,

@@ -4,7 +4,8 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, Grid, Param};
 use super::launch::{Instance, Kernel};
-use crate::ops::{LatentRows, RopeLayout, Rotation};
+use crate::operands::latents::LatentRows;
+use crate::operands::rope::{RopeLayout, Rotation};
 use crate::{DType, Index, Tensor};
 
 const THREADS: u32 = 256;

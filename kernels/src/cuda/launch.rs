@@ -1,10 +1,9 @@
 //! From an op to a launch: which instances of a kernel exist, what each may cost, and how a function is found.
 
+use super::Cuda;
 use super::compile::{Job, Source};
 use super::driver::{Args, Clusters, Function, Grid};
 use super::error::CudaError;
-use super::{Cuda, catalogue};
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 /// One file of kernels and every instance of them that an op may launch.
@@ -42,9 +41,6 @@ impl Instance {
         (self.archs[0]..=self.archs[1]).contains(&arch)
     }
 }
-
-/// Functions that were compiled and loaded, by source, then by expression.
-pub(super) type Functions = HashMap<&'static str, HashMap<String, Function>>;
 
 impl Cuda {
     /// Launches an instance on the device's stream. What fails is kept for `synchronize`: ops do not return errors.
@@ -119,9 +115,4 @@ pub(crate) fn grid(blocks: usize, threads: u32) -> Grid {
 /// Whether a type is among the arguments of a template: `bf16` in `linear_few<float, bf16, 1>`.
 pub(super) fn names_type(expression: &str, name: &str) -> bool {
     expression.split(|c: char| !c.is_alphanumeric() && c != '_').skip(1).any(|word| word == name)
-}
-
-/// Every kernel that there is.
-pub fn all() -> &'static [&'static Kernel] {
-    catalogue::KERNELS
 }

@@ -4,7 +4,7 @@ use super::compile::Source;
 use super::driver::{Args, Clusters, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
 use super::{Cuda, tokens};
-use crate::ops::Activation;
+use crate::operands::linear::Activation;
 use crate::{DType, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {

@@ -12,7 +12,7 @@ pub(crate) mod attention_plan;
 pub(crate) mod attention_rows;
 pub(crate) mod attention_segments;
 pub(crate) mod attention_tiles;
-mod catalogue;
+pub mod catalogue;
 pub mod compile;
 pub mod cubin;
 pub mod driver;
@@ -38,12 +38,12 @@ pub(crate) mod sample;
 mod staging;
 pub(crate) mod tokens;
 
-use crate::device::Cpu;
+use crate::cpu::processor::Cpu;
 use arena::Arena;
-use driver::{DeviceInfo, DevicePtr, Driver, Event, Graph, Stream};
+use driver::{DeviceInfo, DevicePtr, Driver, Event, Function, Graph, Stream};
 use error::CudaError;
-use launch::Functions;
 use staging::Staging;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -77,6 +77,9 @@ pub struct Cuda {
     capturing: AtomicBool,
     wgmma: AtomicBool,
 }
+
+/// Functions that were compiled and loaded, by source, then by expression.
+type Functions = HashMap<&'static str, HashMap<String, Function>>;
 
 /// All that is ever taken of a device, and the host's memory for copies.
 struct Memory {

@@ -9,8 +9,8 @@ use super::launch::{Instance, Kernel, grid};
 use super::linear::{WGMMA_BLOCK, WGMMA_SHARED, pairs_of};
 use super::rows::round_rows;
 use super::tokens::padded;
-use crate::matrix::PANEL;
-use crate::ops::{AddNorm, MoeScratch, SharedExpert};
+use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
+use crate::panel::PANEL;
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
 
 pub(super) const KERNEL: Kernel = Kernel {

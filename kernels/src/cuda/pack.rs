@@ -14,9 +14,8 @@
 //!   int8: [4 registers][2] bytes                int4: a word, level + 8 of the lower k of register r in nibble r, of the higher in r + 4
 //! ```
 
-use crate::matrix::PANEL;
+use crate::panel::{GROUP, PANEL};
 use crate::quantize::GroupedRow;
-use crate::weight_type::GROUP;
 use crate::{DType, WeightType};
 use half::{bf16, f16};
 

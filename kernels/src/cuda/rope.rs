@@ -5,7 +5,7 @@ use super::compile::Source;
 use super::driver::{Args, Param};
 use super::launch::{Instance, Kernel, grid};
 use crate::cpu::rope::RopePlan;
-use crate::ops::{RopeLayout, RopeTable};
+use crate::operands::rope::{RopeLayout, RopeTable};
 use crate::{DType, Index, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {

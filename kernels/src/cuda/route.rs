@@ -4,7 +4,7 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel};
-use crate::ops::{GroupScore, RouterConfig, Scoring};
+use crate::operands::route::{GroupScore, RouterConfig, Scoring};
 use crate::{DType, Tensor};
 
 const WARPS: usize = 4;

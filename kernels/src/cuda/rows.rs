@@ -6,7 +6,7 @@ use super::driver::{Args, DevicePtr, Param};
 use super::launch::{Instance, Kernel, grid};
 use crate::cpu::rows::SlicePlan;
 use crate::index::Index;
-use crate::ops::as_heads;
+use crate::tensor::as_heads;
 use crate::{DType, Tensor};
 
 const THREADS: u32 = 256;

@@ -4,7 +4,7 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::Args;
 use super::launch::{Instance, Kernel, grid};
-use crate::ops::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
+use crate::operands::sample::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
 use crate::{DType, Device, Index, Indices, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {

@@ -10,31 +10,12 @@
 //! keys, values and the softmax's weights are rounded to bf16 where those of `mla_attention` over such a cache are. On a GPU the
 //! cache is f32, bf16 or f16, and keys and values are rounded to its type where tensor cores take them: N and V of 128, P of 64.
 
-use super::{KvRows, Ragged};
 use crate::cpu::attention_expanded::{self, Expansion};
 use crate::cuda::attention_expanded::{self as cuda_expanded, Workspace};
 use crate::cuda::attention_expanded_plan::RANGE;
-use crate::{DType, Device, MatrixBatch, Tensor};
-
-/// Sizes that a scratch serves.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpandedSizes {
-    pub heads: usize,
-    /// R, of the latent.
-    pub rank: usize,
-    /// N, of the part of a key that comes from the latent.
-    pub nope: usize,
-    /// P, of the part that all heads share.
-    pub rotated: usize,
-    /// V
-    pub value_dim: usize,
-    /// Most tokens of a call.
-    pub max_tokens: usize,
-    /// Longest sequence. On the processor it changes nothing.
-    pub max_context: usize,
-    /// What the cache is kept in. On the processor it changes nothing.
-    pub cache: DType,
-}
+use crate::operands::attention::Ragged;
+use crate::operands::latents::{ExpandedSizes, Latents};
+use crate::{DType, Device, Tensor};
 
 /// Keys and values of some positions (512, on a GPU 2048), tiles of each thread, and sums of rows.
 #[derive(Debug)]
@@ -75,14 +56,6 @@ fn buffer_len(device: &Device, sizes: &ExpandedSizes, range: usize) -> usize {
         Device::Cpu(_) => attention_expanded::scratch_len(sizes, device.num_threads()),
         Device::Cuda(_) => Workspace::buffer_len(device, sizes, range),
     }
-}
-
-/// The cached latents, and how keys and values come of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Latents<'a> {
-    pub cache: KvRows<'a>,
-    pub key_up: &'a MatrixBatch,
-    pub value_up: &'a MatrixBatch,
 }
 
 pub fn expanded_attention(

@@ -8,38 +8,19 @@
 //! `rope`; on a GPU it is one launch · moves (4 + size)·(R + P) + 12·H·P bytes a token
 
 use super::rope::rotate;
-use super::rows::{as_heads, check_slots};
-use super::{KvTensor, RopeLayout, RopeTable, store_kv};
+use super::rows::check_slots;
+use super::store_kv;
+use crate::cpu::norm;
+use crate::cpu::processor::Cpu;
 use crate::cpu::rope::RopePlan;
 use crate::cpu::rows::{self, SlicePlan};
-use crate::cpu::{SharedMut, norm};
+use crate::cpu::shared::SharedMut;
 use crate::cuda::latents;
-use crate::device::Cpu;
-use crate::{Device, Index, Tensor};
-
-#[derive(Debug)]
-pub struct LatentRows<'a> {
-    /// `[T, R + P]`
-    pub kv: &'a mut Tensor,
-    /// `[R]`
-    pub norm: &'a Tensor,
-    pub eps: f32,
-    /// `[T, H, N + P]`
-    pub q: &'a mut Tensor,
-    /// `[T, H, R + P]`
-    pub absorbed: &'a mut Tensor,
-    /// `[T, R]`, where the processor keeps latents before their norm.
-    pub scratch: &'a mut Tensor,
-}
-
-/// By which angles, and which dimensions make a pair.
-#[derive(Clone, Copy, Debug)]
-pub struct Rotation<'a> {
-    /// `[positions, P / 2]`
-    pub table: &'a RopeTable,
-    pub positions: Index<'a>,
-    pub layout: RopeLayout,
-}
+use crate::operands::kv::KvTensor;
+use crate::operands::latents::LatentRows;
+use crate::operands::rope::Rotation;
+use crate::tensor::as_heads;
+use crate::{Device, Index};
 
 pub fn prepare_latents<'a>(
     mut rows: LatentRows,

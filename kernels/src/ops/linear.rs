@@ -4,23 +4,13 @@
 //! sums in f32, in the order of k: one term after the other, or what one instruction sums (two of bf16), or group after group
 //! 2·T·N·K FLOP; moves size·N·K bytes of weights
 
-use super::rows::as_heads;
-use crate::cpu::SharedMut;
 use crate::cpu::gemm::{self, Gemm, Input};
+use crate::cpu::shared::SharedMut;
 use crate::cuda::linear::{self as cuda_linear, Strides};
+use crate::operands::linear::Activation;
+use crate::tensor::as_heads;
 use crate::{Device, Matrix, MatrixBatch, Tensor};
 use std::ops::Range;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    /// The tanh form of GELU.
-    GeluTanh,
-    /// GELU with the error function.
-    GeluErf,
-    /// x · sigmoid(1.702 x)
-    QuickGelu,
-}
 
 pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
     check(x, w, bias, out);

@@ -22,27 +22,29 @@ mod screened;
 mod tokens;
 
 pub use crate::cuda::attention_plan::RangeRule;
-pub use attention::{
-    AttentionScratch, AttentionSizes, Ragged, TurnedHeads, gqa_attention, mla_attention, packed_attention,
-    turned_attention,
-};
-pub use attention_expanded::{ExpandedScratch, ExpandedSizes, Latents, expanded_attention};
+pub use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
+pub use crate::operands::kv::{KvRows, KvShape, KvTensor, KvType};
+pub use crate::operands::latents::{ExpandedSizes, LatentRows, Latents};
+pub use crate::operands::linear::Activation;
+pub use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
+pub use crate::operands::rope::{RopeLayout, RopeTable, Rotation};
+pub use crate::operands::route::{GroupScore, RouterConfig, Scoring};
+pub use crate::operands::sample::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
+pub use crate::operands::tokens::TokenRoom;
+pub use attention::{TurnedHeads, gqa_attention, mla_attention, packed_attention, turned_attention};
+pub use attention_expanded::{ExpandedScratch, expanded_attention};
 pub use elementwise::{add, silu_mul};
 pub use embedding::embedding;
 pub use interpolate::interpolate_positions;
-pub use kv::{KvRows, KvShape, KvTensor, KvType, store_kv};
-pub use latents::{LatentRows, Rotation, prepare_latents};
-pub use linear::{Activation, HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
-pub use moe::{AddNorm, MoeScratch, SharedExpert, moe, moe_and_norm, moe_and_shared};
+pub use kv::store_kv;
+pub use latents::prepare_latents;
+pub use linear::{HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, linear_pair};
+pub use moe::{moe, moe_and_norm, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, layer_norm_heads, rms_norm};
 pub use reads::{ReadPlan, ReadyPlan};
-pub use rope::{RopeLayout, RopeTable, rope, rope_heads};
-pub use route::{Choice, GroupScore, Router, RouterConfig, Scoring, norm_and_route, route};
-pub(crate) use rows::as_heads;
+pub use rope::{rope, rope_heads};
+pub use route::{Choice, Router, norm_and_route, route};
 pub use rows::{NOWHERE, add_rows, copy_slice, gather_rows, scatter_rows, store_rows};
-pub use sample::{
-    Draw, MAX_TOP, MAX_VOCAB, Outcomes, RowOutcome, RowRequest, SampleScratch, SampleSizes, Want,
-    place_tokens, sample,
-};
+pub use sample::{MAX_VOCAB, Outcomes, RowOutcome, SampleScratch, place_tokens, sample};
 pub use screened::{Screened, screened_linear};
-pub use tokens::{TokenRoom, Tokens};
+pub use tokens::Tokens;

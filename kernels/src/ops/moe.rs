@@ -2,71 +2,13 @@
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::{Activation, TokenRoom, add, add_rms_norm};
-use crate::cpu::SharedMut;
+use super::{add, add_rms_norm};
 use crate::cpu::moe::{self, Then, Tokens};
-use crate::cpu::rounded::Rounding;
+use crate::cpu::shared::SharedMut;
 use crate::cuda::moe as cuda_moe;
-use crate::{DType, Device, Experts, Matrix, Tensor};
-
-/// Buffers of one `moe` call, for the largest step. Pairs (token, choice) are sorted by expert; a pair has one row in each.
-#[derive(Debug)]
-pub struct MoeScratch {
-    /// `[T·k, H]`, or as long as rounded rows are: the input of each pair, later its output.
-    pub(crate) rows: Tensor,
-    /// `[T·k, I]`, or as long as rounded rows are: silu(gate) * up.
-    pub(crate) inner: Tensor,
-    /// `[T·k]`: where the sorted row of each pair is.
-    pub(crate) places: Tensor,
-    /// `[2 E + 1]`: where the rows of each expert begin; on the CPU then the experts that have rows.
-    pub(crate) starts: Tensor,
-    max_tokens: usize,
-    sizes: [usize; 3],
-    top_k: usize,
-}
-
-impl MoeScratch {
-    /// For up to `max_tokens` tokens, each with up to `top_k` of E experts `[E, H, I]`.
-    pub fn new(device: &Device, max_tokens: usize, sizes: [usize; 3], top_k: usize) -> Self {
-        let [rows, inner, places, starts] = shapes(max_tokens, sizes, top_k);
-        Self {
-            rows: Tensor::zeros(device, DType::F32, &rows),
-            inner: Tensor::zeros(device, DType::F32, &inner),
-            places: Tensor::zeros(device, DType::I32, &places),
-            starts: Tensor::zeros(device, DType::I32, &starts),
-            max_tokens,
-            sizes,
-            top_k,
-        }
-    }
-
-    /// What `new` will allocate.
-    pub fn bytes(max_tokens: usize, sizes: [usize; 3], top_k: usize) -> u64 {
-        // All four are of types of four bytes.
-        shapes(max_tokens, sizes, top_k).iter().map(|shape| Tensor::bytes_of(DType::F32, shape)).sum()
-    }
-}
-
-fn shapes(max_tokens: usize, [experts, hidden, inner]: [usize; 3], top_k: usize) -> [[usize; 2]; 4] {
-    let pairs = max_tokens * top_k;
-    let width = |k: usize| k.max(Rounding::most_words(k));
-    [[pairs, width(hidden)], [pairs, width(inner)], [pairs, 1], [2 * experts + 1, 1]]
-}
-
-/// The expert that every token takes, in one matrix for gate and up `[2 I, H]` and one for down `[H, I]`, and its buffers.
-#[derive(Debug)]
-pub struct SharedExpert<'a> {
-    pub gate_up: &'a Matrix,
-    pub down: &'a Matrix,
-    /// `[T, 2 I]`
-    pub both: &'a mut Tensor,
-    /// `[T, I]`
-    pub inner: &'a mut Tensor,
-    /// `[T, H]`
-    pub out: &'a mut Tensor,
-    /// For T tokens of the wider of H and I.
-    pub tokens: &'a mut TokenRoom,
-}
+use crate::operands::linear::Activation;
+use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
+use crate::{Device, Experts, Tensor};
 
 impl SharedExpert<'_> {
     fn check(&self, t: usize, h: usize) {
@@ -84,16 +26,6 @@ impl SharedExpert<'_> {
         inner.linear(self.down, None, Activation::None, self.out);
         add(out, self.out);
     }
-}
-
-/// What a layer of experts goes on to: its result is added to the stream, and the norm of that takes the place of x.
-#[derive(Debug)]
-pub struct AddNorm<'a> {
-    /// `[T, H]`
-    pub residual: &'a mut Tensor,
-    /// `[H]`
-    pub weight: &'a Tensor,
-    pub eps: f32,
 }
 
 pub fn moe(

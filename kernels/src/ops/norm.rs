@@ -27,7 +27,7 @@ pub fn add_rms_norm(residual: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32, out
     match &out.device().clone() {
         Device::Cpu(cpu) => {
             let (x, w) = (x.as_f32(), w.as_f32());
-            let residual = crate::cpu::SharedMut::new(residual.as_f32_mut());
+            let residual = crate::cpu::shared::SharedMut::new(residual.as_f32_mut());
             cpu.for_rows(out.as_f32_mut(), d, |first, block| {
                 let (start, len) = (first * d, block.len());
                 // SAFETY: blocks of `out` are disjoint, and so are the same rows of `residual`.

@@ -2,7 +2,7 @@
 //! reads little (cpu/ahead.rs). It changes no number, and a GPU has no use for it.
 
 use crate::cpu::ahead::{Key, Panels, Plan, Reads};
-use crate::device::Cpu;
+use crate::cpu::processor::Cpu;
 use crate::{Device, Experts, Matrix, MatrixBatch};
 use std::mem::take;
 use std::ops::Range;
@@ -79,7 +79,7 @@ impl ReadPlan {
     fn push(&mut self, key: &MatrixBatch, known: Vec<Panels>) {
         let mut stretches = take(&mut self.early);
         stretches.extend(known);
-        self.reads.push(Reads { key: Key::of(key), stretches, is_choice: false });
+        self.reads.push(Reads { key: Key::of(key.as_bytes()), stretches, is_choice: false });
     }
 
     /// When all is told.

@@ -2,52 +2,12 @@
 //! x [T, H, D] f32 · table: cos, sin [P, R/2] f32 · positions [T] < P
 //! Half: pairs (i, i + R/2) · Interleaved: pairs (2i, 2i + 1) · (a, b) becomes (a cos - b sin, b cos + a sin)
 
-use super::rows::as_heads;
 use crate::cpu::rope::{self, RopePlan};
 use crate::cuda::rope as cuda_rope;
-use crate::{DType, Device, Index, Isa, Tensor};
+use crate::operands::rope::{RopeLayout, RopeTable};
+use crate::tensor::as_heads;
+use crate::{Device, Index, Isa, Tensor};
 use std::ops::Range;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeLayout {
-    Half,
-    Interleaved,
-}
-
-/// Cosines and sines by position, each `[P, R/2]` f32. The fields are open to tables that are filled for each picture.
-#[derive(Debug)]
-pub struct RopeTable {
-    pub cos: Tensor,
-    pub sin: Tensor,
-}
-
-impl RopeTable {
-    /// `angle(position, i)`, i below `half`, gives cosine and sine.
-    pub fn new(
-        device: &Device,
-        num_positions: usize,
-        half: usize,
-        angle: &dyn Fn(usize, usize) -> (f32, f32),
-    ) -> Self {
-        let angles = (0..num_positions * half).map(|at| angle(at / half, at % half));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.unzip();
-        let shape = [num_positions, half];
-        Self { cos: Tensor::from_f32(device, &shape, &cos), sin: Tensor::from_f32(device, &shape, &sin) }
-    }
-
-    /// To be filled later.
-    pub fn zeros(device: &Device, num_positions: usize, half: usize) -> Self {
-        let shape = [num_positions, half];
-        Self {
-            cos: Tensor::zeros(device, DType::F32, &shape),
-            sin: Tensor::zeros(device, DType::F32, &shape),
-        }
-    }
-
-    pub fn bytes(num_positions: usize, half: usize) -> u64 {
-        2 * Tensor::bytes_of(DType::F32, &[num_positions, half])
-    }
-}
 
 pub fn rope<'a>(
     x: &mut Tensor,

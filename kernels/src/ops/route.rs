@@ -7,38 +7,18 @@
 //!
 //! norm_and_route: add_rms_norm of x [T, H], linear with the router [E, H], and route, with the bits that each has alone
 
-use super::{Activation, AddNorm, add_rms_norm, linear};
+use super::{add_rms_norm, linear};
 use crate::cpu::gemm::{self, Gemm, Input, Part};
+use crate::cpu::norm;
+use crate::cpu::processor::Cpu;
 use crate::cpu::route::{MAX_GROUPS, route_token};
+use crate::cpu::shared::SharedMut;
 use crate::cpu::tile::MAX_ROWS;
-use crate::cpu::{SharedMut, norm};
 use crate::cuda::route as cuda_route;
-use crate::device::Cpu;
+use crate::operands::linear::Activation;
+use crate::operands::moe::AddNorm;
+use crate::operands::route::RouterConfig;
 use crate::{ActivationType, Device, Matrix, Tensor};
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RouterConfig {
-    pub scoring: Scoring,
-    pub top_k: usize,
-    /// Experts are cut into this many groups of one size; 1 where there are none.
-    pub num_groups: usize,
-    pub top_groups: usize,
-    pub group_score: GroupScore,
-    pub normalize: bool,
-    pub scale: f32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scoring {
-    Softmax,
-    Sigmoid,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GroupScore {
-    Max,
-    SumOfTopTwo,
-}
 
 /// Most experts that a router may have.
 const MAX_EXPERTS: usize = 1024;

@@ -10,9 +10,10 @@
 //!
 //! "Rows" are the first dimension; the others may be of any rank with one product.
 
-use crate::cpu::SharedMut;
 use crate::cpu::rows::{self, SlicePlan};
+use crate::cpu::shared::SharedMut;
 use crate::cuda::rows::{self as cuda_rows, Move};
+use crate::tensor::as_heads;
 use crate::{Device, Index, Tensor};
 
 /// The slot of a row that is there to fill up a step of a fixed size.
@@ -130,15 +131,6 @@ pub fn copy_slice(src: &Tensor, src_offset: usize, dst: &mut Tensor, dst_offset:
             });
         }
         Device::Cuda(cuda) => cuda_rows::copy_slice(cuda, src, dst, &plan, h2),
-    }
-}
-
-/// `[T, H, D]`; a matrix is one head.
-pub(crate) fn as_heads(x: &Tensor) -> [usize; 3] {
-    match *x.shape() {
-        [t, d] => [t, 1, d],
-        [t, h, d] => [t, h, d],
-        ref other => panic!("rows of heads have two or three dimensions, not {other:?}"),
     }
 }
 

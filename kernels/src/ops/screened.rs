@@ -21,12 +21,14 @@
 //!
 //! τ is the `top`-th largest of the panels' largest: no more than that of all numbers, and found sooner.
 
+use super::linear;
 use super::linear::{check, cpu_job};
-use super::{Activation, linear};
+use crate::cpu::gemm;
+use crate::cpu::processor::Cpu;
 use crate::cpu::screen::{Bounds, Reach, Squares, bounds, squares};
-use crate::cpu::{SharedMut, gemm};
-use crate::device::Cpu;
-use crate::matrix::PANEL;
+use crate::cpu::shared::SharedMut;
+use crate::operands::linear::Activation;
+use crate::panel::PANEL;
 use crate::screen::{ScreenRoom, above};
 use crate::{Device, Matrix, Screen, Tensor};
 

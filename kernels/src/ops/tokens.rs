@@ -4,18 +4,13 @@
 
 use super::attention::turn_and_attend;
 use super::linear::{check, cuda_job};
-use super::{
-    Activation, AttentionScratch, LinearPart, TurnedHeads, add, layer_norm, linear, linear_pair, silu_mul,
-};
+use super::{LinearPart, TurnedHeads, add, layer_norm, linear, linear_pair, silu_mul};
 use crate::cuda::{Cuda, linear as cuda_linear, norm as cuda_norm, tokens as cuda_tokens};
+use crate::operands::attention::AttentionScratch;
+use crate::operands::linear::Activation;
+use crate::operands::tokens::TokenRoom;
 use crate::{DType, Device, Matrix, Tensor};
 use std::sync::Arc;
-
-/// Where rounded tokens lie. A processor needs no room: its ops round in their own.
-#[derive(Debug)]
-pub struct TokenRoom {
-    packed: Option<Tensor>,
-}
 
 impl TokenRoom {
     /// For each of these numbers of tokens and their widths.

@@ -2,12 +2,12 @@
 
 use crate::device::{edited, emulated};
 use kernels::cuda::error::CudaError;
-use kernels::cuda::launch;
+use kernels::cuda::{catalogue, launch};
 use kernels::ops::{RopeLayout, RopeTable, rope};
 use kernels::{DType, Device, Error, Tensor};
 
 fn wanted(source: &str) -> Vec<(&'static launch::Kernel, &'static str)> {
-    let kernels = launch::all().iter().filter(|kernel| kernel.source.name == source);
+    let kernels = catalogue::KERNELS.iter().filter(|kernel| kernel.source.name == source);
     kernels
         .flat_map(|kernel| kernel.instances.iter().map(|instance| (*kernel, instance.expression)))
         .collect()

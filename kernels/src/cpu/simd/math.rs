@@ -1,7 +1,7 @@
 //! Exponential, sigmoid and the activations, on vectors. Every result depends on its own lane only.
 
 use super::Simd;
-use crate::ops::Activation;
+use crate::operands::linear::Activation;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// ln 2 in two parts: the first has so few bits that its products with whole numbers are exact.

@@ -14,10 +14,6 @@ pub(crate) struct Vnni(Avx512);
 pub(crate) struct Bf16Dot(Avx512);
 
 impl Vnni {
-    pub fn is_available() -> bool {
-        is_x86_feature_detected!("avx512vnni")
-    }
-
     /// # Safety
     /// The processor has AVX512-VNNI and what `Avx512` needs.
     #[inline(always)]
@@ -152,10 +148,6 @@ pub(crate) type PairWords = __m512i;
 impl Bf16Dot {
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
     pub const TILE_ROWS: usize = 8;
-
-    pub fn is_available() -> bool {
-        is_x86_feature_detected!("avx512bf16")
-    }
 
     /// # Safety
     /// The processor has AVX512-BF16 and what `Avx512` needs.

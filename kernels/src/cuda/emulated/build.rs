@@ -1,8 +1,8 @@
 //! Compiles kernels for the CPU: the same .cu source, wrapped into a library by the C++ compiler of the machine.
 
+use super::super::catalogue;
 use super::super::compile::{Cache, HEADERS, Image, Job, Key, Source, headers_of, unique};
 use super::super::error::{CudaError, Result};
-use super::super::launch;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -145,5 +145,5 @@ impl Builder {
 
 /// Whether some kernel has this text: an op may launch several.
 fn is_elsewhere(text: &str) -> bool {
-    launch::all().iter().any(|kernel| kernel.source.text.contains(text))
+    catalogue::KERNELS.iter().any(|kernel| kernel.source.text.contains(text))
 }
