@@ -27,6 +27,8 @@ mod config;
 mod constraint;
 mod content;
 mod engine;
+mod ids;
+mod image;
 mod image_cache;
 mod ngram;
 mod plan;
@@ -47,12 +49,12 @@ pub use config::{InvalidConfig, SchedulerConfig};
 pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;
 pub use engine::{Engine, ModelRunner};
+pub use ids::{AdapterId, Digest, SequenceId, TokenId};
+pub use image::{ImageInput, ImageSpan};
 pub use image_cache::ImageCache;
 pub use ngram::{MAX_PROMPT_LOOKUP, MAX_SPECULATIVE_TOKENS, NgramConfig};
 pub use prompt::{Pooling, PromptOutput};
 pub use sampling::{InvalidParam, SamplingParams};
 pub use scheduler::Scheduler;
-pub use sequence::{
-    AdapterId, Digest, FinishReason, ImageInput, ImageSpan, Reject, Sequence, SequenceId, TokenId,
-};
-pub use step::{DraftShare, Event, ItemShare, Occupancy, Step, StepStats};
+pub use sequence::{Reject, Sequence};
+pub use step::{DraftShare, Event, FinishReason, ItemShare, Occupancy, Step, StepStats};

@@ -29,6 +29,7 @@
 //! one over.
 
 use crate::running::{Rank, Running, SharedTable};
+use crate::scheduler::Blocked;
 use crate::step::InFlight;
 use crate::{Batch, Event, ItemShare, Scheduler};
 use std::ops::Bound;
@@ -51,19 +52,6 @@ struct Decodes {
     blocks_suffice: bool,
     /// Nobody has more than one token left.
     are_all: bool,
-}
-
-/// Who ended the last admission. While no more blocks are free than then, looking again for all its blocks would be for nothing.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Blocked {
-    rank: Rank,
-    num_free: usize,
-}
-
-impl Blocked {
-    fn still_holds(&self, rank: Rank, num_free: usize) -> bool {
-        self.rank == rank && num_free <= self.num_free
-    }
 }
 
 impl Budget {

@@ -2,7 +2,6 @@
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
-use crate::plan::Blocked;
 use crate::running::{Job, Rank, Running};
 use crate::step::InFlight;
 use crate::{
@@ -38,6 +37,19 @@ pub struct Scheduler {
     pub(crate) spent_masks: Vec<Arc<dyn TokenMask>>,
     /// Empty: memory for the items of a step.
     pub(crate) spare_items: Vec<BatchItem>,
+}
+
+/// Who ended the last admission. While no more blocks are free than then, looking again for all its blocks would be for nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocked {
+    pub rank: Rank,
+    pub num_free: usize,
+}
+
+impl Blocked {
+    pub fn still_holds(&self, rank: Rank, num_free: usize) -> bool {
+        self.rank == rank && num_free <= self.num_free
+    }
 }
 
 impl Scheduler {

@@ -1,57 +1,11 @@
 //! A prompt, the tokens generated for it so far, and the pictures among them. "Request" is the API's word; `n` answers to one
 //! request are `n` sequences.
 
-use crate::{Constraint, InvalidParam, NgramConfig, PromptOutput, SamplingParams};
-use std::num::NonZeroU64;
+use crate::{
+    AdapterId, Constraint, Digest, ImageSpan, InvalidParam, NgramConfig, PromptOutput, SamplingParams,
+    SequenceId, TokenId,
+};
 use std::sync::Arc;
-
-pub type TokenId = u32;
-
-/// Chosen by the caller, unique for the life of an engine, increasing with the order of arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-/// An adapter of the model's weights, chosen by the caller. Never used twice in a process: weights that are loaded again, under an old name or
-/// from an old folder, have another number, as cached blocks are found by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AdapterId(pub NonZeroU64);
-
-/// A 256-bit content hash. Two different contents never share one, so it may name memory that belongs to somebody else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Digest(pub [u8; 32]);
-
-/// A picture as the model's image processor prepared it. The scheduler reads the digest and the counts; the pixels are only carried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ImageInput {
-    /// Of the pixels and of the processor's settings.
-    pub digest: Digest,
-    /// Rows of patches, columns of patches.
-    pub grid: [usize; 2],
-    /// Placeholder tokens that the picture takes in the prompt: rows of its embedding.
-    pub num_tokens: usize,
-    /// `[grid[0] * grid[1], patch_len]`, row-major, normalised.
-    pub patches: Vec<f32>,
-}
-
-impl ImageInput {
-    /// What encoding it costs, in the unit of the encode budget.
-    pub fn num_patches(&self) -> usize {
-        self.grid[0] * self.grid[1]
-    }
-}
-
-/// A run of placeholder tokens: `image.num_tokens` of them from position `start`.
-#[derive(Debug, Clone)]
-pub struct ImageSpan {
-    pub start: usize,
-    pub image: Arc<ImageInput>,
-}
-
-impl ImageSpan {
-    pub fn end(&self) -> usize {
-        self.start + self.image.num_tokens
-    }
-}
 
 #[derive(Debug, Clone)]
 pub struct Sequence {
@@ -156,18 +110,6 @@ impl Sequence {
     pub fn images(&self) -> &[ImageSpan] {
         &self.images
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token was sampled; it is the last token.
-    Stop,
-    /// The constraint lets nothing follow the last token, which is part of the answer.
-    Complete,
-    /// `max_tokens` were generated; where that is 0, the prompt is computed.
-    Length,
-    /// The model could not go on with this sequence; the others of the step are unharmed.
-    Failed(crate::Failure),
 }
 
 /// Why a sequence was not taken in. The first four can never succeed on this server; the last one can, later.

@@ -1,7 +1,7 @@
 //! What a step tells its caller: events for the streams, numbers for the metrics.
 
 use crate::image_cache::Acquired;
-use crate::{BatchItem, FinishReason, PooledSum, PromptLogprob, SampledToken, SequenceId};
+use crate::{BatchItem, Failure, PooledSum, PromptLogprob, SampledToken, SequenceId};
 
 #[derive(Debug, Default)]
 pub struct Step {
@@ -48,6 +48,18 @@ impl Event {
             | Event::Finished { id, .. } => *id,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was sampled; it is the last token.
+    Stop,
+    /// The constraint lets nothing follow the last token, which is part of the answer.
+    Complete,
+    /// `max_tokens` were generated; where that is 0, the prompt is computed.
+    Length,
+    /// The model could not go on with this sequence; the others of the step are unharmed.
+    Failed(Failure),
 }
 
 /// Counts of one step. Nothing is added up here: the caller does that.

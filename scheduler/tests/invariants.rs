@@ -23,7 +23,7 @@ const FORBIDDEN: [&str; 16] = [
 ];
 
 /// Files whose values carry the numbers of a request or of the model; they do no arithmetic with them.
-const MAY_NAME_FLOATS: [&str; 3] = ["batch.rs", "sampling.rs", "sequence.rs"];
+const MAY_NAME_FLOATS: [&str; 3] = ["batch.rs", "image.rs", "sampling.rs"];
 
 fn sources() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
