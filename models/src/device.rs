@@ -1,7 +1,6 @@
 //! Where a model runs: from what was asked for to a device, without its memory, which is taken when the plan is known.
 
-use crate::{ActivationsChoice, LoadError, LoadOptions, MemoryLimit};
-use kernels::cuda::Matmul;
+use crate::{ActivationsChoice, DeviceChoice, KernelOptions, LoadError, LoadOptions, MemoryLimit};
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::{DeviceInfo, Driver};
 use kernels::cuda::emulated::{Emulator, EmulatorOptions};
@@ -9,29 +8,6 @@ use kernels::cuda::error::CudaError;
 use kernels::cuda::nvidia::{self, Nvidia, NvidiaOptions};
 use kernels::cuda::paper::Paper;
 use kernels::{CpuOptions, Device, Error};
-use std::path::PathBuf;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first GPU, or the processor where there is none.
-    Auto,
-    Cpu,
-    /// A GPU, by the driver's number.
-    Cuda(usize),
-    /// The GPU's code, run on the processor: for tests, and slow. Needs a C++ compiler.
-    CudaEmulated,
-}
-
-/// How a GPU's kernels are compiled, and where they are kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KernelOptions {
-    /// A folder for compiled kernels, kept from one start to the next.
-    pub cache: Option<PathBuf>,
-    /// Where libnvrtc is, if the system's loader does not find it.
-    pub nvrtc: Option<PathBuf>,
-    /// What multiplies many tokens.
-    pub matmul: Matmul,
-}
 
 /// Whether this machine has NVIDIA's driver library.
 pub fn has_nvidia_driver() -> bool {

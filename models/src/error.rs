@@ -1,7 +1,7 @@
 //! Why a model could not be loaded: one variant for each thing that a user can mend, with the file and the name concerned.
 
-use crate::files::FileError;
-use crate::memory::DoesNotFit;
+use crate::bytes::Bytes;
+use std::fmt;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -52,3 +52,41 @@ impl LoadError {
         LoadError::Config { file: file.into(), key: key.into(), message: message.into() }
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read {path}: {source}")]
+pub struct FileError {
+    pub path: String,
+    pub source: std::io::Error,
+}
+
+/// The limit is below what one sequence needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoesNotFit {
+    pub limit: u64,
+    /// For one sequence of `max_model_len` tokens.
+    pub needed: u64,
+    pub weights: u64,
+    /// Tables, buffers, pictures.
+    pub workspace: u64,
+    pub kv_cache: u64,
+    pub max_model_len: usize,
+}
+
+impl fmt::Display for DoesNotFit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the model does not fit: one sequence of {} tokens needs {} ({} of weights, {} of workspaces, {} of KV cache), and \
+             the limit is {}",
+            self.max_model_len,
+            Bytes(self.needed),
+            Bytes(self.weights),
+            Bytes(self.workspace),
+            Bytes(self.kv_cache),
+            Bytes(self.limit)
+        )
+    }
+}
+
+impl std::error::Error for DoesNotFit {}

@@ -1,8 +1,8 @@
 //! The files of a model, wherever they are: a directory in the Hugging Face format, the ones built into the binary, or what a GGUF file
 //! says in their place.
 
-use crate::LoadError;
 use crate::gguf::Gguf;
+use crate::{FileError, LoadError};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,13 +28,6 @@ impl fmt::Debug for GgufFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.gguf.described())
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("failed to read {path}: {source}")]
-pub struct FileError {
-    pub path: String,
-    pub source: std::io::Error,
 }
 
 impl ModelFiles {

@@ -1,8 +1,30 @@
 //! What the server tells this crate before loading, and what it learns about the model after.
 
-use crate::device::{DeviceChoice, KernelOptions};
+use kernels::cuda::Matmul;
 use scheduler::{ImageInput, TokenId};
 use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU, or the processor where there is none.
+    Auto,
+    Cpu,
+    /// A GPU, by the driver's number.
+    Cuda(usize),
+    /// The GPU's code, run on the processor: for tests, and slow. Needs a C++ compiler.
+    CudaEmulated,
+}
+
+/// How a GPU's kernels are compiled, and where they are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// A folder for compiled kernels, kept from one start to the next.
+    pub cache: Option<PathBuf>,
+    /// Where libnvrtc is, if the system's loader does not find it.
+    pub nvrtc: Option<PathBuf>,
+    /// What multiplies many tokens.
+    pub matmul: Matmul,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadFormat {

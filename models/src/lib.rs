@@ -1,6 +1,7 @@
 //! Architectures, weights, image processors, sampling, memory planning and the runner. Tensors do not go above this crate, text
 //! and HTTP do not go below the server.
 
+mod bytes;
 pub mod chameleon;
 mod config;
 mod content;
@@ -30,20 +31,20 @@ mod storage;
 mod weights;
 
 pub use config::GenerationDefaults;
-pub use device::{DeviceChoice, KernelOptions, has_nvidia_driver};
-pub use error::LoadError;
-pub use files::{FileError, ModelFiles};
+pub use device::has_nvidia_driver;
+pub use error::{DoesNotFit, FileError, LoadError};
+pub use files::ModelFiles;
 pub use info::{
-    ActivationsChoice, DTypeChoice, HeadScreeningChoice, ImageError, ImageProcessor, KvCacheDTypeChoice,
-    LoadFormat, LoadOptions, MemoryLimit, ModelInfo, ProcessedImage, QuantizationChoice, Transparency,
-    WeightLayoutChoice, WeightsCache,
+    ActivationsChoice, DTypeChoice, DeviceChoice, HeadScreeningChoice, ImageError, ImageProcessor,
+    KernelOptions, KvCacheDTypeChoice, LoadFormat, LoadOptions, MemoryLimit, ModelInfo, ProcessedImage,
+    QuantizationChoice, Transparency, WeightLayoutChoice, WeightsCache,
 };
 pub use kernels::Peaks;
 pub use kernels::cuda::Matmul;
 pub use kernels::cuda::ahead::{Built as BuiltKernels, build as build_kernels};
 pub use kernels::cuda::error::CudaError as KernelError;
 pub use load::{Loaded, Progress, load, plan};
-pub use memory::{Concurrency, DoesNotFit, ImagePlan, MemoryPlan, Plan};
+pub use memory::{Concurrency, ImagePlan, MemoryPlan, Plan};
 pub use parts::{Quantization, WeightLayout};
 pub use runner::DeviceRunner;
 pub use screening::ScreenCounts;

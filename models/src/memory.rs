@@ -5,6 +5,7 @@
 //! limit ─ weights ─ tables ─ buffers of a step ─ pictures = what is left for KV blocks
 //! ```
 
+use crate::bytes::Bytes;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
@@ -15,7 +16,7 @@ use crate::parts::{WeightLayout, published_name};
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
-use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
+use crate::{DoesNotFit, KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
 use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
 use scheduler::SchedulerConfig;
@@ -99,37 +100,6 @@ pub struct Concurrency {
     pub context_len: usize,
     pub sequences: usize,
 }
-
-/// The limit is below what one sequence needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DoesNotFit {
-    pub limit: u64,
-    /// For one sequence of `max_model_len` tokens.
-    pub needed: u64,
-    pub weights: u64,
-    /// Tables, buffers, pictures.
-    pub workspace: u64,
-    pub kv_cache: u64,
-    pub max_model_len: usize,
-}
-
-impl fmt::Display for DoesNotFit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the model does not fit: one sequence of {} tokens needs {} ({} of weights, {} of workspaces, {} of KV cache), and \
-             the limit is {}",
-            self.max_model_len,
-            Bytes(self.needed),
-            Bytes(self.weights),
-            Bytes(self.workspace),
-            Bytes(self.kv_cache),
-            Bytes(self.limit)
-        )
-    }
-}
-
-impl std::error::Error for DoesNotFit {}
 
 /// The vision part of a model, as far as memory is concerned: made for the largest picture of its image processor.
 #[derive(Debug, Clone)]
@@ -528,19 +498,6 @@ impl fmt::Display for Plan {
             writeln!(f, "  {context_len:>10} tokens each {sequences:>8}")?;
         }
         Ok(())
-    }
-}
-
-/// Bytes for people: in powers of 1024.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-        match units.iter().find(|(_, shift)| self.0 >= 1 << shift) {
-            Some((unit, shift)) => write!(f, "{:.2} {unit}", self.0 as f64 / (1u64 << shift) as f64),
-            None => write!(f, "{} B", self.0),
-        }
     }
 }
 
