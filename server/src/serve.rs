@@ -14,6 +14,7 @@ use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
 use crate::http::{HttpLimits, Phase, accept_loop};
 use crate::metrics::{CacheInfo, Metrics};
+use crate::openapi::takes_field;
 use crate::pictures::PictureOptions;
 use crate::router::router;
 use crate::service::{Service, ServiceParts};
@@ -145,7 +146,7 @@ pub(crate) fn limits(options: &ServeOptions) -> AppLimits {
 /// What runs the lines of batches: the router itself.
 pub fn batch_runner(app: &Arc<App>, concurrency: usize) -> Runner {
     Runner {
-        lines: Arc::new(LineRunner::new(router(app.clone()), app.lifecycle.phase())),
+        lines: Arc::new(LineRunner::new(router(app.clone()), app.lifecycle.phase(), takes_field)),
         permits: Arc::new(Semaphore::new(concurrency)),
         lifecycle: app.lifecycle.clone(),
     }

@@ -26,7 +26,11 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 pub struct LineRunner {
     router: Router,
     phase: watch::Receiver<Phase>,
+    takes_field: TakesField,
 }
+
+/// Whether the requests of `POST path` have a field of this name.
+pub type TakesField = fn(path: &str, field: &str) -> bool;
 
 /// How a line came out.
 #[derive(Debug)]
@@ -39,8 +43,8 @@ pub enum Outcome {
 }
 
 impl LineRunner {
-    pub fn new(router: Router, phase: watch::Receiver<Phase>) -> Self {
-        Self { router, phase }
+    pub fn new(router: Router, phase: watch::Receiver<Phase>, takes_field: TakesField) -> Self {
+        Self { router, phase, takes_field }
     }
 
     pub async fn run(&self, line: Line) -> Outcome {
@@ -51,7 +55,7 @@ impl LineRunner {
                 crate::error::ApiError::unsupported("stream", "an answer in a batch comes in one piece");
             return Outcome::Done(failed_with(id, custom_id, &error));
         }
-        if crate::openapi::takes_field(&url, "priority") {
+        if (self.takes_field)(&url, "priority") {
             let asked = body.get("priority").map(|priority| priority.as_i64().ok_or(priority));
             // A value of a wrong type is left for the route to refuse.
             if let Ok(asked) = asked.transpose() {
@@ -60,7 +64,7 @@ impl LineRunner {
             }
         }
         // A batch's answers are in its file: kept as well, they would push out those that somebody asks for later.
-        if crate::openapi::takes_field(&url, "store") && body.get("store").is_none_or(Value::is_null) {
+        if (self.takes_field)(&url, "store") && body.get("store").is_none_or(Value::is_null) {
             body.insert("store".into(), false.into());
         }
         let body = Value::Object(body).to_string();
