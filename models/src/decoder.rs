@@ -23,7 +23,7 @@ use crate::scratch::Scratch;
 use crate::screening::{HeadScreen, ScreenCounts, StepReads};
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{self, Activation, Ragged, ReadPlan, RopeLayout, RopeTable};
+use kernels::ops::{self, Activation, NormFor, Ragged, ReadPlan, RopeLayout, RopeTable};
 use kernels::{Device, Indices, Matrix, Screen, Tensor, WeightType};
 
 pub struct Decoder {
@@ -207,12 +207,21 @@ impl Decoder {
     }
 
     fn run_normed_before(&self, step: &mut Step, cache: &mut KvCache, scratch: &mut Scratch) {
-        ops::rms_norm(&scratch.residual, &self.layers[0].input_norm, self.eps, &mut scratch.normed);
+        let Scratch { residual, normed, tokens, .. } = &mut *scratch;
+        tokens.rms_norm(residual, self.norm_before(0), normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
             step.layer = index;
-            layer.run_normed_before(step, cache, (next_norm, self.eps), scratch);
+            layer.run_normed_before(step, cache, self.norm_before(index + 1), scratch);
         }
+    }
+
+    /// The norm before a layer, or before the head, which reads rows of it that are gathered.
+    fn norm_before(&self, index: usize) -> NormFor<'_> {
+        let (weight, next) = match self.layers.get(index) {
+            Some(layer) => (&layer.input_norm, layer.attention.takes()),
+            None => (&self.norm, WeightType::F32),
+        };
+        NormFor { weight, eps: self.eps, next }
     }
 
     /// Layers read the stream itself, so the stream is where they read. It is brought back: the next step, and a graph's replay, find each buffer in
@@ -308,6 +317,25 @@ impl Table {
     }
 }
 
+impl Attention {
+    /// What the first layer keeps its weights as.
+    fn takes(&self) -> WeightType {
+        match self {
+            Self::Gqa(attention) => attention.takes(),
+            Self::Mla(attention) => attention.takes(),
+        }
+    }
+}
+
+impl LayerMlp {
+    fn takes(&self) -> WeightType {
+        match self {
+            Self::Dense(mlp) => mlp.takes(),
+            Self::Moe(moe) => moe.takes(),
+        }
+    }
+}
+
 impl Layer {
     fn load(loader: &Loader, config: &DecoderConfig, index: usize) -> Result<Self, LoadError> {
         let hidden_size = config.hidden_size;
@@ -361,17 +389,18 @@ impl Layer {
         &self,
         step: &Step,
         cache: &mut LayerCache,
-        (next_norm, eps): (&Tensor, f32),
+        next_norm: NormFor,
         scratch: &mut Scratch,
     ) {
         self.attend(step, cache, scratch);
+        let norm = NormFor { weight: &self.mlp_norm, next: self.mlp.takes(), ..next_norm };
         match &self.mlp {
             LayerMlp::Dense(mlp) => {
-                add_and_norm(&self.mlp_norm, eps, scratch);
+                add_and_norm(norm, scratch);
                 mlp.run(step, scratch);
-                add_and_norm(next_norm, eps, scratch);
+                add_and_norm(next_norm, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run(step, ([&self.mlp_norm, next_norm], eps), scratch),
+            LayerMlp::Moe(moe) => moe.run(step, [norm, next_norm], scratch),
         }
     }
 
@@ -412,9 +441,9 @@ fn never_drawn(device: &Device, config: &DecoderConfig) -> Option<Tensor> {
 }
 
 /// Adds what a layer made to the stream, and normalises the stream for the next one.
-fn add_and_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
-    let Scratch { residual, normed, out, .. } = scratch;
-    ops::add_rms_norm(residual, out, norm, eps, normed);
+fn add_and_norm(norm: NormFor, scratch: &mut Scratch) {
+    let Scratch { residual, normed, out, tokens, .. } = scratch;
+    tokens.add_rms_norm(residual, out, norm, normed);
 }
 
 const HEAD: &str = "lm_head";

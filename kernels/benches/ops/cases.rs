@@ -244,8 +244,8 @@ fn with_shared(bench: &Bench) {
         let mut tokens = TokenRoom::new(&bench.device, &[[t, h.max(i)]]);
         bench.line("moe_and_shared", &line, work, || {
             let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
-            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
-            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some((shared, tokens)), &mut out);
         });
     }
 }

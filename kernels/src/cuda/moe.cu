@@ -362,14 +362,10 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
     }
 }
 
-// The same, added to the stream, and out = its norm: the bits of add_rms_norm (norm.cu) after moe_combine.
+// The same, added to a row of the stream, and the mean of its squares.
 template <int N>
-__global__ void __launch_bounds__(COMBINE_THREADS, 4)
-    moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
-                     float eps, Out<float> out) {
-    SHARED(float, scratch, WARPS);
-    long long token = blockIdx.x;
-    Ptr<float> stream = residual + token * width;
+__device__ __forceinline__ float add_experts_to(Ptr<float> stream, Ptr<const float> rows, Ptr<const int> places, Ptr<const float> weights, int top_k,
+                                                int width, Ptr<const float> shared, long long token, Ptr<float> scratch) {
     float squares = 0;
     for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
         float sum[N] = {}, r[N];
@@ -379,7 +375,34 @@ __global__ void __launch_bounds__(COMBINE_THREADS, 4)
         Wide<N>::store(stream + c, r);
         for (int i = 0; i < N; i++) squares = fmaf(r[i], r[i], squares);
     }
-    float mean = block_sum<WARPS>(squares, scratch) / (float)width;
+    return block_sum<WARPS>(squares, scratch) / (float)width;
+}
+
+// The same, and out = the norm of the stream: the bits of add_rms_norm (norm.cu) after moe_combine.
+template <int N>
+__global__ void __launch_bounds__(COMBINE_THREADS, 4)
+    moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
+                     float eps, Out<float> out) {
+    SHARED(float, scratch, WARPS);
+    long long token = blockIdx.x;
+    Ptr<float> stream = residual + token * width;
+    float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, token, scratch);
     // Each thread reads back what it wrote itself.
     scale_row<N>(Ptr<const float>(stream), 0.0f, 1.0f / sqrtf(mean + eps), w, nullptr, width, out + token * width);
+}
+
+// The same, and out rounded and packed beside it. grid: tokens, filled up
+template <class P, int N>
+__global__ void __launch_bounds__(COMBINE_THREADS, 4)
+    moe_combine_pack_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
+                          float eps, Out<float> out, int tokens, Out<P> packed) {
+    SHARED(float, scratch, WARPS);
+    PackedRow<P, N> row{packed, (int)blockIdx.x, packed_columns(width)};
+    bool there = row.token < tokens;
+    if (there) {
+        Ptr<float> stream = residual + (long long)row.token * width;
+        float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, row.token, scratch);
+        scale_both(Ptr<const float>(stream), 1.0f / sqrtf(mean + eps), w, width, out + (long long)row.token * width, row);
+    }
+    row.fill_up(there ? width : 0);
 }

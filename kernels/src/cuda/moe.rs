@@ -8,8 +8,8 @@ use super::driver::{Args, Clusters, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
 use super::linear::{WGMMA_BLOCK, WGMMA_SHARED, pairs_of};
 use super::rows::round_rows;
-use super::tokens::padded;
-use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
+use super::tokens::{packed_bytes, padded};
+use crate::operands::moe::{MoeScratch, SharedExpert};
 use crate::panel::PANEL;
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
 
@@ -82,6 +82,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         // 128 bytes; 1,024 where they are compiled beside kernels whose shared memory begins at such a multiple.
         Instance::new("moe_combine_norm<1>", 64, 1024),
         Instance::new("moe_combine_norm<4>", 64, 1024),
+        Instance::new("moe_combine_pack_norm<bf16, 1>", 64, 1024),
+        Instance::new("moe_combine_pack_norm<bf16, 4>", 64, 1024),
+        Instance::new("moe_combine_pack_norm<f16, 1>", 64, 1024),
+        Instance::new("moe_combine_pack_norm<f16, 4>", 64, 1024),
     ],
 };
 
@@ -116,6 +120,15 @@ struct SharedShape {
 // SAFETY: seven i32, as in moe.cu.
 unsafe impl Param for SharedShape {}
 
+/// What follows the sum: it is added to the stream, and the norm of that takes the place of x, and goes rounded into a room as well, for linear layers
+/// that take it so.
+pub(crate) struct Then<'a> {
+    pub residual: &'a Tensor,
+    pub weight: &'a Tensor,
+    pub eps: f32,
+    pub packed: Option<(DType, &'a Tensor)>,
+}
+
 /// What a call left to do.
 pub(crate) struct Left<'s> {
     pub shared: Option<SharedExpert<'s>>,
@@ -132,7 +145,7 @@ pub(crate) fn run<'s>(
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
     shared: Option<SharedExpert<'s>>,
-    (out, then): (&mut Tensor, Option<&AddNorm>),
+    (out, then): (&mut Tensor, Option<&Then>),
 ) -> Left<'s> {
     let (num_tokens, top_k, hidden) = (ids.rows(), ids.row_len(), experts.hidden());
     if num_tokens == 0 {
@@ -203,18 +216,28 @@ pub(crate) fn run<'s>(
     let args = Args::new().pointer(rows.pointer()).pointer(places).pointer(weights.pointer());
     let args = args.value(top_k as i32).value(hidden as i32).pointer(added);
     let then = then.filter(|_| left.is_none());
-    let (name, args) = match then {
-        None => ("moe_combine", args.pointer(out.pointer())),
-        Some(AddNorm { residual, weight, eps }) => {
+    let (expression, blocks, args) = match then {
+        None => (format!("moe_combine<{vector}>"), num_tokens, args.pointer(out.pointer())),
+        Some(Then { residual, weight, eps, packed }) => {
             let types = [residual.dtype(), weight.dtype()];
             assert_eq!(types, [DType::F32; 2], "moe: types of the stream and of its norm");
             let args = args.pointer(residual.pointer()).pointer(weight.pointer()).value(*eps);
-            ("moe_combine_norm", args.pointer(x.pointer()))
+            let args = args.pointer(x.pointer());
+            match packed {
+                None => (format!("moe_combine_norm<{vector}>"), num_tokens, args),
+                Some((dtype, room)) => {
+                    let fits = packed_bytes([num_tokens, hidden]) <= room.bytes();
+                    assert!(fits, "moe: no room for {num_tokens} tokens");
+                    let expression = format!("moe_combine_pack_norm<{}, {vector}>", dtype.cpp());
+                    let args = args.value(num_tokens as i32).pointer(room.pointer());
+                    (expression, padded([num_tokens, hidden])[0], args)
+                }
+            }
         }
     };
     // SAFETY: every pair has its row; out, x, the stream, and what the shared expert made, have T rows of H, and the norm H weights. Nobody reads x
     // any more.
-    unsafe { cuda.launch(&KERNEL, &format!("{name}<{vector}>"), grid(num_tokens, 256), args) };
+    unsafe { cuda.launch(&KERNEL, &expression, grid(blocks, 256), args) };
     Left { shared: left, is_normed: then.is_some() }
 }
 

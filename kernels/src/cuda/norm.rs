@@ -25,6 +25,14 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("layer_norm<bf16, 4>", 40, 256),
         Instance::new("layer_norm_heads<float, 1>", 48, 256),
         Instance::new("layer_norm_heads<float, 4>", 48, 256),
+        Instance::new("pack_rms_norm<bf16, 1>", 64, 256),
+        Instance::new("pack_rms_norm<bf16, 4>", 64, 256),
+        Instance::new("pack_rms_norm<f16, 1>", 64, 256),
+        Instance::new("pack_rms_norm<f16, 4>", 64, 256),
+        Instance::new("pack_add_rms_norm<bf16, 1>", 64, 256),
+        Instance::new("pack_add_rms_norm<bf16, 4>", 64, 256),
+        Instance::new("pack_add_rms_norm<f16, 1>", 64, 256),
+        Instance::new("pack_add_rms_norm<f16, 4>", 64, 256),
         Instance::new("pack_layer_norm<bf16, 1>", 64, 256),
         Instance::new("pack_layer_norm<bf16, 4>", 64, 256),
         Instance::new("pack_layer_norm<f16, 1>", 64, 256),
@@ -68,6 +76,31 @@ pub(crate) fn layer_norm_heads(cuda: &Cuda, x: &Tensor, w: &Tensor, b: &Tensor, 
     let args = Args::new().pointer(x.pointer()).pointer(w.pointer()).pointer(b.pointer());
     let args = args.value(eps).value(heads as i32).value(width as i32).pointer(out.pointer());
     launch(cuda, "layer_norm_heads", x, width, args);
+}
+
+/// Into `out`, and rounded and packed into a room as well, for linear layers. `residual`: what x is added to before, as in `add_rms_norm`.
+pub(crate) fn pack_rms_norm(
+    cuda: &Cuda,
+    (residual, x): (Option<&mut Tensor>, &Tensor),
+    (w, eps): (&Tensor, f32),
+    out: &mut Tensor,
+    (dtype, room): (DType, &Tensor),
+) {
+    let (rows, width) = (x.rows(), x.row_len());
+    assert_eq!([x.dtype(), w.dtype(), out.dtype()], [DType::F32; 3], "rms_norm: types");
+    assert!(tokens::packed_bytes([rows, width]) <= room.bytes(), "rms_norm: no room for {rows} of {width}");
+    let mut name = "pack_rms_norm";
+    let mut args = Args::new();
+    if let Some(residual) = residual {
+        assert_eq!(residual.dtype(), DType::F32, "add_rms_norm: types");
+        (name, args) = ("pack_add_rms_norm", args.pointer(residual.pointer()));
+    }
+    let args = args.pointer(x.pointer()).pointer(w.pointer()).value(eps).value(rows as i32);
+    let args = args.value(width as i32).pointer(out.pointer()).pointer(room.pointer());
+    let vector = if width.is_multiple_of(4) { 4 } else { 1 };
+    let expression = format!("{name}<{}, {vector}>", dtype.cpp());
+    // SAFETY: `ops` checked that x, out and the stream are T rows of `width` elements, w one; the room holds them, filled up, and each has its block.
+    unsafe { cuda.launch(&KERNEL, &expression, grid(tokens::padded([rows, width])[0], THREADS), args) };
 }
 
 /// Rounded and packed into a room, for a linear layer.

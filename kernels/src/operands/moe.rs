@@ -1,6 +1,6 @@
 //! Operands of a layer of experts.
 
-use super::tokens::TokenRoom;
+use super::tokens::{NormFor, TokenRoom};
 use crate::cpu::rounded::Rounding;
 use crate::{DType, Device, Matrix, Tensor};
 
@@ -59,8 +59,6 @@ pub struct SharedExpert<'a> {
     pub inner: &'a mut Tensor,
     /// `[T, H]`
     pub out: &'a mut Tensor,
-    /// For T tokens of the wider of H and I.
-    pub tokens: &'a mut TokenRoom,
 }
 
 /// What a layer of experts goes on to: its result is added to the stream, and the norm of that takes the place of x.
@@ -68,7 +66,8 @@ pub struct SharedExpert<'a> {
 pub struct AddNorm<'a> {
     /// `[T, H]`
     pub residual: &'a mut Tensor,
-    /// `[H]`
-    pub weight: &'a Tensor,
-    pub eps: f32,
+    pub norm: NormFor<'a>,
+    /// Where a norm may have left x, and this one leaves what it makes: see [`TokenRoom::hold_made`]. For T tokens of the widest layer, the expert's
+    /// that every token takes among them.
+    pub tokens: &'a mut TokenRoom,
 }

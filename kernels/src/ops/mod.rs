@@ -30,7 +30,7 @@ pub use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
 pub use crate::operands::rope::{RopeLayout, RopeTable, Rotation};
 pub use crate::operands::route::{GroupScore, RouterConfig, Scoring};
 pub use crate::operands::sample::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
-pub use crate::operands::tokens::TokenRoom;
+pub use crate::operands::tokens::{NormFor, TokenRoom};
 pub use attention::{TurnedHeads, gqa_attention, mla_attention, packed_attention, turned_attention};
 pub use attention_expanded::{ExpandedScratch, expanded_attention};
 pub use elementwise::{add, silu_mul};

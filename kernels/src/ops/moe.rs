@@ -2,12 +2,12 @@
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
-use super::{add, add_rms_norm};
 use crate::cpu::moe::{self, Then, Tokens};
 use crate::cpu::shared::SharedMut;
 use crate::cuda::moe as cuda_moe;
 use crate::operands::linear::Activation;
 use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
+use crate::operands::tokens::{NormFor, TokenRoom};
 use crate::{Device, Experts, Tensor};
 
 impl SharedExpert<'_> {
@@ -19,12 +19,11 @@ impl SharedExpert<'_> {
         }
     }
 
-    /// One op after the other.
-    fn add_to(self, x: &Tensor, out: &mut Tensor) {
-        self.tokens.hold(x).linear(self.gate_up, None, Activation::None, self.both);
-        let mut inner = self.tokens.hold_silu_mul(self.both, self.inner, self.down);
-        inner.linear(self.down, None, Activation::None, self.out);
-        add(out, self.out);
+    /// One op after the other. `tokens`: room for T tokens of the wider of H and I.
+    fn add_to(self, x: &Tensor, out: &mut Tensor, tokens: &mut TokenRoom) {
+        tokens.hold_made(x).linear(self.gate_up, None, Activation::None, self.both);
+        let mut inner = tokens.hold_silu_mul(self.both, self.inner, self.down);
+        inner.add_linear(self.down, None, out, self.out);
     }
 }
 
@@ -45,9 +44,10 @@ pub fn moe_and_shared(
     experts: &Experts,
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
-    shared: Option<SharedExpert>,
+    shared: Option<(SharedExpert, &mut TokenRoom)>,
     out: &mut Tensor,
 ) {
+    let (shared, tokens) = shared.unzip();
     check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
     let left = match &out.device().clone() {
         Device::Cpu(cpu) => {
@@ -60,8 +60,8 @@ pub fn moe_and_shared(
             cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (out, None)).shared
         }
     };
-    if let Some(shared) = left {
-        shared.add_to(x, out);
+    if let (Some(shared), Some(tokens)) = (left, tokens) {
+        shared.add_to(x, out, tokens);
     }
 }
 
@@ -73,18 +73,18 @@ pub fn moe_and_norm(
     scratch: &mut MoeScratch,
     shared: Option<SharedExpert>,
     out: &mut Tensor,
-    mut then: AddNorm,
+    then: AddNorm,
 ) {
     check(x, experts, [ids, weights], scratch, shared.as_ref(), out);
-    assert_eq!(then.residual.shape(), x.shape(), "moe: stream");
-    assert_eq!(then.weight.shape(), [experts.hidden()], "moe: norm");
+    let AddNorm { residual, norm, tokens } = then;
+    assert_eq!(residual.shape(), x.shape(), "moe: stream");
+    assert_eq!(norm.weight.shape(), [experts.hidden()], "moe: norm");
     let (left, is_normed) = match &out.device().clone() {
         Device::Cpu(cpu) => {
             check_ids(experts, ids);
             let (count, normed) = (x.rows(), SharedMut::new(x.as_f32_mut()));
-            let AddNorm { residual, weight, eps } = &mut then;
             let residual = SharedMut::new(residual.as_f32_mut());
-            let going_on = Then { residual, weight: weight.as_f32(), eps: *eps, normed };
+            let going_on = Then { residual, weight: norm.weight.as_f32(), eps: norm.eps, normed };
             // SAFETY: both are borrowed here alone, and rows of x are read before they are written.
             let left = unsafe {
                 let tokens = Tokens { x: normed.reader(), count };
@@ -95,16 +95,23 @@ pub fn moe_and_norm(
             (left, is_normed)
         }
         Device::Cuda(cuda) => {
+            let packed = tokens.packs(norm.next, x.rows());
+            let NormFor { weight, eps, .. } = norm;
+            let then = cuda_moe::Then { residual, weight, eps, packed };
             let left =
                 cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (&mut *out, Some(&then)));
+            let made = packed.map(|(dtype, _)| dtype);
+            if left.is_normed {
+                tokens.was_made(x, made);
+            }
             (left.shared, left.is_normed)
         }
     };
     if let Some(shared) = left {
-        shared.add_to(x, out);
+        shared.add_to(x, out, tokens);
     }
     if !is_normed {
-        add_rms_norm(then.residual, out, then.weight, then.eps, x);
+        tokens.add_rms_norm(residual, out, norm, x);
     }
 }
 

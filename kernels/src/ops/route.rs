@@ -7,7 +7,7 @@
 //!
 //! norm_and_route: add_rms_norm of x [T, H], linear with the router [E, H], and route, with the bits that each has alone
 
-use super::{add_rms_norm, linear};
+use super::linear;
 use crate::cpu::gemm::{self, Gemm, Input, Part};
 use crate::cpu::norm;
 use crate::cpu::processor::Cpu;
@@ -18,6 +18,7 @@ use crate::cuda::route as cuda_route;
 use crate::operands::linear::Activation;
 use crate::operands::moe::AddNorm;
 use crate::operands::route::RouterConfig;
+use crate::operands::tokens::NormFor;
 use crate::{ActivationType, Device, Matrix, Tensor};
 
 /// Most experts that a router may have.
@@ -81,36 +82,38 @@ pub struct Choice<'a> {
 }
 
 /// `add_rms_norm` of x into `normed`, `linear` of that with the router, and `route`: the bits of these three. A processor does them in one
-/// region, some tokens a task.
+/// region, some tokens a task; on a GPU the norm leaves what it makes in the room of `add` as well, where the layer after it takes it so.
 pub fn norm_and_route(x: &Tensor, add: AddNorm, normed: &mut Tensor, router: Router, choice: Choice) {
     let Choice { logits, ids, weights } = choice;
     let Router { weight, bias, config } = router;
+    let AddNorm { residual, norm, tokens } = add;
     let device = x.device().clone();
     let cpu = match &device {
         Device::Cpu(cpu) if cpu.rounds.beside(weight.stored_as()) == ActivationType::F32 => cpu,
         _ => {
-            add_rms_norm(add.residual, x, add.weight, add.eps, normed);
+            tokens.add_rms_norm(residual, x, norm, normed);
             linear(normed, weight, None, Activation::None, logits);
             return route(logits, bias, config, ids, weights);
         }
     };
     check(logits, bias, config, [&*ids, &*weights]);
     let (t, h, e) = (x.rows(), weight.k(), weight.n());
-    assert_eq!([x.row_len(), add.weight.len()], [h, h], "norm_and_route: width of x");
-    assert_eq!([x.shape(), x.shape()], [normed.shape(), add.residual.shape()], "norm_and_route: shapes");
+    let NormFor { weight: norm, eps, next: _ } = norm;
+    assert_eq!([x.row_len(), norm.len()], [h, h], "norm_and_route: width of x");
+    assert_eq!([x.shape(), x.shape()], [normed.shape(), residual.shape()], "norm_and_route: shapes");
     assert_eq!([logits.rows(), logits.row_len()], [t, e], "norm_and_route: logits");
     let logits = SharedMut::new(logits.as_f32_mut());
-    let tokens = Choosing::new(e, bias, config, ids, weights);
+    let choosing = Choosing::new(e, bias, config, ids, weights);
     let rows = Rows {
         cpu,
         x: x.as_f32(),
-        norm: add.weight.as_f32(),
-        eps: add.eps,
-        residual: SharedMut::new(add.residual.as_f32_mut()),
+        norm: norm.as_f32(),
+        eps,
+        residual: SharedMut::new(residual.as_f32_mut()),
         normed: SharedMut::new(normed.as_f32_mut()),
         router: weight,
         logits,
-        tokens,
+        choosing,
     };
     // A task reads all of the router: no more of them than workers where tokens are few.
     let each = t.div_ceil(cpu.pool.num_workers()).clamp(1, ROUTED_TOGETHER);
@@ -135,7 +138,7 @@ struct Rows<'a> {
     normed: SharedMut<f32>,
     router: &'a Matrix,
     logits: SharedMut<f32>,
-    tokens: Choosing<'a>,
+    choosing: Choosing<'a>,
 }
 
 impl Rows<'_> {
@@ -162,7 +165,7 @@ impl Rows<'_> {
         let part = Part { panels: 0..weights.panels_per_member(), rows: 0..count };
         gemm::run_part(self.cpu.isa, &job, 0, &part, &mut []);
         // SAFETY: the caller's promise; the product is done.
-        unsafe { self.tokens.choose(first, logits.slice(0, count * e)) };
+        unsafe { self.choosing.choose(first, logits.slice(0, count * e)) };
     }
 }
 

@@ -4,19 +4,21 @@
 
 use super::attention::turn_and_attend;
 use super::linear::{check, cuda_job};
-use super::{LinearPart, TurnedHeads, add, layer_norm, linear, linear_pair, silu_mul};
+use super::{
+    LinearPart, TurnedHeads, add, add_rms_norm, layer_norm, linear, linear_pair, rms_norm, silu_mul,
+};
 use crate::cuda::{Cuda, linear as cuda_linear, norm as cuda_norm, tokens as cuda_tokens};
 use crate::operands::attention::AttentionScratch;
 use crate::operands::linear::Activation;
-use crate::operands::tokens::TokenRoom;
-use crate::{DType, Device, Matrix, Tensor};
+use crate::operands::tokens::{Made, NormFor, TokenRoom};
+use crate::{DType, Device, Matrix, Tensor, WeightType};
 use std::sync::Arc;
 
 impl TokenRoom {
     /// For each of these numbers of tokens and their widths.
     pub fn new(device: &Device, sizes: &[[usize; 2]]) -> Self {
         let bytes = Self::bytes(device, sizes) as usize;
-        Self { packed: (bytes > 0).then(|| Tensor::zeros(device, DType::U8, &[bytes])) }
+        Self { packed: (bytes > 0).then(|| Tensor::zeros(device, DType::U8, &[bytes])), made: None }
     }
 
     /// What `new` will allocate.
@@ -32,7 +34,52 @@ impl TokenRoom {
 
     /// x `[T, K]`, for the layers that read it; it stays as it is meanwhile.
     pub fn hold<'a>(&'a mut self, x: &'a Tensor) -> Tokens<'a> {
+        self.made = None;
         Tokens { x, room: self, held: None, has_floats: true }
+    }
+
+    /// [`rms_norm`] of x `[T, D]`, whose result lies in the room as well where the layers after it take it so: for [`TokenRoom::hold_made`].
+    pub fn rms_norm(&mut self, x: &Tensor, norm: NormFor, out: &mut Tensor) {
+        self.norm(None, x, norm, out);
+    }
+
+    /// [`add_rms_norm`], as [`TokenRoom::rms_norm`].
+    pub fn add_rms_norm(&mut self, residual: &mut Tensor, x: &Tensor, norm: NormFor, out: &mut Tensor) {
+        self.norm(Some(residual), x, norm, out);
+    }
+
+    fn norm(&mut self, residual: Option<&mut Tensor>, x: &Tensor, norm: NormFor, out: &mut Tensor) {
+        let NormFor { weight, eps, next } = norm;
+        self.made = None;
+        if let (Device::Cuda(cuda), Some(packed)) = (&out.device().clone(), self.packs(next, out.rows())) {
+            let sizes = [x.rows(), x.row_len()];
+            assert_eq!([out.rows(), out.row_len()], sizes, "rms_norm: shape");
+            assert_eq!(weight.shape(), [x.row_len()], "rms_norm: weight");
+            if let Some(residual) = &residual {
+                assert_eq!([residual.rows(), residual.row_len()], sizes, "add_rms_norm: residual");
+            }
+            cuda_norm::pack_rms_norm(cuda, (residual, x), (weight, eps), out, packed);
+            let dtype = packed.0;
+            self.was_made(out, Some(dtype));
+            return;
+        }
+        match residual {
+            Some(residual) => add_rms_norm(residual, x, weight, eps, out),
+            None => rms_norm(x, weight, eps, out),
+        }
+    }
+
+    /// A norm wrote x, and what it made in this type into the room, if it did.
+    pub(super) fn was_made(&mut self, x: &Tensor, dtype: Option<DType>) {
+        self.made = dtype.map(|dtype| Made { dtype, of: x.pointer(), rows: x.rows() });
+    }
+
+    /// As [`TokenRoom::hold`], for what a norm wrote and nobody since. If it was the last that this room was used for, tokens lie rounded in it, and
+    /// are not rounded again.
+    pub fn hold_made<'a>(&'a mut self, x: &'a Tensor) -> Tokens<'a> {
+        let is_of = |made: &Made| (made.of, made.rows) == (x.pointer(), x.rows());
+        let held = self.made.take().filter(is_of).map(|made| made.dtype);
+        Tokens { x, room: self, held, has_floats: true }
     }
 
     /// What [`silu_mul`] makes of gate and up `[T, 2 I]`, for a layer of weights `next`: rounded at once where it takes it so, and in `out`
@@ -90,16 +137,23 @@ impl TokenRoom {
     /// The device, type and room of tokens that a layer takes packed.
     fn packs_for(&self, next: &Matrix, num_tokens: usize) -> Option<(Arc<Cuda>, DType, &Tensor)> {
         match next.device() {
-            Device::Cuda(cuda) if cuda_linear::takes_packed(num_tokens, next.stored_as()) => {
-                let room = self.packed.as_ref().expect("tokens: room for many");
-                Some((cuda.clone(), cuda_tokens::taken_by(next.stored_as()), room))
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => {
+                let (dtype, room) = self.packs(next.stored_as(), num_tokens)?;
+                Some((cuda.clone(), dtype, room))
             }
-            _ => None,
         }
+    }
+
+    /// The type and room of so many tokens beside weights that are stored so, if a GPU takes them packed.
+    pub(super) fn packs(&self, next: WeightType, num_tokens: usize) -> Option<(DType, &Tensor)> {
+        let room = self.packed.as_ref()?;
+        cuda_linear::takes_packed(num_tokens, next).then(|| (cuda_tokens::taken_by(next), room))
     }
 
     /// What was made for a layer, in the room or in `out`.
     fn holding<'a>(&'a mut self, out: &'a Tensor, next: &Matrix) -> Tokens<'a> {
+        self.made = None;
         let held = self.packs_for(next, out.rows()).map(|(_, dtype, _)| dtype);
         Tokens { x: out, room: self, held, has_floats: held.is_none() }
     }

@@ -35,7 +35,9 @@ fn a_choice_is_its_ops_one_after_the_other() {
                     [h, e, k].map(|width| Tensor::zeros(&device, DType::F32, &[t, width]));
                 let mut ids = Tensor::zeros(&device, DType::I32, &[t, k]);
                 if at_once {
-                    let add = AddNorm { residual: &mut residual, weight: &norm, eps: 1e-5 };
+                    let norm = NormFor { weight: &norm, eps: 1e-5, next: WeightType::BF16 };
+                    let tokens = &mut TokenRoom::new(&device, &[]);
+                    let add = AddNorm { residual: &mut residual, norm, tokens };
                     let router = Router { weight, bias: Some(&bias), config };
                     let choice = Choice { logits: &mut logits, ids: &mut ids, weights: &mut weights };
                     norm_and_route(&x, add, &mut normed, router, choice);
@@ -85,12 +87,14 @@ fn a_norm_follows_experts() {
                     [2 * i, i, h, h].map(|width| Tensor::zeros(&device, DType::F32, &[t, width]));
                 let mut tokens = TokenRoom::new(&device, &[]);
                 let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
-                let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
+                let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
                 let shared = shared_inner.map(|_| shared);
                 if at_once {
-                    let then = AddNorm { residual: &mut residual, weight, eps: 1e-5 };
+                    let norm = NormFor { weight, eps: 1e-5, next: stored_as };
+                    let then = AddNorm { residual: &mut residual, norm, tokens };
                     moe_and_norm(&mut x, &experts, [&ids, &weights], &mut scratch, shared, &mut out, then);
                 } else {
+                    let shared = shared.map(|shared| (shared, tokens));
                     moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, shared, &mut out);
                     add_rms_norm(&mut residual, &out, weight, 1e-5, &mut x);
                 }

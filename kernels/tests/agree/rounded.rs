@@ -410,9 +410,9 @@ fn a_shared_expert_is_its_ops_one_after_the_other() {
                 both: &mut both,
                 inner: &mut inner,
                 out: &mut of_shared,
-                tokens: &mut TokenRoom::new(&device, &[]),
             };
-            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+            let tokens = &mut TokenRoom::new(&device, &[]);
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some((shared, tokens)), &mut out);
             assert!(bits(out.as_f32()) == bits(expected.as_f32()), "{what}");
         }
     }

@@ -184,8 +184,8 @@ impl WithShared {
             let (gate_up, down) = (&gate_up, &down);
             let mut tokens = TokenRoom::new(device, &[[t, h.max(i)]]);
             let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
-            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
-            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
+            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some((shared, tokens)), &mut out);
         } else {
             moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
             linear(&x, &gate_up, None, Activation::None, &mut both);
@@ -212,7 +212,7 @@ fn a_shared_expert_is_computed_beside_the_others() {
         ([Int4; 2], 17, 128, [8, 4]),
         ([Int4Zero; 2], 1, 32, [7, 3]),
         // Too many tokens (they are rounded before the first layer), gate that ends within a panel, other types.
-        ([BF16; 2], 33, 64, [9, 10]),
+        ([BF16; 2], 33, 64, [9, 9]),
         ([BF16; 2], 2, 48, [7, 7]),
         ([Int4, BF16], 2, 64, [7, 7]),
         ([F32; 2], 2, 64, [8, 8]),
@@ -226,13 +226,14 @@ fn a_shared_expert_is_computed_beside_the_others() {
     }
 }
 
-/// The norm of the stream follows experts, in the launch that adds them up where nothing is left to add: its stream and its result.
+/// The norm of the stream follows experts, in the launch that adds them up where nothing is left to add: its stream and its result, and what a layer
+/// after it makes of that, which takes many tokens as the norm left them.
 fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<u8>, u64), Error> {
     let case = Case { stored_as: WeightType::BF16, sizes: [t, h, 35, 5, 3] };
     let data = case.data();
     let experts = case.experts(device, &data);
-    let gate_up = &Matrix::random(device, DType::BF16, 2 * i, h, 0.2, 5);
-    let down = &Matrix::random(device, DType::BF16, h, i, 0.2, 6);
+    let gate_up = &Matrix::random(device, DType::BF16, 2 * i.max(1), h, 0.2, 5);
+    let down = &Matrix::random(device, DType::BF16, h, i.max(1), 0.2, 6);
     let [mut x, weights] = [&data.x, &data.weights].map(|host| host.tensor(device));
     let mut residual = Host::random(DType::F32, &[t, h], 7).tensor(device);
     let weight = &Host::random(DType::F32, &[h], 8).tensor(device);
@@ -243,23 +244,38 @@ fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<
     let [mut both, mut inner, mut of_shared, mut out] = [2 * i, i, h, h].map(buffer);
     let mut room = TokenRoom::new(device, &[[t, h.max(i)]]);
     let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
-    let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared, tokens };
+    // None of inner size 0.
+    let shared = (i > 0).then(|| SharedExpert { gate_up, down, both, inner, out: &mut of_shared });
+    let next = Matrix::random(device, DType::BF16, 33, h, 0.2, 9);
+    let mut made = Tensor::unwritten(device, DType::F32, &[t, 33]);
     let Device::Cuda(cuda) = device else { panic!("not a GPU") };
     let before = cuda.num_launches();
     if at_once {
-        let then = AddNorm { residual: &mut residual, weight, eps: 1e-5 };
-        moe_and_norm(&mut x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out, then);
+        let norm = NormFor { weight, eps: 1e-5, next: WeightType::BF16 };
+        let then = AddNorm { residual: &mut residual, norm, tokens };
+        moe_and_norm(&mut x, &experts, [&ids, &weights], &mut scratch, shared, &mut out, then);
+        room.hold_made(&x).linear(&next, None, Activation::None, &mut made);
     } else {
-        moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some(shared), &mut out);
+        let shared = shared.map(|shared| (shared, tokens));
+        moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, shared, &mut out);
         add_rms_norm(&mut residual, &out, weight, 1e-5, &mut x);
+        linear(&x, &next, None, Activation::None, &mut made);
     }
     let launches = cuda.num_launches() - before;
-    Ok(([residual.read()?, x.read()?].concat(), launches))
+    Ok(([residual.read()?, x.read()?, made.read()?].concat(), launches))
 }
 
 #[test]
 fn norms_follow_experts() {
-    for (sizes, saved) in [([1, 64, 70], 1), ([7, 32, 300], 1), ([32, 64, 1100], 1), ([40, 64, 72], 0)] {
+    for (sizes, saved) in [
+        ([1, 64, 70], 1),
+        ([7, 32, 300], 1),
+        ([32, 64, 1100], 1),
+        // Many, with the expert of all tokens left for ops after it, and without one.
+        ([40, 64, 72], 0),
+        ([40, 0, 72], 1),
+        ([140, 0, 37], 1),
+    ] {
         let (expected, by_themselves) = normed(&emulated(SEEDS[0]), sizes, false).expect("a result");
         let (found, at_once) = normed(&emulated(SEEDS[1]), sizes, true).expect("a result");
         assert!(found == expected, "{sizes:?}");
@@ -270,7 +286,11 @@ fn norms_follow_experts() {
 #[test]
 fn bugs_in_norms_of_experts_are_noticed() {
     let run = |device: &Device| Ok(normed(device, [7, 32, 300], true)?.0);
-    let cases: [(&'static str, &'static str, Run); 5] = [
+    let many = |device: &Device| Ok(normed(device, [45, 0, 36], true)?.0);
+    let cases: [(&'static str, &'static str, Run); 8] = [
+        ("row.token < tokens;", "row.token <= tokens;", &many),
+        ("row);\n    }\n    row.fill_up(there ? width : 0);", "row);\n    }", &many),
+        ("residual + (long long)row.token * width;", "residual + (long long)row.columns * width;", &many),
         ("for (int i = 0; i < N; i++) r[i] += sum[i];", "", &run),
         ("Wide<N>::store(stream + c, r);", "", &run),
         ("squares = fmaf(r[i], r[i], squares);", "squares = fmaf(sum[i], r[i], squares);", &run),

@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use crate::device::{edited, emulated};
-use crate::tokens::{added, made_for};
+use crate::tokens::{added, made_for, norm_for};
 use kernels::ops::*;
 use kernels::*;
 
@@ -141,7 +141,11 @@ fn in_packed_tokens() {
         Ok(outs.concat())
     };
     let adds = |device: &Device| added(device, [45, 40, 33], WeightType::BF16, true).map(|(bytes, _)| bytes);
-    let cases: [(&'static str, &'static str, Run); 19] = [
+    let normed = |device: &Device| {
+        let of = |adds| norm_for(device, [45, 36, 40], [WeightType::BF16; 2], adds, true);
+        Ok([of(false)?.0, of(true)?.0].concat())
+    };
+    let cases: [(&'static str, &'static str, Run); 23] = [
         // What is added to a stream.
         ("if (row < s.n && token < s.rows) v = out[", "if (row <= s.n && token < s.rows) v = out[", &adds),
         (
@@ -153,7 +157,24 @@ fn in_packed_tokens() {
         // What is rounded where it is made: places, and zeros where it is filled up.
         ("(2 * (long long)token + 1) * k", "(2 * (long long)token + 2) * k", &made),
         ("packed_place(token, i / 8, columns) + i % 8", "packed_place(token, i / 8, columns) + i % 4", &made),
-        ("(there ? width : 0)", "(there ? width + 1 : 0)", &made),
+        (
+            "row.store(i, v); });\n    }\n    row.fill_up(there ? width : 0);",
+            "row.store(i, v); });\n    }\n    row.fill_up(there ? width + 1 : 0);",
+            &made,
+        ),
+        // The same beside f32, by norms of the stream.
+        (
+            "row);\n    }\n    row.fill_up(there ? width : 0);\n}\n\ntemplate",
+            "row);\n    }\n    row.fill_up(there ? width + 1 : 0);\n}\n\ntemplate",
+            &normed,
+        ),
+        ("packed.store(i, v);", "packed.store(i ^ 4, v);", &normed),
+        ("Wide<N>::store(out + i, v);\n        packed", "packed", &normed),
+        (
+            "Ptr<const float>(residual + start), 1.0f / sqrtf(mean + eps), w, width",
+            "x + start, 1.0f / sqrtf(mean + eps), w, width",
+            &normed,
+        ),
         ("columns_out) + row % 8]", "columns_out) + row % 4]", &made),
         ("(row < columns_out * 8)", "(row < s.n)", &made),
         ("Float<Taken>::from(there ? v : 0.0f)", "Float<Taken>::from(v + 1.0f)", &made),

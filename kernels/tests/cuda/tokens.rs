@@ -189,6 +189,95 @@ fn tokens_are_made_for_the_next_layer() {
     }
 }
 
+/// A norm of a stream, which x is added to or which is x, and a layer of it: what it makes, the stream, and what the layer makes of it. The norm is
+/// told of weights that are kept as the first type, the layer's are of the second.
+pub fn norm_for(
+    device: &Device,
+    [t, k, n]: [usize; 3],
+    [told, next]: [WeightType; 2],
+    adds: bool,
+    at_once: bool,
+) -> Result<(Vec<u8>, u64), Error> {
+    let Device::Cuda(cuda) = device else { panic!("not a GPU") };
+    let random = |shape: &[usize], seed| Host::random(DType::F32, shape, seed).tensor(device);
+    let (x, mut stream, weight) = (random(&[t, k], 5), random(&[t, k], 6), random(&[k], 7));
+    let (w, bias) = layer(device, next, [n, k]);
+    let mut room = TokenRoom::new(device, &[ROOM]);
+    poison(device, &mut room, ROOM);
+    let mut out = Tensor::unwritten(device, DType::F32, &[t, k]);
+    let mut made = Tensor::unwritten(device, DType::F32, &[t, n]);
+    let before = cuda.num_launches();
+    if at_once {
+        let norm = NormFor { weight: &weight, eps: 1e-5, next: told };
+        if adds {
+            room.add_rms_norm(&mut stream, &x, norm, &mut out);
+        } else {
+            room.rms_norm(&stream, norm, &mut out);
+        }
+        room.hold_made(&out).linear(&w, Some(&bias), Activation::None, &mut made);
+    } else {
+        if adds {
+            add_rms_norm(&mut stream, &x, &weight, 1e-5, &mut out);
+        } else {
+            rms_norm(&stream, &weight, 1e-5, &mut out);
+        }
+        room.hold(&out).linear(&w, Some(&bias), Activation::None, &mut made);
+    }
+    let launches = cuda.num_launches() - before;
+    Ok(([out.read()?, stream.read()?, made.read()?].concat(), launches))
+}
+
+#[test]
+fn norms_leave_tokens_for_layers() {
+    let device = emulated(SEEDS[1]);
+    use WeightType::*;
+    for (sizes, types, launches) in [
+        ([33, 36, 40], [BF16, BF16], [3, 2]),
+        ([140, 37, 130], [F16, F16], [3, 2]),
+        ([70, 160, 31], [Int8, Int4], [3, 2]),
+        // Other types than it was told of; few tokens; weights in f32.
+        ([45, 40, 40], [BF16, F16], [3, 3]),
+        ([45, 40, 40], [F32, BF16], [3, 3]),
+        ([45, 40, 40], [BF16, F32], [2, 2]),
+        ([32, 40, 40], [BF16, BF16], [2, 2]),
+    ] {
+        for adds in [false, true] {
+            let of = |at_once| norm_for(&device, sizes, types, adds, at_once).expect("a result");
+            let ((expected, by_themselves), (found, at_once)) = (of(false), of(true));
+            assert!(found == expected, "{types:?} {sizes:?} {adds}");
+            assert_eq!([by_themselves, at_once], launches, "{types:?} {sizes:?} {adds}");
+        }
+    }
+}
+
+/// What a room was used for since, or another tensor, is not what a norm left there.
+#[test]
+fn what_a_norm_left_is_used_once_and_for_its_own_tensor() {
+    let device = emulated(SEEDS[0]);
+    let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+    let (t, d) = (40, 64);
+    let [x, y] = [1, 2].map(|seed| Host::random(DType::F32, &[t, d], seed).tensor(&device));
+    let weight = Host::random(DType::F32, &[d], 3).tensor(&device);
+    let (w, _) = layer(&device, WeightType::BF16, [33, d]);
+    let mut room = TokenRoom::new(&device, &[[t, d]]);
+    let [mut normed, mut out] = [d, 33].map(|n| Tensor::unwritten(&device, DType::F32, &[t, n]));
+    room.rms_norm(&x, NormFor { weight: &weight, eps: 1e-5, next: WeightType::BF16 }, &mut normed);
+    let mut launches = |room: &mut TokenRoom, x: &Tensor| {
+        let before = cuda.num_launches();
+        room.hold_made(x).linear(&w, None, Activation::None, &mut out);
+        let found = (bits(&out.to_f32_vec()), cuda.num_launches() - before);
+        linear(x, &w, None, Activation::None, &mut out);
+        assert_eq!(found.0, bits(&out.to_f32_vec()));
+        found.1
+    };
+    assert_eq!(launches(&mut room, &y), 2);
+    room.rms_norm(&x, NormFor { weight: &weight, eps: 1e-5, next: WeightType::BF16 }, &mut normed);
+    assert_eq!([launches(&mut room, &normed), launches(&mut room, &normed)], [1, 2]);
+    room.rms_norm(&x, NormFor { weight: &weight, eps: 1e-5, next: WeightType::BF16 }, &mut normed);
+    room.hold(&y);
+    assert_eq!(launches(&mut room, &normed), 2);
+}
+
 /// A layer that adds to a stream: as ops one after the other, or by itself.
 pub fn added(
     device: &Device,

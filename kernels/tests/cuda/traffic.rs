@@ -144,16 +144,11 @@ fn the_expert_of_all_tokens_is_read_once() {
         let [mut both, mut activated, mut of_shared, mut out] =
             [2 * inner, inner, h, h].map(|width| Tensor::unwritten(&device, DType::F32, &[t, width]));
         let (gate_up, down) = (&gate_up, &down);
-        let shared = SharedExpert {
-            gate_up,
-            down,
-            both: &mut both,
-            inner: &mut activated,
-            out: &mut of_shared,
-            tokens: &mut TokenRoom::new(&device, &[]),
-        };
+        let shared =
+            SharedExpert { gate_up, down, both: &mut both, inner: &mut activated, out: &mut of_shared };
+        let tokens = &mut TokenRoom::new(&device, &[]);
         launches(&device, &meter);
-        moe_and_shared(&x, &experts, [&chosen, &weights], &mut scratch, Some(shared), &mut out);
+        moe_and_shared(&x, &experts, [&chosen, &weights], &mut scratch, Some((shared, tokens)), &mut out);
         let counted = launches(&device, &meter);
         let expected = 2 * 3 * h * (2 * i + inner);
         assert_eq!(of(&counted, "weights").read, expected as u64, "T {t}: {counted:?}");

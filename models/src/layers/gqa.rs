@@ -13,7 +13,7 @@ use crate::kv_cache::LayerCache;
 use crate::lora::Target;
 use crate::scratch::{HeadBuffers, Scratch};
 use kernels::ops::{self, ReadPlan};
-use kernels::{Matrix, Tensor};
+use kernels::{Matrix, Tensor, WeightType};
 
 pub struct Gqa {
     q: Linear,
@@ -110,6 +110,11 @@ impl Gqa {
             + HeadNorms::size(config)
     }
 
+    /// What the first layer keeps its weights as.
+    pub fn takes(&self) -> WeightType {
+        self.q.stored_as()
+    }
+
     /// `early` as with latent attention.
     pub fn plan_reads(&self, early: Option<&Matrix>, plan: &mut ReadPlan) {
         self.q.plan_reads(plan);
@@ -130,7 +135,7 @@ impl Gqa {
         b.q.reshape(&[t, width]);
         b.k.reshape(&[t, kv_width]);
         b.v.reshape(&[t, kv_width]);
-        let mut x = tokens.hold(normed);
+        let mut x = tokens.hold_made(normed);
         self.q.run(&mut x, &mut b.q);
         Linear::run_pair([&self.k, &self.v], &mut x, [&mut b.k, &mut b.v]);
         if let Some((loras, room)) = step.adapters(lora) {

@@ -16,9 +16,10 @@ use crate::lora::{LoraBuffers, Target};
 use crate::parts::Part;
 use crate::scratch::{HeadBuffers, MlaBuffers, Scratch};
 use kernels::ops::{
-    self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, Ragged, ReadPlan, Rotation, TokenRoom,
+    self, HeadSlice, HeadSliceMut, KvTensor, LatentRows, Latents, NormFor, Ragged, ReadPlan, Rotation,
+    TokenRoom,
 };
-use kernels::{Matrix, MatrixBatch, Tensor};
+use kernels::{Matrix, MatrixBatch, Tensor, WeightType};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -98,6 +99,14 @@ impl Mla {
             + names.linear("self_attn.o_proj", hidden_size, num_heads * value_dim, bias)
     }
 
+    /// What the first layer keeps its weights as.
+    pub fn takes(&self) -> WeightType {
+        match &self.query {
+            Query::TwoStep { down, .. } => down.stored_as(),
+            Query::Direct(linear) => linear.stored_as(),
+        }
+    }
+
     /// `early` is a matrix that the layer reads after attention, in a product too short to ask for it.
     pub fn plan_reads(&self, early: Option<&Matrix>, plan: &mut ReadPlan) {
         match &self.query {
@@ -164,7 +173,7 @@ impl Mla {
         let t = normed.shape()[0];
         b.kv.reshape(&[t, self.config.row()]);
         b.q.reshape(&[t, self.config.num_heads * self.config.query_dim()]);
-        let mut x = tokens.hold(normed);
+        let mut x = tokens.hold_made(normed);
         let mut adapt = |target, x: &Tensor, out: &mut Tensor| {
             if let Some((loras, room)) = step.adapters(lora) {
                 loras.add_to((step.layer, target), x, (out, 0), room);
@@ -177,8 +186,9 @@ impl Mla {
                 latent_normed.reshape(&[t, width]);
                 Linear::run_pair([down, &self.kv], &mut x, [latent, &mut b.kv]);
                 adapt(Target::QDown, normed, latent);
-                ops::rms_norm(latent, norm, LATENT_NORM_EPS, latent_normed);
-                up.run(&mut tokens.hold(latent_normed), &mut b.q);
+                let norm = NormFor { weight: norm, eps: LATENT_NORM_EPS, next: up.stored_as() };
+                tokens.rms_norm(latent, norm, latent_normed);
+                up.run(&mut tokens.hold_made(latent_normed), &mut b.q);
                 adapt(Target::QUp, latent_normed, &mut b.q);
             }
             (Query::Direct(linear), _) => {

@@ -5,7 +5,7 @@ use crate::LoadError;
 use crate::lora::{LoraBuffers, Target};
 use crate::scratch::Scratch;
 use kernels::ops::{ReadPlan, SharedExpert, TokenRoom};
-use kernels::{Matrix, Tensor};
+use kernels::{Matrix, Tensor, WeightType};
 
 pub struct Mlp {
     gate_up: Linear,
@@ -43,18 +43,23 @@ impl Mlp {
         self.down.plan_reads(plan);
     }
 
+    /// What the first layer keeps its weights as.
+    pub fn takes(&self) -> WeightType {
+        self.gate_up.stored_as()
+    }
+
     /// Gate and up, and down, as the expert that each token takes.
     pub fn weights(&self) -> [&Matrix; 2] {
         [&self.gate_up.weight, &self.down.weight]
     }
 
-    /// Reads `normed`, writes `out` [T, D].
+    /// Reads `normed`, as its norm left it, writes `out` [T, D].
     pub fn run(&self, step: &Step, scratch: &mut Scratch) {
         let Scratch { normed, gate_up, activated, out, tokens, lora, .. } = scratch;
         self.run_in(step, normed, [gate_up, activated, out], (tokens, lora));
     }
 
-    /// From `x` [T, D], with buffers for gate and up, their product, and what comes out.
+    /// From `x` [T, D], as its norm left it, with buffers for gate and up, their product, and what comes out.
     pub fn run_in(
         &self,
         step: &Step,
@@ -63,7 +68,7 @@ impl Mlp {
         (tokens, lora): (&mut TokenRoom, &mut Option<LoraBuffers>),
     ) {
         self.reshape(x.shape()[0], gate_up, activated);
-        self.gate_up.run(&mut tokens.hold(x), gate_up);
+        self.gate_up.run(&mut tokens.hold_made(x), gate_up);
         if let Some((loras, room)) = step.adapters(lora) {
             for (target, offset) in [(Target::Gate, 0), (Target::Up, self.intermediate_size)] {
                 loras.add_to((step.layer, target), x, (gate_up, offset), room);
@@ -75,17 +80,16 @@ impl Mlp {
         }
     }
 
-    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out; and room for tokens
-    /// that are rounded. It has no biases.
+    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out. It has no
+    /// biases.
     pub fn as_shared_expert<'a>(
         &'a self,
         num_tokens: usize,
         [both, inner, out]: [&'a mut Tensor; 3],
-        tokens: &'a mut TokenRoom,
     ) -> SharedExpert<'a> {
         assert!(self.gate_up.bias.is_none() && self.down.bias.is_none(), "a shared expert with biases");
         self.reshape(num_tokens, both, inner);
-        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out, tokens }
+        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out }
     }
 
     fn reshape(&self, num_tokens: usize, both: &mut Tensor, inner: &mut Tensor) {

@@ -151,6 +151,11 @@ impl Linear {
         x.linear(&self.weight, self.bias.as_ref(), Activation::None, out);
     }
 
+    /// What its weights are kept as.
+    pub fn stored_as(&self) -> WeightType {
+        self.weight.stored_as()
+    }
+
     pub fn plan_reads(&self, plan: &mut ReadPlan) {
         plan.linear(&self.weight);
     }

@@ -8,8 +8,8 @@ use crate::config::{ExpertNames, MoeConfig};
 use crate::lora::Target;
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use kernels::ops::{self, AddNorm, Choice, ReadPlan, Router, RouterConfig};
-use kernels::{Experts, Matrix, Tensor};
+use kernels::ops::{self, AddNorm, Choice, NormFor, ReadPlan, Router, RouterConfig};
+use kernels::{Experts, Matrix, Tensor, WeightType};
 
 pub struct Moe {
     /// In f32, whatever the others are stored as: a choice must not hang on a rounding of the router.
@@ -53,6 +53,11 @@ impl Moe {
         router + bias + experts + shared.unwrap_or_default()
     }
 
+    /// What the layer of all tokens that reads the norm before it keeps its weights as; f32 where there is none.
+    pub fn takes(&self) -> WeightType {
+        self.shared.as_ref().map_or(WeightType::F32, Mlp::takes)
+    }
+
     /// What is read before it is known which experts are chosen.
     pub fn router(&self) -> &Matrix {
         &self.router
@@ -64,7 +69,7 @@ impl Moe {
 
     /// Adds `out` to the stream, and to that what the experts make of its first norm; leaves the second in `normed`. `out` may hold anything
     /// then.
-    pub fn run(&self, step: &Step, ([norm, next_norm], eps): ([&Tensor; 2], f32), scratch: &mut Scratch) {
+    pub fn run(&self, step: &Step, [norm, next_norm]: [NormFor; 2], scratch: &mut Scratch) {
         let num_tokens = scratch.normed.shape()[0];
         let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, lora, .. } =
             scratch;
@@ -73,7 +78,7 @@ impl Moe {
         logits.set_rows(num_tokens);
         ids.set_rows(num_tokens);
         weights.set_rows(num_tokens);
-        let add = AddNorm { residual: &mut *residual, weight: norm, eps };
+        let add = AddNorm { residual: &mut *residual, norm, tokens: &mut *tokens };
         let router =
             Router { weight: &self.router, bias: self.correction_bias.as_ref(), config: &self.config };
         let choice = Choice { logits, ids: &mut *ids, weights: &mut *weights };
@@ -86,11 +91,11 @@ impl Moe {
             ops::moe(normed, &self.experts, ids, weights, experts, out);
             mlp.run_in(step, normed, [gate_up, activated, shared_out], (tokens, lora));
             ops::add(out, shared_out);
-            return ops::add_rms_norm(residual, out, next_norm, eps, normed);
+            return tokens.add_rms_norm(residual, out, next_norm, normed);
         }
         let buffers = [gate_up, activated, shared_out];
-        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers, tokens));
-        let then = AddNorm { residual, weight: next_norm, eps };
+        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers));
+        let then = AddNorm { residual, norm: next_norm, tokens };
         ops::moe_and_norm(normed, &self.experts, [ids, weights], experts, shared, out, then);
     }
 }
