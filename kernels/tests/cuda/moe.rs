@@ -245,7 +245,7 @@ fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<
     let mut room = TokenRoom::new(device, &[[t, h.max(i)]]);
     let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
     // None of inner size 0.
-    let shared = (i > 0).then(|| SharedExpert { gate_up, down, both, inner, out: &mut of_shared });
+    let shared = (i > 0).then_some(SharedExpert { gate_up, down, both, inner, out: &mut of_shared });
     let next = Matrix::random(device, DType::BF16, 33, h, 0.2, 9);
     let mut made = Tensor::unwritten(device, DType::F32, &[t, 33]);
     let Device::Cuda(cuda) = device else { panic!("not a GPU") };
