@@ -5,6 +5,7 @@ use crate::device::{SEEDS, emulated, with_wgmma};
 use crate::linear::as_taken;
 use crate::mutants::{Run, assert_noticed};
 use crate::naive;
+use crate::tokens::poison;
 use kernels::ops::*;
 use kernels::*;
 
@@ -243,6 +244,9 @@ fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<
     let buffer = |width| Tensor::unwritten(device, DType::F32, &[t, width]);
     let [mut both, mut inner, mut of_shared, mut out] = [2 * i, i, h, h].map(buffer);
     let mut room = TokenRoom::new(device, &[[t, h.max(i)]]);
+    if t > 32 {
+        poison(device, &mut room, [t.next_multiple_of(128), h.max(i).next_multiple_of(32)]);
+    }
     let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
     // None of inner size 0.
     let shared = (i > 0).then_some(SharedExpert { gate_up, down, both, inner, out: &mut of_shared });
