@@ -278,6 +278,58 @@ fn what_a_norm_left_is_used_once_and_for_its_own_tensor() {
     assert_eq!(launches(&mut room, &normed), 2);
 }
 
+/// The norm before a router leaves its tokens for the expert that all of them take.
+#[test]
+fn a_norm_before_a_router_leaves_tokens() {
+    let (d, e, k) = (40, 7, 2);
+    let config = &RouterConfig {
+        scoring: Scoring::Sigmoid,
+        top_k: k,
+        num_groups: 1,
+        top_groups: 1,
+        group_score: GroupScore::Max,
+        normalize: true,
+        scale: 2.446,
+    };
+    let run = |seed, t, at_once: bool| {
+        let device = emulated(seed);
+        let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
+        let random = |shape: &[usize], seed| Host::random(DType::F32, shape, seed).tensor(&device);
+        let (x, mut residual, weight, bias) =
+            (random(&[t, d], 1), random(&[t, d], 2), random(&[d], 3), random(&[e], 4));
+        let router = Matrix::random(&device, DType::F32, e, d, 0.3, 5);
+        let (next, _) = layer(&device, WeightType::BF16, [33, d]);
+        let mut room = TokenRoom::new(&device, &[ROOM]);
+        poison(&device, &mut room, ROOM);
+        let [mut normed, mut logits, mut weights, mut made] =
+            [d, e, k, 33].map(|width| Tensor::unwritten(&device, DType::F32, &[t, width]));
+        let mut ids = Tensor::unwritten(&device, DType::I32, &[t, k]);
+        let before = cuda.num_launches();
+        if at_once {
+            let norm = NormFor { weight: &weight, eps: 1e-5, next: WeightType::BF16 };
+            let add = AddNorm { residual: &mut residual, norm, tokens: &mut room };
+            let router = Router { weight: &router, bias: Some(&bias), config };
+            let choice = Choice { logits: &mut logits, ids: &mut ids, weights: &mut weights };
+            norm_and_route(&x, add, &mut normed, router, choice);
+            room.hold_made(&normed).linear(&next, None, Activation::None, &mut made);
+        } else {
+            add_rms_norm(&mut residual, &x, &weight, 1e-5, &mut normed);
+            linear(&normed, &router, None, Activation::None, &mut logits);
+            route(&logits, Some(&bias), config, &mut ids, &mut weights);
+            room.hold(&normed).linear(&next, None, Activation::None, &mut made);
+        }
+        let launches = cuda.num_launches() - before;
+        let all = [&residual, &normed, &logits, &ids, &weights, &made].map(|tensor| tensor.read().unwrap());
+        (all.concat(), launches)
+    };
+    for (t, saved) in [(32, 0), (33, 1), (140, 1)] {
+        let (expected, apart) = run(SEEDS[0], t, false);
+        let (found, at_once) = run(SEEDS[1], t, true);
+        assert!(found == expected, "T {t}");
+        assert_eq!(apart - at_once, saved, "T {t}");
+    }
+}
+
 /// A layer that adds to a stream: as ops one after the other, or by itself.
 pub fn added(
     device: &Device,

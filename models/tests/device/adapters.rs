@@ -96,3 +96,30 @@ fn latent_attention() {
     near_the_processor("moonlight");
     equal_to_itself("moonlight");
 }
+
+/// More rows than go straight into registers: norms leave them rounded for the model's own layers, and adapters read what is beside it.
+#[test]
+fn steps_of_many_rows() {
+    let options = LoadOptions { dtype: DTypeChoice::BF16, ..on_gpu() };
+    for family in ["qwen3_moe", "deepseek_v3", "kimi_vl"] {
+        let request = |len, adapter| (Request { len, picture_at: None, ..requests()[0].clone() }, adapter);
+        let all = [request(45, Some(1)), request(38, None), request(41, Some(2))];
+        let run = |mut world: World, which: &[usize]| {
+            which.iter().for_each(|&index| add(&mut world, index as u64, &all[index]));
+            world.finish()
+        };
+        let together = run(world(family, &options, |_| {}), &[0, 1, 2]);
+        let in_chunks = |config: &mut SchedulerConfig| config.max_batched_tokens = 16;
+        for (index, (_, adapter)) in all.iter().enumerate() {
+            let alone = match adapter {
+                Some(_) => world(family, &options, in_chunks),
+                None => World::new(family, &options, in_chunks),
+            };
+            assert_eq!(
+                run(alone, &[index])[&(index as u64)].bits(),
+                together[&(index as u64)].bits(),
+                "{family} {index}"
+            );
+        }
+    }
+}

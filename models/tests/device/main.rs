@@ -181,6 +181,25 @@ fn a_decode_step_has_so_many_launches() {
     assert_eq!(["deepseek_v3", "qwen3_moe", "llama31"].map(of), [deepseek, qwen, llama]);
 }
 
+/// Kernels that a layer launches for a prompt of more rows than go straight into registers.
+#[test]
+fn a_layer_of_a_prompt_has_so_many_launches() {
+    let launches = |num_layers: u64| {
+        let heads =
+            [("kv_lora_rank", 512), ("qk_nope_head_dim", 128), ("qk_rope_head_dim", 64), ("v_head_dim", 128)];
+        let sizes = [("num_hidden_layers", num_layers), ("moe_intermediate_size", 32)];
+        let changed = Changed::with("kimi_vl", &[&heads[..], &sizes].concat());
+        let options = LoadOptions { dtype: DTypeChoice::BF16, load_format: LoadFormat::Dummy, ..on_gpu() };
+        let mut world = World::new(changed.path(), &options, |config| config.async_scheduling = false);
+        let Device::Cuda(cuda) = world.engine.runner().device().clone() else { panic!("not a GPU") };
+        world.add(0, &Request { len: 45, picture_at: None, ..requests()[0].clone() });
+        let before = cuda.num_launches();
+        world.engine.step().unwrap();
+        cuda.num_launches() - before
+    };
+    assert_eq!(launches(3) - launches(2), 0);
+}
+
 /// Kernels that a block of the tower launches for a picture of more than 32 patches: two norms, which round what they make; four layers, of which two
 /// add to the stream themselves; what is rounded for attention, turned on the way; attention, which packs its result for the layer after it.
 #[test]
