@@ -4,7 +4,7 @@
 mod random;
 
 use perilune::chat::parse::grammar::{CallRule, forced, triggered, unmarked_text};
-use perilune::chat::parse::{End, Events, ParseOptions, Parser, ToolFormat, ToolSignature};
+use perilune::chat::parse::{End, Ending, Events, ParseOptions, Parser, ToolFormat, ToolSignature};
 use perilune::constrain::{
     AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
     GrammarFault, GrammarSource, MaskPool, Pattern, Setting,
@@ -90,7 +90,7 @@ fn read(format: ToolFormat, rules: &[CallRule], text: &str) -> (Said, End) {
         ParseOptions { reasoning: None, tools: Some((format, tools.into())), id_stem: "test".into() };
     let (mut parser, mut said) = (Parser::new(options), Said::default());
     parser.push(text, &mut said);
-    let end = parser.finish(&mut said);
+    let end = parser.finish(Ending::Natural, &mut said);
     (said, end)
 }
 

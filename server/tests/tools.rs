@@ -211,6 +211,18 @@ fn calls_reach_the_client() {
     assert_eq!(choice["finish_reason"], "length");
     let arguments = &choice["message"]["tool_calls"][0]["function"]["arguments"];
     assert!("{\"city\": \"Köln\"}".starts_with(arguments.as_str().expect("a string")), "{arguments}");
+    // Cut off before a name was there: nothing of the markup is content, wherever it is cut, by a limit or by a stop.
+    let heard = format!("I look.{two}");
+    for max_tokens in 1..40 {
+        let choice = case.answer(&heard, &ask(json!({"max_tokens": max_tokens})));
+        let (message, reason) = (&choice["message"], &choice["finish_reason"]);
+        let content = message["content"].as_str().unwrap_or("");
+        assert!("I look.".starts_with(content) && reason == "length", "{max_tokens}: {choice}");
+        assert_eq!(message.get("tool_calls").is_some(), max_tokens > 32, "{max_tokens}: {choice}");
+    }
+    let choice = case.answer(&heard, &ask(json!({"stop": ["weath"]})));
+    assert_eq!(choice["message"], json!({"role": "assistant", "content": "I look."}));
+    assert_eq!(choice["finish_reason"], "stop");
     // Of a malformed call the text is shown, its control tokens are not.
     let choice = case
         .answer("<|tool_calls_section_begin|>Hm, <|tool_call_begin|>a b<|tool_call_end|>.", &ask(json!({})));

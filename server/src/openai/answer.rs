@@ -9,7 +9,7 @@
 
 mod reasoning_tokens;
 
-use crate::chat::parse::Parser;
+use crate::chat::parse::{Ending, Parser};
 use crate::chat::{IncrementalDecoder, Shown, StopInclusion, StopMatcher, Tokenizer};
 use crate::engine_thread::{EventStream, Progress, SequenceEvent, Spent};
 use crate::error::ApiError;
@@ -260,7 +260,7 @@ impl Choice {
             events.stop();
         }
         let reason = if self.parser.is_in_call() { "stop" } else { self.natural_reason() };
-        self.parser.finish(delta);
+        self.parser.finish(Ending::Cut, delta);
         self.thinking.settle(&self.parser);
         delta.finish = Some(Finish { reason, cause, timings: self.progress.timings(self.spent) });
     }
@@ -285,17 +285,18 @@ impl Choice {
             self.stop(cause, delta);
             return Ok(());
         }
-        self.parser.finish(delta);
-        self.thinking.settle(&self.parser);
-        let (reason, cause) = match reason {
-            FinishReason::Stop => {
-                let named = self.last_token.filter(|token| !self.model_ends.contains(token));
-                (self.natural_reason(), named.map(StopCause::Token))
+        // A token of the request's own that ended the answer, not the model's.
+        let named = self.last_token.filter(|token| !self.model_ends.contains(token));
+        let (reason, cause, ending) = match reason {
+            FinishReason::Stop if named.is_some() => {
+                (self.natural_reason(), named.map(StopCause::Token), Ending::Cut)
             }
-            FinishReason::Complete => (self.natural_reason(), None),
-            FinishReason::Length => ("length", None),
+            FinishReason::Stop | FinishReason::Complete => (self.natural_reason(), None, Ending::Natural),
+            FinishReason::Length => ("length", None, Ending::Cut),
             FinishReason::Failed(failure) => return Err(ApiError::Failed(failure)),
         };
+        self.parser.finish(ending, delta);
+        self.thinking.settle(&self.parser);
         delta.finish = Some(Finish { reason, cause, timings: self.progress.timings(self.spent) });
         Ok(())
     }

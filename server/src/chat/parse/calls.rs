@@ -119,6 +119,11 @@ impl Context<'_> {
     pub fn tool(&self, name: &str) -> Option<&ToolSignature> {
         self.tools.iter().find(|tool| tool.name == name)
     }
+
+    /// Whether the name of a tool begins like this.
+    pub fn begins_a_tool(&self, beginning: &str) -> bool {
+        self.tools.iter().any(|tool| tool.name.starts_with(beginning))
+    }
 }
 
 /// What a machine says when it has taken in all that it could.
@@ -163,6 +168,11 @@ pub(super) trait Format: Send {
     fn begin(&mut self, opener: usize);
 
     fn step(&mut self, context: &mut Context<'_>) -> Step;
+
+    /// What was taken in since the last commit may still become a call, and may as well be an answer's text.
+    fn may_be_text(&self) -> bool {
+        false
+    }
 }
 
 /// Longer names than any API takes are not looked for.

@@ -11,6 +11,8 @@ pub(super) struct JsonCall {
     name: Option<String>,
     /// Arguments that came before the name.
     early: Option<String>,
+    /// Another member than the name has its value, or the beginning of one.
+    has_other: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +65,13 @@ const EARLY_LEN_MAX: usize = 16 * 1024;
 
 impl JsonCall {
     pub fn new(rules: JsonCallRules) -> Self {
-        Self { rules, state: State::Open, name: None, early: None }
+        Self { rules, state: State::Open, name: None, early: None, has_other: false }
+    }
+
+    /// What an answer in JSON could be as well: nothing of a tool's name is there, but another value is.
+    pub fn may_be_text(&self) -> bool {
+        let is_named = self.name.is_some() || matches!(self.state, State::InValue(Member::Name, ..));
+        self.rules.must_be_known && self.has_other && !is_named
     }
 
     /// For an opener that is the object's own bracket.
@@ -120,6 +128,7 @@ impl JsonCall {
                     return None;
                 }
                 self.state = match scan {
+                    Scan::More if !begins_a_key(&text) => return None,
                     Scan::More => State::Key(scanner, text),
                     Scan::Done => State::Colon(self.member(&unescape(&text)?)?),
                     Scan::Bad => return None,
@@ -133,6 +142,7 @@ impl JsonCall {
                 if member == Member::Arguments {
                     self.begin_arguments(first, context)?;
                 }
+                self.has_other |= member != Member::Name;
                 self.state = State::InValue(member, JsonScanner::new(), String::new());
             }
             State::InValue(member, scanner, text) => self.value(member, scanner, text, context)?,
@@ -184,6 +194,7 @@ impl JsonCall {
         }
         match scan {
             Scan::Bad => return None,
+            Scan::More if member == Member::Name && !self.may_name(&text, context) => return None,
             Scan::More => self.state = State::InValue(member, scanner, text),
             Scan::Done => {
                 self.state = State::CommaOrEnd;
@@ -201,6 +212,12 @@ impl JsonCall {
             }
         }
         Some(())
+    }
+
+    /// Whether the beginning of a string may become a name.
+    fn may_name(&self, beginning: &str, context: &Context<'_>) -> bool {
+        let name = beginning.strip_prefix('"').unwrap_or(beginning);
+        !self.rules.must_be_known || name.contains('\\') || context.begins_a_tool(name)
     }
 
     /// Arguments that waited for the name, or were a string and had to be whole.
@@ -221,6 +238,13 @@ impl JsonCall {
         context.end();
         JsonStep::Done
     }
+}
+
+/// Whether a key that is understood begins like this, its opening quote included.
+fn begins_a_key(beginning: &str) -> bool {
+    let key = beginning.strip_prefix('"').unwrap_or(beginning);
+    let mut keys = ARGUMENTS.iter().chain(&OTHER).chain([&NAME]);
+    key.contains('\\') || keys.any(|known| known.starts_with(key))
 }
 
 /// Some models put the arguments into a string, as the API does; the object in it is what they mean.

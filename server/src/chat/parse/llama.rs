@@ -32,6 +32,10 @@ impl Format for Llama3Json {
         };
     }
 
+    fn may_be_text(&self) -> bool {
+        self.call.as_ref().is_some_and(JsonCall::may_be_text)
+    }
+
     fn step(&mut self, context: &mut Context<'_>) -> Step {
         loop {
             if let Some(call) = &mut self.call {

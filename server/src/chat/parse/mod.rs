@@ -11,7 +11,8 @@
 //!     └── anything else ──────────────────────────────────────────────┘   └─▶ call
 //! ```
 //! A call that goes wrong before its name and the beginning of its arguments are there is text, as the model wrote it. After that its
-//! arguments are what the model wrote, and a client must expect that they are no JSON; under a grammar they always are.
+//! arguments are what the model wrote, and a client must expect that they are no JSON; under a grammar they always are. A call that did not
+//! go wrong, but whose output was cut before its name was there, is not told: it is no text, and no call that a client could make.
 
 mod arguments;
 mod calls;
@@ -59,15 +60,28 @@ impl ParseOptions {
     }
 }
 
+/// Why no more text comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The model has said what it had to say.
+    Natural,
+    /// It would have gone on: a limit on tokens, or a stop of the request.
+    Cut,
+}
+
 /// How an output ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Whole,
     /// In the middle of the thinking.
     InReasoning,
-    /// In the middle of a call, which was told as far as it came.
+    /// In the middle of a call, which was told as far as it came: not at all before its name was there.
     InCall,
 }
+
+/// A cut output that ends with this many characters of a marker, or with one of those that nobody else writes (`◁`), ends in the marker. Fewer
+/// are text: `<` or `</th` have other uses.
+const CUT_MARKER_CHARS: usize = 5;
 
 pub struct Parser {
     pending: Pending,
@@ -156,9 +170,17 @@ impl Parser {
         self.advance(out);
     }
 
-    /// No more text comes: what was held back is told.
-    pub fn finish(&mut self, out: &mut dyn Events) -> End {
+    /// No more text comes: what was held back is told, unless it is what was there of a call or a marker when the output was cut.
+    pub fn finish(&mut self, ending: Ending, out: &mut dyn Events) -> End {
         self.pending.end();
+        if ending == Ending::Cut && self.is_in_beginning() {
+            self.pending.discard();
+            return match self.state {
+                State::Call(_) => End::InCall,
+                State::Free(Channel::Reasoning) => End::InReasoning,
+                State::Lead | State::Free(Channel::Answer) => End::Whole,
+            };
+        }
         self.advance(out);
         match self.state {
             State::Call(_) if self.calls.is_open() => {
@@ -167,6 +189,22 @@ impl Parser {
             }
             State::Free(Channel::Reasoning) => End::InReasoning,
             _ => End::Whole,
+        }
+    }
+
+    /// Whether all that is held back is the beginning of a marker, or of a call whose name is not there.
+    fn is_in_beginning(&self) -> bool {
+        let rest = self.pending.rest().trim_start();
+        let is_long = rest.chars().count() >= CUT_MARKER_CHARS || !rest.is_ascii();
+        let is_beginning = |marker: &str| is_long && marker.starts_with(rest);
+        let openers = self.format.as_ref().map_or(&[][..], |format| format.openers());
+        match (self.state, &self.reasoning) {
+            (State::Call(_), _) if self.calls.is_open() => false,
+            (State::Call(_), _) => !self.format.as_ref().is_some_and(|format| format.may_be_text()),
+            (State::Lead, Some(reasoning)) => is_beginning(&reasoning.start),
+            (State::Free(Channel::Reasoning), Some(reasoning)) if is_beginning(&reasoning.end) => true,
+            (State::Free(_), _) => openers.iter().any(|opener| is_beginning(opener.text)),
+            (State::Lead, None) => false,
         }
     }
 

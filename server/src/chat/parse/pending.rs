@@ -94,6 +94,12 @@ impl Pending {
         self.pos = self.start + len;
     }
 
+    /// All that is there is used up.
+    pub fn discard(&mut self) {
+        self.pos = self.text.len();
+        self.start = self.pos;
+    }
+
     /// What was taken in is used up.
     pub fn commit(&mut self) {
         self.start = self.pos;

@@ -60,6 +60,9 @@ impl Pythonic {
             }
             State::Name(name) if is_word(first) && name.len() < NAME_LEN_MAX => {
                 collect_word(name, context);
+                if !context.begins_a_tool(name) {
+                    return Some(self.broken(context));
+                }
             }
             State::KeyOrEnd | State::CommaOrEnd | State::NextKey if first == ')' => {
                 context.input.advance(1);

@@ -100,6 +100,10 @@ enum Piece {
 }
 
 fn run(options: &ParseOptions, pieces: &[Piece]) -> (Said, End) {
+    run_until(options, pieces, Ending::Natural)
+}
+
+fn run_until(options: &ParseOptions, pieces: &[Piece], ending: Ending) -> (Said, End) {
     let mut parser = Parser::new(options.clone());
     let mut said = Said::default();
     for piece in pieces {
@@ -108,7 +112,7 @@ fn run(options: &ParseOptions, pieces: &[Piece]) -> (Said, End) {
             Piece::Control(text) => parser.push_control(text, &mut said),
         }
     }
-    let end = parser.finish(&mut said);
+    let end = parser.finish(ending, &mut said);
     assert!(said.calls.iter().all(|call| call.3), "every call ends: {said:?}");
     assert_eq!(
         parser.len(),
@@ -154,11 +158,15 @@ fn cut_pieces(pieces: &[Piece], random: &mut Random) -> Vec<Piece> {
 
 /// The same in one piece, in many cuts, and with the format's markers as control tokens.
 fn check(options: &ParseOptions, text: &str) -> (Said, End) {
-    let whole = run(options, &[Piece::Text(text.into())]);
+    check_until(options, text, Ending::Natural)
+}
+
+fn check_until(options: &ParseOptions, text: &str, ending: Ending) -> (Said, End) {
+    let whole = run_until(options, &[Piece::Text(text.into())], ending);
     let mut random = Random(text.len() as u64);
     for _ in 0..40 {
         let pieces = cut_pieces(&[Piece::Text(text.into())], &mut random);
-        assert_eq!(run(options, &pieces), whole, "{pieces:?}");
+        assert_eq!(run_until(options, &pieces, ending), whole, "{pieces:?}");
     }
     whole
 }
@@ -319,6 +327,76 @@ fn an_output_cut_off_anywhere_is_a_beginning_of_the_whole() {
             assert!(complete || end == End::InCall, "{format:?} {:?} {end:?} {said:?}", &text[..at]);
         }
     }
+}
+
+/// Nothing of a call's markup is content where the output was cut, with markers of text or of control tokens, and what is told of calls
+/// is a beginning of what would have been told.
+#[test]
+fn a_call_cut_before_its_name_is_no_text() {
+    for format in FORMATS {
+        let options = options(Some(format), Some(("<think>", "</think>", false)));
+        let text = format!("<think>So.</think>{}", two_calls(format));
+        let (whole, _) = check(&options, &text);
+        let answer = text.find("</think>").expect("it thinks") + "</think>".len();
+        for (at, _) in text.char_indices().skip_while(|&(at, _)| at <= answer) {
+            let (said, _) = run_until(&options, &[Piece::Text(text[..at].into())], Ending::Cut);
+            let context = format!("{format:?} {:?}: {said:?}", &text[..at]);
+            // A beginning of a marker of a few characters may be anything.
+            let is_short = |text: &str| text.trim_start().chars().count() < CUT_MARKER_CHARS;
+            assert!(is_short(&said.text) && text[..at].ends_with(&said.text), "{context}");
+            for (call, whole) in said.calls.iter().zip(&whole.calls) {
+                assert_eq!((&call.0, &call.1), (&whole.0, &whole.1), "{context}");
+                assert!(whole.2.starts_with(&call.2) || call.2 == "{}", "{context}");
+            }
+            let pieces = with_controls(&text[..at], format.markers());
+            let (hidden, _) = run_until(&options, &pieces, Ending::Cut);
+            assert!(is_short(&hidden.text), "{format:?} {:?}: {hidden:?}", &text[..at]);
+        }
+    }
+}
+
+#[test]
+fn what_is_text_stays_text_where_the_output_is_cut() {
+    use ToolFormat::{Hermes, KimiK2, Llama3Json, Mistral, Pythonic, Qwen3Coder};
+    // The format, what was there when it was cut, and the text of it.
+    for (format, written, text) in [
+        (Hermes, "See <tool_call>\n{\"name\": \"get_", "See "),
+        (Hermes, "See <tool_call>\n{\"arguments\": {\"city\": \"Rome\"}, \"na", "See "),
+        (Hermes, "See <tool_call>no call", "See <tool_call>no call"),
+        (Hermes, "See <tool_ca", "See "),
+        (Hermes, "See <too", "See <too"),
+        (Hermes, "a < b", "a < b"),
+        (Hermes, "a <", "a <"),
+        (Hermes, "<tool_call>{\"other\": ", "<tool_call>{\"other\": "),
+        (Qwen3Coder, "<tool_call>\n<function=get_", ""),
+        (Qwen3Coder, "<tool_call>\n<div", "<tool_call>\n<div"),
+        (KimiK2, "Now. <|tool_calls_section_begin|><|tool_call_begin|>functions.f", "Now. "),
+        (Mistral, "[TOOL_CALLS]get_wea", ""),
+        (Mistral, "[TOOL_CALLS]in words, and more", "[TOOL_CALLS]in words, and more"),
+        // Without a marker it is a call only as long as it names a tool.
+        (Llama3Json, "{\"name\": \"get_wea", ""),
+        (Llama3Json, "{\"name\": \"Bo", "{\"name\": \"Bo"),
+        (Llama3Json, "{\"na", ""),
+        (Llama3Json, "{\"id\": \"4711", "{\"id\": \"4711"),
+        (Llama3Json, "{\"nam\": 1", "{\"nam\": 1"),
+        (Llama3Json, "{\"answer", "{\"answer"),
+        (Llama3Json, "{\"id\": \"4711\", \"name\": \"no", ""),
+        (Llama3Json, "<|python_tag|>{\"id\": \"4711", ""),
+        (Pythonic, "[get_wea", ""),
+        (Pythonic, "[1, 2", "[1, 2"),
+        (Pythonic, "[a list", "[a list"),
+    ] {
+        let (said, _) = check_until(&options(Some(format), None), written, Ending::Cut);
+        assert_eq!((said.text.as_str(), said.calls.len()), (text, 0), "{format:?} {written}");
+    }
+    // Thinking that is cut in its end marker.
+    let thinks = options(Some(Hermes), Some(("<think>", "</think>", false)));
+    for (written, reasoning) in [("<think>Hm</thin", "Hm"), ("<think>Hm</th", "Hm</th"), ("<thin", "")] {
+        let (said, _) = check_until(&thinks, written, Ending::Cut);
+        assert_eq!((said.reasoning.as_str(), said.text.as_str()), (reasoning, ""), "{written}");
+    }
+    let kimi = options(Some(KimiK2), Some(("◁think▷", "◁/think▷", false)));
+    assert_eq!(check_until(&kimi, "◁think▷Hm ◁", Ending::Cut).0.reasoning, "Hm ");
 }
 
 #[test]
