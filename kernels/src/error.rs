@@ -16,6 +16,11 @@ pub enum Error {
     PinCount { threads: usize, cpus: usize },
     #[error("this process may not run on CPU {0}, or this system pins no threads")]
     CannotPin(usize),
+    /// The first of the threads that compute, counted from 1, that the system did not start, and why.
+    #[error(
+        "failed to start thread {thread} of {threads} that compute: {reason}: use fewer threads, or raise the limits on processes and memory"
+    )]
+    NoThread { thread: usize, threads: usize, reason: String },
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }

@@ -34,7 +34,7 @@ impl Deref for Content {
 
 /// The content of a file, or `None` where there is none.
 pub(crate) fn map_file(path: &Path) -> Result<Option<Content>, LoadError> {
-    let failed = |source| crate::FileError { path: path.display().to_string(), source };
+    let failed = |reason| crate::FileError { path: path.display().to_string(), reason };
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

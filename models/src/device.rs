@@ -83,6 +83,11 @@ pub(crate) fn for_pictures(options: &LoadOptions) -> Result<Device, LoadError> {
     Device::cpu_with(cpu).map_err(option_error)
 }
 
+/// The processor with all that is best about it.
+pub(crate) fn processor(threads: Option<usize>) -> Result<Device, LoadError> {
+    Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() }).map_err(option_error)
+}
+
 /// The processor's part in any device.
 fn host(options: &LoadOptions) -> CpuOptions {
     CpuOptions { threads: options.threads, cpus: options.threads_bind.clone(), ..CpuOptions::default() }
@@ -93,6 +98,7 @@ fn option_error(error: Error) -> LoadError {
     let option = match error {
         Error::NoProducts(..) => "activations",
         Error::PinCount { .. } | Error::CannotPin(_) => "threads_bind",
+        Error::NoThread { .. } => return LoadError::Threads(error),
         error => return error.into(),
     };
     LoadError::Option { option, message: error.to_string() }

@@ -29,9 +29,9 @@ pub enum LoadError {
     Duplicate { file: String, tensor: String, other: String },
     #[error("{count} tensors belong to no part of the model: {names}")]
     Leftover { count: usize, names: String },
-    /// What was to be written.
-    #[error("failed to write {path}: {source}")]
-    Write { path: String, source: std::io::Error },
+    /// What was to be written. The reason is no `source`: it is in the text, and who prints a chain of causes would say it twice.
+    #[error("failed to write {path}: {reason}")]
+    Write { path: String, reason: std::io::Error },
     /// An option of the command line, by its name in [`crate::LoadOptions`].
     #[error("{option}: {message}")]
     Option { option: &'static str, message: String },
@@ -42,6 +42,9 @@ pub enum LoadError {
     NotCompact { tensor: String },
     #[error(transparent)]
     DoesNotFit(Box<DoesNotFit>),
+    /// The processor's threads cannot be started.
+    #[error("{0} (--threads)")]
+    Threads(kernels::Error),
     /// The device cannot be used, or failed while the model was loaded.
     #[error("{0} (--device cpu computes on the processor)")]
     Device(#[from] kernels::Error),
@@ -54,10 +57,10 @@ impl LoadError {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("failed to read {path}: {source}")]
+#[error("failed to read {path}: {reason}")]
 pub struct FileError {
     pub path: String,
-    pub source: std::io::Error,
+    pub reason: std::io::Error,
 }
 
 /// The limit is below what one sequence needs.

@@ -52,7 +52,7 @@ impl ModelFiles {
                 match std::fs::read(&path) {
                     Ok(content) => Ok(Some(content)),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                    Err(source) => Err(FileError { path: path.display().to_string(), source }),
+                    Err(reason) => Err(FileError { path: path.display().to_string(), reason }),
                 }
             }
             ModelFiles::Embedded(files) => {

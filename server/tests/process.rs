@@ -116,6 +116,27 @@ fn flags_mean_what_they_say() {
     );
 }
 
+/// A thread's stack is room of a process's addresses, of which there is a limit here.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_told() {
+    let serve =
+        "ulimit -v 3000000 && exec \"$0\" serve --port 0 --device cpu --threads 4000 --max-model-len 64";
+    let mut command = Command::new("sh");
+    command.env_clear().env("HF_HUB_OFFLINE", "1").env("HOME", "/nonexistent");
+    let output = command.args(["-c", serve, env!("CARGO_BIN_EXE_perilune")]).output().expect("runs");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let line = said.lines().last().expect("a line");
+    assert!(
+        line.contains("failed to start thread ")
+            && line.contains(" of 4000 ")
+            && line.contains("(--threads)"),
+        "{said}"
+    );
+    assert!(!said.contains("panicked"), "{said}");
+}
+
 #[test]
 fn the_configuration_file_is_below_flags_and_environment() {
     let folder = Folder::new("config");

@@ -52,7 +52,7 @@ mod tests {
         // The thread that makes the pool is pinned with it: not the test's own.
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let pool = Pool::new(3, &cpus);
+                let pool = Pool::new(3, &cpus).expect("starts");
                 let seen: Mutex<BTreeMap<usize, (ThreadId, Vec<usize>)>> = Mutex::default();
                 // A worker that is slow to wake misses a region.
                 while seen.lock().unwrap().len() < 3 {

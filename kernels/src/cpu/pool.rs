@@ -15,11 +15,12 @@
 
 use super::affinity;
 use super::ahead::{Ahead, Key, Plan};
+use crate::Error;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -128,8 +129,9 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// Workers are pinned to `cpus`, one each, and with them the caller, which is worker 0; to none where there are none.
-    pub fn new(num_workers: usize, cpus: &[usize]) -> Self {
+    /// Workers are pinned to `cpus`, one each, and with them the caller, which is worker 0; to none where there are none. Fails where the system
+    /// starts no more threads; those that were started have ended then.
+    pub fn new(num_workers: usize, cpus: &[usize]) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             stretches: (0..num_workers.max(1)).map(|_| Stretches::default()).collect(),
@@ -143,26 +145,30 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let started = Arc::new(Barrier::new(num_workers.max(1)));
-        let threads = (1..num_workers).map(|worker| {
-            let (shared, started) = (Arc::clone(&shared), Arc::clone(&started));
+        let mut pool = Self { threads: Vec::new(), shared, caller: Mutex::new(()) };
+        let (begin, begun) = mpsc::channel::<()>();
+        for worker in 1..num_workers {
+            let (shared, begin) = (Arc::clone(&pool.shared), begin.clone());
             let cpu = cpus.get(worker).copied();
-            std::thread::Builder::new()
-                .name(format!("kernels-{worker}"))
-                .spawn(move || {
-                    cpu.into_iter().for_each(affinity::pin);
-                    started.wait();
-                    drop(started);
-                    shared.work(worker);
-                })
-                .expect("a worker thread can be started")
-        });
-        let threads = threads.collect();
-        // A thread allocates while it begins, and steps must not.
-        started.wait();
+            let thread = std::thread::Builder::new().name(format!("kernels-{worker}")).spawn(move || {
+                cpu.into_iter().for_each(affinity::pin);
+                drop(begin);
+                shared.work(worker);
+            });
+            // Dropped, the pool ends the others.
+            let thread = thread.map_err(|error| Error::NoThread {
+                thread: worker + 1,
+                threads: num_workers,
+                reason: error.to_string(),
+            })?;
+            pool.threads.push(thread);
+        }
+        drop(begin);
+        // A thread allocates while it begins, and steps must not: the channel ends when all have begun.
+        let _ = begun.recv();
         // Last: who is started by a pinned thread begins where it is.
         cpus.first().copied().into_iter().for_each(affinity::pin);
-        Self { threads, shared, caller: Mutex::new(()) }
+        Ok(pool)
     }
 
     /// Threads that run tasks, the caller included. Worker 0 is the caller.
@@ -382,7 +388,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_however_many_workers() {
         for workers in [1, 2, 3, 7] {
-            let pool = Pool::new(workers, &[]);
+            let pool = Pool::new(workers, &[]).expect("starts");
             for num_tasks in [0, 1, 2, 5, 64, 1000] {
                 let counts: Vec<AtomicUsize> = (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(num_tasks, &|index, worker| {
@@ -399,7 +405,7 @@ mod tests {
 
     #[test]
     fn regions_follow_each_other() {
-        let pool = Pool::new(3, &[]);
+        let pool = Pool::new(3, &[]).expect("starts");
         let total = AtomicUsize::new(0);
         for _ in 0..20_000 {
             pool.run(4, &|index, _| {
@@ -412,7 +418,7 @@ mod tests {
     #[test]
     fn a_phase_begins_when_the_one_before_has_ended() {
         for workers in [1, 2, 3, 7] {
-            let pool = Pool::new(workers, &[]);
+            let pool = Pool::new(workers, &[]).expect("starts");
             for phases in [&[][..], &[3], &[0, 5, 0, 7], &[40, 1, 30], &[1, 1, 1], &[0, 0, 1000, 1]] {
                 let ended: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
                 let told: Vec<Phase> = phases.iter().map(|&num_tasks| num_tasks.into()).collect();
@@ -432,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_phase_is_not_waited_for() {
-        let pool = Pool::new(3, &[]);
+        let pool = Pool::new(3, &[]).expect("starts");
         for _ in 0..20 {
             let caught = catch_unwind(AssertUnwindSafe(|| {
                 pool.run_phases(&[8.into(), 8.into()], &|phase, index, _| {
@@ -445,7 +451,7 @@ mod tests {
 
     #[test]
     fn callers_take_turns() {
-        let pool = Pool::new(2, &[]);
+        let pool = Pool::new(2, &[]).expect("starts");
         let total = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -463,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
-        let pool = Pool::new(3, &[]);
+        let pool = Pool::new(3, &[]).expect("starts");
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(50, &|index, _| assert_ne!(index, 17, "planted"));
         }));

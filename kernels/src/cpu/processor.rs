@@ -60,7 +60,7 @@ impl Cpu {
         let rounds = Rounds::new(activations, isa)?;
         let scratch = vec![0; if rounds.any() { SCRATCH_WORDS } else { 0 }];
         let allocated = AtomicU64::new(4 * scratch.len() as u64);
-        Ok(Self { pool: Pool::new(threads, &cpus), isa, rounds, scratch: Mutex::new(scratch), allocated })
+        Ok(Self { pool: Pool::new(threads, &cpus)?, isa, rounds, scratch: Mutex::new(scratch), allocated })
     }
 
     pub(crate) fn allocated_bytes(&self) -> u64 {

@@ -113,9 +113,9 @@ impl std::fmt::Debug for Adapter {
 
 /// The whole file, unless it is larger than any adapter of the model.
 fn read_file(path: &Path, described: &str, spec: &AdapterSpec) -> Result<Vec<u8>, AdapterError> {
-    let failed = |source: std::io::Error| match source.kind() {
+    let failed = |reason: std::io::Error| match reason.kind() {
         std::io::ErrorKind::NotFound => AdapterError::MissingFile { file: described.into() },
-        _ => FileError { path: described.into(), source }.into(),
+        _ => FileError { path: described.into(), reason }.into(),
     };
     let len = std::fs::metadata(path).map_err(failed)?.len();
     let most = 4 * spec.max_parameters() + MAX_HEADER;

@@ -28,8 +28,8 @@ pub enum AdapterError {
     #[error("the adapter was read for another model")]
     OtherModel,
     /// What was to be written.
-    #[error("failed to write {path}: {source}")]
-    Write { path: String, source: std::io::Error },
+    #[error("failed to write {path}: {reason}")]
+    Write { path: String, reason: std::io::Error },
     /// The device failed while the adapter was copied to it.
     #[error(transparent)]
     Device(#[from] kernels::Error),
@@ -41,7 +41,7 @@ impl From<LoadError> for AdapterError {
             LoadError::File(error) => Self::File(error),
             LoadError::MissingFile { file } => Self::MissingFile { file },
             LoadError::Corrupt { file, message } => Self::Corrupt { file, message },
-            LoadError::Write { path, source } => Self::Write { path, source },
+            LoadError::Write { path, reason } => Self::Write { path, reason },
             other => Self::Config(other),
         }
     }

@@ -9,6 +9,7 @@ use super::header::TensorInfo;
 use super::write::{Entry, TensorFile};
 use crate::config::{ModelConfig, OWN_KEY, json};
 use crate::content::Content;
+use crate::device::processor;
 use crate::files::CONFIG_FILE;
 use crate::parts::{Part, Quantization};
 use crate::storage::Storage;
@@ -49,7 +50,7 @@ pub fn quantize(
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
     prepare(output)?;
     let storage = Storage { quantization, ..Storage::floats(config.dtype) };
-    let job = Job { config: &config, storage, device: &Device::cpu(threads), output };
+    let job = Job { config: &config, storage, device: &processor(threads)?, output };
     let mut exported = Exported::default();
     let mut placed = Map::new();
     for (number, (name, content)) in weights.files.iter().enumerate() {
@@ -79,7 +80,7 @@ pub(crate) fn file_name(described: &str) -> String {
 }
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> LoadError + '_ {
-    |source| LoadError::Write { path: path.display().to_string(), source }
+    |reason| LoadError::Write { path: path.display().to_string(), reason }
 }
 
 pub(crate) fn prepare(output: &Path) -> Result<(), LoadError> {

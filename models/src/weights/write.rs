@@ -38,7 +38,7 @@ impl TensorFile {
         let mut header = Value::Object(header).to_string();
         // Data begins at a multiple of eight.
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let failed = |source| LoadError::Write { path: path.display().to_string(), source };
+        let failed = |reason| LoadError::Write { path: path.display().to_string(), reason };
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);
         file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
         file.write_all(header.as_bytes()).map_err(failed)?;
@@ -53,17 +53,17 @@ impl TensorFile {
             (name, data.len()),
             "tensors come as they were announced"
         );
-        self.file.write_all(data).map_err(|source| self.failed(source))
+        self.file.write_all(data).map_err(|reason| self.failed(reason))
     }
 
     /// After the last entry: on disk, whatever happens next.
     pub fn finish(mut self) -> Result<(), LoadError> {
         assert_eq!(self.left.len(), 0, "tensors are left");
-        self.file.flush().map_err(|source| self.failed(source))?;
-        self.file.get_ref().sync_all().map_err(|source| self.failed(source))
+        self.file.flush().map_err(|reason| self.failed(reason))?;
+        self.file.get_ref().sync_all().map_err(|reason| self.failed(reason))
     }
 
-    fn failed(&self, source: std::io::Error) -> LoadError {
-        LoadError::Write { path: self.path.display().to_string(), source }
+    fn failed(&self, reason: std::io::Error) -> LoadError {
+        LoadError::Write { path: self.path.display().to_string(), reason }
     }
 }

@@ -106,7 +106,7 @@ impl ChatTemplate {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(TemplateError::Unknown { name: name.to_string() })
             }
-            Err(source) => Err(FileError { path: name.to_string(), source }.into()),
+            Err(reason) => Err(FileError { path: name.to_string(), reason }.into()),
         }
     }
 

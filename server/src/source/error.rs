@@ -30,13 +30,13 @@ pub enum SourceError {
     Gguf(#[from] LoadError),
     #[error(transparent)]
     Hub(#[from] HubError),
-    #[error("failed to {what} {path}: {source}")]
-    Io { what: &'static str, path: String, source: std::io::Error },
+    #[error("failed to {what} {path}: {reason}")]
+    Io { what: &'static str, path: String, reason: std::io::Error },
 }
 
 pub(crate) fn io_error<'a>(
     what: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> SourceError + 'a {
-    move |source| SourceError::Io { what, path: path.display().to_string(), source }
+    move |reason| SourceError::Io { what, path: path.display().to_string(), reason }
 }

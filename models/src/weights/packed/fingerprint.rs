@@ -95,7 +95,7 @@ pub(super) fn of(files: &ModelFiles, sources: &[SourceFile], storage: &Storage) 
     // The forms of published weights, and how matrices are taken apart.
     hash.part(&files.read(CONFIG_FILE)?.unwrap_or_default());
     for source in sources {
-        let failed = |error| FileError { path: source.path.to_string(), source: error };
+        let failed = |error| FileError { path: source.path.to_string(), reason: error };
         source.add_to(&mut hash).map_err(failed)?;
     }
     Ok(hash.0.finalize().to_hex()[..32].to_string())

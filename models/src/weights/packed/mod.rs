@@ -60,7 +60,7 @@ impl PendingWrite {
     /// Writes the file, after making room in its folder.
     pub fn run(self) -> Result<Written, LoadError> {
         let Self { entries, target } = self;
-        let failed = |source| LoadError::Write { path: target.path.display().to_string(), source };
+        let failed = |reason| LoadError::Write { path: target.path.display().to_string(), reason };
         file::write(&target, &entries).map_err(failed)
     }
 }
