@@ -2,6 +2,7 @@
 
 use crate::auth::ApiKeys;
 use crate::batch::store::Store;
+use crate::body::BodyMemory;
 use crate::error::ApiError;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
@@ -15,6 +16,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub struct AppLimits {
     pub body_len_max: usize,
+    /// For the bodies of all requests together.
+    pub body_memory: usize,
     /// For a whole body, and longer for a long one that comes steadily.
     pub body_timeout: Duration,
     pub request: RequestLimits,
@@ -31,6 +34,7 @@ impl Default for AppLimits {
     fn default() -> Self {
         Self {
             body_len_max: 32 << 20,
+            body_memory: 512 << 20,
             body_timeout: Duration::from_secs(60),
             request: RequestLimits::default(),
             keep_alive: Some(Duration::from_secs(5)),
@@ -47,6 +51,7 @@ pub struct App {
     pub limits: AppLimits,
     pub web: WebPolicy,
     pub http_metrics: Arc<HttpMetrics>,
+    pub body_memory: Arc<BodyMemory>,
     pub lifecycle: Lifecycle,
     /// Files and batches; empty without `--data-dir`.
     pub store: OnceLock<Arc<Store>>,
@@ -57,11 +62,13 @@ pub struct App {
 
 impl App {
     pub fn new(keys: ApiKeys, limits: AppLimits, web: WebPolicy) -> Self {
+        let http_metrics = Arc::new(HttpMetrics::new());
         Self {
             keys,
             limits,
             web,
-            http_metrics: Arc::new(HttpMetrics::new()),
+            body_memory: Arc::new(BodyMemory::new(limits.body_memory, http_metrics.body_bytes.clone())),
+            http_metrics,
             lifecycle: Lifecycle::new(),
             store: OnceLock::new(),
             responses: Arc::new(ResponseStore::new(limits.responses)),

@@ -139,6 +139,7 @@ impl TryFrom<ServeArgs> for Config {
             reasoning_parser,
             generation_config,
             max_waiting,
+            max_body_memory,
             shutdown_timeout,
             sse_keep_alive_interval,
             keep_alive_timeout,
@@ -317,6 +318,7 @@ impl TryFrom<ServeArgs> for Config {
                 page: !no_page,
                 tokenizer_info: enable_tokenizer_info_endpoint,
                 responses: lower_responses(responses)?,
+                body_memory: lower_body_memory(&max_body_memory)?,
                 ..AppLimits::default()
             },
             web: WebPolicy { hosts, origins },
@@ -374,6 +376,20 @@ fn lower_weights_cache(folder: Option<PathBuf>, size: &str) -> Result<Option<Wei
         None => (default_weights_cache(), WORTH_CACHING),
     };
     Ok(folder.map(|folder| WeightsCache { folder, max_bytes, min_bytes }))
+}
+
+fn lower_body_memory(size: &str) -> Result<usize, ConfigError> {
+    let flag = "max-body-memory";
+    let bytes = usize::try_from(parse_bytes(size).map_err(fail(flag))?).unwrap_or(usize::MAX);
+    // The largest body, twice: it grows by doubling, and short ones have an eighth.
+    let least = 2 * AppLimits::default().body_len_max;
+    if bytes < least {
+        return Err(fail(flag)(format!(
+            "must be at least {} MiB, or large requests would never fit",
+            least >> 20
+        )));
+    }
+    Ok(bytes)
 }
 
 fn lower_responses(args: ResponsesArgs) -> Result<StoreLimits, ConfigError> {

@@ -49,6 +49,8 @@ pub enum ApiError {
     },
     RouteNotFound {
         path: String,
+        /// A route that it may have been meant for.
+        meant: Option<&'static str>,
     },
     MethodNotAllowed {
         method: String,
@@ -64,10 +66,22 @@ pub enum ApiError {
     BodyTooLarge {
         limit: usize,
     },
+    /// Its JSON would take more memory than there is for all bodies.
+    BodyTooComplex {
+        bytes: usize,
+        limit: usize,
+    },
+    /// The bodies of other requests take all the memory that there is for them.
+    BodyMemoryFull {
+        /// The connection can be used again.
+        is_read: bool,
+    },
     BodyTooSlow,
     UnsupportedMediaType {
         message: String,
     },
+    /// The body has a `content-encoding`.
+    CompressedBody,
     /// An object of the API, by its kind, that is not there.
     NotFound {
         kind: &'static str,
@@ -249,8 +263,9 @@ impl ApiError {
                 param: Some((*param).into()),
                 ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
             },
-            ApiError::RouteNotFound { path } => {
-                parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}"))
+            ApiError::RouteNotFound { path, meant } => {
+                let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+                parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}{hint}"))
             }
             ApiError::RouteOff { flag } => parts(
                 StatusCode::NOT_FOUND,
@@ -301,6 +316,24 @@ impl ApiError {
                     format!("the body is larger than {limit} bytes"),
                 )
             },
+            ApiError::BodyTooComplex { bytes, limit } => parts(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                INVALID,
+                Some("request_too_large"),
+                format!(
+                    "the body's JSON would take about {bytes} bytes, and the server's flag --max-body-memory leaves {limit} for all requests"
+                ),
+            ),
+            ApiError::BodyMemoryFull { is_read } => Parts {
+                retry_after_s: Some(1),
+                close: !is_read,
+                ..parts(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("body_memory_full"),
+                    "the bodies of other requests take all the memory that there is for them".into(),
+                )
+            },
             ApiError::BodyTooSlow => Parts {
                 close: true,
                 ..parts(
@@ -317,6 +350,15 @@ impl ApiError {
                     INVALID,
                     Some("unsupported_media_type"),
                     message.clone(),
+                )
+            },
+            ApiError::CompressedBody => Parts {
+                close: true,
+                ..parts(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    INVALID,
+                    Some("unsupported_media_type"),
+                    "the body is compressed (content-encoding), and only plain ones are read".into(),
                 )
             },
             ApiError::NotFound { kind, id } => Parts {
@@ -464,6 +506,9 @@ impl IntoResponse for ApiError {
         }
         if parts.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, ApiError::CompressedBody) {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if parts.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

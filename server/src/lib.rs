@@ -10,6 +10,7 @@ pub mod args;
 pub mod auth;
 pub mod batch;
 pub mod blocking;
+pub mod body;
 pub mod chat;
 pub mod cli;
 pub mod command_line;

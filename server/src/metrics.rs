@@ -105,6 +105,7 @@ pub struct HttpMetrics {
     ignored_params: IntCounter,
     startup: prometheus::GaugeVec,
     pub connections: IntGauge,
+    pub body_bytes: IntGauge,
 }
 
 // vLLM's buckets, with finer ones below 10 ms added: a small mixture of experts has token latencies there.
@@ -465,11 +466,23 @@ impl HttpMetrics {
         ));
         let connections =
             make.register(IntGauge::with_opts(Opts::new("perilune:http_connections", "open connections")));
+        let body_bytes = make.register(IntGauge::with_opts(Opts::new(
+            "perilune:http_body_bytes",
+            "bodies of requests in memory, as --max-body-memory counts them",
+        )));
         #[cfg(target_os = "linux")]
         make.registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("the process collector is registered once");
-        Self { registry: registry.clone(), requests, duration, ignored_params, startup, connections }
+        Self {
+            registry: registry.clone(),
+            requests,
+            duration,
+            ignored_params,
+            startup,
+            connections,
+            body_bytes,
+        }
     }
 
     /// Makes the series of a route exist before its first request.

@@ -3,19 +3,19 @@
 
 use crate::app::{App, AppLimits};
 use crate::batch::request::Internal;
+use crate::body::{self, BodyLimits, RequestBody};
 use crate::error::ApiError;
 use crate::web::{is_json, is_question, media_type, yes};
-use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, MatchedPath, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
 use futures::FutureExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tracing::Instrument;
 
 /// The client's `x-request-id`, or a new one.
@@ -58,7 +58,7 @@ pub fn is_clean(id: &str) -> bool {
 pub struct ApiRequest {
     pub id: RequestId,
     pub used: UsedAdapter,
-    pub body: Bytes,
+    pub body: RequestBody,
     pub arrived: Instant,
 }
 
@@ -68,17 +68,46 @@ impl FromRequest<Arc<App>> for ApiRequest {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let arrived = Instant::now();
         let (parts, body) = request.into_parts();
-        check_headers(&parts.headers, app.limits.body_len_max)?;
+        check_headers(&parts.headers)?;
         let id =
             parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId::of(&parts.headers));
         let used = parts.extensions.get::<UsedAdapter>().cloned().unwrap_or_default();
-        let body = read_body(body, &app.limits).await?;
+        let AppLimits { body_len_max: len_max, body_timeout: timeout, .. } = app.limits;
+        let body = match parts.extensions.get::<Internal>() {
+            Some(Internal) => body::own(body, len_max).await?,
+            None => {
+                body::read(body, &parts.headers, BodyLimits { len_max, timeout }, &app.body_memory).await?
+            }
+        };
         Ok(Self { id, used, body, arrived })
     }
 }
 
+/// The object that a path names.
+pub struct Id(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        let Path(id) = id.map_err(|_| ApiError::invalid("id", "is not UTF-8"))?;
+        Ok(Self(id))
+    }
+}
+
+/// By the name of the parameter, where there is one.
+pub fn bad_query(error: QueryRejection) -> ApiError {
+    let text = error.body_text();
+    let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+    match text.split_once(": ") {
+        Some((name, message)) if !name.contains(' ') => ApiError::invalid(name, message),
+        _ => ApiError::invalid("query", text),
+    }
+}
+
 /// JSON must be called JSON: a web page can send other types, or none, to a server on the reader's own machine without asking it.
-fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
     if !is_json(headers) {
         let message = match media_type(headers).is_empty() {
             true => "the content-type header is missing, expected application/json".into(),
@@ -86,49 +115,12 @@ fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
         };
         return Err(ApiError::UnsupportedMediaType { message });
     }
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity") {
-        let message = "compressed bodies are not supported".into();
-        return Err(ApiError::UnsupportedMediaType { message });
-    }
-    let length =
-        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > limit as u64) {
-        return Err(ApiError::BodyTooLarge { limit });
+    let is_plain =
+        |value: &HeaderValue| value.is_empty() || value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|value| !is_plain(value)) {
+        return Err(ApiError::CompressedBody);
     }
     Ok(())
-}
-
-/// Whoever sends this many bytes a second is not too slow, however long a body of pictures takes.
-const BYTES_A_SECOND: u64 = 64 << 10;
-
-async fn read_body(body: Body, limits: &AppLimits) -> Result<Bytes, ApiError> {
-    let AppLimits { body_len_max: limit, body_timeout, .. } = *limits;
-    let mut deadline = tokio::time::Instant::now() + body_timeout;
-    let mut body = Limited::new(body, limit);
-    let mut first = Bytes::new();
-    let mut whole = BytesMut::new();
-    loop {
-        let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
-            Err(_) => return Err(ApiError::BodyTooSlow),
-            Ok(None) if whole.is_empty() => return Ok(first),
-            Ok(None) => return Ok(whole.freeze()),
-            Ok(Some(Err(error))) if error.is::<LengthLimitError>() => {
-                return Err(ApiError::BodyTooLarge { limit });
-            }
-            Ok(Some(Err(_))) => return Err(ApiError::InvalidJson("the body ended early".into())),
-            Ok(Some(Ok(frame))) => frame,
-        };
-        // The others are trailers.
-        let Ok(data) = frame.into_data() else { continue };
-        deadline += Duration::from_micros(data.len() as u64 * 1_000_000 / BYTES_A_SECOND);
-        // Most bodies come in one piece, which needs no copy.
-        if first.is_empty() && whole.is_empty() {
-            first = data;
-            continue;
-        }
-        whole.extend_from_slice(&std::mem::take(&mut first));
-        whole.extend_from_slice(&data);
-    }
 }
 
 /// Around all routes: refuses what web pages may not do, and lets those do more that the operator allows.

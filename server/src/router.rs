@@ -111,7 +111,21 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 async fn no_route(request: Request) -> ApiError {
-    ApiError::RouteNotFound { path: request.uri().path().to_owned() }
+    let path = request.uri().path();
+    ApiError::RouteNotFound { path: path.chars().take(PATH_CHARS_TOLD).collect(), meant: meant(path) }
+}
+
+const PATH_CHARS_TOLD: usize = 256;
+
+/// The route of a path with a slash or a `/v1` too many, as they come from base addresses that end in one.
+fn meant(path: &str) -> Option<&'static str> {
+    let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    while let ["v1", "v1", ..] = parts[..] {
+        parts.remove(0);
+    }
+    let fixed = format!("/{}", parts.join("/"));
+    let paths = ROUTES.iter().flat_map(|&(_, _, paths, _)| paths);
+    paths.filter(|&known| known != path).find(|&known| known == fixed)
 }
 
 async fn wrong_method(request: Request) -> ApiError {
@@ -129,6 +143,21 @@ async fn docs_page() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_with_something_too_many_are_told_what_was_meant() {
+        for (path, route) in [
+            ("/v1/chat/completions/", Some("/v1/chat/completions")),
+            ("//v1//chat/completions", Some("/v1/chat/completions")),
+            ("/v1/v1/models", Some("/v1/models")),
+            ("/models/", Some("/models")),
+            ("/v1", None),
+            ("/", None),
+            ("/v1/chat/completion", None),
+        ] {
+            assert_eq!(meant(path), route, "{path}");
+        }
+    }
 
     #[test]
     fn what_can_be_batched_is_served() {

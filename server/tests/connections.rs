@@ -7,6 +7,7 @@ use harness::fake::Fault;
 use harness::{Setup, TestServer};
 use perilune::http::HttpLimits;
 use serde_json::{Value, json};
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -178,6 +179,21 @@ fn long_bodies_that_come_steadily_are_waited_for() {
     assert_eq!(slow.receive().status, 408);
     steady.write(rest.as_bytes());
     assert_eq!(steady.receive().status, 200);
+}
+
+/// In its own language: SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED.
+#[test]
+fn a_client_that_begins_with_http2_is_told() {
+    let server = TestServer::start();
+    let mut connection = server.connect();
+    connection.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let mut frames = vec![0; 9 + 9 + 33];
+    connection.stream.read_exact(&mut frames).expect("both frames");
+    assert_eq!(frames[..9], *b"\0\0\0\x04\0\0\0\0\0");
+    assert_eq!(frames[9..18], *b"\0\0\x21\x07\0\0\0\0\0");
+    assert_eq!(frames[18..26], *b"\0\0\0\0\0\0\0\x0d");
+    assert_eq!(frames[26..], *b"this server speaks HTTP/1");
+    assert!(connection.is_closed());
 }
 
 #[test]

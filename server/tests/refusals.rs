@@ -341,6 +341,24 @@ fn routes_and_methods() {
         };
         assert_eq!(connection.receive().status, expected, "{} {path}", route.method);
     }
+    // What differs from a route by a slash or a version is told which.
+    for (path, meant) in
+        [("/v1/models/", "/v1/models"), ("//v1/models", "/v1/models"), ("/v1/v1/models", "/v1/models")]
+    {
+        let message = server.get(path).json()["error"]["message"].clone();
+        assert_eq!(message, format!("no route {path}; did you mean {meant}?"));
+    }
+    // Paths and queries that cannot be read are errors of the API as well.
+    for (path, param) in [
+        ("/v1/models/%ff", "id"),
+        ("/v1/responses/%ff%fe", "id"),
+        ("/v1/files/%ff", "id"),
+        ("/v1/responses/x?stream=maybe", "stream"),
+        ("/v1/responses/x/input_items?limit=many", "limit"),
+        ("/v1/files?limit=-1", "limit"),
+    ] {
+        assert_eq!(error(&server.get(path)), (400, json!(param), json!("invalid_value")), "{path}");
+    }
     let version = server.get("/version").json();
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
 }
@@ -371,6 +389,86 @@ fn bodies_that_are_not_json_objects() {
     assert_eq!(error(&connection.receive()).0, 400);
 }
 
+/// Serde would read the fields of a struct from a list as well.
+#[test]
+fn lists_are_no_objects() {
+    let server = TestServer::start();
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "stream": true});
+    let response = json!({"input": "hi", "max_output_tokens": 1, "stream": true});
+    let tool = |function: Value| json!([{"type": "function", "function": function}]);
+    for (path, base, field, param) in [
+        (CHAT, &chat, json!({"stream_options": [true]}), "stream_options"),
+        (CHAT, &chat, json!({"stream_options": []}), "stream_options"),
+        (CHAT, &chat, json!({"logit_bias": [[1, 2]]}), "logit_bias"),
+        (CHAT, &chat, json!({"chat_template_kwargs": [1]}), "chat_template_kwargs"),
+        (CHAT, &chat, json!({"messages": [["user", "hi"]]}), "messages[0]"),
+        (
+            CHAT,
+            &chat,
+            json!({"messages": [{"role": "user", "content": [["text", "hi"]]}]}),
+            "messages[0].content[0]",
+        ),
+        (CHAT, &chat, json!({"tools": [["function", ["f"]]]}), "tools[0]"),
+        (CHAT, &chat, json!({"tools": tool(json!(["f"]))}), "tools[0].function"),
+        (CHAT, &chat, json!({"tools": tool(json!({"name": "f"})), "tool_choice": ["auto"]}), "tool_choice"),
+        (CHAT, &chat, json!({"response_format": ["json_object"]}), "response_format"),
+        (
+            CHAT,
+            &chat,
+            json!({"response_format": {"type": "json_schema", "json_schema": ["x"]}}),
+            "response_format.json_schema",
+        ),
+        (CHAT, &chat, json!({"structured_outputs": [{}]}), "structured_outputs"),
+        (
+            COMPLETIONS,
+            &json!({"prompt": "a", "stream": true}),
+            json!({"stream_options": [true, true]}),
+            "stream_options",
+        ),
+        ("/v1/responses", &response, json!({"stream_options": [true]}), "stream_options"),
+        ("/v1/responses", &response, json!({"text": ["x"]}), "text"),
+        ("/v1/responses", &response, json!({"text": {"format": ["x"]}}), "text.format"),
+        ("/v1/responses", &response, json!({"reasoning": ["low"]}), "reasoning"),
+        ("/v1/responses", &response, json!({"input": [["message"]]}), "input[0]"),
+        ("/v1/rerank", &json!({"query": "a"}), json!({"documents": ["b", ["c"]]}), "documents[1]"),
+        (
+            "/v1/rerank",
+            &json!({"query": "a"}),
+            json!({"documents": [{"content": [["text", "c"]]}]}),
+            "documents[0]",
+        ),
+    ] {
+        check(&server, path, &with(base, &field), param, "invalid_value");
+    }
+    // In Anthropic's shape, which names no field.
+    let message = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1});
+    for (field, named) in [
+        (json!({"thinking": ["enabled"]}), "`thinking`"),
+        (json!({"tools": [["f"]]}), "`tools[0]`"),
+        (json!({"tool_choice": ["auto"]}), "`tool_choice`"),
+        (json!({"messages": [["user", "hi"]]}), "`messages[0]`"),
+    ] {
+        let response = server.post("/v1/messages", &with(&message, &field));
+        assert_eq!(response.status, 400, "{field}: {}", response.text());
+        assert!(response.text().contains(named), "{field}: {}", response.text());
+    }
+    // And a document in each of its forms is read as ever.
+    let documents = json!(["b", {"text": "c"}, {"content": [{"type": "text", "text": "d"}, {"type": "text", "text": "e"}]}]);
+    let ranked = server.ask("/v1/rerank", &json!({"query": "a", "documents": documents}));
+    let texts: Vec<&Value> =
+        ranked["results"].as_array().expect("a list").iter().map(|r| &r["document"]["text"]).collect();
+    assert!(texts.contains(&&json!("d\ne")) && texts.contains(&&json!("c")), "{ranked}");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_body() {
+    let server = TestServer::start();
+    let mut connection = server.connect();
+    let body = "\u{feff}{\"prompt\": \"hi\", \"max_tokens\": 1}";
+    connection.send("POST", COMPLETIONS, &[("content-type", "application/json")], body.as_bytes());
+    assert_eq!(connection.receive().status, 200);
+}
+
 #[test]
 fn content_types() {
     let server = TestServer::start();
@@ -391,7 +489,13 @@ fn content_types() {
         assert_eq!(error(&post(&[("content-type", bad)])).0, 415, "{bad}");
     }
     assert_eq!(error(&post(&[])).0, 415);
-    assert_eq!(error(&post(&[("content-type", "application/json"), ("content-encoding", "gzip")])).0, 415);
+    for (encoding, status) in
+        [("gzip", 415), ("zstd", 415), ("gzip, identity", 415), ("identity", 200), ("", 200)]
+    {
+        let response = post(&[("content-type", "application/json"), ("content-encoding", encoding)]);
+        assert_eq!(response.status, status, "{encoding}");
+        assert_eq!(response.header("accept-encoding"), (status == 415).then_some("identity"));
+    }
 }
 
 #[test]

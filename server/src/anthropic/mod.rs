@@ -33,8 +33,9 @@ fn lower(body: &[u8], purpose: Purpose) -> Result<Lowered, ApiError> {
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let Lowered { request, places } = lower(&body, Purpose::Answer)?;
-    drop(body);
+    let held = body.parsed();
     let started = Started::of(&exchange, request, "msg_").await.map_err(|error| places.name(error))?;
+    drop(held);
     let Started { head, mut answers, report, mut ignored, .. } = started;
     lower::name_ignored(&mut ignored);
     if report.stream.is_some() {
@@ -49,7 +50,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
 pub async fn count_tokens(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let Lowered { request, places } = lower(&body, Purpose::Count)?;
-    drop(body);
+    let _held = body.parsed();
     let (app, service) = (&exchange.app, &exchange.service);
     let lowered = request.chat.lower(request.generation, service.defaults(), &app.limits.request);
     let (chat, generation) = lowered.map_err(|error| places.name(error))?;

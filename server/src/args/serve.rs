@@ -161,6 +161,10 @@ pub struct ServeArgs {
     )]
     pub max_waiting: usize,
 
+    /// What the bodies of all requests may take until their prompts are made, about as parsed; more are refused with 429
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", env = "PERILUNE_MAX_BODY_MEMORY")]
+    pub max_body_memory: String,
+
     /// Seconds that running requests have to finish after SIGTERM or Ctrl-C
     #[arg(
         long,

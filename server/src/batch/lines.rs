@@ -1,5 +1,6 @@
 //! The lines of a batch: `{"custom_id": …, "method": "POST", "url": "/v1/…", "body": {…}}`, in OpenAI's form.
 
+use crate::openai::fields::BYTE_ORDER_MARK;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
@@ -98,6 +99,7 @@ fn parse(number: usize, bytes: &[u8], rules: &Rules) -> Result<Line, Mistake> {
     }
     let not_an_object =
         |why: String| mistake("invalid_json_line", None, format!("the line is not a JSON object{why}"));
+    let bytes = if number == 1 { bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes) } else { bytes };
     let mut line = match serde_json::from_slice(bytes) {
         Ok(Value::Object(line)) => line,
         Ok(_) => return Err(not_an_object(String::new())),

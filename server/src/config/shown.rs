@@ -54,6 +54,7 @@ impl Config {
             ("allowed_hosts", json!(web.hosts)),
             ("max_n", json!(limits.request.n_max)),
             ("body_len_max", json!(limits.body_len_max)),
+            ("max_body_memory", json!(limits.body_memory)),
             ("sse_keep_alive_interval", json!(limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()))),
             ("page", json!(limits.page)),
             ("keep_alive_timeout", json!(http.idle_timeout.as_secs_f64())),

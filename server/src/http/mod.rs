@@ -140,7 +140,7 @@ impl Connection {
             router.call(request)
         });
         let mut first_head = std::pin::pin!(tokio::time::sleep(limits.header_timeout));
-        let io = TokioIo::new(StallGuard::new(stream, limits.stall_timeout));
+        let io = TokioIo::new(StallGuard::new(stream.clone(), limits.stall_timeout));
         // Who comes while the server drains is told so, once.
         let mut draining = *phase.borrow() != Phase::Serving;
         let seen = phase.clone();
@@ -179,6 +179,10 @@ impl Connection {
                 Ok(ended) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended");
+                        if error.is_parse_version_h2() {
+                            // Whoever reads nothing misses it.
+                            let _ = stream.try_write(HTTP2_REFUSAL);
+                        }
                     }
                     return;
                 }
@@ -193,6 +197,10 @@ impl Connection {
         }
     }
 }
+
+/// What a client that begins with HTTP/2 is told in its language: SETTINGS, and GOAWAY with the reason HTTP_1_1_REQUIRED (RFC 9113, 6.8 and 7).
+const HTTP2_REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\
+\0\0\x21\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0dthis server speaks HTTP/1";
 
 /// What a connection is told besides its requests.
 enum News {

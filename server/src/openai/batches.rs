@@ -8,11 +8,11 @@ use crate::disk::io_error;
 use crate::error::ApiError;
 use crate::openai::exchange::{add_ignored, json_response};
 use crate::openai::fields::{Fields, request_fields};
-use crate::openai::files::{List, bad_query, check_limit, on_disk};
+use crate::openai::files::{List, check_limit, on_disk};
 use crate::openai::metadata::check_metadata;
-use crate::request::ApiRequest;
+use crate::request::{ApiRequest, Id, bad_query};
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -110,18 +110,12 @@ pub async fn list(
     Ok(Json(List::new(page.items, page.has_more, |batch| &batch.id)))
 }
 
-pub async fn retrieve(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<BatchObject>, ApiError> {
+pub async fn retrieve(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<BatchObject>, ApiError> {
     app.store()?.get(&id).map(Json).ok_or_else(|| missing(&id))
 }
 
 /// Lines that run are given up; what they and those before them gave stays.
-pub async fn cancel(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<BatchObject>, ApiError> {
+pub async fn cancel(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<BatchObject>, ApiError> {
     let (store, asked) = (app.store()?.clone(), id.clone());
     let done =
         on_disk(move || store.cancel(&asked).map_err(io_error("failed to keep a cancellation"))).await?;

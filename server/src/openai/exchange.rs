@@ -1,6 +1,7 @@
 //! One request and its answer, whatever the dialect: from the started answers to a response with its headers.
 
 use crate::app::App;
+use crate::body::RequestBody;
 use crate::engine_thread::Timings;
 use crate::error::ApiError;
 use crate::lifecycle::InFlight;
@@ -12,7 +13,6 @@ use crate::openai::report::server_timing;
 use crate::openai::stream::{Dialect, EventBody};
 use crate::request::{ApiRequest, RequestId, UsedAdapter, is_clean};
 use crate::service::{Found, Service, unix_time};
-use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -31,7 +31,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Takes a request in, or says why none is taken.
-    pub fn begin(app: Arc<App>, request: ApiRequest) -> Result<(Self, Bytes), ApiError> {
+    pub fn begin(app: Arc<App>, request: ApiRequest) -> Result<(Self, RequestBody), ApiError> {
         let in_flight = app.lifecycle.admit()?;
         let service = app.service()?.clone();
         let ApiRequest { id, used, body, arrived } = request;

@@ -2,6 +2,7 @@
 //! vain: it is refused where it would constrain the answer, and reported as ignored where it would not.
 
 use crate::error::ApiError;
+use crate::openai::strict::Strict;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
@@ -9,6 +10,8 @@ pub struct Fields(Map<String, Value>);
 
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        // Some systems begin every text with a byte order mark.
+        let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self(map)),
             Ok(other) => Err(ApiError::InvalidJson(format!("expected an object, got {}", kind(&other)))),
@@ -29,9 +32,9 @@ impl Fields {
             Some(value) => value,
         };
         let with_whole = has_whole_float(&value).then(|| with_whole_numbers(&value));
-        let read = serde_path_to_error::deserialize(value);
+        let read = serde_path_to_error::deserialize(Strict(value));
         let read = match (read, with_whole) {
-            (Err(_), Some(value)) => serde_path_to_error::deserialize(value),
+            (Err(_), Some(value)) => serde_path_to_error::deserialize(Strict(value)),
             (read, _) => read,
         };
         read.map(Some).map_err(|error| {
@@ -69,6 +72,8 @@ impl Fields {
         Ok(Ignored(names))
     }
 }
+
+pub const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 fn kind(value: &Value) -> &'static str {
     match value {
@@ -175,6 +180,9 @@ fn is_none(value: &Value) -> bool {
 fn empty(value: &Value) -> bool {
     value.as_str().is_some_and(str::is_empty)
 }
+fn no_items(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
 fn one(value: &Value) -> bool {
     value.as_f64() == Some(1.0)
 }
@@ -211,6 +219,7 @@ const REFUSED: &[Refused] = &[
     refused("media_io_kwargs", never, "the image processor's settings are the model's"),
     refused("prompt_embeds", never, "prompts are text or token ids"),
     refused("truncate_prompt_tokens", never, "prompts are never truncated"),
+    refused("logits_processors", no_items, "code of requests is not run; `logit_bias`, `bad_words` and grammars are there"),
     refused("repetition_detection", never, "it is not implemented"),
     refused("kv_transfer_params", never, "there is no transfer of KV blocks"),
 ];

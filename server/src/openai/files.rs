@@ -7,10 +7,11 @@ use crate::disk::files::{About, FileObject, Files, Upload};
 use crate::disk::registry::Order;
 use crate::error::ApiError;
 use crate::openai::fields::{Fields, request_fields};
+use crate::request::{Id, bad_query};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{FromRequest, Multipart, Path, Query, Request, State};
+use axum::extract::{FromRequest, Multipart, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
@@ -262,10 +263,6 @@ pub async fn list(
     Ok(Json(List::new(page.items, page.has_more, |file| &file.id)))
 }
 
-pub fn bad_query(error: axum::extract::rejection::QueryRejection) -> ApiError {
-    ApiError::invalid("query", error.body_text())
-}
-
 pub fn check_limit(limit: Option<usize>, default: usize, max: usize) -> Result<usize, ApiError> {
     match limit.unwrap_or(default) {
         limit if (1..=max).contains(&limit) => Ok(limit),
@@ -281,17 +278,11 @@ impl<T> List<T> {
     }
 }
 
-pub async fn retrieve(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<FileObject>, ApiError> {
+pub async fn retrieve(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<FileObject>, ApiError> {
     app.store()?.files.get(&id).map(Json).ok_or_else(|| missing(&id))
 }
 
-pub async fn remove(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<DeletedFile>, ApiError> {
+pub async fn remove(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<DeletedFile>, ApiError> {
     let store = app.store()?.clone();
     if let Some(batch) = store.user_of(&id) {
         return Err(ApiError::Conflict { message: format!("{batch} still reads this file") });
@@ -304,7 +295,7 @@ pub async fn remove(
 }
 
 /// The content as it came, never to be taken for a page.
-pub async fn content(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn content(State(app): State<Arc<App>>, Id(id): Id) -> Result<Response, ApiError> {
     let (store, asked) = (app.store()?.clone(), id.clone());
     let open = move || {
         store

@@ -22,6 +22,7 @@ pub mod responses;
 pub mod rewards;
 pub mod score;
 pub mod stream;
+mod strict;
 pub mod structured;
 pub mod tokenize;
 pub mod tools;

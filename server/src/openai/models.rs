@@ -3,9 +3,10 @@
 use crate::adapters::Adapter;
 use crate::app::App;
 use crate::error::ApiError;
+use crate::request::Id;
 use crate::service::Service;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::sync::Arc;
@@ -61,10 +62,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiErr
 }
 
 /// Names may hold slashes, as those on the hub do.
-pub async fn retrieve(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<ModelCard>, ApiError> {
+pub async fn retrieve(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<ModelCard>, ApiError> {
     let service = app.service()?;
     if let Some(adapter) = service.adapters().find(&id) {
         return Ok(Json(adapter_card(service, &id, adapter)));

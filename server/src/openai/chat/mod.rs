@@ -85,9 +85,10 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
     let request = ChatCompletionRequest::parse(&body)?;
-    drop(body);
+    let held = body.parsed();
     let Started { head, mut answers, report, num_choices, prompt, ignored } =
         Started::of(&exchange, request, "chatcmpl-").await?;
+    drop(held);
     if report.stream.is_some() {
         let chunks = ChatChunks::new(&head, service.tokenizer().clone(), report, prompt, num_choices);
         return exchange.stream(answers, chunks, &ignored).await;

@@ -26,7 +26,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
     let CompletionRequest { completion, generation, ignored } = CompletionRequest::parse(&body)?;
-    drop(body);
+    let held = body.parsed();
     let Lowered { prompts: raw, echo, add_special_tokens, mut generation } =
         completion.lower(generation, service.defaults(), &exchange.app.limits.request)?;
     let head = exchange.head("cmpl-", &generation)?;
@@ -37,7 +37,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
         tokens.into_iter().map(|tokens| Prompt { tokens, ..Prompt::default() }).collect();
     service.constrain(&mut generation, None).await?;
     let mut answers = service.start(&prompts, &generation, "prompt")?;
-    drop(prompts);
+    drop((prompts, held));
     let report = generation.report;
     if report.stream.is_some() {
         let chunks = CompletionChunks::new(&head, service.tokenizer().clone(), report, echoes, generation.n);

@@ -22,7 +22,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
     let mut fields = Fields::parse(&body)?;
-    drop(body);
+    let held = body.parsed();
     let embedding = EmbeddingFields::take(&mut fields)?;
     let ignored = fields.into_ignored()?;
     let Lowered { model, request_id, input, form, pooling, options } =
@@ -40,7 +40,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let prompts: Vec<_> = prompts.into_iter().map(|prompt| ToRead { prompt, output, adapter }).collect();
     let prompt_tokens = prompts.iter().map(|read| read.prompt.tokens.len()).sum();
     let readings = service.read(&prompts, options)?;
-    drop(prompts);
+    drop((prompts, held));
     let reads = readings.collect().await?;
     let timings: Vec<_> = reads.iter().map(|read| read.timings).collect();
     let list = EmbeddingList::new(&head, &reads, form, prompt_tokens);

@@ -57,12 +57,13 @@ struct Begun {
 pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let Lowered { request, names, echo, context, truncates } = lower(&exchange, &body)?;
-    drop(body);
+    let held = body.parsed();
     let (is_kept, store) = (echo.store, exchange.app.responses.clone());
     let place = echo.background.then(|| store.begin_background()).transpose()?;
     let overflow = if truncates { Overflow::DropsOldest } else { Overflow::IsRefused };
     let mut started =
         Started::with(&exchange, request, "resp_", overflow).await.map_err(|error| names.name(error))?;
+    drop(held);
     Names::rename_ignored(&mut started.ignored.0);
     let outline = Arc::new(Outline { head: started.head.clone(), echo });
     let assembly = Assembly::new(exchange.service.tokenizer().clone());
@@ -144,7 +145,7 @@ pub struct InputTokens {
 pub async fn count_tokens(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let Lowered { request, names, .. } = lower(&exchange, &body)?;
-    drop(body);
+    let _held = body.parsed();
     let (app, service) = (&exchange.app, &exchange.service);
     let lowered = request.chat.lower(request.generation, service.defaults(), &app.limits.request);
     let (chat, generation) = lowered.map_err(|error| names.name(error))?;

@@ -5,11 +5,12 @@ use super::types::{ItemsQuery, RetrieveQuery};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::openai::exchange::{json_response, json_text};
-use crate::openai::files::{List, bad_query, check_limit};
+use crate::openai::files::{List, check_limit};
 use crate::openai::stream::event_stream;
+use crate::request::{Id, bad_query};
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 pub async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Id(id): Id,
     query: Result<Query<RetrieveQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(RetrieveQuery { stream, starting_after, .. }) = query.map_err(bad_query)?;
@@ -48,14 +49,14 @@ pub struct DeletedResponse {
 }
 
 /// Also stops it, where it is being made in the background.
-pub async fn remove(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn remove(State(app): State<Arc<App>>, Id(id): Id) -> Result<Response, ApiError> {
     let kept = app.responses.remove(&id)?;
     kept.stop();
     Ok(json_response(&DeletedResponse { id, object: "response", deleted: true }))
 }
 
 /// A response that has ended stays as it is.
-pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn cancel(State(app): State<Arc<App>>, Id(id): Id) -> Result<Response, ApiError> {
     let kept = app.responses.get(&id)?;
     if !kept.is_background() {
         let message = "only a response that is made in the background can be cancelled; for another, hang up";
@@ -69,7 +70,7 @@ pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Resu
 /// All items that the response answers, those of the responses before it included.
 pub async fn input_items(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Id(id): Id,
     query: Result<Query<ItemsQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(ItemsQuery { limit, order, after }) = query.map_err(bad_query)?;

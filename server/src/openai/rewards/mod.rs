@@ -25,7 +25,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
     let (exchange, body) = Exchange::begin(app, request)?;
     let service = exchange.service.clone();
     let mut fields = Fields::parse(&body)?;
-    drop(body);
+    let held = body.parsed();
     let rewards = RewardFields::take(&mut fields)?;
     let ignored = fields.into_ignored()?;
     let Lowered { policy, reference, context, answers, beta, end, shows_tokens, request_id, options } =
@@ -60,7 +60,7 @@ pub async fn create(State(app): State<Arc<App>>, request: ApiRequest) -> Result<
         .collect();
     let prompt_tokens = reads.iter().map(|read| read.prompt.tokens.len()).sum();
     let readings = service.read(&reads, options)?;
-    drop(reads);
+    drop((reads, held));
     let reads = readings.collect().await?;
     let by_policy = &reads[..answers.len()];
     let by_reference = &reads[reads.len() - answers.len()..];

@@ -7,7 +7,9 @@ use crate::openai::generation::{RequestLimits, lower_salt};
 use crate::openai::score::compare::{Comparison, Manner, Method, Reduction};
 use crate::reading::ReadOptions;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 request_fields! {
     pub struct ScoreFields {
@@ -49,11 +51,8 @@ pub enum Texts {
     Many(Vec<String>),
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a string, an object with a `text`, or one with a `content` of text parts"
-)]
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
 pub enum Document {
     Text(String),
     Object { text: String },
@@ -61,13 +60,44 @@ pub enum Document {
 }
 
 /// A part as in a chat message; texts are all that is compared.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[derive(Debug, JsonSchema)]
+#[schemars(tag = "type", rename_all = "lowercase")]
 pub enum TextPart {
     Text { text: String },
 }
 
+/// By hand: what serde derives for these would also take lists for objects.
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let document = match Value::deserialize(deserializer)? {
+            Value::String(text) => Some(Self::Text(text)),
+            Value::Object(object) => Self::from_object(object),
+            _ => None,
+        };
+        document.ok_or_else(|| {
+            D::Error::custom(
+                "expected a string, an object with a `text`, or one with a `content` of text parts",
+            )
+        })
+    }
+}
+
 impl Document {
+    fn from_object(mut object: Map<String, Value>) -> Option<Self> {
+        if let Some(Value::String(text)) = object.get_mut("text") {
+            return Some(Self::Object { text: std::mem::take(text) });
+        }
+        let Some(Value::Array(content)) = object.get_mut("content") else { return None };
+        let part = |part: &mut Value| {
+            let is_text = part.get("type")? == "text";
+            match part.get_mut("text").filter(|_| is_text)? {
+                Value::String(text) => Some(TextPart::Text { text: std::mem::take(text) }),
+                _ => None,
+            }
+        };
+        Some(Self::Parts { content: content.iter_mut().map(part).collect::<Option<_>>()? })
+    }
+
     fn into_text(self) -> String {
         match self {
             Document::Text(text) | Document::Object { text } => text,

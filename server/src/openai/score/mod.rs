@@ -20,7 +20,8 @@ use std::sync::Arc;
 pub async fn score(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let mut fields = Fields::parse(&body)?;
-    drop(body);
+    // The texts are there until the answer is.
+    let _held = body.parsed();
     let (texts, method) = (ScoreFields::take(&mut fields)?, MethodFields::take(&mut fields)?);
     let ignored = fields.into_ignored()?;
     let (comparison, param) = texts.lower(&exchange.app.limits.request)?;
@@ -35,7 +36,8 @@ pub async fn score(State(app): State<Arc<App>>, request: ApiRequest) -> Result<R
 pub async fn rerank(State(app): State<Arc<App>>, request: ApiRequest) -> Result<Response, ApiError> {
     let (exchange, body) = Exchange::begin(app, request)?;
     let mut fields = Fields::parse(&body)?;
-    drop(body);
+    // The texts are there until the answer is.
+    let _held = body.parsed();
     let (ranking, method) = (RerankFields::take(&mut fields)?, MethodFields::take(&mut fields)?);
     let ignored = fields.into_ignored()?;
     let ranking = ranking.lower(&exchange.app.limits.request)?;
