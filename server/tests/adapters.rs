@@ -1,6 +1,6 @@
 //! Adapters beside the model: chosen by name, loaded and unloaded while requests run.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::{Folder, line, with_limits};
 use harness::client::Connection;

@@ -1,6 +1,6 @@
 //! What is answered: both dialects, streamed or not, with everything that a request may ask to be reported.
 
-mod harness;
+use crate::harness;
 
 use harness::{Setup, TestServer};
 use serde_json::{Value, json};

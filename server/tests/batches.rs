@@ -1,6 +1,6 @@
 //! `/v1/batches`: each line is answered as a request is, exactly once, whatever happens meanwhile.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::{Folder, line, setup, with_limits};
 use harness::{TestServer, find_metric};

@@ -2,8 +2,8 @@
 
 #[path = "../../models/tests/common/formula.rs"]
 mod formula;
-mod harness;
-mod support;
+use crate::harness;
+use crate::support;
 
 use base64::Engine;
 use formula::{encoder, joined, noise};

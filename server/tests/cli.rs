@@ -1,6 +1,6 @@
 //! `perilune chat` and `perilune bench` as processes, against the real server with a fake model.
 
-mod harness;
+use crate::harness;
 
 use harness::{MODEL, TestServer};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! Clients that leave, stall or say nothing, and a server that goes down: memory is given back, and streams end as they should.
 
-mod harness;
+use crate::harness;
 
 use harness::client::{Connection, parse_events};
 use harness::fake::Fault;

@@ -1,7 +1,7 @@
 //! Whatever a model says under a constraint, the constraint holds: the model is random weights, which find every hole, and what it says
 //! is checked by others: a JSON schema validator, a regular expression engine, a parser of its own.
 
-mod random;
+use crate::random;
 
 use perilune::constrain::{
     BodyPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, GrammarFault,

@@ -1,8 +1,8 @@
 //! The embedded model under schemas, through the API: its own tokenizer, its own weights, greedy and sampled. Every answer that ends by
 //! itself is valid to a JSON schema validator, and nearly all end.
 
-mod harness;
-mod random;
+use crate::harness;
+use crate::random;
 
 use harness::{TestServer, small_load};
 use random::parse_json;

@@ -1,7 +1,7 @@
 //! The embedded model over HTTP: the same request gives the same tokens and log-probabilities alone and in any company, streamed or
 //! not, found in the cache or computed, with pictures and without.
 
-mod harness;
+use crate::harness;
 
 use base64::Engine;
 use harness::TestServer;

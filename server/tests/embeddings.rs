@@ -1,6 +1,6 @@
 //! Prompts that are read and not answered: embeddings, scores, rankings.
 
-mod harness;
+use crate::harness;
 
 use base64::Engine;
 use harness::fake::HIDDEN_SIZE;

@@ -1,6 +1,6 @@
 //! `/v1/files`: what is taken in comes back, in pages, within limits; and nothing a client says becomes a path.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::{Folder, setup, with_limits};
 use harness::{MODEL, TestServer};

@@ -1,6 +1,6 @@
 //! Tokenizers out of GGUF files, against the same tokenizers in the format that they were published in.
 
-mod support;
+use crate::support;
 
 use perilune::chat::{Specials, Tokenizer};
 use perilune::source::{self, HubSettings, Needed};

@@ -1,6 +1,6 @@
 //! Fetching from the hub, against a stand-in on loopback that breaks, lies and redirects.
 
-mod support;
+use crate::support;
 
 use models::ModelFiles;
 use perilune::source::{FoundModel, HubSettings, Needed, SourceError, find};

@@ -1,6 +1,6 @@
 //! With keys configured, every route but the probes, the metrics and the page asks for one; the list of routes is the router's own.
 
-mod harness;
+use crate::harness;
 
 use harness::{Setup, TestServer};
 use perilune::auth::ApiKeys;

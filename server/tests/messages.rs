@@ -1,7 +1,7 @@
 //! Anthropic's dialect over HTTP: a stream put together as its clients do it is the answer in one piece, errors have its shape, and
 //! everything around an answer is as for a chat completion.
 
-mod harness;
+use crate::harness;
 
 use harness::client::{Response, typed_events};
 use harness::fake::Fault;

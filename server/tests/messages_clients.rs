@@ -1,6 +1,6 @@
 //! Anthropic's dialect with pictures, and with clients that leave before the end.
 
-mod harness;
+use crate::harness;
 
 use base64::Engine;
 use harness::TestServer;

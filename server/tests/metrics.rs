@@ -1,6 +1,6 @@
 //! The metrics: all there from the start, and consistent with each other and with what clients saw.
 
-mod harness;
+use crate::harness;
 
 use harness::{TestServer, find_metric};
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! The API's own document: it says what the code does, and it is what OpenAPI 3.1 calls a document.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::{Folder, line, setup};
 use harness::{MODEL, TestServer};

@@ -1,7 +1,7 @@
 //! The page as files over HTTP: its headers, its size, what it may never contain. How it works is tested in a browser, by
 //! `tests/page/run`.
 
-mod harness;
+use crate::harness;
 
 use harness::client::Response;
 use harness::{Setup, TestServer};

@@ -1,8 +1,8 @@
 //! Pictures from data URLs and from stand-ins of other hosts, still and moving: what is fetched, what is refused, what is done once, and
 //! who waits for it.
 
-mod harness;
-mod support;
+use crate::harness;
+use crate::support;
 
 use harness::client::Response;
 use harness::{Setup, TestServer, fake};

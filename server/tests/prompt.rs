@@ -1,6 +1,6 @@
 //! Conversations become prompts: control tokens of the template are special, those of users are text, pictures get their places.
 
-mod support;
+use crate::support;
 
 use models::ModelFiles;
 use perilune::chat::{

@@ -1,6 +1,6 @@
 //! How probable a prompt was: `echo` with `logprobs` in OpenAI's old form, `prompt_logprobs` in vLLM's.
 
-mod harness;
+use crate::harness;
 
 use harness::{Setup, TestServer};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! What is not answered: every wrong request is a 4xx with OpenAI's error object, naming the field, and the server goes on.
 
-mod harness;
+use crate::harness;
 
 use harness::client::Response;
 use harness::{Setup, TestServer};

@@ -1,6 +1,6 @@
 //! Pictures from a stand-in of a host with https: whom the server believes, and whom it does not.
 
-mod harness;
+use crate::harness;
 
 use harness::{Setup, TestServer};
 use perilune::chat::image::remote::{Authorities, Hosts, RemotePolicy};

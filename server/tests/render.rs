@@ -1,6 +1,6 @@
 //! Rendering shows the prompt that a request runs with.
 
-mod harness;
+use crate::harness;
 
 use base64::Engine as _;
 use harness::fake::{IM_END, IM_START, IMAGE};

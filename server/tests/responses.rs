@@ -1,7 +1,7 @@
 //! The Responses API over HTTP: a stream put together as its clients do it is the answer in one piece, what is asked is what a chat
 //! completion is asked, and everything that is not honoured is named.
 
-mod harness;
+use crate::harness;
 
 use harness::client::typed_events;
 use harness::fake::Fault;

@@ -1,6 +1,6 @@
 //! DPO's implicit reward of answers, under a fake model and its adapters.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::Folder;
 use harness::fake::IM_END;

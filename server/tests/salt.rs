@@ -1,6 +1,6 @@
 //! `cache_salt` keeps tenants apart: nothing that one of them sent makes an answer to another quicker, or counts as a hit.
 
-mod harness;
+use crate::harness;
 
 use base64::Engine;
 use harness::{TestServer, small_load};

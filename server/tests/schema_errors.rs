@@ -1,6 +1,6 @@
 //! Whatever is wrong with a schema, the error has a JSON pointer to where: also where only the grammar engine finds it.
 
-mod random;
+use crate::random;
 
 use perilune::chat::parse::ToolFormat;
 use perilune::chat::parse::grammar::{CallRule, forced};

@@ -1,6 +1,6 @@
 //! Guessed tokens over HTTP: asked for by a request or by the flag, counted, and without a trace in the answer.
 
-mod harness;
+use crate::harness;
 
 use harness::scripted::{Script, Scripted, special};
 use harness::{Setup, TestServer};

@@ -1,6 +1,6 @@
 //! Responses that are kept: gone on with, listed, followed, cancelled, deleted and pushed out.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::{Folder, line, setup};
 use harness::client::{Response, typed_events};

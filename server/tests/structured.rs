@@ -1,6 +1,6 @@
 //! Structured output over HTTP: every spelling reaches the same grammar, in both dialects, streamed and not, alone and in company.
 
-mod harness;
+use crate::harness;
 
 use harness::{TestServer, fake};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! Chat templates render as transformers' own environment renders them.
 
-mod support;
+use crate::support;
 
 use perilune::chat::{ChatTemplate, TemplateError};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! Tokenizers in every supported format, against tiktoken's answers and the `tokenizers` crate's.
 
-mod support;
+use crate::support;
 
 use models::ModelFiles;
 use perilune::chat::{IncrementalDecoder, Shown, Specials, Tokenizer};

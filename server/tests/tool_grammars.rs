@@ -1,7 +1,7 @@
 //! Under a grammar of calls whatever a model says is calls: the model is random weights, its answers are read by the parser that reads
 //! every answer, and the arguments are checked by a JSON schema validator.
 
-mod random;
+use crate::random;
 
 use perilune::chat::parse::grammar::{CallRule, forced, triggered, unmarked_text};
 use perilune::chat::parse::{End, Ending, Events, ParseOptions, Parser, ToolFormat, ToolSignature};

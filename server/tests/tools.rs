@@ -1,7 +1,7 @@
 //! Tools and thinking over HTTP: what a model writes reaches the client as calls, thinking and text, streamed or not, and what a
 //! client sends reaches the model.
 
-mod harness;
+use crate::harness;
 
 use harness::scripted::{KIMI, Script, Scripted, kimi_call, plain, special};
 use harness::{Setup, TestServer};

@@ -1,6 +1,6 @@
 //! What web pages may do with a server: by which names they may call it, and which of them may read its answers.
 
-mod harness;
+use crate::harness;
 
 use harness::client::Response;
 use harness::{Setup, TestServer};

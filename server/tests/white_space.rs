@@ -1,6 +1,6 @@
 //! Weights that like white space above everything else get only so much of it: no constrained answer can go on with it for ever.
 
-mod random;
+use crate::random;
 
 use perilune::chat::parse::ToolFormat;
 use perilune::chat::parse::grammar::{CallRule, forced, triggered};

@@ -134,6 +134,30 @@ fn files_stay_readable() {
     }
 }
 
+/// The server's tests are few binaries, which name their files: one that none of them names would never run.
+#[test]
+fn every_test_of_the_server_is_in_a_binary() {
+    let manifest = read(&root().join("server/Cargo.toml"));
+    let named = |line: &str| {
+        line.strip_prefix("name = \"").and_then(|rest| rest.strip_suffix('"')).map(str::to_string)
+    };
+    let tests = manifest.split("[[test]]").skip(1);
+    let binaries: Vec<String> = tests.filter_map(|part| part.lines().find_map(named)).collect();
+    let folder = root().join("server/tests");
+    let sources: Vec<String> = binaries.iter().map(|name| read(&folder.join(format!("{name}.rs")))).collect();
+    for entry in std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        let Some(name) = entry.file_name().and_then(|name| name.to_str()?.strip_suffix(".rs")) else {
+            continue;
+        };
+        let line = format!("mod {name};");
+        let has_it = |source: &String| source.lines().any(|other| other == line);
+        assert!(
+            binaries.iter().any(|binary| binary == name) || sources.iter().any(has_it),
+            "server/tests/{name}.rs is in no test binary: add `{line}` to one of {binaries:?}, and `use crate::harness;` to it"
+        );
+    }
+}
+
 #[test]
 fn links_in_documents_lead_somewhere() {
     for path in files(".", &[".md"]) {

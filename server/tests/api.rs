@@ -1,0 +1,35 @@
+//! What clients see: the HTTP server with a fake model, a scripted one, and the one that is built in. One binary, since linking is most of what a
+//! small one costs: `cargo test -p perilune --test api NAME::` runs one file.
+
+mod adapters;
+mod answers;
+mod batches;
+mod chameleon;
+mod cli;
+mod connections;
+mod constrained_demo;
+mod embedded;
+mod embeddings;
+mod files;
+mod harness;
+mod keys;
+mod messages;
+mod messages_clients;
+mod metrics;
+mod openapi;
+mod page;
+mod pictures;
+mod prompt_logprobs;
+mod random;
+mod refusals;
+mod remote_tls;
+mod render;
+mod responses;
+mod rewards;
+mod salt;
+mod speculation;
+mod stored_responses;
+mod structured;
+mod support;
+mod tools;
+mod web;

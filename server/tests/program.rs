@@ -1,0 +1,4 @@
+//! The binary as a process of its own.
+
+mod bench_engine;
+mod process;
