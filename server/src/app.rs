@@ -3,6 +3,7 @@
 use crate::auth::ApiKeys;
 use crate::batch::store::Store;
 use crate::body::BodyMemory;
+use crate::constrain::CompilerLimits;
 use crate::error::ApiError;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::HttpMetrics;
@@ -23,6 +24,7 @@ pub struct AppLimits {
     pub request: RequestLimits,
     /// `None`: streams carry no comments.
     pub keep_alive: Option<Duration>,
+    pub grammars: CompilerLimits,
     pub responses: StoreLimits,
     /// Whether `/` serves the page to try the model on.
     pub page: bool,
@@ -38,6 +40,7 @@ impl Default for AppLimits {
             body_timeout: Duration::from_secs(60),
             request: RequestLimits::default(),
             keep_alive: Some(Duration::from_secs(5)),
+            grammars: CompilerLimits::default(),
             responses: StoreLimits::default(),
             page: true,
             tokenizer_info: false,

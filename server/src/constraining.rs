@@ -50,7 +50,7 @@ impl HeldTools {
 }
 
 impl Constraining {
-    pub fn new(tokenizer: Arc<Tokenizer>, info: &ModelInfo, host: Host) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, info: &ModelInfo, host: Host, grammars: CompilerLimits) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (ends, num_rows) = (info.eos_token_ids.clone(), info.vocab_size);
         // Made when the first grammar asks for it.
@@ -62,7 +62,7 @@ impl Constraining {
             }
         };
         Self {
-            grammars: GrammarCompiler::new(vocabulary, CompilerLimits::default()),
+            grammars: GrammarCompiler::new(vocabulary, grammars),
             masks: Arc::new(MaskPool::for_this_machine(host)),
             tokenizer,
             model_ends: ends.into(),

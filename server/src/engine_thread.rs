@@ -138,6 +138,11 @@ impl EngineHandle {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Relaxed)
     }
+
+    /// Requests and changes that were handed over since the engine last took some in, which it does between steps.
+    pub fn num_pending(&self) -> usize {
+        self.messages.max_capacity() - self.messages.capacity()
+    }
 }
 
 /// How the thread ended: `Err` is a failed or panicking step, after which the process should end too.

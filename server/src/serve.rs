@@ -239,6 +239,7 @@ where
         pictures,
         info,
         host,
+        grammars: app.limits.grammars,
         metrics,
         adapters: Adapters::new(handle.clone(), prepare, names.clone(), &adapters),
         defaults,

@@ -9,7 +9,7 @@ use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
-use crate::constrain::{Host, SequenceSpec};
+use crate::constrain::{CompilerLimits, Host, SequenceSpec};
 use crate::constraining::{Constraining, HeldTools};
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{EngineHandle, EventStream, SubmitError};
@@ -36,6 +36,7 @@ pub struct ServiceParts {
     pub info: ModelInfo,
     /// Where masks of answers are computed.
     pub host: Host,
+    pub grammars: CompilerLimits,
     pub metrics: Arc<Metrics>,
     /// Other names than the base's.
     pub adapters: Adapters,
@@ -75,7 +76,7 @@ pub struct Service {
 
 impl Service {
     pub fn new(parts: ServiceParts) -> Self {
-        let ServiceParts { info, host, names, pictures, image_processor, metrics, .. } = &parts;
+        let ServiceParts { info, host, grammars, names, pictures, image_processor, metrics, .. } = &parts;
         assert!(!names.is_empty(), "a model has a name");
         // What cannot fit is refused before it is processed.
         let of_each = image_processor.as_ref().and_then(|processor| processor.num_tokens());
@@ -92,7 +93,7 @@ impl Service {
             seeds: Seeds::new(parts.seed),
             preparations: Lane::new(2 * cores),
             pictures: Arc::new(Pictures::new(pictures, image_processor.clone(), metrics.clone())),
-            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info, *host)),
+            constraining: Arc::new(Constraining::new(parts.tokenizer.clone(), info, *host, *grammars)),
             parts,
         }
     }

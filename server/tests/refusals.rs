@@ -3,7 +3,7 @@
 use crate::harness;
 
 use harness::client::Response;
-use harness::{Setup, TestServer};
+use harness::{Setup, TestServer, patient_limits};
 use perilune::app::AppLimits;
 use perilune::router::route_table;
 use serde_json::{Value, json};
@@ -500,7 +500,7 @@ fn content_types() {
 
 #[test]
 fn bodies_that_are_too_large() {
-    let limits = AppLimits { body_len_max: 1000, ..AppLimits::default() };
+    let limits = AppLimits { body_len_max: 1000, ..patient_limits() };
     let mut setup = Setup::default();
     setup.options.limits = limits;
     let server = TestServer::with(setup);

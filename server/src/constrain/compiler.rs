@@ -19,6 +19,8 @@ use toktrie::TokEnv;
 pub struct CompilerLimits {
     /// After this the request is refused; the work then ends at the engine's own limits.
     pub compile_time: Duration,
+    /// How long the place of an error in a schema is looked for.
+    pub locate_time: Duration,
     /// Compilations at once, those given up on included.
     pub num_compiling: usize,
     /// Grammars that are kept.
@@ -28,7 +30,12 @@ pub struct CompilerLimits {
 impl Default for CompilerLimits {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { compile_time: Duration::from_secs(10), num_compiling: cores.max(2), num_cached: 128 }
+        Self {
+            compile_time: Duration::from_secs(10),
+            locate_time: Duration::from_secs(2),
+            num_compiling: cores.max(2),
+            num_cached: 128,
+        }
     }
 }
 
@@ -148,7 +155,7 @@ impl GrammarCompiler {
         let (source, factory, vocabulary) =
             (source.clone(), engine.factory.clone(), engine.vocabulary.clone());
         let fault = error.clone();
-        let time = self.limits.compile_time.min(LOCATE_TIME);
+        let time = self.limits.locate_time;
         let until = Instant::now() + time;
         let work = move || {
             let mut is_refused = |schema: &Value, whitespace| {
@@ -193,9 +200,6 @@ impl GrammarCompiler {
         lock(&self.cache)
     }
 }
-
-/// How long the place of an error is looked for.
-const LOCATE_TIME: Duration = Duration::from_secs(2);
 
 /// Deep schemas are compiled recursively. Only what is used of it is ever backed by memory.
 const STACK_LEN: usize = 256 << 20;

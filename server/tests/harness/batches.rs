@@ -1,13 +1,13 @@
 //! Files and batches as a client uses them.
 
 use super::client::Response;
-use super::{Setup, TestServer};
+use super::{PATIENCE, Setup, TestServer};
 use perilune::batch::store::{BatchLimits, Store};
 use perilune::disk::files::FileLimits;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A data folder of one test, gone when it is dropped.
 pub struct Folder(pub PathBuf);
@@ -101,7 +101,7 @@ impl TestServer {
             if is_reached(&batch) {
                 return batch;
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{batch}");
+            assert!(start.elapsed() < PATIENCE, "{batch}");
             std::thread::yield_now();
         }
     }

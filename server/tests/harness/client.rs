@@ -3,7 +3,6 @@
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 pub struct Response {
     pub status: u16,
@@ -67,7 +66,7 @@ pub struct Connection {
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the server listens");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("no delay");
         Self { stream: BufReader::new(stream) }
     }
@@ -150,12 +149,27 @@ impl Connection {
         }
     }
 
+    /// Waits for the first byte of an answer; false when the server closed the connection instead.
+    pub fn is_answered(&mut self) -> bool {
+        match self.stream.fill_buf() {
+            Ok(bytes) => !bytes.is_empty(),
+            Err(error) => {
+                assert!(is_reset(&error), "{error}");
+                false
+            }
+        }
+    }
+
     /// Whether the server closed the connection, which it has to within the read timeout.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => true,
-            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+            Err(error) => is_reset(&error),
         }
     }
+}
+
+fn is_reset(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionReset
 }

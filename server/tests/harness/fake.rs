@@ -39,6 +39,8 @@ pub struct Control {
     pub works_alone: AtomicBool,
     /// And as one that takes the next step while it runs one.
     pub takes_ahead: AtomicBool,
+    /// Nobody is deferred, however late a mask is.
+    pub waits_for_masks: AtomicBool,
 }
 
 /// What the engine did, in its order.
@@ -99,7 +101,7 @@ impl Control {
         let blocked = |state: &mut State| !(state.waiting && state.permits == 0);
         let (_state, timeout) = self
             .changed
-            .wait_timeout_while(state, Duration::from_secs(20), blocked)
+            .wait_timeout_while(state, super::PATIENCE, blocked)
             .expect("no panic under the lock");
         assert!(!timeout.timed_out(), "the engine did not come to its next step");
     }
@@ -138,10 +140,8 @@ impl Control {
     pub fn wait_for_images(&self, num_waiting: usize) {
         let state = self.state.lock().expect("no panic under the lock");
         let fewer = |state: &mut State| state.images_waiting < num_waiting;
-        let (_state, timeout) = self
-            .changed
-            .wait_timeout_while(state, Duration::from_secs(20), fewer)
-            .expect("no panic under the lock");
+        let (_state, timeout) =
+            self.changed.wait_timeout_while(state, super::PATIENCE, fewer).expect("no panic under the lock");
         assert!(!timeout.timed_out(), "the pictures were not processed");
     }
 
@@ -345,7 +345,7 @@ impl ModelRunner for FakeRunner {
 
     /// Waits for masks where another step is to follow, so that who is in which step does not depend on how fast they are.
     fn draw(&mut self, batch: &Batch) {
-        if self.control.takes_ahead.load(Relaxed) {
+        if self.control.takes_ahead.load(Relaxed) || self.control.waits_for_masks.load(Relaxed) {
             for mask in batch.samples().filter_map(|sample| sample.mask.as_ref()) {
                 mask.allowed();
             }

@@ -14,6 +14,7 @@ use models::{LoadOptions, MemoryLimit, ModelFiles};
 use perilune::app::AppLimits;
 use perilune::auth::ApiKeys;
 use perilune::config::{DefaultsFrom, Scheduling};
+use perilune::constrain::CompilerLimits;
 use perilune::http::HttpLimits;
 use perilune::serve::{Listening, LoadedModel, ServeOptions, Serving};
 use scheduler::{ModelRunner, SchedulerConfig};
@@ -25,6 +26,36 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 pub const MODEL: &str = "fake/model";
+
+/// When a test that hangs ends. Nothing that a test says may depend on it: the machine may be busy with something else for long.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits for what other threads are about to do.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "it did not come to that: {what}");
+        // They need the processor more than this thread does.
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Deadlines that a test of something else does not run into.
+pub fn patient_http() -> HttpLimits {
+    HttpLimits {
+        header_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+        stall_timeout: PATIENCE,
+        ..HttpLimits::default()
+    }
+}
+
+/// As [`patient_http`].
+pub fn patient_limits() -> AppLimits {
+    let grammars =
+        CompilerLimits { compile_time: PATIENCE, locate_time: PATIENCE, ..CompilerLimits::default() };
+    AppLimits { body_timeout: PATIENCE, keep_alive: Some(PATIENCE), grammars, ..AppLimits::default() }
+}
 
 pub struct Setup {
     pub options: ServeOptions,
@@ -44,9 +75,9 @@ impl Default for Setup {
                 speculation: Default::default(),
             },
             keys: ApiKeys::default(),
-            limits: AppLimits::default(),
+            limits: patient_limits(),
             web: Default::default(),
-            http: HttpLimits::default(),
+            http: patient_http(),
             pictures: Default::default(),
             seed: Some(7),
             chat_template: None,
@@ -213,11 +244,22 @@ impl TestServer {
 
     /// Waits until a series has a value.
     pub fn wait_for_metric(&self, name: &str, value: f64) {
-        let start = Instant::now();
-        while self.metric(name, "") != value {
-            assert!(start.elapsed() < Duration::from_secs(20), "{name} did not become {value}");
-            std::thread::yield_now();
-        }
+        wait_until(&format!("{name} is {value}"), || self.metric(name, "") == value);
+    }
+
+    /// Waits until so many sequences have ended for this reason. Gauges of what runs are 0 before the first step has ended, too.
+    pub fn wait_for_ended(&self, reason: &str, count: f64) {
+        let label = format!("finished_reason=\"{reason}\"");
+        wait_until(&format!("{count} ended by {reason}"), || {
+            self.metric("vllm:request_success_total", &label) == count
+        });
+    }
+
+    /// Waits until so many requests were handed to the engine, which is held in a step and takes them in after it. Without this a model that
+    /// makes steps meanwhile may have come to its end before they are there.
+    pub fn wait_for_pending(&self, count: usize) {
+        let engine = self.serving.as_ref().expect("it serves").engine();
+        wait_until(&format!("{count} requests wait for the engine"), || engine.num_pending() == count);
     }
 
     pub fn fail_next(&self, fault: Fault) {
@@ -230,11 +272,7 @@ impl TestServer {
         let serving = self.serving.take().expect("it serves");
         let engine = serving.engine().clone();
         let drained = self.runtime.spawn(serving.drain(Duration::ZERO, std::future::pending()));
-        let start = Instant::now();
-        while !engine.is_stopping() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the engine is not told to stop");
-            std::thread::yield_now();
-        }
+        wait_until("the engine is told to stop", || engine.is_stopping());
         drained
     }
 }
@@ -249,6 +287,7 @@ pub fn find_metric(text: &str, name: &str, label: &str) -> Option<f64> {
 impl Drop for TestServer {
     fn drop(&mut self) {
         self.control.open();
+        self.control.hold_images(false);
         if let Some(serving) = self.serving.take() {
             self.runtime.block_on(serving.drain(Duration::from_secs(5), std::future::pending()));
         }
