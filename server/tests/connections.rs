@@ -4,11 +4,11 @@ use crate::harness;
 
 use harness::client::{Connection, parse_events};
 use harness::fake::Fault;
-use harness::{Setup, TestServer};
+use harness::{PATIENCE, Setup, TestServer, patient_http, wait_until};
 use perilune::http::HttpLimits;
 use serde_json::{Value, json};
-use std::io::Read;
-use std::time::{Duration, Instant};
+use std::io::{Read, Write};
+use std::time::Duration;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -42,9 +42,9 @@ fn check_freed(server: &TestServer, witness: &mut Connection) {
     assert_eq!(witness.head().status, 200);
     let rest = witness.receive_rest();
     assert_eq!(parse_events(&rest).last().map(String::as_str), Some("[DONE]"));
+    server.wait_for_ended("abort", 1.0);
     server.wait_for_metric("vllm:num_requests_running", 0.0);
     server.wait_for_metric("vllm:kv_cache_usage_perc", 0.0);
-    assert_eq!(server.metric("vllm:request_success_total", "finished_reason=\"abort\""), 1.0);
 }
 
 /// Two streams: one to leave, and one that stays. The metrics' own connection is the second one while it is asked.
@@ -53,14 +53,10 @@ fn two_streams(server: &TestServer) -> (Connection, Connection) {
     let mut witness = server.connect();
     witness.send_json(COMPLETIONS, &endless("the one that stays"));
     // The witness is admitted after the step under way, so it is in the one after.
-    server.wait_for_metric("perilune:http_connections", 3.0);
-    loop {
-        server.control.permit(1);
-        server.control.wait_until_blocked();
-        if server.control.batches().last().is_some_and(|batch| batch.len() == 2) {
-            break;
-        }
-    }
+    server.wait_for_pending(1);
+    server.control.permit(1);
+    server.control.wait_until_blocked();
+    assert_eq!(server.control.batches().last().map(Vec::len), Some(2));
     (leaver, witness)
 }
 
@@ -95,8 +91,8 @@ fn a_client_that_waits_for_a_whole_answer_and_leaves_is_gone_too() {
     drop(leaver);
     server.wait_for_metric("perilune:http_connections", 1.0);
     server.control.open();
+    server.wait_for_ended("abort", 1.0);
     server.wait_for_metric("vllm:num_requests_running", 0.0);
-    assert_eq!(server.metric("vllm:request_success_total", "finished_reason=\"abort\""), 1.0);
     assert_eq!(server.control.batches().len(), 1, "no step after the one under way");
 }
 
@@ -104,7 +100,7 @@ fn a_client_that_waits_for_a_whole_answer_and_leaves_is_gone_too() {
 fn a_client_that_reads_nothing_is_dropped() {
     let mut setup = Setup::default();
     setup.options.http =
-        HttpLimits { stall_timeout: Duration::from_millis(300), send_buffer: 4096, ..HttpLimits::default() };
+        HttpLimits { stall_timeout: Duration::from_millis(300), send_buffer: 4096, ..patient_http() };
     let server = TestServer::with(setup);
     let mut connection = server.connect();
     // Many answers with everything reported: more than all buffers on the way hold.
@@ -112,8 +108,9 @@ fn a_client_that_reads_nothing_is_dropped() {
     body["n"] = 100.into();
     body["logprobs"] = 20.into();
     connection.send_json(COMPLETIONS, &body);
-    server.wait_for_metric("vllm:num_requests_running", 0.0);
+    // The metrics' own is left.
     server.wait_for_metric("perilune:http_connections", 1.0);
+    server.wait_for_metric("vllm:num_requests_running", 0.0);
     drop(connection);
 }
 
@@ -121,27 +118,36 @@ fn a_client_that_reads_nothing_is_dropped() {
 fn silent_and_slow_heads_are_closed() {
     let mut setup = Setup::default();
     let short = Duration::from_millis(200);
-    setup.options.http = HttpLimits { header_timeout: short, idle_timeout: short, ..HttpLimits::default() };
+    setup.options.http = HttpLimits { header_timeout: short, idle_timeout: short, ..patient_http() };
     let server = TestServer::with(setup);
     assert!(server.connect().is_closed(), "a silent connection");
     let mut connection = server.connect();
     connection.write(b"GET /health HTTP/1.1\r\nx: ");
     assert!(connection.is_closed(), "half a head");
-    let mut connection = server.connect();
-    connection.send("GET", "/health", &[], b"");
-    assert_eq!(connection.receive().status, 200);
-    assert!(connection.is_closed(), "idle after an answer");
+    assert!(asked_in_time(&server).is_closed(), "idle after an answer");
+}
+
+/// A connection with an answer, to a server that soon closes those that say nothing. On a busy machine this test itself may be who is late: then
+/// it tries again.
+fn asked_in_time(server: &TestServer) -> Connection {
+    for _ in 0..100 {
+        let mut connection = server.connect();
+        let request = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        if connection.stream.get_mut().write_all(request).is_ok() && connection.is_answered() {
+            assert_eq!(connection.receive().status, 200);
+            return connection;
+        }
+    }
+    panic!("connections are closed before they can ask");
 }
 
 /// A proxy keeps connections for a minute and more, and must not find them closed when it needs them.
 #[test]
 fn connections_are_kept_for_longer_than_a_head_may_take() {
     let mut setup = Setup::default();
-    setup.options.http = HttpLimits { header_timeout: Duration::from_millis(200), ..HttpLimits::default() };
+    setup.options.http = HttpLimits { header_timeout: Duration::from_millis(200), ..patient_http() };
     let server = TestServer::with(setup);
-    let mut kept = server.connect();
-    kept.send("GET", "/health", &[], b"");
-    assert_eq!(kept.receive().status, 200);
+    let mut kept = asked_in_time(&server);
     assert!(server.connect().is_closed(), "a younger one that says nothing");
     kept.send("GET", "/health", &[], b"");
     assert_eq!(kept.receive().status, 200);
@@ -169,16 +175,23 @@ fn long_bodies_that_come_steadily_are_waited_for() {
             "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n"
         )
     };
-    let mut steady = server.connect();
     let (beginning, rest) = body.split_at(body.len() - 1000);
-    steady.write(head(body.len()).as_bytes());
-    steady.write(beginning.as_bytes());
-    // Begun later, and given up on.
-    let mut slow = server.connect();
-    slow.write(head(100).as_bytes());
-    assert_eq!(slow.receive().status, 408);
-    steady.write(rest.as_bytes());
-    assert_eq!(steady.receive().status, 200);
+    let beginning = head(body.len()) + beginning;
+    let waited_for = || {
+        let mut steady = server.connect();
+        if steady.stream.get_mut().write_all(beginning.as_bytes()).is_err() {
+            return false;
+        }
+        // Begun later, and given up on.
+        let mut slow = server.connect();
+        slow.write(head(100).as_bytes());
+        assert_eq!(slow.receive().status, 408);
+        steady.stream.get_mut().write_all(rest.as_bytes()).is_ok()
+            && steady.is_answered()
+            && steady.receive().status == 200
+    };
+    // On a busy machine this test may itself not be steady, but not every time.
+    assert!((0..50).any(|_| waited_for()));
 }
 
 /// In its own language: SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED.
@@ -238,13 +251,12 @@ fn a_full_queue_is_a_429() {
         waiting.push(connection);
     }
     // Admission happens between steps.
-    while server.metric("vllm:num_requests_waiting", "") != 2.0 {
-        server.control.permit(1);
-        server.control.wait_until_blocked();
-    }
+    server.wait_for_pending(2);
+    server.control.permit(1);
+    server.control.wait_until_blocked();
     let mut refused = server.connect();
     refused.send_json(COMPLETIONS, &endless("refused"));
-    server.wait_for_metric("perilune:http_connections", 5.0);
+    server.wait_for_pending(1);
     server.control.open();
     let response = refused.receive();
     assert_eq!(response.status, 429, "{}", response.text());
@@ -265,7 +277,7 @@ fn a_failed_step_ends_everything_with_an_error() {
         let mut stream = held_stream(&server, &endless("streamed"));
         let mut whole = server.connect();
         whole.send_json(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]}));
-        server.wait_for_metric("perilune:http_connections", 3.0);
+        server.wait_for_pending(1);
         server.fail_next(fault);
         server.control.open();
         let events = parse_events(&stream.receive_rest());
@@ -289,7 +301,7 @@ fn draining_lets_requests_finish() {
     idle.send("GET", "/readyz", &[], b"");
     assert_eq!(idle.receive().status, 200);
     let serving = server.serving.take().expect("serving");
-    let drain = server.runtime.spawn(serving.drain(Duration::from_secs(20), std::future::pending()));
+    let drain = server.runtime.spawn(serving.drain(PATIENCE, std::future::pending()));
     assert!(idle.is_closed(), "an idle connection is closed");
     // New ones are told, and told to leave.
     let response = server.get("/readyz");
@@ -318,22 +330,19 @@ fn draining_ends_what_does_not_finish() {
             &json!({"prompt": "too long as well", "max_tokens": 900, "ignore_eos": true}),
         );
         // Connections without a request are closed when draining begins: both are to be under way.
-        let start = Instant::now();
-        while server.metric("vllm:num_requests_running", "") != 2.0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "the second request does not run");
-            server.control.permit(1);
-        }
+        server.wait_for_pending(1);
+        server.control.permit(1);
+        server.control.wait_until_blocked();
+        assert_eq!(server.control.batches().last().map(Vec::len), Some(2));
         let serving = server.serving.take().expect("serving");
         let engine = serving.engine().clone();
         let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
-        let drain = server.runtime.spawn(serving.drain(Duration::from_secs(20), async {
+        let drain = server.runtime.spawn(serving.drain(PATIENCE, async {
             let _ = hurried.await;
         }));
         hurry.send(()).expect("the drain waits for it");
         // The engine is told to stop; the step under way ends first.
-        while !engine.is_stopping() {
-            std::thread::yield_now();
-        }
+        wait_until("the engine is told to stop", || engine.is_stopping());
         server.control.permit(1);
         let events = parse_events(&stream.receive_rest());
         let error: Value = serde_json::from_str(&events[events.len() - 2]).expect("JSON");
