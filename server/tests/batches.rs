@@ -3,13 +3,12 @@
 use crate::harness;
 
 use harness::batches::{Folder, line, setup, with_limits};
-use harness::{TestServer, find_metric};
+use harness::{TestServer, find_metric, wait_until};
 use perilune::auth::ApiKeys;
 use perilune::batch::store::BatchLimits;
 use perilune::disk::files::FileLimits;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 fn body(i: usize) -> Value {
     json!({"prompt": format!("prompt {i}"), "max_tokens": 3 + i % 5, "temperature": 0, "ignore_eos": true})
@@ -24,10 +23,12 @@ fn long_lines(count: usize) -> String {
     (0..count).map(|i| line(&format!("id{i}"), body.clone())).collect()
 }
 
-/// Lets the closed engine make steps, in which it takes requests in, until `is_reached`.
-fn step_until(server: &TestServer, is_reached: impl Fn() -> bool) {
+/// Waits until so many requests were handed to the held engine, and lets it take them in, which it does between two steps. What its metrics then
+/// say of them they say after the second.
+fn take_in(server: &TestServer, count: usize) {
     server.control.wait_until_blocked();
-    while !is_reached() {
+    wait_until("the requests are there", || server.metric("vllm:request_params_n_count", "") >= count as f64);
+    for _ in 0..2 {
         server.control.permit(1);
         server.control.wait_until_blocked();
     }
@@ -94,11 +95,9 @@ fn answers_are_those_of_requests() {
         server.get(&format!("/v1/files/{}", batch["output_file_id"].as_str().expect("an id"))).json();
     assert_eq!(of_file["purpose"], "batch_output");
     // Nothing is left over. Empty logs are removed after the batch has ended.
-    let start = Instant::now();
-    while std::fs::read_dir(folder.0.join("batches")).expect("reads").count() != 1 {
-        assert!(start.elapsed() < Duration::from_secs(20), "more than the batch is left");
-        std::thread::yield_now();
-    }
+    wait_until("nothing but the batch is left", || {
+        std::fs::read_dir(folder.0.join("batches")).expect("reads").count() == 1
+    });
     let cancel =
         server.post(&format!("/v1/batches/{}/cancel", batch["id"].as_str().expect("an id")), &json!({}));
     assert_eq!((cancel.status, &cancel.json()["error"]["code"]), (409, &json!("conflict")));
@@ -299,7 +298,9 @@ fn a_full_queue_is_waited_for() {
     let server = TestServer::with(full);
     server.control.close();
     let id = server.batch(&long_lines(8), "24h");
-    step_until(&server, || {
+    take_in(&server, 8);
+    // One runs and one waits.
+    wait_until("others are refused", || {
         let metrics = server.get("/metrics").text().to_owned();
         find_metric(
             &metrics,
@@ -321,12 +322,13 @@ fn interactive_requests_go_first() {
     let server = TestServer::with(one);
     server.control.close();
     let id = server.batch(&long_lines(6), "24h");
-    let waiting = |count: f64| server.metric("vllm:num_requests_waiting", "") == count;
-    step_until(&server, || waiting(5.0));
+    take_in(&server, 6);
+    server.wait_for_metric("vllm:num_requests_waiting", 5.0);
     let mut interactive = server.connect();
     interactive
         .send_json("/v1/completions", &json!({"prompt": "me first", "max_tokens": 2, "ignore_eos": true}));
-    step_until(&server, || waiting(6.0));
+    take_in(&server, 7);
+    server.wait_for_metric("vllm:num_requests_waiting", 6.0);
     server.control.open();
     assert_eq!(interactive.receive().status, 200);
     server.wait_for_status(&id, "completed");
