@@ -5,7 +5,7 @@ use crate::harness;
 use harness::batches::{Folder, line, with_limits};
 use harness::client::Connection;
 use harness::fake::REFUSED_SEED;
-use harness::{MODEL, Setup, TestServer};
+use harness::{MODEL, Setup, TestServer, wait_until};
 use perilune::adapters::{AdapterModule, AdapterOptions, Root};
 use perilune::error::ApiError;
 use serde_json::{Value, json};
@@ -71,15 +71,6 @@ fn names(server: &TestServer) -> Vec<String> {
     let list = server.get("/v1/models").json();
     let data = list["data"].as_array().expect("a list");
     data.iter().map(|card| card["id"].as_str().expect("a name").to_owned()).collect()
-}
-
-/// Waits for what another connection is about to do.
-fn wait_for(mut is_so: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
-    while !is_so() {
-        assert!(start.elapsed().as_secs() < 20, "it did not come to that");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -265,7 +256,7 @@ fn running_requests_end_before_their_adapter_goes() {
         server.control.wait_until_blocked();
         let mut unloading = server.connect();
         unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-        wait_for(|| !names(&server).contains(&"one".to_owned()));
+        wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
         assert_eq!(server.post(COMPLETIONS, &completion("one")).status, 404);
         // Its place is not free yet, and neither is that of a name that comes again.
         assert_eq!((load(&server, "two", "2").0, load(&server, "one", "1").0), (409, 409));
@@ -297,13 +288,13 @@ fn an_adapter_whose_clients_hang_up_goes_and_the_rest_goes_on() {
     server.control.wait_until_blocked();
     let mut unloading = server.connect();
     unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-    wait_for(|| !names(&server).contains(&"one".to_owned()));
+    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
     drop(leaves);
     // Nor does a change end with its client.
     drop(unloading);
     server.control.open();
     assert_eq!(stays.receive().json()["choices"][0]["text"], base);
-    wait_for(|| load(&server, "two", "2").0 == 200);
+    wait_until("there is room", || load(&server, "two", "2").0 == 200);
 }
 
 #[test]
@@ -379,17 +370,19 @@ fn metrics_name_those_that_wait_and_run() {
     server.control.wait_until_blocked();
     assert_eq!(series(), expected("two", ""));
     server.control.permit(1);
-    wait_for(|| series() == expected("", "two"));
+    wait_until("the first runs", || series() == expected("", "two"));
+    server.control.wait_until_blocked();
     let mut second = server.connect();
     second.send_json(COMPLETIONS, &completion("one"));
     // It is seen between two steps.
-    wait_for(|| {
-        server.control.permit(1);
-        series() != expected("", "two")
-    });
+    server.wait_for_pending(1);
+    server.control.permit(1);
+    wait_until("the second waits", || series() == expected("one", "two"));
+    server.control.permit(1);
+    wait_until("both run", || series() == expected("", "one,two"));
     server.control.open();
     assert_eq!((first.receive().status, second.receive().status), (200, 200));
-    wait_for(|| series() == expected("", ""));
+    wait_until("nobody is left", || series() == expected("", ""));
     let value = server.metric("vllm:lora_requests_info", "");
     assert!(value > 1.6e9, "{value} is a time");
 }
@@ -463,7 +456,7 @@ fn the_server_goes_down_in_the_middle_of_a_change() {
     server.control.wait_until_blocked();
     let mut unloading = server.connect();
     unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-    wait_for(|| !names(&server).contains(&"one".to_owned()));
+    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
     let drained = server.stop_at_once();
     server.control.open();
     // In order or cut off, but nobody is left waiting.

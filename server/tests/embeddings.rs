@@ -6,7 +6,6 @@ use base64::Engine;
 use harness::fake::HIDDEN_SIZE;
 use harness::{Setup, TestServer};
 use serde_json::{Value, json};
-use std::time::Duration;
 
 const EMBEDDINGS: &str = "/v1/embeddings";
 const SCORE: &str = "/v1/score";
@@ -274,13 +273,16 @@ fn a_full_queue_is_a_429() {
     let mut first = server.connect();
     first.send_json(EMBEDDINGS, &json!({"input": vec!["b".repeat(900); 4]}));
     server.control.wait_until_blocked();
-    server.control.pace(Some(Duration::from_millis(4)));
-    server.control.open();
-    let refused = server.post(EMBEDDINGS, &json!({"input": ["e", "f"]}));
+    let mut refused = server.connect();
+    refused.send_json(EMBEDDINGS, &json!({"input": ["e", "f"]}));
+    server.wait_for_pending(1);
+    server.control.permit(1);
+    let refused = refused.receive();
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
     assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
     assert_eq!(server.metric("vllm:admission_rejections_total", ""), 1.0);
     drop(first);
+    server.control.open();
     server.wait_for_metric("vllm:num_requests_waiting", 0.0);
 }
 

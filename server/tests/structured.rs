@@ -4,6 +4,7 @@ use crate::harness;
 
 use harness::{TestServer, fake};
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering::Relaxed;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -186,6 +187,8 @@ fn the_free_and_the_constrained_do_not_disturb_each_other() {
 #[test]
 fn an_answer_ends_while_the_next_step_runs() {
     let server = TestServer::working_alone();
+    // A mask that is late is a step more, of which the other answer has not enough for a busy machine.
+    server.control.waits_for_masks.store(true, Relaxed);
     let free = body(COMPLETIONS, &json!({"max_tokens": 200, "ignore_eos": true}));
     let held = body(COMPLETIONS, &json!({"structured_outputs": {"choice": ["some", "none"]}}));
     let alone = [&free, &held].map(|request| server.ask(COMPLETIONS, request)["choices"].clone());
@@ -197,9 +200,8 @@ fn an_answer_ends_while_the_next_step_runs() {
         connection.send_json(COMPLETIONS, request);
         connection
     });
-    server.wait_for_metric("vllm:num_requests_waiting", 0.0);
+    server.control.wait_until_blocked();
     server.wait_for_metric("vllm:request_params_n_count", 4.0);
-    // A mask that is late is a step more.
     for _ in 0..150 {
         server.control.permit(1);
         server.control.wait_until_blocked();
