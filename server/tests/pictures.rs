@@ -5,7 +5,7 @@ use crate::harness;
 use crate::support;
 
 use harness::client::Response;
-use harness::{Setup, TestServer, fake};
+use harness::{PATIENCE, Setup, TestServer, fake};
 use image::{Frame, ImageFormat, Rgba, RgbaImage};
 use perilune::chat::image::remote::{Hosts, RemotePolicy};
 use perilune::pictures::PictureOptions;
@@ -93,12 +93,12 @@ fn nothing_is_fetched_unless_the_operator_allows_it() {
     let closed = TestServer::start();
     assert!(refused(&closed.post(CHAT, &about(&url)), PLACE).contains("not enabled"));
     // Allowed, but not to reach this machine.
-    let public = with_remote(RemotePolicy { addresses: Vec::new(), ..open(Duration::from_secs(5)) });
+    let public = with_remote(RemotePolicy { addresses: Vec::new(), ..open(PATIENCE) });
     for url in [&url, "http://169.254.169.254/latest/meta-data/", "http://localhost:1/", "http://[::1]:1/"] {
         assert!(refused(&public.post(CHAT, &about(url)), PLACE).contains("may be fetched"), "{url}");
     }
     let listed = Hosts::Listed(vec!["example.org".parse().expect("a host")]);
-    let listed = with_remote(RemotePolicy { hosts: listed, ..open(Duration::from_secs(5)) });
+    let listed = with_remote(RemotePolicy { hosts: listed, ..open(PATIENCE) });
     assert!(refused(&listed.post(CHAT, &about(&url)), PLACE).contains("may be fetched"));
     // A picture in a text is text.
     assert_eq!(
@@ -118,7 +118,7 @@ fn a_remote_picture_is_what_the_same_bytes_are() {
         // The type that a host claims does not matter.
         _ => Answer::body(&png(7)).header("Content-Type", "text/html"),
     });
-    let server = with_remote(open(Duration::from_secs(5)));
+    let server = with_remote(open(PATIENCE));
     let sent = server.ask(CHAT, &about(&data_url("image/png", &png(7))));
     for path in ["/a.png", "/moved"] {
         let fetched = server.ask(CHAT, &about(&format!("{}{path}", host.url())));
@@ -150,7 +150,7 @@ fn what_hosts_answer_is_not_told() {
         "/bomb" => Answer::body(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\xff\xff\xff\0\xff\xff\xff\x08\x02\0\0\0"),
         _ => Answer::status(404),
     });
-    let server = with_remote(open(Duration::from_secs(5)));
+    let server = with_remote(open(PATIENCE));
     for (path, says) in [
         ("/metadata", "may be fetched"),
         ("/file", "status 404"),
@@ -180,7 +180,7 @@ fn what_hosts_answer_is_not_told() {
 fn slow_hosts_hold_up_nobody_else() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = |i: usize| format!("http://{}/{i}", silent.local_addr().expect("an address"));
-    let server = with_remote(open(Duration::from_secs(60)));
+    let server = with_remote(open(PATIENCE));
     let mut waiting: Vec<_> = (0..24)
         .map(|i| {
             let mut connection = server.connect();
@@ -197,7 +197,9 @@ fn slow_hosts_hold_up_nobody_else() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let hasty = with_remote(open(Duration::from_millis(50)));
     let url = format!("http://{}/", silent.local_addr().expect("an address"));
-    assert!(refused(&hasty.post(CHAT, &about(&url)), PLACE).contains("within 0.05 seconds"));
+    // On a busy machine the time may be over before the fetch has begun, which is told in other words.
+    let is_too_slow = || refused(&hasty.post(CHAT, &about(&url)), PLACE).contains("within 0.05 seconds");
+    assert!((0..50).any(|_| is_too_slow()));
 }
 
 #[test]

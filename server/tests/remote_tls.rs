@@ -2,7 +2,7 @@
 
 use crate::harness;
 
-use harness::{Setup, TestServer};
+use harness::{PATIENCE, Setup, TestServer};
 use perilune::chat::image::remote::{Authorities, Hosts, RemotePolicy};
 use perilune::pictures::PictureOptions;
 use rustls::pki_types::pem::PemObject;
@@ -122,6 +122,7 @@ fn server(authorities: Authorities) -> TestServer {
         hosts: Hosts::Any,
         addresses: vec!["127.0.0.1/32".parse().expect("a range")],
         authorities,
+        timeout: PATIENCE,
         ..RemotePolicy::default()
     };
     let mut setup = Setup::default();

@@ -7,7 +7,7 @@ use harness::client::{Response, typed_events};
 use harness::fake::Fault;
 use harness::responses::{RESPONSES, both_ways, joined, path, streamed, text};
 use harness::scripted::{KIMI, kimi_call};
-use harness::{Setup, TestServer};
+use harness::{PATIENCE, Setup, TestServer, wait_until};
 use perilune::openai::responses::store::StoreLimits;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn ended(server: &TestServer, path: &str) -> Value {
         if !["queued", "in_progress"].contains(&response["status"].as_str().expect("a status")) {
             return response;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "{response}");
+        assert!(start.elapsed() < PATIENCE, "{response}");
         std::thread::yield_now();
     }
 }
@@ -351,10 +351,7 @@ fn background_responses_are_few() {
     // A refused request takes no place.
     let wrong = json!({"input": "hi", "background": true, "temperature": -1.0});
     assert_eq!(server.delete(&path(&begun[0])).status, 200, "also stops it");
-    let start = Instant::now();
-    while server.post(RESPONSES, &wrong).status != 400 {
-        assert!(start.elapsed() < Duration::from_secs(20), "a place became free");
-    }
+    wait_until("a place is free", || server.post(RESPONSES, &wrong).status == 400);
     let third = server.ask(RESPONSES, &body);
     server.control.open();
     for response in [&begun[1], &third] {
