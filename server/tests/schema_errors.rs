@@ -4,12 +4,12 @@ use crate::random;
 
 use perilune::chat::parse::ToolFormat;
 use perilune::chat::parse::grammar::{CallRule, forced};
-use perilune::constrain::{CompilerLimits, GrammarCompiler, GrammarError, GrammarSource, Whitespace};
-use random::{Random, vocabulary};
+use perilune::constrain::{GrammarCompiler, GrammarError, GrammarSource, Whitespace};
+use random::{Random, limits, vocabulary};
 use serde_json::{Map, Value, json};
 
 fn compiler() -> GrammarCompiler {
-    GrammarCompiler::new(vocabulary, CompilerLimits::default())
+    GrammarCompiler::new(vocabulary, limits())
 }
 
 fn refusal(compiler: &GrammarCompiler, schema: &Value) -> Option<GrammarError> {

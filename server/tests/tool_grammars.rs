@@ -6,10 +6,10 @@ use crate::random;
 use perilune::chat::parse::grammar::{CallRule, forced, triggered, unmarked_text};
 use perilune::chat::parse::{End, Ending, Events, ParseOptions, Parser, ToolFormat, ToolSignature};
 use perilune::constrain::{
-    AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
-    GrammarFault, GrammarSource, MaskPool, Pattern, Setting,
+    AfterCall, BodyPart, CallsPart, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, GrammarFault,
+    GrammarSource, MaskPool, Pattern, Setting,
 };
-use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, vocabulary};
+use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, limits, vocabulary};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let compiler = GrammarCompiler::new(vocabulary, CompilerLimits::default());
+        let compiler = GrammarCompiler::new(vocabulary, limits());
         let ends = Ends { stops: Arc::new([END]), model: Arc::new([END]) };
         let vocabulary = compiler.vocabulary().expect("a vocabulary");
         Self { setting: Setting { vocabulary, pool: Arc::new(MaskPool::new(1)), ends }, compiler }

@@ -5,10 +5,10 @@ use crate::random;
 use perilune::chat::parse::ToolFormat;
 use perilune::chat::parse::grammar::{CallRule, forced, triggered};
 use perilune::constrain::{
-    AfterCall, BodyPart, CallsPart, CompilerLimits, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler,
-    GrammarSource, MaskPool, Setting, Whitespace,
+    AfterCall, BodyPart, CallsPart, ConstraintParts, ConstraintSpec, Ends, GrammarCompiler, GrammarSource,
+    MaskPool, Setting, Whitespace,
 };
-use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, vocabulary};
+use random::{Answer, END, Ended, FORMATS, NUM_ROWS, Random, limits, vocabulary};
 use scheduler::TokenId;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let compiler = GrammarCompiler::new(vocabulary, CompilerLimits::default());
+        let compiler = GrammarCompiler::new(vocabulary, limits());
         let ends = Ends { stops: Arc::new([END]), model: Arc::new([END]) };
         let vocabulary = compiler.vocabulary().expect("a vocabulary");
         let is_white = |token: &TokenId| matches!(vocabulary.bytes(*token), [_, ..] if vocabulary.bytes(*token).trim_ascii().is_empty());

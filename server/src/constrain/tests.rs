@@ -6,6 +6,7 @@ use crate::chat::parse::ReasoningMarkers;
 use scheduler::{Accepted, Constraint, TokenId};
 use serde_json::{Value, json};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 const WORDS: [&str; 10] = ["the", " moon", "é", "日本", "{\"", "\":", "true", "  ", "\n", "k>{"];
 const END: TokenId = 266;
@@ -22,8 +23,14 @@ fn vocabulary() -> Vocabulary {
     Vocabulary::new(Words { words, is_control, ends: vec![END] }, None)
 }
 
+/// The defaults, but for times that a busy machine may need.
+fn limits() -> CompilerLimits {
+    let patience = Duration::from_secs(300);
+    CompilerLimits { compile_time: patience, locate_time: patience, ..CompilerLimits::default() }
+}
+
 fn compiler() -> GrammarCompiler {
-    GrammarCompiler::new(vocabulary, CompilerLimits::default())
+    GrammarCompiler::new(vocabulary, limits())
 }
 
 struct World {
@@ -467,8 +474,7 @@ fn patterns_are_text_with_grammars_in_it() {
 
 #[test]
 fn grammars_are_kept_and_the_oldest_go() {
-    let compiler =
-        GrammarCompiler::new(vocabulary, CompilerLimits { num_cached: 2, ..CompilerLimits::default() });
+    let compiler = GrammarCompiler::new(vocabulary, CompilerLimits { num_cached: 2, ..limits() });
     let compile = |text: &str| compiler.compile(&GrammarSource::Regex(text.into())).expect("compiles");
     let first = compile("a");
     assert!(first.is_same(&compile("a")));

@@ -6,10 +6,11 @@ pub mod schemas;
 
 use models::sampler::{Workspace, sample};
 use perilune::chat::parse::ToolFormat;
-use perilune::constrain::{Vocabulary, Words};
+use perilune::constrain::{CompilerLimits, Vocabulary, Words};
 use scheduler::{Accepted, Constraint, Sample, Sampled, SamplingParams, TokenId};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Tokens of several bytes, those that JSON is full of among them, and one that ends a string and goes on.
 const WORDS: [&str; 24] = [
@@ -41,6 +42,12 @@ const WORDS: [&str; 24] = [
 pub const END: TokenId = 256 + WORDS.len() as TokenId;
 /// Rows of the embedding: more than there are tokens.
 pub const NUM_ROWS: usize = END as usize + 9;
+
+/// The defaults, but for times that a busy machine may need.
+pub fn limits() -> CompilerLimits {
+    let patience = Duration::from_secs(300);
+    CompilerLimits { compile_time: patience, locate_time: patience, ..CompilerLimits::default() }
+}
 
 /// Every format of calls.
 pub const FORMATS: [ToolFormat; 10] = [
