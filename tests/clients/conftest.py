@@ -28,7 +28,7 @@ TOOL = {
 
 
 def routes():
-    with urllib.request.urlopen(f"{URL}/openapi.json", timeout=30) as answer:
+    with urllib.request.urlopen(f"{URL}/openapi.json", timeout=600) as answer:
         return set(json.load(answer)["paths"])
 
 
@@ -41,11 +41,11 @@ def needs_route(path):
 
 @pytest.fixture
 def client():
-    with openai.OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=120, max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=600, max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
 def keyed():
-    with openai.OpenAI(base_url=f"{KEYED_URL}/v1", api_key=KEY, timeout=120, max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{KEYED_URL}/v1", api_key=KEY, timeout=600, max_retries=0) as client:
         yield client

@@ -10,7 +10,7 @@ WEATHER = {"name": "weather", "description": "Weather", "input_schema": TOOL["fu
 
 @pytest.fixture
 def claude():
-    with anthropic.Anthropic(base_url=URL, api_key="none", timeout=120, max_retries=0) as client:
+    with anthropic.Anthropic(base_url=URL, api_key="none", timeout=600, max_retries=0) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ SETTINGS = {"temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_pena
 def post(base, path, body, headers=()):
     request = urllib.request.Request(f"{base}/{path}", json.dumps(body).encode(), dict(headers))
     request.add_header("Content-Type", "application/json")
-    return urllib.request.urlopen(request, timeout=300)
+    return urllib.request.urlopen(request, timeout=600)
 
 
 def ask(base, path, body, headers=()):

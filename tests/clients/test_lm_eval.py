@@ -46,7 +46,7 @@ TASKS = {
 
 def ask(path, **fields):
     request = urllib.request.Request(f"{URL}{path}", json.dumps(fields).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -95,7 +95,7 @@ def test_loglikelihoods_are_the_servers(folder):
 
 
 def test_rolling_loglikelihoods_begin_after_the_first_token(folder):
-    first = tokens(json.load(urllib.request.urlopen(f"{URL}/tokenizer_info", timeout=60))["bos_token"])
+    first = tokens(json.load(urllib.request.urlopen(f"{URL}/tokenizer_info", timeout=600))["bos_token"])
     assert len(first) == 1
     for doc, [[said]] in zip(DOCS, run(folder, "rolling"), strict=True):
         expected = sum(one for one, _ in logprobs(first + tokens(doc["text"])))

@@ -152,7 +152,7 @@ def test_models(client):
     assert client.models.retrieve(MODEL).object == "model"
 
 
-def wait_for(client, batch_id, limit_s=60):
+def wait_for(client, batch_id, limit_s=600):
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         batch = client.batches.retrieve(batch_id)
@@ -224,34 +224,47 @@ def test_with_streaming_response(client):
 
 def metric(name, label=""):
     """The sum of the series of a name that have a label."""
-    with urllib.request.urlopen(f"{URL}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{URL}/metrics", timeout=600) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and label in line)
 
 
-def unfinished():
-    """Answers that ended because their client left, and those that run."""
-    return metric("vllm:request_success_total{", 'finished_reason="abort"'), metric("vllm:num_requests_running{")
+def is_forgotten(leave):
+    """Whether the answer ended because its client left. On a busy machine a client may leave before the server has its request, or after all
+    of the answer: then another one does."""
+    for _ in range(20):
+        aborted = metric("vllm:request_success_total{", 'finished_reason="abort"')
+        leave()
+        until = time.monotonic() + 600
+        while metric("vllm:num_requests_running{") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert metric("vllm:num_requests_running{") == 0
+        if metric("vllm:request_success_total{", 'finished_reason="abort"') > aborted:
+            return True
+    return False
 
 
-def test_a_client_that_hangs_up_is_forgotten(client):
-    before, _ = unfinished()
-    with pytest.raises(openai.APITimeoutError):
-        ask(client.with_options(timeout=0.05), max_tokens=1500, extra_body={"ignore_eos": True})
-    stream = ask(client, stream=True, max_tokens=400, extra_body={"ignore_eos": True})
-    next(iter(stream))
-    stream.close()
-    assert ask(client, max_tokens=1).choices
-    # Both answers have ended before they were complete, and hold no memory.
-    until = time.monotonic() + 30
-    while unfinished() != (before + 2, 0) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert unfinished() == (before + 2, 0)
+def test_a_client_that_runs_out_of_time_is_forgotten(client):
+    def leave():
+        with pytest.raises(openai.APITimeoutError):
+            ask(client.with_options(timeout=0.05), max_tokens=1500, extra_body={"ignore_eos": True})
+
+    assert is_forgotten(leave)
+
+
+def test_a_client_that_closes_its_stream_is_forgotten(client):
+    def leave():
+        stream = ask(client, stream=True, max_tokens=1500, extra_body={"ignore_eos": True})
+        next(iter(stream))
+        stream.close()
+        assert ask(client, max_tokens=1).choices
+
+    assert is_forgotten(leave)
 
 
 def test_async():
     async def both():
-        async with openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", timeout=120, max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", timeout=600, max_retries=0) as client:
             answers = await asyncio.gather(*(ask(client) for _ in range(4)))
             text = ""
             async for chunk in await ask(client, stream=True):
