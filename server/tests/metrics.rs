@@ -87,6 +87,13 @@ fn counts_agree_with_answers() {
         for choice in answer["choices"].as_array().expect("choices") {
             finished[usize::from(choice["finish_reason"] == "length")] += 1;
         }
+        // Whoever has its answer is counted.
+        let text = server.get("/metrics").text().to_owned();
+        let counted = ["stop", "length"].map(|reason| {
+            let label = format!("finished_reason=\"{reason}\"");
+            find_metric(&text, "vllm:request_success_total", &label).expect("a series")
+        });
+        assert_eq!(counted, finished.map(f64::from));
     }
     server.wait_for_metric("vllm:num_requests_running", 0.0);
     let metric = |name: &str| server.metric(name, "");

@@ -135,8 +135,8 @@ impl Clients {
     pub fn fail(&mut self, reason: StopReason, metrics: &Metrics) {
         for mut client in std::mem::take(&mut self.by_id).into_values() {
             client.leave(&mut self.adapters);
-            client.events.send(SequenceEvent::Failed(reason.clone()));
             metrics.sequence_ended(&client.record("error"));
+            client.events.send(SequenceEvent::Failed(reason.clone()));
         }
     }
 }
@@ -248,8 +248,7 @@ impl Client {
             Event::Token { token, .. } => SequenceEvent::Token(token, self.spent()),
             Event::Finished { reason, preemptions, .. } => {
                 self.preemptions = preemptions;
-                self.events.send(SequenceEvent::Finished(reason, self.spent()));
-                let reason = match reason {
+                let name = match reason {
                     FinishReason::Stop | FinishReason::Complete => "stop",
                     FinishReason::Length => "length",
                     FinishReason::Failed(failure) => {
@@ -259,7 +258,9 @@ impl Client {
                         "error"
                     }
                 };
-                return metrics.sequence_ended(&self.record(reason));
+                // Who reads the metrics after its answer finds it counted.
+                metrics.sequence_ended(&self.record(name));
+                SequenceEvent::Finished(reason, self.spent())
             }
         };
         self.events.send(event);
