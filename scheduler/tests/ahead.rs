@@ -398,6 +398,45 @@ fn no_step_is_made_where_somebody_would_be_preempted() {
     assert!(is_ahead[at + 1], "{is_ahead:?}");
 }
 
+/// What is computed anew of one that was preempted are chunks without guesses: those of the step behind would be taken for the chunk's.
+#[test]
+fn nobody_guesses_behind_a_chunk_that_runs() {
+    let guess = NgramConfig { prompt_lookup_max: 3, prompt_lookup_min: 2, ..NgramConfig::default() };
+    // After 4 and 5 its prompt goes on with 77; it is preempted where it has just said these, and has 17 tokens.
+    let prompt = vec![50, 51, 52, 53, 54, 55, 4, 5, 77, 78, 56, 57];
+    let config = SchedulerConfig { num_blocks: 6, enable_prefix_caching: false, ..ahead() };
+    for is_ahead in [true, false] {
+        let guessing = sequence(2, prompt.clone(), 9).speculating(guess).unwrap();
+        let mut scheduler = scheduler_of(config, [sequence(1, (100..104).collect(), 9), guessing]);
+        let counter = &mut Counter::default();
+        loop {
+            let batch = scheduler.schedule();
+            if !commit(&mut scheduler, counter, batch).stats.preempted.is_empty() {
+                break;
+            }
+        }
+        assert!(scheduler.abort(SequenceId(1)));
+        let chunk = scheduler.schedule();
+        assert_eq!((chunk.items[0].id, chunk.items[0].tokens.len()), (SequenceId(2), 16));
+        let behind = if is_ahead {
+            let behind = scheduler.schedule_ahead(&chunk).unwrap();
+            assert_eq!(items(&behind), [(2, vec![5], None, 16)]);
+            commit(&mut scheduler, counter, chunk);
+            behind
+        } else {
+            commit(&mut scheduler, counter, chunk);
+            let behind = scheduler.schedule();
+            assert_eq!(
+                behind.items[0].tokens[..2],
+                [5, 77],
+                "where it does not run, it guesses in the same place"
+            );
+            behind
+        };
+        assert_eq!(said(&commit(&mut scheduler, counter, behind).events, 2), [6]);
+    }
+}
+
 #[test]
 fn what_runs_is_found_a_step_later() {
     let mut scheduler = scheduler_of(ahead(), (1..=2).map(|id| sequence(id, (100..111).collect(), 3)));

@@ -79,6 +79,21 @@ fn large_pictures_do_not_wait_for_each_other_for_ever() {
     assert_eq!(engine.runner().encodes.concat().len(), 12);
 }
 
+/// Those who waited for a picture go on in their order where the step has not enough tokens for all.
+#[test]
+fn who_came_first_goes_on_first() {
+    let mut engine = engine(SchedulerConfig { max_batched_tokens: 8, ..config() });
+    // The first one's picture takes all that a step may encode; those of the others come together in the next.
+    for (id, patches) in [(1, 12), (2, 4), (3, 4)] {
+        engine.add(album(id, 1, &[image(id as u8, 3, patches)])).unwrap();
+    }
+    run(&mut engine);
+    let runner = engine.runner();
+    assert_eq!(runner.encodes[..2], [vec![1], vec![2, 3]]);
+    assert_eq!(runner.steps[0], [(1, 0, 5), (2, 0, 1), (3, 0, 1)]);
+    assert_eq!(runner.steps[1], [(1, 5, 6), (2, 1, 5), (3, 1, 4)]);
+}
+
 #[test]
 fn the_least_recently_used_picture_makes_room() {
     let mut engine = engine(SchedulerConfig { enable_prefix_caching: false, ..config() });
