@@ -4,6 +4,7 @@
 mod adapters;
 mod answers;
 mod batches;
+mod bodies;
 mod chameleon;
 mod cli;
 mod connections;
@@ -13,6 +14,7 @@ mod embeddings;
 mod files;
 mod harness;
 mod keys;
+mod merge_lora;
 mod messages;
 mod messages_clients;
 mod metrics;

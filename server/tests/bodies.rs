@@ -1,9 +1,9 @@
 //! The memory that bodies of requests take together: bounded, whoever sends them, and given back.
 
-mod harness;
+use crate::harness;
 
 use harness::client::Connection;
-use harness::{Setup, TestServer};
+use harness::{Setup, TestServer, wait_until};
 use serde_json::{Value, json};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -37,11 +37,7 @@ fn upload(server: &TestServer, body: &[u8]) -> Connection {
 }
 
 fn wait_for_used(server: &TestServer, is_right: impl Fn(f64) -> bool) {
-    let start = std::time::Instant::now();
-    while !is_right(server.metric(USED, "")) {
-        assert!(start.elapsed().as_secs() < 20, "{} bytes are used", server.metric(USED, ""));
-        std::thread::yield_now();
-    }
+    wait_until("so many bytes are used", || is_right(server.metric(USED, "")));
 }
 
 #[test]

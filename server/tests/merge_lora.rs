@@ -1,6 +1,6 @@
 //! `perilune merge-lora` and `perilune quantize` as processes: what they write and print, and what they say where they cannot.
 
-mod harness;
+use crate::harness;
 
 use harness::batches::Folder;
 use models::ModelFiles;
