@@ -6,7 +6,7 @@
 //! ```
 
 use crate::bytes::Bytes;
-use crate::config::ModelConfig;
+use crate::config::{DecoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
@@ -275,7 +275,7 @@ impl Request<'_> {
 
     pub fn plan(&self) -> Result<Plan, LoadError> {
         let Self { config, options, .. } = *self;
-        check_options(options, config.decoder.max_position_embeddings)?;
+        check_options(options, &config.decoder)?;
         self.check_kv_type()?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
@@ -356,7 +356,7 @@ fn image_bytes(device: &Device, images: &ImagePlan, hidden_size: usize) -> u64 {
     4 * (rows * hidden_size) as u64 + 2 * Indices::bytes(device, images.max_tokens)
 }
 
-fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), LoadError> {
+fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), LoadError> {
     let LoadOptions { max_model_len, max_num_seqs, max_num_batched_tokens, block_size, .. } = *options;
     let fail = |option, message: String| Err(LoadError::Option { option, message });
     for (option, value) in [
@@ -369,11 +369,17 @@ fn check_options(options: &LoadOptions, max_positions: usize) -> Result<(), Load
             return fail(option, format!("{value} is not in 1..={}", 1 << 28));
         }
     }
+    let max_positions = decoder.max_position_embeddings;
     if let Some(len) = max_model_len.filter(|&len| len > max_positions) {
-        return fail(
-            "max_model_len",
-            format!("{len} is above the {max_positions} positions that the model's config.json allows"),
-        );
+        let message = match decoder.sliding_window {
+            None => {
+                format!("{len} is above the {max_positions} positions that the model's config.json allows")
+            }
+            Some(window) => format!(
+                "{len} is above the model's sliding_window of {window} tokens: attention that forgets what is further back is not supported"
+            ),
+        };
+        return fail("max_model_len", message);
     }
     for (option, value, most) in
         [("max_loras", options.max_loras, MAX_LORAS), ("max_lora_rank", options.max_lora_rank, MAX_LORA_RANK)]

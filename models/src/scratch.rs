@@ -1,7 +1,7 @@
 //! The buffers of a step, by name, allocated once for the largest step. An op reads some and writes others; nothing is allocated
 //! while serving.
 
-use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig, QkNorm};
+use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, MoeConfig, QkNorm, SharedConfig};
 use crate::lora::LoraBuffers;
 use kernels::ops::{AttentionScratch, AttentionSizes, ExpandedScratch, ExpandedSizes, MoeScratch, TokenRoom};
 use kernels::{DType, Device, Tensor};
@@ -76,6 +76,8 @@ pub struct MoeBuffers {
     pub logits: Tensor,
     pub ids: Tensor,
     pub weights: Tensor,
+    /// Of the expert that every token takes, before the sigmoid, in models that have them.
+    pub shared_gates: Option<Tensor>,
     pub experts: MoeScratch,
 }
 
@@ -88,7 +90,7 @@ pub fn logit_rows(config: &DecoderConfig, limits: &StepLimits) -> usize {
 fn mlp_widths(config: &DecoderConfig) -> (usize, usize) {
     let has_dense = (0..config.num_layers).any(|layer| !config.is_moe(layer));
     let dense = if has_dense { config.intermediate_size } else { 0 };
-    let shared = config.moe.as_ref().and_then(|moe| moe.shared_intermediate_size).unwrap_or(0);
+    let shared = shared_config(config).map_or(0, |shared| shared.intermediate_size);
     // At least one, so that no buffer is empty.
     let width = dense.max(shared).max(1);
     (2 * width, width)
@@ -131,13 +133,16 @@ fn token_sizes(config: &DecoderConfig, limits: &StepLimits) -> [[usize; 2]; 1] {
 }
 
 fn shared_width(config: &DecoderConfig) -> usize {
-    let has_shared = config.moe.as_ref().is_some_and(|moe| moe.shared_intermediate_size.is_some());
-    if has_shared { config.hidden_size } else { 1 }
+    if shared_config(config).is_some() { config.hidden_size } else { 1 }
+}
+
+fn shared_config(config: &DecoderConfig) -> Option<SharedConfig> {
+    config.moe.as_ref().and_then(|moe| moe.shared)
 }
 
 impl Scratch {
     /// At most: all that is not weights or KV cache, with the arrays of a step.
-    pub const NUM_TENSORS: u64 = 49;
+    pub const NUM_TENSORS: u64 = 50;
 
     pub fn new(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> Self {
         let t = limits.num_tokens;
@@ -239,6 +244,10 @@ impl MlaBuffers {
     }
 }
 
+fn has_gates(config: &MoeConfig) -> bool {
+    config.shared.is_some_and(|shared| shared.is_gated)
+}
+
 impl MoeBuffers {
     fn new(device: &Device, config: &MoeConfig, hidden_size: usize, t: usize) -> Self {
         let (e, i, k) = (config.num_experts, config.intermediate_size, config.router.top_k);
@@ -246,12 +255,14 @@ impl MoeBuffers {
             logits: Tensor::zeros(device, DType::F32, &[t, e]),
             ids: Tensor::zeros(device, DType::I32, &[t, k]),
             weights: Tensor::zeros(device, DType::F32, &[t, k]),
+            shared_gates: has_gates(config).then(|| Tensor::zeros(device, DType::F32, &[t, 1])),
             experts: MoeScratch::new(device, t, [e, hidden_size, i], k),
         }
     }
 
     fn bytes(config: &MoeConfig, hidden_size: usize, t: usize) -> u64 {
         let (e, i, k) = (config.num_experts, config.intermediate_size, config.router.top_k);
-        4 * (t * (e + 2 * k)) as u64 + MoeScratch::bytes(t, [e, hidden_size, i], k)
+        let gates = usize::from(has_gates(config));
+        4 * (t * (e + 2 * k + gates)) as u64 + MoeScratch::bytes(t, [e, hidden_size, i], k)
     }
 }

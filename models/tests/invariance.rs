@@ -509,6 +509,8 @@ subjects! {
     norms_of_heads: "chameleon", false, Auto, Auto, Auto, None, Auto;
     experts: "qwen3_moe", false, Auto, F32, Auto, None, Auto;
     experts_rounded: "qwen3_moe", false, Auto, Auto, Auto, None, Auto;
+    gated_experts: "qwen2_moe", false, Auto, F32, Auto, None, Auto;
+    gated_experts_int4_rounded: "qwen2_moe", false, Int4, Int8, Auto, None, Auto;
     experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;
     kimi_vl_pictures_compact: "kimi_vl", true, Auto, Auto, Auto, None, Compact;
     kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None, Auto;

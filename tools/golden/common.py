@@ -57,6 +57,35 @@ class Rng:
         return torch.from_numpy(values.astype(np.float32)).to(dtype)
 
 
+class Formula:
+    """As Rng, from a formula of integers that models/tests/common/made.rs has as well: fixtures without a file of weights. Every value is a
+    number of bfloat16."""
+
+    def __init__(self, fixture):
+        self.rng = Rng(fixture)
+
+    def stream(self, name):
+        return self.rng.stream(name)
+
+    def tensor(self, name, shape, kind, dtype=torch.bfloat16):
+        n = np.arange(np.prod(shape), dtype=np.uint32) * np.uint32(2654435761) + np.uint32(fnv1a(name.encode()))
+        n = (n ^ (n >> 15)) * np.uint32(2246822519)
+        steps = ((n ^ (n >> 13)) >> 24).astype(np.int64) - 128
+        values = 1 + (steps >> 2) / 64 if kind == "norm" else steps / FORMULA_STEPS[kind]
+        return torch.from_numpy(values.reshape(shape).astype(np.float32)).to(dtype)
+
+
+# How many steps of a value are 1: the range is 128 steps to both sides.
+FORMULA_STEPS = {"embed": 4096, "linear": 512, "head": 256, "bias": 256, "router": 256}
+
+
+def fnv1a(data):
+    value = 0x811C9DC5
+    for byte in data:
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value
+
+
 def scaled(values, kind):
     mean, std = KINDS[kind]
     return values * std + mean

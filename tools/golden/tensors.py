@@ -121,6 +121,23 @@ def qwen3_moe(c):
             yield from swiglu(f"{layer}.mlp.experts.{expert}", hidden, c["moe_intermediate_size"])
 
 
+def qwen2_moe(c):
+    hidden, heads = c["hidden_size"], c["num_attention_heads"]
+    yield from embeddings(c["vocab_size"], hidden)
+    for index in range(c["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        yield from layer_norms(layer, hidden)
+        yield from attention(layer, hidden, heads, c["num_key_value_heads"], hidden // heads, qkv_bias=True)
+        if index in c["mlp_only_layers"] or (index + 1) % c["decoder_sparse_step"] != 0:
+            yield from swiglu(f"{layer}.mlp", hidden, c["intermediate_size"])
+            continue
+        yield f"{layer}.mlp.gate.weight", (c["num_experts"], hidden), "router"
+        for expert in range(c["num_experts"]):
+            yield from swiglu(f"{layer}.mlp.experts.{expert}", hidden, c["moe_intermediate_size"])
+        yield from swiglu(f"{layer}.mlp.shared_expert", hidden, c["shared_expert_intermediate_size"])
+        yield f"{layer}.mlp.shared_expert_gate.weight", (1, hidden), "router"
+
+
 def mixtral(c):
     hidden, heads = c["hidden_size"], c["num_attention_heads"]
     yield from embeddings(c["vocab_size"], hidden)

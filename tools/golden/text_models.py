@@ -11,10 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tensors
-from common import MODEL_FIXTURES, Rng, write_arrays, write_checkpoint, write_json
+from common import MODEL_FIXTURES, Formula, Rng, write_arrays, write_checkpoint, write_json
 from reference import run_case
 
 PROMPT_LENGTHS = (1, 5, 17, 70)
+# Where there is no file of weights, there is little else either: no distribution but the last.
+FORMULA_PROMPT_LENGTHS = (5, 29)
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Family:
     # Tensor name endings kept in float32, as in the published files.
     float32_endings: tuple = ()
     generation: dict = field(default_factory=dict)
+    # Weights that the tests make themselves (common.Formula): their file is not kept.
+    by_formula: bool = False
 
 
 def llama2():
@@ -120,6 +124,36 @@ def qwen3_moe():
         "use_sliding_window": False, "vocab_size": 128,
     }
     return Family(config, list(tensors.qwen3_moe(config)))
+
+
+def qwen2_moe():
+    """Softmax router, top 3 of 6 that are not renormalised, an expert for all tokens behind a gate; of six layers three are
+    dense by decoder_sparse_step and one by mlp_only_layers. Weights by formula."""
+    config = {
+        "architectures": ["Qwen2MoeForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 125,
+        "decoder_sparse_step": 2, "eos_token_id": 126, "hidden_act": "silu", "hidden_size": 40,
+        "initializer_range": 0.02, "intermediate_size": 72, "max_position_embeddings": 8192, "max_window_layers": 6,
+        "mlp_only_layers": [1], "model_type": "qwen2_moe", "moe_intermediate_size": 20, "norm_topk_prob": False,
+        "num_attention_heads": 4, "num_experts": 6, "num_experts_per_tok": 3, "num_hidden_layers": 6,
+        "num_key_value_heads": 2, "output_router_logits": False, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 64, "sliding_window": 32768,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.39.0.dev0",
+        "use_cache": True, "use_sliding_window": False, "vocab_size": 128,
+    }
+    return Family(config, list(tensors.qwen2_moe(config)), by_formula=True)
+
+
+def mistral():
+    """As LLaMA, with a head_dim of its own and a window, within which the prompts stay. Weights by formula."""
+    config = {
+        "architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+        "head_dim": 16, "hidden_act": "silu", "hidden_size": 40, "initializer_range": 0.02, "intermediate_size": 56,
+        "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 4, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 300,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0",
+        "use_cache": True, "vocab_size": 128,
+    }
+    return Family(config, list(tensors.dense(config, 16)), by_formula=True)
 
 
 def mixtral():
@@ -225,7 +259,8 @@ def deepseek_v2():
 
 FAMILIES = {
     f.__name__: f
-    for f in (llama1, llama31, qwen2, qwen3, qwen3_moe, mixtral, seed_oss, moonlight, deepseek_v3, deepseek_v2_lite, deepseek_v2)
+    for f in (llama1, llama31, qwen2, qwen3, qwen3_moe, mixtral, seed_oss, moonlight, deepseek_v3, deepseek_v2_lite, deepseek_v2,
+              qwen2_moe, mistral)
 }
 FAMILIES["llama"] = llama2
 
@@ -252,17 +287,22 @@ def load_reference(folder, family):
 
 def generate(name):
     family = FAMILIES[name]()
-    rng, folder = Rng(name), MODEL_FIXTURES / name
+    rng, folder = (Formula if family.by_formula else Rng)(name), MODEL_FIXTURES / name
     config = family.config
     default = {"_from_model_config": True, "bos_token_id": config["bos_token_id"],
                "eos_token_id": config["eos_token_id"], "transformers_version": config["transformers_version"]}
     write_checkpoint(folder, config, family.generation or default, build_tensors(rng, family), family.num_shards)
     model = load_reference(folder, family)
     cases, arrays = [], {}
-    for length in PROMPT_LENGTHS:
+    if family.by_formula:
+        (folder / "model.safetensors").unlink()
+    for length in FORMULA_PROMPT_LENGTHS if family.by_formula else PROMPT_LENGTHS:
         def draw(attempt, length=length):
             return rng.stream(f"prompt {length} {attempt}").integers(0, config["vocab_size"], length).tolist()
         case, part = run_case(model, f"text_{length}", draw)
+        if family.by_formula:
+            case["has_full_logprobs"] = False
+            part.pop(f"text_{length}.logprobs", None)
         cases.append(case)
         arrays.update(part)
     write_json(folder / "golden.json", {"cases": cases})

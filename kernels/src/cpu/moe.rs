@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! starts: | expert 0 | expert 1   | …          rows: x of each pair, in sorted order
-//! places: pair ─▶ sorted row                   inner: silu(gate) * up ─▶ rows: down ─▶ out[t] = Σ weight · rows[place] + shared
+//! places: pair ─▶ sorted row                   inner: silu(gate) * up ─▶ rows: down ─▶ out[t] = Σ weight · rows[place] + gate · shared
 //! ```
 
 use super::ahead::Key;
@@ -79,6 +79,7 @@ pub(crate) unsafe fn run<'s>(
         inner: Rows::new(cpu, &experts.down, SharedMut::new(inner.as_words_mut()), num_pairs),
         out: sorted.floats().first(num_pairs * h),
     };
+    let gates = shared.as_ref().and_then(|shared| shared.gate).map(Tensor::as_f32);
     let (mut shared, mut words, all_rows) = (shared, cpu.scratch(), [0, num_tokens as i32]);
     let beside = shared.as_mut().and_then(|shared| Layer::of_shared(cpu, x, shared, &mut words, &all_rows));
     let is_left = beside.is_none() && shared.is_some();
@@ -87,6 +88,7 @@ pub(crate) unsafe fn run<'s>(
         x: x.x,
         places,
         weights: weights.as_f32(),
+        gates,
         out: SharedMut::new(out.as_f32_mut()),
         sizes: [h, k],
         layers: [beside, Some(routed)],
@@ -102,6 +104,8 @@ struct Step<'a> {
     x: Shared<'a, f32>,
     places: &'a [i32],
     weights: &'a [f32],
+    /// Of the shared expert, one for each token, where it has any.
+    gates: Option<&'a [f32]>,
     out: SharedMut<f32>,
     /// H and k.
     sizes: [usize; 2],
@@ -185,6 +189,7 @@ impl Step<'_> {
             places: &self.places[pairs.clone()],
             weights: &self.weights[pairs],
             shared: shared.map(|rows| &rows.from(token * h)[..h]),
+            gate: self.gates.map(|gates| gates[token]),
         };
         weighted_sum(self.cpu.isa, &terms, out);
         if let Some(Then { residual, weight, eps, normed }) = &self.then {
@@ -547,16 +552,20 @@ struct Terms<'a> {
     places: &'a [i32],
     weights: &'a [f32],
     shared: Option<&'a [f32]>,
+    /// None: what the shared expert made is added as it is.
+    gate: Option<f32>,
 }
 
 simd_entry! {
-    /// `out = Σ_j weights[j] * rows[places[j]] + shared`, in the order of j.
+    /// `out = Σ_j weights[j] * rows[places[j]] + sigmoid(gate) * shared`, in the order of j.
     fn weighted_sum(terms: &Terms<'_>, out: &mut [f32]) = weighted_sum_body
 }
 
 #[inline(always)]
 fn weighted_sum_body<S: Simd>(s: S, terms: &Terms<'_>, out: &mut [f32]) {
-    let (h, Terms { rows, places, weights, shared }) = (out.len(), terms);
+    let (h, Terms { rows, places, weights, shared, gate }) = (out.len(), terms);
+    // A product with 1 is exact, so that this is a sum where there is no gate.
+    let factor = gate.map_or(s.splat(1.0), |gate| math::sigmoid(s, s.splat(gate)));
     for c in (0..h).step_by(S::LANES) {
         let mut sum = s.zero();
         for j in 0..places.len() {
@@ -564,7 +573,7 @@ fn weighted_sum_body<S: Simd>(s: S, terms: &Terms<'_>, out: &mut [f32]) {
             sum = s.fma(s.splat(weights[j]), s.load_slice(&rows[row + c..row + h]), sum);
         }
         if let Some(shared) = shared {
-            sum = s.add(sum, s.load_slice(&shared[c..]));
+            sum = s.fma(factor, s.load_slice(&shared[c..]), sum);
         }
         s.store_slice(&mut out[c..], sum);
     }

@@ -69,6 +69,21 @@ fn add_body<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
 }
 
 simd_entry! {
+    /// `x += sigmoid(gate) * y`, rounded once
+    pub(crate) fn add_gated(gate: f32, y: &[f32], x: &mut [f32]) = add_gated_body
+}
+
+#[inline(always)]
+fn add_gated_body<S: Simd>(s: S, gate: f32, y: &[f32], x: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "add_gated");
+    let factor = math::sigmoid(s, s.splat(gate));
+    for i in (0..x.len()).step_by(S::LANES) {
+        let sum = s.fma(factor, s.load_slice(&y[i..]), s.load_slice(&x[i..]));
+        s.store_slice(&mut x[i..], sum);
+    }
+}
+
+simd_entry! {
     /// `out += scale * x`, the product rounded
     pub(crate) fn add_scaled(scale: f32, x: &[f32], out: &mut [f32]) = add_scaled_body
 }

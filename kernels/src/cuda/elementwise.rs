@@ -13,6 +13,8 @@ pub(super) const KERNEL: Kernel = Kernel {
     instances: &[
         Instance::new("add<1>", 32, 0),
         Instance::new("add<4>", 32, 0),
+        Instance::new("add_gated<1>", 40, 0),
+        Instance::new("add_gated<4>", 48, 0),
         Instance::new("silu_mul<1>", 40, 0),
         Instance::new("silu_mul<4>", 48, 0),
     ],
@@ -22,6 +24,13 @@ pub(crate) fn add(cuda: &Cuda, x: &mut Tensor, y: &Tensor) {
     assert_eq!([x.dtype(), y.dtype()], [DType::F32; 2], "add: types");
     let args = Args::new().pointer(x.pointer()).pointer(y.pointer()).value(x.len() as u64);
     launch(cuda, "add", x.row_len(), x.len(), args);
+}
+
+pub(crate) fn add_gated(cuda: &Cuda, x: &mut Tensor, y: &Tensor, gate: &Tensor) {
+    assert_eq!([x.dtype(), y.dtype(), gate.dtype()], [DType::F32; 3], "add_gated: types");
+    let args = Args::new().pointer(x.pointer()).pointer(y.pointer()).pointer(gate.pointer());
+    let args = args.value(x.row_len() as i32).value(x.len() as u64);
+    launch(cuda, "add_gated", x.row_len(), x.len(), args);
 }
 
 pub(crate) fn silu_mul(cuda: &Cuda, gate_up: &Tensor, out: &mut Tensor) {
@@ -37,6 +46,6 @@ fn launch(cuda: &Cuda, name: &str, width: usize, len: usize, args: Args) {
     }
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
     let blocks = len.div_ceil(THREADS as usize * vector);
-    // SAFETY: `ops` checked that all tensors have `len` elements (gate_up twice as many), in rows of `width`.
+    // SAFETY: `ops` checked that all tensors have `len` elements (gate_up twice as many), in rows of `width`, and a gate one for each row.
     unsafe { cuda.launch(&KERNEL, &format!("{name}<{vector}>"), grid(blocks, THREADS), args) };
 }

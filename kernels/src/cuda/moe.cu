@@ -1,5 +1,5 @@
 // moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
-//      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others
+//      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others; times sigmoid(g[t]) if it is gated
 // x, out [T, H] f32 (moe_many: x as tensor cores take it) · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
@@ -332,10 +332,10 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
 constexpr int COMBINE_THREADS = THREADS;
 
 // What the experts of a token made, N columns from c on. No places: pairs are not sorted. shared [T, H]: what the expert of all tokens made,
-// or none
+// or none, and its factor
 template <int N>
 __device__ __forceinline__ void add_experts(float (&sum)[N], Ptr<const float> rows, Ptr<const int> places, Ptr<const float> weights, int top_k,
-                                            int width, Ptr<const float> shared, long long token, int c) {
+                                            int width, Ptr<const float> shared, float factor, long long token, int c) {
     for (int j = 0; j < top_k; j++) {
         int row = (int)token * top_k + j;
         if (places != nullptr) row = places[row];
@@ -346,18 +346,24 @@ __device__ __forceinline__ void add_experts(float (&sum)[N], Ptr<const float> ro
     if (shared != nullptr) {
         float v[N];
         Wide<N>::load(shared + (token * width + c), v);
-        for (int i = 0; i < N; i++) sum[i] += v[i];
+        for (int i = 0; i < N; i++) sum[i] = fmaf(factor, v[i], sum[i]);
     }
+}
+
+// gates [T], or none: a product with 1 is exact, so that what the expert of all tokens made is added as it is.
+__device__ __forceinline__ float shared_factor(Ptr<const float> gates, long long token) {
+    return gates != nullptr ? sigmoid(gates[token]) : 1.0f;
 }
 
 // grid of both: tokens. N = 4 where H % 4 == 0, else 1
 template <int N>
 __global__ void __launch_bounds__(COMBINE_THREADS)
-    moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> out) {
+    moe_combine(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, In<float> gates, Out<float> out) {
     long long token = blockIdx.x;
+    float factor = shared_factor(gates, token);
     for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
         float sum[N] = {};
-        add_experts<N>(sum, rows, places, weights, top_k, width, shared, token, c);
+        add_experts<N>(sum, rows, places, weights, top_k, width, shared, factor, token, c);
         Wide<N>::store(out + (token * width + c), sum);
     }
 }
@@ -365,11 +371,11 @@ __global__ void __launch_bounds__(COMBINE_THREADS)
 // The same, added to a row of the stream, and the mean of its squares.
 template <int N>
 __device__ __forceinline__ float add_experts_to(Ptr<float> stream, Ptr<const float> rows, Ptr<const int> places, Ptr<const float> weights, int top_k,
-                                                int width, Ptr<const float> shared, long long token, Ptr<float> scratch) {
-    float squares = 0;
+                                                int width, Ptr<const float> shared, Ptr<const float> gates, long long token, Ptr<float> scratch) {
+    float squares = 0, factor = shared_factor(gates, token);
     for (int c = (int)threadIdx.x * N; c < width; c += COMBINE_THREADS * N) {
         float sum[N] = {}, r[N];
-        add_experts<N>(sum, rows, places, weights, top_k, width, shared, token, c);
+        add_experts<N>(sum, rows, places, weights, top_k, width, shared, factor, token, c);
         Wide<N>::load(Ptr<const float>(stream + c), r);
         for (int i = 0; i < N; i++) r[i] += sum[i];
         Wide<N>::store(stream + c, r);
@@ -381,12 +387,12 @@ __device__ __forceinline__ float add_experts_to(Ptr<float> stream, Ptr<const flo
 // The same, and out = the norm of the stream: the bits of add_rms_norm (norm.cu) after moe_combine.
 template <int N>
 __global__ void __launch_bounds__(COMBINE_THREADS, 4)
-    moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
-                     float eps, Out<float> out) {
+    moe_combine_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, In<float> gates, Out<float> residual,
+                     In<float> w, float eps, Out<float> out) {
     SHARED(float, scratch, WARPS);
     long long token = blockIdx.x;
     Ptr<float> stream = residual + token * width;
-    float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, token, scratch);
+    float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, gates, token, scratch);
     // Each thread reads back what it wrote itself.
     scale_row<N>(Ptr<const float>(stream), 0.0f, 1.0f / sqrtf(mean + eps), w, nullptr, width, out + token * width);
 }
@@ -394,14 +400,14 @@ __global__ void __launch_bounds__(COMBINE_THREADS, 4)
 // The same, and out rounded and packed beside it. grid: tokens, filled up
 template <class P, int N>
 __global__ void __launch_bounds__(COMBINE_THREADS, 4)
-    moe_combine_pack_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, Out<float> residual, In<float> w,
-                          float eps, Out<float> out, int tokens, Out<P> packed) {
+    moe_combine_pack_norm(In<float> rows, In<int> places, In<float> weights, int top_k, int width, In<float> shared, In<float> gates, Out<float> residual,
+                          In<float> w, float eps, Out<float> out, int tokens, Out<P> packed) {
     SHARED(float, scratch, WARPS);
     PackedRow<P, N> row{packed, (int)blockIdx.x, packed_columns(width)};
     bool there = row.token < tokens;
     if (there) {
         Ptr<float> stream = residual + (long long)row.token * width;
-        float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, row.token, scratch);
+        float mean = add_experts_to<N>(stream, rows, places, weights, top_k, width, shared, gates, row.token, scratch);
         scale_both(Ptr<const float>(stream), 1.0f / sqrtf(mean + eps), w, width, out + (long long)row.token * width, row);
     }
     row.fill_up(there ? width : 0);

@@ -214,7 +214,10 @@ pub(crate) fn run<'s>(
     let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
     let added = beside.as_ref().map_or(DevicePtr::NULL, |shared| shared.out.pointer());
     let args = Args::new().pointer(rows.pointer()).pointer(places).pointer(weights.pointer());
+    let gates = beside.as_ref().and_then(|shared| shared.gate);
+    assert!(gates.is_none_or(|gates| gates.dtype() == DType::F32), "moe: type of the gates");
     let args = args.value(top_k as i32).value(hidden as i32).pointer(added);
+    let args = args.pointer(gates.map_or(DevicePtr::NULL, Tensor::pointer));
     let then = then.filter(|_| left.is_none());
     let (expression, blocks, args) = match then {
         None => (format!("moe_combine<{vector}>"), num_tokens, args.pointer(out.pointer())),
@@ -235,7 +238,7 @@ pub(crate) fn run<'s>(
             }
         }
     };
-    // SAFETY: every pair has its row; out, x, the stream, and what the shared expert made, have T rows of H, and the norm H weights. Nobody reads x
+    // SAFETY: every pair has its row; out, x, the stream, and what the shared expert made, have T rows of H, the norm H weights, and there are T gates or none. Nobody reads x
     // any more.
     unsafe { cuda.launch(&KERNEL, &expression, grid(blocks, 256), args) };
     Left { shared: left, is_normed: then.is_some() }

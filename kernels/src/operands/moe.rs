@@ -53,6 +53,8 @@ fn shapes(max_tokens: usize, [experts, hidden, inner]: [usize; 3], top_k: usize)
 pub struct SharedExpert<'a> {
     pub gate_up: &'a Matrix,
     pub down: &'a Matrix,
+    /// `[T]` f32: what it makes of a token is multiplied with the sigmoid of this. None: it is added as it is.
+    pub gate: Option<&'a Tensor>,
     /// `[T, 2 I]`
     pub both: &'a mut Tensor,
     /// `[T, I]`

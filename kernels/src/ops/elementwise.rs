@@ -1,4 +1,5 @@
 //! add:      x[i] += y[i]                                     x, y f32 of one shape · moves 12 bytes per element
+//! add_gated: x[t, i] += sigmoid(gate[t]) * y[t, i], rounded once   x, y [T, D] f32 · gate [T] f32 · moves 12 bytes per element
 //! silu_mul: out[t, i] = silu(gate[t, i]) * up[t, i]           gate_up [T, 2I]: gate, then up · out [T, I] f32
 
 use crate::cpu::rows;
@@ -18,6 +19,24 @@ pub fn add(x: &mut Tensor, y: &Tensor) {
             });
         }
         Device::Cuda(cuda) => elementwise::add(cuda, x, y),
+    }
+}
+
+pub fn add_gated(x: &mut Tensor, y: &Tensor, gate: &Tensor) {
+    assert_eq!([x.rows(), x.row_len()], [y.rows(), y.row_len()], "add_gated: shapes");
+    assert_eq!(gate.len(), x.rows(), "add_gated: gate");
+    let d = x.row_len();
+    match &x.device().clone() {
+        Device::Cpu(cpu) => {
+            let (y, gate) = (y.as_f32(), gate.as_f32());
+            cpu.for_rows(x.as_f32_mut(), d, |first, block| {
+                let rows = y[first * d..].chunks_exact(d).zip(&gate[first..]);
+                for (x, (y, &gate)) in block.chunks_exact_mut(d).zip(rows) {
+                    rows::add_gated(cpu.isa, gate, y, x);
+                }
+            });
+        }
+        Device::Cuda(cuda) => elementwise::add_gated(cuda, x, y, gate),
     }
 }
 

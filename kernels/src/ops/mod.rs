@@ -33,7 +33,7 @@ pub use crate::operands::sample::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
 pub use crate::operands::tokens::{NormFor, TokenRoom};
 pub use attention::{TurnedHeads, gqa_attention, mla_attention, packed_attention, turned_attention};
 pub use attention_expanded::{ExpandedScratch, expanded_attention};
-pub use elementwise::{add, silu_mul};
+pub use elementwise::{add, add_gated, silu_mul};
 pub use embedding::embedding;
 pub use interpolate::interpolate_positions;
 pub use kv::store_kv;

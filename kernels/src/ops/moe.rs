@@ -1,7 +1,8 @@
 //! moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) * up_e x[t]),  e = ids[t, j], summed in the order of j
-//!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one
+//!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one; times sigmoid(g[t]), where it is gated
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
+use super::add_gated;
 use crate::cpu::moe::{self, Then, Tokens};
 use crate::cpu::shared::SharedMut;
 use crate::cuda::moe as cuda_moe;
@@ -17,13 +18,20 @@ impl SharedExpert<'_> {
         for (tensor, width) in [(&*self.both, 2 * i), (&*self.inner, i), (&*self.out, h)] {
             assert_eq!(tensor.len(), t * width, "moe: buffer of the shared expert");
         }
+        assert!(self.gate.is_none_or(|gate| gate.len() == t), "moe: gate of the shared expert");
     }
 
     /// One op after the other. `tokens`: room for T tokens of the wider of H and I.
     fn add_to(self, x: &Tensor, out: &mut Tensor, tokens: &mut TokenRoom) {
         tokens.hold_made(x).linear(self.gate_up, None, Activation::None, self.both);
         let mut inner = tokens.hold_silu_mul(self.both, self.inner, self.down);
-        inner.add_linear(self.down, None, out, self.out);
+        match self.gate {
+            None => inner.add_linear(self.down, None, out, self.out),
+            Some(gate) => {
+                inner.linear(self.down, None, Activation::None, self.out);
+                add_gated(out, self.out, gate);
+            }
+        }
     }
 }
 

@@ -171,7 +171,7 @@ fn experts_have_the_bits_of_plain_ones() {
                     let mut scratch = MoeScratch::new(&device, t, [e, h, i], 2);
                     let (both, inner, out_of) = (&mut both, &mut inner, &mut of_shared);
                     let tokens = &mut TokenRoom::new(&device, &[]);
-                    let shared = SharedExpert { gate_up, down, both, inner, out: out_of };
+                    let shared = SharedExpert { gate_up, down, gate: None, both, inner, out: out_of };
                     moe_and_shared(&x, experts, [&ids, &by], &mut scratch, Some((shared, tokens)), &mut out);
                     bits(out.as_f32())
                 });

@@ -87,7 +87,7 @@ fn a_norm_follows_experts() {
                     [2 * i, i, h, h].map(|width| Tensor::zeros(&device, DType::F32, &[t, width]));
                 let mut tokens = TokenRoom::new(&device, &[]);
                 let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
-                let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
+                let shared = SharedExpert { gate_up, down, gate: None, both, inner, out: &mut of_shared };
                 let shared = shared_inner.map(|_| shared);
                 if at_once {
                     let norm = NormFor { weight, eps: 1e-5, next: stored_as };

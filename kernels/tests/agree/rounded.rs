@@ -399,21 +399,30 @@ fn a_shared_expert_is_its_ops_one_after_the_other() {
             let mut buffer = |width| Tensor::zeros(&device, DType::F32, &[t, width]);
             let [mut both, mut inner, mut of_shared] = [2 * i, i, h].map(&mut buffer);
             let [mut out, mut expected] = [h, h].map(&mut buffer);
-            moe(&x, &experts, &ids, &weights, &mut scratch, &mut expected);
-            linear(&x, &gate_up, None, Activation::None, &mut both);
-            silu_mul(&both, &mut inner);
-            linear(&inner, &down, None, Activation::None, &mut of_shared);
-            add(&mut expected, &of_shared);
-            let shared = SharedExpert {
-                gate_up: &gate_up,
-                down: &down,
-                both: &mut both,
-                inner: &mut inner,
-                out: &mut of_shared,
-            };
-            let tokens = &mut TokenRoom::new(&device, &[]);
-            moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some((shared, tokens)), &mut out);
-            assert!(bits(out.as_f32()) == bits(expected.as_f32()), "{what}");
+            let gates = Tensor::random(&device, &[t, 1], 3.0, 9);
+            for gate in [None, Some(&gates)] {
+                moe(&x, &experts, &ids, &weights, &mut scratch, &mut expected);
+                linear(&x, &gate_up, None, Activation::None, &mut both);
+                silu_mul(&both, &mut inner);
+                linear(&inner, &down, None, Activation::None, &mut of_shared);
+                match gate {
+                    None => add(&mut expected, &of_shared),
+                    Some(gate) => add_gated(&mut expected, &of_shared, gate),
+                }
+                let shared = SharedExpert {
+                    gate_up: &gate_up,
+                    down: &down,
+                    gate,
+                    both: &mut both,
+                    inner: &mut inner,
+                    out: &mut of_shared,
+                };
+                let tokens = &mut TokenRoom::new(&device, &[]);
+                let shared = Some((shared, tokens));
+                moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, shared, &mut out);
+                let is_gated = gate.is_some();
+                assert!(bits(out.as_f32()) == bits(expected.as_f32()), "{what}, gated {is_gated}");
+            }
         }
     }
 }

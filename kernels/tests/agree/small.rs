@@ -159,6 +159,15 @@ fn sums_and_swiglu() {
             x.values.iter().zip(&y.values).map(|(x, y)| f64::from((x + y) as f32)).collect();
         assert_close(sum.as_f32(), &expected, 0.0, "add");
 
+        let gate = Host::random(DType::F32, &[t, 1], 3);
+        let mut sum = x.tensor(&device);
+        add_gated(&mut sum, &y.tensor(&device), &gate.tensor(&device));
+        let row = |row: usize| (0..2 * i).map(move |column| row * 2 * i + column);
+        let value = |row: usize, at: usize| x.values[at] + y.values[at] / (1.0 + (-gate.values[row]).exp());
+        let expected: Vec<f64> =
+            (0..t).flat_map(|r| row(r).map(|at| value(r, at)).collect::<Vec<_>>()).collect();
+        assert_close(sum.as_f32(), &expected, 3e-7, "add_gated");
+
         let scaled: Vec<f32> = x.values.iter().map(|&v| 12.0 * v as f32).collect();
         let x = Host::new(DType::F32, &[t, 2 * i], &scaled);
         let mut out = Tensor::zeros(&device, DType::F32, &[t, i]);

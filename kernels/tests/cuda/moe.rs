@@ -159,6 +159,7 @@ struct WithShared {
     /// T, and its I: the others have 35.
     tokens: usize,
     inner: usize,
+    is_gated: bool,
 }
 
 impl WithShared {
@@ -166,7 +167,9 @@ impl WithShared {
 
     /// Its results with the shared expert as part of the op, or as ops after it; and how many launches that took.
     fn run(&self, device: &Device, as_part: bool) -> Result<(Vec<u8>, u64), Error> {
-        let Self { stored_as: [routed, stored_as], tokens: t, inner: i } = *self;
+        let gates = Host::random(DType::F32, &[self.tokens, 1], 9).tensor(device);
+        let gate = self.is_gated.then_some(&gates);
+        let Self { stored_as: [routed, stored_as], tokens: t, inner: i, .. } = *self;
         let (h, k) = (Self::HIDDEN, 3);
         let case = Case { stored_as: routed, sizes: [t, h, 35, 5, k] };
         let data = case.data();
@@ -185,14 +188,17 @@ impl WithShared {
             let (gate_up, down) = (&gate_up, &down);
             let mut tokens = TokenRoom::new(device, &[[t, h.max(i)]]);
             let (both, inner, tokens) = (&mut both, &mut inner, &mut tokens);
-            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
+            let shared = SharedExpert { gate_up, down, gate, both, inner, out: &mut of_shared };
             moe_and_shared(&x, &experts, [&ids, &weights], &mut scratch, Some((shared, tokens)), &mut out);
         } else {
             moe(&x, &experts, &ids, &weights, &mut scratch, &mut out);
             linear(&x, &gate_up, None, Activation::None, &mut both);
             silu_mul(&both, &mut inner);
             linear(&inner, &down, None, Activation::None, &mut of_shared);
-            add(&mut out, &of_shared);
+            match gate {
+                None => add(&mut out, &of_shared),
+                Some(gate) => add_gated(&mut out, &of_shared, gate),
+            }
         }
         Ok((out.read()?, cuda.num_launches() - before))
     }
@@ -218,12 +224,14 @@ fn a_shared_expert_is_computed_beside_the_others() {
         ([Int4, BF16], 2, 64, [7, 7]),
         ([F32; 2], 2, 64, [8, 8]),
     ] {
-        let case = WithShared { stored_as, tokens, inner };
-        let what = format!("{stored_as:?} T {tokens} I {inner}");
-        let (expected, in_parts) = case.run(&emulated(SEEDS[0]), false).expect("a result");
-        let (found, beside) = case.run(&emulated(SEEDS[1]), true).expect("a result");
-        assert!(found == expected, "{what}");
-        assert_eq!([in_parts, beside], launches, "{what}");
+        for is_gated in [false, true] {
+            let case = WithShared { stored_as, tokens, inner, is_gated };
+            let what = format!("{stored_as:?} T {tokens} I {inner}, gated {is_gated}");
+            let (expected, in_parts) = case.run(&emulated(SEEDS[0]), false).expect("a result");
+            let (found, beside) = case.run(&emulated(SEEDS[1]), true).expect("a result");
+            assert!(found == expected, "{what}");
+            assert_eq!([in_parts, beside], launches, "{what}");
+        }
     }
 }
 
@@ -249,7 +257,8 @@ fn normed(device: &Device, [t, i, h]: [usize; 3], at_once: bool) -> Result<(Vec<
     }
     let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
     // None of inner size 0.
-    let shared = (i > 0).then_some(SharedExpert { gate_up, down, both, inner, out: &mut of_shared });
+    let shared =
+        (i > 0).then_some(SharedExpert { gate_up, down, gate: None, both, inner, out: &mut of_shared });
     let next = Matrix::random(device, DType::BF16, 33, h, 0.2, 9);
     let mut made = Tensor::unwritten(device, DType::F32, &[t, 33]);
     let Device::Cuda(cuda) = device else { panic!("not a GPU") };
@@ -399,10 +408,10 @@ fn bugs_are_noticed() {
     let wide =
         |device: &Device| Case { stored_as: WeightType::BF16, sizes: [20, 16, 8, 70, 3] }.run(device, 0..20);
     let shared = |device: &Device| {
-        let case = WithShared { stored_as: [WeightType::BF16; 2], tokens: 7, inner: 96 };
+        let case = WithShared { stored_as: [WeightType::BF16; 2], tokens: 7, inner: 96, is_gated: true };
         case.run(device, true).map(|(out, _)| out)
     };
-    let cases: [(&'static str, &'static str, Run); 27] = [
+    let cases: [(&'static str, &'static str, Run); 28] = [
         // Places.
         ("int next = 0;\n    for (int w = 0;", "int next = 0;\n    for (int w = 1;", &many),
         (
@@ -451,7 +460,8 @@ fn bugs_are_noticed() {
         ("is_shared ? shared.side_panels * panel_len", "is_shared ? panel_len", &shared),
         ("if (is_shared) source[i] = row;", "if (is_shared) source[i] = 0;", &shared),
         ("Work work{0, 0, shared.tokens};", "Work work{0, 0, shared.tokens + 1};", &shared),
-        ("for (int i = 0; i < N; i++) sum[i] += v[i];", "", &shared),
+        ("for (int i = 0; i < N; i++) sum[i] = fmaf(factor, v[i], sum[i]);", "", &shared),
+        ("sigmoid(gates[token])", "sigmoid(gates[0])", &shared),
         // The order of a sum.
         (
             "for (int j = 0; j < top_k; j++) {\n        int row",

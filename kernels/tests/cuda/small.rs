@@ -154,6 +154,13 @@ fn sums_and_swiglu() {
             x.values.iter().zip(&y.values).map(|(a, b)| f64::from((a + b) as f32)).collect();
         assert_close(&sum.to_f32_vec(), &expected, 0.0, "add");
 
+        let gate = Host::random(DType::F32, &[t, 1], 3);
+        let mut sum = x.tensor(&device);
+        add_gated(&mut sum, &y.tensor(&device), &gate.tensor(&device));
+        let value = |at: usize| x.values[at] + y.values[at] / (1.0 + (-gate.values[at / d]).exp());
+        let expected: Vec<f64> = (0..t * d).map(value).collect();
+        assert_close(&sum.to_f32_vec(), &expected, 3e-7, "add_gated");
+
         let gate_up: Vec<f32> = values(3, t * 2 * d).iter().map(|v| 20.0 * v).collect();
         let gate_up = Host::new(DType::F32, &[t, 2 * d], &gate_up);
         let mut out = Tensor::unwritten(&device, DType::F32, &[t, d]);

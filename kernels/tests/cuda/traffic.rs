@@ -144,8 +144,14 @@ fn the_expert_of_all_tokens_is_read_once() {
         let [mut both, mut activated, mut of_shared, mut out] =
             [2 * inner, inner, h, h].map(|width| Tensor::unwritten(&device, DType::F32, &[t, width]));
         let (gate_up, down) = (&gate_up, &down);
-        let shared =
-            SharedExpert { gate_up, down, both: &mut both, inner: &mut activated, out: &mut of_shared };
+        let shared = SharedExpert {
+            gate_up,
+            down,
+            gate: None,
+            both: &mut both,
+            inner: &mut activated,
+            out: &mut of_shared,
+        };
         let tokens = &mut TokenRoom::new(&device, &[]);
         launches(&device, &meter);
         moe_and_shared(&x, &experts, [&chosen, &weights], &mut scratch, Some((shared, tokens)), &mut out);

@@ -5,6 +5,7 @@ use super::json::Fields;
 use super::rope::{self, RopeRule};
 use super::{
     AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, MoeConfig, NormPlace, QkNorm,
+    SharedConfig,
 };
 use crate::LoadError;
 use crate::chameleon::vocabulary::PictureVocabulary;
@@ -17,8 +18,11 @@ pub(super) const ARCHITECTURES: &[&str] = &[
     "DeepseekV2ForCausalLM",
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "MistralForCausalLM",
+    "MinistralForCausalLM",
     "MixtralForCausalLM",
     "SeedOssForCausalLM",
     CHAMELEON,
@@ -67,16 +71,19 @@ const QWEN: Defaults = Defaults {
     max_positions: 32_768,
     ..LLAMA
 };
+const QWEN2_MOE: Defaults = Defaults {
+    hidden_size: 2048,
+    intermediate_size: 5632,
+    num_layers: 24,
+    num_heads: 16,
+    num_kv_heads: Some(16),
+    ..QWEN
+};
 const QWEN3_MOE: Defaults =
     Defaults { hidden_size: 2048, intermediate_size: 6144, num_layers: 24, num_kv_heads: Some(4), ..QWEN };
-const MIXTRAL: Defaults = Defaults {
-    intermediate_size: 14_336,
-    num_kv_heads: Some(8),
-    max_positions: 131_072,
-    rms_norm_eps: 1e-5,
-    theta: 1e6,
-    ..LLAMA
-};
+const MISTRAL: Defaults =
+    Defaults { intermediate_size: 14_336, num_kv_heads: Some(8), max_positions: 131_072, ..LLAMA };
+const MIXTRAL: Defaults = Defaults { rms_norm_eps: 1e-5, theta: 1e6, ..MISTRAL };
 const SEED_OSS: Defaults = Defaults {
     vocab_size: 155_136,
     intermediate_size: 27_648,
@@ -107,7 +114,12 @@ pub(super) struct SpecialTokens {
 
 pub(super) fn special_tokens(architecture: &str) -> SpecialTokens {
     let (bos, eos) = match architecture {
-        "LlamaForCausalLM" | "MixtralForCausalLM" | "DeepseekV2ForCausalLM" | CHAMELEON => (Some(1), Some(2)),
+        "LlamaForCausalLM"
+        | "MistralForCausalLM"
+        | "MinistralForCausalLM"
+        | "MixtralForCausalLM"
+        | "DeepseekV2ForCausalLM"
+        | CHAMELEON => (Some(1), Some(2)),
         "DeepseekV3ForCausalLM" | "KimiVLForConditionalGeneration" => (Some(0), Some(1)),
         "SeedOssForCausalLM" => (Some(0), Some(2)),
         _ => (None, None),
@@ -143,14 +155,26 @@ pub(super) fn decoder(
         "Qwen3ForCausalLM" => {
             Family { qk_norm: QkNorm::Rms, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
         }
+        "Qwen2MoeForCausalLM" => Family {
+            qkv_bias: Some(fields.bool_or("qkv_bias", true)?),
+            window: Window::SwitchedForAll,
+            moe: qwen2_moe,
+            ..dense(&QWEN2_MOE)
+        },
         "Qwen3MoeForCausalLM" => Family {
             qk_norm: QkNorm::Rms,
             window: Window::SwitchedForAll,
             moe: qwen3_moe,
             ..dense(&QWEN3_MOE)
         },
+        "MistralForCausalLM" => {
+            Family { qkv_bias: Some(false), window: Window::Always(Some(4096)), ..dense(&MISTRAL) }
+        }
+        "MinistralForCausalLM" => {
+            Family { qkv_bias: Some(false), window: Window::OfTypes(4096), ..dense(&MISTRAL) }
+        }
         "MixtralForCausalLM" => {
-            Family { qkv_bias: Some(false), window: Window::Always, moe: mixtral, ..dense(&MIXTRAL) }
+            Family { qkv_bias: Some(false), window: Window::Always(None), moe: mixtral, ..dense(&MIXTRAL) }
         }
         "SeedOssForCausalLM" => Family {
             bias_default: true,
@@ -210,8 +234,10 @@ enum Window {
     Switched,
     /// `sliding_window`, when `use_sliding_window` is true.
     SwitchedForAll,
-    /// `sliding_window`, when it is not null.
-    Always,
+    /// `sliding_window`, when it is not null; with the default of the class.
+    Always(Option<usize>),
+    /// The same, of the layers that `layer_types` says, or else of all.
+    OfTypes(usize),
 }
 
 fn dense(defaults: &'static Defaults) -> Family {
@@ -241,7 +267,8 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         false => grouped_attention(fields, family, hidden_size, max_position_embeddings)?,
     };
     let max_position_embeddings = max_position_embeddings.max(rope.scaling.reach()).min(MAX_POSITIONS);
-    check_window(fields, family.window, num_layers, max_position_embeddings)?;
+    let sliding_window =
+        sliding_window(fields, family.window, num_layers)?.filter(|&width| width < max_position_embeddings);
     let mtp_default = if family.latent && default.vocab_size == DEEPSEEK_V3.vocab_size { 1 } else { 0 };
     Ok(DecoderConfig {
         vocab_size: fields.usize_or("vocab_size", default.vocab_size, 1..=MAX_VOCAB)?,
@@ -251,7 +278,8 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
             Some(layers) => layers,
             None => fields.usize_or("num_mtp_layers", mtp_default, 0..=MAX_LAYERS)?,
         },
-        max_position_embeddings,
+        max_position_embeddings: sliding_window.unwrap_or(max_position_embeddings),
+        sliding_window,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
         norms: NormPlace::Before,
         attention,
@@ -268,31 +296,28 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
 /// The configuration class of the families that have this key where the file has not.
 const MAX_WINDOW_LAYERS: usize = 28;
 
-/// A window that would hide tokens is not implemented, so it is refused.
-fn check_window(
-    fields: &Fields,
-    window: Window,
-    num_layers: usize,
-    max_positions: usize,
-) -> Result<(), LoadError> {
+/// The window of some layer: a token sees itself and those before it, so many in all. One that hides tokens is not implemented, and a sequence
+/// that is no longer has nothing to hide.
+fn sliding_window(fields: &Fields, window: Window, num_layers: usize) -> Result<Option<usize>, LoadError> {
     let (on, default) = match window {
-        Window::Never => return Ok(()),
+        Window::Never => return Ok(None),
         Window::Switched | Window::SwitchedForAll => {
             (fields.bool_or("use_sliding_window", false)?, Some(4096))
         }
-        Window::Always => (true, None),
+        Window::Always(default) => (true, default),
+        Window::OfTypes(default) => (true, Some(default)),
     };
-    let width = match fields.has("sliding_window") {
-        true => fields.opt_usize("sliding_window", 0..=usize::MAX)?,
-        false => default,
+    let any_layer = match window {
+        Window::Switched => any_sliding_layer(fields, num_layers)?,
+        Window::OfTypes(_) if fields.get("layer_types").is_some() => any_sliding_layer(fields, num_layers)?,
+        _ => true,
     };
-    let any_layer = window != Window::Switched || any_sliding_layer(fields, num_layers)?;
-    match width {
-        Some(width) if on && any_layer && width < max_positions => Err(fields.fail(
-            "sliding_window",
-            format!("a window of {width} below the {max_positions} positions of the model is not supported"),
-        )),
-        _ => Ok(()),
+    if !on || !any_layer {
+        return Ok(None);
+    }
+    match fields.has("sliding_window") {
+        true => fields.opt_usize("sliding_window", 1..=usize::MAX),
+        false => Ok(default),
     }
 }
 
@@ -424,8 +449,25 @@ fn plain_router(top_k: usize, normalize: bool) -> RouterConfig {
 }
 
 fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
-    let num_experts = num_experts(fields, ["num_experts", "num_local_experts"], 128)?;
-    let top_k = fields.usize_or("num_experts_per_tok", 8, 1..=MAX_EXPERTS)?;
+    qwen_moe(fields, num_layers, QwenMoe { num_experts: 128, top_k: 8, intermediate_size: 768 })
+}
+
+fn qwen2_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    let defaults = QwenMoe { num_experts: 60, top_k: 4, intermediate_size: 1408 };
+    let intermediate_size = fields.usize_or("shared_expert_intermediate_size", 5632, 1..=MAX_WIDTH)?;
+    let shared = Some(SharedConfig { intermediate_size, is_gated: true });
+    Ok(qwen_moe(fields, num_layers, defaults)?.map(|moe| MoeConfig { shared, ..moe }))
+}
+
+struct QwenMoe {
+    num_experts: usize,
+    top_k: usize,
+    intermediate_size: usize,
+}
+
+fn qwen_moe(fields: &Fields, num_layers: usize, defaults: QwenMoe) -> Result<Option<MoeConfig>, LoadError> {
+    let num_experts = num_experts(fields, ["num_experts", "num_local_experts"], defaults.num_experts)?;
+    let top_k = fields.usize_or("num_experts_per_tok", defaults.top_k, 1..=MAX_EXPERTS)?;
     check_top_k(fields, "num_experts_per_tok", top_k, num_experts)?;
     let step = fields.usize_or("decoder_sparse_step", 1, 1..=MAX_LAYERS)?;
     let mut dense = Vec::new();
@@ -435,10 +477,11 @@ fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Lo
             _ => return Err(fields.fail("mlp_only_layers", format!("{value} is not a layer of the model"))),
         }
     }
+    let default = defaults.intermediate_size;
     Ok(Some(MoeConfig {
         num_experts,
-        intermediate_size: fields.usize_or("moe_intermediate_size", 768, 1..=MAX_WIDTH)?,
-        shared_intermediate_size: None,
+        intermediate_size: fields.usize_or("moe_intermediate_size", default, 1..=MAX_WIDTH)?,
+        shared: None,
         router: plain_router(top_k, fields.bool_or("norm_topk_prob", false)?),
         correction_bias: false,
         names: ExpertNames::Mlp,
@@ -453,7 +496,7 @@ fn mixtral(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Load
     Ok(Some(MoeConfig {
         num_experts,
         intermediate_size: fields.usize_or("intermediate_size", MIXTRAL.intermediate_size, 1..=MAX_WIDTH)?,
-        shared_intermediate_size: None,
+        shared: None,
         router: plain_router(top_k, true),
         correction_bias: false,
         names: ExpertNames::BlockSparse,
@@ -495,7 +538,8 @@ fn deepseek_moe(
     Ok(layers.contains(&true).then_some(MoeConfig {
         num_experts,
         intermediate_size: width,
-        shared_intermediate_size: (num_shared > 0).then_some(width * num_shared),
+        shared: (num_shared > 0)
+            .then_some(SharedConfig { intermediate_size: width * num_shared, is_gated: false }),
         correction_bias: router.scoring == Scoring::Sigmoid,
         router,
         names: ExpertNames::Mlp,

@@ -70,8 +70,11 @@ pub struct DecoderConfig {
     pub num_layers: usize,
     /// Layers stored after the last one that only speculate (multi-token prediction): skipped.
     pub num_mtp_layers: usize,
-    /// Of the file, or what YaRN stretches the original length to if that is more.
+    /// Of the file, or what YaRN stretches the original length to if that is more; at most the window.
     pub max_position_embeddings: usize,
+    /// Tokens that attention of some layer looks back to, where the model would have more positions. Within it all keys are seen, as everywhere;
+    /// what lies beyond is not computed, so that sequences end there.
+    pub sliding_window: Option<usize>,
     pub rms_norm_eps: f32,
     /// Of each layer.
     pub norms: NormPlace,
@@ -165,8 +168,8 @@ pub const LATENT_NORM_EPS: f32 = 1e-6;
 pub struct MoeConfig {
     pub num_experts: usize,
     pub intermediate_size: usize,
-    /// Width of the expert that every token takes.
-    pub shared_intermediate_size: Option<usize>,
+    /// The expert that every token takes.
+    pub shared: Option<SharedConfig>,
     pub router: RouterConfig,
     /// Whether a bias is added to the scores for the choice of experts.
     pub correction_bias: bool,
@@ -176,11 +179,34 @@ pub struct MoeConfig {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedConfig {
+    pub intermediate_size: usize,
+    /// What it makes of a token is multiplied with `sigmoid(shared_expert_gate · x)`. Such a family has one: its name is in the singular.
+    pub is_gated: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpertNames {
     /// `mlp.experts.N.{gate_proj, up_proj, down_proj}`
     Mlp,
     /// `block_sparse_moe.experts.N.{w1, w3, w2}`
     BlockSparse,
+}
+
+impl MoeConfig {
+    /// The module of the router and the experts, within a layer.
+    pub fn module(&self) -> &'static str {
+        match self.names {
+            ExpertNames::Mlp => "mlp",
+            ExpertNames::BlockSparse => "block_sparse_moe",
+        }
+    }
+
+    /// The module of the expert that every token takes.
+    pub fn shared_module(&self) -> String {
+        let is_gated = self.shared.is_some_and(|shared| shared.is_gated);
+        format!("{}.{}", self.module(), if is_gated { "shared_expert" } else { "shared_experts" })
+    }
 }
 
 impl DecoderConfig {

@@ -116,7 +116,7 @@ fn moonlight_and_its_switches() {
     assert_eq!(decoder.rope.layout, RopeLayout::Interleaved);
     let moe = decoder.moe.as_ref().unwrap();
     assert_eq!((moe.layers[0], moe.layers[1], moe.layers.len()), (false, true, 27));
-    assert_eq!((moe.shared_intermediate_size, moe.correction_bias), (Some(2816), true));
+    assert_eq!((moe.shared.unwrap().intermediate_size, moe.correction_bias), (2816, true));
 }
 
 #[test]
@@ -311,10 +311,35 @@ fn dtype_is_found_under_both_names() {
     assert_eq!(parse(&text).unwrap().dtype, DType::BF16);
 }
 
+/// Defaults of the classes are the sizes of the first models.
+#[test]
+fn first_models_of_their_families() {
+    let of = |name: &str| json!({ "architectures": [name] });
+    let published = with(of("MistralForCausalLM"), &[("max_position_embeddings", json!(32_768))]);
+    assert_eq!(parameters(published.clone()), 7_241_732_096);
+    let mistral = parse(&published).unwrap();
+    assert_eq!((mistral.bos_token_id, mistral.eos_token_ids), (Some(1), vec![2]));
+    assert_eq!(parameters(of("Qwen2MoeForCausalLM")), 14_315_784_192);
+    let moe = |changes: &[(&str, Value)]| {
+        parse(&with(of("Qwen2MoeForCausalLM"), changes)).unwrap().decoder.moe.unwrap()
+    };
+    let moe_of_first = moe(&[]);
+    assert_eq!(moe_of_first.shared, Some(SharedConfig { intermediate_size: 5632, is_gated: true }));
+    assert!(!moe_of_first.router.normalize && moe_of_first.layers.iter().all(|&is_moe| is_moe));
+    let some = moe(&[
+        ("num_hidden_layers", json!(7)),
+        ("decoder_sparse_step", json!(3)),
+        ("mlp_only_layers", json!([5])),
+        ("norm_topk_prob", json!(true)),
+    ]);
+    let layers: Vec<usize> = (0..7).filter(|&layer| some.layers[layer]).collect();
+    assert_eq!((layers, some.router.normalize), (vec![2], true));
+}
+
 /// Every complaint names its key.
 #[test]
 fn what_is_wrong_is_named() {
-    let window = json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 4096});
+    let window = json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 0});
     let check = |json: Value, key: &str| {
         let message = parse(&json).unwrap_err().to_string();
         assert!(message.starts_with(&format!("config.json: {key}: ")), "{message}");
@@ -380,8 +405,14 @@ fn what_is_wrong_is_named() {
         check(v2, key);
     }
     check(window, "sliding_window");
-    let sliding = json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true});
-    check(sliding, "sliding_window");
+    let typed = json!({"architectures": ["MinistralForCausalLM"], "layer_types": ["chunked_attention"]});
+    check(typed, "layer_types");
+    // A model with pictures, whose decoder would be one that is read.
+    check(json!({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {}}), "architectures");
+    let last = json!({"architectures": ["Qwen2MoeForCausalLM"], "mlp_only_layers": [24]});
+    check(last, "mlp_only_layers");
+    let too_many = json!({"architectures": ["Qwen2MoeForCausalLM"], "num_experts": 3});
+    check(too_many, "num_experts_per_tok");
     check(with(kimi_vl(), &[("text_config", Value::Null)]), "text_config");
     check(with(kimi_vl(), &[("vision_config", json!([]))]), "vision_config");
     let mut nested = kimi_vl();
@@ -405,24 +436,37 @@ fn windows_that_hide_nothing_are_fine() {
                "num_hidden_layers": 1, "layer_types": ["full_attention"]}),
         json!({"architectures": ["Qwen3MoeForCausalLM"], "use_sliding_window": false, "sliding_window": 16}),
     ] {
-        parse(&changes).unwrap();
+        assert_eq!(parse(&changes).unwrap().decoder.sliding_window, None, "{changes}");
     }
 }
 
 #[test]
-fn windows_that_hide_tokens_are_refused() {
+fn windows_that_hide_tokens_end_sequences() {
     let qwen = |changes: &[(&str, Value)]| {
         with(json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true}), changes)
     };
     let layers = |kind: &str| ("layer_types", json!(["full_attention", kind]));
-    for (json, key) in [
-        (qwen(&[]), "sliding_window"),
-        (qwen(&[layers("sliding_attention"), ("max_window_layers", json!(64))]), "sliding_window"),
-        (qwen(&[layers("linear_attention")]), "layer_types"),
+    let refused = parse(&qwen(&[layers("linear_attention")])).unwrap_err().to_string();
+    assert!(refused.starts_with("config.json: layer_types: "), "{refused}");
+    let mistral = |name: &str| json!({ "architectures": [name] });
+    let ministral =
+        |kind| with(mistral("MinistralForCausalLM"), &[layers(kind), ("sliding_window", json!(64))]);
+    for (json, width) in [
+        (qwen(&[]), Some(4096)),
+        (qwen(&[layers("sliding_attention"), ("max_window_layers", json!(64))]), Some(4096)),
+        (json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 512}), Some(512)),
+        (json!({"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": true}), Some(4096)),
+        // The class has a window where the file says nothing; null is none.
+        (mistral("MistralForCausalLM"), Some(4096)),
+        (with(mistral("MistralForCausalLM"), &[("sliding_window", Value::Null)]), None),
+        (with(mistral("MistralForCausalLM"), &[("sliding_window", json!(1 << 17))]), None),
+        (mistral("MinistralForCausalLM"), Some(4096)),
+        (ministral("sliding_attention"), Some(64)),
+        (ministral("full_attention"), None),
         // This family's window is of all layers, whatever other keys say.
         (
             qwen(&[("architectures", json!(["Qwen3MoeForCausalLM"])), ("max_window_layers", json!(64))]),
-            "sliding_window",
+            Some(4096),
         ),
         // Wide enough for the original length, not for what it is stretched to.
         (
@@ -430,11 +474,12 @@ fn windows_that_hide_tokens_are_refused() {
                 ("sliding_window", json!(32768)),
                 ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             ]),
-            "sliding_window",
+            Some(32_768),
         ),
     ] {
-        let message = parse(&json).unwrap_err().to_string();
-        assert!(message.starts_with(&format!("config.json: {key}: ")), "{json}: {message}");
+        let decoder = parse(&json).unwrap().decoder;
+        assert_eq!(decoder.sliding_window, width, "{json}");
+        assert!(width.is_none_or(|width| decoder.max_position_embeddings == width), "{json}");
     }
 }
 
@@ -455,13 +500,19 @@ fn yarn_stretches_the_longest_sequence() {
 #[test]
 fn null_and_absent_keys_of_experts_differ() {
     let shared = |changes: &[(&str, Value)]| {
-        parse(&with(moonlight(), changes)).unwrap().decoder.moe.unwrap().shared_intermediate_size
+        parse(&with(moonlight(), changes))
+            .unwrap()
+            .decoder
+            .moe
+            .unwrap()
+            .shared
+            .map(|shared| shared.intermediate_size)
     };
     assert_eq!(shared(&[]), Some(2816));
     assert_eq!(shared(&[("n_shared_experts", Value::Null)]), None);
     let mut absent = moonlight();
     absent.as_object_mut().unwrap().remove("n_shared_experts");
-    assert_eq!(parse(&absent).unwrap().decoder.moe.unwrap().shared_intermediate_size, Some(1408));
+    assert_eq!(parse(&absent).unwrap().decoder.moe.unwrap().shared.unwrap().intermediate_size, 1408);
     let keys = ["n_group", "topk_group", "norm_topk_prob"];
     let router = |json: &Value| {
         let router = parse(json).unwrap().decoder.moe.unwrap().router;

@@ -80,16 +80,18 @@ impl Mlp {
         }
     }
 
-    /// As the expert that each of T tokens takes, with its buffers: for gate and up, their product, and what comes out. It has no
-    /// biases.
+    /// As the expert that each of T tokens takes, with its gates [T] where it has any, and its buffers: for gate and up, their product,
+    /// and what comes out. It has no biases.
     pub fn as_shared_expert<'a>(
         &'a self,
+        gate: Option<&'a Tensor>,
         num_tokens: usize,
         [both, inner, out]: [&'a mut Tensor; 3],
     ) -> SharedExpert<'a> {
         assert!(self.gate_up.bias.is_none() && self.down.bias.is_none(), "a shared expert with biases");
         self.reshape(num_tokens, both, inner);
-        SharedExpert { gate_up: &self.gate_up.weight, down: &self.down.weight, both, inner, out }
+        let [gate_up, down] = self.weights();
+        SharedExpert { gate_up, down, gate, both, inner, out }
     }
 
     fn reshape(&self, num_tokens: usize, both: &mut Tensor, inner: &mut Tensor) {

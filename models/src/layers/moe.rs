@@ -1,5 +1,5 @@
 //! A layer of experts: a router chooses some for each token, their results are summed in the order of the choice, and the expert
-//! that every token takes is added last.
+//! that every token takes is added last, in some families times the sigmoid of a gate.
 
 use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, Step, WeightSize};
@@ -8,7 +8,7 @@ use crate::config::{ExpertNames, MoeConfig};
 use crate::lora::Target;
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
-use kernels::ops::{self, AddNorm, Choice, NormFor, ReadPlan, Router, RouterConfig};
+use kernels::ops::{self, Activation, AddNorm, Choice, NormFor, ReadPlan, Router, RouterConfig};
 use kernels::{Experts, Matrix, Tensor, WeightType};
 
 pub struct Moe {
@@ -17,29 +17,35 @@ pub struct Moe {
     correction_bias: Option<Tensor>,
     experts: Experts,
     shared: Option<Mlp>,
+    /// `[1, H]`, of the shared expert; in f32 as the router is.
+    shared_gate: Option<Matrix>,
     config: RouterConfig,
 }
 
 impl Moe {
     pub fn load(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Self, LoadError> {
-        let module = module(config);
-        let router = Loader { names: loader.names.of_part(Part::Router), ..*loader };
-        let router = router.matrix(&format!("{module}.gate"), config.num_experts, hidden_size)?;
+        let module = config.module();
+        let routing = Loader { names: loader.names.of_part(Part::Router), ..*loader };
+        let router = routing.matrix(&format!("{module}.gate"), config.num_experts, hidden_size)?;
         let bias = format!("{module}.gate.e_score_correction_bias");
         let correction_bias = match config.correction_bias {
             true => Some(loader.vector(&bias, config.num_experts)?),
             false => None,
         };
         let shared = match shared_shape(config, hidden_size) {
-            Some(shape) => Some(Mlp::load(loader, &format!("{module}.shared_experts"), shape)?),
+            Some(shape) => Some(Mlp::load(loader, &config.shared_module(), shape)?),
             None => None,
         };
+        let shared_gate = match has_gate(config) {
+            true => Some(routing.matrix(&shared_gate(config), 1, hidden_size)?),
+            false => None,
+        };
         let experts = load_experts(loader, config, hidden_size)?;
-        Ok(Self { router, correction_bias, experts, shared, config: config.router })
+        Ok(Self { router, correction_bias, experts, shared, shared_gate, config: config.router })
     }
 
     pub fn size(names: &Names, config: &MoeConfig, hidden_size: usize) -> WeightSize {
-        let (e, i, module) = (config.num_experts, config.intermediate_size, module(config));
+        let (e, i, module) = (config.num_experts, config.intermediate_size, config.module());
         let stored_as = names.stored_as(&expert(config, 0, 0));
         let experts = WeightSize {
             parameters: (3 * e * i * hidden_size) as u64,
@@ -47,9 +53,13 @@ impl Moe {
             tensors: 2,
         };
         let bias = if config.correction_bias { WeightSize::vector(e) } else { WeightSize::default() };
-        let shared = shared_shape(config, hidden_size)
-            .map(|shape| Mlp::size(names, &format!("{module}.shared_experts"), shape));
-        let router = names.of_part(Part::Router).matrix(&format!("{module}.gate"), e, hidden_size);
+        let shared =
+            shared_shape(config, hidden_size).map(|shape| Mlp::size(names, &config.shared_module(), shape));
+        let routing = names.of_part(Part::Router);
+        let mut router = routing.matrix(&format!("{module}.gate"), e, hidden_size);
+        if has_gate(config) {
+            router = router + routing.matrix(&shared_gate(config), 1, hidden_size);
+        }
         router + bias + experts + shared.unwrap_or_default()
     }
 
@@ -64,6 +74,7 @@ impl Moe {
     }
 
     pub fn plan_reads(&self, plan: &mut ReadPlan) {
+        self.shared_gate.iter().for_each(|gate| plan.linear(gate));
         plan.experts(&self.experts, self.shared.as_ref().map(Mlp::weights));
     }
 
@@ -73,7 +84,7 @@ impl Moe {
         let num_tokens = scratch.normed.shape()[0];
         let Scratch { residual, normed, out, moe, gate_up, activated, shared_out, tokens, lora, .. } =
             scratch;
-        let MoeBuffers { logits, ids, weights, experts } =
+        let MoeBuffers { logits, ids, weights, shared_gates, experts } =
             moe.as_mut().expect("made for models with experts");
         logits.set_rows(num_tokens);
         ids.set_rows(num_tokens);
@@ -83,6 +94,11 @@ impl Moe {
             Router { weight: &self.router, bias: self.correction_bias.as_ref(), config: &self.config };
         let choice = Choice { logits, ids: &mut *ids, weights: &mut *weights };
         ops::norm_and_route(out, add, normed, router, choice);
+        let gates = shared_gates.as_mut().zip(self.shared_gate.as_ref()).map(|(gates, gate)| {
+            gates.set_rows(num_tokens);
+            ops::linear(normed, gate, None, Activation::None, gates);
+            &*gates
+        });
         let shared = self.shared.as_ref();
         let targets = [Target::Gate, Target::Up, Target::Down];
         let adapted = step.loras.filter(|loras| loras.changes(step.layer, &targets));
@@ -90,29 +106,31 @@ impl Moe {
             // The ops that are one below, apart: the same bits, and room for adapters between them.
             ops::moe(normed, &self.experts, ids, weights, experts, out);
             mlp.run_in(step, normed, [gate_up, activated, shared_out], (tokens, lora));
-            ops::add(out, shared_out);
+            match gates {
+                None => ops::add(out, shared_out),
+                Some(gates) => ops::add_gated(out, shared_out, gates),
+            }
             return tokens.add_rms_norm(residual, out, next_norm, normed);
         }
         let buffers = [gate_up, activated, shared_out];
-        let shared = shared.map(|mlp| mlp.as_shared_expert(num_tokens, buffers));
+        let shared = shared.map(|mlp| mlp.as_shared_expert(gates, num_tokens, buffers));
         let then = AddNorm { residual, norm: next_norm, tokens };
         ops::moe_and_norm(normed, &self.experts, [ids, weights], experts, shared, out, then);
     }
 }
 
 fn shared_shape(config: &MoeConfig, hidden_size: usize) -> Option<MlpShape> {
-    config.shared_intermediate_size.map(|intermediate_size| MlpShape {
-        hidden_size,
-        intermediate_size,
-        bias: false,
-    })
+    let width = config.shared?.intermediate_size;
+    Some(MlpShape { hidden_size, intermediate_size: width, bias: false })
 }
 
-fn module(config: &MoeConfig) -> &'static str {
-    match config.names {
-        ExpertNames::Mlp => "mlp",
-        ExpertNames::BlockSparse => "block_sparse_moe",
-    }
+fn has_gate(config: &MoeConfig) -> bool {
+    config.shared.is_some_and(|shared| shared.is_gated)
+}
+
+/// The module of the shared expert's gate.
+fn shared_gate(config: &MoeConfig) -> String {
+    format!("{}_gate", config.shared_module())
 }
 
 /// The module of an expert's gate, up or down.
@@ -121,7 +139,7 @@ fn expert(config: &MoeConfig, expert: usize, part: usize) -> String {
         ExpertNames::Mlp => ["gate_proj", "up_proj", "down_proj"],
         ExpertNames::BlockSparse => ["w1", "w3", "w2"],
     };
-    format!("{}.experts.{expert}.{}", module(config), parts[part])
+    format!("{}.experts.{expert}.{}", config.module(), parts[part])
 }
 
 fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Experts, LoadError> {
@@ -131,7 +149,7 @@ fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Resu
         (0..e).map(|index| [0, 1, 2].map(|part| names.name(&expert(config, index, part)))).collect();
     let stored_as = names.storage.of_all(names.part, modules.as_flattened().iter().map(String::as_str))?;
     let bytes = Experts::packed_bytes(stored_as, [e, h, i]);
-    if let Some(seed) = checkpoint.dummy_seed(&names.name(module(config)), bytes) {
+    if let Some(seed) = checkpoint.dummy_seed(&names.name(config.module()), bytes) {
         return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
     }
     checkpoint.kept(device, &modules[0][0], (stored_as, [e, h, i]), || {

@@ -1,6 +1,6 @@
 //! Which modules of a model an adapter may change, their shapes and their names: all from the model's configuration.
 
-use crate::config::{AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, ModelConfig};
+use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, ModelConfig};
 use crate::{LoadError, ModelFiles};
 
 /// What the adapters of a model may be. Cheap to share; an adapter is read against it on any thread.
@@ -115,13 +115,7 @@ fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
     let dense = ("mlp".to_string(), Some(config.intermediate_size));
     let (path, width) = match config.moe.as_ref().filter(|_| config.is_moe(index)) {
         None => dense,
-        Some(moe) => {
-            let module = match moe.names {
-                ExpertNames::Mlp => "mlp",
-                ExpertNames::BlockSparse => "block_sparse_moe",
-            };
-            (format!("{module}.shared_experts"), moe.shared_intermediate_size)
-        }
+        Some(moe) => (moe.shared_module(), moe.shared.map(|shared| shared.intermediate_size)),
     };
     if let Some(width) = width {
         let hidden = config.hidden_size;
@@ -185,6 +179,10 @@ fn refused(config: &DecoderConfig) -> Vec<Refused> {
             reason: "an adapter of the vision projector is not supported",
         },
         Refused { part: "norm", reason: "a norm has no adapter" },
+        Refused {
+            part: "shared_expert_gate",
+            reason: "an adapter of the shared expert's gate is not supported",
+        },
         Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
         Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },
     ];

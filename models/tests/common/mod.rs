@@ -3,6 +3,7 @@
 
 pub mod adapters;
 pub mod late;
+pub mod made;
 
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;
@@ -44,6 +45,8 @@ families!(
     qwen2,
     qwen3,
     qwen3_moe,
+    qwen2_moe,
+    mistral,
     mixtral,
     seed_oss,
     chameleon,
@@ -57,7 +60,8 @@ families!(
 /// Beside this file, or where the environment says: a test may run on another machine than it was built on.
 pub fn fixture(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::env::var_os("PERILUNE_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name)
+    let folder = std::env::var_os("PERILUNE_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name);
+    if made::FAMILIES.contains(&name) { made::with_weights(&folder, name) } else { folder }
 }
 
 /// A fixture's picture, and the token that stands for a row of it.

@@ -294,6 +294,12 @@ mod equal_to_itself {
         equal_to_itself("qwen3_moe", Auto, None);
     }
 
+    #[test]
+    fn a_gated_expert_of_all_tokens() {
+        equal_to_itself("qwen2_moe", Auto, None);
+        equal_to_itself("qwen2_moe", Int4, None);
+    }
+
     /// Chunks and steps that hold rows of both forms, and pictures that lie on both sides.
     #[test]
     fn in_the_expanded_form() {

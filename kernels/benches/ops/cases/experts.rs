@@ -147,7 +147,7 @@ impl Layer {
         let mut room = TokenRoom::new(&bench.device, &[[t, h.max(shared_inner)]]);
         bench.line(op.name(), &line, work, || {
             let (both, inner, tokens) = (&mut both, &mut inner, &mut room);
-            let shared = SharedExpert { gate_up, down, both, inner, out: &mut of_shared };
+            let shared = SharedExpert { gate_up, down, gate: None, both, inner, out: &mut of_shared };
             let norm = NormFor { weight: norm, eps: 1e-5, next: WeightType::BF16 };
             match op {
                 Op::MoeAndShared => {

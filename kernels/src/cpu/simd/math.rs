@@ -34,6 +34,12 @@ fn gated<S: Simd>(s: S, x: S::V, ax: S::V) -> S::V {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
+/// 1 / (1 + e^(-x))
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+    gated(s, s.splat(1.0), x)
+}
+
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
     gated(s, x, x)
