@@ -257,6 +257,16 @@ fn small_floats_of_compressed_tensors() {
     assert_eq!(whole, run(small_floats("of_whole", &blocks(1 << 20), "weight_scale_inv", of_all(&[1, 1]))));
     assert_eq!(whole, run(small_floats("number", &compressed("tensor"), "weight_scale", of_all(&[]))));
     assert!(rows != whole && whole != found);
+    // Others write the same: scales of activations beside them, the other name, a method of its own for rows.
+    let fp8 = json!({"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]});
+    assert_eq!(whole, run(small_floats("fp8_whole", &fp8, "weight_scale", of_all(&[]))));
+    assert_eq!(whole, run(small_floats("fp8_list", &fp8, "weight_scale", of_all(&[1]))));
+    assert_eq!(whole, run(small_floats("fp8_inv", &fp8, "weight_scale_inv", of_all(&[]))));
+    let fbgemm = json!({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0});
+    assert_eq!(rows, run(small_floats("fbgemm", &fbgemm, "weight_scale", of_rows)));
+    let odd = small_floats("fp8_two", &fp8, "weight_scale", |old, _| (vec![2], vec![old[0]; 2]));
+    let message = load(&odd, &options()).err().expect("an error").to_string();
+    assert!(message.contains("weight_scale: expected shape [1], found [2]"), "{message}");
 }
 
 fn quantize(family: &str, quantization: Quantization) -> (PathBuf, Exported) {

@@ -49,12 +49,14 @@ fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
         bits @ (4 | 8) => bits as u32,
         other => return Err(weights.fail("num_bits", format!("{other} is not supported, 4 and 8 are"))),
     };
-    match weights.get("actorder") {
-        None | Some(Value::Bool(false)) => {}
-        // Columns that were ordered while scales were chosen are back in their places; groups of scattered columns are not.
-        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => {}
+    let scattered = match weights.get("actorder") {
+        None | Some(Value::Bool(false)) => false,
+        // Columns that were ordered while scales were chosen are back in their places.
+        Some(Value::String(order)) if matches!(order.as_str(), "weight" | "static") => false,
+        Some(Value::String(order)) if matches!(order.as_str(), "group" | "dynamic") => true,
+        Some(Value::Bool(true)) => true,
         Some(order) => return Err(weights.fail("actorder", format!("{order} is not supported"))),
-    }
+    };
     let size = match weights.opt_str("strategy")? {
         Some("channel") => None,
         Some("group") => group_size(&weights, "group_size")?,
@@ -69,9 +71,14 @@ fn target(q: &Fields, group: &Fields) -> Result<Target, LoadError> {
     if zeros && bits == 8 {
         return Err(weights.fail("symmetric", "false is not supported with 8 bits"));
     }
+    // One group for a whole row has nothing to scatter.
+    let scattered = scattered && size.is_some();
     let (format, said_by) = format(q, group)?;
     let scheme = match format {
-        "pack-quantized" => Scheme::Packed { bits, group: size, zeros },
+        "pack-quantized" => Scheme::Packed { bits, group: size, zeros, scattered },
+        "int-quantized" if bits == 8 && scattered => {
+            return Err(weights.fail("actorder", "group is not supported with int-quantized"));
+        }
         "int-quantized" if bits == 8 => Scheme::Bytes { group: size },
         other => {
             let message =

@@ -18,17 +18,17 @@ use std::collections::BTreeMap;
 /// How a module's quantised weight lies in the files. Groups are of neighbours along K; `None`: one group is a whole row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// compressed-tensors: `weight_packed` in 32-bit words along K, `weight_scale`, `weight_shape` and, where there are zeros,
-    /// `weight_zero_point`.
-    Packed { bits: u32, group: Option<usize>, zeros: bool },
+    /// compressed-tensors: `weight_packed` in 32-bit words along K, `weight_scale`, `weight_shape`, where there are zeros
+    /// `weight_zero_point`, and where groups are of scattered columns `weight_g_idx`.
+    Packed { bits: u32, group: Option<usize>, zeros: bool, scattered: bool },
     /// compressed-tensors: `weight` in bytes, `weight_scale`.
     Bytes { group: Option<usize> },
     /// `qweight` with K as rows and columns in an order of its own, `qzeros`, `scales`.
     Awq { group: usize },
     /// `qweight` in words along K, `qzeros`, `scales`, `g_idx`. `zeros`: groups have zeros of their own; `less_one`: zeros are
-    /// stored less one.
-    Gptq { bits: u32, group: Option<usize>, zeros: bool, less_one: bool },
-    /// `weight` in e4m3, and scales in floats, in a tensor that different forms call differently.
+    /// stored less one; `scattered`: `g_idx` may put any column into any group.
+    Gptq { bits: u32, group: Option<usize>, zeros: bool, less_one: bool, scattered: bool },
+    /// `weight` in e4m3, and scales in floats, in a tensor that different forms call differently; one scale for all may have either name.
     Fp8 { cut: Cut, scales: &'static str },
     /// The blocks of a GGUF file; `None`: as floats.
     Blocks { kept_as: Option<WeightType> },
@@ -48,6 +48,8 @@ impl Scheme {
     /// none, and they are read as floats: rounded once, to the type that other weights have.
     pub fn kept_as(&self) -> Option<WeightType> {
         match self {
+            // Columns of a group are no neighbours, and groups here are.
+            Scheme::Packed { scattered: true, .. } | Scheme::Gptq { scattered: true, .. } => None,
             Scheme::Packed { bits: 8, .. } | Scheme::Bytes { .. } | Scheme::Gptq { bits: 8, .. } => {
                 Some(WeightType::Int8)
             }
@@ -134,8 +136,9 @@ impl Published {
             Some("awq") => others::awq(&q)?,
             Some("gptq") => others::gptq(&q)?,
             Some("fp8") => others::fp8(&q)?,
+            Some("fbgemm_fp8") => others::fp8_rows(&q)?,
             Some(other) => {
-                let known = "compressed-tensors, awq, gptq and fp8 are read";
+                let known = "compressed-tensors, awq, gptq, fp8 and fbgemm_fp8 are read";
                 return Err(q.fail("quant_method", format!("{other:?} is not supported; {known}")));
             }
             None => return Err(q.fail("quant_method", "is missing")),
@@ -179,7 +182,9 @@ impl Published {
         let of_activations = ["input_scale", "input_zero_point", "input_global_scale"];
         let part = tensor.rsplit('.').next().unwrap_or_default();
         match &self.rules {
-            Rules::Targets { .. } => of_activations.contains(&part),
+            Rules::Targets { .. } | Rules::Layers { scheme: Scheme::Fp8 { .. }, .. } => {
+                of_activations.contains(&part)
+            }
             Rules::Layers { .. } | Rules::Tensors { .. } => false,
         }
     }

@@ -1,4 +1,4 @@
-//! The configurations of AWQ, GPTQ and block-scaled fp8. All three quantise the linear layers of the decoder's layers, and
+//! The configurations of AWQ, GPTQ and fp8. All three quantise the linear layers of the decoder's layers, and
 //! neither the head nor anything that sees pictures.
 
 use super::pattern::Pattern;
@@ -52,15 +52,13 @@ pub(super) fn gptq(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     }
     let group = group_size(q, "group_size")?;
     // One group for a whole row, or groups that were fixed before columns were ordered, are of neighbours in any order.
-    if q.bool_or("desc_act", false)? && group.is_some() && !q.bool_or("static_groups", false)? {
-        return Err(q.fail("desc_act", "true is not supported: groups would be of scattered columns"));
-    }
+    let scattered = q.bool_or("desc_act", false)? && group.is_some() && !q.bool_or("static_groups", false)?;
     let which = Which {
         only: inside_layers(q)?,
         not_converted: names(q, "modules_to_not_convert")?,
         skipped: skipped(q)?,
     };
-    Ok((method, Rules::Layers { scheme: Scheme::Gptq { bits, group, zeros, less_one }, which }))
+    Ok((method, Rules::Layers { scheme: Scheme::Gptq { bits, group, zeros, less_one, scattered }, which }))
 }
 
 /// `modules_in_block_to_quantize`: lists of names inside a layer, one for each round of the quantiser.
@@ -103,9 +101,30 @@ fn skipped(q: &Fields) -> Result<Vec<Pattern>, LoadError> {
 
 pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
     q.only("fmt", "e4m3")?;
-    let cut = Cut::Blocks(block(q, "weight_block_size")?);
-    let which = Which { not_converted: names(q, "modules_to_not_convert")?, ..Which::default() };
-    Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { cut, scales: "weight_scale_inv" }, which }))
+    if q.get("kv_cache_scheme").is_some() {
+        return Err(q.fail("kv_cache_scheme", "is not supported"));
+    }
+    let (cut, scales) = match q.get("weight_block_size") {
+        Some(_) => (Cut::Blocks(block(q, "weight_block_size")?), "weight_scale_inv"),
+        None => (Cut::Whole, "weight_scale"),
+    };
+    Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { cut, scales }, which: floats_of(q)? }))
+}
+
+/// A scale for each row, as some of LLaMA 3.1 are published.
+pub(super) fn fp8_rows(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
+    let scheme = Scheme::Fp8 { cut: Cut::Rows, scales: "weight_scale" };
+    Ok(("fp8", Rules::Layers { scheme, which: floats_of(q)? }))
+}
+
+/// Layers that stay floats: parts of names in one list, whole names and expressions in the other.
+fn floats_of(q: &Fields) -> Result<Which, LoadError> {
+    let pattern = |name: &String| Pattern::parse(name).map_err(|message| q.fail("ignored_layers", message));
+    Ok(Which {
+        not_converted: names(q, "modules_to_not_convert")?,
+        skipped: names(q, "ignored_layers")?.iter().map(pattern).collect::<Result<_, _>>()?,
+        only: None,
+    })
 }
 
 /// Rows and columns of a block.

@@ -43,7 +43,7 @@ const WEIGHTS: &str = "/config_groups/group_0/weights";
 fn compressed_tensors_say_which_modules() {
     let published = read(kimi()).unwrap().unwrap();
     assert_eq!(published.method, "compressed-tensors int4");
-    let scheme = Scheme::Packed { bits: 4, group: Some(32), zeros: false };
+    let scheme = Scheme::Packed { bits: 4, group: Some(32), zeros: false, scattered: false };
     let of = |part, module: &str| published.scheme(part, module).copied();
     for prefix in ["", "language_model."] {
         let layer = format!("{prefix}model.layers.3.");
@@ -67,10 +67,10 @@ fn schemes_of_other_settings() {
         *published.scheme(Part::Linear, "model.layers.0.mlp.experts.0.up_proj").unwrap()
     };
     let channel = compressed(&[("num_bits", json!(8)), ("strategy", json!("channel"))]);
-    assert_eq!(channel, Scheme::Packed { bits: 8, group: None, zeros: false });
+    assert_eq!(channel, Scheme::Packed { bits: 8, group: None, zeros: false, scattered: false });
     assert_eq!(channel.kept_as(), Some(WeightType::Int8));
     let zeros = compressed(&[("symmetric", json!(false)), ("group_size", json!(128))]);
-    assert_eq!(zeros, Scheme::Packed { bits: 4, group: Some(128), zeros: true });
+    assert_eq!(zeros, Scheme::Packed { bits: 4, group: Some(128), zeros: true, scattered: false });
     assert_eq!(zeros.kept_as(), Some(WeightType::Int4Zero));
     let of = |config: Value| {
         let published = read(config).unwrap().unwrap();
@@ -84,12 +84,12 @@ fn schemes_of_other_settings() {
         json!({"quant_method": "awq", "bits": 4, "group_size": 64, "modules_to_not_convert": ["mlp.up"]});
     assert_eq!(of(skipped), ("awq int4", None, false));
     let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": true});
-    let scheme = Scheme::Gptq { bits: 4, group: Some(128), zeros: false, less_one: true };
+    let scheme = Scheme::Gptq { bits: 4, group: Some(128), zeros: false, less_one: true, scattered: false };
     assert_eq!((of(gptq), scheme.kept_as()), (("gptq int4", Some(scheme), false), Some(WeightType::Int4)));
     let v2 = json!({
         "quant_method": "gptq", "bits": 4, "group_size": -1, "sym": false, "checkpoint_format": "gptq_v2", "dynamic": {}
     });
-    let scheme = Scheme::Gptq { bits: 4, group: None, zeros: true, less_one: false };
+    let scheme = Scheme::Gptq { bits: 4, group: None, zeros: true, less_one: false, scattered: false };
     assert_eq!((of(v2), scheme.kept_as()), (("gptq int4", Some(scheme), false), Some(WeightType::Int4Zero)));
     let newer =
         json!({"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": false, "format": "gptq_v2"});
@@ -124,8 +124,55 @@ fn gptq_says_which_layers() {
     }}));
     assert!(!expressions("mlp.down_proj"));
     assert!(expressions("mlp.up_proj") && expressions("mlp.experts.0.down_proj"));
-    let fixed = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "static_groups": true});
-    read(fixed).unwrap();
+}
+
+/// Groups of columns in any order are read as floats; those that are neighbours in spite of an order, in their groups.
+#[test]
+fn scattered_groups_are_floats() {
+    let of = |config: Value| {
+        let published = read(config).unwrap().unwrap();
+        published.scheme(Part::Linear, "model.layers.3.mlp.up_proj").unwrap().kept_as()
+    };
+    let gptq = |changes: Value| {
+        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        of(config)
+    };
+    assert_eq!(gptq(json!({})), None);
+    assert_eq!(gptq(json!({"static_groups": true})), Some(WeightType::Int4));
+    assert_eq!(gptq(json!({"group_size": -1})), Some(WeightType::Int4));
+    let order = |order: &str| of(with(experts_and_all(), &format!("{WEIGHTS}/actorder"), json!(order)));
+    assert_eq!([order("group"), order("weight")], [None, Some(WeightType::Int4)]);
+}
+
+/// The same with nothing left out.
+fn experts_and_all() -> Value {
+    with(kimi(), "/ignore", json!([]))
+}
+
+/// One scale for a matrix or for a row of it, in the forms of several packers.
+#[test]
+fn fp8_without_blocks() {
+    let of = |config: Value| {
+        let published = read(config).unwrap().unwrap();
+        let of = |module: &str| published.scheme(Part::Linear, module).copied();
+        (
+            of("model.layers.3.mlp.up_proj"),
+            of("model.layers.3.mlp.down_proj"),
+            published.may_ignore("x.input_scale"),
+        )
+    };
+    let fp8 = |cut| Some(Scheme::Fp8 { cut, scales: "weight_scale" });
+    let whole = fp8(Cut::Whole);
+    let plain = json!({"quant_method": "fp8", "activation_scheme": "static"});
+    assert_eq!(of(plain), (whole, whole, true));
+    let named = json!({"quant_method": "fp8", "weight_block_size": null,
+                       "ignored_layers": ["lm_head", "model.layers.3.mlp.down_proj"]});
+    assert_eq!(of(named), (whole, None, true));
+    let matched = json!({"quant_method": "fp8", "ignored_layers": ["re:.*down_proj"]});
+    assert_eq!(of(matched), (whole, None, true));
+    let rows = json!({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["down_proj"]});
+    assert_eq!(of(rows), (fp8(Cut::Rows), None, true));
 }
 
 #[test]
@@ -186,13 +233,12 @@ fn what_is_not_understood_is_named() {
         ),
         (with(kimi(), &weights("strategy"), json!("tensor")), "config_groups.group_0.weights.strategy"),
         (with(kimi(), &weights("group_size"), json!(48)), "config_groups.group_0.weights.group_size"),
-        (with(kimi(), &weights("actorder"), json!("group")), "config_groups.group_0.weights.actorder"),
+        (with(kimi(), &weights("actorder"), json!("other")), "config_groups.group_0.weights.actorder"),
         (json!({"quant_method": "awq", "bits": 8, "group_size": 128}), "bits"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 16}), "group_size"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}), "version"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "format": "gemv_fast"}), "format"),
         (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": false}), "zero_point"),
-        (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true}), "desc_act"),
         (json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), "bits"),
         (json!({"quant_method": "gptq", "bits": 8, "group_size": 128, "sym": false}), "sym"),
         (
@@ -211,7 +257,9 @@ fn what_is_not_understood_is_named() {
             json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"}),
             "checkpoint_format",
         ),
-        (json!({"quant_method": "fp8", "fmt": "e4m3"}), "weight_block_size"),
+        (json!({"quant_method": "fp8", "kv_cache_scheme": "static"}), "kv_cache_scheme"),
+        (json!({"quant_method": "fp8", "ignored_layers": ["re:("]}), "ignored_layers"),
+        (json!({"quant_method": "fp8", "weight_block_size": 128}), "weight_block_size"),
         (json!({"quant_method": "fp8", "fmt": "e5m2", "weight_block_size": [128, 128]}), "fmt"),
         (json!({"quant_method": "fp8", "weight_block_size": [128, 0]}), "weight_block_size"),
     ];

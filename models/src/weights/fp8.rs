@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! NAME.weight  F8_E4M3 [N, K]        NAME.weight_scale_inv  F32 [N / 128, K / 128], rounded up
-//!                                    NAME.weight_scale      the same, [N, 1], [1] or [] in compressed-tensors
+//!                                    NAME.weight_scale      the same, [N, 1], [1] or [] in other forms
 //! weight = value · scale of its block
 //! ```
 

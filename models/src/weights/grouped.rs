@@ -8,6 +8,8 @@
 //! GPTQ                 qweight [K·bits/32, N]         scales [G, N]         qzeros [G, N·bits/32]
 //!   words along K, zeros in words along N, the first in the lowest bits; zeros of most files are stored less one
 //! weight = scale · (level - zero)
+//! Column i is of group i / size, or of the group that g_idx [K] says where columns were ordered by what they matter (weight_g_idx in
+//! compressed-tensors): such groups are no neighbours, and are read as floats.
 //! ```
 //! Scales are rounded to f16 where they are not numbers of it: f16 scales never, bf16 scales only below 2^-17.
 
@@ -62,12 +64,15 @@ pub struct Grouped<'a> {
     pub(super) bits: u32,
     /// Of neighbours along K that share a scale.
     pub(super) group: usize,
+    /// The group of each column, where they are not neighbours; each is one that there is.
+    pub(super) columns: Option<Words<'a>>,
     pub(super) levels: Levels<'a>,
     pub(super) scales: HostWeights<'a>,
     /// `[G, N]`, not `[N, G]`.
     pub(super) scales_by_group: bool,
     pub(super) zeros: Zeros<'a>,
-    pub(super) kept_as: WeightType,
+    /// None: floats.
+    pub(super) kept_as: Option<WeightType>,
 }
 
 /// Where the nibble of each of eight columns is in a word of AWQ.
@@ -133,6 +138,14 @@ impl Grouped<'_> {
     }
 
     pub fn read_f32(&self, row: usize, out: &mut [f32]) {
+        if let Some(columns) = &self.columns {
+            for (k, out) in out.iter_mut().enumerate() {
+                let group = columns.get(k) as usize;
+                let level = i32::from(self.level(row, k)) - self.zero(row, group);
+                *out = self.scale(row, group) * level as f32;
+            }
+            return;
+        }
         for (group, out) in out.chunks_mut(self.group).enumerate() {
             let (scale, zero) = (self.scale(row, group), self.zero(row, group));
             for (i, out) in out.iter_mut().enumerate() {
@@ -142,7 +155,7 @@ impl Grouped<'_> {
     }
 
     pub fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
-        if stored_as != self.kept_as {
+        if Some(stored_as) != self.kept_as {
             return false;
         }
         for (k, level) in out.levels.iter_mut().enumerate() {

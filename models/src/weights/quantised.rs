@@ -32,12 +32,14 @@ impl Checkpoint {
         let from = Module { checkpoint: self, name: module, shape };
         let kept_as = scheme.kept_as();
         match *scheme {
-            Scheme::Packed { bits, group, zeros } => {
-                from.packed(bits, group, zeros, kept_as.expect("compressed-tensors are kept as they are"))
+            Scheme::Packed { bits, group, zeros, scattered } => {
+                from.packed((bits, group, scattered), zeros, kept_as)
             }
             Scheme::Bytes { group } => from.bytes(group),
             Scheme::Awq { group } => from.awq(group),
-            Scheme::Gptq { bits, group, zeros, less_one } => from.gptq(bits, group, zeros, less_one),
+            Scheme::Gptq { bits, group, zeros, less_one, scattered } => {
+                from.gptq((bits, group, scattered), (zeros, less_one), kept_as)
+            }
             Scheme::Fp8 { cut, scales } => from.fp8(cut, scales),
             Scheme::Blocks { .. } => unreachable!("taken above"),
         }
@@ -64,10 +66,9 @@ impl<'c> Module<'c, '_> {
 
     fn packed(
         &self,
-        bits: u32,
-        group: Option<usize>,
+        (bits, group, scattered): (u32, Option<usize>, bool),
         zeros: bool,
-        kept_as: WeightType,
+        kept_as: Option<WeightType>,
     ) -> Result<WeightTensor<'c>, LoadError> {
         let [n, k] = self.shape;
         let (group, per_word) = (self.group(group), 32 / bits as usize);
@@ -85,10 +86,12 @@ impl<'c> Module<'c, '_> {
             true => Zeros::Rows(self.words("weight_zero_point", [n.div_ceil(per_word), num_groups])?),
         };
         let levels = Levels::Rows { words, words_per_row };
+        let columns = scattered.then(|| self.group_of_columns("weight_g_idx", num_groups)).transpose()?;
         Ok(WeightTensor::Grouped(Grouped {
             shape: self.shape,
             bits,
             group,
+            columns,
             levels,
             scales,
             scales_by_group: false,
@@ -106,11 +109,12 @@ impl<'c> Module<'c, '_> {
             shape: self.shape,
             bits: 8,
             group,
+            columns: None,
             levels: Levels::Bytes(levels),
             scales,
             scales_by_group: false,
             zeros: Zeros::Middle,
-            kept_as: WeightType::Int8,
+            kept_as: Some(WeightType::Int8),
         }))
     }
 
@@ -125,20 +129,20 @@ impl<'c> Module<'c, '_> {
             shape: self.shape,
             bits: 4,
             group,
+            columns: None,
             levels,
             scales,
             scales_by_group: true,
             zeros,
-            kept_as: WeightType::Int4Zero,
+            kept_as: Some(WeightType::Int4Zero),
         }))
     }
 
     fn gptq(
         &self,
-        bits: u32,
-        group: Option<usize>,
-        has_zeros: bool,
-        less_one: bool,
+        (bits, group, scattered): (u32, Option<usize>, bool),
+        (has_zeros, less_one): (bool, bool),
+        kept_as: Option<WeightType>,
     ) -> Result<WeightTensor<'c>, LoadError> {
         let [n, k] = self.shape;
         let (group, per_word) = (self.group(group), 32 / bits as usize);
@@ -148,12 +152,12 @@ impl<'c> Module<'c, '_> {
         let levels = Levels::Columns { words: self.words("qweight", [k / per_word, n])? };
         let words = self.words("qzeros", [num_groups, n / per_word])?;
         let scales = self.checkpoint.take(&self.tensor("scales"), &[num_groups, n])?;
-        if self.checkpoint.has(&self.tensor("g_idx")) {
+        let columns = scattered.then(|| self.group_of_columns("g_idx", num_groups)).transpose()?;
+        if columns.is_none() && self.checkpoint.has(&self.tensor("g_idx")) {
             let groups = Words(self.checkpoint.take_as(&self.tensor("g_idx"), "I32", &[k])?);
             if let Some(i) = (0..k).find(|&i| groups.get(i) as usize != i / group) {
-                let message =
-                    format!("column {i} is of group {}: groups of scattered columns", groups.get(i));
-                return Err(self.fail("g_idx", format!("{message} are not supported")));
+                let message = format!("column {i} is of group {}, though desc_act is false", groups.get(i));
+                return Err(self.fail("g_idx", message));
             }
         }
         let add = u32::from(less_one);
@@ -164,21 +168,31 @@ impl<'c> Module<'c, '_> {
                 return Err(self.fail("qzeros", "has zeros of its own, though sym is true".into()));
             }
         }
-        let (zeros, kept_as) = match (has_zeros, bits) {
-            (true, _) => (Zeros::Columns { words, add }, WeightType::Int4Zero),
-            (false, 4) => (Zeros::Middle, WeightType::Int4),
-            (false, _) => (Zeros::Middle, WeightType::Int8),
-        };
+        let zeros = if has_zeros { Zeros::Columns { words, add } } else { Zeros::Middle };
         Ok(WeightTensor::Grouped(Grouped {
             shape: self.shape,
             bits,
             group,
+            columns,
             levels,
             scales,
             scales_by_group: true,
             zeros,
             kept_as,
         }))
+    }
+
+    /// Which group each column is of.
+    fn group_of_columns(&self, part: &str, num_groups: usize) -> Result<Words<'c>, LoadError> {
+        let k = self.shape[1];
+        let groups = Words(self.checkpoint.take_as(&self.tensor(part), "I32", &[k])?);
+        match (0..k).find(|&i| groups.get(i) as usize >= num_groups) {
+            Some(i) => {
+                let message = format!("column {i} is of group {}, and there are {num_groups}", groups.get(i));
+                Err(self.fail(part, message))
+            }
+            None => Ok(groups),
+        }
     }
 
     fn fp8(&self, cut: Cut, scales: &str) -> Result<WeightTensor<'c>, LoadError> {
@@ -189,7 +203,11 @@ impl<'c> Module<'c, '_> {
             Cut::Rows => [1, k],
             Cut::Whole => [n, k],
         };
-        let scales = self.tensor(scales);
+        let mut scales = self.tensor(scales);
+        let other = self.tensor("weight_scale_inv");
+        if cut == Cut::Whole && !self.checkpoint.has(&scales) && self.checkpoint.has(&other) {
+            scales = other;
+        }
         let shape = match cut {
             // One number, or a list of one.
             Cut::Whole if self.checkpoint.is_number(&scales) => vec![],
