@@ -10,6 +10,10 @@
 //! Q4_K 256: d, dmin:f16 | 8 × (scale, min of 6 bits) | 128 bytes       w = d s q - dmin m    groups of 32
 //! Q5_K 256: d, dmin | the same | 256 fifth bits | 128 bytes            the same
 //! Q6_K 256: 128 bytes | 64 bytes of upper bits | 16 × i8 scale | d     w = d s (q - 32)      groups of 16
+//! Q2_K 256: 16 × (scale, min of 4 bits) | 64 bytes | d, dmin           w = d s q - dmin m    groups of 16
+//! Q3_K 256: 256 third bits | 64 bytes | 16 scales of 6 bits | d        w = d (s - 32) (q - 4)  groups of 16
+//! IQ4_NL 32: d | 16 bytes                                              w = d t[q]            t: sixteen numbers
+//! IQ4_XS 256: d | 8 scales of 6 bits | 128 bytes                       w = d (s - 32) t[q]   groups of 32
 //! ```
 
 use half::{bf16, f16};
@@ -25,17 +29,24 @@ pub enum BlockType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
 }
+
+/// What the halves of bytes of the IQ4 types stand for.
+pub const IQ4_LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Values of a group of a K-quant's sub-block with its own minimum.
 const SUB_BLOCK: usize = 32;
 
 impl BlockType {
     /// With ggml's number and name.
-    const ALL: [(Self, u32, &'static str); 11] = [
+    const ALL: [(Self, u32, &'static str); 15] = [
         (Self::F32, 0, "F32"),
         (Self::F16, 1, "F16"),
         (Self::Q4_0, 2, "Q4_0"),
@@ -43,9 +54,13 @@ impl BlockType {
         (Self::Q5_0, 6, "Q5_0"),
         (Self::Q5_1, 7, "Q5_1"),
         (Self::Q8_0, 8, "Q8_0"),
+        (Self::Q2K, 10, "Q2_K"),
+        (Self::Q3K, 11, "Q3_K"),
         (Self::Q4K, 12, "Q4_K"),
         (Self::Q5K, 13, "Q5_K"),
         (Self::Q6K, 14, "Q6_K"),
+        (Self::Iq4Nl, 20, "IQ4_NL"),
+        (Self::Iq4Xs, 23, "IQ4_XS"),
         (Self::BF16, 30, "BF16"),
     ];
 
@@ -61,8 +76,8 @@ impl BlockType {
     pub const fn weights(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => 256,
         }
     }
 
@@ -71,11 +86,14 @@ impl BlockType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Iq4Xs => 136,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
@@ -102,6 +120,18 @@ impl BlockType {
                 Self::Q8_0 => {
                     let d = half_at(block, 0);
                     out.iter_mut().zip(&block[2..]).for_each(|(w, &q)| *w = d * f32::from(q as i8));
+                }
+                Self::Q2K => q2_k(block, out),
+                Self::Q3K => {
+                    let d = half_at(block, 108);
+                    out.iter_mut().enumerate().for_each(|(i, w)| *w = d * f32::from(q3_k_level(block, i)));
+                }
+                Self::Iq4Nl => iq4(&block[2..], out, half_at(block, 0)),
+                Self::Iq4Xs => {
+                    let groups = out.chunks_exact_mut(SUB_BLOCK).zip(block[8..].chunks_exact(16));
+                    for (j, (out, bytes)) in groups.enumerate() {
+                        iq4(bytes, out, iq4_xs_scale(block, j));
+                    }
                 }
                 Self::Q4K | Self::Q5K => k_with_minimum(self, block, out),
                 Self::Q6K => q6_k(block, out),
@@ -165,6 +195,41 @@ fn k_with_minimum(block_type: BlockType, block: &[u8], out: &mut [f32]) {
     }
 }
 
+fn q2_k(block: &[u8], out: &mut [f32]) {
+    let (scales, bytes, d, dmin) = (&block[..16], &block[16..80], half_at(block, 80), half_at(block, 82));
+    for (i, out) in out.iter_mut().enumerate() {
+        let both = scales[i / 16];
+        let q = bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+        *out = d * f32::from(both & 15) * f32::from(q) - dmin * f32::from(both >> 4);
+    }
+}
+
+/// `(s - 32) (q - 4)` of a weight, -124 ..= 128. The third bit is missing where four are taken away.
+pub fn q3_k_level(block: &[u8], i: usize) -> i16 {
+    let (third, bytes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let (group, quarter) = (i / 16, i / 32 % 4);
+    let low = if group < 8 { scales[group] & 15 } else { scales[group - 8] >> 4 };
+    let scale = low | (scales[8 + group % 4] >> (group / 4 * 2) & 3) << 4;
+    let q = bytes[i / 128 * 32 + i % 32] >> (2 * quarter) & 3;
+    let has_third = third[i % 32] >> (i / 128 * 4 + quarter) & 1 == 1;
+    (i16::from(scale) - 32) * (i16::from(q) - if has_third { 0 } else { 4 })
+}
+
+/// `d (s - 32)` of a group.
+pub fn iq4_xs_scale(block: &[u8], group: usize) -> f32 {
+    let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * group) & 3;
+    let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
+    half_at(block, 0) * (f32::from(high << 4 | u16::from(low)) - 32.0)
+}
+
+fn iq4(bytes: &[u8], out: &mut [f32], d: f32) {
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
+        *low = d * f32::from(IQ4_LEVELS[usize::from(byte & 15)]);
+        *high = d * f32::from(IQ4_LEVELS[usize::from(byte >> 4)]);
+    }
+}
+
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let (lower, upper, scales, d) = (&block[..128], &block[128..192], &block[192..208], half_at(block, 208));
     for (half, out) in out.chunks_exact_mut(128).enumerate() {
@@ -185,6 +250,8 @@ mod tests {
     use super::*;
     use crate::gguf::Gguf;
     use crate::{Checkpoint, ModelFiles};
+    use BlockType::{Iq4Nl, Iq4Xs, Q2K, Q3K};
+    use kernels::{GroupedRow, WeightType};
     use std::path::Path;
 
     /// Random blocks of every type against the values that the gguf package gives them (tools/golden/gguf_files.py).
@@ -195,7 +262,8 @@ mod tests {
         let expected = std::fs::read(folder.join("blocks.safetensors")).unwrap().leak();
         let files = ModelFiles::Embedded(vec![("model.safetensors", &*expected)].leak());
         let checkpoint = Checkpoint::open(&files).unwrap();
-        for (block_type, _, name) in BlockType::ALL {
+        let others = |name: &str| MADE.iter().all(|(made, ..)| made.to_string() != name);
+        for (block_type, _, name) in BlockType::ALL.into_iter().filter(|(.., name)| others(name)) {
             let found = gguf.vector(name).unwrap();
             let expected = checkpoint.take(name, &[1, 256]).unwrap().to_f32();
             assert_eq!(gguf.blocks(name).unwrap().info.block_type, block_type);
@@ -205,6 +273,77 @@ mod tests {
                     (found - expected).abs() <= 1e-6 * expected.abs().max(1e-2),
                     "{name}[{i}]: {found} {expected}"
                 );
+            }
+        }
+    }
+
+    /// Types whose blocks are made here: where d, and dmin, is in a block, eight weights of 256, and the sum of all weights, each times its place
+    /// counted from 1, that the gguf package computes (0.19.0).
+    const MADE: [(BlockType, &[usize], [f32; 8], f64); 4] = [
+        (Q2K, &[80, 82], [1.1875, 1.625, 2.125, -0.9375, 3.4375, -0.5, 1.875, -0.5], 29461.5),
+        (Q3K, &[108], [-0.125, -1.125, 0.0, 6.375, 0.0, 4.25, -3.125, 10.5], -1609.75),
+        (Iq4Nl, &[0], [0.125, -2.75, -14.625, 10.78125, -1.875, -9.953125, -14.21875, 5.859375], -62325.25),
+        (Iq4Xs, &[0], [57.75, 333.375, -127.0, 41.5, 55.0, 95.25, -217.875, 195.0], -389388.125),
+    ];
+
+    /// 256 weights: bytes of a formula, and scales that are small numbers.
+    fn made(block_type: BlockType, halves: &[usize]) -> Vec<u8> {
+        let name = block_type.to_string();
+        let seed =
+            name.bytes().fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        let byte = |i: usize| {
+            let n = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
+            let n = (n ^ (n >> 15)).wrapping_mul(2_246_822_519);
+            ((n ^ (n >> 13)) >> 24) as u8
+        };
+        let mut bytes: Vec<u8> = (0..block_type.row_bytes(256).unwrap()).map(byte).collect();
+        for (index, block) in bytes.chunks_exact_mut(block_type.bytes()).enumerate() {
+            for (i, &at) in halves.iter().enumerate() {
+                let value = (0.125 + index as f32 / 64.0) / (1 + i) as f32;
+                block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn made_blocks_stand_for_what_ggml_says() {
+        for (block_type, halves, expected, sum) in MADE {
+            let mut found = [0.0; 256];
+            block_type.dequantize(&made(block_type, halves), &mut found);
+            let at = [0, 17, 47, 90, 133, 170, 211, 255].map(|i: usize| found[i]);
+            assert_eq!(at, expected, "{block_type}");
+            let places = found.iter().zip(1u32..).map(|(&w, place)| f64::from(w) * f64::from(place));
+            assert_eq!(places.sum::<f64>(), sum, "{block_type}");
+        }
+    }
+
+    /// As groups: of the types that lose nothing, the same numbers; IQ4_XS within what f16 rounds of a scale.
+    #[test]
+    fn made_blocks_as_groups() {
+        for (block_type, halves, ..) in MADE {
+            let (mut blocks, mut groups) = (made(block_type, halves), GroupedRow::new(256));
+            let int8 = WeightType::Int8;
+            assert_eq!(block_type.kept_as(), Some(int8), "{block_type}");
+            if block_type == Q2K {
+                assert!(!block_type.read_groups(&blocks, int8, &mut groups), "it has minimums");
+                continue;
+            }
+            assert!(!block_type.read_groups(&blocks, WeightType::Int4, &mut groups), "{block_type}");
+            assert!(block_type.read_groups(&blocks, int8, &mut groups), "{block_type}");
+            let mut expected = [0.0; 256];
+            block_type.dequantize(&blocks, &mut expected);
+            for (i, &expected) in expected.iter().enumerate() {
+                let found = groups.scales[i / 32].to_f32() * f32::from(groups.levels[i]);
+                let most = if block_type == Iq4Xs { expected.abs() / 2048.0 } else { 0.0 };
+                assert!((found - expected).abs() <= most, "{block_type}[{i}]: {found} {expected}");
+            }
+            if block_type == Q3K {
+                // The first group's scale is -32 and its weights -4: 128 is no level.
+                (blocks[96], blocks[104]) = (blocks[96] & 0xf0, blocks[104] & !3);
+                blocks[..16].fill(0);
+                blocks[32..48].fill(0);
+                assert!(!block_type.read_groups(&blocks, int8, &mut groups));
             }
         }
     }

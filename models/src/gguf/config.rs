@@ -7,7 +7,8 @@ use crate::LoadError;
 use serde_json::{Map, Value, json};
 
 /// The architectures that are served, by the name in `general.architecture`.
-pub const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "qwen3moe", "deepseek2", "seed_oss"];
+pub const ARCHITECTURES: [&str; 7] =
+    ["llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "deepseek2", "seed_oss"];
 
 pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
     let keys = Keys::new(gguf)?;
@@ -50,9 +51,9 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
             let message = format!("{rotated} of a head's {dim} values: rotating a part is not supported");
             return Err(keys.fail("rope.dimension_count", message));
         }
-        if let Some(window) = keys.opt_int("attention.sliding_window")? {
+        if let Some(window) = window(&keys)? {
             set("sliding_window", json!(window));
-            set("use_sliding_window", json!(window > 0));
+            set("use_sliding_window", json!(true));
         }
     }
     if is_moe && keys.architecture != "deepseek2" {
@@ -62,8 +63,12 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
         set("num_local_experts", keys.int("expert_count")?);
         set("num_experts_per_tok", keys.int("expert_used_count")?);
         set(width, keys.int_or("expert_feed_forward_length", "feed_forward_length")?);
-        // llama.cpp always normalises these two.
-        set("norm_topk_prob", json!(true));
+        // llama.cpp always normalises two of these, and never the third.
+        set("norm_topk_prob", json!(keys.architecture != "qwen2moe"));
+    }
+    if keys.architecture == "qwen2moe" {
+        set("shared_expert_intermediate_size", shared_width(&keys, gguf)?);
+        set("qkv_bias", json!(gguf.has_tensor("blk.0.attn_q.bias")));
     }
     for (name, key) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
         set(name, json!(end_tokens(gguf, key)?));
@@ -75,8 +80,10 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
 fn published_name(keys: &Keys, is_moe: bool) -> Result<&'static str, LoadError> {
     Ok(match keys.architecture.as_str() {
         "llama" if is_moe => "MixtralForCausalLM",
+        "llama" if window(keys)?.is_some() => "MistralForCausalLM",
         "llama" => "LlamaForCausalLM",
         "qwen2" => "Qwen2ForCausalLM",
+        "qwen2moe" => "Qwen2MoeForCausalLM",
         "qwen3" => "Qwen3ForCausalLM",
         "qwen3moe" => "Qwen3MoeForCausalLM",
         "seed_oss" => "SeedOssForCausalLM",
@@ -89,6 +96,11 @@ fn published_name(keys: &Keys, is_moe: bool) -> Result<&'static str, LoadError> 
     })
 }
 
+/// None: zero as well.
+fn window(keys: &Keys) -> Result<Option<u64>, LoadError> {
+    Ok(keys.opt_int("attention.sliding_window")?.filter(|&window| window > 0))
+}
+
 /// A file that does not say it is of the time when only softmax was there.
 fn is_sigmoid(keys: &Keys) -> Result<bool, LoadError> {
     match keys.opt_int("expert_gating_func")? {
@@ -98,6 +110,16 @@ fn is_sigmoid(keys: &Keys) -> Result<bool, LoadError> {
             "expert_gating_func",
             format!("{other} is not supported, only 1 (softmax) and 2 (sigmoid) are"),
         )),
+    }
+}
+
+/// Files of the first weeks do not say it, but their matrices do.
+fn shared_width(keys: &Keys, gguf: &Gguf) -> Result<Value, LoadError> {
+    let matrix = || gguf.tensor_shape("blk.0.ffn_gate_shexp.weight").and_then(|shape| shape.first().copied());
+    match (keys.opt_int("expert_shared_feed_forward_length")?, matrix()) {
+        (Some(width), _) => Ok(json!(width)),
+        (None, Some(width)) => Ok(json!(width)),
+        (None, None) => keys.int("expert_shared_feed_forward_length"),
     }
 }
 

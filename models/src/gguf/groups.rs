@@ -2,11 +2,13 @@
 //!
 //! | blocks | kept as | |
 //! |---|---|---|
-//! | Q8_0, Q5_0, Q4_0 | int8, int8, int4 | the same numbers |
+//! | Q8_0, Q5_0, Q4_0, IQ4_NL | int8, int8, int4, int8 | the same numbers |
+//! | Q3_K | int8 | the same numbers: levels are products of two whole numbers. Where one is 128, its row is rounded as below |
+//! | IQ4_XS | int8 | the scale is rounded to f16, by 1/2048 at most |
 //! | Q4_1, Q4_K | int4 with zeros | scale and zero are rounded to f16, 1/2048 of each at most |
-//! | Q5_1, Q5_K, Q6_K | int8 | rounded once more, to 1/254 of a group's largest weight |
+//! | Q2_K, Q5_1, Q5_K, Q6_K | int8 | rounded once more, to 1/254 of a group's largest weight |
 
-use super::blocks::{BlockType, half_at, scale_and_minimum};
+use super::blocks::{BlockType, IQ4_LEVELS, half_at, iq4_xs_scale, q3_k_level, scale_and_minimum};
 use half::f16;
 use kernels::{GROUP, GroupedRow, WeightType};
 
@@ -17,7 +19,8 @@ impl BlockType {
             Self::F32 | Self::F16 | Self::BF16 => None,
             Self::Q4_0 => Some(WeightType::Int4),
             Self::Q4_1 | Self::Q4K => Some(WeightType::Int4Zero),
-            Self::Q8_0 | Self::Q5_0 | Self::Q5_1 | Self::Q5K | Self::Q6K => Some(WeightType::Int8),
+            Self::Q8_0 | Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl => Some(WeightType::Int8),
+            Self::Q2K | Self::Q3K | Self::Q5K | Self::Q6K | Self::Iq4Xs => Some(WeightType::Int8),
         }
     }
 
@@ -26,6 +29,9 @@ impl BlockType {
         let symmetric = match self {
             Self::Q8_0 => stored_as == WeightType::Int8,
             Self::Q5_0 => stored_as == WeightType::Int8,
+            Self::Iq4Nl => stored_as == WeightType::Int8,
+            Self::Q3K if stored_as == WeightType::Int8 => return products(blocks, out),
+            Self::Iq4Xs if stored_as == WeightType::Int8 => return scaled(blocks, out),
             Self::Q4_0 => stored_as.is_quantised(),
             Self::Q4_1 | Self::Q4K if stored_as == WeightType::Int4Zero => {
                 with_zeros(self, blocks, out);
@@ -48,6 +54,7 @@ fn levels(block_type: BlockType, block: &[u8], out: &mut [i8]) {
     match block_type {
         BlockType::Q8_0 => out.iter_mut().zip(&block[2..]).for_each(|(level, &q)| *level = q as i8),
         BlockType::Q4_0 => nibbles(&block[2..], out),
+        BlockType::Iq4Nl => iq4_levels(&block[2..], out),
         BlockType::Q5_0 => {
             let fifth = u32::from_le_bytes(block[2..6].try_into().expect("four bytes"));
             for (j, &byte) in block[6..].iter().enumerate() {
@@ -58,6 +65,48 @@ fn levels(block_type: BlockType, block: &[u8], out: &mut [i8]) {
         }
         other => unreachable!("{other} has minimums"),
     }
+}
+
+fn iq4_levels(bytes: &[u8], out: &mut [i8]) {
+    let (low, high) = out.split_at_mut(GROUP / 2);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
+        *low = IQ4_LEVELS[usize::from(byte & 15)];
+        *high = IQ4_LEVELS[usize::from(byte >> 4)];
+    }
+}
+
+/// Q3_K: a level is the product of a group's scale and a weight's whole number. `false`: one of them is beyond -127 ..= 127.
+fn products(blocks: &[u8], out: &mut GroupedRow) -> bool {
+    let size = BlockType::Q3K.weights();
+    for (index, block) in blocks.chunks_exact(BlockType::Q3K.bytes()).enumerate() {
+        for (i, level) in out.levels[index * size..][..size].iter_mut().enumerate() {
+            match i8::try_from(q3_k_level(block, i)) {
+                Ok(product) => *level = product,
+                Err(_) => return false,
+            }
+        }
+        let groups = index * size / GROUP..(index + 1) * size / GROUP;
+        out.scales[groups.clone()].fill(f16::from_f32(half_at(block, 108)));
+        out.zeros[groups].fill(f16::ZERO);
+    }
+    true
+}
+
+/// IQ4_XS; `false` where a scale is beyond f16.
+fn scaled(blocks: &[u8], out: &mut GroupedRow) -> bool {
+    let per_block = BlockType::Iq4Xs.weights() / GROUP;
+    for (index, block) in blocks.chunks_exact(BlockType::Iq4Xs.bytes()).enumerate() {
+        for (j, bytes) in block[8..].chunks_exact(GROUP / 2).enumerate() {
+            let group = index * per_block + j;
+            let scale = f16::from_f32(iq4_xs_scale(block, j));
+            if !scale.is_finite() {
+                return false;
+            }
+            (out.scales[group], out.zeros[group]) = (scale, f16::ZERO);
+            iq4_levels(bytes, &mut out.levels[group * GROUP..][..GROUP]);
+        }
+    }
+    true
 }
 
 /// Levels -8 ..= 7 from halves of bytes, the low ones first.

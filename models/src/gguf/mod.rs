@@ -109,7 +109,7 @@ impl Gguf {
         config::config_json(self)
     }
 
-    fn has_tensor(&self, name: &str) -> bool {
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 

@@ -10,6 +10,14 @@ pub struct Place {
     pub expert: Option<usize>,
 }
 
+impl Place {
+    /// The tensor of the one expert, as the first files of Mixtral have it.
+    pub fn of_one_expert(&self) -> Option<String> {
+        let (path, kind) = self.tensor.split_once("_exps.")?;
+        Some(format!("{path}.{}.{kind}", self.expert?))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RowOrder {
     Same,
@@ -52,9 +60,10 @@ pub fn place(architecture: &str, name: &str) -> Option<Place> {
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
-        "mlp.shared_experts.gate_proj" => "ffn_gate_shexp",
-        "mlp.shared_experts.up_proj" => "ffn_up_shexp",
-        "mlp.shared_experts.down_proj" => "ffn_down_shexp",
+        "mlp.shared_experts.gate_proj" | "mlp.shared_expert.gate_proj" => "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj" | "mlp.shared_expert.up_proj" => "ffn_up_shexp",
+        "mlp.shared_experts.down_proj" | "mlp.shared_expert.down_proj" => "ffn_down_shexp",
+        "mlp.shared_expert_gate" => "ffn_gate_inp_shexp",
         "mlp.gate" | "block_sparse_moe.gate" if kind == "e_score_correction_bias" => {
             return same(format!("blk.{layer}.exp_probs_b.bias"));
         }
@@ -106,6 +115,14 @@ mod tests {
         let some = |tensor: &str, expert| Some((tensor.to_string(), expert));
         let mixtral = "model.layers.1.block_sparse_moe.experts.2.w3.weight";
         assert_eq!(tensor("llama", mixtral), some("blk.1.ffn_up_exps.weight", Some(2)));
+        let alone = place("llama", mixtral).unwrap().of_one_expert();
+        assert_eq!(alone.as_deref(), Some("blk.1.ffn_up.2.weight"));
+        let shared = "model.layers.1.mlp.shared_expert";
+        let up = format!("{shared}.up_proj.weight");
+        assert_eq!(tensor("qwen2moe", &up), some("blk.1.ffn_up_shexp.weight", None));
+        let gate = format!("{shared}_gate.weight");
+        assert_eq!(tensor("qwen2moe", &gate), some("blk.1.ffn_gate_inp_shexp.weight", None));
+        assert_eq!(place("qwen2moe", &gate).unwrap().of_one_expert(), None);
         let norm = "model.layers.10.post_attention_layernorm.weight";
         assert_eq!(tensor("seed_oss", norm), some("blk.10.post_attention_norm.weight", None));
         assert_eq!(tensor("qwen2", norm), some("blk.10.ffn_norm.weight", None));

@@ -212,7 +212,8 @@ impl Published {
                 (in_layers && which.takes(module)).then_some(scheme)
             }
             Rules::Tensors { architecture, schemes } => {
-                schemes.get(&place(architecture, &format!("{module}.weight"))?.tensor)
+                let place = place(architecture, &format!("{module}.weight"))?;
+                schemes.get(&place.tensor).or_else(|| schemes.get(&place.of_one_expert()?))
             }
         }
     }
@@ -220,6 +221,12 @@ impl Published {
 
 /// One name for the tensors that are one matrix here: gate and up of a layer, and all that its experts have.
 fn one_matrix(name: &str) -> String {
+    if let [block, layer, "ffn_gate" | "ffn_up" | "ffn_down", expert, "weight"] =
+        name.split('.').collect::<Vec<_>>()[..]
+        && expert.parse::<usize>().is_ok()
+    {
+        return format!("{block}.{layer}.ffn_gate_exps.weight");
+    }
     let name = name.replace(".ffn_up", ".ffn_gate");
     if name.contains("_exps.") { name.replace(".ffn_down_exps", ".ffn_gate_exps") } else { name }
 }

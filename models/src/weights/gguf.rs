@@ -109,12 +109,20 @@ impl GgufWeights {
         let gguf = self.gguf();
         let missing =
             |tensor: &str| LoadError::MissingTensor { file: gguf.described().into(), tensor: tensor.into() };
-        let Place { tensor, rows, expert } = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
+        let found = place(gguf.architecture(), name).ok_or_else(|| missing(name))?;
+        let alone =
+            found.of_one_expert().filter(|one| !gguf.has_tensor(&found.tensor) && gguf.has_tensor(one));
+        let Place { tensor, rows, expert } = match alone {
+            Some(tensor) => Place { tensor, expert: None, ..found },
+            None => found,
+        };
         let Blocks { info, bytes: blocks, map } = gguf.blocks(&tensor).ok_or_else(|| missing(&tensor))?;
         self.used.borrow_mut().insert(tensor.clone());
         let experts = expert.and(info.shape.first().copied());
         let own: Vec<usize> = experts.into_iter().chain(asked.iter().copied()).collect();
-        if info.shape != own || expert.is_some_and(|expert| experts.is_none_or(|count| expert >= count)) {
+        // A matrix of one row is a vector there.
+        let is_same = info.shape == own || (own == [1, k] && info.shape == [k]);
+        if !is_same || expert.is_some_and(|expert| experts.is_none_or(|count| expert >= count)) {
             let (expected, found) = (asked.to_vec(), info.shape.clone());
             return Err(LoadError::Shape { file: gguf.described().into(), tensor, expected, found });
         }
