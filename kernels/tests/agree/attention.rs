@@ -11,6 +11,11 @@ use std::collections::HashSet;
 pub const ITEMS: [[usize; 2]; 5] = [[0, 1], [3, 7], [63, 2], [64, 1], [1100, 38]];
 pub const BLOCK: usize = 5;
 
+/// Of a scratch for these: heads, key heads, and the widths of keys and values.
+pub fn sizes_of([heads, kv_heads, key_dim, value_dim]: [usize; 4], max_tokens: usize) -> AttentionSizes {
+    AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context: 1200, max_tokens }
+}
+
 /// Slots that positions use.
 pub fn used(pages: &Pages) -> HashSet<usize> {
     let ragged = pages.ragged(BLOCK);
@@ -74,14 +79,7 @@ fn grouped_queries() {
             (keys.values[at * d..][..d].to_vec(), values.values[at * dv..][..dv].to_vec())
         });
         for device in devices() {
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads,
-                key_dim: d,
-                value_dim: dv,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, kv_heads, d, dv], t);
             let before = device.allocated_bytes();
             let mut scratch = AttentionScratch::new(&device, sizes);
             assert_eq!(device.allocated_bytes() - before, AttentionScratch::bytes(&device, sizes));
@@ -108,14 +106,7 @@ fn one_latent_for_all_heads() {
             (row, value)
         });
         for device in devices() {
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads: 1,
-                key_dim: d,
-                value_dim: dv,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, 1, d, dv], t);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, dv]);
             let mut rows = cache.tensor(&device);

@@ -1,6 +1,6 @@
 //! Attention over caches of eight bits, and latent attention in its expanded form: against f64 twins, and each row in any company.
 
-use crate::attention::{BLOCK, ITEMS, expected, used};
+use crate::attention::{BLOCK, ITEMS, expected, sizes_of, used};
 use crate::common::*;
 use crate::naive;
 use crate::pages::Pages;
@@ -88,14 +88,7 @@ fn grouped_queries_over_eight_bits() {
             (keys.kept[slot][head * d..][..d].to_vec(), values.kept[slot][head * dv..][..dv].to_vec())
         });
         for device in devices() {
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads,
-                key_dim: d,
-                value_dim: dv,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, kv_heads, d, dv], t);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, dv]);
             let keys = keys.store(&device, KvType::Int8, KvShape::Heads { count: kv_heads, dim: d });
@@ -126,14 +119,7 @@ fn latents_of_eight_bits() {
             (rows.kept[slot].clone(), rows.kept[slot][..rank].to_vec())
         });
         for device in devices() {
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads: 1,
-                key_dim: d,
-                value_dim: rank,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, 1, d, rank], t);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, rank]);
             let cache = rows.store(&device, KvType::Int8, KvShape::Latent { rank, rotated });
@@ -302,14 +288,7 @@ fn chunks_over_eight_bits() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let run = |threads: usize, chunk: std::ops::Range<usize>| {
             let device = device(isa, threads);
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads,
-                key_dim: d,
-                value_dim: d,
-                max_context: 1200,
-                max_tokens: new,
-            };
+            let sizes = sizes_of([heads, kv_heads, d, d], new);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let cache = rows.store(&device, KvType::Int8, KvShape::Heads { count: kv_heads, dim: d });
             let shape = [chunk.len(), heads, d];

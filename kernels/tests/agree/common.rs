@@ -1,7 +1,10 @@
 //! What the tests of ops share: devices to try, numbers to fill in, comparisons.
 
 use half::{bf16, f16};
-use kernels::{ActivationChoice, CpuOptions, DType, Device, GroupedRow, HostTensor, Isa, Tensor, WeightType};
+use kernels::{
+    ActivationChoice, CpuOptions, DType, Device, ExpertSource, Experts, GroupedRow, HostTensor, Isa, Tensor,
+    WeightType,
+};
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -90,6 +93,21 @@ impl Host {
     pub fn rows(&self) -> Vec<Vec<f64>> {
         rows(&self.values, *self.shape.last().expect("a shape has dimensions"))
     }
+}
+
+/// Gate and up `[I, H]` and down `[H, I]` of each expert.
+pub fn random_experts(dtype: DType, [count, hidden, inner]: [usize; 3]) -> Vec<[Host; 3]> {
+    let part = |expert, (part, shape): (u64, [usize; 2])| Host::random(dtype, &shape, 3 * expert + part);
+    let shapes = [(0, [inner, hidden]), (1, [inner, hidden]), (2, [hidden, inner])];
+    (0..count as u64).map(|expert| shapes.map(|shape| part(expert, shape))).collect()
+}
+
+pub fn pack_experts(device: &Device, stored_as: WeightType, hosts: &[[Host; 3]]) -> Experts {
+    let sources: Vec<ExpertSource> = hosts
+        .iter()
+        .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
+        .collect();
+    Experts::pack(device, stored_as, &sources)
 }
 
 /// What a matrix of rows of `k` weights holds when it is packed from these values, row by row.

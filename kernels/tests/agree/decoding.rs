@@ -1,6 +1,7 @@
 //! Tokens of few heads to a key head go another way than rows of a prompt, and all key heads together: with the same bits, over every
 //! kind of cache, on any number of threads, alone and in company.
 
+use crate::attention::sizes_of;
 use crate::common::{Host, bits};
 use crate::pages::Pages;
 use kernels::ops::*;
@@ -44,14 +45,7 @@ impl Case<'_> {
     fn run(&self, device: &Device, [keys, values]: &[KvTensor; 2], items: &[Range<usize>]) -> Vec<u32> {
         let [heads, kv_heads, d, dv] = self.shape;
         let num_tokens = items.iter().map(|item| item.len()).sum();
-        let sizes = AttentionSizes {
-            heads,
-            kv_heads,
-            key_dim: d,
-            value_dim: dv,
-            max_context: 1200,
-            max_tokens: num_tokens,
-        };
+        let sizes = sizes_of([heads, kv_heads, d, dv], num_tokens);
         let mut scratch = AttentionScratch::new(device, sizes);
         let q: Vec<f32> = items
             .iter()

@@ -71,6 +71,14 @@ fn linear_layers_of_heads() {
     }
 }
 
+/// Which of E experts each of T tokens takes, `[T, k]`: never the last one, if there are two.
+pub fn chosen(device: &Device, [t, k, e]: [usize; 3]) -> (Vec<i32>, Tensor) {
+    let ids: Vec<i32> = (0..t * k).map(|pair| ((pair * 7 + pair / 5) % (e - 1).max(1)) as i32).collect();
+    let mut tensor = Tensor::zeros(device, DType::I32, &[t, k]);
+    tensor.as_i32_mut().copy_from_slice(&ids);
+    (ids, tensor)
+}
+
 #[test]
 fn experts() {
     for device in devices() {
@@ -87,25 +95,12 @@ fn experts() {
             (WeightType::Int4Zero, 61, 96, 33, 4, 3),
         ] {
             let what = format!("{device:?} {dtype} T {t} H {h} I {i} E {e} k {k}");
-            let hosts: Vec<[Host; 3]> = (0..e as u64)
-                .map(|e| {
-                    [(0, [i, h]), (1, [i, h]), (2, [h, i])]
-                        .map(|(p, shape)| Host::random(DType::BF16, &shape, 3 * e + p))
-                })
-                .collect();
-            let sources: Vec<ExpertSource> = hosts
-                .iter()
-                .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
-                .collect();
-            let experts = Experts::pack(&device, dtype, &sources);
+            let hosts = random_experts(DType::BF16, [e, h, i]);
+            let experts = pack_experts(&device, dtype, &hosts);
             assert_eq!(experts.bytes(), Experts::packed_bytes(dtype, [e, h, i]), "{what}");
             let x = Host::random(DType::F32, &[t, h], 90);
             let weights = Host::random(DType::F32, &[t, k], 91);
-            // The last expert is never chosen, if there are two.
-            let ids: Vec<i32> =
-                (0..t * k).map(|pair| ((pair * 7 + pair / 5) % (e - 1).max(1)) as i32).collect();
-            let mut id_tensor = Tensor::zeros(&device, DType::I32, &[t, k]);
-            id_tensor.as_i32_mut().copy_from_slice(&ids);
+            let (ids, id_tensor) = chosen(&device, [t, k, e]);
             let mut scratch = MoeScratch::new(&device, t + 2, [e, h, i], k);
             let mut out = Tensor::from_f32(&device, &[t, h], &vec![7.0; t * h]);
             moe(&x.tensor(&device), &experts, &id_tensor, &weights.tensor(&device), &mut scratch, &mut out);

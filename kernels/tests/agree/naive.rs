@@ -1,6 +1,7 @@
 //! Every op in f64, one line of arithmetic after the other, over what the tensors really hold.
 
 use kernels::ops::{Activation, GroupScore, RopeLayout, RouterConfig, Scoring};
+use std::ops::Range;
 
 pub type Rows = Vec<Vec<f64>>;
 
@@ -99,6 +100,23 @@ pub fn rope(x: &mut [f64], offset: usize, angles: &[(f64, f64)], layout: RopeLay
         };
         (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
     }
+}
+
+/// Some of the heads of each token of `x` `[T, H, D]`; `angles` has cosines and sines of a token.
+pub fn rope_heads(
+    x: Rows,
+    (heads, num_heads): (Range<usize>, usize),
+    offset: usize,
+    angles: &dyn Fn(usize) -> Vec<(f64, f64)>,
+    layout: RopeLayout,
+) -> Vec<f64> {
+    let rotated = |(i, mut row): (usize, Vec<f64>)| {
+        if heads.contains(&(i % num_heads)) {
+            rope(&mut row, offset, &angles(i / num_heads), layout);
+        }
+        row
+    };
+    x.into_iter().enumerate().flat_map(rotated).collect()
 }
 
 /// One query over all the keys that it may see.

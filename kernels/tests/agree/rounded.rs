@@ -1,8 +1,9 @@
 //! Products over rounded activations: against f64 over what they were rounded to, and experts against the linear layers they consist
 //! of, bit for bit.
 
-use crate::attention::{BLOCK, ITEMS, cache, expected};
+use crate::attention::{BLOCK, ITEMS, cache, expected, sizes_of};
 use crate::common::*;
+use crate::matrices::chosen;
 use crate::naive;
 use crate::pages::Pages;
 use kernels::ops::*;
@@ -134,14 +135,7 @@ fn latent_attention_over_rounded_queries() {
                 let value = row[..dv].to_vec();
                 (row, value)
             });
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads: 1,
-                key_dim: d,
-                value_dim: dv,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, 1, d, dv], t);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::zeros(&device, DType::F32, &[t, heads, dv]);
             let mut latents = cache.tensor(&device);
@@ -174,14 +168,7 @@ fn grouped_attention_over_rounded_queries() {
                 let at = slot * kv_heads + head;
                 (keys.values[at * d..][..d].to_vec(), values.values[at * dv..][..dv].to_vec())
             });
-            let sizes = AttentionSizes {
-                heads,
-                kv_heads,
-                key_dim: d,
-                value_dim: dv,
-                max_context: 1200,
-                max_tokens: t,
-            };
+            let sizes = sizes_of([heads, kv_heads, d, dv], t);
             let mut scratch = AttentionScratch::new(&device, sizes);
             let mut out = Tensor::from_f32(&device, &[t, heads, dv], &vec![5.0; t * heads * dv]);
             let (q, k, v) = (q.tensor(&device), keys.tensor(&device), values.tensor(&device));
@@ -288,26 +275,14 @@ fn experts_are_the_layers_they_consist_of() {
             (WeightType::Int4Zero, 19, 290, 64, 5, 2),
         ] {
             let what = format!("{device:?} {dtype} T {t} H {h} I {i} E {e} k {k}");
-            let hosts: Vec<[Host; 3]> = (0..e as u64)
-                .map(|e| {
-                    [(0, [i, h]), (1, [i, h]), (2, [h, i])]
-                        .map(|(p, shape)| Host::random(DType::BF16, &shape, 3 * e + p))
-                })
-                .collect();
-            let sources: Vec<ExpertSource> = hosts
-                .iter()
-                .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
-                .collect();
-            let experts = Experts::pack(&device, dtype, &sources);
+            let hosts = random_experts(DType::BF16, [e, h, i]);
+            let experts = pack_experts(&device, dtype, &hosts);
             let parts: Vec<[Matrix; 3]> = hosts
                 .iter()
                 .map(|parts| parts.each_ref().map(|part| Matrix::pack(&device, dtype, &[part.view()])))
                 .collect();
             let (x, weights) = (values(90, t * h), values(91, t * k));
-            let ids: Vec<i32> =
-                (0..t * k).map(|pair| ((pair * 7 + pair / 5) % (e - 1).max(1)) as i32).collect();
-            let mut id_tensor = Tensor::zeros(&device, DType::I32, &[t, k]);
-            id_tensor.as_i32_mut().copy_from_slice(&ids);
+            let (ids, id_tensor) = chosen(&device, [t, k, e]);
             let mut scratch = MoeScratch::new(&device, t + 2, [e, h, i], k);
             let mut out = Tensor::from_f32(&device, &[t, h], &vec![7.0; t * h]);
             let [x_tensor, weight_tensor] =

@@ -77,16 +77,12 @@ fn rotation() {
     for device in devices() {
         let table = RopeTable::new(&device, 13, half, &angle);
         for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
-            let twin = |heads: std::ops::Range<usize>, offset: usize| -> Vec<f64> {
-                let rotate = |(i, mut row): (usize, Vec<f64>)| {
-                    if heads.contains(&(i % h)) {
-                        let angles = (0..half).map(|j| angle(positions[i / h] as usize, j));
-                        let angles: Vec<_> = angles.map(|(c, s)| (f64::from(c), f64::from(s))).collect();
-                        naive::rope(&mut row, offset, &angles, layout);
-                    }
-                    row
-                };
-                x.rows().into_iter().enumerate().flat_map(rotate).collect()
+            let angles = |token: usize| -> Vec<(f64, f64)> {
+                let angles = (0..half).map(|j| angle(positions[token] as usize, j));
+                angles.map(|(c, s)| (f64::from(c), f64::from(s))).collect()
+            };
+            let twin = |heads: std::ops::Range<usize>, offset: usize| {
+                naive::rope_heads(x.rows(), (heads, h), offset, &angles, layout)
             };
             let mut rotated = x.tensor(&device);
             rope(&mut rotated, 5, &table, &positions, layout);

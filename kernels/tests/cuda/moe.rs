@@ -26,9 +26,6 @@ impl Case {
     fn data(&self) -> Data {
         let Self { stored_as, sizes: [t, h, i, e, k] } = *self;
         let dtype = stored_as.float().unwrap_or(DType::F32);
-        let host = |e: u64| {
-            [(0, [i, h]), (1, [i, h]), (2, [h, i])].map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
-        };
         Data {
             x: Host::random(DType::F32, &[t, h], 90),
             weights: Host::random(DType::F32, &[t, k], 91),
@@ -39,17 +36,12 @@ impl Case {
                 // Of nine experts all take the fifth.
                 .map(|id| if e == 9 { 4 } else { id })
                 .collect(),
-            hosts: (0..e as u64).map(host).collect(),
+            hosts: random_experts(dtype, [e, h, i]),
         }
     }
 
     fn experts(&self, device: &Device, data: &Data) -> Experts {
-        let sources: Vec<ExpertSource> = data
-            .hosts
-            .iter()
-            .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
-            .collect();
-        Experts::pack(device, self.stored_as, &sources)
+        pack_experts(device, self.stored_as, &data.hosts)
     }
 
     /// Some of the tokens, in a scratch that is larger than needed.

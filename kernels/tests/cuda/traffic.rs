@@ -102,17 +102,7 @@ fn only_chosen_experts_are_read_and_once() {
         let t = ids.len() / top_k;
         let (device, meter) = metered();
         let dtype = stored_as.float().unwrap_or(DType::F32);
-        let hosts: Vec<[Host; 3]> = (0..e as u64)
-            .map(|e| {
-                [(0, [i, h]), (1, [i, h]), (2, [h, i])]
-                    .map(|(p, shape)| Host::random(dtype, &shape, 3 * e + p))
-            })
-            .collect();
-        let sources: Vec<ExpertSource> = hosts
-            .iter()
-            .map(|[gate, up, down]| ExpertSource { gate: gate.view(), up: up.view(), down: down.view() })
-            .collect();
-        let experts = Experts::pack(&device, stored_as, &sources);
+        let experts = pack_experts(&device, stored_as, &random_experts(dtype, [e, h, i]));
         let x = Host::random(DType::F32, &[t, h], 90).tensor(&device);
         let weights = Host::random(DType::F32, &[t, top_k], 91).tensor(&device);
         let mut chosen = Tensor::unwritten(&device, DType::I32, &[t, top_k]);
