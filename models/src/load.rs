@@ -9,7 +9,9 @@ use crate::input::StepInput;
 use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
 use crate::lora::{AdapterSpec, LoraBuffers, Loras};
-use crate::memory::{self, Plan, Request, VisionShape};
+use crate::memory::{Request, VisionShape};
+use crate::memory_limit;
+use crate::memory_plan::Plan;
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
@@ -108,7 +110,7 @@ impl Description {
     }
 
     fn request<'a>(&'a self, options: &'a LoadOptions, device: &'a Device) -> Result<Request<'a>, LoadError> {
-        let limit = memory::resolve_limit(options.memory, || memory::of_device(device))?;
+        let limit = memory_limit::resolve(options.memory, || memory_limit::of_device(device))?;
         let vision = self.vision.as_ref().map(|(shape, _)| shape);
         let host = self.codes.as_ref().map(|(_, host)| host);
         let Self { config, storage, is_embedded, .. } = self;
@@ -256,7 +258,7 @@ fn load_eyes(
     Ok(Eyes {
         vision: Vision::load(checkpoint, device, storage, &shape.config, images.max_patches)?,
         rows: rows(images.max_tokens),
-        cache: rows(memory::image_cache_rows(&images)),
+        cache: rows(images.cache_rows()),
         rows_per_block: images.rows_per_block,
         places: [(); 2].map(|()| Indices::new(device, images.max_tokens)),
     })

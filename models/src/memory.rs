@@ -5,101 +5,24 @@
 //! limit ─ weights ─ tables ─ buffers of a step ─ pictures = what is left for KV blocks
 //! ```
 
-use crate::bytes::Bytes;
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
 use crate::lora::{AdapterSpec, LoraBuffers, LoraLimits, Loras};
-use crate::parts::{WeightLayout, published_name};
+use crate::memory_plan::{Concurrency, IMAGE_ROWS_PER_BLOCK, ImagePlan, MemoryPlan, Plan};
+use crate::parts::published_name;
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
-use crate::{DoesNotFit, KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions, MemoryLimit};
+use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions};
 use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
-use scheduler::SchedulerConfig;
-use serde::Serialize;
-use std::fmt;
-
-/// Rows of embeddings in a block of the image cache.
-const IMAGE_ROWS_PER_BLOCK: usize = 16;
-/// Sequences that may wait, unless the caller sets another number.
-const MAX_WAITING: usize = 8192;
 
 /// Beyond these is a mistake: sizes are computed from them before they are compared with the memory that there is.
 const MAX_LORAS: usize = 1 << 12;
 const MAX_LORA_RANK: usize = 1 << 12;
-
-/// What fits, and where the memory goes. Sizes are in bytes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
-    pub architecture: String,
-    /// Of weights that are not quantised.
-    pub dtype: &'static str,
-    /// What most weights are quantised to, such as `int4`.
-    pub quantization: Option<&'static str>,
-    /// What activations are rounded to before products with most weights, such as `int8`.
-    pub activations: &'static str,
-    /// `compact` where weights in bf16 are kept in 12 bits, else `plain`.
-    pub weight_layout: &'static str,
-    /// Whether an int8 copy of the output head is kept, by which it is screened.
-    pub head_screening: bool,
-    pub kv_cache_dtype: &'static str,
-    pub num_parameters: u64,
-    pub memory: MemoryPlan,
-    /// Of packed weights that are kept on disk for the next start, beside a header; 0: none are.
-    pub weights_cache_bytes: u64,
-    pub kv_bytes_per_token: u64,
-    pub max_model_len: usize,
-    pub max_num_seqs: usize,
-    pub max_num_batched_tokens: usize,
-    pub block_size: usize,
-    pub num_blocks: usize,
-    /// Rows of prompts from this position on go through latent attention in its expanded form.
-    pub mla_expand_from: Option<usize>,
-    pub images: Option<ImagePlan>,
-    /// How many sequences of a length run at the same time.
-    pub concurrency: Vec<Concurrency>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct MemoryPlan {
-    /// All that may be allocated.
-    pub limit: u64,
-    pub weights: u64,
-    pub vision_weights: u64,
-    pub position_tables: u64,
-    pub activations: u64,
-    pub logits: u64,
-    pub vision_buffers: u64,
-    /// Adapters, each as large as they may be, and the buffers of a step's.
-    pub adapters: u64,
-    pub image_cache: u64,
-    /// Weights and buffers of what makes pictures tokens, where the limit is of the host's memory. Beside a GPU it is in that as well, and not counted.
-    pub picture_encoder: u64,
-    pub kv_cache: u64,
-    /// Between tensors in a GPU's memory, at most.
-    pub padding: u64,
-    /// The sum of all these but the limit.
-    pub total: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct ImagePlan {
-    /// Of the largest picture that the image processor makes.
-    pub max_patches: usize,
-    pub max_tokens: usize,
-    pub rows_per_block: usize,
-    pub num_blocks: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Concurrency {
-    pub context_len: usize,
-    pub sequences: usize,
-}
 
 /// The vision part of a model, as far as memory is concerned: made for the largest picture of its image processor.
 #[derive(Debug, Clone)]
@@ -346,13 +269,9 @@ impl Request<'_> {
     }
 }
 
-pub(crate) fn image_cache_rows(images: &ImagePlan) -> usize {
-    images.num_blocks * images.rows_per_block
-}
-
 /// What pictures take after they were encoded, and the places that they go to.
 fn image_bytes(device: &Device, images: &ImagePlan, hidden_size: usize) -> u64 {
-    let rows = image_cache_rows(images) + images.max_tokens;
+    let rows = images.cache_rows() + images.max_tokens;
     4 * (rows * hidden_size) as u64 + 2 * Indices::bytes(device, images.max_tokens)
 }
 
@@ -394,192 +313,4 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
         return fail("max_num_batched_tokens", message);
     }
     Ok(())
-}
-
-impl MemoryPlan {
-    fn with_kv_cache(self, kv_cache: u64) -> Self {
-        let total = self.weights
-            + self.vision_weights
-            + self.position_tables
-            + self.activations
-            + self.logits
-            + self.vision_buffers
-            + self.adapters
-            + self.image_cache
-            + self.picture_encoder
-            + self.padding
-            + kv_cache;
-        Self { kv_cache, total, ..self }
-    }
-
-    fn does_not_fit(&self, max_model_len: usize) -> DoesNotFit {
-        let weights = self.weights + self.vision_weights;
-        DoesNotFit {
-            limit: self.limit,
-            needed: self.total,
-            weights,
-            workspace: self.total - weights - self.kv_cache,
-            kv_cache: self.kv_cache,
-            max_model_len,
-        }
-    }
-}
-
-impl Plan {
-    /// What the scheduler has to keep. The caller may change what costs no memory: `max_waiting`, `async_scheduling`,
-    /// `enable_prefix_caching`.
-    pub fn scheduler_config(&self) -> SchedulerConfig {
-        let images = self.images;
-        SchedulerConfig {
-            block_size: self.block_size,
-            num_blocks: self.num_blocks,
-            max_model_len: self.max_model_len,
-            max_batched_tokens: self.max_num_batched_tokens,
-            max_running: self.max_num_seqs,
-            max_waiting: MAX_WAITING,
-            image_rows_per_block: IMAGE_ROWS_PER_BLOCK,
-            num_image_blocks: images.map_or(0, |images| images.num_blocks),
-            max_encode_patches: images.map_or(0, |images| images.max_patches),
-            // For a device that works by itself to turn on.
-            encode_ahead: false,
-            async_scheduling: true,
-            enable_prefix_caching: true,
-            // Where every row has one form of attention, a generated block equals a prompt's.
-            share_decoded_below: self.mla_expand_from.unwrap_or(usize::MAX),
-        }
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parameters = self.num_parameters as f64 / 1e9;
-        write!(f, "{}, {parameters:.3} B parameters, {}", self.architecture, self.dtype)?;
-        if let Some(quantization) = self.quantization {
-            write!(f, ", {quantization}")?;
-        }
-        write!(f, ", activations in {}", self.activations)?;
-        if self.weight_layout != WeightLayout::Plain.name() {
-            write!(f, ", {} weights", self.weight_layout)?;
-        }
-        if self.head_screening {
-            write!(f, ", screened head")?;
-        }
-        writeln!(f)?;
-        let m = &self.memory;
-        let rows = [
-            ("weights", m.weights),
-            ("vision weights", m.vision_weights),
-            ("position tables", m.position_tables),
-            ("activations", m.activations),
-            ("logits", m.logits),
-            ("vision buffers", m.vision_buffers),
-            ("adapters", m.adapters),
-            ("image cache", m.image_cache),
-            ("picture encoder", m.picture_encoder),
-            ("KV cache", m.kv_cache),
-            ("padding", m.padding),
-            ("total", m.total),
-            ("limit", m.limit),
-        ];
-        for (name, bytes) in rows.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
-        }
-        if self.weights_cache_bytes > 0 {
-            let bytes = self.weights_cache_bytes;
-            let name = "on disk: weights";
-            writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
-        }
-        writeln!(
-            f,
-            "  {} KV blocks of {} tokens in {}: {} bytes a token, {} a block; contexts up to {} tokens",
-            self.num_blocks,
-            self.block_size,
-            self.kv_cache_dtype,
-            self.kv_bytes_per_token,
-            self.kv_bytes_per_token * self.block_size as u64,
-            self.max_model_len
-        )?;
-        writeln!(f, "  sequences at the same time:")?;
-        for Concurrency { context_len, sequences } in &self.concurrency {
-            writeln!(f, "  {context_len:>10} tokens each {sequences:>8}")?;
-        }
-        Ok(())
-    }
-}
-
-/// The limit in bytes; a fraction is of `total`, which is asked for only then.
-pub(crate) fn resolve_limit(
-    limit: MemoryLimit,
-    total: impl FnOnce() -> Option<u64>,
-) -> Result<u64, LoadError> {
-    let fail = |message: String| Err(LoadError::Option { option: "memory", message });
-    match limit {
-        MemoryLimit::Bytes(bytes) => Ok(bytes),
-        MemoryLimit::Fraction(x) if !(x > 0.0 && x <= 1.0) => {
-            fail(format!("{x} is not a fraction in (0, 1]"))
-        }
-        MemoryLimit::Fraction(x) => match total() {
-            Some(total) => Ok((total as f64 * x) as u64),
-            None => fail(
-                "it is not known how much memory there is to take a share of: give a number of bytes".into(),
-            ),
-        },
-    }
-}
-
-/// Memory that a fraction is of: what is free on a GPU, or all that the machine has.
-pub(crate) fn of_device(device: &Device) -> Option<u64> {
-    match device.memory() {
-        None => machine_memory(),
-        // A GPU on paper does not know.
-        Some([total, free]) => (total > 0).then_some(free),
-    }
-}
-
-/// Memory of the machine, or less where a control group limits this process.
-pub(crate) fn machine_memory() -> Option<u64> {
-    let read = |path| std::fs::read_to_string(path).ok();
-    let machine = read("/proc/meminfo").and_then(|text| total_of_meminfo(&text))?;
-    let group = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
-    Some(group.map_or(machine, |group| group.min(machine)))
-}
-
-fn total_of_meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits() {
-        let none = || None;
-        assert_eq!(resolve_limit(MemoryLimit::Bytes(7), none).unwrap(), 7);
-        assert_eq!(resolve_limit(MemoryLimit::Fraction(0.5), || Some(1001)).unwrap(), 500);
-        for bad in [0.0, -1.0, 1.01, f64::NAN] {
-            let error = resolve_limit(MemoryLimit::Fraction(bad), || Some(1)).unwrap_err();
-            assert!(error.to_string().starts_with("memory: "), "{error}");
-        }
-        let error = resolve_limit(MemoryLimit::Fraction(0.9), none).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "memory: it is not known how much memory there is to take a share of: give a number of bytes"
-        );
-    }
-
-    #[test]
-    fn meminfo() {
-        assert_eq!(total_of_meminfo("MemTotal:       24563 kB\nMemFree: 1 kB\n"), Some(24563 * 1024));
-        assert_eq!(total_of_meminfo("MemFree: 1 kB\n"), None);
-        assert_eq!(total_of_meminfo("MemTotal: many kB\n"), None);
-    }
-
-    #[test]
-    fn sizes_for_people() {
-        let shown = [0, 1023, 1024, 1 << 20, 3 << 29].map(|bytes| Bytes(bytes).to_string());
-        assert_eq!(shown, ["0 B", "1023 B", "1.00 KiB", "1.00 MiB", "1.50 GiB"]);
-    }
 }
