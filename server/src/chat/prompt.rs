@@ -162,10 +162,6 @@ impl PromptBuilder {
         self.template.as_ref()
     }
 
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
-    }
-
     pub fn build(&self, request: &PromptRequest) -> Result<Prompt, PromptError> {
         self.render_masked(request).map(|(_, _, prompt)| prompt)
     }

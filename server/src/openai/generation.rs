@@ -101,6 +101,16 @@ impl StreamOptions {
             _ => json::raw(out, "}]}\n\n"),
         }
     }
+
+    /// The last chunk, without a choice, where it is asked for; `head` ends where the choices begin.
+    pub fn usage_chunk(self, out: &mut BytesMut, head: &str, usage: Usage) {
+        if self.include_usage {
+            json::raw(out, head);
+            json::raw(out, "],\"usage\":");
+            json::value(out, &UsageJson::from(usage));
+            json::raw(out, "}\n\n");
+        }
+    }
 }
 
 /// Limits that a request is held to, from the configuration.

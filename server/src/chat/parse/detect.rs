@@ -26,6 +26,21 @@ pub enum ToolFormat {
     Mistral,
 }
 
+impl ToolFormat {
+    pub const ALL: [Self; 10] = [
+        Self::KimiK2,
+        Self::Hermes,
+        Self::Qwen3Coder,
+        Self::SeedOss,
+        Self::Llama3Json,
+        Self::Pythonic,
+        Self::DeepSeekV3,
+        Self::DeepSeekV31,
+        Self::MistralList,
+        Self::Mistral,
+    ];
+}
+
 /// How a model writes its thinking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReasoningFormat {

@@ -59,19 +59,6 @@ impl Random {
     }
 }
 
-const FORMATS: [ToolFormat; 10] = [
-    ToolFormat::KimiK2,
-    ToolFormat::Hermes,
-    ToolFormat::Qwen3Coder,
-    ToolFormat::SeedOss,
-    ToolFormat::Llama3Json,
-    ToolFormat::Pythonic,
-    ToolFormat::DeepSeekV3,
-    ToolFormat::DeepSeekV31,
-    ToolFormat::MistralList,
-    ToolFormat::Mistral,
-];
-
 fn tools() -> Arc<[ToolSignature]> {
     let weather = json!({"type": "object", "properties": {
         "city": {"type": "string"}, "days": {"type": "integer"}, "hourly": {"type": "boolean"}, "tags": {"type": "array"},
@@ -228,7 +215,7 @@ fn two_calls(format: ToolFormat) -> &'static str {
 
 #[test]
 fn calls_of_every_format() {
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         let options = options(Some(format), None);
         let text = two_calls(format);
         let (said, end) = check(&options, text);
@@ -287,7 +274,7 @@ fn thinking_of_every_kind() {
 
 #[test]
 fn a_call_ends_the_thinking() {
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         if matches!(format, ToolFormat::Llama3Json | ToolFormat::Pythonic) {
             continue;
         }
@@ -311,7 +298,7 @@ fn a_call_ends_the_thinking() {
 
 #[test]
 fn an_output_cut_off_anywhere_is_a_beginning_of_the_whole() {
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         let options = options(Some(format), Some(("<think>", "</think>", false)));
         let text = format!("<think>So.</think>{}", two_calls(format));
         let (whole, _) = check(&options, &text);
@@ -333,7 +320,7 @@ fn an_output_cut_off_anywhere_is_a_beginning_of_the_whole() {
 /// is a beginning of what would have been told.
 #[test]
 fn a_call_cut_before_its_name_is_no_text() {
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         let options = options(Some(format), Some(("<think>", "</think>", false)));
         let text = format!("<think>So.</think>{}", two_calls(format));
         let (whole, _) = check(&options, &text);
@@ -614,7 +601,7 @@ fn formats_are_told_from_templates_and_by_name() {
             "{template}"
         );
     }
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         assert_eq!(ToolFormat::named(format.name()), Some(format));
     }
     assert_eq!(ToolFormat::named("none"), None);

@@ -9,7 +9,7 @@ use crate::openai::chat::response::{ResponseHead, finish_reason};
 use crate::openai::delta::{CallDelta, CallStart, Delta, Finish, TokenLogprob, Usage};
 use crate::openai::generation::{ReportOptions, StreamOptions};
 use crate::openai::json;
-use crate::openai::report::{TimingsJson, TokenNames, UsageJson};
+use crate::openai::report::{TimingsJson, TokenNames};
 use crate::openai::stream::Dialect;
 use bytes::BytesMut;
 use scheduler::TokenId;
@@ -182,11 +182,6 @@ impl Dialect for ChatChunks {
     }
 
     fn usage(&mut self, out: &mut BytesMut, usage: Usage) {
-        if self.stream.include_usage {
-            json::raw(out, &self.head);
-            json::raw(out, "],\"usage\":");
-            json::value(out, &UsageJson::from(usage));
-            json::raw(out, "}\n\n");
-        }
+        self.stream.usage_chunk(out, &self.head, usage);
     }
 }

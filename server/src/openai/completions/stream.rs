@@ -6,7 +6,7 @@ use crate::openai::completions::response::Echo;
 use crate::openai::delta::{Delta, Finish, Usage};
 use crate::openai::generation::{ReportOptions, StreamOptions};
 use crate::openai::json;
-use crate::openai::report::{TimingsJson, TokenNames, UsageJson};
+use crate::openai::report::{TimingsJson, TokenNames};
 use crate::openai::stream::Dialect;
 use bytes::BytesMut;
 use std::sync::Arc;
@@ -101,11 +101,6 @@ impl Dialect for CompletionChunks {
     }
 
     fn usage(&mut self, out: &mut BytesMut, usage: Usage) {
-        if self.stream.include_usage {
-            json::raw(out, &self.head);
-            json::raw(out, "],\"usage\":");
-            json::value(out, &UsageJson::from(usage));
-            json::raw(out, "}\n\n");
-        }
+        self.stream.usage_chunk(out, &self.head, usage);
     }
 }

@@ -37,7 +37,7 @@ fn nothing_certain_is_held_back() {
 #[test]
 fn what_is_held_back_is_bounded() {
     let mut random = Random(11);
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         for _ in 0..60 {
             let text = random_output(format, &mut random, 60);
             let mut parser = Parser::new(options(Some(format), Some(("<think>", "</think>", false))));
@@ -112,7 +112,7 @@ fn any_text_in_any_pieces_says_the_same() {
     let mut random = Random(5);
     let mut with_calls = 0;
     for round in 0..4000 {
-        let format = FORMATS[round % FORMATS.len()];
+        let format = ToolFormat::ALL[round % ToolFormat::ALL.len()];
         let reasoning = [None, Some(("<think>", "</think>", false)), Some(("<think>", "</think>", true))]
             [random.below(3)];
         let options = options(Some(format), reasoning);
@@ -137,7 +137,7 @@ fn any_text_in_any_pieces_says_the_same() {
 fn text_without_markers_is_untouched() {
     let mut random = Random(9);
     for round in 0..1000 {
-        let format = FORMATS[round % FORMATS.len()];
+        let format = ToolFormat::ALL[round % ToolFormat::ALL.len()];
         let text: String = (0..random.below(40))
             .map(|_| [" ", "<", "◁", "a", "\n", "tool", "|", "é", "."][random.below(9)])
             .collect();
@@ -153,7 +153,10 @@ fn arbitrary_bytes_are_survived() {
         let bytes: Vec<u8> = (0..random.below(200)).map(|_| random.below(256) as u8).collect();
         let text = String::from_utf8_lossy(&bytes);
         let _ = check(
-            &options(Some(FORMATS[round % FORMATS.len()]), Some(("<think>", "</think>", round % 2 == 0))),
+            &options(
+                Some(ToolFormat::ALL[round % ToolFormat::ALL.len()]),
+                Some(("<think>", "</think>", round % 2 == 0)),
+            ),
             &text,
         );
     }
@@ -162,7 +165,7 @@ fn arbitrary_bytes_are_survived() {
 /// Outputs made to be hard cost no more than others, in one-byte pieces too.
 #[test]
 fn hard_outputs_take_linear_time() {
-    for format in FORMATS {
+    for format in ToolFormat::ALL {
         for unit in [
             "[[[[",
             "{\"a\":",
