@@ -262,13 +262,6 @@ impl Tensor {
         values
     }
 
-    /// All elements of a tensor of i32, as `to_f32_vec`.
-    pub fn to_i32_vec(&self) -> Vec<i32> {
-        assert_eq!(self.dtype, DType::I32, "to_i32_vec");
-        let bytes = self.read().unwrap_or_else(|error| panic!("to_i32_vec: {error}"));
-        bytes.as_chunks().0.iter().map(|b| i32::from_ne_bytes(*b)).collect()
-    }
-
     /// All elements of a tensor of f32, on the host: where the processor is the device its own memory, else a copy in `copy`, after
     /// all work that was enqueued. What is written there stays there.
     pub fn on_host_mut<'a>(&'a mut self, copy: &'a mut Vec<f32>) -> Result<&'a mut [f32], Error> {

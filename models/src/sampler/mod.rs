@@ -15,7 +15,7 @@ mod task;
 
 pub use draw::{Workspace, log_softmax, sample};
 pub(crate) use on_device::{DeviceSampler, Drawing};
-pub use philox::{philox, uniform};
+pub use philox::uniform;
 pub use score::score;
 pub(crate) use task::tops;
 pub use task::{RowResult, RowTask};
