@@ -76,11 +76,7 @@ fn only_the_server_knows_http_and_tokio() {
 
 #[test]
 fn unsafe_code_is_where_it_may_be() {
-    let allowed = |path: &str| {
-        path.starts_with("kernels/")
-            || path.starts_with("tests/src/process.rs")
-            || path.starts_with("server/src/http/")
-    };
+    let allowed = |path: &str| path.starts_with("kernels/") || path.starts_with("tests/src/process.rs");
     for line in code_with(".", &["unsafe {", "unsafe fn", "unsafe impl"]) {
         assert!(allowed(&line), "unsafe code outside kernels: {line}");
     }
@@ -158,18 +154,68 @@ fn every_test_of_the_server_is_in_a_binary() {
     }
 }
 
+/// What a link to a heading is called.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 #[test]
 fn links_in_documents_lead_somewhere() {
     for path in files(".", &[".md"]) {
         for target in read(&path).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = target.split('#').next().unwrap_or_default();
-            if file.is_empty() || file.contains("://") || file.starts_with("data:") {
+            if target.contains("://") || target.starts_with("data:") {
                 continue;
             }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
             let folder = path.parent().unwrap_or(Path::new("."));
-            assert!(folder.join(file).exists(), "{} links to {file}, which is not there", short(&path));
+            let file = if file.is_empty() { path.clone() } else { folder.join(file) };
+            assert!(file.exists(), "{} links to {target}, which is not there", short(&path));
+            if !heading.is_empty() {
+                let text = read(&file);
+                let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+                let mut anchors = headings.map(|line| anchor(line.trim_start_matches('#')));
+                assert!(
+                    anchors.any(|known| known == heading),
+                    "{} links to {target}, no heading",
+                    short(&path)
+                );
+            }
         }
     }
+}
+
+/// In spans of code and in blocks: from the root, or with folders before them.
+#[test]
+fn files_that_documents_name_are_there() {
+    let known: Vec<String> = files(".", &[""]).iter().map(|path| format!("/{}", short(path))).collect();
+    let is_there = |name: &str| {
+        let (at_end, within) = (format!("/{name}"), format!("/{name}/"));
+        root().join(name).exists()
+            || known.iter().any(|path| path.ends_with(&at_end) || path.contains(&within))
+    };
+    let folders =
+        ["kernels/", "models/", "scheduler/", "server/", "tests/", "tools/", "deploy/", "docs/", ".ci/"];
+    let endings = [".rs", ".py", ".cu", ".cuh", ".mjs"];
+    let is_name = |word: &&str| {
+        let is_file = endings.iter().any(|ending| word.ends_with(ending));
+        let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "._/-".contains(c));
+        // OP stands for the name of an op.
+        (is_file || folders.iter().any(|folder| word.starts_with(folder)))
+            && is_plain
+            && !word.contains("OP.")
+    };
+    let mut num_names = 0;
+    for path in files(".", &[".md"]) {
+        for span in read(&path).split('`').skip(1).step_by(2) {
+            let words = span.split_whitespace().map(|word| word.trim_end_matches([',', ':', ';', '.', '/']));
+            for name in words.filter(is_name) {
+                num_names += 1;
+                assert!(is_there(name), "{} names {name}, which is not there", short(&path));
+            }
+        }
+    }
+    assert!(num_names > 100, "documents name files: {num_names}");
 }
 
 #[test]
