@@ -372,15 +372,27 @@ impl Tasks {
 }
 
 fn panels_per_task(cpu: &Cpu, job: &Gemm) -> usize {
-    let total = job.weights.panels_per_member() * job.weights.count();
-    let shared_out = total.div_ceil(4 * cpu.pool.num_workers());
-    panels_worth_a_task(job.weights, job.rows).min(shared_out)
+    let (weights, each) = (job.weights, job.weights.panels_per_member());
+    let shared_out = (each * weights.count()).div_ceil(4 * cpu.pool.num_workers());
+    // Rows of a single member are rounded before any task reads them: short tasks cost nothing, and threads end nearly at one time.
+    let is_ready = weights.count() == 1 && job.x.rounded_to() != ActivationType::F32;
+    let worth = match is_ready && job.rows <= tile::ONE_TILE {
+        true => panels_of_bytes(weights),
+        false => panels_worth_a_task(weights, job.rows),
+    };
+    // As many in one task as in the other.
+    each.div_ceil(each.div_ceil(worth.min(shared_out)))
+}
+
+/// Panels whose bytes make a task.
+fn panels_of_bytes(weights: &MatrixBatch) -> usize {
+    (TASK_BYTES / weights.panel_bytes()).max(1)
 }
 
 /// Panels that make a task: enough bytes when few rows wait for memory, enough uses of the packed rows when there are many.
 pub(crate) fn panels_worth_a_task(weights: &MatrixBatch, num_rows: usize) -> usize {
-    let by_size = TASK_BYTES / weights.panel_bytes();
-    if num_rows <= tile::UNPACKED_ROWS { by_size.max(1) } else { by_size.max(8) }
+    let by_size = panels_of_bytes(weights);
+    if num_rows <= tile::UNPACKED_ROWS { by_size } else { by_size.max(8) }
 }
 
 /// One task; rows and panels that no other task has. `words` is room for its rows, if it rounds them for itself.

@@ -19,11 +19,12 @@ use super::processor::Cpu;
 use super::rounded::{RoundRows, Rounding, round_rows};
 use super::shared::{Shared, SharedMut};
 use super::simd::{Isa, Simd, math, simd_entry};
-use super::tile::{self, Job, MAX_ROWS, PanelFormat, PanelSums, Sums};
+use super::tile::{self, Job, MAX_ROWS, PanelFormat, Sums};
 use crate::operands::linear::Activation;
 use crate::operands::moe::{MoeScratch, SharedExpert};
 use crate::panel::PANEL;
 use crate::{Experts, MatrixBatch, Tensor};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows that the layer reads.
@@ -451,6 +452,9 @@ impl Tasks {
 
 /// Units, each a panel of gate and one of up, that share packed rows.
 const UNITS: usize = 2;
+/// Room for their sums with few rows and with many; pages of a stack are touched whether they are used or not.
+const FEW_SUMS: usize = 2 * UNITS * tile::ONE_TILE * PANEL;
+const MANY_SUMS: usize = 2 * UNITS * MAX_ROWS * PANEL;
 
 /// `inner[r] = silu(x[r] · gate) * (x[r] · up)`, gate and up of the row's expert.
 fn up_part(isa: Isa, layer: &Layer, part: &Share) {
@@ -459,36 +463,54 @@ fn up_part(isa: Isa, layer: &Layer, part: &Share) {
         Source::Entered(rows) => unsafe { rows.input() },
         Source::AsIs(x) => Input::Floats { x: *x, row: layer.gate_up.k(), member: 0 },
     };
-    by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of(isa, layer, &x, part));
+    match part.rows.len() {
+        ..=tile::ONE_TILE => up_part_with::<FEW_SUMS>(isa, layer, &x, part),
+        _ => up_part_with::<MANY_SUMS>(isa, layer, &x, part),
+    }
+}
+
+/// With room for so many sums, on a stack of its own.
+#[inline(never)]
+fn up_part_with<const NUM_SUMS: usize>(isa: Isa, layer: &Layer, x: &Input, part: &Share) {
+    let sums = &mut [MaybeUninit::uninit(); NUM_SUMS];
+    by_weight_type!(layer.gate_up.stored_as(), x.rounded_to(), up_part_of(isa, layer, x, part, sums));
 }
 
 simd_entry! {
-    fn up_part_of<W: PanelFormat>(layer: &Layer<'_>, x: &Input<'_>, part: &Share) = up_part_body
+    fn up_part_of<W: PanelFormat>(layer: &Layer<'_>, x: &Input<'_>, part: &Share, sums: &mut [MaybeUninit<f32>]) = up_part_body
 }
 
 #[inline(always)]
-fn up_part_body<S: Simd, W: PanelFormat>(s: S, layer: &Layer<'_>, x: &Input<'_>, part: &Share) {
+fn up_part_body<S: Simd, W: PanelFormat>(
+    s: S,
+    layer: &Layer<'_>,
+    x: &Input<'_>,
+    part: &Share,
+    sums: &mut [MaybeUninit<f32>],
+) {
     let mut room = Room::new();
-    let mut sums = [const { PanelSums::new() }; 2 * UNITS];
     let rows = InputRows::of(x, 0, part.rows.start);
     rows.check(part.rows.len(), layer.gate_up.k());
+    // Those of one panel.
+    let num_sums = part.rows.len() * PANEL;
+    let sums = &mut sums[..2 * UNITS * num_sums];
     for first in part.units.clone().step_by(UNITS) {
         let units = first..part.units.end.min(first + UNITS);
-        products::<S, W>(s, layer, part, (rows, units.clone()), &mut sums, &mut room);
-        for (unit, sums) in units.zip(sums.as_chunks_mut::<2>().0) {
+        products::<S, W>(s, layer, part, (rows, units.clone()), sums, &mut room);
+        for (unit, sums) in units.zip(sums.chunks_exact_mut(2 * num_sums)) {
             gate(s, layer, unit, part.rows.clone(), sums);
         }
     }
 }
 
-/// Rows of the task times the panels of some units, one for each of `sums`.
+/// Rows of the task times the panels of some units, the sums of one after those of the other.
 #[inline(always)]
 fn products<S: Simd, W: PanelFormat>(
     s: S,
     layer: &Layer<'_>,
     part: &Share,
     (x, units): (InputRows<'_>, Range<usize>),
-    sums: &mut [PanelSums; 2 * UNITS],
+    sums: &mut [MaybeUninit<f32>],
     room: &mut Room,
 ) {
     let (k, num_rows) = (layer.gate_up.k(), part.rows.len());
@@ -500,10 +522,11 @@ fn products<S: Simd, W: PanelFormat>(
         let x = unsafe { room.block::<S, W>(s, x, num_rows, [k_start, k_len]) };
         let count = 2 * units.len();
         let panel = |index: usize| layer.panel(part.expert, units.start + index / 2, index % 2);
-        for index in 0..count {
+        for (index, sums) in (0..count).zip(sums.chunks_exact_mut(num_rows * PANEL)) {
             let lines = &panels[panel(index) * panel_bytes..][..panel_bytes][W::offset(k_start)..];
-            let sums = Sums { start: sums[index].as_mut_ptr(), row: PANEL, hi: 0, fresh: k_start == 0 };
-            // SAFETY: a whole panel, whole rows of x, and at most MAX_ROWS rows of sums.
+            let start = sums.as_mut_ptr().cast();
+            let sums = Sums { start, row: PANEL, hi: 0, fresh: k_start == 0 };
+            // SAFETY: a whole panel, whole rows of x, and as many rows of sums.
             let mut job = unsafe { Job::new(num_rows, lines.as_ptr(), x, k_len, sums) };
             if k > k_block {
                 // Blocks that follow each other in memory do not do so here.
@@ -519,14 +542,17 @@ fn products<S: Simd, W: PanelFormat>(
     }
 }
 
+/// What a unit's sums, rows of gate and then rows of up, make of its columns.
 #[inline(always)]
-fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums: &mut [PanelSums; 2]) {
+fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums: &mut [MaybeUninit<f32>]) {
     let (inner, num_rows) = (&layer.inner, rows.len());
     let columns = (inner.k - unit * PANEL).min(PANEL);
-    for i in 0..num_rows {
-        let [gate, up] = &mut *sums;
-        // SAFETY: `products` wrote this row of sums.
-        let (gate, up) = unsafe { (gate.row_mut(i), up.row(i)) };
+    let (gates, ups) = sums.split_at_mut(num_rows * PANEL);
+    let ups = ups.as_chunks::<PANEL>().0;
+    for (i, (gate, up)) in gates.as_chunks_mut::<PANEL>().0.iter_mut().zip(ups).enumerate() {
+        // SAFETY: as many elements, which `products` wrote.
+        let (gate, up) =
+            unsafe { (&mut *gate.as_mut_ptr().cast::<[f32; PANEL]>(), &*up.as_ptr().cast::<[f32; PANEL]>()) };
         for c in (0..PANEL).step_by(S::LANES) {
             let product = s.mul(math::silu(s, s.load_slice(&gate[c..])), s.load_slice(&up[c..]));
             s.store_slice(&mut gate[c..], product);
@@ -539,7 +565,7 @@ fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums:
         }
     }
     if let Some(rounding) = &inner.rounding {
-        let (x, out) = (sums[0].as_mut_ptr(), inner.words.at(rows.start * rounding.row()));
+        let (x, out) = (gates.as_ptr().cast(), inner.words.at(rows.start * rounding.row()));
         let job = RoundRows { x, x_row: PANEL, num_rows, first: unit * PANEL, terms: columns, out };
         // SAFETY: rows that were written above; this task's own rows and columns.
         unsafe { round_rows(S::ISA, rounding, &job) };

@@ -422,41 +422,6 @@ impl PackedRows {
     }
 }
 
-/// Sums of one panel for the rows of one task; each element is written before it is read.
-pub(crate) struct PanelSums([MaybeUninit<f32>; MAX_ROWS * PANEL]);
-
-impl PanelSums {
-    #[inline(always)]
-    pub const fn new() -> Self {
-        Self([MaybeUninit::uninit(); MAX_ROWS * PANEL])
-    }
-
-    #[inline(always)]
-    pub fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
-
-    /// # Safety
-    /// The row was written.
-    #[inline(always)]
-    pub unsafe fn row(&self, row: usize) -> &[f32; PANEL] {
-        let row = &self.0[row * PANEL..(row + 1) * PANEL];
-        // SAFETY: as many elements, initialised by the caller's promise.
-        unsafe { &*row.as_ptr().cast() }
-    }
-}
-
-impl PanelSums {
-    /// # Safety
-    /// The row was written.
-    #[inline(always)]
-    pub unsafe fn row_mut(&mut self, row: usize) -> &mut [f32; PANEL] {
-        let row = &mut self.0[row * PANEL..(row + 1) * PANEL];
-        // SAFETY: as many elements, initialised by the caller's promise.
-        unsafe { &mut *row.as_mut_ptr().cast() }
-    }
-}
-
 /// Rows cut into blocks of nearly one size, none above a limit.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
