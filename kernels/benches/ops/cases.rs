@@ -1,6 +1,7 @@
 //! The ops at sizes of Moonlight and MoonViT: D 2048, 16 heads of 128 + 64 over a latent of 512, experts of 1408.
 
 mod attention;
+mod eight;
 mod experts;
 mod linears;
 mod pictures;
@@ -25,6 +26,7 @@ pub fn all(bench: &Bench) {
     pictures::pictures(bench);
     rows::rows(bench);
     rows::samples(bench, 163_840, &[1, 32, 256]);
+    eight::all(bench);
 }
 
 /// What the emulator can do: each kind of line once.

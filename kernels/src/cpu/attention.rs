@@ -310,7 +310,7 @@ impl Task<'_> {
         if block.num_ranges() == 1 {
             // What merging it with nothing would leave.
             attend(self.cpu.isa, self.problem, &block, 0, next, &mut work);
-            return attention_block::write(self.problem, &block, &work.range, &self.out);
+            return attention_block::write(self.cpu.isa, self.problem, &block, &work.range, &self.out);
         }
         let columns = 0..row_len(self.problem.sizes.value_dim);
         work.total.clear(width);
@@ -320,7 +320,7 @@ impl Task<'_> {
             let range = work.range.finished();
             attention_block::merge(self.cpu.isa, &range, &mut work.total, block.num_rows(), &columns);
         }
-        attention_block::write(self.problem, &block, &work.total, &self.out);
+        attention_block::write(self.cpu.isa, self.problem, &block, &work.total, &self.out);
     }
 
     /// The only block, of one range: scores by parts of the keys, and then sums by parts of the columns. Each number is one thread's, and
@@ -382,6 +382,6 @@ impl Task<'_> {
     fn write(&self, block: &Block, sums: &State, columns: Range<usize>) {
         let value_dim = self.problem.sizes.value_dim;
         let columns = columns.start.min(value_dim)..columns.end.min(value_dim);
-        attention_block::write_columns(self.problem, block, sums, columns, &self.out);
+        attention_block::write_columns(self.cpu.isa, self.problem, block, (sums, columns), &self.out);
     }
 }

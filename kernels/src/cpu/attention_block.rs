@@ -12,7 +12,7 @@
 use super::attention_load::{self as load, Ahead, Places};
 use super::attention_problem::{Block, KEYS, Keys, Problem, ROWS, row_len, width};
 use super::shared::SharedMut;
-use super::simd::{Simd, Turn, math, simd_entry};
+use super::simd::{Isa, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::operands::attention::AttentionSizes;
 use std::ops::Range;
@@ -354,16 +354,16 @@ fn merge_body<S: Simd>(
 }
 
 /// The block's rows of `out`.
-pub(crate) fn write(problem: &Problem, block: &Block, total: &State, out: &SharedMut<f32>) {
-    write_columns(problem, block, total, 0..problem.sizes.value_dim, out);
+pub(crate) fn write(isa: Isa, problem: &Problem, block: &Block, total: &State, out: &SharedMut<f32>) {
+    write_columns(isa, problem, block, (total, 0..problem.sizes.value_dim), out);
 }
 
 /// Columns of the block's rows of `out`, divided by their sums. A sum of -0 counts as 0, which it is once it was merged with anything.
 pub(crate) fn write_columns(
+    isa: Isa,
     problem: &Problem,
     block: &Block,
-    total: &State,
-    columns: Range<usize>,
+    (total, columns): (&State, Range<usize>),
     out: &SharedMut<f32>,
 ) {
     let AttentionSizes { heads, value_dim, .. } = problem.sizes;
@@ -371,9 +371,19 @@ pub(crate) fn write_columns(
         let (token, head) = block.row(row);
         // SAFETY: every row and head is in one block, and a column of it in one task.
         let out = unsafe { out.slice((token * heads + head) * value_dim + columns.start, columns.len()) };
-        let factor = 1.0 / total.sum[row];
-        for (out, value) in out.iter_mut().zip(&values[columns.clone()]) {
-            *out = (value + 0.0) * factor;
-        }
+        divide(isa, &values[columns.clone()], total.sum[row], out);
+    }
+}
+
+simd_entry! {
+    /// `out = (values + 0) / sum`
+    fn divide(values: &[f32], sum: f32, out: &mut [f32]) = divide_body
+}
+
+#[inline(always)]
+fn divide_body<S: Simd>(s: S, values: &[f32], sum: f32, out: &mut [f32]) {
+    let factor = s.splat(1.0 / sum);
+    for i in (0..out.len()).step_by(S::LANES) {
+        s.store_slice(&mut out[i..], s.mul(s.add(s.load_slice(&values[i..]), s.zero()), factor));
     }
 }

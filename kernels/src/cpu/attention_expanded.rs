@@ -123,7 +123,7 @@ pub(crate) fn item(
                 attention_block::merge(cpu.isa, &range, &mut total, block.num_rows(), &columns);
             }
             if first + RANGE >= block.last_visible && first < block.last_visible {
-                attention_block::write(&problem, &block, &total, &out);
+                attention_block::write(cpu.isa, &problem, &block, &total, &out);
             }
         });
     }

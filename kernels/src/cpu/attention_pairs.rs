@@ -8,8 +8,9 @@
 //! sums have the order of the pairs, whatever rows are beside it. A key that a row may not see has weight 0, and adding 0 · v changes no bit.
 
 use super::attention_block::{Workspace, mask, shrink, soften};
+use super::attention_latents::{Latents, LatentsAhead};
 use super::attention_load::{self, Ahead, Places, Source};
-use super::attention_problem::{After, Block, KEYS, Keys, Problem, RANGE, ROWS, row_len, width};
+use super::attention_problem::{After, Block, KEYS, Problem, RANGE, ROWS, row_len, width};
 use super::dot::{CACHE_LINE, Lines, Words, pair_tile_of};
 use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for};
 use super::tile::{Blocks, Rows, Sums};
@@ -35,40 +36,6 @@ pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work:
     let keys = LatentsAhead::new(problem, block, first);
     // SAFETY: a problem is of pairs only where a device rounds to bf16, which is where `Isa::has_bf16_dots`.
     unsafe { entry(problem, block, &keys, work) }
-}
-
-/// Rows of latents of a tile, asked for in loops, a line or two a turn: requests that come faster than memory answers are dropped.
-/// None for keys of another kind, which `attention_load::Ahead` asks for.
-struct LatentsAhead<'a> {
-    cache: Option<&'a [u16]>,
-    places: Places,
-    key_dim: usize,
-}
-
-impl<'a> LatentsAhead<'a> {
-    /// Positions `first ..` up to the last that the block sees.
-    fn new(problem: &Problem<'a>, block: &Block, first: usize) -> Self {
-        let (cache, len) = match problem.keys {
-            Keys::Latent { cache, .. } => {
-                (Some(cache.rows.as_u16()), KEYS.min(block.last_visible - first.min(block.last_visible)))
-            }
-            _ => (None, 0),
-        };
-        Self { cache, places: Places::of(problem, block, first, len), key_dim: problem.sizes.key_dim }
-    }
-
-    /// Some rows from the one at `index` on, as if they followed each other, which those of one block of the cache do; for a loop of so
-    /// many turns.
-    fn lines(&self, index: usize, rows: usize, turns: usize) -> Lines {
-        match (self.cache, self.places.rows().get(index)) {
-            (Some(cache), Some(&row)) => Lines {
-                start: cache[row * self.key_dim..].as_ptr().cast(),
-                step: (rows * self.key_dim * size_of::<u16>()).div_ceil(turns),
-            },
-            // The same line again and again, which is near.
-            _ => Lines { start: self.places.rows().as_ptr().cast(), step: 0 },
-        }
-    }
 }
 
 #[inline(always)]
@@ -149,6 +116,12 @@ fn attend_body(
             }
             _ => LatentsAhead::new(problem, block, first + n),
         };
+        if let Some(rows) = Latents::of(problem, block, &places) {
+            rows.score(dot, &latents, work);
+            weigh(dot, block, [first, n], width, work);
+            sum_latents(dot, &rows, problem, &columns, work);
+            continue;
+        }
         load_keys(dot, problem, block, &places, work);
         score(dot, problem, [n, width], &latents, work, &mut || ahead.ask(s, problem, block));
         weigh(dot, block, [first, n], width, work);
@@ -192,9 +165,14 @@ pub(crate) fn scores(
         for first in positions.clone().step_by(KEYS) {
             let n = KEYS.min(positions.end - first);
             let places = Places::of(problem, block, first, n);
-            load_keys(dot, problem, block, &places, work);
             let latents = LatentsAhead::new(problem, block, first + n);
-            score(dot, problem, [n, width], &latents, work, &mut || ());
+            match Latents::of(problem, block, &places) {
+                Some(rows) => rows.score(dot, &latents, work),
+                None => {
+                    load_keys(dot, problem, block, &places, work);
+                    score(dot, problem, [n, width], &latents, work, &mut || ());
+                }
+            }
             for (scores, out) in work.scores.chunks_exact(width).take(n).zip(&mut out) {
                 out.copy_from_slice(scores);
             }
@@ -224,12 +202,30 @@ pub(crate) fn attend_columns(
                 to.copy_from_slice(scores);
             }
             weigh(dot, block, [first, n], width, work);
-            load_values(dot, problem, block, &places, columns, work);
-            accumulate(dot, problem, block, n, columns, work, &mut || ());
+            match Latents::of(problem, block, &places) {
+                Some(rows) => sum_latents(dot, &rows, problem, columns, work),
+                None => {
+                    load_values(dot, problem, block, &places, columns, work);
+                    accumulate(dot, problem, block, n, columns, work, &mut || ());
+                }
+            }
         }
     }
     // SAFETY: as for `pack_queries`.
     unsafe { entry(problem, block, scores, columns, work) }
+}
+
+/// `accumulate` of rows where they lie.
+#[inline(always)]
+fn sum_latents(
+    dot: Bf16Dot,
+    rows: &Latents,
+    problem: &Problem,
+    columns: &Range<usize>,
+    work: &mut Workspace,
+) {
+    shrink(dot.simd(), row_len(problem.sizes.value_dim), columns, 0..LANES, work);
+    rows.sum(dot, columns, work);
 }
 
 /// Tiles of a score and of a sum that a block computes for one tile of keys.

@@ -238,6 +238,39 @@ fn chunks_of_a_sequence() {
     });
 }
 
+/// Sixteen heads of one token go a way of their own, and so does a sequence that threads share; those of several tokens do not.
+#[test]
+fn a_token_of_sixteen_heads() {
+    let (len, heads, d, dv, block) = (641, 16, 40, 32, 7);
+    let pages = Pages::new(&[[0, len]], block);
+    let q = Host::random(DType::F32, &[len, heads, d], 1);
+    let latents = Host::random(DType::BF16, &[pages.num_slots, d], 2);
+    let chunks = [0..1, 1..2, 62..63, 63..64, 64..65, 127..128, 511..512, 512..513, 638..641, 640..641];
+    check_on(families_of_products(), "mla_attention", len, &chunks, |device, rows| {
+        let sizes = AttentionSizes {
+            heads,
+            kv_heads: 1,
+            key_dim: d,
+            value_dim: dv,
+            max_context: len,
+            max_tokens: len,
+        };
+        let mut scratch = AttentionScratch::new(device, sizes);
+        let cache = latents.tensor(device);
+        let x = tensor(device, part(&q, rows.clone()));
+        guarded(device, rows.len(), heads * dv, |out| {
+            out.reshape(&[rows.len(), heads, dv]);
+            let (cu_seqlens, context_lens) = ([0, rows.len() as u32], [rows.start as u32]);
+            let ragged = Ragged {
+                cu_seqlens: (&cu_seqlens).into(),
+                context_lens: (&context_lens).into(),
+                ..pages.ragged(block)
+            };
+            mla_attention(&x, &cache, dv, &ragged, 0.3, &mut scratch, out);
+        })
+    });
+}
+
 /// The same sequence alone, and as the third of four.
 #[test]
 fn sequences_in_a_batch() {

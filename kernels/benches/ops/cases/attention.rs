@@ -50,7 +50,7 @@ pub fn prepared(bench: &Bench) {
 }
 
 /// Sequences, each of `t` new tokens after `context` cached ones.
-struct Sequences {
+pub(super) struct Sequences {
     cu_seqlens: Vec<u32>,
     context_lens: Vec<u32>,
     block_tables: Vec<u32>,
@@ -64,7 +64,7 @@ impl Sequences {
         Self::several(1, t, context)
     }
 
-    fn several(n: usize, t: usize, context: usize) -> Self {
+    pub(super) fn several(n: usize, t: usize, context: usize) -> Self {
         let (n, blocks) = (n as u32, (t + context).div_ceil(BLOCK) as u32);
         Self {
             cu_seqlens: (0..=n).map(|i| i * t as u32).collect(),
@@ -74,7 +74,7 @@ impl Sequences {
         }
     }
 
-    fn ragged(&self) -> Ragged<'_> {
+    pub(super) fn ragged(&self) -> Ragged<'_> {
         Ragged {
             cu_seqlens: (&self.cu_seqlens).into(),
             context_lens: (&self.context_lens).into(),
@@ -85,12 +85,12 @@ impl Sequences {
         }
     }
 
-    fn slots(&self) -> usize {
+    pub(super) fn slots(&self) -> usize {
         self.block_tables.len() * BLOCK
     }
 
     /// Pairs of query and key.
-    fn pairs(&self) -> f64 {
+    pub(super) fn pairs(&self) -> f64 {
         let (t, context) = (f64::from(self.cu_seqlens[1]), f64::from(self.context_lens[0]));
         self.context_lens.len() as f64 * (t * context + t * (t + 1.0) / 2.0)
     }

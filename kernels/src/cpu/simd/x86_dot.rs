@@ -145,6 +145,24 @@ impl Dot for Vnni {
 /// A vector of words, a pair of bf16 each.
 pub(crate) type PairWords = __m512i;
 
+/// Indices that take in turns number i of one vector and number i of another, whose numbers count from 32 on.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline(always)]
+unsafe fn in_turns() -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm512_add_epi16(
+            _mm512_set1_epi32(32 << 16),
+            _mm512_mullo_epi32(
+                _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                _mm512_set1_epi32(0x0001_0001),
+            ),
+        )
+    }
+}
+
 impl Bf16Dot {
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
     pub const TILE_ROWS: usize = 8;
@@ -209,16 +227,26 @@ impl Bf16Dot {
                 Some(b) => _mm512_loadu_si512(b.cast()),
                 None => _mm512_setzero_si512(),
             };
-            // In turns number i of `a` and number i of `b`, which counts from 32 on.
-            let first = _mm512_add_epi16(
-                _mm512_set1_epi32(32 << 16),
-                _mm512_mullo_epi32(
-                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                    _mm512_set1_epi32(0x0001_0001),
-                ),
-            );
+            let first = in_turns();
             let second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
             [_mm512_permutex2var_epi16(a, first, b), _mm512_permutex2var_epi16(a, second, b)]
+        }
+    }
+
+    /// As `interleave`, 16 numbers of each.
+    ///
+    /// # Safety
+    /// 32 bytes can be read of each.
+    #[inline(always)]
+    pub unsafe fn interleave_half(self, a: *const u16, b: Option<*const u16>) -> __m512i {
+        // SAFETY: the caller's promise, and the token's.
+        unsafe {
+            let a = _mm512_castsi256_si512(_mm256_loadu_si256(a.cast()));
+            let b = match b {
+                Some(b) => _mm512_castsi256_si512(_mm256_loadu_si256(b.cast())),
+                None => _mm512_setzero_si512(),
+            };
+            _mm512_permutex2var_epi16(a, in_turns(), b)
         }
     }
 
