@@ -96,6 +96,16 @@ impl Experts {
         self.down.dtype()
     }
 
+    /// Gate and up as one batch `[E, 2 I', H]`, I' being I filled up to whole groups of 32: 32 rows of gate and the same 32 of up take turns.
+    pub fn gate_up(&self) -> &MatrixBatch {
+        &self.gate_up
+    }
+
+    /// `[E, H, I]`
+    pub fn down(&self) -> &MatrixBatch {
+        &self.down
+    }
+
     pub fn device(&self) -> &Device {
         self.down.device()
     }

@@ -131,6 +131,8 @@ pub struct LoadOptions {
     pub max_loras: usize,
     /// The largest rank of their matrices; memory is planned for `max_loras` adapters of this rank in all modules.
     pub max_lora_rank: usize,
+    /// Whether adapters may change single experts: then memory is planned for that as well.
+    pub lora_experts: bool,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     /// Tokens per KV block.
@@ -165,6 +167,7 @@ impl Default for LoadOptions {
             max_model_len: None,
             max_loras: 0,
             max_lora_rank: 16,
+            lora_experts: false,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             block_size: 16,

@@ -10,7 +10,7 @@ use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
-use crate::lora::{AdapterSpec, LoraBuffers, LoraLimits, Loras};
+use crate::lora::{AdapterLimits, AdapterSpec, LoraBuffers, LoraLimits, Loras};
 use crate::memory_plan::{Concurrency, IMAGE_ROWS_PER_BLOCK, ImagePlan, MemoryPlan, Plan};
 use crate::parts::published_name;
 use crate::sampler::DeviceSampler;
@@ -115,8 +115,8 @@ impl Request<'_> {
 
     /// What adapters may be, where there is room for some.
     pub fn adapter_spec(&self) -> Option<AdapterSpec> {
-        let LoadOptions { max_loras, max_lora_rank, .. } = *self.options;
-        (max_loras > 0).then(|| AdapterSpec::new(&self.config.decoder, max_lora_rank))
+        let LoadOptions { max_loras, max_lora_rank: max_rank, lora_experts: experts, .. } = *self.options;
+        (max_loras > 0).then(|| AdapterSpec::new(&self.config.decoder, AdapterLimits { max_rank, experts }))
     }
 
     pub fn lora_limits(&self) -> LoraLimits {

@@ -185,7 +185,7 @@ impl DeviceRunner {
         self.input.pack(batch, self.sizes);
         self.decoder.begin(self.input.sample_rows.len());
         match &mut self.loras {
-            Some(loras) => loras.set(&self.input.adapters),
+            Some(loras) => loras.set(&self.input.adapters, self.input.tokens.len()),
             None => assert!(self.input.adapters.is_empty(), "adapters without room for them"),
         }
         let rows = self.graphs.as_ref().and_then(|graphs| graphs.rows_for(&self.input));

@@ -17,6 +17,7 @@ mod attention_thin;
 mod by_type;
 mod compact;
 mod dot;
+pub(crate) mod expert_rows;
 pub(crate) mod gemm;
 mod grouped;
 pub(crate) mod interpolate;

@@ -67,15 +67,14 @@ pub(crate) unsafe fn run<'s>(
     let places = &mut places.as_i32_mut()[..num_pairs];
     let (starts, used) = starts.as_i32_mut().split_at_mut(experts.len() + 1);
     sort_by_expert(ids.as_i32(), places, starts);
-    let (places, starts, used) = (&*places, &*starts, used_experts(starts, used));
+    let (places, groups) = (&*places, Groups::new(starts, used));
     // Down writes when x has been read: the same memory.
     let sorted = SharedMut::new(rows.as_words_mut());
     let routed = Layer {
         gate_up: &experts.gate_up,
         down: &experts.down,
         stacked: false,
-        starts,
-        used,
+        groups,
         x: Source::Entered(Rows::new(cpu, &experts.gate_up, sorted, num_pairs)),
         inner: Rows::new(cpu, &experts.down, SharedMut::new(inner.as_words_mut()), num_pairs),
         out: sorted.floats().first(num_pairs * h),
@@ -156,7 +155,7 @@ impl Step<'_> {
         let counts = tasks.each_ref().map(Tasks::count);
         let (which, index) = place(counts, self.cpu.pool.num_workers(), index);
         let layer = self.layers[which].as_ref().expect("a layer with tasks is there");
-        let Some(part) = tasks[which].part(layer, index) else { return };
+        let Some(part) = tasks[which].part(&layer.groups, index) else { return };
         match side {
             Side::Up => up_part(self.cpu.isa, layer, &part),
             Side::Down => layer.down_part(self.cpu, &part),
@@ -220,7 +219,7 @@ fn place([shared, routed]: [usize; 2], num_workers: usize, index: usize) -> (usi
 
 /// Counting sort: `places[pair]` is its row, `starts[e] .. starts[e + 1]` are the rows of expert e. Pairs of one expert stay
 /// in order.
-fn sort_by_expert(ids: &[i32], places: &mut [i32], starts: &mut [i32]) {
+pub(crate) fn sort_by_expert(ids: &[i32], places: &mut [i32], starts: &mut [i32]) {
     starts.fill(0);
     for &id in ids {
         starts[id as usize + 1] += 1;
@@ -237,16 +236,40 @@ fn sort_by_expert(ids: &[i32], places: &mut [i32], starts: &mut [i32]) {
     starts[0] = 0;
 }
 
-/// The experts that have rows.
-fn used_experts<'a>(starts: &[i32], used: &'a mut [i32]) -> &'a [i32] {
-    let mut count = 0;
-    for (expert, rows) in starts.windows(2).enumerate() {
-        if rows[0] < rows[1] {
-            used[count] = expert as i32;
-            count += 1;
+/// Rows that were sorted by expert.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    starts: &'a [i32],
+    /// Experts that have rows.
+    used: &'a [i32],
+}
+
+impl<'a> Groups<'a> {
+    /// `starts` are as `sort_by_expert` left them, E + 1; `used` is room for E.
+    pub fn new(starts: &'a [i32], used: &'a mut [i32]) -> Self {
+        let mut count = 0;
+        for (expert, rows) in starts.windows(2).enumerate() {
+            if rows[0] < rows[1] {
+                used[count] = expert as i32;
+                count += 1;
+            }
+        }
+        Self { starts, used: &used[..count] }
+    }
+
+    /// How a product of the rows with their experts' weights is cut, so many panels being one unit.
+    pub fn tasks(&self, weights: &MatrixBatch, panels: usize) -> Tasks {
+        let rows = |&expert: &i32| (self.starts[expert as usize + 1] - self.starts[expert as usize]) as usize;
+        let (most, total) = self.used.iter().map(rows).fold((0, 0), |(most, sum), n| (n.max(most), sum + n));
+        let units = weights.panels_per_member() / panels;
+        let per_task = gemm::panels_worth_a_task(weights, total.div_ceil(self.used.len().max(1))) / panels;
+        Tasks {
+            experts: self.used.len(),
+            units,
+            per_task: per_task.clamp(1, units),
+            chunks: most.div_ceil(MAX_ROWS),
         }
     }
-    &used[..count]
 }
 
 /// Rows of activations as a product wants them, that tasks write and others read.
@@ -327,9 +350,7 @@ struct Layer<'a> {
     down: &'a MatrixBatch,
     /// Whether all panels of gate are before those of up; else they take turns.
     stacked: bool,
-    starts: &'a [i32],
-    /// Experts that have rows.
-    used: &'a [i32],
+    groups: Groups<'a>,
     x: Source<'a>,
     /// silu(gate) * up.
     inner: Rows,
@@ -357,8 +378,7 @@ impl<'a> Layer<'a> {
             gate_up,
             down,
             stacked: true,
-            starts: all_rows,
-            used: &[0],
+            groups: Groups { starts: all_rows, used: &[0] },
             x: match Rounding::beside(cpu, gate_up) {
                 None => Source::AsIs(x.x),
                 Some(_) => Source::Entered(Rows::new(cpu, gate_up, SharedMut::new(words), num_tokens)),
@@ -369,19 +389,9 @@ impl<'a> Layer<'a> {
     }
 
     fn tasks(&self, side: Side) -> Tasks {
-        let rows = |&expert: &i32| (self.starts[expert as usize + 1] - self.starts[expert as usize]) as usize;
-        let (most, total) = self.used.iter().map(rows).fold((0, 0), |(most, sum), n| (n.max(most), sum + n));
-        let (weights, panels) = match side {
-            Side::Up => (self.gate_up, 2),
-            Side::Down => (self.down, 1),
-        };
-        let units = weights.panels_per_member() / panels;
-        let per_task = gemm::panels_worth_a_task(weights, total.div_ceil(self.used.len())) / panels;
-        Tasks {
-            experts: self.used.len(),
-            units,
-            per_task: per_task.clamp(1, units),
-            chunks: most.div_ceil(MAX_ROWS),
+        match side {
+            Side::Up => self.groups.tasks(self.gate_up, 2),
+            Side::Down => self.groups.tasks(self.down, 1),
         }
     }
 
@@ -393,28 +403,33 @@ impl<'a> Layer<'a> {
 
     /// `out[r] = inner[r] · down of the row's expert`
     fn down_part(&self, cpu: &Cpu, part: &Share) {
-        let weights = self.down;
-        let first = part.expert * weights.panels_per_member();
-        let job = Gemm {
-            // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
-            x: unsafe { self.inner.input() },
-            rows: 0,
-            weights,
-            bias: None,
-            act: Activation::None,
-            out: self.out,
-            out_stride: weights.n(),
-            out_member: 0,
-        };
-        let panels = first + part.units.start..first + part.units.end;
-        // One matrix to the job: rows are counted over all experts, and so are panels.
-        gemm::run_part(cpu.isa, &job, 0, &Part { panels, rows: part.rows.clone() }, &mut []);
+        // SAFETY: tasks of the phase before wrote it, and nobody does in this one.
+        let x = unsafe { self.inner.input() };
+        linear_part(cpu.isa, x, self.down, part, self.out);
     }
+}
+
+/// `out[r] = x[r] · weights of the row's expert`
+pub(super) fn linear_part(isa: Isa, x: Input, weights: &MatrixBatch, part: &Share, out: SharedMut<f32>) {
+    let first = part.expert * weights.panels_per_member();
+    let job = Gemm {
+        x,
+        rows: 0,
+        weights,
+        bias: None,
+        act: Activation::None,
+        out,
+        out_stride: weights.n(),
+        out_member: 0,
+    };
+    let panels = first + part.units.start..first + part.units.end;
+    // One matrix to the job: rows are counted over all experts, and so are panels.
+    gemm::run_part(isa, &job, 0, &Part { panels, rows: part.rows.clone() }, &mut []);
 }
 
 /// How one side of a layer is cut: experts, units of 32 columns, chunks of rows. Chunks of one unit follow each other, because its
 /// weights are still in the shared cache.
-struct Tasks {
+pub(crate) struct Tasks {
     experts: usize,
     units: usize,
     per_task: usize,
@@ -422,7 +437,7 @@ struct Tasks {
 }
 
 /// What one task computes.
-struct Share {
+pub(crate) struct Share {
     expert: usize,
     units: Range<usize>,
     /// Sorted rows, at most `MAX_ROWS`.
@@ -432,16 +447,16 @@ struct Share {
 impl Tasks {
     const NONE: Self = Self { experts: 0, units: 0, per_task: 1, chunks: 0 };
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.experts * self.units.div_ceil(self.per_task) * self.chunks
     }
 
     /// None: the expert has fewer rows.
-    fn part(&self, layer: &Layer, index: usize) -> Option<Share> {
+    pub fn part(&self, rows: &Groups, index: usize) -> Option<Share> {
         let (rest, chunk) = (index / self.chunks, index % self.chunks);
         let groups = self.units.div_ceil(self.per_task);
-        let (expert, first) = (layer.used[rest / groups] as usize, rest % groups * self.per_task);
-        let [start, end] = [0, 1].map(|i| layer.starts[expert + i] as usize);
+        let (expert, first) = (rows.used[rest / groups] as usize, rest % groups * self.per_task);
+        let [start, end] = [0, 1].map(|i| rows.starts[expert + i] as usize);
         let blocks = tile::Blocks::new(end - start, MAX_ROWS);
         let rows_each = (end - start).div_ceil(blocks.count);
         let [from, to] = [chunk, chunk + 1].map(|chunk| end.min(start + chunk * rows_each));
@@ -573,18 +588,18 @@ fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums:
 }
 
 /// What a token's sum consists of.
-struct Terms<'a> {
-    rows: &'a [f32],
-    places: &'a [i32],
-    weights: &'a [f32],
-    shared: Option<&'a [f32]>,
+pub(super) struct Terms<'a> {
+    pub rows: &'a [f32],
+    pub places: &'a [i32],
+    pub weights: &'a [f32],
+    pub shared: Option<&'a [f32]>,
     /// None: what the shared expert made is added as it is.
-    gate: Option<f32>,
+    pub gate: Option<f32>,
 }
 
 simd_entry! {
     /// `out = Σ_j weights[j] * rows[places[j]] + sigmoid(gate) * shared`, in the order of j.
-    fn weighted_sum(terms: &Terms<'_>, out: &mut [f32]) = weighted_sum_body
+    pub(super) fn weighted_sum(terms: &Terms<'_>, out: &mut [f32]) = weighted_sum_body
 }
 
 #[inline(always)]

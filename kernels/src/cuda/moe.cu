@@ -11,6 +11,7 @@
 //   moe_pack      rounds the rows of x to 16 bits, in the order of the experts, for moe_wgmma
 //   moe_wgmma     as linear_wgmma, of which only tokens are shared; a warpgroup has as many rows of gate as of up
 //   moe_f32       as linear_f32
+//   moe_enter     the tokens of the rows, where the layer is computed in steps: then rows are read as they are (UP false), of both products
 //   moe_combine   a block has one token; moe_combine_norm goes on to the norm of the stream
 //
 // Nobody on the host knows how many rows an expert has. The grid has room for the worst case, each block finds the expert and the
@@ -236,6 +237,18 @@ __global__ void __launch_bounds__(256) moe_pack(In<float> x, In<int> order, int 
     }
     using F = Float<T>;
     store_vec(packed + packed_place(row, first, columns), make_uint4(F::pack(v[0], v[1]), F::pack(v[2], v[3]), F::pack(v[4], v[5]), F::pack(v[6], v[7])));
+}
+
+// out[row, :] = x[token of its pair, :]     grid: pairs; N = 4 where the width % 4 == 0, else 1
+template <int N>
+__global__ void __launch_bounds__(256) moe_enter(In<float> x, In<int> order, int top_k, int width, Out<float> out) {
+    int row = (int)blockIdx.x;
+    Ptr<const float> from = x + (long long)source_of<true>(order, row, top_k) * width;
+    for (int c = (int)threadIdx.x * N; c < width; c += 256 * N) {
+        float v[N];
+        Wide<N>::load(from + c, v);
+        Wide<N>::store(out + ((long long)row * width + c), v);
+    }
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -9,6 +9,7 @@ use super::launch::{Instance, Kernel, grid};
 use super::linear::{WGMMA_BLOCK, WGMMA_SHARED, pairs_of};
 use super::rows::round_rows;
 use super::tokens::{packed_bytes, padded};
+use crate::operands::expert_rows::ExpertRows;
 use crate::operands::moe::{MoeScratch, SharedExpert};
 use crate::panel::PANEL;
 use crate::{DType, Experts, Matrix, MatrixBatch, Tensor, WeightType};
@@ -75,6 +76,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
         Instance::hopper("moe_wgmma<f16, true>", 168, 1024),
         Instance::hopper("moe_wgmma<f16, false>", 168, 1024),
+        Instance::new("moe_enter<1>", 32, 0),
+        Instance::new("moe_enter<4>", 40, 0),
         Instance::new("moe_f32<true>", 80, 0),
         Instance::new("moe_f32<false>", 64, 0),
         Instance::new("moe_combine<1>", 40, 0),
@@ -160,16 +163,14 @@ pub(crate) fn run<'s>(
     };
     let tiles = match &beside {
         Some(_) => Some(tiles_of(num_tokens)),
-        None => few_tiles(experts, ids.len()),
+        None => few_tiles(&experts.down, ids.len()),
     };
     let sorted = (tiles != Some(1) || ids.len() > MAX_UNSORTED).then(|| {
         // The pairs of the rows are needed until `up` has read them, the rows themselves are written after that.
-        let (starts, places, order) = (starts.pointer(), places.pointer(), rows.pointer());
-        let args = Args::new().pointer(ids.pointer()).value(ids.len() as i32);
-        let args = args.pointer(starts).pointer(places).pointer(order);
-        // SAFETY: T·k ids and places, E + 1 starts, and rows that are longer than an index each.
-        unsafe { cuda.launch(&KERNEL, "moe_place", grid(experts.len(), 256), args) };
-        [starts, order, places]
+        let sorted = [starts.pointer(), rows.pointer(), places.pointer()];
+        // SAFETY: T·k places, E + 1 starts, and rows that are longer than an index each.
+        unsafe { place(cuda, ids, sorted, experts.len()) };
+        sorted
     });
     let [starts, order, places] = sorted.unwrap_or([DevicePtr::NULL, ids.pointer(), DevicePtr::NULL]);
     let packed = Packed::of(cuda, experts, tiles, ids.len());
@@ -211,7 +212,7 @@ pub(crate) fn run<'s>(
     layer(Side::Up, &experts.gate_up, experts.inner(), taken, inner.pointer()).launch(cuda);
     layer(Side::Down, &experts.down, hidden, inner.pointer(), rows.pointer()).launch(cuda);
 
-    let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
+    let vector = vector_of(hidden);
     let added = beside.as_ref().map_or(DevicePtr::NULL, |shared| shared.out.pointer());
     let args = Args::new().pointer(rows.pointer()).pointer(places).pointer(weights.pointer());
     let gates = beside.as_ref().and_then(|shared| shared.gate);
@@ -244,6 +245,104 @@ pub(crate) fn run<'s>(
     Left { shared: left, is_normed: then.is_some() }
 }
 
+/// Gives the pairs rows: starts, order, places.
+///
+/// # Safety
+/// There is room for E + 1 starts, and for an index of each pair in the others.
+unsafe fn place(cuda: &Cuda, ids: &Tensor, [starts, order, places]: [DevicePtr; 3], experts: usize) {
+    let args = Args::new().pointer(ids.pointer()).value(ids.len() as i32);
+    let args = args.pointer(starts).pointer(places).pointer(order);
+    // SAFETY: the caller's promise.
+    unsafe { cuda.launch(&KERNEL, "moe_place", grid(experts, 256), args) };
+}
+
+/// Elements that rows of this width are moved by.
+fn vector_of(width: usize) -> usize {
+    if width.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// The pairs of `ids` get rows of `rows`. Shapes were checked in `ops`, here and below.
+pub(crate) fn sort_by_expert(cuda: &Cuda, ids: &Tensor, rows: &ExpertRows, experts: usize) {
+    if ids.is_empty() {
+        return;
+    }
+    let sorted = [&rows.starts, &rows.order, &rows.places].map(Tensor::pointer);
+    // SAFETY: they were made for so many experts, and for more pairs.
+    unsafe { place(cuda, ids, sorted, experts) };
+}
+
+pub(crate) fn enter(cuda: &Cuda, x: &Tensor, rows: &ExpertRows, top_k: usize, out: &mut Tensor) {
+    assert_eq!([x.dtype(), out.dtype()], [DType::F32; 2], "enter_experts: types");
+    let (num_rows, width) = (out.rows(), out.row_len());
+    if num_rows == 0 {
+        return;
+    }
+    let args = Args::new().pointer(x.pointer()).pointer(rows.order.pointer()).value(top_k as i32);
+    let args = args.value(width as i32).pointer(out.pointer());
+    // SAFETY: `sort_by_expert` wrote the pairs of all rows, whose tokens x has.
+    unsafe { cuda.launch(&KERNEL, &format!("moe_enter<{}>", vector_of(width)), grid(num_rows, 256), args) };
+}
+
+/// Rows are read as they are.
+pub(crate) fn expert_linear(
+    cuda: &Cuda,
+    x: &Tensor,
+    weights: &MatrixBatch,
+    rows: &mut ExpertRows,
+    out: &mut Tensor,
+) {
+    assert_eq!([x.dtype(), out.dtype()], [DType::F32; 2], "expert_linear: types");
+    let (num_rows, k, stored_as) = (x.rows(), weights.k(), weights.stored_as());
+    let tiles = few_tiles(weights, num_rows);
+    let taken = match (tiles, stored_as) {
+        (Some(_), _) | (_, WeightType::F32) => x.pointer(),
+        (None, _) => {
+            let (dtype, rounded) = (stored_as.float().unwrap_or(DType::BF16), rows.rounded.pointer());
+            assert!(num_rows * k * dtype.size() <= rows.rounded.bytes() as usize, "expert_linear: scratch");
+            // SAFETY: x has so many rows of K, and the assertion says that they have room.
+            unsafe { round_rows(cuda, x.pointer(), [num_rows, k], dtype, rounded) };
+            rounded
+        }
+    };
+    let [starts, order] = [&rows.starts, &rows.order].map(Tensor::pointer);
+    let layer = Layer {
+        side: Side::Down,
+        n: weights.n(),
+        k,
+        panels: weights.panels_per_member(),
+        units: weights.units(),
+        stored_as,
+        pointers: [taken, weights.pointer(), starts, order, out.pointer()],
+        experts: weights.count(),
+        top_k: 1,
+        num_pairs: num_rows,
+        is_sorted: true,
+        tiles,
+        is_packed: false,
+        beside: None,
+    };
+    layer.launch(cuda);
+}
+
+pub(crate) fn combine(
+    cuda: &Cuda,
+    made: &Tensor,
+    places: &Tensor,
+    (weights, top_k): (&Tensor, usize),
+    out: &mut Tensor,
+) {
+    assert_eq!([made, weights, &*out].map(Tensor::dtype), [DType::F32; 3], "combine_experts: types");
+    let (num_tokens, width) = (out.rows(), out.row_len());
+    if num_tokens == 0 {
+        return;
+    }
+    let args = Args::new().pointer(made.pointer()).pointer(places.pointer()).pointer(weights.pointer());
+    let args = args.value(top_k as i32).value(width as i32).pointer(DevicePtr::NULL).pointer(out.pointer());
+    let name = format!("moe_combine<{}>", vector_of(width));
+    // SAFETY: every pair has its row of that width, and its weight.
+    unsafe { cuda.launch(&KERNEL, &name, grid(num_tokens, 256), args) };
+}
+
 /// Pairs up to which a warp finds those of an expert by itself, one for each lane, where a block has eight rows.
 const MAX_UNSORTED: usize = 32;
 
@@ -256,8 +355,8 @@ fn tiles_of(num_tokens: usize) -> usize {
 }
 
 /// Tiles of `moe_few` for rows of experts on average; `None` where there are more than few.
-fn few_tiles(experts: &Experts, num_pairs: usize) -> Option<usize> {
-    match (experts.down.stored_as(), num_pairs.div_ceil(experts.len())) {
+fn few_tiles(weights: &MatrixBatch, num_pairs: usize) -> Option<usize> {
+    match (weights.stored_as(), num_pairs.div_ceil(weights.count())) {
         (WeightType::F32, _) | (_, 17..) => None,
         (_, rows) => Some(tiles_of(2 * rows)),
     }
@@ -313,7 +412,7 @@ impl Packed {
         dtype: DType,
     ) -> DevicePtr {
         let packed = order.offset(self.start as u64);
-        let vector = if hidden.is_multiple_of(4) { 4 } else { 1 };
+        let vector = vector_of(hidden);
         let args = Args::new().pointer(x).pointer(order).value(num_pairs as i32).value(top_k as i32);
         let args = args.value(hidden as i32).pointer(packed);
         let blocks = [self.rows / 8, hidden.div_ceil(256), 1].map(|n| n as u32);

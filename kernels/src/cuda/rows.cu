@@ -1,6 +1,6 @@
 // move_rows:  dst[dst_rows[i], :] = round(src[src_rows[i], :])     no src_rows or no dst_rows: row i       one block per row i
 // copy_slice: dst[t, h, b .. b + len] = src[t, h, a .. a + len]    a source of one head goes to every head; one block per token t
-// add_rows:   dst[rows[i], h, b .. b + len] += scale · src[i, h, :]     rows differ; the product is rounded; one block per row i
+// add_rows:   dst[rows[i], h, b .. b + len] += scale · src[i, h, :]     rows differ, no rows: row i; the product is rounded; one block per row i
 // src [·, D] S · dst [·, D] D, to nearest even · N = 4 where the width % 4 == 0, else 1 · a dst row below 0 is skipped
 // moves (size of S + size of D)·rows·D bytes; not measured: no GPU was available
 #include "common.cuh"
@@ -47,7 +47,8 @@ struct AddShape {
 
 __global__ void __launch_bounds__(THREADS)
     add_rows(In<float> src, In<int> rows, float scale, AddShape s, Out<float> dst) {
-    long long i = blockIdx.x, row = rows[(int)blockIdx.x];
+    long long i = blockIdx.x, row = i;
+    if (rows != nullptr) row = rows[(int)blockIdx.x];
     for (int e = (int)threadIdx.x; e < s.heads * s.src_len; e += THREADS) {
         int head = e / s.src_len, j = e % s.src_len;
         long long at = (row * s.heads + head) * s.dst_len + s.dst_offset + j;

@@ -62,7 +62,9 @@ unsafe fn launch(
     [count, width]: [usize; 2],
 ) {
     let vector = if width.is_multiple_of(4) { 4 } else { 1 };
-    let expression = format!("move_rows<{}, {}, {vector}>", from.cpp(), to.cpp());
+    // Moving floats changes no bit, so that numbers of the same size may go as such.
+    let name = |dtype: DType| if dtype == DType::I32 { DType::F32 } else { dtype }.cpp();
+    let expression = format!("move_rows<{}, {}, {vector}>", name(from), name(to));
     let args = Args::new().pointer(src).pointer(src_rows).value(width as i32);
     let args = args.pointer(dst).pointer(dst_rows);
     // SAFETY: the caller's promise.
@@ -134,10 +136,9 @@ unsafe impl Param for AddShape {}
 
 pub(crate) fn add_rows(
     cuda: &Cuda,
-    src: &Tensor,
-    scale: f32,
+    (src, scale): (&Tensor, f32),
     dst: &mut Tensor,
-    rows: Index,
+    rows: Option<Index>,
     dst_offset: usize,
 ) {
     assert_eq!([src.dtype(), dst.dtype()], [DType::F32; 2], "add_rows: types");
@@ -147,8 +148,9 @@ pub(crate) fn add_rows(
     }
     let [heads, src_len, dst_len, dst_offset] = [heads, src_len, dst_len, dst_offset].map(|size| size as i32);
     let shape = AddShape { heads, src_len, dst_len, dst_offset };
-    let rows = rows.on_device(dst.device());
-    let args = Args::new().pointer(src.pointer()).pointer(rows.pointer).value(scale).value(shape);
+    let rows = rows.map(|rows| rows.on_device(dst.device()));
+    let pointer = rows.as_ref().map_or(DevicePtr::NULL, |rows| rows.pointer);
+    let args = Args::new().pointer(src.pointer()).pointer(pointer).value(scale).value(shape);
     let args = args.pointer(dst.pointer());
     // SAFETY: `ops` checked the rows, which differ, the heads and the slice.
     unsafe { cuda.launch(&KERNEL, "add_rows", grid(n, THREADS), args) };

@@ -2,6 +2,7 @@
 //! has what is done with them.
 
 pub mod attention;
+pub mod expert_rows;
 pub mod kv;
 pub mod latents;
 pub mod linear;

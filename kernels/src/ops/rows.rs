@@ -1,10 +1,11 @@
 //! Moving rows by index.
 //!
-//! gather_rows:  out[t, :] = src[rows[t], :]            src [R, D] f32 | bf16 | f16 · out [T, D] f32
+//! gather_rows:  out[t, :] = src[rows[t], :]            src [R, D] f32 | bf16 | f16 · out [T, D] f32; or both i32
 //! scatter_rows: dst[dst_rows[i], :] = src[src_rows[i], :]     src, dst [·, D] f32
 //! store_rows:   dst[slots[t], :] = round(src[t, :])    src [T, W] f32 · dst [S, W] f32 | bf16 | f16, to nearest even;
 //!               a row whose slot is `NOWHERE` is not stored
 //! add_rows:     dst[rows[i], h, b .. b + len] += scale · src[i, h, :]     src [n, H, len], dst [T, H, D] f32; rows ascend
+//! add_scaled:   dst[i, h, b .. b + len] += scale · src[i, h, :]           as add_rows of all rows
 //! copy_slice:   dst[t, h, b .. b + len] = src[t, h, a .. a + len]     src [T, H, D], dst [T, H, E] f32; a source of one head
 //!               goes to every head
 //!
@@ -14,7 +15,7 @@ use crate::cpu::rows::{self, SlicePlan};
 use crate::cpu::shared::SharedMut;
 use crate::cuda::rows::{self as cuda_rows, Move};
 use crate::tensor::as_heads;
-use crate::{Device, Index, Tensor};
+use crate::{DType, Device, Index, Tensor};
 
 /// The slot of a row that is there to fill up a step of a fixed size.
 pub const NOWHERE: u32 = u32::MAX;
@@ -25,7 +26,14 @@ pub fn gather_rows<'a>(src: &Tensor, rows: impl Into<Index<'a>>, out: &mut Tenso
     assert_eq!(out.rows(), rows.len(), "gather_rows: rows");
     assert_eq!(out.row_len(), src.row_len(), "gather_rows: width");
     check_rows("gather_rows", rows, src.rows());
+    assert_eq!(src.dtype() == DType::I32, out.dtype() == DType::I32, "gather_rows: types");
     match &out.device().clone() {
+        Device::Cpu(_) if src.dtype() == DType::I32 => {
+            let (width, src) = (src.row_len(), src.as_i32());
+            for (out, &row) in out.as_i32_mut().chunks_exact_mut(width).zip(rows) {
+                out.copy_from_slice(&src[row as usize * width..][..width]);
+            }
+        }
         Device::Cpu(cpu) => rows::gather(cpu, src, rows, out),
         Device::Cuda(cuda) => {
             let rows = Move { src_rows: Some(index), dst_rows: None, count: rows.len() };
@@ -72,26 +80,45 @@ pub fn add_rows<'a>(
 ) {
     let index = dst_rows.into();
     let rows = index.as_slice();
-    let ([n, heads, len], [num_rows, dst_heads, dst_len]) = (as_heads(src), as_heads(dst));
-    assert_eq!(n, rows.len(), "add_rows: rows");
-    assert_eq!(heads, dst_heads, "add_rows: heads");
-    assert!(dst_offset + len <= dst_len, "add_rows: destination");
+    assert_eq!(src.rows(), rows.len(), "add_rows: rows");
     assert!(rows.is_sorted_by(|a, b| a < b), "add_rows: rows are not in ascending order");
-    check_rows("add_rows", rows, num_rows);
+    check_rows("add_rows", rows, dst.rows());
+    add_to_rows("add_rows", (src, scale), dst, Some(index), dst_offset);
+}
+
+/// The product is rounded before it is added.
+pub fn add_scaled(src: &Tensor, scale: f32, dst: &mut Tensor, dst_offset: usize) {
+    assert_eq!(src.rows(), dst.rows(), "add_scaled: rows");
+    add_to_rows("add_scaled", (src, scale), dst, None, dst_offset);
+}
+
+/// `None`: to all rows. They were checked.
+fn add_to_rows(
+    op: &str,
+    (src, scale): (&Tensor, f32),
+    dst: &mut Tensor,
+    dst_rows: Option<Index>,
+    dst_offset: usize,
+) {
+    let ([n, heads, len], [_, dst_heads, dst_len]) = (as_heads(src), as_heads(dst));
+    assert_eq!(heads, dst_heads, "{op}: heads");
+    assert!(dst_offset + len <= dst_len, "{op}: destination");
     match &dst.device().clone() {
         Device::Cpu(cpu) => {
             let (src, out) = (src.as_f32(), SharedMut::new(dst.as_f32_mut()));
+            let rows = dst_rows.map(Index::as_slice);
             cpu.for_each(n, heads * len, |i| {
+                let row = rows.map_or(i, |rows| rows[i] as usize);
                 for head in 0..heads {
                     let from = (i * heads + head) * len;
-                    let to = (rows[i] as usize * heads + head) * dst_len + dst_offset;
+                    let to = (row * heads + head) * dst_len + dst_offset;
                     // SAFETY: rows differ, so that nobody else has this slice of one.
                     let to = unsafe { out.slice(to, len) };
                     rows::add_scaled(cpu.isa, scale, &src[from..from + len], to);
                 }
             });
         }
-        Device::Cuda(cuda) => cuda_rows::add_rows(cuda, src, scale, dst, index, dst_offset),
+        Device::Cuda(cuda) => cuda_rows::add_rows(cuda, (src, scale), dst, dst_rows, dst_offset),
     }
 }
 

@@ -6,6 +6,7 @@ mod caches;
 mod common;
 mod compact;
 mod decoding;
+mod expert_rows;
 mod independence;
 #[allow(dead_code, reason = "shared with the tests of GPUs, of which this one uses a part")]
 mod latent_rows;

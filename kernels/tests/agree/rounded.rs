@@ -3,6 +3,7 @@
 
 use crate::attention::{BLOCK, ITEMS, cache, expected, sizes_of};
 use crate::common::*;
+use crate::expert_rows;
 use crate::matrices::chosen;
 use crate::naive;
 use crate::pages::Pages;
@@ -343,6 +344,17 @@ fn more_rows_than_the_scratch_holds() {
                 let mut expected = Tensor::zeros(&device, DType::F32, &[1, n]);
                 linear(&one, &w, None, Activation::None, &mut expected);
                 assert!(bits(&out.as_f32()[row * n..][..n]) == bits(expected.as_f32()), "{dtype} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_in_steps_have_the_bits_of_experts() {
+    for device in devices().into_iter().chain(rounding_devices()) {
+        for stored_as in WeightType::ALL {
+            for sizes in expert_rows::SIZES {
+                expert_rows::check(&device, stored_as, sizes);
             }
         }
     }

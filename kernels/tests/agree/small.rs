@@ -97,6 +97,7 @@ fn rotation() {
 #[test]
 fn rows_move() {
     for device in devices() {
+        crate::expert_rows::numbers_are_gathered(&device);
         for dtype in FLOATS {
             let table = Host::random(dtype, &[9, 17], 1);
             let ids = [3, 8, 0, 3];

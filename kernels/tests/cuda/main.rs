@@ -8,6 +8,8 @@ mod clusters;
 mod common;
 mod device;
 mod expanded;
+#[path = "../agree/expert_rows.rs"]
+mod expert_rows;
 mod faults;
 mod graphs;
 mod hopper;

@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use crate::device::{SEEDS, emulated, with_wgmma};
+use crate::expert_rows;
 use crate::linear::as_taken;
 use crate::mutants::{Run, assert_noticed};
 use crate::naive;
@@ -462,4 +463,14 @@ fn bugs_are_noticed() {
         ),
     ];
     assert_noticed(&cases);
+}
+
+/// Few and many rows for each expert.
+#[test]
+fn in_steps_they_have_the_same_bits() {
+    for (seed, stored_as) in WeightType::ON_GPU.into_iter().enumerate() {
+        for sizes in expert_rows::SIZES {
+            expert_rows::check(&emulated(SEEDS[seed % SEEDS.len()]), stored_as, sizes);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use kernels::*;
 #[test]
 fn rows_move() {
     let device = emulated(SEEDS[0]);
+    crate::expert_rows::numbers_are_gathered(&device);
     for dtype in FLOATS {
         for width in [17, 20] {
             let table = Host::random(dtype, &[9, width], 1);
@@ -64,6 +65,23 @@ fn rows_are_added_to_slices_of_heads() {
                 }
             }
             assert_eq!(bits(&out.to_f32_vec()), bits(&expected), "{heads} heads of {len}");
+            // All rows, which must be as many.
+            let mut few = Tensor::from_f32(
+                &device,
+                &[4, heads, dst_len],
+                &rows
+                    .iter()
+                    .flat_map(|&row| &dst.values[row as usize * heads * dst_len..][..heads * dst_len])
+                    .map(|&v| v as f32)
+                    .collect::<Vec<f32>>(),
+            );
+            add_scaled(&src.tensor(&device), scale, &mut few, offset);
+            let kept: Vec<f32> = rows
+                .iter()
+                .flat_map(|&row| &expected[row as usize * heads * dst_len..][..heads * dst_len])
+                .copied()
+                .collect();
+            assert_eq!(bits(&few.to_f32_vec()), bits(&kept), "all rows, {heads} heads of {len}");
         }
         let mut out = Tensor::zeros(&device, DType::F32, &[2, 3]);
         let mut none = Tensor::zeros(&device, DType::F32, &[1, 3]);

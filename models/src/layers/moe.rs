@@ -5,7 +5,7 @@ use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, Step, WeightSize};
 use crate::LoadError;
 use crate::config::{ExpertNames, MoeConfig};
-use crate::lora::Target;
+use crate::lora::{ExpertJob, Loras, Target};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
 use kernels::ops::{self, Activation, AddNorm, Choice, NormFor, ReadPlan, Router, RouterConfig};
@@ -101,14 +101,24 @@ impl Moe {
         });
         let shared = self.shared.as_ref();
         let targets = [Target::Gate, Target::Up, Target::Down];
-        let adapted = step.loras.filter(|loras| loras.changes(step.layer, &targets));
-        if let (Some(mlp), Some(_)) = (shared, adapted) {
+        let changes = |loras: &&Loras| {
+            loras.changes_experts(step.layer) || shared.is_some() && loras.changes(step.layer, &targets)
+        };
+        if let Some(loras) = step.loras.filter(changes) {
             // The ops that are one below, apart: the same bits, and room for adapters between them.
-            ops::moe(normed, &self.experts, ids, weights, experts, out);
-            mlp.run_in(step, normed, [gate_up, activated, shared_out], (tokens, lora));
-            match gates {
-                None => ops::add(out, shared_out),
-                Some(gates) => ops::add_gated(out, shared_out, gates),
+            match lora {
+                Some(lora) if loras.changes_experts(step.layer) => {
+                    let job = ExpertJob { x: normed, experts: &self.experts, ids, weights, scratch: experts };
+                    loras.run_experts(step.layer, job, out, lora);
+                }
+                _ => ops::moe(normed, &self.experts, ids, weights, experts, out),
+            }
+            if let Some(mlp) = shared {
+                mlp.run_in(step, normed, [gate_up, activated, shared_out], (tokens, lora));
+                match gates {
+                    None => ops::add(out, shared_out),
+                    Some(gates) => ops::add_gated(out, shared_out, gates),
+                }
             }
             return tokens.add_rms_norm(residual, out, next_norm, normed);
         }

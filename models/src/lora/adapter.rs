@@ -7,7 +7,7 @@
 
 use super::config::{CONFIG_FILE, LoraConfig, Low};
 use super::error::AdapterError;
-use super::spec::{AdapterSpec, Module, Target};
+use super::spec::{AdapterSpec, ExpertPart, Module, Target};
 use crate::FileError;
 use crate::weights::header::{self, TensorInfo};
 use kernels::{DType, HostTensor, WeightRows};
@@ -66,6 +66,7 @@ impl Adapter {
         for ((layer, target), halves) in halves {
             pairs.insert((layer, target), reader.pair(layer, target, halves, &file)?);
         }
+        reader.check_experts(&pairs)?;
         match pairs.is_empty() {
             true => Err(AdapterError::Empty { file: described }),
             false => Ok(Self { pairs, file }),
@@ -95,9 +96,7 @@ impl Adapter {
     /// Whether every pair is of a module that the model has, and of a rank that it takes.
     pub(crate) fn fits(&self, spec: &AdapterSpec) -> bool {
         self.pairs.iter().all(|(&(layer, target), pair)| {
-            let module =
-                spec.layers.get(layer).and_then(|modules| modules.iter().find(|m| m.target == target));
-            module.is_some_and(|module| {
+            spec.module(layer, target).is_some_and(|module| {
                 pair.rank <= spec.max_rank
                     && (pair.a.shape, pair.b.shape) == ([pair.rank, module.k], [module.n, pair.rank])
             })
@@ -136,14 +135,14 @@ struct Reader<'a> {
     config: &'a LoraConfig,
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn fail<T>(&self, tensor: &str, message: impl Into<String>) -> Result<T, AdapterError> {
         let (file, tensor) = (self.file.to_string(), tensor.to_string());
         Err(AdapterError::Tensor { file, tensor, message: message.into() })
     }
 
     /// Which layer and module a tensor is of, and whether it is A or B.
-    fn place(&self, info: &TensorInfo) -> Result<(usize, &'a Module, usize), AdapterError> {
+    fn place(&self, info: &TensorInfo) -> Result<(usize, Module, usize), AdapterError> {
         let name = info.name.as_str();
         if let Some(refused) = self.spec.refused.iter().find(|refused| name.contains(refused.part)) {
             return self.fail(name, refused.reason);
@@ -156,11 +155,11 @@ impl<'a> Reader<'a> {
             Some((layer.parse::<usize>().ok()?, module, half))
         });
         let Some((layer, module, half)) = place else { return self.unknown(name) };
-        let Some(modules) = self.spec.layers.get(layer) else {
-            return self
-                .fail(name, format!("the model has {} layers, counted from 0", self.spec.layers.len()));
-        };
-        match modules.iter().find(|known| known.name == module) {
+        if layer >= self.spec.layers.len() {
+            let message = format!("the model has {} layers, counted from 0", self.spec.layers.len());
+            return self.fail(name, message);
+        }
+        match self.spec.named(layer, module) {
             Some(module) => Ok((layer, module, half)),
             None => self.unknown(name),
         }
@@ -183,8 +182,7 @@ impl<'a> Reader<'a> {
         halves: [Option<TensorInfo>; 2],
         file: &[u8],
     ) -> Result<Pair, AdapterError> {
-        let module = self.spec.layers[layer].iter().find(|module| module.target == target);
-        let module = module.expect("a target of this layer");
+        let module = self.spec.module(layer, target).expect("a target of this layer");
         let path = format!("{}{layer}.{}", self.spec.prefix, module.name);
         let [a, b] = match halves {
             [Some(a), Some(b)] => [a, b],
@@ -199,6 +197,25 @@ impl<'a> Reader<'a> {
         let a = self.stored(&a, [rank, module.k], file)?;
         let b = self.stored(&b, [module.n, rank], file)?;
         Ok(Pair { rank, scale, a, b })
+    }
+
+    /// One op has all experts of a layer: their ranks and scales are the same.
+    fn check_experts(&self, pairs: &BTreeMap<(usize, Target), Pair>) -> Result<(), AdapterError> {
+        let mut first: BTreeMap<(usize, ExpertPart), (u32, &Pair)> = BTreeMap::new();
+        for (&(layer, target), pair) in pairs {
+            let Target::Expert(part, index) = target else { continue };
+            let (other, found) = *first.entry((layer, part)).or_insert((index, pair));
+            if (found.rank, found.scale) != (pair.rank, pair.scale) {
+                let module = self.spec.module(layer, target).expect("it was read");
+                let message = format!(
+                    "its rank {} and scale {} are not those of expert {other}, {} and {}: experts of a layer share them",
+                    pair.rank, pair.scale, found.rank, found.scale
+                );
+                let name = format!("{PREFIX}{}{layer}.{}.lora_A.weight", self.spec.prefix, module.name);
+                return self.fail(&name, message);
+            }
+        }
+        Ok(())
     }
 
     fn stored(&self, info: &TensorInfo, shape: [usize; 2], file: &[u8]) -> Result<Stored, AdapterError> {

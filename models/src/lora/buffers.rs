@@ -1,5 +1,6 @@
 //! What a step computes for its adapters in, some rows at a time: a row's result does not depend on how many there are.
 
+use super::experts::ExpertBuffers;
 use super::spec::{AdapterSpec, Target};
 use kernels::{DType, Device, Tensor};
 
@@ -33,15 +34,19 @@ pub(crate) struct LoraBuffers {
     pub low: Tensor,
     /// Times B.
     pub delta: Tensor,
+    /// Where adapters of single experts have room.
+    pub(super) experts: Option<ExpertBuffers>,
 }
 
 impl LoraBuffers {
-    pub const NUM_TENSORS: u64 = 4;
+    /// At most.
+    pub const NUM_TENSORS: u64 = 4 + ExpertBuffers::NUM_TENSORS;
 
     /// Of one row, in the order of the fields.
     fn widths(spec: &AdapterSpec) -> [usize; 4] {
         // At least one, so that no buffer is empty.
-        let [mut wide, mut inner, mut low, mut delta] = [1, 1, spec.max_rank, 1];
+        let hidden = spec.experts.as_ref().map_or(1, |experts| experts.hidden);
+        let [mut wide, mut inner, mut low, mut delta] = [hidden, 1, spec.max_rank, hidden];
         for module in spec.layers.iter().flatten() {
             match (module.target, &spec.latent) {
                 (Target::KvUp, Some(heads)) => {
@@ -67,12 +72,17 @@ impl LoraBuffers {
         let rows = limits.chunk_rows();
         let [wide, inner, low, delta] =
             Self::widths(spec).map(|width| Tensor::zeros(device, DType::F32, &[rows, width]));
-        Self { wide, inner, low, delta }
+        let experts = spec.experts.as_ref();
+        let experts = experts.map(|modules| ExpertBuffers::new(device, modules, rows, spec.max_rank));
+        Self { wide, inner, low, delta, experts }
     }
 
     /// What `new` allocates.
     pub fn bytes(spec: &AdapterSpec, limits: LoraLimits) -> u64 {
         let rows = limits.chunk_rows();
-        Self::widths(spec).map(|width| Tensor::bytes_of(DType::F32, &[rows, width])).iter().sum()
+        let experts = spec.experts.as_ref();
+        let experts = experts.map_or(0, |modules| ExpertBuffers::bytes(modules, rows, spec.max_rank));
+        let own = Self::widths(spec).map(|width| Tensor::bytes_of(DType::F32, &[rows, width]));
+        own.iter().sum::<u64>() + experts
     }
 }

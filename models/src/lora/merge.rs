@@ -3,7 +3,7 @@
 
 use super::adapter::{Adapter, Pair};
 use super::error::AdapterError;
-use super::spec::{AdapterSpec, Target};
+use super::spec::{AdapterLimits, AdapterSpec, Target};
 use crate::config::{ModelConfig, json};
 use crate::files::CONFIG_FILE;
 use crate::weights::export::{copy_others, file_name, prepare, write_index, write_json};
@@ -41,7 +41,8 @@ pub fn merge(
         let message = "an adapter is merged into weights in floats only, and the checkpoint is quantised";
         return Err(LoadError::config(&files.describe(CONFIG_FILE), "quantization_config", message).into());
     }
-    let spec = AdapterSpec::new(&config.decoder, MAX_RANK);
+    let limits = AdapterLimits { max_rank: MAX_RANK, experts: true };
+    let spec = AdapterSpec::new(&config.decoder, limits);
     let adapter = Adapter::read(adapter, &spec)?;
     let weights = WeightFiles::open(files)?;
     let job = Job { adapter: &adapter, targets: targets(&spec, &adapter, &weights)? };
@@ -96,8 +97,7 @@ fn targets(
 ) -> Result<BTreeMap<String, (usize, Target)>, LoadError> {
     let mut targets = BTreeMap::new();
     for &(layer, target) in adapter.pairs.keys() {
-        let module = spec.layers[layer].iter().find(|module| module.target == target);
-        let module = module.expect("the adapter was read for this model");
+        let module = spec.module(layer, target).expect("the adapter was read for this model");
         let name = format!("{}{layer}.{}.weight", spec.prefix, module.name);
         weights.find(&name, &[module.n, module.k])?;
         targets.insert(name, (layer, target));

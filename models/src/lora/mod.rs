@@ -10,6 +10,7 @@ mod adapter;
 mod buffers;
 mod config;
 mod error;
+mod experts;
 mod merge;
 mod slots;
 mod spec;
@@ -20,5 +21,5 @@ pub use merge::{Merged, merge};
 pub use spec::AdapterSpec;
 
 pub(crate) use buffers::{LoraBuffers, LoraLimits};
-pub(crate) use slots::Loras;
-pub(crate) use spec::Target;
+pub(crate) use slots::{ExpertJob, Loras};
+pub(crate) use spec::{AdapterLimits, Target};

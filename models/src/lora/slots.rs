@@ -4,9 +4,10 @@
 use super::adapter::{Adapter, Pair};
 use super::buffers::{LoraBuffers, LoraLimits};
 use super::error::AdapterError;
+use super::experts::{self, ExpertRooms};
 use super::spec::{AdapterSpec, LatentHeads, Module, Target};
-use kernels::ops::{self, Activation, HeadSlice};
-use kernels::{DType, Device, HostTensor, Indices, Matrix, MatrixBatch, Tensor, WeightRows};
+use kernels::ops::{self, Activation, HeadSlice, MoeScratch};
+use kernels::{DType, Device, Experts, HostTensor, Indices, Matrix, MatrixBatch, Tensor, WeightRows};
 use scheduler::AdapterId;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +21,9 @@ pub(crate) struct Loras {
     /// Rows of the step, by adapter; of these as many as `num_chunks` are in use.
     chunks: Vec<Chunk>,
     num_chunks: usize,
+    /// Rows without an adapter, where experts may be changed; of these as many as `num_others` are in use.
+    others: Vec<Indices>,
+    num_others: usize,
     chunk_rows: usize,
     rows: Vec<u32>,
 }
@@ -28,6 +32,8 @@ struct Slot {
     id: Option<AdapterId>,
     /// As in the layers of the spec.
     layers: Vec<Vec<Room>>,
+    /// Of the experts of each layer that has some, where they may be changed.
+    experts: Vec<Option<ExpertRooms>>,
 }
 
 /// Of one module.
@@ -76,10 +82,13 @@ impl Loras {
         let slot = || Slot {
             id: None,
             layers: spec.layers.iter().map(|modules| rooms(device, &spec, modules)).collect(),
+            experts: expert_rooms(device, &spec),
         };
         let slots = (0..limits.max_loras).map(|_| slot()).collect();
         let chunk = || Chunk { slot: 0, rows: Indices::new(device, limits.chunk_rows()) };
         let chunks = (0..limits.num_chunks()).map(|_| chunk()).collect();
+        let other = || Indices::new(device, limits.chunk_rows());
+        let others = (0..num_others(&spec, limits)).map(|_| other()).collect();
         Self {
             spec,
             device: device.clone(),
@@ -87,6 +96,8 @@ impl Loras {
             slots,
             chunks,
             num_chunks: 0,
+            others,
+            num_others: 0,
             chunk_rows: limits.chunk_rows(),
             rows: Vec::with_capacity(limits.num_tokens),
         }
@@ -100,7 +111,14 @@ impl Loras {
             tensors += sizes.len() as u64;
             slot += sizes.iter().map(|&size| MatrixBatch::packed_bytes(DType::F32, size)).sum::<u64>();
         }
-        let chunks = limits.num_chunks() as u64;
+        if let Some(modules) = &spec.experts {
+            let layers = modules.layers.iter().filter(|&&has_experts| has_experts).count() as u64;
+            let sizes = experts::room_sizes(modules, spec.max_rank);
+            tensors += layers * sizes.as_flattened().len() as u64;
+            let bytes = |&size: &[usize; 3]| MatrixBatch::packed_bytes(DType::F32, size);
+            slot += layers * sizes.as_flattened().iter().map(bytes).sum::<u64>();
+        }
+        let chunks = (limits.num_chunks() + num_others(spec, limits)) as u64;
         LoraSize {
             bytes: limits.max_loras as u64 * slot + chunks * Indices::bytes(device, limits.chunk_rows()),
             tensors: limits.max_loras as u64 * tensors + chunks,
@@ -124,6 +142,11 @@ impl Loras {
                 }
             }
         }
+        for (layer, rooms) in slot.experts.iter_mut().enumerate() {
+            if let Some(rooms) = rooms {
+                rooms.fill(adapter, layer, &self.spec, self.float);
+            }
+        }
         // What failed in copying is told to who loads it.
         self.device.synchronize()?;
         slot.id = Some(id);
@@ -136,9 +159,9 @@ impl Loras {
         }
     }
 
-    /// Which rows of a step have which adapter, in ascending order of rows.
-    pub fn set(&mut self, adapters: &[(AdapterId, Range<u32>)]) {
-        self.num_chunks = 0;
+    /// Which of a step's rows have which adapter, in ascending order of rows.
+    pub fn set(&mut self, adapters: &[(AdapterId, Range<u32>)], num_tokens: usize) {
+        (self.num_chunks, self.num_others) = (0, 0);
         if adapters.is_empty() {
             return;
         }
@@ -157,6 +180,23 @@ impl Loras {
         }
         let expected: usize = adapters.iter().map(|(_, rows)| rows.len()).sum();
         assert_eq!(num_rows, expected, "rows of adapters that are not loaded");
+        if self.spec.experts.is_some() {
+            self.set_others(adapters, num_tokens as u32);
+        }
+    }
+
+    fn set_others(&mut self, adapters: &[(AdapterId, Range<u32>)], num_tokens: u32) {
+        self.rows.clear();
+        let mut next = 0;
+        for (_, rows) in adapters {
+            self.rows.extend(next..rows.start);
+            next = rows.end;
+        }
+        self.rows.extend(next..num_tokens);
+        for rows in self.rows.chunks(self.chunk_rows) {
+            self.others[self.num_others].set(rows);
+            self.num_others += 1;
+        }
     }
 
     pub fn is_in_step(&self) -> bool {
@@ -174,6 +214,42 @@ impl Loras {
     /// Whether a row of the step has something for one of these modules.
     pub fn changes(&self, layer: usize, targets: &[Target]) -> bool {
         targets.iter().any(|&target| self.parts(layer, target).next().is_some())
+    }
+
+    /// The experts of an adapter in a layer, where it changes some.
+    fn expert_rooms(&self, slot: usize, layer: usize) -> Option<&ExpertRooms> {
+        self.slots[slot].experts.get(layer)?.as_ref().filter(|rooms| rooms.changes_something())
+    }
+
+    /// Whether a row of the step has an adapter that changes experts of the layer.
+    pub fn changes_experts(&self, layer: usize) -> bool {
+        self.chunks[..self.num_chunks].iter().any(|chunk| self.expert_rooms(chunk.slot, layer).is_some())
+    }
+
+    /// What the experts of a layer make of `x` `[T, H]`, run after run: of rows whose adapter changes experts in steps, of the others by the op that is
+    /// all of these.
+    pub fn run_experts(&self, layer: usize, job: ExpertJob, out: &mut Tensor, b: &mut LoraBuffers) {
+        let ExpertJob { x, experts, ids, weights, scratch } = job;
+        let LoraBuffers { wide, delta, experts: buffers, .. } = b;
+        let b = buffers.as_mut().expect("room for adapters of experts");
+        let adapted = self.chunks[..self.num_chunks].iter();
+        let adapted = adapted.map(|chunk| (&chunk.rows, self.expert_rooms(chunk.slot, layer)));
+        let others = self.others[..self.num_others].iter().map(|rows| (rows, None));
+        for (rows, rooms) in adapted.chain(others) {
+            let num_rows = rows.as_slice().len();
+            wide.reshape(&[num_rows, x.row_len()]);
+            delta.reshape(&[num_rows, x.row_len()]);
+            b.ids.set_rows(num_rows);
+            b.weights.set_rows(num_rows);
+            ops::gather_rows(x, rows, wide);
+            ops::gather_rows(ids, rows, &mut b.ids);
+            ops::gather_rows(weights, rows, &mut b.weights);
+            match rooms {
+                Some(rooms) => rooms.run(wide, experts, b, delta),
+                None => ops::moe(wide, experts, &b.ids, &b.weights, scratch, delta),
+            }
+            ops::store_rows(delta, out, rows);
+        }
     }
 
     /// Adds to columns `offset ..` of `out` `[T, N]` what adapters make of `x` `[T, K]`.
@@ -245,6 +321,17 @@ impl Loras {
     }
 }
 
+/// A layer of experts, and who goes to which.
+pub(crate) struct ExpertJob<'a> {
+    /// `[T, H]`
+    pub x: &'a Tensor,
+    pub experts: &'a Experts,
+    /// `[T, k]`
+    pub ids: &'a Tensor,
+    pub weights: &'a Tensor,
+    pub scratch: &'a mut MoeScratch,
+}
+
 impl LowRank {
     /// `delta` `[T, N]` from `x` `[T, K]`.
     fn run(&self, x: &Tensor, low: &mut Tensor, delta: &mut Tensor) {
@@ -264,6 +351,17 @@ fn room_sizes(spec: &AdapterSpec, module: &Module) -> Vec<[usize; 3]> {
         }
         _ => vec![[1, r, module.k], [1, module.n, r]],
     }
+}
+
+/// Runs of rows without an adapter, at most.
+fn num_others(spec: &AdapterSpec, limits: LoraLimits) -> usize {
+    spec.experts.as_ref().map_or(0, |_| limits.num_tokens.div_ceil(limits.chunk_rows()))
+}
+
+fn expert_rooms(device: &Device, spec: &AdapterSpec) -> Vec<Option<ExpertRooms>> {
+    let Some(modules) = &spec.experts else { return Vec::new() };
+    let rooms = |&has_experts: &bool| has_experts.then(|| ExpertRooms::new(device, modules, spec.max_rank));
+    modules.layers.iter().map(rooms).collect()
 }
 
 fn rooms(device: &Device, spec: &AdapterSpec, modules: &[Module]) -> Vec<Room> {
@@ -315,7 +413,7 @@ impl LatentLowRank {
     }
 }
 
-fn values(host: &HostTensor) -> Vec<f32> {
+pub(super) fn values(host: &HostTensor) -> Vec<f32> {
     let [rows, width] = WeightRows::shape(host);
     let mut values = vec![0.0; rows * width];
     for (row, out) in values.chunks_exact_mut(width).enumerate() {

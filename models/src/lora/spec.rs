@@ -1,6 +1,8 @@
 //! Which modules of a model an adapter may change, their shapes and their names: all from the model's configuration.
 
-use crate::config::{AttentionConfig, DecoderConfig, GqaConfig, MlaConfig, ModelConfig};
+use crate::config::{
+    AttentionConfig, DecoderConfig, ExpertNames, GqaConfig, MlaConfig, ModelConfig, MoeConfig,
+};
 use crate::{LoadError, ModelFiles};
 
 /// What the adapters of a model may be. Cheap to share; an adapter is read against it on any thread.
@@ -8,8 +10,10 @@ use crate::{LoadError, ModelFiles};
 pub struct AdapterSpec {
     /// Before the number of a layer in the names of the model's tensors, such as `language_model.model.layers.`.
     pub(crate) prefix: String,
-    /// Of each layer, what may be changed in it.
+    /// Of each layer, what may be changed in it beside its experts.
     pub(crate) layers: Vec<Vec<Module>>,
+    /// Where single experts may be changed.
+    pub(crate) experts: Option<ExpertModules>,
     /// Sizes of the heads that `kv_b_proj` makes keys and values for.
     pub(crate) latent: Option<LatentHeads>,
     pub(crate) max_rank: usize,
@@ -45,6 +49,31 @@ pub(crate) enum Target {
     Gate,
     Up,
     Down,
+    /// Of the expert with this number.
+    Expert(ExpertPart, u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ExpertPart {
+    Gate,
+    Up,
+    Down,
+}
+
+/// The experts of which a router chooses.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ExpertModules {
+    /// For each layer whether it has experts.
+    pub layers: Vec<bool>,
+    /// Before the number of an expert, such as `mlp.experts.`.
+    path: &'static str,
+    /// After it: gate, up and down.
+    names: [&'static str; 3],
+    pub count: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+    pub hidden: usize,
+    pub inner: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,17 +93,26 @@ pub(crate) struct Refused {
     pub reason: &'static str,
 }
 
+/// How large an adapter may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AdapterLimits {
+    pub max_rank: usize,
+    /// Whether single experts may be changed, where the model has some.
+    pub experts: bool,
+}
+
 impl AdapterSpec {
-    /// Of a model that is not loaded: for tools that work on files. `max_rank`: the largest rank that is taken.
+    /// Of a model that is not loaded, for tools that work on files: all that can be changed. `max_rank`: the largest rank that is taken.
     pub fn of_model(files: &ModelFiles, max_rank: usize) -> Result<Self, LoadError> {
-        Ok(Self::new(&ModelConfig::read(files)?.decoder, max_rank))
+        Ok(Self::new(&ModelConfig::read(files)?.decoder, AdapterLimits { max_rank, experts: true }))
     }
 
     pub fn max_rank(&self) -> usize {
         self.max_rank
     }
 
-    pub(crate) fn new(config: &DecoderConfig, max_rank: usize) -> Self {
+    pub(crate) fn new(config: &DecoderConfig, limits: AdapterLimits) -> Self {
+        let AdapterLimits { max_rank, experts } = limits;
         let layers = (0..config.num_layers).map(|index| modules(config, index)).collect();
         let latent = match &config.attention {
             AttentionConfig::Gqa(_) => None,
@@ -87,23 +125,88 @@ impl AdapterSpec {
             }),
         };
         let prefix = format!("{}model.layers.", config.prefix);
-        Self { prefix, layers, latent, max_rank, refused: refused(config) }
+        let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
+        let refused = refused(config, experts.is_some());
+        Self { prefix, layers, experts, latent, max_rank, refused }
+    }
+
+    pub(crate) fn module(&self, layer: usize, target: Target) -> Option<Module> {
+        match target {
+            Target::Expert(part, index) => self.experts.as_ref()?.module(layer, part, index),
+            _ => self.layers.get(layer)?.iter().find(|module| module.target == target).cloned(),
+        }
+    }
+
+    /// By its name within its layer.
+    pub(crate) fn named(&self, layer: usize, name: &str) -> Option<Module> {
+        let expert = || self.experts.as_ref()?.named(layer, name);
+        self.layers.get(layer)?.iter().find(|known| known.name == name).cloned().or_else(expert)
     }
 
     /// Numbers of the largest adapter.
     pub(crate) fn max_parameters(&self) -> u64 {
-        self.layers.iter().flatten().map(|module| (self.max_rank * (module.n + module.k)) as u64).sum()
+        let own = self.layers.iter().flatten().map(|module| module.n + module.k).sum::<usize>();
+        let experts = self.experts.as_ref().map_or(0, |experts| {
+            let layers = experts.layers.iter().filter(|&&layer| layer).count();
+            3 * layers * experts.count * (experts.hidden + experts.inner)
+        });
+        self.max_rank as u64 * (own as u64 + experts as u64)
     }
 
     /// The names of modules that are changed in some layer, for messages.
-    pub(crate) fn module_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
+    pub(crate) fn module_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
         for module in self.layers.iter().flatten() {
-            if !names.contains(&module.name.as_str()) {
-                names.push(&module.name);
+            if !names.contains(&module.name) {
+                names.push(module.name.clone());
             }
         }
+        if let Some(ExpertModules { path, names: parts, .. }) = &self.experts {
+            names.extend(parts.iter().map(|part| format!("{path}E.{part}")));
+        }
         names
+    }
+}
+
+impl ExpertModules {
+    fn module(&self, layer: usize, part: ExpertPart, index: u32) -> Option<Module> {
+        if !*self.layers.get(layer)? || index as usize >= self.count {
+            return None;
+        }
+        let (name, [n, k]) = match part {
+            ExpertPart::Gate => (self.names[0], [self.inner, self.hidden]),
+            ExpertPart::Up => (self.names[1], [self.inner, self.hidden]),
+            ExpertPart::Down => (self.names[2], [self.hidden, self.inner]),
+        };
+        let target = Target::Expert(part, index);
+        Some(Module { target, name: format!("{}{index}.{name}", self.path), n, k })
+    }
+
+    fn named(&self, layer: usize, name: &str) -> Option<Module> {
+        let (index, part) = name.strip_prefix(self.path)?.split_once('.')?;
+        let part = match self.names.iter().position(|known| *known == part)? {
+            0 => ExpertPart::Gate,
+            1 => ExpertPart::Up,
+            _ => ExpertPart::Down,
+        };
+        // Written as the number is: no second name for one module.
+        self.module(layer, part, index.parse().ok()?).filter(|module| module.name == name)
+    }
+}
+
+fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> ExpertModules {
+    let (path, names) = match moe.names {
+        ExpertNames::Mlp => ("mlp.experts.", ["gate_proj", "up_proj", "down_proj"]),
+        ExpertNames::BlockSparse => ("block_sparse_moe.experts.", ["w1", "w3", "w2"]),
+    };
+    ExpertModules {
+        layers: (0..config.num_layers).map(|layer| config.is_moe(layer)).collect(),
+        path,
+        names,
+        count: moe.num_experts,
+        top_k: moe.router.top_k,
+        hidden: config.hidden_size,
+        inner: moe.intermediate_size,
     }
 }
 
@@ -168,9 +271,12 @@ fn mla(config: &MlaConfig, hidden: usize) -> Vec<Module> {
     attention(&modules)
 }
 
-fn refused(config: &DecoderConfig) -> Vec<Refused> {
+fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
+    let fused =
+        "experts in one parameter (target_parameters) are not supported, only a module for each expert is";
     let mut refused = vec![
-        Refused { part: ".experts.", reason: "adapters of single experts are not supported" },
+        Refused { part: ".experts.lora_", reason: fused },
+        Refused { part: ".experts.base_layer", reason: fused },
         Refused { part: "embed_tokens", reason: "an adapter of the embedding is not supported" },
         Refused { part: "lm_head", reason: "an adapter of the output head is not supported" },
         Refused { part: "vision_tower", reason: "an adapter of the vision tower is not supported" },
@@ -186,6 +292,13 @@ fn refused(config: &DecoderConfig) -> Vec<Refused> {
         Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
         Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },
     ];
+    if !takes_experts {
+        let reason = match config.moe {
+            Some(_) => "an adapter of single experts needs lora_experts, which sets memory aside for it",
+            None => "the model has no experts",
+        };
+        refused.push(Refused { part: ".experts.", reason });
+    }
     if config.expand_from().is_some() {
         let reason = "an adapter of kv_b_proj is not supported together with mla_expand_from";
         refused.push(Refused { part: "kv_b_proj", reason });
