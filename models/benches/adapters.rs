@@ -1,5 +1,5 @@
 //! What adapters cost: steps of a decoder of Moonlight's widths with fewer layers, on random weights, with and without adapters of every module that
-//! may have one.
+//! may have one, without and with single experts.
 //!
 //! `cargo bench -p models --bench adapters`. On one thread, by the processor time that the thread got: fair on a shared machine.
 
@@ -30,8 +30,8 @@ const CONFIG: &str = r#"{"architectures": ["DeepseekV3ForCausalLM"], "vocab_size
     "topk_group": 1, "routed_scaling_factor": 2.446, "rms_norm_eps": 1e-5, "rope_theta": 50000.0,
     "max_position_embeddings": 8192, "torch_dtype": "bfloat16", "num_nextn_predict_layers": 0}"#;
 
-/// Modules of a layer, `[n, k]`.
-fn modules(layer: usize) -> Vec<(String, usize, usize)> {
+/// Modules of a layer, `[n, k]`, with its experts or without.
+fn modules(layer: usize, with_experts: bool) -> Vec<(String, usize, usize)> {
     let attention = [
         ("self_attn.q_proj", 3072, 2048),
         ("self_attn.kv_a_proj_with_mqa", 576, 2048),
@@ -43,17 +43,23 @@ fn modules(layer: usize) -> Vec<(String, usize, usize)> {
     for (name, n, k) in [("gate_proj", width, 2048), ("up_proj", width, 2048), ("down_proj", 2048, width)] {
         modules.push((format!("{mlp}.{name}"), n, k));
     }
+    let experts = if with_experts && layer > 0 { 0..64 } else { 0..0 };
+    for expert in experts {
+        for (name, n, k) in [("gate_proj", 1408, 2048), ("up_proj", 1408, 2048), ("down_proj", 2048, 1408)] {
+            modules.push((format!("mlp.experts.{expert}.{name}"), n, k));
+        }
+    }
     modules
 }
 
 /// In bf16, of numbers that do not matter.
-fn write_adapter(folder: &Path, rank: usize) {
+fn write_adapter(folder: &Path, rank: usize, with_experts: bool) {
     std::fs::create_dir_all(folder).unwrap();
     let config = format!(r#"{{"peft_type": "LORA", "r": {rank}, "lora_alpha": {rank}}}"#);
     std::fs::write(folder.join("adapter_config.json"), config).unwrap();
     let mut tensors = Vec::new();
     for layer in 0..NUM_LAYERS {
-        for (name, n, k) in modules(layer) {
+        for (name, n, k) in modules(layer, with_experts) {
             for (half, shape) in [("A", [rank, k]), ("B", [n, rank])] {
                 let name = format!("base_model.model.model.layers.{layer}.{name}.lora_{half}.weight");
                 // 2⁻⁷ and 2⁻⁸, with either sign.
@@ -105,6 +111,7 @@ fn main() {
         seed: 1,
         max_loras: 4,
         max_lora_rank: RANKS[1],
+        lora_experts: true,
         ..LoadOptions::default()
     };
     let files = ModelFiles::Embedded(vec![("config.json", CONFIG.as_bytes())].leak());
@@ -113,11 +120,12 @@ fn main() {
     let spec = spec.expect("there is room for adapters");
     println!("\n{NUM_LAYERS} layers of Moonlight's widths in bfloat16, one thread, by processor time");
     println!("planned for 4 adapters of rank {}: {} bytes", RANKS[1], plan.memory.adapters);
-    println!("| rank | step | ms without | ms with | more |");
-    println!("|---|---|---|---|---|");
-    for (number, rank) in (1..).step_by(2).zip(RANKS) {
+    println!("| rank | experts | step | ms without | ms with | more |");
+    println!("|---|---|---|---|---|---|");
+    let kinds = [false, true].into_iter().flat_map(|with_experts| RANKS.map(|rank| (rank, with_experts)));
+    for (number, (rank, with_experts)) in (1..).step_by(2).zip(kinds) {
         let folder = std::env::temp_dir().join(format!("perilune-bench-adapters-{}", std::process::id()));
-        write_adapter(&folder, rank);
+        write_adapter(&folder, rank, with_experts);
         let [first, second] = [number, number + 1].map(|id| AdapterId(NonZeroU64::new(id).unwrap()));
         for id in [first, second] {
             let adapter = Adapter::read(&folder, &spec).unwrap_or_else(|error| panic!("{error}"));
@@ -153,7 +161,11 @@ fn main() {
             }
             let [without, with] = times.map(|seconds| 1e3 * seconds);
             let more = 100.0 * (with / without - 1.0);
-            println!("| {rank} | {step} | {without:.2} | {with:.2} | {more:.0} % |");
+            let experts = if with_experts { "yes" } else { "no" };
+            println!("| {rank} | {experts} | {step} | {without:.2} | {with:.2} | {more:.0} % |");
+        }
+        for id in [first, second] {
+            runner.remove_adapter(id);
         }
     }
 }

@@ -72,7 +72,7 @@ impl Request<'_> {
             num_tokens: self.options.max_num_batched_tokens,
             num_items: self.options.max_num_seqs * self.segments_per_item(),
             num_blocks: self.blocks(max_model_len),
-            head_rows: logit_rows(&self.config.decoder, &self.limits(max_model_len)),
+            head_rows: logit_rows(&self.config.decoder, self.options.max_num_batched_tokens),
         }
     }
 
@@ -101,7 +101,11 @@ impl Request<'_> {
                 + self.device.scratch_bytes(),
             logits: Scratch::logits_bytes(decoder, &limits)
                 + Decoder::screen_bytes(decoder, self.storage)
-                + DeviceSampler::bytes(self.device, logit_rows(decoder, &limits), decoder.vocab_size),
+                + DeviceSampler::bytes(
+                    self.device,
+                    logit_rows(decoder, limits.num_tokens),
+                    decoder.vocab_size,
+                ),
             vision_buffers: vision.buffer_bytes,
             adapters,
             image_cache: images,
@@ -121,7 +125,8 @@ impl Request<'_> {
 
     pub fn lora_limits(&self) -> LoraLimits {
         let LoadOptions { max_loras, max_num_batched_tokens, .. } = *self.options;
-        LoraLimits { max_loras, num_tokens: max_num_batched_tokens }
+        let logit_rows = logit_rows(&self.config.decoder, max_num_batched_tokens);
+        LoraLimits { max_loras, num_tokens: max_num_batched_tokens, logit_rows }
     }
 
     /// Bytes and tensors.
@@ -307,6 +312,9 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
         if !(least..=most).contains(&value) {
             return fail(option, format!("{value} is not in {least}..={most}"));
         }
+    }
+    if options.lora_experts && decoder.moe.is_none() {
+        return fail("lora_experts", "the model has no experts".into());
     }
     if max_num_batched_tokens < max_num_seqs {
         let message = format!("{max_num_batched_tokens} is below max_num_seqs = {max_num_seqs}");

@@ -13,6 +13,7 @@ use crate::scratch::Scratch;
 use crate::screening::ScreenCounts;
 use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
 use scheduler::{AdapterId, Batch, Digest, ImageEncode, ModelRunner, StepOutput};
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -128,8 +129,8 @@ impl DeviceRunner {
     }
 
     /// Makes an adapter ready for the next steps, under a number that no other had.
-    pub fn add_adapter(&mut self, id: AdapterId, adapter: Adapter) -> Result<(), AdapterError> {
-        self.loras.as_mut().ok_or(AdapterError::Off)?.add(id, &adapter)
+    pub fn add_adapter(&mut self, id: AdapterId, adapter: impl Borrow<Adapter>) -> Result<(), AdapterError> {
+        self.loras.as_mut().ok_or(AdapterError::Off)?.add(id, adapter.borrow())
     }
 
     /// Gives an adapter's room to others, if it was loaded. No sequence of it may be running.
@@ -149,9 +150,9 @@ impl DeviceRunner {
     pub fn distributions(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
         self.forward(batch);
         let mut distributions = Vec::with_capacity(batch.num_samples());
-        for rows in self.input.sample_rows.chunks(self.scratch.logit_rows) {
-            self.on_device.head_rows.set(rows);
-            self.decoder.logits(&self.on_device.head_rows, None, &mut self.scratch);
+        let sample_rows = self.input.sample_rows.clone();
+        for rows in sample_rows.chunks(self.scratch.logit_rows) {
+            self.head(rows, None);
             let vocab_size = self.scratch.logits.shape()[1];
             for row in self.scratch.logits.to_f32_vec().chunks_mut(vocab_size) {
                 sampler::log_softmax(row);
@@ -271,9 +272,22 @@ impl DeviceRunner {
     }
 
     fn logits(&mut self, rows: &[u32], tasks: &[RowTask]) {
+        // What is screened are the model's own logits.
+        let is_changed = self.loras.as_ref().is_some_and(Loras::changes_head);
+        let screens = self.decoder.screens_head() && !is_changed;
+        let tops = if screens { sampler::tops(tasks) } else { None };
+        self.head(rows, tops.as_deref());
+    }
+
+    /// Logits of some rows of the step, with what adapters make of them.
+    fn head(&mut self, rows: &[u32], tops: Option<&[usize]>) {
         self.on_device.head_rows.set(rows);
-        let tops = if self.decoder.screens_head() { sampler::tops(tasks) } else { None };
-        self.decoder.logits(&self.on_device.head_rows, tops.as_deref(), &mut self.scratch);
+        self.decoder.logits(&self.on_device.head_rows, tops, &mut self.scratch);
+        let loras = self.loras.as_mut().filter(|loras| loras.changes_head());
+        let Scratch { sampled, logits, lora, .. } = &mut self.scratch;
+        if let (Some(loras), Some(lora)) = (loras, lora) {
+            loras.add_logits(rows, sampled, logits, lora);
+        }
     }
 
     /// Takes the results of a step that was launched, and runs what else goes through the head, some rows at a time.

@@ -82,8 +82,8 @@ pub struct MoeBuffers {
 }
 
 /// Rows of logits computed at a time: every row of a step may want its own.
-pub fn logit_rows(config: &DecoderConfig, limits: &StepLimits) -> usize {
-    (LOGITS_BYTES / (4 * config.vocab_size)).clamp(1, limits.num_tokens)
+pub fn logit_rows(config: &DecoderConfig, num_tokens: usize) -> usize {
+    (LOGITS_BYTES / (4 * config.vocab_size)).clamp(1, num_tokens)
 }
 
 /// Values of a token in the two buffers of an MLP.
@@ -148,7 +148,7 @@ impl Scratch {
         let t = limits.num_tokens;
         let buffer = |width: usize| Tensor::zeros(device, DType::F32, &[t, width]);
         let (gate_up, activated) = mlp_widths(config);
-        let rows = logit_rows(config, limits);
+        let rows = logit_rows(config, limits.num_tokens);
         Self {
             residual: buffer(config.hidden_size),
             normed: buffer(config.hidden_size),
@@ -193,7 +193,7 @@ impl Scratch {
     }
 
     pub fn logits_bytes(config: &DecoderConfig, limits: &StepLimits) -> u64 {
-        4 * (logit_rows(config, limits) * (config.hidden_size + config.vocab_size)) as u64
+        4 * (logit_rows(config, limits.num_tokens) * (config.hidden_size + config.vocab_size)) as u64
     }
 
     /// Makes the buffers that every layer uses as long as the step.

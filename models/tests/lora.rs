@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::adapters::{Random, folder, id, in_f32, modules, tensors, write_adapter};
+use common::adapters::{
+    EXPERT_TARGETS, HEAD, Random, TARGETS, folder, has_experts, id, in_f32, is_of, modules, tensors,
+    write_adapter,
+};
 use common::{files, load, options};
 use models::lora::{Adapter, AdapterSpec, Merged, merge};
 use models::{DTypeChoice, DeviceRunner, LoadOptions, Loaded, ModelFiles};
@@ -26,6 +29,7 @@ const FAMILIES: &[&str] = &[
     "qwen2_moe",
     "qwen3_moe",
     "mistral",
+    "mixtral",
     "seed_oss",
     "moonlight",
     "deepseek_v3",
@@ -34,18 +38,18 @@ const FAMILIES: &[&str] = &[
     "kimi_vl",
 ];
 
-fn lora_options() -> LoadOptions {
-    LoadOptions { max_loras: 3, max_lora_rank: 8, ..options() }
+fn lora_options(family: &str) -> LoadOptions {
+    LoadOptions { max_loras: 3, max_lora_rank: 8, lora_experts: has_experts(family), ..options() }
 }
 
 fn read(folder: &std::path::Path, loaded: &Loaded) -> Adapter {
     Adapter::read(folder, loaded.adapters.as_ref().expect("there is room for adapters")).unwrap()
 }
 
-/// An adapter of the modules with this in their names.
+/// An adapter of the modules that end so, or have this in their names.
 fn adapter_of(family: &str, part: &str, name: &str, random: Random) -> PathBuf {
     let mut modules = modules(family);
-    modules.retain(|module, _| module.contains(part));
+    modules.retain(|module, _| module.contains(part) || is_of(module, part));
     assert!(!modules.is_empty(), "{family} has no {part}");
     let folder = folder(name);
     write_adapter(&folder, random.rank, &tensors(&modules, random));
@@ -83,18 +87,19 @@ fn outputs_are_those_of_merged_weights() {
         let base = folder(&format!("merged-{family}"));
         in_f32(family, &base);
         let base = ModelFiles::Directory(base);
-        let mut loaded = models::load(&base, &lora_options(), &mut |_| {}).unwrap();
+        let mut loaded = models::load(&base, &lora_options(family), &mut |_| {}).unwrap();
         let plain = distribution(&mut loaded, None);
         let names = modules(family);
-        let ends = common::adapters::TARGETS.iter().filter(|t| names.keys().any(|name| name.ends_with(**t)));
-        for (number, part) in (1..).zip(ends.copied().chain(["layers"])) {
+        let targets = TARGETS.iter().chain(EXPERT_TARGETS).chain([&HEAD]);
+        let ends = targets.filter(|target| names.keys().any(|name| is_of(name, target)));
+        for (number, part) in (1..).zip(ends.copied().chain([""])) {
             let random = Random { seed: number, rank: 3 + number as usize % 6, b: 0.3 };
             let adapter = adapter_of(family, part, &format!("merged-{family}-adapter"), random);
             let output = folder(&format!("merged-{family}-output"));
             let merged = merge(&base, &adapter, &output, &mut |_, _| {}).unwrap();
             let Merged { changed, copied, bytes_written } = merged;
             assert!(changed > 0 && copied > 0 && bytes_written > 0);
-            let without = LoadOptions { max_loras: 0, ..lora_options() };
+            let without = LoadOptions { max_loras: 0, lora_experts: false, ..lora_options(family) };
             let mut other = models::load(&ModelFiles::Directory(output), &without, &mut |_| {}).unwrap();
             let expected = distribution(&mut other, None);
             let adapter = read(&adapter, &loaded);
@@ -125,7 +130,7 @@ fn adapters_of_peft() {
             let data = arrays.tensor(name).unwrap().data().to_vec();
             data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
         };
-        let mut loaded = load(family, &lora_options());
+        let mut loaded = load(family, &lora_options(family));
         let adapter = read(&folder, &loaded);
         loaded.runner.add_adapter(id(1), adapter).unwrap();
         for (adapter, name) in [(None, "base_log_probs"), (Some(id(1)), "log_probs")] {
@@ -151,11 +156,10 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn an_adapter_of_zeros_gives_the_bits_of_the_base() {
     for &family in FAMILIES {
-        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options() };
+        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options(family) };
         let mut loaded = load(family, &options);
-        let mut without = load(family, &LoadOptions { max_loras: 0, ..options });
-        let adapter =
-            adapter_of(family, "layers", &format!("zeros-{family}"), Random { seed: 1, rank: 8, b: 0.0 });
+        let mut without = load(family, &LoadOptions { max_loras: 0, lora_experts: false, ..options });
+        let adapter = adapter_of(family, "", &format!("zeros-{family}"), Random { seed: 1, rank: 8, b: 0.0 });
         let adapter = read(&adapter, &loaded);
         loaded.runner.add_adapter(id(1), adapter).unwrap();
         let expected = bits(&distribution(&mut without, None));
@@ -167,15 +171,15 @@ fn an_adapter_of_zeros_gives_the_bits_of_the_base() {
 /// Slots are used again, and nothing of who was there before is left.
 #[test]
 fn slots_are_used_again() {
-    let mut loaded = load("moonlight", &lora_options());
+    let mut loaded = load("moonlight", &lora_options("moonlight"));
     let of = |part: &str, rank: usize| {
         let random = Random { seed: rank as u64, rank, b: 0.3 };
         adapter_of("moonlight", part, &format!("slots-{rank}"), random)
     };
-    let folders = [of("layers", 8), of("o_proj", 2), of("layers", 3), of("kv_b_proj", 5)];
+    let folders = [of("", 8), of("o_proj", 2), of(".experts.", 7), of("layers", 3), of("kv_b_proj", 5)];
     let mut expected = Vec::new();
     for folder in &folders {
-        let mut fresh = load("moonlight", &lora_options());
+        let mut fresh = load("moonlight", &lora_options("moonlight"));
         let adapter = read(folder, &fresh);
         fresh.runner.add_adapter(id(1), adapter).unwrap();
         expected.push(bits(&distribution(&mut fresh, Some(id(1)))));
@@ -199,10 +203,10 @@ fn slots_are_used_again() {
 #[test]
 fn rows_of_a_batch_do_not_know_each_other() {
     for &family in FAMILIES {
-        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options() };
+        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options(family) };
         let mut loaded = load(family, &options);
-        let mut without = load(family, &LoadOptions { max_loras: 0, ..options });
-        for (number, part, rank) in [(1, "layers", 8), (2, "self_attn", 3), (3, "mlp", 5)] {
+        let mut without = load(family, &LoadOptions { max_loras: 0, lora_experts: false, ..options });
+        for (number, part, rank) in [(1, "", 8), (2, "self_attn", 3), (3, "mlp.", 5)] {
             let has_mlp = modules(family).keys().any(|name| name.contains(part));
             let part = if has_mlp { part } else { "layers" };
             let random = Random { seed: number, rank, b: 0.3 };
@@ -270,13 +274,13 @@ fn requests() -> impl Iterator<Item = Request> {
 
 impl World {
     fn new(family: &str, change: impl FnOnce(&mut SchedulerConfig)) -> Self {
-        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options() };
+        let options = LoadOptions { dtype: DTypeChoice::Auto, ..lora_options(family) };
         let mut loaded = load(family, &options);
         for number in [1, 2] {
             let random = Random { seed: number, rank: 2 + 3 * number as usize, b: 0.3 };
             let folder = adapter_of(
                 family,
-                "layers",
+                "",
                 &format!("world-{family}-{number}-{:?}", std::thread::current().id()),
                 random,
             );
@@ -409,10 +413,16 @@ fn queries_in_two_steps_in_any_company() {
 /// A step of more rows of one adapter than are computed at a time.
 #[test]
 fn many_rows_of_one_adapter() {
-    let adapter = adapter_of("llama31", "layers", "many", Random { seed: 9, rank: 4, b: 0.3 });
+    many_rows("llama31");
+    many_rows("qwen3_moe");
+}
+
+fn many_rows(family: &str) {
+    let name = format!("many-{family}");
+    let adapter = adapter_of(family, "", &name, Random { seed: 9, rank: 4, b: 0.3 });
     let mut answers = Vec::new();
     for max_num_batched_tokens in [331, 40] {
-        let mut loaded = load("llama31", &LoadOptions { max_num_batched_tokens, ..lora_options() });
+        let mut loaded = load(family, &LoadOptions { max_num_batched_tokens, ..lora_options(family) });
         let adapter = read(&adapter, &loaded);
         loaded.runner.add_adapter(id(4), adapter).unwrap();
         let Loaded { runner, info, scheduler_config, .. } = loaded;
@@ -440,7 +450,26 @@ fn planned_bytes_are_allocated_bytes_with_adapters() {
             totals.push(planned.memory.adapters);
         }
         assert!(totals[0] == 0 && totals.is_sorted_by(|a, b| a < b), "{family}: {totals:?}");
-        let on_gpu = LoadOptions { max_loras: 2, max_lora_rank: 8, ..common::emulated() };
+        let lora_experts = has_experts(family);
+        for max_num_batched_tokens in
+            [lora_experts.then_some(300), lora_experts.then_some(77)].into_iter().flatten()
+        {
+            let options = LoadOptions {
+                max_loras: 3,
+                max_lora_rank: 33,
+                max_num_batched_tokens,
+                lora_experts,
+                ..options()
+            };
+            let loaded = load(family, &options);
+            assert_eq!(
+                loaded.runner.device().allocated_bytes(),
+                loaded.plan.memory.total,
+                "{family}, experts"
+            );
+            assert!(loaded.plan.memory.adapters > totals[3], "{family}: experts take memory");
+        }
+        let on_gpu = LoadOptions { max_loras: 2, max_lora_rank: 8, lora_experts, ..common::emulated() };
         let loaded = load(family, &on_gpu);
         let (device, memory) = (loaded.runner.device(), loaded.plan.memory);
         assert_eq!(device.held_bytes(), memory.total, "{family}");
@@ -454,6 +483,41 @@ fn planned_bytes_are_allocated_bytes_with_adapters() {
         let options = LoadOptions { max_loras, max_lora_rank, ..options() };
         assert_eq!(models::plan(&files("llama"), &options).unwrap_err().to_string(), expected);
     }
+    let options = LoadOptions { max_loras: 1, lora_experts: true, ..options() };
+    assert_eq!(
+        models::plan(&files("llama"), &options).unwrap_err().to_string(),
+        "lora_experts: the model has no experts"
+    );
+}
+
+/// Experts that the adapter leaves out, and layers, are the base's: with zeros for them the bits are the same.
+#[test]
+fn an_adapter_of_some_experts_leaves_the_others_alone() {
+    for family in ["qwen3_moe", "mixtral", "moonlight"] {
+        let random = Random { seed: 4, rank: 5, b: 0.3 };
+        let all = tensors(&modules(family), random);
+        let chosen =
+            |name: &String| name.contains(".experts.1.") || name.contains("layers.1.mlp.experts.4.down");
+        let mut loaded = load(family, &lora_options(family));
+        let plain = distribution(&mut loaded, None);
+        let mut found = Vec::new();
+        for (number, some) in [(1, true), (2, false)] {
+            let mut own = all.clone();
+            if some {
+                own.retain(|name, _| chosen(name));
+            } else {
+                let others = own.iter_mut().filter(|(name, _)| !chosen(name) && name.contains("lora_B"));
+                others.for_each(|(_, (_, _, data))| data.fill(0));
+            }
+            let folder = folder(&format!("some-{family}-{number}"));
+            write_adapter(&folder, random.rank, &own);
+            let adapter = read(&folder, &loaded);
+            loaded.runner.add_adapter(id(number), adapter).unwrap();
+            found.push(bits(&distribution(&mut loaded, Some(id(number)))));
+        }
+        assert_eq!(found[0], found[1], "{family}");
+        assert!(found[0] != bits(&plain), "{family}: it changes nothing");
+    }
 }
 
 /// What a tool that has no model loaded reads an adapter against.
@@ -462,7 +526,7 @@ fn a_spec_needs_the_configuration_only() {
     let spec = AdapterSpec::of_model(&files("kimi_vl"), 8).unwrap();
     assert_eq!(spec.max_rank(), 8);
     let random = Random { seed: 1, rank: 8, b: 0.3 };
-    let folder = adapter_of("kimi_vl", "layers", "spec", random);
+    let folder = adapter_of("kimi_vl", "", "spec", random);
     let adapter = Adapter::read(&folder, &spec).unwrap();
     let bytes: usize = tensors(&modules("kimi_vl"), random).values().map(|(_, _, data)| data.len()).sum();
     assert_eq!((adapter.rank(), adapter.bytes()), (8, bytes as u64));

@@ -86,7 +86,6 @@ fn files_that_are_not_there_or_not_what_they_say() {
 fn tensors_of_no_module() {
     let matrix = || floats(&[RANK, 40], &[0.5; 160]);
     for (family, tensor, expected) in [
-        ("llama", "base_model.model.lm_head.lora_A.weight", "an adapter of the output head is not supported"),
         (
             "llama",
             "base_model.model.model.embed_tokens.lora_embedding_A",
@@ -99,9 +98,19 @@ fn tensors_of_no_module() {
             "the model has 2 layers, counted from 0",
         ),
         (
-            "moonlight",
+            "llama",
             "base_model.model.model.layers.1.mlp.experts.3.gate_proj.lora_A.weight",
-            "adapters of single experts are not supported",
+            "the model has no experts",
+        ),
+        (
+            "qwen3_moe",
+            "base_model.model.model.layers.1.mlp.experts.lora_A.weight",
+            "experts in one parameter (target_parameters) are not supported, only a module for each expert is",
+        ),
+        (
+            "qwen3_moe",
+            "base_model.model.model.layers.1.mlp.experts.base_layer.lora_B.weight",
+            "experts in one parameter (target_parameters) are not supported, only a module for each expert is",
         ),
         (
             "moonlight",
@@ -130,6 +139,8 @@ fn tensors_of_no_module() {
         "base_model.model.model.layers.x.self_attn.q_proj.lora_A.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
         "base_model.model.model.layers.0.self_attn.q_proj.weight",
+        "base_model.model.model.lm_head.lora_A.weight",
+        "base_model.model.lm_head.weight",
     ] {
         let found = changed("llama", "unknown", |tensors| {
             tensors.insert(tensor.to_string(), matrix());
@@ -137,10 +148,73 @@ fn tensors_of_no_module() {
         let expected = format!(
             "{WEIGHTS}: tensor {tensor}: it belongs to no module that may have an adapter: names are \
              base_model.model.model.layers.N.MODULE.lora_A.weight and …lora_B.weight, and a MODULE of a layer is one of \
-             self_attn.q_proj, self_attn.k_proj, self_attn.v_proj, self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj"
+             self_attn.q_proj, self_attn.k_proj, self_attn.v_proj, self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj; and that of the output head is lm_head"
         );
         assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn experts_that_are_none_or_not_like_the_others() {
+    for module in [
+        // The first layer is dense, and there are eight in the others.
+        "layers.0.mlp.experts.0.gate_proj",
+        "layers.1.mlp.experts.8.gate_proj",
+        "layers.1.mlp.experts.03.gate_proj",
+        "layers.1.mlp.experts.3.w1",
+        "layers.1.mlp.experts.x.gate_proj",
+        "layers.1.mlp.experts.gate_proj",
+    ] {
+        let tensor = format!("base_model.model.model.{module}.lora_A.weight");
+        let found = changed("moonlight", "expert", |tensors| {
+            tensors.insert(tensor.clone(), floats(&[RANK, 40], &[0.5; 160]));
+        });
+        assert!(
+            found.starts_with(&format!("{WEIGHTS}: tensor {tensor}: it belongs to no module")),
+            "{found}"
+        );
+        assert!(
+            found.ends_with(
+                "mlp.experts.E.gate_proj, mlp.experts.E.up_proj, mlp.experts.E.down_proj; and that of the output head is lm_head"
+            ),
+            "{found}"
+        );
+    }
+    let half = "base_model.model.model.layers.1.mlp.experts.3.up_proj.lora_B.weight";
+    let found = changed("moonlight", "expert", |tensors| assert!(tensors.remove(half).is_some()));
+    assert_eq!(found, format!("{WEIGHTS}: tensor {half}: is missing"));
+    let folder = folder("refused-expert-scale");
+    write_adapter(&folder, RANK, &all("moonlight"));
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("adapter_config.json")).unwrap()).unwrap();
+    config["alpha_pattern"] = serde_json::json!({"layers.2.mlp.experts.5.down_proj": 2.0});
+    fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    assert_eq!(
+        message(&folder, &spec("moonlight")),
+        format!(
+            "{WEIGHTS}: tensor base_model.model.model.layers.2.mlp.experts.5.down_proj.lora_A.weight: its rank 4 and scale 0.5 \
+             are not those of expert 0, 4 and 1.5: experts of a layer share them"
+        )
+    );
+    // Without memory for them they are not taken, and what was read where there was some finds none.
+    let folder = with_experts();
+    let with = |lora_experts| LoadOptions { max_loras: 1, max_lora_rank: 8, lora_experts, ..options() };
+    let mut loaded = load("moonlight", &with(false));
+    let found = message(&folder, loaded.adapters.as_ref().unwrap());
+    assert!(
+        found.ends_with("an adapter of single experts needs lora_experts, which sets memory aside for it"),
+        "{found}"
+    );
+    let adapter = Adapter::read(&folder, &spec("moonlight")).unwrap();
+    assert!(matches!(loaded.runner.add_adapter(id(1), adapter), Err(AdapterError::OtherModel)));
+    let adapter = Adapter::read(&folder, &spec("moonlight")).unwrap();
+    load("moonlight", &with(true)).runner.add_adapter(id(1), adapter).unwrap();
+}
+
+fn with_experts() -> PathBuf {
+    let folder = folder("refused-expert-room");
+    write_adapter(&folder, RANK, &all("moonlight"));
+    folder
 }
 
 #[test]
@@ -189,7 +263,13 @@ fn latent_attention_with_an_expanded_form() {
     let tensors = all("moonlight");
     let folder = folder("refused-expanded");
     write_adapter(&folder, RANK, &tensors);
-    let with = |mla_expand_from| LoadOptions { max_loras: 1, max_lora_rank: 8, mla_expand_from, ..options() };
+    let with = |mla_expand_from| LoadOptions {
+        max_loras: 1,
+        max_lora_rank: 8,
+        lora_experts: true,
+        mla_expand_from,
+        ..options()
+    };
     let loaded = load("moonlight", &with(Some(30)));
     let found = message(&folder, loaded.adapters.as_ref().unwrap());
     assert!(
@@ -236,6 +316,16 @@ fn merging_into_what_is_quantised_or_into_a_full_folder() {
     let found = merge(&quantised, &adapter, &output, &mut progress).unwrap_err().to_string();
     assert!(
         found.ends_with("an adapter is merged into weights in floats only, and the checkpoint is quantised"),
+        "{found}"
+    );
+    // Merged into the one matrix, what is for the head would change the embedding as well.
+    let head = folder("refused-merge-head");
+    let tensors =
+        tensors(&BTreeMap::from([("lm_head".to_string(), [128, 48])]), Random { seed: 1, rank: 2, b: 0.3 });
+    write_adapter(&head, 2, &tensors);
+    let found = merge(&files("llama31"), &head, &output, &mut progress).unwrap_err().to_string();
+    assert!(
+        found.ends_with("config.json: tie_word_embeddings: the adapter changes the output head, which is the embedding of this model as well: merged it would change both"),
         "{found}"
     );
     assert_eq!(fs::read_dir(&output).unwrap().count(), 0, "nothing was written");

@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{FAMILIES, emulated, fixture, options};
+use common::{FAMILIES, adapters, emulated, fixture, options};
+use models::lora::Adapter;
 use models::{
     ActivationsChoice, DTypeChoice, HeadScreeningChoice, LoadFormat, LoadOptions, Loaded, ModelFiles,
     QuantizationChoice, ScreenCounts,
 };
-use scheduler::{Engine, Event, NgramConfig, SamplingParams, Sequence, SequenceId};
+use scheduler::{AdapterId, Engine, Event, NgramConfig, SamplingParams, Sequence, SequenceId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -47,13 +48,25 @@ fn answers(
     params: &[SamplingParams],
     speculation: Option<NgramConfig>,
 ) -> (BTreeMap<u64, Vec<u32>>, ScreenCounts) {
+    answers_with(loaded, params, speculation, &[])
+}
+
+/// The first requests with these adapters.
+fn answers_with(
+    loaded: Loaded,
+    params: &[SamplingParams],
+    speculation: Option<NgramConfig>,
+    adapters: &[Option<AdapterId>],
+) -> (BTreeMap<u64, Vec<u32>>, ScreenCounts) {
     let vocab_size = loaded.info.vocab_size;
     let mut engine = Engine::new(loaded.scheduler_config, loaded.runner);
     for (id, params) in params.iter().enumerate() {
         // With repetitions, for guesses.
         let prompt = (0..23 + 2 * id).map(|i| ((i % 7) * 31 + id) as u32 % 90).collect();
         let params = Arc::new(params.clone());
-        let sequence = Sequence::new(SequenceId(id as u64), prompt, Vec::new(), params, vocab_size).unwrap();
+        let mut sequence =
+            Sequence::new(SequenceId(id as u64), prompt, Vec::new(), params, vocab_size).unwrap();
+        sequence.adapter = adapters.get(id).copied().flatten();
         let sequence = match speculation {
             Some(config) => sequence.speculating(config).unwrap(),
             None => sequence,
@@ -72,6 +85,32 @@ fn answers(
         }
     }
     (answers, engine.runner().screen_counts())
+}
+
+/// What an adapter adds to logits is in no coarse copy: beside such rows the head is not screened, and nobody's tokens change.
+#[test]
+fn heads_that_an_adapter_changes() {
+    let files = wide("llama");
+    let folder = adapters::folder("screened-head");
+    let head = BTreeMap::from([("lm_head".to_string(), [VOCAB, 40])]);
+    let random = adapters::Random { seed: 1, rank: 4, b: 2.0 };
+    adapters::write_adapter(&folder, 4, &adapters::tensors(&head, random));
+    let params = [greedy(), greedy(), drawn(5, 3)];
+    let with = |head_screening, who: &[Option<AdapterId>]| {
+        let options = LoadOptions { max_loras: 1, max_lora_rank: 4, ..dummy(head_screening) };
+        let mut loaded = load(&files, &options);
+        let adapter = Adapter::read(&folder, loaded.adapters.as_ref().unwrap()).unwrap();
+        loaded.runner.add_adapter(adapters::id(1), adapter).unwrap();
+        answers_with(loaded, &params, None, who)
+    };
+    let own = [Some(adapters::id(1)), None, Some(adapters::id(1))];
+    let (plain, counts) = with(HeadScreeningChoice::On, &[]);
+    assert!(counts.screened > 0, "{counts:?}");
+    let (expected, _) = with(HeadScreeningChoice::Off, &own);
+    let (found, counts) = with(HeadScreeningChoice::On, &own);
+    assert_eq!(found, expected);
+    assert_eq!(counts.screened, 0, "{counts:?}");
+    assert!(found[&0] != plain[&0] && found[&1] == plain[&1], "{found:?}");
 }
 
 fn greedy() -> SamplingParams {

@@ -233,7 +233,7 @@ impl TryFrom<ServeArgs> for Config {
             cache_bytes: lower_gib("mm-processor-cache-gb", mm_processor_cache_gb)?,
             max_pictures: max_images,
         };
-        let lora::Lora { adapters, max_rank } = lora::lower(lora)?;
+        let lora::Lora { adapters, experts: lora_experts, max_rank } = lora::lower(lora)?;
         Ok(Config {
             model,
             host,
@@ -292,6 +292,7 @@ impl TryFrom<ServeArgs> for Config {
                 mla_expand_from,
                 max_loras: adapters.max_loras,
                 max_lora_rank: max_rank,
+                lora_experts,
                 max_model_len: lower_max_model_len(max_model_len)?,
                 max_num_seqs,
                 max_num_batched_tokens,

@@ -1,14 +1,14 @@
 //! Products of rows that were sorted by expert, each with the weights of its own expert, and what is before and behind them: the layer of experts
 //! in steps (moe.rs has it as one).
 
-use super::SharedMut;
 use super::ahead::Key;
 use super::gemm::Input;
 use super::moe::{Groups, Terms, linear_part, weighted_sum};
 use super::pool::Phase;
+use super::processor::Cpu;
 use super::rounded::{RoundRows, Rounding, round_rows};
+use super::shared::SharedMut;
 use crate::MatrixBatch;
-use crate::device::Cpu;
 
 /// `out[places[pair]] = x[pair / k]`, rows of `width`.
 pub(crate) fn enter(cpu: &Cpu, x: &[f32], places: &[i32], [k, width]: [usize; 2], out: &mut [f32]) {

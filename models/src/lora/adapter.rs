@@ -149,6 +149,12 @@ impl Reader<'_> {
         }
         let halves = [".lora_A.weight", ".lora_B.weight"];
         let found = halves.iter().enumerate().find_map(|(half, end)| Some((name.strip_suffix(end)?, half)));
+        let head = &self.spec.head;
+        if let Some((path, half)) = found
+            && path.strip_prefix(PREFIX) == Some(head.name.as_str())
+        {
+            return Ok((0, head.clone(), half));
+        }
         let place = found.and_then(|(path, half)| {
             let (layer, module) =
                 path.strip_prefix(PREFIX)?.strip_prefix(self.spec.prefix.as_str())?.split_once('.')?;
@@ -168,9 +174,10 @@ impl Reader<'_> {
     fn unknown<T>(&self, name: &str) -> Result<T, AdapterError> {
         let message = format!(
             "it belongs to no module that may have an adapter: names are {PREFIX}{}N.MODULE.lora_A.weight and …lora_B.weight, \
-             and a MODULE of a layer is one of {}",
+             and a MODULE of a layer is one of {}; and that of the output head is {}",
             self.spec.prefix,
-            self.spec.module_names().join(", ")
+            self.spec.module_names().join(", "),
+            self.spec.head.name
         );
         self.fail(name, message)
     }
@@ -183,7 +190,7 @@ impl Reader<'_> {
         file: &[u8],
     ) -> Result<Pair, AdapterError> {
         let module = self.spec.module(layer, target).expect("a target of this layer");
-        let path = format!("{}{layer}.{}", self.spec.prefix, module.name);
+        let path = self.spec.path(layer, &module);
         let [a, b] = match halves {
             [Some(a), Some(b)] => [a, b],
             [None, _] => return self.fail(&format!("{PREFIX}{path}.lora_A.weight"), "is missing"),
@@ -211,7 +218,7 @@ impl Reader<'_> {
                     "its rank {} and scale {} are not those of expert {other}, {} and {}: experts of a layer share them",
                     pair.rank, pair.scale, found.rank, found.scale
                 );
-                let name = format!("{PREFIX}{}{layer}.{}.lora_A.weight", self.spec.prefix, module.name);
+                let name = format!("{PREFIX}{}.lora_A.weight", self.spec.path(layer, &module));
                 return self.fail(&name, message);
             }
         }
@@ -237,4 +244,14 @@ impl Reader<'_> {
         }
         Ok(Stored { dtype, shape, range: info.range.clone() })
     }
+}
+
+/// In row-major order.
+pub(super) fn values(host: &HostTensor) -> Vec<f32> {
+    let [rows, width] = WeightRows::shape(host);
+    let mut values = vec![0.0; rows * width];
+    for (row, out) in values.chunks_exact_mut(width).enumerate() {
+        WeightRows::read_f32(host, row, out);
+    }
+    values
 }

@@ -12,11 +12,18 @@ const CHUNK_ROWS: usize = 256;
 pub(crate) struct LoraLimits {
     pub max_loras: usize,
     pub num_tokens: usize,
+    /// Rows that go through the head at a time.
+    pub logit_rows: usize,
 }
 
 impl LoraLimits {
     pub fn chunk_rows(&self) -> usize {
         self.num_tokens.min(CHUNK_ROWS)
+    }
+
+    /// Rows of one adapter that go through the head at a time.
+    pub fn head_rows(&self) -> usize {
+        self.chunk_rows().min(self.logit_rows)
     }
 
     /// Runs of rows of one adapter: each has at most one that is not full.
@@ -34,18 +41,19 @@ pub(crate) struct LoraBuffers {
     pub low: Tensor,
     /// Times B.
     pub delta: Tensor,
+    /// As `delta`, as wide as the vocabulary.
+    pub logits: Tensor,
     /// Where adapters of single experts have room.
     pub(super) experts: Option<ExpertBuffers>,
 }
 
 impl LoraBuffers {
     /// At most.
-    pub const NUM_TENSORS: u64 = 4 + ExpertBuffers::NUM_TENSORS;
+    pub const NUM_TENSORS: u64 = 5 + ExpertBuffers::NUM_TENSORS;
 
     /// Of one row, in the order of the fields.
     fn widths(spec: &AdapterSpec) -> [usize; 4] {
-        // At least one, so that no buffer is empty.
-        let hidden = spec.experts.as_ref().map_or(1, |experts| experts.hidden);
+        let hidden = spec.head.k;
         let [mut wide, mut inner, mut low, mut delta] = [hidden, 1, spec.max_rank, hidden];
         for module in spec.layers.iter().flatten() {
             match (module.target, &spec.latent) {
@@ -74,7 +82,8 @@ impl LoraBuffers {
             Self::widths(spec).map(|width| Tensor::zeros(device, DType::F32, &[rows, width]));
         let experts = spec.experts.as_ref();
         let experts = experts.map(|modules| ExpertBuffers::new(device, modules, rows, spec.max_rank));
-        Self { wide, inner, low, delta, experts }
+        let logits = Tensor::zeros(device, DType::F32, &[limits.head_rows(), spec.head.n]);
+        Self { wide, inner, low, delta, logits, experts }
     }
 
     /// What `new` allocates.
@@ -83,6 +92,6 @@ impl LoraBuffers {
         let experts = spec.experts.as_ref();
         let experts = experts.map_or(0, |modules| ExpertBuffers::bytes(modules, rows, spec.max_rank));
         let own = Self::widths(spec).map(|width| Tensor::bytes_of(DType::F32, &[rows, width]));
-        own.iter().sum::<u64>() + experts
+        own.iter().sum::<u64>() + Tensor::bytes_of(DType::F32, &[limits.head_rows(), spec.head.n]) + experts
     }
 }

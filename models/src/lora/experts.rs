@@ -6,8 +6,7 @@
 //! ```
 //! The steps have the bits of the op that they stand for, so that an adapter of zeros changes nothing.
 
-use super::adapter::{Adapter, Pair};
-use super::slots::values;
+use super::adapter::{Adapter, Pair, values};
 use super::spec::{AdapterSpec, ExpertModules, ExpertPart, Target};
 use kernels::ops::{self, ExpertRowSizes, ExpertRows};
 use kernels::{DType, Device, Experts, MatrixBatch, Tensor};

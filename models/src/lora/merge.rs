@@ -44,6 +44,10 @@ pub fn merge(
     let limits = AdapterLimits { max_rank: MAX_RANK, experts: true };
     let spec = AdapterSpec::new(&config.decoder, limits);
     let adapter = Adapter::read(adapter, &spec)?;
+    if config.decoder.tied_head && adapter.pairs.contains_key(&(0, Target::Head)) {
+        let message = "the adapter changes the output head, which is the embedding of this model as well: merged it would change both";
+        return Err(LoadError::config(&files.describe(CONFIG_FILE), "tie_word_embeddings", message).into());
+    }
     let weights = WeightFiles::open(files)?;
     let job = Job { adapter: &adapter, targets: targets(&spec, &adapter, &weights)? };
     prepare(output)?;
@@ -98,7 +102,7 @@ fn targets(
     let mut targets = BTreeMap::new();
     for &(layer, target) in adapter.pairs.keys() {
         let module = spec.module(layer, target).expect("the adapter was read for this model");
-        let name = format!("{}{layer}.{}.weight", spec.prefix, module.name);
+        let name = format!("{}.weight", spec.path(layer, &module));
         weights.find(&name, &[module.n, module.k])?;
         targets.insert(name, (layer, target));
     }

@@ -1,7 +1,7 @@
 //! Adapters on the device. Memory is taken once, for as many adapters as the options say, each as large as they may be; loading one fills
 //! a slot, and a step looks up its rows' slots by number.
 
-use super::adapter::{Adapter, Pair};
+use super::adapter::{Adapter, Pair, values};
 use super::buffers::{LoraBuffers, LoraLimits};
 use super::error::AdapterError;
 use super::experts::{self, ExpertRooms};
@@ -24,6 +24,8 @@ pub(crate) struct Loras {
     /// Rows without an adapter, where experts may be changed; of these as many as `num_others` are in use.
     others: Vec<Indices>,
     num_others: usize,
+    /// Of rows that go through the head, those of one adapter.
+    head_rows: Indices,
     chunk_rows: usize,
     rows: Vec<u32>,
 }
@@ -32,6 +34,7 @@ struct Slot {
     id: Option<AdapterId>,
     /// As in the layers of the spec.
     layers: Vec<Vec<Room>>,
+    head: Room,
     /// Of the experts of each layer that has some, where they may be changed.
     experts: Vec<Option<ExpertRooms>>,
 }
@@ -82,6 +85,7 @@ impl Loras {
         let slot = || Slot {
             id: None,
             layers: spec.layers.iter().map(|modules| rooms(device, &spec, modules)).collect(),
+            head: room(device, &spec, &spec.head),
             experts: expert_rooms(device, &spec),
         };
         let slots = (0..limits.max_loras).map(|_| slot()).collect();
@@ -98,6 +102,7 @@ impl Loras {
             num_chunks: 0,
             others,
             num_others: 0,
+            head_rows: Indices::new(device, limits.head_rows()),
             chunk_rows: limits.chunk_rows(),
             rows: Vec::with_capacity(limits.num_tokens),
         }
@@ -106,7 +111,7 @@ impl Loras {
     /// What `new` allocates.
     pub fn size(device: &Device, spec: &AdapterSpec, limits: LoraLimits) -> LoraSize {
         let (mut slot, mut tensors) = (0, 0);
-        for module in spec.layers.iter().flatten() {
+        for module in spec.layers.iter().flatten().chain([&spec.head]) {
             let sizes = room_sizes(spec, module);
             tensors += sizes.len() as u64;
             slot += sizes.iter().map(|&size| MatrixBatch::packed_bytes(DType::F32, size)).sum::<u64>();
@@ -119,9 +124,10 @@ impl Loras {
             slot += layers * sizes.as_flattened().iter().map(bytes).sum::<u64>();
         }
         let chunks = (limits.num_chunks() + num_others(spec, limits)) as u64;
+        let runs = chunks * Indices::bytes(device, limits.chunk_rows());
         LoraSize {
-            bytes: limits.max_loras as u64 * slot + chunks * Indices::bytes(device, limits.chunk_rows()),
-            tensors: limits.max_loras as u64 * tensors + chunks,
+            bytes: limits.max_loras as u64 * slot + runs + Indices::bytes(device, limits.head_rows()),
+            tensors: limits.max_loras as u64 * tensors + chunks + 1,
         }
     }
 
@@ -134,7 +140,9 @@ impl Loras {
         let Some(slot) = self.slots.iter_mut().find(|slot| slot.id.is_none()) else {
             return Err(AdapterError::NoRoom { max_loras });
         };
-        for (layer, rooms) in slot.layers.iter_mut().enumerate() {
+        let layers = slot.layers.iter_mut().map(Vec::as_mut_slice).enumerate();
+        let layers = layers.chain([(0, std::slice::from_mut(&mut slot.head))]);
+        for (layer, rooms) in layers {
             for room in rooms {
                 room.scale = None;
                 if let Some(pair) = adapter.pairs.get(&(layer, room.target)) {
@@ -252,6 +260,34 @@ impl Loras {
         }
     }
 
+    /// Whether a row of the step has an adapter that changes the output head.
+    pub fn changes_head(&self) -> bool {
+        self.chunks[..self.num_chunks].iter().any(|chunk| self.slots[chunk.slot].head.scale.is_some())
+    }
+
+    /// Adds to `logits` `[N, V]` what adapters make of `x` `[N, H]`; which rows of the step these are, `rows` says.
+    pub fn add_logits(&mut self, rows: &[u32], x: &Tensor, logits: &mut Tensor, b: &mut LoraBuffers) {
+        for index in 0..self.num_chunks {
+            let chunk = &self.chunks[index];
+            let Room { weights: Weights::Pair(pair), scale: Some(scale), .. } = &self.slots[chunk.slot].head
+            else {
+                continue;
+            };
+            let own = chunk.rows.as_slice();
+            self.rows.clear();
+            let found = (0..).zip(rows).filter(|(_, row)| own.binary_search(row).is_ok());
+            self.rows.extend(found.map(|(place, _): (u32, _)| place));
+            if self.rows.is_empty() {
+                continue;
+            }
+            self.head_rows.set(&self.rows);
+            b.wide.reshape(&[self.rows.len(), x.row_len()]);
+            ops::gather_rows(x, &self.head_rows, &mut b.wide);
+            pair.run(&b.wide, &mut b.low, &mut b.logits);
+            ops::add_rows(&b.logits, *scale, logits, &self.head_rows, 0);
+        }
+    }
+
     /// Adds to columns `offset ..` of `out` `[T, N]` what adapters make of `x` `[T, K]`.
     pub fn add_to(
         &self,
@@ -365,20 +401,21 @@ fn expert_rooms(device: &Device, spec: &AdapterSpec) -> Vec<Option<ExpertRooms>>
 }
 
 fn rooms(device: &Device, spec: &AdapterSpec, modules: &[Module]) -> Vec<Room> {
+    modules.iter().map(|module| room(device, spec, module)).collect()
+}
+
+fn room(device: &Device, spec: &AdapterSpec, module: &Module) -> Room {
     let matrix = |[_, n, k]: [usize; 3]| Matrix::with_room(device, DType::F32, n, k);
     let heads = |size| MatrixBatch::with_room(device, DType::F32, size);
-    let room = |module: &Module| {
-        let weights = match room_sizes(spec, module)[..] {
-            [a, b] => Weights::Pair(LowRank { a: matrix(a), b: matrix(b) }),
-            [key_up, key_down, value_down, value_up] => Weights::Latent(Box::new(LatentLowRank {
-                keys: (heads(key_up), matrix(key_down)),
-                values: (matrix(value_down), heads(value_up)),
-            })),
-            _ => unreachable!("two matrices or four"),
-        };
-        Room { target: module.target, weights, scale: None }
+    let weights = match room_sizes(spec, module)[..] {
+        [a, b] => Weights::Pair(LowRank { a: matrix(a), b: matrix(b) }),
+        [key_up, key_down, value_down, value_up] => Weights::Latent(Box::new(LatentLowRank {
+            keys: (heads(key_up), matrix(key_down)),
+            values: (matrix(value_down), heads(value_up)),
+        })),
+        _ => unreachable!("two matrices or four"),
     };
-    modules.iter().map(room).collect()
+    Room { target: module.target, weights, scale: None }
 }
 
 impl Room {
@@ -411,15 +448,6 @@ impl LatentLowRank {
             .1
             .refill_f32(kept_b, [num_heads, value_dim, low], &|head, n, k| at(head, nope_dim + n, k));
     }
-}
-
-pub(super) fn values(host: &HostTensor) -> Vec<f32> {
-    let [rows, width] = WeightRows::shape(host);
-    let mut values = vec![0.0; rows * width];
-    for (row, out) in values.chunks_exact_mut(width).enumerate() {
-        WeightRows::read_f32(host, row, out);
-    }
-    values
 }
 
 /// `[n, k]` of values that lie as `[k, n]`.

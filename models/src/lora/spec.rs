@@ -14,6 +14,8 @@ pub struct AdapterSpec {
     pub(crate) layers: Vec<Vec<Module>>,
     /// Where single experts may be changed.
     pub(crate) experts: Option<ExpertModules>,
+    /// The output head. It is in no layer, and counts as one of the first.
+    pub(crate) head: Module,
     /// Sizes of the heads that `kv_b_proj` makes keys and values for.
     pub(crate) latent: Option<LatentHeads>,
     pub(crate) max_rank: usize,
@@ -31,7 +33,7 @@ pub(crate) struct Module {
     pub k: usize,
 }
 
-/// Which linear layer of a layer. A layer has a dense MLP or an expert that every token takes: the last three are of the one it has.
+/// Which linear layer of a layer, or the head. A layer has a dense MLP or an expert that every token takes: the last three are of the one it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     Q,
@@ -51,6 +53,8 @@ pub(crate) enum Target {
     Down,
     /// Of the expert with this number.
     Expert(ExpertPart, u32),
+    /// `lm_head`
+    Head,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,13 +131,24 @@ impl AdapterSpec {
         let prefix = format!("{}model.layers.", config.prefix);
         let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
         let refused = refused(config, experts.is_some());
-        Self { prefix, layers, experts, latent, max_rank, refused }
+        let name = format!("{}lm_head", config.prefix);
+        let head = Module { target: Target::Head, name, n: config.vocab_size, k: config.hidden_size };
+        Self { prefix, layers, experts, head, latent, max_rank, refused }
     }
 
     pub(crate) fn module(&self, layer: usize, target: Target) -> Option<Module> {
         match target {
             Target::Expert(part, index) => self.experts.as_ref()?.module(layer, part, index),
+            Target::Head => (layer == 0).then(|| self.head.clone()),
             _ => self.layers.get(layer)?.iter().find(|module| module.target == target).cloned(),
+        }
+    }
+
+    /// A module's path in the model.
+    pub(crate) fn path(&self, layer: usize, module: &Module) -> String {
+        match module.target {
+            Target::Head => module.name.clone(),
+            _ => format!("{}{layer}.{}", self.prefix, module.name),
         }
     }
 
@@ -150,7 +165,7 @@ impl AdapterSpec {
             let layers = experts.layers.iter().filter(|&&layer| layer).count();
             3 * layers * experts.count * (experts.hidden + experts.inner)
         });
-        self.max_rank as u64 * (own as u64 + experts as u64)
+        self.max_rank as u64 * (own + experts + self.head.n + self.head.k) as u64
     }
 
     /// The names of modules that are changed in some layer, for messages.
@@ -278,7 +293,6 @@ fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
         Refused { part: ".experts.lora_", reason: fused },
         Refused { part: ".experts.base_layer", reason: fused },
         Refused { part: "embed_tokens", reason: "an adapter of the embedding is not supported" },
-        Refused { part: "lm_head", reason: "an adapter of the output head is not supported" },
         Refused { part: "vision_tower", reason: "an adapter of the vision tower is not supported" },
         Refused {
             part: "multi_modal_projector",

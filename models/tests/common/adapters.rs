@@ -32,6 +32,35 @@ pub const TARGETS: &[&str] = &[
     "shared_experts.down_proj",
 ];
 
+/// Where it is not the embedding.
+pub const HEAD: &str = "lm_head";
+
+/// As `TARGETS`: a star stands for the number of an expert.
+pub const EXPERT_TARGETS: &[&str] = &[
+    "mlp.experts.*.gate_proj",
+    "mlp.experts.*.up_proj",
+    "mlp.experts.*.down_proj",
+    "block_sparse_moe.experts.*.w1",
+    "block_sparse_moe.experts.*.w3",
+    "block_sparse_moe.experts.*.w2",
+];
+
+/// Whether a module ends as a target says.
+pub fn is_of(module: &str, target: &str) -> bool {
+    match target.split_once('*') {
+        None => module.ends_with(target),
+        Some((path, name)) => {
+            let number = module.split_once(path).and_then(|(_, rest)| rest.strip_suffix(name));
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        }
+    }
+}
+
+/// Whether single experts of a fixture may have an adapter.
+pub fn has_experts(family: &str) -> bool {
+    modules(family).keys().any(|module| module.contains(".experts."))
+}
+
 pub fn id(number: u64) -> AdapterId {
     AdapterId(NonZeroU64::new(number).unwrap())
 }
@@ -62,26 +91,44 @@ pub fn write(path: &Path, tensors: &BTreeMap<String, Stored>) {
     fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
+/// A fixture's tensors, of one file or of several.
+fn stored(family: &str) -> BTreeMap<String, Stored> {
+    let mut tensors = BTreeMap::new();
+    for file in fs::read_dir(fixture(family)).unwrap().map(|file| file.unwrap().path()) {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if !name.starts_with("model") || !name.ends_with(".safetensors") {
+            continue;
+        }
+        let bytes = fs::read(&file).unwrap();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            tensors.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+        }
+    }
+    tensors
+}
+
 /// Names and shapes of a fixture's modules that may have an adapter.
 pub fn modules(family: &str) -> BTreeMap<String, [usize; 2]> {
-    let bytes = fs::read(fixture(family).join("model.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut modules = BTreeMap::new();
-    for (name, view) in tensors.tensors() {
+    for (name, (_, shape, _)) in stored(family) {
         let Some(module) = name.strip_suffix(".weight") else { continue };
-        // Layers that only speculate are not among those that run.
-        let is_layer = module.contains("model.layers.") && !module.contains(".experts.");
-        if is_layer && TARGETS.iter().any(|target| module.ends_with(target)) {
-            modules.insert(module.to_string(), view.shape().try_into().unwrap());
+        if module.ends_with(HEAD) {
+            modules.insert(module.to_string(), shape[..].try_into().unwrap());
+        }
+        let is_layer = module.contains("model.layers.");
+        let is_target = TARGETS.iter().chain(EXPERT_TARGETS).any(|target| is_of(module, target));
+        if is_layer && is_target {
+            modules.insert(module.to_string(), shape[..].try_into().unwrap());
         }
     }
     let config: Value =
         serde_json::from_slice(&fs::read(fixture(family).join("config.json")).unwrap()).unwrap();
     let text = config.get("text_config").unwrap_or(&config);
     let num_layers = text["num_hidden_layers"].as_u64().unwrap();
+    // Layers that only speculate are not among those that run.
     modules.retain(|name, _| {
-        let layer = name.split("model.layers.").nth(1).unwrap().split('.').next().unwrap();
-        layer.parse::<u64>().unwrap() < num_layers
+        let layer = name.split_once("model.layers.").map(|(_, rest)| rest.split('.').next().unwrap());
+        layer.is_none_or(|layer| layer.parse::<u64>().unwrap() < num_layers)
     });
     modules
 }
@@ -131,11 +178,10 @@ pub fn write_adapter(folder: &Path, rank: usize, tensors: &BTreeMap<String, Stor
 pub fn in_f32(family: &str, folder: &Path) {
     for file in fs::read_dir(fixture(family)).unwrap().map(|file| file.unwrap().path()) {
         let name = file.file_name().unwrap().to_str().unwrap().to_string();
-        if file.is_file() && name != "model.safetensors" && !name.starts_with("golden") {
+        if file.is_file() && !name.starts_with("model") && !name.starts_with("golden") {
             fs::copy(&file, folder.join(name)).unwrap();
         }
     }
-    let bytes = fs::read(fixture(family).join("model.safetensors")).unwrap();
     let widen = |dtype: Dtype, data: &[u8]| -> Vec<u8> {
         let bf16 = |bytes: &[u8; 2]| (u32::from(u16::from_le_bytes(*bytes)) << 16).to_le_bytes();
         match dtype {
@@ -144,9 +190,9 @@ pub fn in_f32(family: &str, folder: &Path) {
             other => panic!("a fixture in {other:?}"),
         }
     };
-    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter();
+    let tensors = stored(family).into_iter();
     let tensors = tensors
-        .map(|(name, view)| (name, (Dtype::F32, view.shape().to_vec(), widen(view.dtype(), view.data()))))
+        .map(|(name, (dtype, shape, data))| (name, (Dtype::F32, shape, widen(dtype, &data))))
         .collect();
     write(&folder.join("model.safetensors"), &tensors);
 }

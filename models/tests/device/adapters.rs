@@ -12,7 +12,7 @@ const WHO: [Option<u64>; 4] = [Some(1), None, Some(2), None];
 
 /// With two adapters, of all that may have one.
 fn world(family: &str, options: &LoadOptions, change: impl FnOnce(&mut SchedulerConfig)) -> World {
-    let options = LoadOptions { max_loras: 2, max_lora_rank: 6, ..options.clone() };
+    let options = LoadOptions { max_loras: 2, max_lora_rank: 6, lora_experts: true, ..options.clone() };
     let mut world = World::new(family, &options, change);
     let spec = AdapterSpec::of_model(&crate::common::files(family), 6).unwrap();
     for number in [1, 2] {

@@ -332,6 +332,10 @@ pub struct LoraArgs {
     #[arg(long, value_name = "R", env = "PERILUNE_MAX_LORA_RANK")]
     pub max_lora_rank: Option<usize>,
 
+    /// Take adapters of single experts as well: memory is set aside for them, much for a model of many experts
+    #[arg(long)]
+    pub lora_experts: bool,
+
     /// Let requests load and unload adapters; needs --lora-root
     #[arg(long)]
     pub enable_runtime_lora_updating: bool,

@@ -10,6 +10,8 @@ pub const MAX_RANK: usize = 16;
 
 pub struct Lora {
     pub adapters: AdapterOptions,
+    /// Whether single experts may have some.
+    pub experts: bool,
     pub max_rank: usize,
 }
 
@@ -19,6 +21,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
         lora_modules,
         max_loras,
         max_lora_rank,
+        lora_experts,
         enable_runtime_lora_updating,
         lora_root,
     } = args;
@@ -27,6 +30,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
             ("lora-modules", !lora_modules.is_empty()),
             ("max-loras", max_loras.is_some()),
             ("max-lora-rank", max_lora_rank.is_some()),
+            ("lora-experts", lora_experts),
             ("enable-runtime-lora-updating", enable_runtime_lora_updating),
             ("lora-root", lora_root.is_some()),
         ] {
@@ -34,7 +38,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
                 return Err(fail(flag)("needs --enable-lora".into()));
             }
         }
-        return Ok(Lora { adapters: AdapterOptions::default(), max_rank: MAX_RANK });
+        return Ok(Lora { adapters: AdapterOptions::default(), experts: false, max_rank: MAX_RANK });
     }
     let modules: Vec<AdapterModule> = super::parse_all("lora-modules", &lora_modules)?;
     for (index, module) in modules.iter().enumerate() {
@@ -64,7 +68,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
             return Err(fail("enable-runtime-lora-updating")(message));
         }
     };
-    Ok(Lora { adapters: AdapterOptions { max_loras, modules, root }, max_rank })
+    Ok(Lora { adapters: AdapterOptions { max_loras, modules, root }, experts: lora_experts, max_rank })
 }
 
 #[cfg(test)]
@@ -77,6 +81,7 @@ mod tests {
             lora_modules: vec!["a=x".into(), r#"{"name": "b", "path": "y"}"#.into()],
             max_loras: None,
             max_lora_rank: None,
+            lora_experts: false,
             enable_runtime_lora_updating: false,
             lora_root: None,
         }
@@ -84,8 +89,9 @@ mod tests {
 
     #[test]
     fn room_for_what_is_named_and_no_less_than_for_one() {
-        let Lora { adapters, max_rank } = lower(args()).expect("sound");
-        assert_eq!((adapters.max_loras, adapters.modules.len(), max_rank), (2, 2, 16));
+        let Lora { adapters, experts, max_rank } = lower(args()).expect("sound");
+        assert_eq!((adapters.max_loras, adapters.modules.len(), experts, max_rank), (2, 2, false, 16));
+        assert!(lower(LoraArgs { lora_experts: true, ..args() }).expect("sound").experts);
         let empty = lower(LoraArgs { lora_modules: Vec::new(), ..args() }).expect("sound");
         assert_eq!(empty.adapters.max_loras, 1);
         let off = lower(LoraArgs { enable_lora: false, lora_modules: Vec::new(), ..args() }).expect("sound");
@@ -102,6 +108,7 @@ mod tests {
             (LoraArgs { enable_lora: false, ..args() }, "lora-modules"),
             (LoraArgs { max_loras: Some(2), ..off() }, "max-loras"),
             (LoraArgs { max_lora_rank: Some(2), ..off() }, "max-lora-rank"),
+            (LoraArgs { lora_experts: true, ..off() }, "lora-experts"),
             (LoraArgs { lora_root: Some(".".into()), ..off() }, "lora-root"),
             (LoraArgs { enable_runtime_lora_updating: true, ..off() }, "enable-runtime-lora-updating"),
             (LoraArgs { lora_modules: vec!["a".into()], ..args() }, "lora-modules"),

@@ -100,6 +100,7 @@ impl Config {
             ("stored_responses_age", json!(age_max.as_secs_f64())),
             ("max_loras", json!(load.max_loras)),
             ("max_lora_rank", json!(load.max_lora_rank)),
+            ("lora_experts", json!(load.lora_experts)),
             ("lora_modules", lora_modules(&adapters.modules)),
             ("lora_root", json!(adapters.root.as_ref().map(Root::path))),
             ("max_background_responses", json!(num_background_max)),
