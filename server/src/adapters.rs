@@ -2,7 +2,7 @@
 //! made of them between two steps.
 //!
 //! ```text
-//!   load     the name is free ── a slot ── files are read and checked ── into the runner ── the name is served
+//!   load     the name is free ── a slot ── files are read and checked ── to the engine ── the name is served
 //!   unload   the name is gone: 404 ── its sequences end ── out of the runner ── the slot is free
 //! ```
 //! A change that has begun goes on when its client hangs up.
@@ -54,7 +54,7 @@ pub struct Adapter {
     pub digest: [u8; 32],
 }
 
-/// A place in the runner's memory.
+/// One of the adapters that there may be.
 type Slot = OwnedSemaphorePermit;
 
 /// The names under which adapters are served, and how they change.
@@ -113,7 +113,7 @@ impl Adapters {
         base: Vec<String>,
         options: &AdapterOptions,
     ) -> Self {
-        let num_slots = if prepare.is_some() { options.max_loras } else { 0 };
+        let num_slots = if prepare.is_some() { options.max_cpu_loras } else { 0 };
         Self {
             engine,
             prepare,
@@ -220,7 +220,7 @@ impl Adapters {
 
     fn no_slot(&self) -> ApiError {
         let message = format!(
-            "{} adapters are loaded or leave when their requests have ended, as many as --max-loras allows; unload one first",
+            "{} adapters are loaded or leave when their requests have ended, as many as --max-loras, or --max-cpu-loras, allows; unload one first",
             self.num_slots
         );
         ApiError::Conflict { message }

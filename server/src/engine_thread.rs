@@ -11,23 +11,25 @@ pub mod adapters;
 mod clients;
 mod event;
 pub mod progress;
+mod submission;
 mod timed;
 
-pub use adapters::{AdapterContent, AdapterHooks, AdaptersInUse, NewAdapter};
+pub use adapters::{AdapterContent, AdapterHooks, AdapterRoom, AdaptersInUse, NewAdapter};
 pub use event::{AddError, SequenceEvent, StopReason};
 pub use progress::{Progress, Spent, Timings};
 
-use crate::mailbox::{Departures, Receiver, Sender, mailbox};
+use crate::mailbox::{Departures, Receiver, mailbox};
 use crate::metrics::{Metrics, TokenCounts};
 use crate::throughput::Throughput;
-use adapters::Adding;
+use adapters::{Adding, Asked};
 use clients::{Client, Clients, StepTimes};
-use scheduler::{AdapterId, Engine, Event, ModelRunner, SchedulerConfig, Sequence, SequenceId};
+use scheduler::{AdapterId, Engine, Event, ModelRunner, Reject, SchedulerConfig, Sequence, SequenceId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use submission::Submission;
 use timed::Timed;
 use tokio::sync::{mpsc, oneshot};
 
@@ -57,13 +59,6 @@ impl EventStream {
     pub fn stop(self) {
         self.progress.stop();
     }
-}
-
-struct Submission {
-    sequence: Sequence,
-    events: Sender<SequenceEvent>,
-    progress: Arc<Progress>,
-    submitted: Instant,
 }
 
 enum Message {
@@ -161,6 +156,7 @@ pub struct Parts<R, T> {
     pub runner: R,
     /// `None`: it takes none.
     pub adapters: Option<AdapterHooks<R>>,
+    pub adapter_room: AdapterRoom,
     pub config: SchedulerConfig,
     pub metrics: Arc<Metrics>,
     pub loaded: T,
@@ -187,13 +183,14 @@ where
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
-            let Parts { runner, adapters, config, metrics, loaded } = match build() {
+            let Parts { runner, adapters, adapter_room, config, metrics, loaded } = match build() {
                 Ok(parts) => parts,
                 Err(error) => {
                     let _ = built_sender.send(Err(error));
                     return;
                 }
             };
+            let max_waiting = config.max_waiting;
             let engine = Engine::new(config, Timed::new(runner));
             let _ = built_sender.send(Ok(loaded));
             let engine = EngineLoop {
@@ -202,7 +199,8 @@ where
                 counts: metrics.token_counts(),
                 metrics,
                 stopping,
-                clients: Clients::new(departures),
+                clients: Clients::new(departures, adapter_room),
+                max_waiting,
                 next_id: 0,
                 throughput: Throughput::new(),
                 untold: Vec::new(),
@@ -220,6 +218,8 @@ struct EngineLoop<R: ModelRunner> {
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
     clients: Clients,
+    /// As the scheduler's: those that wait for an adapter wait as well.
+    max_waiting: usize,
     /// Of the tokens of a step.
     counts: TokenCounts,
     next_id: u64,
@@ -299,7 +299,13 @@ where
         if !self.engine.has_begun() && self.clients.adapters.need_quiet() {
             let Self { engine, hooks: Some(hooks), clients, .. } = self else { return Ok(()) };
             let runner = &mut engine.runner_mut().runner;
-            catch_unwind(AssertUnwindSafe(|| clients.adapters.change(runner, hooks))).map_err(panicked)?;
+            let refused = catch_unwind(AssertUnwindSafe(|| clients.adapters.change(runner, hooks)));
+            for (submission, message) in refused.map_err(panicked)? {
+                self.end_parked(submission, "error", Some(StopReason::Failure(message)));
+            }
+        }
+        for submissions in self.clients.adapters.unpark() {
+            self.begin(submissions);
         }
         self.show_adapters();
         Ok(())
@@ -318,14 +324,43 @@ where
         }
     }
 
-    fn admit(&mut self, submissions: Vec<Submission>) {
-        let is_gone = |id| !self.clients.adapters.takes(id);
-        if submissions.iter().any(|submission| submission.sequence.adapter.is_some_and(is_gone)) {
-            for mut submission in submissions {
-                submission.events.send(SequenceEvent::Failed(StopReason::AdapterGone));
-            }
-            return;
+    /// A request that was parked ends before it has begun.
+    fn end_parked(&mut self, submission: Submission, how: &'static str, told: Option<StopReason>) {
+        let Submission { sequence, mut events, progress, submitted } = submission;
+        if let Some(reason) = told {
+            events.send(SequenceEvent::Failed(reason));
         }
+        self.metrics.sequence_ended(&Client::new(&sequence, events, progress, submitted).record(how));
+    }
+
+    fn admit(&mut self, submissions: Vec<Submission>) {
+        // All of a request have one.
+        let Some(id) = submissions.first().and_then(|submission| submission.sequence.adapter) else {
+            return self.begin(submissions);
+        };
+        let adapters = &mut self.clients.adapters;
+        let tell_all = |submissions: Vec<Submission>, event: &dyn Fn() -> SequenceEvent| {
+            for mut submission in submissions {
+                submission.events.send(event());
+            }
+        };
+        match adapters.ask(id) {
+            Asked::Ready => self.begin(submissions),
+            Asked::Gone => tell_all(submissions, &|| SequenceEvent::Failed(StopReason::AdapterGone)),
+            Asked::Parked => {
+                let waiting = self.engine.occupancy().waiting + adapters.num_parked();
+                if waiting + submissions.len() <= self.max_waiting {
+                    return adapters.park(id, submissions);
+                }
+                let reject = Reject::QueueFull { waiting };
+                self.metrics.rejected(&reject);
+                tell_all(submissions, &|| SequenceEvent::Rejected(reject.clone()));
+            }
+        }
+    }
+
+    /// Takes them in, all or none.
+    fn begin(&mut self, submissions: Vec<Submission>) {
         let mut admitted = Vec::with_capacity(submissions.len());
         let mut submissions = submissions.into_iter();
         for Submission { mut sequence, events, progress, submitted } in submissions.by_ref() {
@@ -361,6 +396,11 @@ where
             engine.abort(id);
             metrics.sequence_ended(&record);
         });
+        let are_gone = |group: &[Submission]| group.iter().all(|submission| submission.events.is_closed());
+        for submission in self.clients.adapters.drop_parked(are_gone) {
+            let how = if submission.progress.is_stopped() { "stop" } else { "abort" };
+            self.end_parked(submission, how, None);
+        }
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -416,6 +456,9 @@ where
     }
 
     fn fail(&mut self, reason: StopReason) {
+        for submission in self.clients.adapters.drop_parked(|_| true) {
+            self.end_parked(submission, "error", Some(reason.clone()));
+        }
         self.clients.fail(reason, &self.metrics);
     }
 }

@@ -102,8 +102,8 @@ fn adapter_support(spec: Arc<AdapterSpec>) -> AdapterSupport<DeviceRunner> {
     let prepare: Prepare = Arc::new(move |folder| prepare_adapter(folder, &spec));
     let hooks = AdapterHooks {
         add: |runner: &mut DeviceRunner, id, content| {
-            let adapter = content.downcast::<Adapter>().expect("what was prepared for this model");
-            runner.add_adapter(id, *adapter).map_err(|error| error.to_string())
+            let adapter = content.downcast_ref::<Adapter>().expect("what was prepared for this model");
+            runner.add_adapter(id, adapter).map_err(|error| error.to_string())
         },
         remove: DeviceRunner::remove_adapter,
     };

@@ -86,6 +86,8 @@ pub struct Metrics {
 struct AdapterGauge {
     gauge: prometheus::GaugeVec,
     max_loras: String,
+    parked: IntGauge,
+    moved: IntCounter,
 }
 
 impl AdapterGauge {
@@ -94,6 +96,8 @@ impl AdapterGauge {
         self.gauge.reset();
         let labels = [&self.max_loras, &used.waiting.join(","), &used.running.join(",")];
         self.gauge.with_label_values(&labels).set(unix_time() as f64);
+        self.parked.set(used.num_parked as i64);
+        self.moved.inc_by(used.num_moved);
     }
 }
 
@@ -289,7 +293,16 @@ impl Metrics {
             ),
             &["max_lora", "waiting_lora_adapters", "running_lora_adapters"],
         ));
-        let gauge = self.adapters.get_or_init(|| AdapterGauge { gauge, max_loras: max_loras.to_string() });
+        let parked = make.gauge(
+            "perilune:adapter_waiting_sequences",
+            "sequences that wait for their adapter to have a place",
+        );
+        let moved = make.counter(
+            "perilune:adapters_moved_in_total",
+            "adapters that were moved in from the host's memory for a request",
+        );
+        let max_loras = max_loras.to_string();
+        let gauge = self.adapters.get_or_init(|| AdapterGauge { gauge, max_loras, parked, moved });
         gauge.show(&AdaptersInUse::default());
     }
 

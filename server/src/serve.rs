@@ -188,7 +188,7 @@ where
     app.http_metrics.startup("tokenizer", start.elapsed());
     let start = Instant::now();
     let metrics_name = names[0].clone();
-    let max_loras = adapters.max_loras;
+    let (max_loras, room) = (adapters.max_loras, adapters.room());
     let EngineThread { handle, loaded, ended } = engine_thread::spawn(MAX_PENDING, move || {
         let model = load().map_err(StartError::Load)?;
         let scheduler_config = SchedulerConfig {
@@ -216,6 +216,7 @@ where
         Ok::<_, StartError<E>>(engine_thread::Parts {
             runner: model.runner,
             adapters: hooks,
+            adapter_room: room,
             config: scheduler_config,
             metrics: metrics.clone(),
             loaded: (model.info, host, model.image_processor, model.generation, metrics, prepare),

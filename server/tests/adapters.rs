@@ -40,6 +40,7 @@ fn setup(folder: &Folder, max_loras: usize, modules: &[(&str, &str)]) -> Setup {
     };
     setup.options.adapters = AdapterOptions {
         max_loras,
+        max_cpu_loras: max_loras,
         modules: modules.iter().map(module).collect(),
         root: Some(Root::open(&folder.0).expect("a folder")),
     };
@@ -444,6 +445,110 @@ fn everything_at_once() {
         assert_eq!(load(&server, name, name).0, 200);
     }
     assert_eq!([text(&server, "1"), text(&server, "2")], said[..2]);
+}
+
+/// Three adapters and one place.
+fn crowded(folder: &Folder) -> Setup {
+    let mut setup = setup(folder, 1, &[("one", "1"), ("two", "2"), ("three", "3")]);
+    setup.options.adapters.max_cpu_loras = 3;
+    setup
+}
+
+const THREE: [&str; 3] = ["one", "two", "three"];
+
+#[test]
+fn more_adapters_than_places() {
+    let folder = folders("adapters-crowded");
+    let roomy = TestServer::with(setup(&folder, 3, &[("one", "1"), ("two", "2"), ("three", "3")]));
+    let said = THREE.map(|name| text(&roomy, name));
+    for server in [TestServer::with as fn(Setup) -> TestServer, working_ahead] {
+        let server = server(crowded(&folder));
+        assert_eq!(names(&server), [MODEL, "alias", "one", "two", "three"]);
+        let base = text(&server, MODEL);
+        // Each makes room for the next.
+        for _ in 0..2 {
+            assert_eq!(THREE.map(|name| text(&server, name)), said);
+        }
+        let moved = server.metric("perilune:adapters_moved_in_total", "");
+        assert_eq!(moved, 5.0, "the first had its place from the start");
+        // And all at once, with the base: nobody is lost.
+        server.control.close();
+        let mut connections: Vec<(usize, Connection)> = (0..16)
+            .map(|index| {
+                let mut connection = server.connect();
+                let mut body = completion([MODEL, "one", "two", "three"][index % 4]);
+                body["n"] = (1 + index / 8).into();
+                connection.send_json(COMPLETIONS, &body);
+                (index, connection)
+            })
+            .collect();
+        server.control.wait_until_blocked();
+        server.control.open();
+        for (index, connection) in &mut connections {
+            let expected = if *index % 4 == 0 { &base } else { &said[*index % 4 - 1] };
+            let answer = connection.receive().json();
+            let choices = answer["choices"].as_array().expect("choices");
+            assert!(choices.iter().all(|choice| choice["text"] == *expected), "request {index}: {answer}");
+        }
+        assert_eq!(server.metric("perilune:adapter_waiting_sequences", ""), 0.0);
+        // All that there may be are loaded.
+        assert_eq!(load(&server, "four", "4").0, 409);
+        assert_eq!((unload(&server, "two").0, load(&server, "four", "4").0), (200, 200));
+        assert_eq!([text(&server, "four"), text(&server, "one")][1], said[0]);
+        assert_eq!(server.post(COMPLETIONS, &completion("two")).status, 404);
+    }
+}
+
+#[test]
+fn requests_that_wait_for_a_place() {
+    let folder = folders("adapters-parked");
+    let mut server = working_ahead(crowded(&folder));
+    let said = THREE.map(|name| text(&server, name));
+    server.control.close();
+    let ask = |model: &str| {
+        let mut connection = server.connect();
+        connection.send_json(COMPLETIONS, &completion(model));
+        connection
+    };
+    let parked = || server.metric("perilune:adapter_waiting_sequences", "");
+    // Longer than it takes until the others are seen.
+    let mut running = server.connect();
+    let mut long = completion("three");
+    long["max_tokens"] = 800.into();
+    running.send_json(COMPLETIONS, &long);
+    server.control.wait_until_blocked();
+    let (mut first, leaves, mut last) = (ask("one"), ask("two"), ask("two"));
+    // They are seen between two steps.
+    let until = |count: f64| {
+        wait_until("they are parked", || {
+            server.control.permit(1);
+            parked() == count
+        });
+    };
+    until(3.0);
+    let mut unloading = server.connect();
+    unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
+    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
+    drop(leaves);
+    server.control.open();
+    let long = running.receive().json()["choices"][0]["text"].as_str().expect("a text").to_owned();
+    assert!(long.starts_with(said[2].as_str().expect("a text")), "{long}");
+    // One that was unloaded meanwhile is moved in for those that asked before.
+    assert_eq!(first.receive().json()["choices"][0]["text"], said[0]);
+    assert_eq!(last.receive().json()["choices"][0]["text"], said[1]);
+    assert_eq!(unloading.receive().status, 200);
+    wait_until("nobody is parked", || parked() == 0.0);
+    // Who waits when the server goes down is told.
+    server.control.close();
+    let mut running = ask("three");
+    server.control.wait_until_blocked();
+    let mut waiting = ask("two");
+    let drained = server.stop_at_once();
+    server.control.open();
+    for connection in [&mut running, &mut waiting] {
+        assert!([200, 503].contains(&connection.receive().status));
+    }
+    server.runtime.block_on(drained).expect("no panic");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn server(name: &str) -> (TestServer, Folder) {
     };
     let mut setup = Setup::default();
     let modules = [("one", "1"), ("two", "2")].map(module).to_vec();
-    setup.options.adapters = AdapterOptions { max_loras: 2, modules, root: None };
+    setup.options.adapters = AdapterOptions { max_loras: 2, max_cpu_loras: 2, modules, root: None };
     (TestServer::with(setup), folder)
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn linear(
         }
     };
     let (tasks, out) = (groups.tasks(weights, 1), SharedMut::new(out));
-    let phase = Phase { num_tasks: tasks.count(), reads: Some(Key::of(weights)) };
+    let phase = Phase { num_tasks: tasks.count(), reads: Some(Key::of(weights.as_bytes())) };
     cpu.pool.run_phases(&[phase], &|_, index, _| {
         if let Some(part) = tasks.part(groups, index) {
             linear_part(cpu.isa, input, weights, &part, out);

@@ -1,18 +1,27 @@
 //! Which adapters are served from the start, and whether requests may change that.
 
 use super::folder::Root;
+use crate::engine_thread::AdapterRoom;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdapterOptions {
-    /// Most adapters that are loaded at once; 0: the model takes none.
+    /// Most adapters that steps may have; 0: the model takes none.
     pub max_loras: usize,
+    /// Most adapters that requests may name; those beyond `max_loras` stay on the host until they are asked for.
+    pub max_cpu_loras: usize,
     /// Loaded before the first request.
     pub modules: Vec<AdapterModule>,
     /// Where the folders lie that requests may load; `None`: requests may neither load nor unload.
     pub root: Option<Root>,
+}
+
+impl AdapterOptions {
+    pub fn room(&self) -> AdapterRoom {
+        AdapterRoom { places: self.max_loras, all: self.max_cpu_loras }
+    }
 }
 
 /// An adapter on the command line: `NAME=PATH`, or vLLM's JSON object.

@@ -324,9 +324,14 @@ pub struct LoraArgs {
     #[arg(long, value_name = "NAME=PATH", num_args = 1..)]
     pub lora_modules: Vec<String>,
 
-    /// Most adapters that are loaded at once, all of which may be in one step; default: as many as --lora-modules, and at least 1
+    /// Most adapters that may be in one step; default: as many as --lora-modules, and at least 1
     #[arg(long, value_name = "N", env = "PERILUNE_MAX_LORAS")]
     pub max_loras: Option<usize>,
+
+    /// Most adapters that requests may name: those that are not among --max-loras stay in the host's memory until they are asked for;
+    /// default: as many as --max-loras
+    #[arg(long, value_name = "N", env = "PERILUNE_MAX_CPU_LORAS")]
+    pub max_cpu_loras: Option<usize>,
 
     /// Largest rank of an adapter; default: 16
     #[arg(long, value_name = "R", env = "PERILUNE_MAX_LORA_RANK")]

@@ -20,6 +20,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
         enable_lora,
         lora_modules,
         max_loras,
+        max_cpu_loras,
         max_lora_rank,
         lora_experts,
         enable_runtime_lora_updating,
@@ -29,6 +30,7 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
         for (flag, given) in [
             ("lora-modules", !lora_modules.is_empty()),
             ("max-loras", max_loras.is_some()),
+            ("max-cpu-loras", max_cpu_loras.is_some()),
             ("max-lora-rank", max_lora_rank.is_some()),
             ("lora-experts", lora_experts),
             ("enable-runtime-lora-updating", enable_runtime_lora_updating),
@@ -50,14 +52,22 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
     if max_rank == 0 {
         return Err(fail("max-lora-rank")("must be at least 1".into()));
     }
-    let max_loras = max_loras.unwrap_or_else(|| modules.len().max(1));
+    let max_loras =
+        max_loras.unwrap_or_else(|| modules.len().min(max_cpu_loras.unwrap_or(usize::MAX)).max(1));
+    let is_limited = max_cpu_loras.is_some();
+    let max_cpu_loras = max_cpu_loras.unwrap_or(max_loras);
     if max_loras == 0 {
         return Err(fail("max-loras")("must be at least 1".into()));
     }
-    if modules.len() > max_loras {
-        let message =
-            format!("{max_loras} is below the {} of --lora-modules, which stay loaded", modules.len());
-        return Err(fail("max-loras")(message));
+    if max_cpu_loras < max_loras {
+        return Err(fail("max-cpu-loras")(format!("{max_cpu_loras} is below --max-loras, {max_loras}")));
+    }
+    if modules.len() > max_cpu_loras {
+        let message = format!(
+            "{max_cpu_loras} is below the {} of --lora-modules: --max-cpu-loras keeps more than are in one step",
+            modules.len()
+        );
+        return Err(fail(if is_limited { "max-cpu-loras" } else { "max-loras" })(message));
     }
     let root = match (enable_runtime_lora_updating, lora_root) {
         (false, None) => None,
@@ -68,7 +78,11 @@ pub fn lower(args: LoraArgs) -> Result<Lora, ConfigError> {
             return Err(fail("enable-runtime-lora-updating")(message));
         }
     };
-    Ok(Lora { adapters: AdapterOptions { max_loras, modules, root }, experts: lora_experts, max_rank })
+    Ok(Lora {
+        adapters: AdapterOptions { max_loras, max_cpu_loras, modules, root },
+        experts: lora_experts,
+        max_rank,
+    })
 }
 
 #[cfg(test)]
@@ -80,6 +94,7 @@ mod tests {
             enable_lora: true,
             lora_modules: vec!["a=x".into(), r#"{"name": "b", "path": "y"}"#.into()],
             max_loras: None,
+            max_cpu_loras: None,
             max_lora_rank: None,
             lora_experts: false,
             enable_runtime_lora_updating: false,
@@ -92,6 +107,15 @@ mod tests {
         let Lora { adapters, experts, max_rank } = lower(args()).expect("sound");
         assert_eq!((adapters.max_loras, adapters.modules.len(), experts, max_rank), (2, 2, false, 16));
         assert!(lower(LoraArgs { lora_experts: true, ..args() }).expect("sound").experts);
+        for (max_loras, max_cpu_loras, expected) in [
+            (None, None, (2, 2)),
+            (Some(1), Some(5), (1, 5)),
+            (None, Some(3), (2, 3)),
+            (Some(3), None, (3, 3)),
+        ] {
+            let adapters = lower(LoraArgs { max_loras, max_cpu_loras, ..args() }).expect("sound").adapters;
+            assert_eq!((adapters.max_loras, adapters.max_cpu_loras), expected);
+        }
         let empty = lower(LoraArgs { lora_modules: Vec::new(), ..args() }).expect("sound");
         assert_eq!(empty.adapters.max_loras, 1);
         let off = lower(LoraArgs { enable_lora: false, lora_modules: Vec::new(), ..args() }).expect("sound");
@@ -114,6 +138,10 @@ mod tests {
             (LoraArgs { lora_modules: vec!["a".into()], ..args() }, "lora-modules"),
             (LoraArgs { lora_modules: vec!["a=x".into(), "a=y".into()], ..args() }, "lora-modules"),
             (LoraArgs { max_loras: Some(1), ..args() }, "max-loras"),
+            (LoraArgs { max_cpu_loras: Some(4), ..off() }, "max-cpu-loras"),
+            (LoraArgs { max_loras: Some(3), max_cpu_loras: Some(2), ..args() }, "max-cpu-loras"),
+            (LoraArgs { max_cpu_loras: Some(1), ..args() }, "max-cpu-loras"),
+            (LoraArgs { max_cpu_loras: Some(0), ..args() }, "max-cpu-loras"),
             (LoraArgs { max_loras: Some(0), lora_modules: Vec::new(), ..args() }, "max-loras"),
             (LoraArgs { max_lora_rank: Some(0), ..args() }, "max-lora-rank"),
             (LoraArgs { enable_runtime_lora_updating: true, ..args() }, "enable-runtime-lora-updating"),

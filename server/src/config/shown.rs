@@ -99,6 +99,7 @@ impl Config {
             ("max_stored_responses_size", json!(bytes_max)),
             ("stored_responses_age", json!(age_max.as_secs_f64())),
             ("max_loras", json!(load.max_loras)),
+            ("max_cpu_loras", json!(adapters.max_cpu_loras)),
             ("max_lora_rank", json!(load.max_lora_rank)),
             ("lora_experts", json!(load.lora_experts)),
             ("lora_modules", lora_modules(&adapters.modules)),

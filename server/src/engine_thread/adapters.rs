@@ -1,10 +1,19 @@
-//! The adapters that the runner holds, and who uses them. One comes and goes only when no step has begun: it goes when the last sequence
-//! of it has ended, however long that takes.
+//! The adapters that requests may name, which of them the runner holds, and who uses them. What the runner holds changes only when no step has
+//! begun. One that is unloaded goes when the last sequence of it has ended, however long that takes.
+//!
+//! ```text
+//!   on the host ──somebody asks for it──▶ in the runner ──▶ its sequences run        places: --max-loras
+//!        ▲                                      │
+//!        └──── idle, and asked for longest ago ─┘            who asks for one without a place is parked meanwhile
+//! ```
+//! As many as are waited for, those that were asked for longest ago, take no new sequences until somebody has got a place: whoever is parked waits
+//! no longer than for those that run.
 
 use super::event::AddError;
+use super::submission::Submission;
 use scheduler::AdapterId;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -13,7 +22,7 @@ pub type AdapterContent = Box<dyn Any + Send>;
 
 /// How a runner takes adapters in and lets go of them.
 pub struct AdapterHooks<R> {
-    pub add: fn(&mut R, AdapterId, AdapterContent) -> Result<(), String>,
+    pub add: fn(&mut R, AdapterId, &AdapterContent) -> Result<(), String>,
     /// No sequence of it is running.
     pub remove: fn(&mut R, AdapterId),
 }
@@ -35,18 +44,56 @@ pub(super) struct Adding {
 pub struct AdaptersInUse {
     pub waiting: Vec<Arc<str>>,
     pub running: Vec<Arc<str>>,
+    /// Sequences whose adapter has no place.
+    pub num_parked: usize,
+    /// Adapters that were moved in for them, since this was last told.
+    pub num_moved: u64,
 }
 
-#[derive(Default)]
+/// How many adapters there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterRoom {
+    /// In the runner.
+    pub places: usize,
+    /// With those on the host; as many: none is moved.
+    pub all: usize,
+}
+
 pub(super) struct Adapters {
+    room: AdapterRoom,
     held: BTreeMap<AdapterId, Held>,
     adding: Vec<Adding>,
+    parked: VecDeque<Parked>,
+    /// Counts requests, as a clock for who was asked for last.
+    num_asked: u64,
+    num_moved: u64,
     /// Since it was last asked.
     has_changed: bool,
 }
 
+/// A request whose adapter has no place.
+struct Parked {
+    id: AdapterId,
+    submissions: Vec<Submission>,
+}
+
+/// What becomes of a request for an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// It is not served, or not any more.
+    Gone,
+    Ready,
+    /// It has no place, or gives way to one that has none.
+    Parked,
+}
+
 struct Held {
     name: Arc<str>,
+    /// Kept where it may be moved in again.
+    content: Option<AdapterContent>,
+    in_runner: bool,
+    asked_at: u64,
+    num_parked: usize,
     /// Sequences that have not been in a step, and those that have.
     num_waiting: usize,
     num_running: usize,
@@ -55,12 +102,34 @@ struct Held {
 }
 
 impl Held {
-    fn is_used(&self) -> bool {
+    fn new(name: Arc<str>, content: Option<AdapterContent>, in_runner: bool) -> Self {
+        let (num_waiting, num_running, num_parked) = (0, 0, 0);
+        Self { name, content, in_runner, asked_at: 0, num_parked, num_waiting, num_running, leaving: None }
+    }
+
+    /// By sequences that the engine has.
+    fn is_busy(&self) -> bool {
         self.num_waiting + self.num_running > 0
+    }
+
+    fn is_used(&self) -> bool {
+        self.is_busy() || self.num_parked > 0
     }
 }
 
 impl Adapters {
+    pub fn new(room: AdapterRoom) -> Self {
+        Self {
+            room,
+            held: BTreeMap::new(),
+            adding: Vec::new(),
+            parked: VecDeque::new(),
+            num_asked: 0,
+            num_moved: 0,
+            has_changed: false,
+        }
+    }
+
     pub fn add(&mut self, adding: Adding) {
         self.adding.push(adding);
     }
@@ -72,35 +141,179 @@ impl Adapters {
         }
     }
 
-    /// Whether sequences of it are taken.
-    pub fn takes(&self, id: AdapterId) -> bool {
-        self.held.get(&id).is_some_and(|held| held.leaving.is_none())
+    /// A request asks for it.
+    pub fn ask(&mut self, id: AdapterId) -> Asked {
+        match self.held.get(&id) {
+            Some(held) if held.leaving.is_none() => {
+                if !held.in_runner || !self.parked.is_empty() && self.gives_way(id, self.wanted().len()) {
+                    return Asked::Parked;
+                }
+                self.note_asked(id);
+                Asked::Ready
+            }
+            _ => Asked::Gone,
+        }
+    }
+
+    fn note_asked(&mut self, id: AdapterId) {
+        self.num_asked += 1;
+        self.held.get_mut(&id).expect("it is held").asked_at = self.num_asked;
+    }
+
+    /// Keeps a request until its adapter has a place. It asked for one that is not gone.
+    pub fn park(&mut self, id: AdapterId, submissions: Vec<Submission>) {
+        self.held.get_mut(&id).expect("it was asked for").num_parked += submissions.len();
+        self.parked.push_back(Parked { id, submissions });
+        self.has_changed = true;
+    }
+
+    pub fn num_parked(&self) -> usize {
+        self.parked.iter().map(|parked| parked.submissions.len()).sum()
+    }
+
+    /// Those that are waited for and have no place, who waits longest first.
+    fn wanted(&self) -> Vec<AdapterId> {
+        let mut wanted = Vec::new();
+        for Parked { id, .. } in &self.parked {
+            if !self.held[id].in_runner && !wanted.contains(id) {
+                wanted.push(*id);
+            }
+        }
+        wanted
+    }
+
+    /// Whether it is among as many as so many others need, those that were asked for longest ago.
+    fn gives_way(&self, id: AdapterId, num_wanted: usize) -> bool {
+        let num_free = self.room.places.saturating_sub(self.num_in_runner());
+        let asked_at = self.held[&id].asked_at;
+        let earlier = self.held.values().filter(|held| held.in_runner && held.asked_at < asked_at);
+        earlier.count() < num_wanted.saturating_sub(num_free)
+    }
+
+    fn num_in_runner(&self) -> usize {
+        self.held.values().filter(|held| held.in_runner).count()
+    }
+
+    /// Of those in the runner that nobody uses there, the one that was asked for longest ago.
+    fn idle(&self, but: &[AdapterId]) -> Option<AdapterId> {
+        let idle =
+            self.held.iter().filter(|(id, held)| held.in_runner && !held.is_busy() && !but.contains(id));
+        idle.min_by_key(|(_, held)| held.asked_at).map(|(&id, _)| id)
+    }
+
+    /// Requests whose adapter has a place now, and need not give way to others before them, in their order.
+    pub fn unpark(&mut self) -> Vec<Vec<Submission>> {
+        let mut ready = Vec::new();
+        if self.parked.is_empty() {
+            return ready;
+        }
+        let mut wanted = Vec::new();
+        for Parked { id, submissions } in std::mem::take(&mut self.parked) {
+            let in_runner = self.held[&id].in_runner;
+            if in_runner && !self.gives_way(id, wanted.len()) {
+                self.leave_parked(id, submissions.len());
+                self.note_asked(id);
+                ready.push(submissions);
+                continue;
+            }
+            if !in_runner && !wanted.contains(&id) {
+                wanted.push(id);
+            }
+            self.parked.push_back(Parked { id, submissions });
+        }
+        ready
+    }
+
+    /// Takes out requests that nobody waits for any more, or all of them.
+    pub fn drop_parked(&mut self, is_gone: impl Fn(&[Submission]) -> bool) -> Vec<Submission> {
+        let mut gone = Vec::new();
+        if self.parked.is_empty() {
+            return gone;
+        }
+        for Parked { id, submissions } in std::mem::take(&mut self.parked) {
+            if is_gone(&submissions) {
+                self.leave_parked(id, submissions.len());
+                gone.extend(submissions);
+            } else {
+                self.parked.push_back(Parked { id, submissions });
+            }
+        }
+        gone
+    }
+
+    fn leave_parked(&mut self, id: AdapterId, num_sequences: usize) {
+        self.held.get_mut(&id).expect("an adapter stays as long as its sequences").num_parked -=
+            num_sequences;
+        self.has_changed = true;
     }
 
     /// Whether something is to be done as soon as no step has begun.
     pub fn need_quiet(&self) -> bool {
-        !self.adding.is_empty() || self.held.values().any(|held| held.leaving.is_some() && !held.is_used())
+        let is_leaving = |held: &Held| held.leaving.is_some() && !held.is_used();
+        !self.adding.is_empty() || self.held.values().any(is_leaving) || self.can_move()
     }
 
-    /// Does what was asked for. No step has begun.
-    pub fn change<R>(&mut self, runner: &mut R, hooks: &AdapterHooks<R>) {
+    /// Whether one that is waited for would find a place.
+    fn can_move(&self) -> bool {
+        let has_place = || self.num_in_runner() < self.room.places || self.idle(&[]).is_some();
+        self.parked.iter().any(|parked| !self.held[&parked.id].in_runner) && has_place()
+    }
+
+    /// Does what was asked for, and gives back requests whose adapter the runner refused, each with its words. No step has begun.
+    pub fn change<R>(&mut self, runner: &mut R, hooks: &AdapterHooks<R>) -> Vec<(Submission, String)> {
         let gone = |held: &Held| held.leaving.is_some() && !held.is_used();
         let ids: Vec<AdapterId> =
             self.held.iter().filter(|(_, held)| gone(held)).map(|(&id, _)| id).collect();
         for id in ids {
-            (hooks.remove)(runner, id);
             let held = self.held.remove(&id).expect("was just there");
+            if held.in_runner {
+                (hooks.remove)(runner, id);
+            }
             if let Some(done) = held.leaving {
                 let _ = done.send(());
             }
         }
         for Adding { adapter: NewAdapter { id, name, content }, done } in self.adding.drain(..) {
-            let added = (hooks.add)(runner, id, content);
+            let has_place = self.held.values().filter(|held| held.in_runner).count() < self.room.places;
+            // Without a place it stays on the host until somebody asks for it.
+            let added = if has_place { (hooks.add)(runner, id, &content) } else { Ok(()) };
             if added.is_ok() {
-                self.held.insert(id, Held { name, num_waiting: 0, num_running: 0, leaving: None });
+                let kept = self.room.all > self.room.places;
+                assert!(kept || has_place, "more adapters than places");
+                self.held.insert(id, Held::new(name, kept.then_some(content), has_place));
             }
             let _ = done.send(added.map_err(AddError::Refused));
         }
+        if self.parked.is_empty() { Vec::new() } else { self.move_in(runner, hooks) }
+    }
+
+    /// Gives places to those that are waited for.
+    fn move_in<R>(&mut self, runner: &mut R, hooks: &AdapterHooks<R>) -> Vec<(Submission, String)> {
+        let (mut moved, mut refused) = (Vec::new(), Vec::new());
+        for id in self.wanted() {
+            if self.num_in_runner() >= self.room.places {
+                let Some(idle) = self.idle(&moved) else { break };
+                (hooks.remove)(runner, idle);
+                self.held.get_mut(&idle).expect("it is held").in_runner = false;
+            }
+            let held = self.held.get_mut(&id).expect("it is waited for");
+            match (hooks.add)(runner, id, held.content.as_ref().expect("it is kept")) {
+                Ok(()) => {
+                    held.in_runner = true;
+                    self.num_moved += 1;
+                    self.note_asked(id);
+                    moved.push(id);
+                }
+                Err(message) => {
+                    tracing::error!(adapter = &*held.name, error = message, "failed to move an adapter in");
+                    let own = |submissions: &[Submission]| {
+                        submissions.iter().any(|submission| submission.sequence.adapter == Some(id))
+                    };
+                    refused.extend(self.drop_parked(own).into_iter().map(|one| (one, message.clone())));
+                }
+            }
+        }
+        refused
     }
 
     pub fn begin_waiting(&mut self, id: Option<AdapterId>) {
@@ -141,8 +354,10 @@ impl Adapters {
             names
         };
         Some(AdaptersInUse {
-            waiting: names(|held| held.num_waiting > 0),
+            waiting: names(|held| held.num_waiting + held.num_parked > 0),
             running: names(|held| held.num_running > 0),
+            num_parked: self.num_parked(),
+            num_moved: std::mem::take(&mut self.num_moved),
         })
     }
 }
@@ -150,20 +365,27 @@ impl Adapters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine_thread::event::SequenceEvent;
+    use crate::engine_thread::progress::Progress;
+    use crate::mailbox::{self, Departures};
+    use scheduler::{SamplingParams, Sequence, SequenceId};
     use std::num::NonZeroU64;
+    use std::time::Instant;
 
     type Runner = Vec<AdapterId>;
 
     const HOOKS: AdapterHooks<Runner> = AdapterHooks {
-        add: |runner, id, content| match content.downcast::<&str>() {
-            Ok(problem) => Err(problem.to_string()),
-            Err(_) => {
+        add: |runner, id, content| match content.downcast_ref::<&str>() {
+            Some(problem) => Err(problem.to_string()),
+            None => {
                 runner.push(id);
                 Ok(())
             }
         },
         remove: |runner, id| runner.retain(|other| *other != id),
     };
+
+    const ROOM: AdapterRoom = AdapterRoom { places: 4, all: 4 };
 
     fn id(number: u64) -> AdapterId {
         AdapterId(NonZeroU64::new(number).expect("not 0"))
@@ -178,9 +400,9 @@ mod tests {
 
     #[test]
     fn one_that_leaves_takes_nobody_and_stays_until_its_last_sequence_ends() {
-        let (mut adapters, mut runner) = (Adapters::default(), Runner::new());
+        let (mut adapters, mut runner) = (Adapters::new(ROOM), Runner::new());
         let mut added = add(&mut adapters, 1, "a");
-        assert!(adapters.need_quiet() && !adapters.takes(id(1)));
+        assert!(adapters.need_quiet() && adapters.ask(id(1)) == Asked::Gone);
         adapters.change(&mut runner, &HOOKS);
         assert_eq!((added.try_recv(), adapters.need_quiet()), (Ok(Ok(())), false));
         for _ in 0..2 {
@@ -190,7 +412,7 @@ mod tests {
         let (done, mut gone) = oneshot::channel();
         adapters.remove(id(1), done);
         for has_run in [true, false] {
-            assert!(!adapters.takes(id(1)) && !adapters.need_quiet());
+            assert!(adapters.ask(id(1)) == Asked::Gone && !adapters.need_quiet());
             adapters.change(&mut runner, &HOOKS);
             assert_eq!((runner.len(), gone.try_recv().is_err()), (1, true));
             adapters.end(Some(id(1)), has_run);
@@ -205,18 +427,18 @@ mod tests {
 
     #[test]
     fn one_that_the_runner_refuses_is_not_held() {
-        let (mut adapters, mut runner) = (Adapters::default(), Runner::new());
+        let (mut adapters, mut runner) = (Adapters::new(ROOM), Runner::new());
         let (done, mut told) = oneshot::channel();
         let adapter = NewAdapter { id: id(1), name: "a".into(), content: Box::new("rank 99") };
         adapters.add(Adding { adapter, done });
         adapters.change(&mut runner, &HOOKS);
         assert_eq!(told.try_recv(), Ok(Err(AddError::Refused("rank 99".into()))));
-        assert!(!adapters.takes(id(1)) && !adapters.need_quiet());
+        assert!(adapters.ask(id(1)) == Asked::Gone && !adapters.need_quiet());
     }
 
     #[test]
     fn names_of_those_that_are_used_in_order_and_once() {
-        let (mut adapters, mut runner) = (Adapters::default(), Runner::new());
+        let (mut adapters, mut runner) = (Adapters::new(ROOM), Runner::new());
         for (number, name) in [(1, "b"), (2, "a"), (3, "b"), (4, "unused")] {
             add(&mut adapters, number, name);
         }
@@ -230,7 +452,168 @@ mod tests {
             adapters.begin_running(Some(id(number)));
         }
         let names = |names: &[&str]| names.iter().map(|&name| Arc::from(name)).collect::<Vec<Arc<str>>>();
-        let used = AdaptersInUse { waiting: names(&["a"]), running: names(&["b"]) };
+        let used =
+            AdaptersInUse { waiting: names(&["a"]), running: names(&["b"]), num_parked: 0, num_moved: 0 };
         assert_eq!((adapters.news(), adapters.news()), (Some(used), None));
+    }
+
+    /// A request with one sequence, and its client.
+    fn request(number: u64) -> (Vec<Submission>, mailbox::Receiver<SequenceEvent>) {
+        let params = Arc::new(SamplingParams::default());
+        let mut sequence = Sequence::new(SequenceId(0), vec![1], Vec::new(), params, 9).expect("sound");
+        sequence.adapter = Some(id(number));
+        let (events, client) = mailbox::mailbox(4, &Departures::default());
+        let (progress, submitted) = (Arc::new(Progress::default()), Instant::now());
+        (vec![Submission { sequence, events, progress, submitted }], client)
+    }
+
+    /// Which adapters those that go on have.
+    fn who(ready: &[Vec<Submission>]) -> Vec<u64> {
+        ready.iter().map(|group| group[0].sequence.adapter.expect("one with an adapter").0.get()).collect()
+    }
+
+    /// So many adapters, two of which have places: the first two at first.
+    fn two_places(number: u64) -> (Adapters, Runner) {
+        let (mut adapters, mut runner) = (Adapters::new(AdapterRoom { places: 2, all: 9 }), Runner::new());
+        for number in 1..=number {
+            let mut added = add(&mut adapters, number, &number.to_string());
+            assert!(adapters.change(&mut runner, &HOOKS).is_empty());
+            assert_eq!(added.try_recv(), Ok(Ok(())));
+        }
+        assert_eq!(runner, [id(1), id(2)]);
+        (adapters, runner)
+    }
+
+    fn begin(adapters: &mut Adapters, number: u64) {
+        assert_eq!(adapters.ask(id(number)), Asked::Ready, "{number}");
+        adapters.begin_waiting(Some(id(number)));
+    }
+
+    fn park(adapters: &mut Adapters, number: u64) -> mailbox::Receiver<SequenceEvent> {
+        assert_eq!(adapters.ask(id(number)), Asked::Parked, "{number}");
+        let (submissions, client) = request(number);
+        adapters.park(id(number), submissions);
+        client
+    }
+
+    #[test]
+    fn the_one_that_was_asked_for_longest_ago_makes_room() {
+        let (mut adapters, mut runner) = two_places(4);
+        for number in [2, 1] {
+            begin(&mut adapters, number);
+            adapters.end(Some(id(number)), false);
+        }
+        let _client = park(&mut adapters, 4);
+        assert!(adapters.need_quiet() && adapters.unpark().is_empty());
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!(runner, [id(1), id(4)]);
+        assert_eq!(who(&adapters.unpark()), [4]);
+        adapters.begin_waiting(Some(id(4)));
+        // The busy one stays, whoever was asked for later.
+        begin(&mut adapters, 1);
+        adapters.end(Some(id(1)), false);
+        let _client = park(&mut adapters, 3);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((&runner[..], who(&adapters.unpark())), (&[id(4), id(3)][..], vec![3]));
+        let used = adapters.news().expect("news");
+        assert_eq!((used.num_parked, used.num_moved), (0, 2));
+    }
+
+    #[test]
+    fn who_is_parked_waits_for_those_that_run_and_not_for_those_that_come() {
+        let (mut adapters, mut runner) = two_places(4);
+        begin(&mut adapters, 1);
+        begin(&mut adapters, 2);
+        let _clients = [park(&mut adapters, 3), park(&mut adapters, 3)];
+        // 1 gives way, 2 goes on.
+        let _behind = park(&mut adapters, 1);
+        begin(&mut adapters, 2);
+        assert!(!adapters.need_quiet() && adapters.unpark().is_empty());
+        let used = adapters.news().expect("news");
+        assert_eq!(used.waiting, ["1", "2", "3"].map(Arc::from));
+        assert_eq!(used.num_parked, 3);
+        adapters.end(Some(id(1)), false);
+        assert!(adapters.need_quiet());
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!(runner, [id(2), id(3)]);
+        assert_eq!(who(&adapters.unpark()), [3, 3]);
+        adapters.begin_waiting(Some(id(3)));
+        // Now 1 waits, for the first that is idle.
+        assert!(!adapters.need_quiet());
+        adapters.end(Some(id(3)), false);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((&runner[..], who(&adapters.unpark())), (&[id(2), id(1)][..], vec![1]));
+    }
+
+    /// With one place everybody gives way to everybody else in turn.
+    #[test]
+    fn one_place_goes_round() {
+        let (mut adapters, mut runner) = (Adapters::new(AdapterRoom { places: 1, all: 3 }), Runner::new());
+        for number in 1..=3 {
+            add(&mut adapters, number, "name");
+            adapters.change(&mut runner, &HOOKS);
+        }
+        begin(&mut adapters, 1);
+        let _clients = [2, 3, 1, 2, 2].map(|number| park(&mut adapters, number));
+        for (ends, next, ready) in [(1, 2, vec![2]), (2, 3, vec![3]), (3, 1, vec![1]), (1, 2, vec![2, 2])] {
+            assert!(adapters.unpark().is_empty() && !adapters.need_quiet());
+            adapters.end(Some(id(ends)), false);
+            adapters.change(&mut runner, &HOOKS);
+            assert_eq!((&runner[..], who(&adapters.unpark())), (&[id(next)][..], ready));
+            adapters.begin_waiting(Some(id(next)));
+        }
+        assert_eq!(adapters.num_parked(), 0);
+    }
+
+    #[test]
+    fn one_that_leaves_is_moved_in_for_those_that_asked_before() {
+        let (mut adapters, mut runner) = two_places(3);
+        begin(&mut adapters, 1);
+        begin(&mut adapters, 2);
+        let client = park(&mut adapters, 3);
+        let (done, mut gone) = oneshot::channel();
+        adapters.remove(id(3), done);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((adapters.ask(id(3)), gone.try_recv().is_err()), (Asked::Gone, true));
+        adapters.end(Some(id(2)), false);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((&runner[..], who(&adapters.unpark())), (&[id(1), id(3)][..], vec![3]));
+        adapters.begin_waiting(Some(id(3)));
+        adapters.end(Some(id(3)), false);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((&runner[..], gone.try_recv()), (&[id(1)][..], Ok(())));
+        drop(client);
+        // Of those on the host nothing has to leave the runner.
+        let (done, mut gone) = oneshot::channel();
+        begin(&mut adapters, 1);
+        let mut added = add(&mut adapters, 5, "5");
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((added.try_recv(), &runner[..]), (Ok(Ok(())), &[id(1), id(5)][..]));
+        let mut added = add(&mut adapters, 6, "6");
+        adapters.change(&mut runner, &HOOKS);
+        adapters.remove(id(6), done);
+        adapters.change(&mut runner, &HOOKS);
+        assert_eq!((added.try_recv(), gone.try_recv(), runner.len()), (Ok(Ok(())), Ok(()), 2));
+    }
+
+    #[test]
+    fn clients_that_go_and_adapters_that_the_runner_refuses() {
+        let (mut adapters, mut runner) = two_places(2);
+        let (done, _told) = oneshot::channel();
+        let adapter = NewAdapter { id: id(3), name: "3".into(), content: Box::new("out of memory") };
+        adapters.add(Adding { adapter, done });
+        adapters.change(&mut runner, &HOOKS);
+        begin(&mut adapters, 1);
+        begin(&mut adapters, 2);
+        let [gone, stays] = [park(&mut adapters, 3), park(&mut adapters, 3)];
+        drop(gone);
+        let closed = |group: &[Submission]| group.iter().all(|one| one.events.is_closed());
+        assert_eq!((adapters.drop_parked(closed).len(), adapters.num_parked()), (1, 1));
+        adapters.end(Some(id(1)), false);
+        let refused = adapters.change(&mut runner, &HOOKS);
+        assert_eq!(refused.iter().map(|(_, message)| &message[..]).collect::<Vec<_>>(), ["out of memory"]);
+        // Its place is free for others.
+        assert_eq!((adapters.num_parked(), &runner[..], adapters.need_quiet()), (0, &[id(2)][..], false));
+        drop(stays);
     }
 }

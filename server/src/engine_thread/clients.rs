@@ -2,7 +2,7 @@
 //!
 //! A step is noted for everybody before anything of it is told, so that whoever has a token finds it in the metrics.
 
-use super::adapters::Adapters;
+use super::adapters::{AdapterRoom, Adapters};
 use super::event::{SequenceEvent, StopReason};
 use super::progress::{Progress, Spent, micros};
 use crate::device_share;
@@ -46,8 +46,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn new(departures: Departures) -> Self {
-        Self { by_id: BTreeMap::new(), adapters: Adapters::default(), departures, asked_at: None }
+    pub fn new(departures: Departures, room: AdapterRoom) -> Self {
+        Self { by_id: BTreeMap::new(), adapters: Adapters::new(room), departures, asked_at: None }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -266,7 +266,7 @@ impl Client {
         self.events.send(event);
     }
 
-    fn record(&self, reason: &'static str) -> SequenceRecord {
+    pub fn record(&self, reason: &'static str) -> SequenceRecord {
         SequenceRecord {
             reason,
             timings: self.progress.timings(self.spent()),

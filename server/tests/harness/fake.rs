@@ -187,7 +187,7 @@ pub fn adapters(control: Arc<Control>) -> AdapterSupport<FakeRunner> {
         Ok(Prepared { content: Box::new(seed), rank: 1, bytes: 8, digest })
     };
     let hooks = AdapterHooks {
-        add: |runner: &mut FakeRunner, id, content| match *content.downcast::<u64>().expect("a seed") {
+        add: |runner: &mut FakeRunner, id, content| match *content.downcast_ref::<u64>().expect("a seed") {
             REFUSED_SEED => Err("the runner has no room".into()),
             seed => {
                 assert_eq!(runner.adapters.insert(id, seed), None, "a number was used twice");
