@@ -23,7 +23,7 @@ use crate::scratch::Scratch;
 use crate::screening::{HeadScreen, ScreenCounts, StepReads};
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{self, Activation, NormFor, Ragged, ReadPlan, RopeLayout, RopeTable};
+use kernels::ops::{self, Activation, NormFor, Ragged, ReadPlan, RopeLayout, RopeSections, RopeTable};
 use kernels::{Device, Indices, Matrix, Screen, Tensor, WeightType};
 
 pub struct Decoder {
@@ -38,6 +38,8 @@ pub struct Decoder {
     norms: NormPlace,
     rope: RopeTable,
     rope_layout: RopeLayout,
+    /// Where a token has three positions.
+    sections: Option<RopeSections>,
     eps: f32,
 }
 
@@ -110,7 +112,7 @@ impl Decoder {
         let never_drawn = never_drawn(device, config);
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
-        let (rope_layout, eps) = (config.rope.layout, config.rms_norm_eps);
+        let (rope_layout, sections, eps) = (config.rope.layout, config.rope.sections, config.rms_norm_eps);
         let plan = |last: &Matrix| {
             let mut plan = ReadPlan::new(device);
             layers.iter().for_each(|layer| layer.plan_reads(&mut plan));
@@ -120,7 +122,20 @@ impl Decoder {
         let reads = StepReads::new(plan(&head), screen.as_ref().map(|screen| plan(screen.coarse())));
         let screen = screen.map(HeadScreen::new);
         let norms = config.norms;
-        Ok(Self { embedding, layers, norm, head, never_drawn, screen, reads, norms, rope, rope_layout, eps })
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            never_drawn,
+            screen,
+            reads,
+            norms,
+            rope,
+            rope_layout,
+            sections,
+            eps,
+        })
     }
 
     /// Of all weights; a tied head is a second copy of the table, in the layout of a linear layer.
@@ -199,7 +214,8 @@ impl Decoder {
             ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
         let ragged = ragged(input, cache.block_size);
-        let mut step = Step { input, ragged, rope: &self.rope, layout: self.rope_layout, loras, layer: 0 };
+        let (layout, sections) = (self.rope_layout, self.sections);
+        let mut step = Step { input, ragged, rope: &self.rope, layout, sections, loras, layer: 0 };
         match self.norms {
             NormPlace::Before => self.run_normed_before(&mut step, cache, scratch),
             NormPlace::After => self.run_normed_after(&mut step, cache, scratch),

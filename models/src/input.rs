@@ -13,6 +13,7 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub struct ModelInput {
     pub tokens: Vec<u32>,
+    /// One for each token, or three (time, row, column) where the model rotates by these.
     pub positions: Vec<u32>,
     pub slots: Vec<u32>,
     /// Where each item's tokens begin, and the end.
@@ -44,6 +45,8 @@ pub struct BlockSizes {
     pub image_rows: usize,
     /// Rows of a prompt from this position on have the expanded form; `None`: no row has.
     pub expand_from: Option<usize>,
+    /// Rotary positions of a token: 1, or 3.
+    pub num_axes: usize,
 }
 
 impl ModelInput {
@@ -58,10 +61,10 @@ impl ModelInput {
 
     /// Fills a step of one token for each item up to `rows`, with tokens that write nowhere and that nobody reads. Each looks at the first
     /// slot, which is memory whatever lies there.
-    pub fn pad(&mut self, rows: usize) {
+    pub fn pad(&mut self, rows: usize, num_axes: usize) {
         for _ in self.tokens.len()..rows {
             self.tokens.push(0);
-            self.positions.push(0);
+            self.positions.extend(std::iter::repeat_n(0, num_axes));
             self.slots.push(NOWHERE);
             self.cu_seqlens.push(self.tokens.len() as u32);
             self.context_lens.push(0);
@@ -117,6 +120,7 @@ impl ModelInput {
             placeholder_for,
             context_len,
             prompt_len: _,
+            position_shift: _,
             blocks,
             images,
             prompt: _,
@@ -134,9 +138,11 @@ impl ModelInput {
             self.placeholder_rows.push(u32::try_from(row).expect("rows are counted with 32 bits"));
             self.placeholder_tokens.push(first as u32);
         }
-        for position in *context_len..item.end() {
-            self.positions.push(position as u32);
-            self.slots.push(slot(blocks, position, sizes.tokens));
+        let positions = *context_len..item.end();
+        self.slots.extend(positions.clone().map(|position| slot(blocks, position, sizes.tokens)));
+        match sizes.num_axes {
+            1 => self.positions.extend(positions.map(|position| position as u32)),
+            _ => self.positions.extend(item.rotary_positions().flatten().map(|position| position as u32)),
         }
         for (positions, is_expanded) in segments(item, sizes.expand_from) {
             self.cu_seqlens.push((first + positions.end - context_len) as u32);
@@ -173,6 +179,8 @@ fn segments(item: &BatchItem, expand_from: Option<usize>) -> impl Iterator<Item 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InputLimits {
     pub num_tokens: usize,
+    /// Rotary positions of a token.
+    pub num_axes: usize,
     pub num_items: usize,
     /// Of one item.
     pub num_blocks: usize,
@@ -244,8 +252,8 @@ impl Forms {
 impl StepInput {
     /// In the order of the fields.
     fn capacities(limits: &InputLimits) -> [usize; 12] {
-        let InputLimits { num_tokens: t, num_items: i, num_blocks, head_rows } = *limits;
-        [t, t, t, i + 1, i, i * num_blocks, i + 1, t, t, i, i, head_rows]
+        let InputLimits { num_tokens: t, num_axes, num_items: i, num_blocks, head_rows } = *limits;
+        [t, num_axes * t, t, i + 1, i, i * num_blocks, i + 1, t, t, i, i, head_rows]
     }
 
     pub fn new(device: &Device, limits: &InputLimits) -> Self {
@@ -324,7 +332,7 @@ mod tests {
         let sample = Sample { num_drafts: 1, ..Sample::new(Arc::new(SamplingParams::default()), 8, 1) };
         let chunk = BatchItem {
             prompt_len: 8,
-            images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, rows: blocks(&[2, 6]) }],
+            images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, position_grid: None, rows: blocks(&[2, 6]) }],
             ..BatchItem::new(SequenceId(1), vec![10, 11, 12, 13], 2, blocks(&[4, 0]))
         };
         let adapter = AdapterId(std::num::NonZeroU64::MIN);
@@ -337,7 +345,7 @@ mod tests {
         let batch = Batch { encodes: Vec::new(), items: vec![chunk, decode] };
         let mut input = ModelInput::default();
         for _ in 0..2 {
-            input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4, expand_from: None });
+            input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4, expand_from: None, num_axes: 1 });
         }
         assert_eq!(input.tokens, [10, 11, 12, 13, 20, 21]);
         assert_eq!(input.positions, [2, 3, 4, 5, 7, 8]);
@@ -360,13 +368,13 @@ mod tests {
             ..BatchItem::new(SequenceId(1), vec![9; len], context_len, (0..8).map(BlockId).collect())
         };
         let device = Device::cpu(Some(1));
-        let limits = InputLimits { num_tokens: 100, num_items: 20, num_blocks: 8, head_rows: 1 };
+        let limits = InputLimits { num_tokens: 100, num_axes: 1, num_items: 20, num_blocks: 8, head_rows: 1 };
         let mut on_device = StepInput::new(&device, &limits);
         let mut check =
             |items: Vec<BatchItem>, cu_seqlens: &[u32], expanded: &[bool], rows: &[Range<usize>]| {
                 let batch = Batch { encodes: Vec::new(), items };
                 let mut input = ModelInput::default();
-                input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5) });
+                input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5), num_axes: 1 });
                 on_device.set(&input);
                 assert_eq!((&input.cu_seqlens[..], &input.expanded[..]), (cu_seqlens, expanded));
                 assert_eq!(on_device.forms.absorbed_rows, rows);
@@ -401,8 +409,8 @@ mod tests {
         };
         let batch = Batch { encodes: Vec::new(), items: vec![item(4, &[2, 1]), item(0, &[3])] };
         let mut input = ModelInput::default();
-        input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: None });
-        input.pad(4);
+        input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: None, num_axes: 1 });
+        input.pad(4, 1);
         assert_eq!(input.tokens, [9, 9, 0, 0]);
         assert_eq!(input.slots, [4, 9, NOWHERE, NOWHERE]);
         assert_eq!(input.cu_seqlens, [0, 1, 2, 3, 4]);

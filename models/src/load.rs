@@ -199,7 +199,18 @@ fn load_once(
     let generation_defaults = config.generation;
     let expand_from = config.decoder.expand_from();
     let max_graph_rows = if options.graphs { options.max_num_seqs } else { 0 };
-    let parts = Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows };
+    let parts = Parts {
+        device,
+        decoder,
+        eyes,
+        loras,
+        cache,
+        scratch,
+        input,
+        expand_from,
+        num_axes: config.decoder.rope.num_axes(),
+        max_graph_rows,
+    };
     let runner = DeviceRunner::new(parts)?;
     let planned = plan.memory.total - plan.memory.padding - plan.memory.picture_encoder;
     debug_assert_eq!(runner.device().allocated_bytes(), planned, "planned bytes are allocated bytes");

@@ -70,6 +70,7 @@ impl Request<'_> {
     pub fn input_limits(&self, max_model_len: usize) -> InputLimits {
         InputLimits {
             num_tokens: self.options.max_num_batched_tokens,
+            num_axes: self.config.decoder.rope.num_axes(),
             num_items: self.options.max_num_seqs * self.segments_per_item(),
             num_blocks: self.blocks(max_model_len),
             head_rows: logit_rows(&self.config.decoder, self.options.max_num_batched_tokens),

@@ -79,6 +79,8 @@ pub(crate) struct Parts {
     pub input: StepInput,
     /// Rows of prompts from this position on are attended to in the expanded form.
     pub expand_from: Option<usize>,
+    /// Rotary positions of a token.
+    pub num_axes: usize,
     /// Decode steps are captured and replayed, up to so many sequences; 0: never.
     pub max_graph_rows: usize,
 }
@@ -97,10 +99,20 @@ pub(crate) struct Eyes {
 
 impl DeviceRunner {
     pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { device, decoder, eyes, loras, cache, scratch, input, expand_from, max_graph_rows } =
-            parts;
+        let Parts {
+            device,
+            decoder,
+            eyes,
+            loras,
+            cache,
+            scratch,
+            input,
+            expand_from,
+            num_axes,
+            max_graph_rows,
+        } = parts;
         let image_rows = eyes.as_ref().map_or(1, |eyes| eyes.rows_per_block);
-        let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from };
+        let sizes = BlockSizes { tokens: cache.block_size, image_rows, expand_from, num_axes };
         let sampler = Sampler::new(&device, scratch.logit_rows, scratch.logits.row_len())?;
         let has_graphs = matches!(device, Device::Cuda(_)) && max_graph_rows > 0;
         Ok(Self {
@@ -191,7 +203,7 @@ impl DeviceRunner {
         }
         let rows = self.graphs.as_ref().and_then(|graphs| graphs.rows_for(&self.input));
         if let Some(rows) = rows {
-            self.input.pad(rows);
+            self.input.pad(rows, self.sizes.num_axes);
         }
         self.on_device.set(&self.input);
         if !self.input.placeholder_rows.is_empty() {

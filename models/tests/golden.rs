@@ -38,6 +38,7 @@ impl Picture {
             first_token: start - from,
             first_row: start - self.start,
             len: end - start,
+            position_grid: self.input.position_grid,
             rows: self.rows.clone(),
         })
     }

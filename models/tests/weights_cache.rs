@@ -43,7 +43,8 @@ fn bits(loaded: &mut Loaded) -> Vec<u32> {
         let rows: Vec<BlockId> = (0..image.num_tokens as u32).map(BlockId).collect();
         let placeholder = loaded.info.image_token_id.expect("the model sees pictures");
         tokens.splice(3..3, vec![placeholder; image.num_tokens]);
-        images.push(ImageRows { first_token: 3, first_row: 0, len: image.num_tokens, rows: rows.clone() });
+        let (len, position_grid) = (image.num_tokens, image.position_grid);
+        images.push(ImageRows { first_token: 3, first_row: 0, len, position_grid, rows: rows.clone() });
         batch.encodes.push(ImageEncode { image, rows, ahead: false });
     }
     let blocks = tokens.len().div_ceil(loaded.plan.block_size) as u32;

@@ -37,6 +37,9 @@ pub struct BatchItem {
     pub context_len: usize,
     /// Positions from this one on hold tokens that were generated, whether they are computed for the first time or after a preemption.
     pub prompt_len: usize,
+    /// How many fewer rotary positions than tokens the pictures have that end at `context_len` or before: the position that the first token would
+    /// have in a text, or that its picture begins at, is `context_len` less this. 0 but for models that rotate by time, row and column.
+    pub position_shift: usize,
     /// Covers `context_len + tokens.len()` positions: position `p` is slot `blocks[p / B] * B + p % B`, with `B` tokens a block.
     pub blocks: BlockList,
     /// Positions among `tokens` whose embedding comes from a picture.
@@ -58,6 +61,7 @@ impl BatchItem {
             placeholder_for: None,
             context_len,
             prompt_len,
+            position_shift: 0,
             blocks: blocks.into(),
             images: Vec::new(),
             prompt: None,
@@ -67,6 +71,35 @@ impl BatchItem {
 
     pub fn end(&self) -> usize {
         self.context_len + self.tokens.len()
+    }
+
+    /// Positions of its tokens by time, row and column, for models that rotate by these. A text's three are equal. A picture's rows begin where a
+    /// text would go on, and what follows the picture goes on after its longer side.
+    ///
+    /// ```text
+    /// tokens   a b # # # # # # c d      a picture of 2 x 3
+    /// time     0 1 2 2 2 2 2 2 5 6
+    /// row      0 1 2 2 2 3 3 3 5 6
+    /// column   0 1 2 3 4 2 3 4 5 6
+    /// ```
+    pub fn rotary_positions(&self) -> impl Iterator<Item = [usize; 3]> + '_ {
+        let mut shift = self.position_shift;
+        let mut images = self.images.iter().peekable();
+        (0..self.tokens.len()).map(move |token| {
+            let position = self.context_len + token - shift;
+            let Some(image) = images.next_if(|image| image.first_token + image.len == token + 1).or_else(|| {
+                images.peek().copied().filter(|image| image.first_token <= token)
+            }) else {
+                return [position; 3];
+            };
+            let Some([rows, columns]) = image.position_grid else { return [position; 3] };
+            let row = image.first_row + token - image.first_token;
+            let start = position - row;
+            if row + 1 == rows * columns {
+                shift += rows * columns - rows.max(columns);
+            }
+            [start, start + row / columns, start + row % columns]
+        })
     }
 }
 
@@ -110,6 +143,8 @@ pub struct ImageRows {
     pub first_token: usize,
     pub first_row: usize,
     pub len: usize,
+    /// As in [`ImageInput::position_grid`].
+    pub position_grid: Option<[usize; 2]>,
     /// As in [`ImageEncode::rows`].
     pub rows: Vec<BlockId>,
 }

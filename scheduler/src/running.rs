@@ -224,11 +224,18 @@ impl Running {
             placeholder_for: self.pending,
             context_len: self.begun,
             prompt_len: sequence.prompt_len,
+            position_shift: self.position_shift(),
             blocks: self.table.lend(num_blocks),
             images: self.image_rows(images),
             prompt: self.prompt_work(),
             sample: self.samples().then(|| self.sample()),
         })
+    }
+
+    /// Of what is computed in this step: pictures before it have fewer positions than tokens.
+    fn position_shift(&self) -> usize {
+        let before = self.job.sequence.images.iter().take_while(|span| span.end() <= self.begun);
+        before.map(|span| span.image.num_tokens - span.image.num_positions()).sum()
     }
 
     fn image_rows(&self, images: &ImageCache) -> Vec<ImageRows> {
@@ -238,6 +245,7 @@ impl Running {
                 first_token: start - self.begun,
                 first_row: start - span.start,
                 len: end - start,
+                position_grid: span.image.position_grid,
                 rows: images.rows(&span.image.digest).to_vec(),
             })
         };

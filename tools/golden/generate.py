@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import chameleon  # noqa: E402
 import kimi_vl  # noqa: E402
 import quantised  # noqa: E402
+import qwen_vl  # noqa: E402
 import resize  # noqa: E402
 import templates  # noqa: E402
 import text_models  # noqa: E402
@@ -30,6 +31,7 @@ def jobs():
     out["chameleon"] = chameleon.generate
     out["kimi_vl"] = kimi_vl.generate
     out["quantised"] = quantised.generate
+    out["qwen2_5_vl"] = qwen_vl.generate
     out["resize"] = resize.generate
     out["tiktoken"] = tiktoken_vocab.generate
     out["templates"] = templates.generate

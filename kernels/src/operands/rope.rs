@@ -43,6 +43,37 @@ impl RopeTable {
     }
 }
 
+/// Which of a token's three positions (time, row, column) a pair of dimensions turns by: `mrope_section` of multimodal rotary embedding.
+/// The numbers of pairs add up to R/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeSections {
+    /// So many pairs turn by the time, the next ones by the row, the last by the column.
+    Consecutive([usize; 3]),
+    /// Time, row, column in turns from the first pair on, while row and column have pairs left; all others turn by the time.
+    Interleaved([usize; 3]),
+}
+
+impl RopeSections {
+    /// Positions of a token.
+    pub const AXES: usize = 3;
+
+    pub fn num_pairs(&self) -> usize {
+        let (Self::Consecutive(sizes) | Self::Interleaved(sizes)) = self;
+        sizes.iter().sum()
+    }
+
+    /// Time 0, row 1, column 2.
+    pub fn axis(&self, pair: usize) -> usize {
+        match self {
+            Self::Consecutive([time, row, _]) => usize::from(pair >= *time) + usize::from(pair >= time + row),
+            Self::Interleaved(sizes) => {
+                let axis = pair % Self::AXES;
+                if pair < Self::AXES * sizes[axis] { axis } else { 0 }
+            }
+        }
+    }
+}
+
 /// By which angles, and which dimensions make a pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {

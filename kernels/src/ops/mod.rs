@@ -45,7 +45,7 @@ pub use linear::{HeadSlice, HeadSliceMut, LinearPart, heads_linear, linear, line
 pub use moe::{moe, moe_and_norm, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, layer_norm_heads, rms_norm};
 pub use reads::{ReadPlan, ReadyPlan};
-pub use rope::{rope, rope_heads};
+pub use rope::{rope, rope_heads, rope_sections};
 pub use route::{Choice, Router, norm_and_route, route};
 pub use rows::{NOWHERE, add_rows, add_scaled, copy_slice, gather_rows, scatter_rows, store_rows};
 pub use sample::{MAX_VOCAB, Outcomes, RowOutcome, SampleScratch, place_tokens, sample};

@@ -94,6 +94,40 @@ fn rotation() {
     }
 }
 
+/// Each pair turns by one of three positions; a token whose three are equal has the bits of one position.
+#[test]
+fn rotation_in_sections() {
+    let (t, h, d, half) = (5, 3, 29, 11);
+    let positions = [[4u32, 4, 4], [0, 12, 7], [12, 3, 12], [1, 2, 3], [9, 9, 8]];
+    let angle = |p: usize, i: usize| ((p as f32 * 0.3 + i as f32).cos(), (p as f32 * 0.3 + i as f32).sin());
+    let x = Host::random(DType::F32, &[t, h, d], 1);
+    let cases = [
+        (RopeSections::Consecutive([2, 6, 3]), [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]),
+        (RopeSections::Consecutive([0, 11, 0]), [1; 11]),
+        (RopeSections::Interleaved([5, 4, 2]), [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 1]),
+    ];
+    for device in devices() {
+        let table = RopeTable::new(&device, 13, half, &angle);
+        for (sections, axes) in cases {
+            let twin = |(i, mut row): (usize, Vec<f64>)| {
+                let position = |j: usize| positions[i / h][axes[j]] as usize;
+                let angles = (0..half).map(|j| angle(position(j), j));
+                let angles: Vec<_> = angles.map(|(c, s)| (f64::from(c), f64::from(s))).collect();
+                naive::rope(&mut row, 0, &angles, RopeLayout::Half);
+                row
+            };
+            let expected: Vec<f64> = x.rows().into_iter().enumerate().flat_map(twin).collect();
+            let mut rotated = x.tensor(&device);
+            rope_sections(&mut rotated, &table, positions.as_flattened(), &sections);
+            let what = format!("{device:?} {sections:?}");
+            assert_close(rotated.as_f32(), &expected, 2e-7, &what);
+            let mut plain = x.tensor(&device);
+            rope(&mut plain, 0, &table, &positions.map(|axes| axes[0]), RopeLayout::Half);
+            assert_eq!(rotated.as_f32()[..h * d], plain.as_f32()[..h * d], "{what}");
+        }
+    }
+}
+
 #[test]
 fn rows_move() {
     for device in devices() {

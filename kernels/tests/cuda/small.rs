@@ -216,6 +216,24 @@ fn rotation() {
 
 /// Against the processor, whose own test has the definition.
 #[test]
+fn rotation_in_sections() {
+    let (t, h, d, half) = (5, 3, 29, 11);
+    let positions = [[4u32, 4, 4], [0, 12, 7], [12, 3, 12], [1, 2, 3], [9, 9, 8]];
+    let angle = |p: usize, i: usize| ((p as f32 * 0.3 + i as f32).cos(), (p as f32 * 0.3 + i as f32).sin());
+    let x = Host::random(DType::F32, &[t, h, d], 1);
+    for sections in [RopeSections::Consecutive([2, 6, 3]), RopeSections::Interleaved([5, 4, 2])] {
+        let [expected, found] = [Device::cpu(Some(1)), emulated(SEEDS[1])].map(|device| {
+            let table = RopeTable::new(&device, 13, half, &angle);
+            let mut rotated = x.tensor(&device);
+            rope_sections(&mut rotated, &table, positions.as_flattened(), &sections);
+            rotated.to_f32_vec()
+        });
+        assert_eq!(found, expected, "{sections:?}");
+    }
+}
+
+/// Against the processor, whose own test has the definition.
+#[test]
 fn tables_are_resized_as_on_the_processor() {
     let (cpu, device) = (Device::cpu(Some(1)), emulated(SEEDS[0]));
     let table = Host::random(DType::F32, &[4, 5, 3], 1);

@@ -9,11 +9,10 @@ use super::{
 };
 use crate::LoadError;
 use crate::chameleon::vocabulary::PictureVocabulary;
-use kernels::ops::{GroupScore, RopeLayout, RouterConfig, Scoring};
-use serde_json::{Map, Value};
+use kernels::ops::{GroupScore, RopeLayout, RopeSections, RouterConfig, Scoring};
 
 pub(super) const ARCHITECTURES: &[&str] = &[
-    "KimiVLForConditionalGeneration",
+    KIMI_VL,
     "DeepseekV3ForCausalLM",
     "DeepseekV2ForCausalLM",
     "LlamaForCausalLM",
@@ -26,11 +25,13 @@ pub(super) const ARCHITECTURES: &[&str] = &[
     "MixtralForCausalLM",
     "SeedOssForCausalLM",
     CHAMELEON,
+    QWEN_2_5_VL,
 ];
 
 pub(super) const CHAMELEON: &str = "ChameleonForConditionalGeneration";
 
-pub(super) const KIMI_VL_IMAGE_TOKEN: u32 = 163_605;
+pub(super) const KIMI_VL: &str = "KimiVLForConditionalGeneration";
+pub(super) const QWEN_2_5_VL: &str = "Qwen2_5_VLForConditionalGeneration";
 
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
@@ -79,6 +80,17 @@ const QWEN2_MOE: Defaults = Defaults {
     num_kv_heads: Some(16),
     ..QWEN
 };
+const QWEN_2_5_VL_72B: Defaults = Defaults {
+    vocab_size: 152_064,
+    hidden_size: 8192,
+    intermediate_size: 29_568,
+    num_layers: 80,
+    num_heads: 64,
+    num_kv_heads: Some(8),
+    max_positions: 32_768,
+    rms_norm_eps: 1e-5,
+    theta: 1e6,
+};
 const QWEN3_MOE: Defaults =
     Defaults { hidden_size: 2048, intermediate_size: 6144, num_layers: 24, num_kv_heads: Some(4), ..QWEN };
 const MISTRAL: Defaults =
@@ -120,27 +132,12 @@ pub(super) fn special_tokens(architecture: &str) -> SpecialTokens {
         | "MixtralForCausalLM"
         | "DeepseekV2ForCausalLM"
         | CHAMELEON => (Some(1), Some(2)),
-        "DeepseekV3ForCausalLM" | "KimiVLForConditionalGeneration" => (Some(0), Some(1)),
+        "DeepseekV3ForCausalLM" | KIMI_VL => (Some(0), Some(1)),
         "SeedOssForCausalLM" => (Some(0), Some(2)),
+        QWEN_2_5_VL => (Some(151_643), Some(151_645)),
         _ => (None, None),
     };
     SpecialTokens { bos, eos }
-}
-
-/// Where the decoder's settings are, when they are not at the top.
-pub(super) fn text_part<'a>(
-    architecture: &str,
-    top: &Fields<'a>,
-) -> Result<Option<&'a Map<String, Value>>, LoadError> {
-    if architecture != "KimiVLForConditionalGeneration" {
-        return Ok(None);
-    }
-    let object = top.opt_object("text_config")?.ok_or_else(|| top.fail("text_config", "is missing"))?;
-    match object.get("model_type").and_then(Value::as_str) {
-        None | Some("deepseek_v3" | "kimi_vl") => Ok(Some(object)),
-        Some(other) => Err(top
-            .fail("text_config.model_type", format!("{other:?} is not supported, only \"deepseek_v3\" is"))),
-    }
 }
 
 pub(super) fn decoder(
@@ -152,6 +149,12 @@ pub(super) fn decoder(
     let family = match architecture {
         "LlamaForCausalLM" => Family { mlp_bias: true, ..dense(&LLAMA) },
         "Qwen2ForCausalLM" => Family { qkv_bias: Some(true), window: Window::Switched, ..dense(&QWEN) },
+        QWEN_2_5_VL => Family {
+            qkv_bias: Some(true),
+            window: Window::Switched,
+            sections: Some(RopeSections::Consecutive([16, 24, 24])),
+            ..dense(&QWEN_2_5_VL_72B)
+        },
         "Qwen3ForCausalLM" => {
             Family { qk_norm: QkNorm::Rms, head_dim: Some(128), window: Window::Switched, ..dense(&QWEN) }
         }
@@ -223,6 +226,8 @@ struct Family {
     head_dim: Option<usize>,
     mlp_bias: bool,
     window: Window,
+    /// Of tokens with three positions, where the file does not say it.
+    sections: Option<RopeSections>,
     moe: fn(&Fields, usize) -> Result<Option<MoeConfig>, LoadError>,
 }
 
@@ -252,6 +257,7 @@ fn dense(defaults: &'static Defaults) -> Family {
         head_dim: None,
         mlp_bias: false,
         window: Window::Never,
+        sections: None,
         moe: |_, _| Ok(None),
     }
 }
@@ -375,6 +381,7 @@ fn grouped_attention(
         default_theta: default.theta,
         dim: head_dim,
         layout: RopeLayout::Half,
+        sections: family.sections,
         max_position_embeddings,
     };
     let scale = (head_dim as f64).powf(-0.5) as f32;
@@ -402,6 +409,7 @@ fn latent_attention(
         default_theta: default.theta,
         dim: rope_dim,
         layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
+        sections: None,
         max_position_embeddings,
     };
     let rope = rope::parse(fields, rule)?;

@@ -33,6 +33,11 @@ impl<'a> Fields<'a> {
         Self { file, path, object }
     }
 
+    /// Whether both are of the same object.
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.object, other.object)
+    }
+
     /// The fields of an object inside this one; `path` is its [`Fields::nested_path`].
     pub fn nested<'b>(&'b self, path: &'b str, object: &'b Map<String, Value>) -> Fields<'b> {
         Fields { file: self.file, path, object }

@@ -7,6 +7,7 @@
 mod families;
 mod generation;
 pub mod json;
+mod multimodal;
 mod rope;
 
 pub use generation::GenerationDefaults;
@@ -19,6 +20,7 @@ use crate::parts::Quantization;
 use crate::published::Published;
 use crate::{LoadError, ModelFiles};
 use json::Fields;
+use multimodal::Multimodal;
 use kernels::DType;
 use kernels::ops::RouterConfig;
 use scheduler::TokenId;
@@ -51,8 +53,19 @@ pub struct ModelConfig {
 pub struct VisionPart {
     /// `vision_config` as it stands in the file.
     pub object: Map<String, Value>,
+    /// What it describes.
+    pub tower: TowerKind,
     /// The placeholder that a picture's rows replace.
     pub image_token_id: TokenId,
+}
+
+/// The kinds of vision towers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TowerKind {
+    /// Of Kimi-VL.
+    MoonVit,
+    /// Of Qwen2.5-VL.
+    Qwen25,
 }
 
 /// How a picture becomes tokens of the vocabulary.
@@ -243,7 +256,7 @@ impl ModelConfig {
     fn parse(file: &str, object: &Map<String, Value>) -> Result<Self, LoadError> {
         let top = Fields::new(file, "", object);
         let architecture = architecture(&top)?;
-        let Some(text) = families::text_part(&architecture, &top)? else {
+        let Some(parts) = multimodal::parse(&architecture, file, &top)? else {
             let decoder = families::decoder(&architecture, &top, "")?;
             let published = Published::read(file, &top)?;
             let config = Self::assemble(architecture, &top, &top, decoder, (None, published))?;
@@ -252,24 +265,12 @@ impl ModelConfig {
                 false => Ok(config),
             };
         };
-        let text = Fields::new(file, "text_config", text);
+        let Multimodal { text, decoder, vision } = parts;
         let published = match Published::read(file, &text)? {
             Some(published) => Some(published),
             None => Published::read(file, &top)?,
         };
-        let decoder = families::decoder("DeepseekV3ForCausalLM", &text, "language_model.")?;
-        let image_token_id = top.opt_token_id("media_placeholder_token_id", decoder.vocab_size)?;
-        let object =
-            top.opt_object("vision_config")?.ok_or_else(|| top.fail("vision_config", "is missing"))?;
-        let image_token_id = match image_token_id {
-            Some(id) => id,
-            None if families::KIMI_VL_IMAGE_TOKEN < decoder.vocab_size as u32 => {
-                families::KIMI_VL_IMAGE_TOKEN
-            }
-            None => return Err(top.fail("media_placeholder_token_id", "is missing")),
-        };
-        let part = VisionPart { object: object.clone(), image_token_id };
-        Self::assemble(architecture, &top, &text, decoder, (Some(part), published))
+        Self::assemble(architecture, &top, &text, decoder, (Some(vision), published))
     }
 
     fn assemble(

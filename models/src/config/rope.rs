@@ -2,7 +2,7 @@
 
 use super::json::Fields;
 use crate::LoadError;
-use kernels::ops::RopeLayout;
+use kernels::ops::{RopeLayout, RopeSections};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
@@ -12,7 +12,16 @@ pub struct RopeConfig {
     /// Rotated values of a head, an even number.
     pub dim: usize,
     pub layout: RopeLayout,
+    /// Where a token has three positions: which pairs turn by which.
+    pub sections: Option<RopeSections>,
     pub scaling: RopeScaling,
+}
+
+impl RopeConfig {
+    /// Positions of a token.
+    pub fn num_axes(&self) -> usize {
+        if self.sections.is_some() { RopeSections::AXES } else { 1 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,11 +59,13 @@ pub(super) struct RopeRule {
     pub default_theta: f64,
     pub dim: usize,
     pub layout: RopeLayout,
+    /// Of families with three positions a token: what a file without `mrope_section` means.
+    pub sections: Option<RopeSections>,
     pub max_position_embeddings: usize,
 }
 
 pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadError> {
-    let RopeRule { default_theta, dim, layout, max_position_embeddings } = rule;
+    let RopeRule { default_theta, dim, layout, sections, max_position_embeddings } = rule;
     if dim == 0 || !dim.is_multiple_of(2) {
         return Err(fields.fail("head_dim", format!("{dim} rotated values a head are not an even number")));
     }
@@ -63,7 +74,8 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
     let outer_theta = fields.f64_in("rope_theta", Some(default_theta), theta_range.clone())?;
     refuse_partial(fields)?;
     let Some(object) = fields.opt_object(path)? else {
-        return Ok(RopeConfig { theta: outer_theta, dim, layout, scaling: RopeScaling::None });
+        check_sections(fields, sections, dim)?;
+        return Ok(RopeConfig { theta: outer_theta, dim, layout, sections, scaling: RopeScaling::None });
     };
     // The path in messages must outlive the nested view.
     let nested_path = fields.nested_path(path);
@@ -73,8 +85,53 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
         refuse_lost_theta(fields, &inner, default_theta)?;
     }
     let theta = inner.f64_in("rope_theta", Some(outer_theta), theta_range)?;
+    let sections = match sections {
+        None => None,
+        Some(default) => Some(read_sections(&inner, default)?),
+    };
+    check_sections(&inner, sections, dim)?;
     let scaling = scaling(fields, &inner, object, max_position_embeddings)?;
-    Ok(RopeConfig { theta, dim, layout, scaling })
+    // The old name of sections alone. A family without any has no such rotation.
+    let scaling = match scaling {
+        None if sections.is_some() => RopeScaling::None,
+        None => return Err(unknown_kind(&inner, SECTIONS_KIND)),
+        Some(scaling) => scaling,
+    };
+    Ok(RopeConfig { theta, dim, layout, sections, scaling })
+}
+
+const SECTIONS: &str = "mrope_section";
+const SECTIONS_KIND: &str = "mrope";
+
+fn read_sections(inner: &Fields, default: RopeSections) -> Result<RopeSections, LoadError> {
+    let interleaved = matches!(default, RopeSections::Interleaved(_));
+    if inner.bool_or("mrope_interleaved", interleaved)? != interleaved {
+        return Err(inner.fail("mrope_interleaved", format!("only {interleaved} is supported for this architecture")));
+    }
+    let Some(items) = inner.opt_array(SECTIONS)? else { return Ok(default) };
+    let sizes: Option<Vec<usize>> = items.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
+    match sizes.as_deref() {
+        Some(&[time, row, column]) if [time, row, column].iter().all(|&n| n <= 1 << 20) => Ok(match interleaved {
+            false => RopeSections::Consecutive([time, row, column]),
+            true => RopeSections::Interleaved([time, row, column]),
+        }),
+        _ => Err(inner.fail(SECTIONS, "expected three whole numbers: pairs that turn by time, row and column")),
+    }
+}
+
+/// Every pair turns by one of the three positions.
+fn check_sections(fields: &Fields, sections: Option<RopeSections>, dim: usize) -> Result<(), LoadError> {
+    match sections {
+        Some(sections) if sections.num_pairs() != dim / 2 => Err(fields.fail(
+            SECTIONS,
+            format!("has {} pairs of dimensions, and heads have {}", sections.num_pairs(), dim / 2),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn unknown_kind(inner: &Fields, kind: &str) -> LoadError {
+    inner.fail("rope_type", format!("{kind:?} is not supported, these are: default, linear, llama3, yarn"))
 }
 
 /// The key of the object with the rotation's settings, if there is one. Where both are there the older goes before the newer, unless it is
@@ -124,12 +181,13 @@ fn refuse_partial(fields: &Fields) -> Result<(), LoadError> {
     }
 }
 
+/// `None` where the kind is that of sections without scaling.
 fn scaling(
     outer: &Fields,
     inner: &Fields,
     object: &Map<String, Value>,
     max_position: usize,
-) -> Result<RopeScaling, LoadError> {
+) -> Result<Option<RopeScaling>, LoadError> {
     let kind = match inner.opt_str("rope_type")? {
         Some(kind) => kind,
         None => inner.opt_str("type")?.unwrap_or("default"),
@@ -138,16 +196,14 @@ fn scaling(
         return Err(inner.fail(key, "different rotations for different layers are not supported"));
     }
     let factor = |least| inner.f64_in("factor", None, least..=1e6);
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: factor(1e-6)? }),
-        "llama3" => llama3(outer, inner, max_position),
-        "yarn" => Ok(RopeScaling::Yarn(yarn(outer, inner, max_position)?)),
-        other => Err(inner.fail(
-            "rope_type",
-            format!("{other:?} is not supported, these are: default, linear, llama3, yarn"),
-        )),
-    }
+    Ok(Some(match kind {
+        SECTIONS_KIND => return Ok(None),
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: factor(1e-6)? },
+        "llama3" => llama3(outer, inner, max_position)?,
+        "yarn" => RopeScaling::Yarn(yarn(outer, inner, max_position)?),
+        other => return Err(unknown_kind(inner, other)),
+    }))
 }
 
 /// A value at the top of the configuration goes before the one beside the factor.

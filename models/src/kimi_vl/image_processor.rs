@@ -127,6 +127,7 @@ impl ImageProcessor for KimiVlImageProcessor {
             digest: self.digest(&rgb, &layout),
             grid: layout.grid,
             num_tokens: layout.num_tokens(),
+            position_grid: None,
             patches: self.patches(&rgb, &layout),
         }))
     }

@@ -156,8 +156,13 @@ impl Gqa {
             }
             _ => (&mut b.q, &mut b.k),
         };
-        ops::rope(q, 0, step.rope, &step.input.positions, step.layout);
-        ops::rope(k, 0, step.rope, &step.input.positions, step.layout);
+        for heads in [&mut *q, &mut *k] {
+            let positions = &step.input.positions;
+            match &step.sections {
+                None => ops::rope(heads, 0, step.rope, positions, step.layout),
+                Some(sections) => ops::rope_sections(heads, step.rope, positions, sections),
+            }
+        }
         k.reshape(&[t, kv_width]);
         ops::store_kv(k, keys, &step.input.slots);
         ops::store_kv(&b.v, values, &step.input.slots);

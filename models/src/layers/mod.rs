@@ -13,7 +13,7 @@ use crate::lora::{LoraBuffers, Loras};
 use crate::parts::Part;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{Activation, LinearPart, Ragged, ReadPlan, RopeLayout, RopeTable, Tokens};
+use kernels::ops::{Activation, LinearPart, Ragged, ReadPlan, RopeLayout, RopeSections, RopeTable, Tokens};
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// What the layers need of a step beside its activations.
@@ -22,6 +22,8 @@ pub struct Step<'a> {
     pub ragged: Ragged<'a>,
     pub rope: &'a RopeTable,
     pub layout: RopeLayout,
+    /// Where a token has three positions.
+    pub sections: Option<RopeSections>,
     /// Where some rows have adapters.
     pub loras: Option<&'a Loras>,
     /// The number of the layer that runs.

@@ -65,7 +65,7 @@ mod tests {
     use kernels::ops::RopeLayout;
 
     fn config(scaling: RopeScaling) -> RopeConfig {
-        RopeConfig { theta: 10_000.0, dim: 8, layout: RopeLayout::Half, scaling }
+        RopeConfig { theta: 10_000.0, dim: 8, layout: RopeLayout::Half, sections: None, scaling }
     }
 
     fn close(found: &[f32], expected: &[f64]) {

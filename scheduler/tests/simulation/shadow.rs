@@ -266,6 +266,15 @@ impl Shadow {
             let actual = shown.get(&position).copied().flatten();
             assert_eq!(actual, expected, "{:?} shows a wrong row at {position}", item.id);
         }
+        // Where there is no picture there is nothing to go wrong, and much to count.
+        let ends = [item.context_len, item.end() - 1];
+        let rotary: Vec<_> = item.rotary_positions().collect();
+        if !truth.sequence.images().is_empty() && truth.tokens.len() == item.end() {
+            for position in ends {
+                let expected = truth.rotary_position(position);
+                assert_eq!(rotary[position - item.context_len], expected, "{:?} at {position}", item.id);
+            }
+        }
     }
 
     fn check_sample(&self, item: &BatchItem) {

@@ -75,6 +75,27 @@ impl Truth {
         Some((short(&span.image.digest), position - span.start))
     }
 
+    /// By time, row and column, counted from the first token on.
+    pub fn rotary_position(&self, position: usize) -> [usize; 3] {
+        let (mut next, mut found) = (0, [0; 3]);
+        for at in 0..=position {
+            let spans = self.sequence.images();
+            let span = spans.iter().find(|span| (span.start..span.end()).contains(&at));
+            let grid = span.and_then(|span| Some((at - span.start, span.image.position_grid?)));
+            match grid {
+                None => {
+                    found = [next; 3];
+                    next += 1;
+                }
+                Some((row, [rows, columns])) => {
+                    found = [next, next + row / columns, next + row % columns];
+                    next += if row + 1 == rows * columns { rows.max(columns) } else { 0 };
+                }
+            }
+        }
+        found
+    }
+
     /// Whether it may have to run its last token again.
     pub fn may_be_deferred(&self) -> bool {
         let waits = self.sequence.constraint.is_some() || !self.machine.only_constrained_wait;

@@ -294,7 +294,12 @@ fn image(rng: &mut Rng) -> ImageInput {
     let grid = [rng.range(1, 6), rng.range(1, 6)];
     // Few sizes, so that different pictures can have the same.
     let num_tokens = *rng.pick(&[1, 2, 5, 5, 9, 9, 16]);
-    ImageInput { digest, grid, num_tokens, patches: Vec::new() }
+    let position_grid = match num_tokens {
+        9 => Some([3, 3]),
+        16 => Some([2, 8]),
+        _ => None,
+    };
+    ImageInput { digest, grid, num_tokens, position_grid, patches: Vec::new() }
 }
 
 fn family(rng: &mut Rng, capacity: usize, has_images: bool, images: &[Arc<ImageInput>]) -> Prompt {
