@@ -125,6 +125,8 @@ pub struct LoadOptions {
     /// Rows of prompts at this position and beyond go through latent attention in its expanded form; `None`: in the absorbed form, as
     /// all other rows do.
     pub mla_expand_from: Option<usize>,
+    /// Pixels that a picture is resized to at most, where the model's image processor has such a bound; `None`, or more than that: as it says.
+    pub image_resize_pixels: Option<usize>,
     /// `None`: what the model allows, or less where the KV memory cannot hold one such sequence.
     pub max_model_len: Option<usize>,
     /// Adapters that may be loaded at a time; 0: none, and no memory is planned for them.
@@ -164,6 +166,7 @@ impl Default for LoadOptions {
             head_screening: HeadScreeningChoice::Auto,
             kv_cache_dtype: KvCacheDTypeChoice::Auto,
             mla_expand_from: None,
+            image_resize_pixels: None,
             max_model_len: None,
             max_loras: 0,
             max_lora_rank: 16,
@@ -259,6 +262,10 @@ pub enum ImageError {
         "picture of {width}x{height} pixels gives {rows}x{columns} patches, above the limit of {limit} in one direction"
     )]
     TooElongated { width: usize, height: usize, rows: usize, columns: usize, limit: usize },
+    #[error(
+        "picture of {width}x{height} pixels has a side that is more than {limit} times as long as the other"
+    )]
+    TooUneven { width: usize, height: usize, limit: usize },
     #[error("the model's encoder of pictures gave a value that is not finite")]
     NotFinite,
 }

@@ -332,7 +332,13 @@ mod tests {
         let sample = Sample { num_drafts: 1, ..Sample::new(Arc::new(SamplingParams::default()), 8, 1) };
         let chunk = BatchItem {
             prompt_len: 8,
-            images: vec![ImageRows { first_token: 1, first_row: 3, len: 2, position_grid: None, rows: blocks(&[2, 6]) }],
+            images: vec![ImageRows {
+                first_token: 1,
+                first_row: 3,
+                len: 2,
+                position_grid: None,
+                rows: blocks(&[2, 6]),
+            }],
             ..BatchItem::new(SequenceId(1), vec![10, 11, 12, 13], 2, blocks(&[4, 0]))
         };
         let adapter = AdapterId(std::num::NonZeroU64::MIN);
@@ -374,7 +380,8 @@ mod tests {
             |items: Vec<BatchItem>, cu_seqlens: &[u32], expanded: &[bool], rows: &[Range<usize>]| {
                 let batch = Batch { encodes: Vec::new(), items };
                 let mut input = ModelInput::default();
-                input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5), num_axes: 1 });
+                input
+                    .pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5), num_axes: 1 });
                 on_device.set(&input);
                 assert_eq!((&input.cu_seqlens[..], &input.expanded[..]), (cu_seqlens, expanded));
                 assert_eq!(on_device.forms.absorbed_rows, rows);

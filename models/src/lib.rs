@@ -24,12 +24,15 @@ mod memory_limit;
 mod memory_plan;
 mod parts;
 mod published;
+pub mod qwen_vl;
 mod resize;
 mod runner;
 pub mod sampler;
 mod scratch;
 mod screening;
 mod storage;
+mod vision;
+mod vision_parts;
 mod weights;
 
 pub use config::GenerationDefaults;

@@ -2,19 +2,19 @@
 
 use crate::chameleon::encoder::{self, Encoder};
 use crate::chameleon::image_processor::{ChameleonImageProcessor, PixelRule};
-use crate::config::{AttentionConfig, GenerationDefaults, ModelConfig, PictureCodes};
+use crate::config::{AttentionConfig, GenerationDefaults, ModelConfig, PictureCodes, TowerKind};
 use crate::decoder::{Decoder, Placement};
 use crate::device;
 use crate::input::StepInput;
-use crate::kimi_vl::{KimiVlImageProcessor, Vision, VisionConfig};
 use crate::kv_cache::KvCache;
 use crate::lora::{AdapterSpec, LoraBuffers, Loras};
-use crate::memory::{Request, VisionShape};
+use crate::memory::Request;
 use crate::memory_limit;
 use crate::memory_plan::Plan;
 use crate::runner::{DeviceRunner, Eyes, Parts};
 use crate::scratch::Scratch;
 use crate::storage::Storage;
+use crate::vision::{Vision, VisionShape};
 use crate::weights::{CacheUse, Checkpoint};
 use crate::{
     HeadScreeningChoice, ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo,
@@ -53,7 +53,7 @@ pub struct Progress {
 struct Description {
     config: ModelConfig,
     storage: Storage,
-    vision: Option<(VisionShape, KimiVlImageProcessor)>,
+    vision: Option<(VisionShape, Arc<dyn ImageProcessor>)>,
     /// Where pictures are tokens: how they are cut, and the processor that encodes them.
     codes: Option<(PixelRule, Device)>,
     is_embedded: bool,
@@ -72,16 +72,14 @@ impl Description {
         let storage = Storage::of_model(&config, options);
         let vision = match &config.vision {
             None => None,
-            Some(part) => {
-                let file = files.describe(crate::files::CONFIG_FILE);
-                let shape = VisionConfig::read(&file, &part.object, config.decoder.hidden_size)?;
-                let processor = KimiVlImageProcessor::from_files(files)?;
-                processor.check(files, &shape)?;
-                let max_patches = processor.max_patches();
-                let max_tokens = shape.num_tokens(max_patches);
-                Some((VisionShape { config: shape, max_patches, max_tokens }, processor))
-            }
+            Some(part) => Some(VisionShape::read(files, part, config.decoder.hidden_size, options)?),
         };
+        if options.image_resize_pixels.is_some()
+            && config.vision.as_ref().is_none_or(|part| part.tower != TowerKind::Qwen25)
+        {
+            let message = "the model has no image processor that resizes to a number of pixels".to_string();
+            return Err(LoadError::Option { option: "image_resize_pixels", message });
+        }
         let codes = match &config.codes {
             None => None,
             Some(codes) => {
@@ -173,7 +171,10 @@ fn load_once(
     let placement = Placement { device: &device, storage, max_model_len: plan.max_model_len };
     let decoder = Decoder::load(&checkpoint, &config.decoder, &placement, &mut report)?;
     let eyes = match &description.vision {
-        Some((shape, _)) => Some(load_eyes(&checkpoint, &device, storage, shape, &plan)?),
+        Some((shape, _)) => {
+            let hidden_size = config.decoder.hidden_size;
+            Some(load_eyes(&checkpoint, &device, storage, shape, (&plan, hidden_size))?)
+        }
         None => None,
     };
     let image_processor = load_image_processor(&checkpoint, &description)?;
@@ -253,7 +254,7 @@ fn load_image_processor(
         let processor = ChameleonImageProcessor::new(rule.clone(), tokens.clone(), encoder);
         return Ok(Some(Arc::new(processor)));
     }
-    Ok(vision.as_ref().map(|(_, processor)| Arc::new(processor.clone()) as Arc<dyn ImageProcessor>))
+    Ok(vision.as_ref().map(|(_, processor)| Arc::clone(processor)))
 }
 
 fn load_eyes(
@@ -261,13 +262,12 @@ fn load_eyes(
     device: &Device,
     storage: &Storage,
     shape: &VisionShape,
-    plan: &Plan,
+    (plan, hidden_size): (&Plan, usize),
 ) -> Result<Eyes, LoadError> {
     let images = plan.images.expect("a model with pictures plans for them");
-    let hidden_size = shape.config.text_hidden_size;
     let rows = |n| Tensor::zeros(device, DType::F32, &[n, hidden_size]);
     Ok(Eyes {
-        vision: Vision::load(checkpoint, device, storage, &shape.config, images.max_patches)?,
+        vision: Vision::load(checkpoint, device, storage, shape)?,
         rows: rows(images.max_tokens),
         cache: rows(images.cache_rows()),
         rows_per_block: images.rows_per_block,

@@ -8,7 +8,6 @@
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
-use crate::kimi_vl::{VisionConfig, VisionSize};
 use crate::kv_cache::KvCache;
 use crate::lora::{AdapterLimits, AdapterSpec, LoraBuffers, LoraLimits, Loras};
 use crate::memory_plan::{Concurrency, IMAGE_ROWS_PER_BLOCK, ImagePlan, MemoryPlan, Plan};
@@ -16,6 +15,8 @@ use crate::parts::published_name;
 use crate::sampler::DeviceSampler;
 use crate::scratch::{Scratch, StepLimits, logit_rows};
 use crate::storage::Storage;
+use crate::vision::VisionShape;
+use crate::vision_parts::VisionSize;
 use crate::{KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions};
 use kernels::ops::KvType;
 use kernels::{DType, Device, Indices};
@@ -23,14 +24,6 @@ use kernels::{DType, Device, Indices};
 /// Beyond these is a mistake: sizes are computed from them before they are compared with the memory that there is.
 const MAX_LORAS: usize = 1 << 12;
 const MAX_LORA_RANK: usize = 1 << 12;
-
-/// The vision part of a model, as far as memory is concerned: made for the largest picture of its image processor.
-#[derive(Debug, Clone)]
-pub(crate) struct VisionShape {
-    pub config: VisionConfig,
-    pub max_patches: usize,
-    pub max_tokens: usize,
-}
 
 /// Everything that sizes depend on.
 pub(crate) struct Request<'a> {
@@ -146,8 +139,7 @@ impl Request<'_> {
     }
 
     fn vision_size(&self) -> VisionSize {
-        let of = |v: &VisionShape| VisionSize::of(self.device, &v.config, self.storage, v.max_patches);
-        self.vision.map(of).unwrap_or_default()
+        self.vision.map(|vision| vision.size(self.device, self.storage)).unwrap_or_default()
     }
 
     fn images(&self) -> Option<ImagePlan> {

@@ -78,8 +78,12 @@ impl Feed {
         let blocks = to.div_ceil(self.block_size);
         // A step coprime to the number of blocks visits each of them once.
         let step = (self.num_blocks / 3..).find(|&step| gcd(step, self.num_blocks) == 1).unwrap();
+        let before = pictures.iter().filter(|picture| picture.start + picture.input.num_tokens <= from);
         let item = BatchItem {
             prompt_len: to,
+            position_shift: before
+                .map(|picture| picture.input.num_tokens - picture.input.num_positions())
+                .sum(),
             images: pictures.iter().filter_map(|picture| picture.part(from, to)).collect(),
             sample: Some(Sample::new(Arc::new(SamplingParams::default()), to, 0)),
             ..BatchItem::new(

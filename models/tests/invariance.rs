@@ -512,6 +512,8 @@ subjects! {
     gated_experts: "qwen2_moe", false, Auto, F32, Auto, None, Auto;
     gated_experts_int4_rounded: "qwen2_moe", false, Int4, Int8, Auto, None, Auto;
     experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;
+    qwen_vl_pictures: "qwen2_5_vl", true, Auto, F32, Auto, None, Auto;
+    qwen_vl_pictures_rounded: "qwen2_5_vl", true, Int8, Auto, Int8, None, Auto;
     kimi_vl_pictures_compact: "kimi_vl", true, Auto, Auto, Auto, None, Compact;
     kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None, Auto;
     kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8, Auto, None, Auto;

@@ -87,9 +87,10 @@ impl BatchItem {
         let mut images = self.images.iter().peekable();
         (0..self.tokens.len()).map(move |token| {
             let position = self.context_len + token - shift;
-            let Some(image) = images.next_if(|image| image.first_token + image.len == token + 1).or_else(|| {
-                images.peek().copied().filter(|image| image.first_token <= token)
-            }) else {
+            let Some(image) = images
+                .next_if(|image| image.first_token + image.len == token + 1)
+                .or_else(|| images.peek().copied().filter(|image| image.first_token <= token))
+            else {
                 return [position; 3];
             };
             let Some([rows, columns]) = image.position_grid else { return [position; 3] };

@@ -60,7 +60,13 @@ mod tests {
     use std::sync::Arc;
 
     fn span(start: usize, name: u8, num_tokens: usize) -> ImageSpan {
-        let image = ImageInput { digest: Digest([name; 32]), grid: [1, 1], num_tokens, position_grid: None, patches: Vec::new() };
+        let image = ImageInput {
+            digest: Digest([name; 32]),
+            grid: [1, 1],
+            num_tokens,
+            position_grid: None,
+            patches: Vec::new(),
+        };
         ImageSpan { start, image: Arc::new(image) }
     }
 

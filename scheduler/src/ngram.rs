@@ -214,7 +214,13 @@ mod tests {
     }
 
     fn span(start: usize, num_tokens: usize) -> ImageSpan {
-        let image = ImageInput { digest: Digest([1; 32]), grid: [1, 1], num_tokens, position_grid: None, patches: Vec::new() };
+        let image = ImageInput {
+            digest: Digest([1; 32]),
+            grid: [1, 1],
+            num_tokens,
+            position_grid: None,
+            patches: Vec::new(),
+        };
         ImageSpan { start, image: Arc::new(image) }
     }
 

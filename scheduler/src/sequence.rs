@@ -49,8 +49,13 @@ impl Sequence {
             if span.start < end || span.end() > prompt.len() || span.image.num_tokens == 0 {
                 return fail(format!("image span {}..{} is out of place", span.start, span.end()));
             }
-            if span.image.position_grid.is_some_and(|[rows, columns]| rows * columns != span.image.num_tokens) {
-                return fail(format!("image span {}..{} is not its grid of positions", span.start, span.end()));
+            if span.image.position_grid.is_some_and(|[rows, columns]| rows * columns != span.image.num_tokens)
+            {
+                return fail(format!(
+                    "image span {}..{} is not its grid of positions",
+                    span.start,
+                    span.end()
+                ));
             }
             end = span.end();
         }

@@ -151,6 +151,7 @@ impl TryFrom<ServeArgs> for Config {
             enable_prefix_caching: _,
             no_enable_prefix_caching,
             max_image_pixels,
+            image_resize_pixels,
             max_images,
             max_video_frames,
             mm_processor_cache_gb,
@@ -215,6 +216,8 @@ impl TryFrom<ServeArgs> for Config {
         let keep_alive = seconds("sse-keep-alive-interval", sse_keep_alive_interval)?;
         let request = RequestLimits { n_max: max_n, ..RequestLimits::default() };
         let max_pixels = parse_count(&max_image_pixels).map_err(fail("max-image-pixels"))? as u64;
+        let image_resize_pixels = image_resize_pixels.as_deref().map(parse_count).transpose();
+        let image_resize_pixels = image_resize_pixels.map_err(fail("image-resize-pixels"))?;
         let pictures = PictureOptions {
             limits: ImageLimits {
                 max_pixels,
@@ -290,6 +293,7 @@ impl TryFrom<ServeArgs> for Config {
                     KvCacheDTypeArg::Int8 => KvCacheDTypeChoice::Int8,
                 },
                 mla_expand_from,
+                image_resize_pixels,
                 max_loras: adapters.max_loras,
                 max_lora_rank: max_rank,
                 lora_experts,

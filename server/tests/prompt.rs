@@ -32,7 +32,16 @@ fn text(role: &str, text: &str) -> Message {
 
 fn image(num_tokens: usize) -> Part {
     let digest = Digest([num_tokens as u8; 32]);
-    Part::Image(ImageInput { digest, grid: [2, 2 * num_tokens], num_tokens, position_grid: None, patches: Vec::new() }.into())
+    Part::Image(
+        ImageInput {
+            digest,
+            grid: [2, 2 * num_tokens],
+            num_tokens,
+            position_grid: None,
+            patches: Vec::new(),
+        }
+        .into(),
+    )
 }
 
 fn build_with(builder: &PromptBuilder, messages: &[Message], ending: Ending) -> Result<Prompt, PromptError> {

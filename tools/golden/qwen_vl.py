@@ -19,13 +19,13 @@ from chameleon import fnv1a, formula
 from common import MODEL_FIXTURES, Rng, write_arrays, write_json
 from reference import run_case
 
-IMAGE_PAD, NUM_PLAIN = 90, 80
-VISION_START, VISION_END = 88, 89
+IMAGE_PAD, NUM_PLAIN = 120, 110
+VISION_START, VISION_END = 118, 119
 # As published files of before 2026 have it: the decoder's settings at the top.
 CONFIG = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 94,
-    "eos_token_id": 95, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END,
-    "vision_token_id": 87, "image_token_id": IMAGE_PAD, "video_token_id": 91, "hidden_act": "silu", "hidden_size": 48,
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 124,
+    "eos_token_id": 125, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END,
+    "vision_token_id": 117, "image_token_id": IMAGE_PAD, "video_token_id": 121, "hidden_act": "silu", "hidden_size": 48,
     "initializer_range": 0.02, "intermediate_size": 72, "max_position_embeddings": 1024, "max_window_layers": 2,
     "model_type": "qwen2_5_vl", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
     "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 16, "tie_word_embeddings": False,
@@ -35,7 +35,7 @@ CONFIG = {
         "out_hidden_size": 48, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 84,
         "fullatt_block_indexes": [1], "tokens_per_second": 2, "temporal_patch_size": 2,
     },
-    "rope_scaling": {"type": "mrope", "mrope_section": [1, 3, 2]}, "vocab_size": 96,
+    "rope_scaling": {"type": "mrope", "mrope_section": [1, 3, 2]}, "vocab_size": 130,
 }
 PREPROCESSOR = {
     "min_pixels": 9408, "max_pixels": 31360, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
@@ -139,7 +139,7 @@ def generate():
         frames = patches.reshape(len(patches), 3, 2, -1)
         assert torch.equal(frames[:, :, 0], frames[:, :, 1])
         one = frames[:, :, 0].contiguous().numpy()
-        images.append({"file": f"../kimi_vl/images/{stem}.png", "width": size[0], "height": size[1],
+        images.append({"file": f"images/{stem}.png", "width": size[0], "height": size[1],
                        "grid": grid[0, 1:].tolist(), "num_tokens": len(rows), "patches_fnv1a": fnv1a(one.tobytes())})
         arrays[f"{stem}.rows"] = rows[[0, len(rows) // 2, -1], :8]
     answers = Answers(model)
@@ -155,7 +155,7 @@ def generate():
         for text, file in zip(texts, files):
             num_tokens = int(processed[file][1].prod()) // 4
             offset += text + 1
-            spans.append({"file": f"../kimi_vl/images/{file}.png", "offset": offset, "num_tokens": num_tokens})
+            spans.append({"file": f"images/{file}.png", "offset": offset, "num_tokens": num_tokens})
             offset += num_tokens + 1
 
         def draw(attempt):

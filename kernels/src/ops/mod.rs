@@ -29,7 +29,7 @@ pub use crate::operands::kv::{KvRows, KvShape, KvTensor, KvType};
 pub use crate::operands::latents::{ExpandedSizes, LatentRows, Latents};
 pub use crate::operands::linear::Activation;
 pub use crate::operands::moe::{AddNorm, MoeScratch, SharedExpert};
-pub use crate::operands::rope::{RopeLayout, RopeTable, Rotation};
+pub use crate::operands::rope::{RopeLayout, RopeSections, RopeTable, Rotation};
 pub use crate::operands::route::{GroupScore, RouterConfig, Scoring};
 pub use crate::operands::sample::{Draw, MAX_TOP, RowRequest, SampleSizes, Want};
 pub use crate::operands::tokens::{NormFor, TokenRoom};

@@ -20,9 +20,9 @@ use crate::parts::Quantization;
 use crate::published::Published;
 use crate::{LoadError, ModelFiles};
 use json::Fields;
-use multimodal::Multimodal;
 use kernels::DType;
 use kernels::ops::RouterConfig;
+use multimodal::Multimodal;
 use scheduler::TokenId;
 use serde_json::{Map, Value};
 

@@ -52,7 +52,8 @@ fn kimi_vl<'a>(file: &'a str, top: &Fields<'a>) -> Result<Multimodal<'a>, LoadEr
     let decoder = families::decoder("DeepseekV3ForCausalLM", &text, "language_model.")?;
     let key = "media_placeholder_token_id";
     let image_token_id = image_token(top, key, KIMI_VL_IMAGE_TOKEN, &decoder)?;
-    let vision = VisionPart { object: required(top, VISION)?.clone(), tower: TowerKind::MoonVit, image_token_id };
+    let vision =
+        VisionPart { object: required(top, VISION)?.clone(), tower: TowerKind::MoonVit, image_token_id };
     Ok(Multimodal { text, decoder, vision })
 }
 
@@ -66,7 +67,8 @@ fn qwen_2_5_vl<'a>(file: &'a str, top: &Fields<'a>) -> Result<Multimodal<'a>, Lo
     let mut decoder = families::decoder(families::QWEN_2_5_VL, &text, "")?;
     decoder.tied_head |= top.bool_or("tie_word_embeddings", false)?;
     let image_token_id = image_token(top, "image_token_id", QWEN_VL_IMAGE_TOKEN, &decoder)?;
-    let vision = VisionPart { object: required(top, VISION)?.clone(), tower: TowerKind::Qwen25, image_token_id };
+    let vision =
+        VisionPart { object: required(top, VISION)?.clone(), tower: TowerKind::Qwen25, image_token_id };
     Ok(Multimodal { text, decoder, vision })
 }
 

@@ -106,16 +106,23 @@ const SECTIONS_KIND: &str = "mrope";
 fn read_sections(inner: &Fields, default: RopeSections) -> Result<RopeSections, LoadError> {
     let interleaved = matches!(default, RopeSections::Interleaved(_));
     if inner.bool_or("mrope_interleaved", interleaved)? != interleaved {
-        return Err(inner.fail("mrope_interleaved", format!("only {interleaved} is supported for this architecture")));
+        return Err(
+            inner.fail("mrope_interleaved", format!("only {interleaved} is supported for this architecture"))
+        );
     }
     let Some(items) = inner.opt_array(SECTIONS)? else { return Ok(default) };
-    let sizes: Option<Vec<usize>> = items.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
+    let sizes: Option<Vec<usize>> =
+        items.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
     match sizes.as_deref() {
-        Some(&[time, row, column]) if [time, row, column].iter().all(|&n| n <= 1 << 20) => Ok(match interleaved {
-            false => RopeSections::Consecutive([time, row, column]),
-            true => RopeSections::Interleaved([time, row, column]),
-        }),
-        _ => Err(inner.fail(SECTIONS, "expected three whole numbers: pairs that turn by time, row and column")),
+        Some(&[time, row, column]) if [time, row, column].iter().all(|&n| n <= 1 << 20) => {
+            Ok(match interleaved {
+                false => RopeSections::Consecutive([time, row, column]),
+                true => RopeSections::Interleaved([time, row, column]),
+            })
+        }
+        _ => {
+            Err(inner.fail(SECTIONS, "expected three whole numbers: pairs that turn by time, row and column"))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::decoder::Decoder;
 use crate::storage::Storage;
-use kernels::ops::{KvType, RopeLayout};
+use kernels::ops::{KvType, RopeLayout, RopeSections};
 use serde_json::json;
 
 fn parse(json: &Value) -> Result<ModelConfig, LoadError> {
@@ -125,6 +125,95 @@ fn kimi_vl_reads_its_text_part() {
     assert_eq!(config.decoder.prefix, "language_model.");
     assert_eq!(config.decoder.rope.theta, 800000.0);
     assert_eq!(config.vision.unwrap().image_token_id, 163605);
+}
+
+fn qwen_vl() -> Value {
+    json!({
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "bos_token_id": 151643, "eos_token_id": 151645,
+        "vision_start_token_id": 151652, "vision_end_token_id": 151653, "image_token_id": 151655, "video_token_id": 151656,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "max_position_embeddings": 128000,
+        "max_window_layers": 70, "model_type": "qwen2_5_vl", "num_attention_heads": 16, "num_hidden_layers": 36,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false, "vocab_size": 151936,
+        "vision_config": {"model_type": "qwen2_5_vl", "depth": 32},
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}
+    })
+}
+
+/// As newer versions of the published code write the same.
+fn newer_qwen_vl() -> Value {
+    let mut text = qwen_vl();
+    let object = text.as_object_mut().unwrap();
+    for key in [
+        "architectures",
+        "vision_config",
+        "image_token_id",
+        "tie_word_embeddings",
+        "rope_theta",
+        "rope_scaling",
+    ] {
+        object.remove(key);
+    }
+    text["model_type"] = "qwen2_5_vl_text".into();
+    text["rope_parameters"] =
+        json!({"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]});
+    json!({
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "text_config": text, "tie_word_embeddings": true,
+        "vision_config": {"model_type": "qwen2_5_vl_vision"}, "dtype": "bfloat16"
+    })
+}
+
+#[test]
+fn qwen_vl_old_and_new() {
+    let config = parse(&qwen_vl()).unwrap();
+    let decoder = &config.decoder;
+    assert_eq!((decoder.prefix, decoder.tied_head, decoder.rope.theta), ("", true, 1e6));
+    assert_eq!(decoder.rope.sections, Some(RopeSections::Consecutive([16, 24, 24])));
+    assert_eq!((decoder.rope.num_axes(), &decoder.rope.scaling), (3, &RopeScaling::None));
+    let vision = config.vision.as_ref().unwrap();
+    assert_eq!((vision.image_token_id, vision.tower), (151_655, TowerKind::Qwen25));
+    assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(151_643), &[151_645][..]));
+    // The 3B model without its tower of 668,684,288.
+    assert_eq!(parameters(qwen_vl()), 3_085_938_688);
+    let newer = parse(&newer_qwen_vl()).unwrap();
+    assert_eq!((&newer.decoder, newer.dtype), (decoder, config.dtype));
+    assert_eq!((newer.bos_token_id, &newer.eos_token_ids), (config.bos_token_id, &config.eos_token_ids));
+    // With the scaling that the model cards show for long texts.
+    let long = json!({"type": "yarn", "mrope_section": [16, 24, 24], "factor": 4,
+        "original_max_position_embeddings": 32768});
+    let rope = parse(&with(qwen_vl(), &[("rope_scaling", long)])).unwrap().decoder.rope;
+    assert_eq!(rope.num_axes(), 3);
+    assert!(matches!(rope.scaling, RopeScaling::Yarn(_)));
+}
+
+#[test]
+fn sections_that_do_not_fit_are_named() {
+    let sections = |sections: Value| {
+        let scaling = json!({"type": "mrope", "mrope_section": sections});
+        parse(&with(qwen_vl(), &[("rope_scaling", scaling)])).unwrap_err().to_string()
+    };
+    for (found, expected) in [
+        (json!([16, 24, 23]), "has 63 pairs of dimensions, and heads have 64"),
+        (json!([16, 24]), "expected three whole numbers"),
+        (json!([16, 24, -1]), "expected three whole numbers"),
+        (json!([16, 24, "24"]), "expected three whole numbers"),
+    ] {
+        let message = sections(found);
+        assert!(
+            message.starts_with(&format!("config.json: rope_scaling.mrope_section: {expected}")),
+            "{message}"
+        );
+    }
+    let of = |changes: &[(&str, Value)]| parse(&with(qwen_vl(), changes)).unwrap_err().to_string();
+    assert!(of(&[("model_type", json!("qwen2_vl"))]).starts_with("config.json: model_type: "));
+    assert!(of(&[("vision_config", Value::Null)]).starts_with("config.json: vision_config: is missing"));
+    // A family without sections has none.
+    let scaling = json!({"type": "mrope", "mrope_section": [16, 24, 24]});
+    let message = parse(&with(llama(), &[("rope_scaling", scaling)])).unwrap_err().to_string();
+    assert!(
+        message.starts_with("config.json: rope_scaling.rope_type: \"mrope\" is not supported"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -8,13 +8,13 @@
 mod config;
 mod image_processor;
 mod image_size;
-mod parts;
 mod projector;
 mod rotation;
 mod scratch;
 mod vit;
 
 pub use crate::resize::resize;
+pub use crate::vision_parts::VisionSize;
 pub use config::VisionConfig;
 pub use image_processor::KimiVlImageProcessor;
 pub use image_size::{Layout, SizeRule};
@@ -37,16 +37,6 @@ pub struct Vision {
     projector: Projector,
     scratch: Scratch,
     max_patches: usize,
-}
-
-/// What it takes on the device: closed formulas, equal to what [`Vision::load`] allocates.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VisionSize {
-    pub parameters: u64,
-    pub weight_bytes: u64,
-    pub buffer_bytes: u64,
-    /// Tensors and matrices.
-    pub tensors: u64,
 }
 
 impl VisionSize {

@@ -6,11 +6,11 @@
 //! ```
 
 use super::config::{CHANNELS, VisionConfig};
-use super::parts::{Linear, Norm};
 use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
+use crate::vision_parts::{Linear, Norm};
 use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
 use kernels::{DType, Tensor};
 

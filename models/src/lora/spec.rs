@@ -294,6 +294,7 @@ fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
         Refused { part: ".experts.base_layer", reason: fused },
         Refused { part: "embed_tokens", reason: "an adapter of the embedding is not supported" },
         Refused { part: "vision_tower", reason: "an adapter of the vision tower is not supported" },
+        Refused { part: "visual.", reason: "an adapter of the vision tower is not supported" },
         Refused {
             part: "multi_modal_projector",
             reason: "an adapter of the vision projector is not supported",

@@ -278,7 +278,8 @@ impl Job<'_> {
         let mut ignore =
             vec![r"re:.*lm_head$", r"re:.*\.kv_b_proj$", r"re:.*\.(mlp|block_sparse_moe)\.gate$"];
         if self.config.vision.is_some() {
-            ignore.extend([r"re:.*vision_tower\..*", r"re:.*multi_modal_projector\..*"]);
+            let towers = [r"re:.*vision_tower\..*", r"re:.*multi_modal_projector\..*", r"re:.*visual\..*"];
+            ignore.extend(towers);
         }
         let mut ignore: Vec<String> = ignore.into_iter().map(String::from).collect();
         ignore.extend(

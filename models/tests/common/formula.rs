@@ -29,23 +29,108 @@ pub fn fnv1a(data: &[u8]) -> u32 {
     data.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// A tensor of Chameleon's encoder of pictures, by its name and shape.
-fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+/// Numbers in [-1, 1), by the name of a tensor.
+fn units(name: &str, len: usize) -> impl Iterator<Item = f64> {
     let seed = fnv1a(name.as_bytes());
-    let inputs: usize = shape[1..].iter().product();
-    let value = |i: u32| {
+    (0..len as u32).map(move |i| {
         let n = i.wrapping_mul(2654435761).wrapping_add(seed);
         let n = (n ^ (n >> 15)).wrapping_mul(2246822519);
-        let u = f64::from((n ^ (n >> 13)) >> 8) / f64::from(1 << 23) - 1.0;
-        let value = match shape.len() {
-            _ if name.ends_with(".bias") => u / 10.0,
-            1 => 1.0 + u / 4.0,
-            4 => u * (3.0 / inputs as f64).sqrt(),
-            _ => u,
-        };
-        value as f32
+        f64::from((n ^ (n >> 13)) >> 8) / f64::from(1 << 23) - 1.0
+    })
+}
+
+/// A tensor of Chameleon's encoder of pictures, by its name and shape.
+fn weights(name: &str, shape: &[usize]) -> Vec<f32> {
+    let inputs: usize = shape[1..].iter().product();
+    let value = |u: f64| match shape.len() {
+        _ if name.ends_with(".bias") => u / 10.0,
+        1 => 1.0 + u / 4.0,
+        4 => u * (3.0 / inputs as f64).sqrt(),
+        _ => u,
     };
-    (0..shape.iter().product::<usize>() as u32).map(value).collect()
+    units(name, shape.iter().product()).map(|u| value(u) as f32).collect()
+}
+
+/// A tensor of Qwen2.5-VL.
+fn qwen_vl_weights(name: &str, shape: &[usize]) -> Vec<f32> {
+    let inputs: usize = shape[1..].iter().product();
+    // Rounded to f32 before they are scaled, as the fixture's were.
+    let value = |u: f64| match shape.len() {
+        _ if name == "model.embed_tokens.weight" => f64::from(u as f32) / 4.0,
+        1 if name.ends_with(".bias") => f64::from((u / 10.0) as f32 * 2.5),
+        1 => 1.0 + u / 4.0,
+        _ => f64::from(u as f32) * (2.0 * (3.0 / inputs as f64).sqrt()),
+    };
+    units(name, shape.iter().product()).map(|u| value(u) as f32).collect()
+}
+
+/// All tensors of tests/fixtures/qwen2_5_vl, whose config.json this is.
+pub fn qwen_vl(config: &serde_json::Value) -> Vec<Stored> {
+    let number = |object: &serde_json::Value, key: &str| object[key].as_u64().unwrap() as usize;
+    let [vocab, d, i, heads, kv_heads, num_layers] = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_hidden_layers",
+    ]
+    .map(|key| number(config, key));
+    let kv = d / heads * kv_heads;
+    let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut add = |name: String, shape: &[usize]| shapes.push((format!("{name}.weight"), shape.to_vec()));
+    add("model.embed_tokens".into(), &[vocab, d]);
+    add("lm_head".into(), &[vocab, d]);
+    add("model.norm".into(), &[d]);
+    for layer in 0..num_layers {
+        for (name, shape) in [
+            ("self_attn.o_proj", &[d, d][..]),
+            ("mlp.gate_proj", &[i, d]),
+            ("mlp.up_proj", &[i, d]),
+            ("mlp.down_proj", &[d, i]),
+            ("input_layernorm", &[d]),
+            ("post_attention_layernorm", &[d]),
+        ] {
+            add(format!("model.layers.{layer}.{name}"), shape);
+        }
+    }
+    let vision = &config["vision_config"];
+    let [h, w, p, depth] =
+        ["hidden_size", "intermediate_size", "patch_size", "depth"].map(|key| number(vision, key));
+    add("visual.patch_embed.proj".into(), &[h, 3, 2, p, p]);
+    for block in 0..depth {
+        for name in ["norm1", "norm2"] {
+            add(format!("visual.blocks.{block}.{name}"), &[h]);
+        }
+    }
+    add("visual.merger.ln_q".into(), &[h]);
+    let mut add_with_bias = |name: String, [n, k]: [usize; 2]| {
+        shapes.push((format!("{name}.weight"), vec![n, k]));
+        shapes.push((format!("{name}.bias"), vec![n]));
+    };
+    for layer in 0..num_layers {
+        for (name, n) in [("q_proj", d), ("k_proj", kv), ("v_proj", kv)] {
+            add_with_bias(format!("model.layers.{layer}.self_attn.{name}"), [n, d]);
+        }
+    }
+    for block in 0..depth {
+        for (name, shape) in [
+            ("attn.qkv", [3 * h, h]),
+            ("attn.proj", [h, h]),
+            ("mlp.gate_proj", [w, h]),
+            ("mlp.up_proj", [w, h]),
+            ("mlp.down_proj", [h, w]),
+        ] {
+            add_with_bias(format!("visual.blocks.{block}.{name}"), shape);
+        }
+    }
+    add_with_bias("visual.merger.mlp.0".into(), [4 * h, 4 * h]);
+    add_with_bias("visual.merger.mlp.2".into(), [number(vision, "out_hidden_size"), 4 * h]);
+    let stored = |(name, shape): (String, Vec<usize>)| {
+        let data = qwen_vl_weights(&name, &shape).iter().flat_map(|value| value.to_le_bytes()).collect();
+        (name, "F32", shape, data)
+    };
+    shapes.into_iter().map(stored).collect()
 }
 
 /// A tensor as safetensors names its type, its shape, and its bytes.

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_macros, reason = "every test file uses its part")]
 
 pub mod adapters;
+pub mod formula;
 pub mod late;
 pub mod made;
 
@@ -19,7 +20,7 @@ use scheduler::{ImageInput, ImageSpan};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
@@ -55,13 +56,62 @@ families!(
     deepseek_v2_lite,
     deepseek_v2,
     kimi_vl,
+    qwen2_5_vl,
 );
 
-/// Beside this file, or where the environment says: a test may run on another machine than it was built on.
+/// Beside this file, or where the environment says: a test may run on another machine than it was built on. One whose weights are a formula is
+/// written elsewhere when it is first asked for.
 pub fn fixture(name: &str) -> PathBuf {
+    match name {
+        FORMULA => whole_fixture(),
+        _ => stored_fixture(name),
+    }
+}
+
+fn stored_fixture(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let folder = std::env::var_os("PERILUNE_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name);
     if made::FAMILIES.contains(&name) { made::with_weights(&folder, name) } else { folder }
+}
+
+/// The family whose weights are a formula, and whose pictures are those of another.
+const FORMULA: &str = "qwen2_5_vl";
+
+/// Written once, under a name that says what is in it.
+fn whole_fixture() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(write_whole_fixture).clone()
+}
+
+fn write_whole_fixture() -> PathBuf {
+    let (stored, pictures) = (stored_fixture(FORMULA), stored_fixture("kimi_vl").join("images"));
+    let config = serde_json::from_slice(&std::fs::read(stored.join("config.json")).unwrap()).unwrap();
+    let weights = formula::joined(b"\x02\0\0\0\0\0\0\0{}", formula::qwen_vl(&config));
+    let mut files = vec![("model.safetensors".to_string(), weights)];
+    for (folder, prefix) in [(&stored, ""), (&pictures, "images/")] {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            files.push((format!("{prefix}{name}"), std::fs::read(entry.path()).unwrap()));
+        }
+    }
+    files.sort();
+    let content: Vec<u8> = files.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes].concat()).collect();
+    let home = match std::env::var_os("PERILUNE_TEST_FIXTURES") {
+        None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
+        Some(_) => std::env::temp_dir(),
+    };
+    let folder = home.join(format!("{FORMULA}-{:08x}", formula::fnv1a(&content)));
+    if !folder.is_dir() {
+        // Nobody sees half of it, whoever writes at the same time.
+        let draft = home.join(format!("{FORMULA}-draft-{}", std::process::id()));
+        std::fs::create_dir_all(draft.join("images")).unwrap();
+        files.iter().for_each(|(name, bytes)| std::fs::write(draft.join(name), bytes).unwrap());
+        if std::fs::rename(&draft, &folder).is_err() {
+            assert!(folder.is_dir(), "{}", folder.display());
+            std::fs::remove_dir_all(&draft).unwrap();
+        }
+    }
+    folder
 }
 
 /// A fixture's picture, and the token that stands for a row of it.
@@ -180,6 +230,11 @@ impl Golden {
         let images = json["images"].as_array().cloned().unwrap_or_default();
         let cases = json["cases"].as_array().unwrap().iter().map(Case::read).collect();
         Self { images, cases, arrays }
+    }
+
+    /// An array that is of no case.
+    pub fn named(&self, name: &str) -> &[f32] {
+        &self.arrays[name]
     }
 
     pub fn array(&self, case: &Case, what: &str) -> Option<&[f32]> {

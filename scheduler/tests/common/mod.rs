@@ -201,7 +201,13 @@ pub fn with_priority(mut sequence: Sequence, priority: i32) -> Sequence {
 
 pub fn image(name: u8, num_tokens: usize, num_patches: usize) -> Arc<ImageInput> {
     let digest = Digest([name; 32]);
-    Arc::new(ImageInput { digest, grid: [1, num_patches], num_tokens, position_grid: None, patches: Vec::new() })
+    Arc::new(ImageInput {
+        digest,
+        grid: [1, num_patches],
+        num_tokens,
+        position_grid: None,
+        patches: Vec::new(),
+    })
 }
 
 pub fn step(engine: &mut Engine<Counter>) -> Step {

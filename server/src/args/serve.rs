@@ -230,6 +230,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "64M", env = "PERILUNE_MAX_IMAGE_PIXELS")]
     pub max_image_pixels: String,
 
+    /// Pixels that pictures are resized to at most, where the model's image processor has such a bound: no more than it says itself
+    #[arg(long, value_name = "N", env = "PERILUNE_IMAGE_RESIZE_PIXELS")]
+    pub image_resize_pixels: Option<String>,
+
     /// Most pictures in one request, frames of animations counted
     #[arg(long, value_name = "N", default_value_t = 64, env = "PERILUNE_MAX_IMAGES")]
     pub max_images: usize,

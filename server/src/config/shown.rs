@@ -60,6 +60,7 @@ impl Config {
             ("keep_alive_timeout", json!(http.idle_timeout.as_secs_f64())),
             ("max_connections", json!(http.max_connections)),
             ("max_image_pixels", json!(pictures.limits.max_pixels)),
+            ("image_resize_pixels", json!(load.image_resize_pixels)),
             ("max_images", json!(pictures.max_pictures)),
             ("max_video_frames", json!(pictures.limits.max_frames)),
             ("mm_processor_cache_bytes", json!(pictures.cache_bytes)),

@@ -300,7 +300,13 @@ impl ImageProcessor for FakeImages {
         // What is seen is in the pixels, whatever the picture is called.
         let mut patches = vec![0.0; num_tokens];
         patches[0] = f32::from_bits((hash ^ (hash >> 32)) as u32);
-        let image = ImageInput { digest: Digest(digest), grid: [num_tokens, 1], num_tokens, position_grid: None, patches };
+        let image = ImageInput {
+            digest: Digest(digest),
+            grid: [num_tokens, 1],
+            num_tokens,
+            position_grid: None,
+            patches,
+        };
         Ok(ProcessedImage::Rows(image))
     }
 

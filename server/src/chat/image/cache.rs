@@ -164,7 +164,8 @@ mod tests {
         let image = ImageInput {
             digest: Digest([name; 32]),
             grid: [1, 1],
-            num_tokens: 1, position_grid: None,
+            num_tokens: 1,
+            position_grid: None,
             patches: vec![0.0; usize::from(name)],
         };
         Ok(Arc::new([image.into()]))

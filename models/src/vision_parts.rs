@@ -1,15 +1,25 @@
-//! What tower and projector are made of: linear layers and layer norms, loaded by name, with the size they take.
+//! What vision towers and their projectors are made of: linear layers and layer norms, loaded by name, with the size they take.
 
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
 use kernels::ops::{self, Activation, AttentionScratch, TokenRoom, Tokens, TurnedHeads};
-use kernels::{HostTensor, Matrix, Tensor};
+use kernels::{DType, HostTensor, Matrix, Tensor};
 
-/// Of every layer norm in the vision part.
+/// Of every layer norm.
 const NORM_EPS: f32 = 1e-5;
 
+/// What a tower takes on the device: closed formulas, equal to what loading it allocates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VisionSize {
+    pub parameters: u64,
+    pub weight_bytes: u64,
+    pub buffer_bytes: u64,
+    /// Tensors and matrices.
+    pub tensors: u64,
+}
+
 /// `name.weight` `[N, K]` and `name.bias` `[N]`.
-pub(super) struct Linear {
+pub(crate) struct Linear {
     weight: Matrix,
     bias: Tensor,
 }
@@ -34,6 +44,21 @@ impl Linear {
             Ok(Matrix::pack(loader.device, dtype, &[HostTensor { shape: &shape, ..weights.view() }]))
         })?;
         Ok(Self { weight, bias: loader.vector(&format!("{name}.bias"), n)? })
+    }
+
+    /// Layers of one input as one, such as gate and up `[2 I, K]`: each part has its weight and its bias.
+    pub fn load_stacked(loader: &Loader, parts: &[(&str, usize)], k: usize) -> Result<Self, LoadError> {
+        let weight = loader.stacked(parts, k)?;
+        let bias = |part: &str| loader.name(&format!("{part}.bias"));
+        let form = (DType::F32, vec![parts.iter().map(|(_, n)| n).sum()]);
+        let bias = loader.checkpoint.kept(loader.device, &bias(parts[0].0), form, || {
+            let mut values = Vec::new();
+            for (part, n) in parts {
+                values.extend(loader.checkpoint.take(&bias(part), &[*n])?.to_f32());
+            }
+            Ok(Tensor::from_f32(loader.device, &[values.len()], &values))
+        })?;
+        Ok(Self { weight, bias })
     }
 
     pub fn size(names: &Names, name: &str, n: usize, k: usize) -> WeightSize {
@@ -66,6 +91,16 @@ impl Linear {
         x.add_linear(&self.weight, Some(&self.bias), stream, made);
     }
 
+    /// What SwiGLU makes of gate and up `[T, 2 K]`, as tokens of this layer alone: in `room` or in `out` `[T, K]`.
+    pub fn hold_silu_mul<'a>(
+        &self,
+        gate_up: &Tensor,
+        out: &'a mut Tensor,
+        room: &'a mut TokenRoom,
+    ) -> Tokens<'a> {
+        room.hold_silu_mul(gate_up, out, &self.weight)
+    }
+
     /// What attention makes, as tokens of this layer alone: in `room` or in `out` `[T, H, D]`.
     pub fn hold_attention<'a>(
         &self,
@@ -79,7 +114,7 @@ impl Linear {
 }
 
 /// `name.weight` and `name.bias`, both `[D]`.
-pub(super) struct Norm {
+pub(crate) struct Norm {
     weight: Tensor,
     bias: Tensor,
 }
