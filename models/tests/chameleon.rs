@@ -2,11 +2,9 @@
 //! decoder says after them.
 
 mod common;
-#[path = "common/formula.rs"]
-mod formula;
 
+use common::formula::{encoder, fnv1a, joined, noise, smooth};
 use common::{fixture, options};
-use formula::{encoder, fnv1a, joined, noise, smooth};
 use models::chameleon::PixelRule;
 use models::{
     ImageError, ImageProcessor, LoadFormat, LoadOptions, Loaded, ModelFiles, ProcessedImage, Transparency,

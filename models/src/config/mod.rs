@@ -22,7 +22,6 @@ use crate::{LoadError, ModelFiles};
 use json::Fields;
 use kernels::DType;
 use kernels::ops::RouterConfig;
-use multimodal::Multimodal;
 use scheduler::TokenId;
 use serde_json::{Map, Value};
 
@@ -265,7 +264,7 @@ impl ModelConfig {
                 false => Ok(config),
             };
         };
-        let Multimodal { text, decoder, vision } = parts;
+        let multimodal::Multimodal { text, decoder, vision } = parts;
         let published = match Published::read(file, &text)? {
             Some(published) => Some(published),
             None => Published::read(file, &top)?,

@@ -161,7 +161,7 @@ mod tests {
             ("patch_size", json!(0)),
             ("hidden_size", json!("1280")),
             ("depth", json!(0)),
-            ("num_heads", json!(5)),
+            ("num_heads", json!(7)),
             ("num_heads", json!(640)),
             ("in_channels", json!(1)),
             ("temporal_patch_size", json!(1)),
