@@ -178,16 +178,16 @@ fn an_answer_hangs_on_its_own_pictures_alone() {
     for (i, choices) in alone.iter().enumerate() {
         assert!(alone[..i].iter().all(|other| other != choices), "{i}");
     }
-    let fresh = self::server();
-    std::thread::scope(|scope| {
-        let asked: Vec<_> = contents
-            .iter()
-            .map(|content| scope.spawn(|| fresh.ask(CHAT, &request(content.clone()))["choices"].clone()))
-            .collect();
-        for (asked, alone) in asked.into_iter().zip(&alone) {
-            assert_eq!(&asked.join().expect("an answer"), alone);
-        }
+    let fresh = &self::server();
+    let together: Vec<Value> = std::thread::scope(|scope| {
+        let ask = |content: &Value| {
+            let request = request(content.clone());
+            scope.spawn(move || fresh.ask(CHAT, &request)["choices"].clone())
+        };
+        let asked: Vec<_> = contents.iter().map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().expect("an answer")).collect()
     });
+    assert_eq!(together, alone);
 }
 
 #[test]
