@@ -12,6 +12,8 @@ mod constrained_demo;
 mod embedded;
 mod embeddings;
 mod files;
+#[path = "../../models/tests/common/formula.rs"]
+mod formula;
 mod harness;
 mod keys;
 mod merge_lora;
@@ -22,6 +24,7 @@ mod openapi;
 mod page;
 mod pictures;
 mod prompt_logprobs;
+mod qwen_vl;
 mod random;
 mod refusals;
 mod remote_tls;

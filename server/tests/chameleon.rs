@@ -1,7 +1,6 @@
 //! Pictures that are tokens, over HTTP: Chameleon's tiny checkpoint with its encoder, its template and a small tokenizer.
 
-#[path = "../../models/tests/common/formula.rs"]
-mod formula;
+use crate::formula;
 use crate::harness;
 use crate::support;
 

@@ -1,9 +1,8 @@
 //! Qwen2.5-VL over HTTP: the tiny checkpoint of its golden fixture, a template in the published form, and a small tokenizer.
 
-#[path = "../../models/tests/common/formula.rs"]
-mod formula;
-mod harness;
-mod support;
+use crate::formula;
+use crate::harness;
+use crate::support;
 
 use base64::Engine;
 use formula::{joined, noise, qwen_vl};
