@@ -67,8 +67,13 @@ pub(crate) fn combine(
     cpu.for_rows(out, width, |first, block| {
         for (token, out) in (first..).zip(block.chunks_exact_mut(width)) {
             let pairs = token * k..(token + 1) * k;
-            let terms =
-                Terms { rows, places: &places[pairs.clone()], weights: &weights[pairs], shared: None, gate: None };
+            let terms = Terms {
+                rows,
+                places: &places[pairs.clone()],
+                weights: &weights[pairs],
+                shared: None,
+                gate: None,
+            };
             weighted_sum(cpu.isa, &terms, out);
         }
     });
