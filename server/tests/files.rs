@@ -59,7 +59,7 @@ fn lists_have_pages() {
     for (query, param) in [
         ("?limit=0", "limit"),
         ("?limit=10001", "limit"),
-        ("?limit=x", "query"),
+        ("?limit=x", "limit"),
         ("?order=up", "order"),
         ("?after=file-1", "after"),
     ] {

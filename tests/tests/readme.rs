@@ -70,7 +70,7 @@ fn flags_that_documents_name_are_there() {
     let mut known = flags(&overview);
     known.extend(commands.flat_map(|command| flags(&help(&[command]))));
     known.extend(flags(&help(&["kernels", "build"])));
-    assert!(known.contains("--max-num-seqs") && known.contains("--nvrtc"), "{known:?}");
+    assert!(known.contains("--max-num-seqs") && known.contains("--nvrtc-dir"), "{known:?}");
     for (folder, endings) in [
         ("tools", &[".py"][..]),
         ("kernels/benches", &[".rs"]),

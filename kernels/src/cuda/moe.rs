@@ -337,7 +337,9 @@ pub(crate) fn combine(
         return;
     }
     let args = Args::new().pointer(made.pointer()).pointer(places.pointer()).pointer(weights.pointer());
-    let args = args.value(top_k as i32).value(width as i32).pointer(DevicePtr::NULL).pointer(out.pointer());
+    // Of no expert that every token takes, and of no gate of it.
+    let args = args.value(top_k as i32).value(width as i32).pointer(DevicePtr::NULL).pointer(DevicePtr::NULL);
+    let args = args.pointer(out.pointer());
     let name = format!("moe_combine<{}>", vector_of(width));
     // SAFETY: every pair has its row of that width, and its weight.
     unsafe { cuda.launch(&KERNEL, &name, grid(num_tokens, 256), args) };

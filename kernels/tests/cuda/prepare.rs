@@ -18,8 +18,8 @@ fn instances_are_compiled_at_once() {
     let device = emulated(1);
     let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
     let wanted = wanted("rope.cu");
-    assert_eq!(wanted.len(), 2);
-    cuda.prepare(&wanted).expect("both compile");
+    assert!(wanted.len() > 1);
+    cuda.prepare(&wanted).expect("all compile");
     cuda.prepare(&[]).expect("nothing is not too little");
 }
 
