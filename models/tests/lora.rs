@@ -36,6 +36,7 @@ const FAMILIES: &[&str] = &[
     "deepseek_v2_lite",
     "deepseek_v2",
     "kimi_vl",
+    "qwen2_5_vl",
 ];
 
 fn lora_options(family: &str) -> LoadOptions {
@@ -166,6 +167,35 @@ fn an_adapter_of_zeros_gives_the_bits_of_the_base() {
         assert_eq!(bits(&distribution(&mut loaded, None)), expected, "{family}");
         assert_eq!(bits(&distribution(&mut loaded, Some(id(1)))), expected, "{family}, zeros");
     }
+}
+
+/// What newer versions of the published code call the decoder in an adapter, though not in a checkpoint.
+#[test]
+fn names_of_newer_versions_are_the_same_modules() {
+    let family = "qwen2_5_vl";
+    let mut loaded = load(family, &lora_options(family));
+    let random = Random { seed: 9, rank: 4, b: 0.3 };
+    let as_published = tensors(&modules(family), random);
+    let newer = |name: &String| name.replace(".model.model.layers.", ".model.model.language_model.layers.");
+    let as_newer: BTreeMap<_, _> =
+        as_published.iter().map(|(name, tensor)| (newer(name), tensor.clone())).collect();
+    assert_ne!(as_newer, as_published);
+    let mut said = Vec::new();
+    for (number, tensors) in (1..).zip([&as_published, &as_newer]) {
+        let folder = folder(&format!("newer-{number}"));
+        write_adapter(&folder, random.rank, tensors);
+        loaded.runner.add_adapter(id(number), read(&folder, &loaded)).unwrap();
+        said.push(bits(&distribution(&mut loaded, Some(id(number)))));
+    }
+    assert_eq!(said[0], said[1]);
+    assert_ne!(said[0], bits(&distribution(&mut loaded, None)));
+    // One adapter has one of the two; other models have no second name.
+    let mut mixed = as_newer;
+    mixed.extend(as_published.into_iter().take(2));
+    let folder = folder("newer-mixed");
+    write_adapter(&folder, random.rank, &mixed);
+    let message = Adapter::read(&folder, loaded.adapters.as_ref().unwrap()).unwrap_err().to_string();
+    assert!(message.contains("names are base_model.model.model.language_model.layers.N.MODULE"), "{message}");
 }
 
 /// Slots are used again, and nothing of who was there before is left.

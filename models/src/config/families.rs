@@ -296,6 +296,7 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         tied_head: fields.bool_or("tie_word_embeddings", false)?,
         never_drawn: Vec::new(),
         prefix,
+        newer_prefix: None,
     })
 }
 

@@ -102,6 +102,8 @@ pub struct DecoderConfig {
     pub never_drawn: Vec<TokenId>,
     /// Before every tensor name, such as `language_model.`.
     pub prefix: &'static str,
+    /// What newer versions of the published code have in place of `model.` there. Checkpoints keep the older names; adapters do not.
+    pub newer_prefix: Option<&'static str>,
 }
 
 /// Where the norms of attention and MLP are.

@@ -66,6 +66,7 @@ fn qwen_2_5_vl<'a>(file: &'a str, top: &Fields<'a>) -> Result<Multimodal<'a>, Lo
     text.only("model_type", if text.is_same(top) { "qwen2_5_vl" } else { "qwen2_5_vl_text" })?;
     let mut decoder = families::decoder(families::QWEN_2_5_VL, &text, "")?;
     decoder.tied_head |= top.bool_or("tie_word_embeddings", false)?;
+    decoder.newer_prefix = Some("model.language_model.");
     let image_token_id = image_token(top, "image_token_id", QWEN_VL_IMAGE_TOKEN, &decoder)?;
     let vision =
         VisionPart { object: required(top, VISION)?.clone(), tower: TowerKind::Qwen25, image_token_id };

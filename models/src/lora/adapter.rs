@@ -56,7 +56,12 @@ impl Adapter {
         let file = read_file(&path, &described, spec)?;
         let tensors = header::parse(&file)
             .map_err(|message| AdapterError::Corrupt { file: described.clone(), message })?;
-        let reader = Reader { file: &described, spec, config: &config };
+        let is_newer = |prefix: &&String| {
+            let mut paths = tensors.iter().filter_map(|info| info.name.strip_prefix(PREFIX));
+            paths.any(|path| path.starts_with(prefix.as_str()))
+        };
+        let prefix = spec.newer_prefix.as_ref().filter(is_newer).unwrap_or(&spec.prefix);
+        let reader = Reader { file: &described, spec, prefix, config: &config };
         let mut halves: BTreeMap<(usize, Target), [Option<TensorInfo>; 2]> = BTreeMap::new();
         for info in tensors {
             let (layer, module, half) = reader.place(&info)?;
@@ -132,6 +137,8 @@ struct Reader<'a> {
     /// For messages.
     file: &'a str,
     spec: &'a AdapterSpec,
+    /// Before the number of a layer.
+    prefix: &'a str,
     config: &'a LoraConfig,
 }
 
@@ -156,8 +163,7 @@ impl Reader<'_> {
             return Ok((0, head.clone(), half));
         }
         let place = found.and_then(|(path, half)| {
-            let (layer, module) =
-                path.strip_prefix(PREFIX)?.strip_prefix(self.spec.prefix.as_str())?.split_once('.')?;
+            let (layer, module) = path.strip_prefix(PREFIX)?.strip_prefix(self.prefix)?.split_once('.')?;
             Some((layer.parse::<usize>().ok()?, module, half))
         });
         let Some((layer, module, half)) = place else { return self.unknown(name) };
@@ -171,11 +177,20 @@ impl Reader<'_> {
         }
     }
 
+    /// A module's path, as this adapter has it.
+    fn path(&self, layer: usize, module: &Module) -> String {
+        let path = self.spec.path(layer, module);
+        match path.strip_prefix(self.spec.prefix.as_str()) {
+            Some(rest) => format!("{}{rest}", self.prefix),
+            None => path,
+        }
+    }
+
     fn unknown<T>(&self, name: &str) -> Result<T, AdapterError> {
         let message = format!(
             "it belongs to no module that may have an adapter: names are {PREFIX}{}N.MODULE.lora_A.weight and …lora_B.weight, \
              and a MODULE of a layer is one of {}; and that of the output head is {}",
-            self.spec.prefix,
+            self.prefix,
             self.spec.module_names().join(", "),
             self.spec.head.name
         );
@@ -190,7 +205,7 @@ impl Reader<'_> {
         file: &[u8],
     ) -> Result<Pair, AdapterError> {
         let module = self.spec.module(layer, target).expect("a target of this layer");
-        let path = self.spec.path(layer, &module);
+        let path = self.path(layer, &module);
         let [a, b] = match halves {
             [Some(a), Some(b)] => [a, b],
             [None, _] => return self.fail(&format!("{PREFIX}{path}.lora_A.weight"), "is missing"),
@@ -218,7 +233,7 @@ impl Reader<'_> {
                     "its rank {} and scale {} are not those of expert {other}, {} and {}: experts of a layer share them",
                     pair.rank, pair.scale, found.rank, found.scale
                 );
-                let name = format!("{PREFIX}{}.lora_A.weight", self.spec.path(layer, &module));
+                let name = format!("{PREFIX}{}.lora_A.weight", self.path(layer, &module));
                 return self.fail(&name, message);
             }
         }

@@ -10,6 +10,8 @@ use crate::{LoadError, ModelFiles};
 pub struct AdapterSpec {
     /// Before the number of a layer in the names of the model's tensors, such as `language_model.model.layers.`.
     pub(crate) prefix: String,
+    /// The same in adapters of newer versions of the published code, where these have another name for it.
+    pub(crate) newer_prefix: Option<String>,
     /// Of each layer, what may be changed in it beside its experts.
     pub(crate) layers: Vec<Vec<Module>>,
     /// Where single experts may be changed.
@@ -129,11 +131,12 @@ impl AdapterSpec {
             }),
         };
         let prefix = format!("{}model.layers.", config.prefix);
+        let newer_prefix = config.newer_prefix.map(|prefix| format!("{prefix}layers."));
         let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
         let refused = refused(config, experts.is_some());
         let name = format!("{}lm_head", config.prefix);
         let head = Module { target: Target::Head, name, n: config.vocab_size, k: config.hidden_size };
-        Self { prefix, layers, experts, head, latent, max_rank, refused }
+        Self { prefix, newer_prefix, layers, experts, head, latent, max_rank, refused }
     }
 
     pub(crate) fn module(&self, layer: usize, target: Target) -> Option<Module> {
