@@ -29,14 +29,19 @@ pub fn fnv1a(data: &[u8]) -> u32 {
     data.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Numbers in [-1, 1), by the name of a tensor.
-fn units(name: &str, len: usize) -> impl Iterator<Item = f64> {
+/// As random as they need to be, by the name of a tensor.
+pub fn words(name: &str, len: usize) -> impl Iterator<Item = u32> {
     let seed = fnv1a(name.as_bytes());
     (0..len as u32).map(move |i| {
         let n = i.wrapping_mul(2654435761).wrapping_add(seed);
         let n = (n ^ (n >> 15)).wrapping_mul(2246822519);
-        f64::from((n ^ (n >> 13)) >> 8) / f64::from(1 << 23) - 1.0
+        n ^ (n >> 13)
     })
+}
+
+/// Numbers in [-1, 1).
+fn units(name: &str, len: usize) -> impl Iterator<Item = f64> {
+    words(name, len).map(|word| f64::from(word >> 8) / f64::from(1 << 23) - 1.0)
 }
 
 /// A tensor of Chameleon's encoder of pictures, by its name and shape.

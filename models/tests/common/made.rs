@@ -1,6 +1,7 @@
 //! Weights of fixtures that have no file of them: from the integer formula of tools/golden/common.py.
 
 use super::adapters::{Stored, write};
+use super::formula::words;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -90,13 +91,8 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
 
 /// In bf16, which holds each of them.
 fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
-    // FNV-1a.
-    let seed =
-        name.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let value = |i: usize| {
-        let n = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
-        let n = (n ^ (n >> 15)).wrapping_mul(2_246_822_519);
-        let steps = ((n ^ (n >> 13)) >> 24) as i32 - 128;
+    let value = |word: u32| {
+        let steps = (word >> 24) as i32 - 128;
         let value = match kind {
             "norm" => 1.0 + (steps >> 2) as f32 / 64.0,
             "embed" => steps as f32 / 4096.0,
@@ -105,5 +101,5 @@ fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
         };
         ((value.to_bits() >> 16) as u16).to_le_bytes()
     };
-    (0..count).flat_map(value).collect()
+    words(name, count).flat_map(value).collect()
 }
