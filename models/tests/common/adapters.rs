@@ -8,7 +8,7 @@ use std::fs;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use super::fixture;
+use super::{fixture, scratch};
 use scheduler::AdapterId;
 
 /// What may have an adapter, by the end of its name.
@@ -67,7 +67,7 @@ pub fn id(number: u64) -> AdapterId {
 
 /// An empty folder of this name.
 pub fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lora-{name}"));
+    let folder = scratch().join(format!("lora-{name}"));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder

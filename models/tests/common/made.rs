@@ -2,6 +2,7 @@
 
 use super::adapters::{Stored, write};
 use super::formula::words;
+use super::scratch;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ pub const FAMILIES: &[&str] = &["qwen2_moe", "mistral"];
 /// A copy of a fixture with the weights that its golden numbers were computed of. It is made once in a process; others make the same.
 pub fn with_weights(fixture: &Path, name: &str) -> PathBuf {
     static MADE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("made").join(name);
+    let folder = scratch().join("made").join(name);
     let mut made = MADE.lock().unwrap();
     if !made.contains(&folder) {
         fs::create_dir_all(&folder).unwrap();

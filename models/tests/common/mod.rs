@@ -77,6 +77,14 @@ fn stored_fixture(name: &str) -> PathBuf {
 /// The family whose weights are a formula, and whose pictures are those of another.
 const FORMULA: &str = "qwen2_5_vl";
 
+/// Where tests write: on another machine than they were built on, what this one has for that.
+pub fn scratch() -> PathBuf {
+    match std::env::var_os("PERILUNE_TEST_FIXTURES") {
+        None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
+        Some(_) => std::env::temp_dir().join("perilune-tests"),
+    }
+}
+
 /// Written once, under a name that says what is in it.
 fn whole_fixture() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -96,10 +104,7 @@ fn write_whole_fixture() -> PathBuf {
     }
     files.sort();
     let content: Vec<u8> = files.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes].concat()).collect();
-    let home = match std::env::var_os("PERILUNE_TEST_FIXTURES") {
-        None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
-        Some(_) => std::env::temp_dir(),
-    };
+    let home = scratch();
     let folder = home.join(format!("{FORMULA}-{:08x}", formula::fnv1a(&content)));
     if !folder.is_dir() {
         // Nobody sees half of it, whoever writes at the same time.
