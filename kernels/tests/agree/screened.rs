@@ -138,7 +138,9 @@ fn the_largest_are_those_of_the_whole_product() {
             }
         }
     }
-    assert!(panels > 30 && whole > 0 && untried > 0, "{panels} {whole} {untried}");
+    // How many cases there are is the number of the processor's instruction sets.
+    let cases = panels + whole + untried;
+    assert!(10 * panels > cases && whole > 0 && untried > 0, "{panels} {whole} {untried}");
 }
 
 #[test]
