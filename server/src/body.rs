@@ -134,6 +134,7 @@ pub async fn read(
     let mut held = Held::new(memory.clone());
     let mut first = Bytes::new();
     let mut whole: Vec<u8> = Vec::new();
+    let mut overhead = 0;
     loop {
         let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(ApiError::BodyTooSlow),
@@ -159,6 +160,8 @@ pub async fn read(
             false => needed.max(2 * whole.capacity()).min(len.map_or(limit, |len| len as usize)),
         };
         has_room = held.grow(capacity);
+        // Piece by piece: a long body would hold up this thread's other connections.
+        overhead += parsed_overhead(&data);
         if !has_room {
             // What came is of no use any more.
             held = Held::new(memory.clone());
@@ -175,7 +178,7 @@ pub async fn read(
         return Err(ApiError::BodyMemoryFull { is_read: true });
     }
     let bytes = if whole.is_empty() { first } else { whole.into() };
-    let parsed = bytes.len() + parsed_overhead(&bytes);
+    let parsed = bytes.len() + overhead;
     if parsed > memory.room(parsed) {
         return Err(ApiError::BodyTooComplex { bytes: parsed, limit: memory.limit });
     }

@@ -8,7 +8,7 @@ use base64::Engine;
 use formula::{encoder, joined, noise};
 use harness::TestServer;
 use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
-use models::{LoadOptions, MemoryLimit, ModelFiles};
+use models::ModelFiles;
 use serde_json::{Map, Value, json};
 use std::io::Cursor;
 use std::path::Path;
@@ -81,19 +81,7 @@ fn files() -> ModelFiles {
 }
 
 fn server() -> TestServer {
-    let options = LoadOptions {
-        max_model_len: Some(300),
-        max_num_seqs: 8,
-        max_num_batched_tokens: 100,
-        memory: MemoryLimit::Bytes(200 << 20),
-        threads: Some(2),
-        ..LoadOptions::default()
-    };
-    let files = files();
-    let of_model = files.clone();
-    TestServer::custom(files, move || {
-        perilune::load::load(&of_model, &options, perilune::load::WriteCache::Now)
-    })
+    TestServer::of_files(files(), 100, 300)
 }
 
 fn url(picture: DynamicImage) -> String {

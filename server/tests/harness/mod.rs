@@ -266,6 +266,22 @@ impl TestServer {
         self.control.fail_next(fault);
     }
 
+    /// A model of these files, on two threads in little memory: a step has at most so many tokens, a sequence at most so many.
+    pub fn of_files(files: ModelFiles, max_num_batched_tokens: usize, max_model_len: usize) -> Self {
+        let options = LoadOptions {
+            max_model_len: Some(max_model_len),
+            max_num_seqs: 8,
+            max_num_batched_tokens,
+            memory: MemoryLimit::Bytes(200 << 20),
+            threads: Some(2),
+            ..LoadOptions::default()
+        };
+        let of_model = files.clone();
+        Self::custom(files, move || {
+            perilune::load::load(&of_model, &options, perilune::load::WriteCache::Now)
+        })
+    }
+
     /// Begins to go down without waiting for what runs. The engine has been told when this returns: however late its thread comes to it, it
     /// takes no step after the one under way.
     pub fn stop_at_once(&mut self) -> JoinHandle<()> {
