@@ -1,10 +1,15 @@
 //! What vision towers and their projectors are made of: linear layers and layer norms, loaded by name, with the size they take.
 
 use crate::LoadError;
+use crate::config::json::Fields;
 use crate::layers::{Loader, Names, WeightSize};
-use kernels::ops::{self, Activation, AttentionScratch, TokenRoom, Tokens, TurnedHeads};
+use kernels::ops::{self, Activation, AttentionScratch, AttentionSizes, TokenRoom, Tokens, TurnedHeads};
 use kernels::{DType, HostTensor, Matrix, Tensor};
 
+/// Of a picture.
+pub(crate) const CHANNELS: usize = 3;
+/// One token is made of this many patches in each direction.
+pub(crate) const MERGE: usize = 2;
 /// Of every layer norm.
 const NORM_EPS: f32 = 1e-5;
 
@@ -16,6 +21,27 @@ pub struct VisionSize {
     pub buffer_bytes: u64,
     /// Tensors and matrices.
     pub tensors: u64,
+}
+
+/// Every query of a picture sees keys of that picture: no cache, so no context.
+pub(crate) fn attention_sizes(heads: usize, head_dim: usize, max_tokens: usize) -> AttentionSizes {
+    let (key_dim, value_dim) = (head_dim, head_dim);
+    AttentionSizes { heads, kv_heads: heads, key_dim, value_dim, max_context: 0, max_tokens }
+}
+
+/// Half of the pairs of a head turn with the patch's row, half with its column. `key` is that of the number of heads.
+pub(crate) fn check_heads(
+    fields: &Fields,
+    key: &str,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<(), LoadError> {
+    if hidden_size.is_multiple_of(4 * heads) {
+        return Ok(());
+    }
+    let message =
+        format!("hidden_size = {hidden_size} is not a multiple of 4 values for each of {heads} heads");
+    Err(fields.fail(key, message))
 }
 
 /// `name.weight` `[N, K]` and `name.bias` `[N]`.

@@ -1,11 +1,10 @@
 //! The vision part of Kimi-VL's config.json, read under the published names and checked.
 
-use super::image_size::MERGE;
 use crate::LoadError;
 use crate::config::json::Fields;
+use crate::vision_parts::{CHANNELS, MERGE, check_heads};
 use serde_json::{Map, Value};
 
-pub(super) const CHANNELS: usize = 3;
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 16;
 
@@ -46,14 +45,7 @@ impl VisionConfig {
             ],
             text_hidden_size,
         };
-        // A pair of values turns with the column, the next pair with the row.
-        if !config.hidden_size.is_multiple_of(4 * config.num_heads) {
-            let message = format!(
-                "hidden_size = {} is not a multiple of 4 values for each of {} heads",
-                config.hidden_size, config.num_heads
-            );
-            return Err(fields.fail("num_attention_heads", message));
-        }
+        check_heads(&fields, "num_attention_heads", config.hidden_size, config.num_heads)?;
         Ok(config)
     }
 

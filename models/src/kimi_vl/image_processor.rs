@@ -2,16 +2,16 @@
 //! Pixel values equal those of the published Python processor bit for bit.
 
 use super::config::VisionConfig;
-use super::image_size::{Layout, MERGE, SizeRule};
+use super::image_size::{Layout, SizeRule};
 use crate::config::json::{self, Fields};
 use crate::resize::resize;
+use crate::vision_parts::{CHANNELS, MERGE};
 use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
 use scheduler::{Digest, ImageInput};
 use serde_json::Value;
 use std::borrow::Cow;
 
 const FILE: &str = "preprocessor_config.json";
-const CHANNELS: usize = 3;
 /// Part of every digest: to be changed when the same settings begin to give other patches.
 const DOMAIN: &[u8] = b"perilune kimi_vl picture 1";
 /// Padding is black.

@@ -5,9 +5,8 @@
 //! ```
 
 use crate::ImageError;
+use crate::vision_parts::MERGE;
 
-/// The projector makes one token of this many patches in each direction.
-pub const MERGE: usize = 2;
 /// A picture may have fewer patches than this in one direction: so many columns the tower's rotation table has.
 const MAX_SIDE: usize = 512;
 

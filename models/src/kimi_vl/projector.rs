@@ -5,10 +5,10 @@
 //! ```
 
 use super::config::VisionConfig;
-use super::image_size::MERGE;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
+use crate::vision_parts::MERGE;
 use crate::vision_parts::{Linear, Norm};
 use kernels::Tensor;
 use kernels::ops::{self, Activation};

@@ -1,8 +1,8 @@
 //! Everything that encoding a picture writes to, made once for the largest picture.
 
 use super::config::VisionConfig;
-use super::image_size::MERGE;
-use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable, TokenRoom};
+use crate::vision_parts::{MERGE, attention_sizes};
+use kernels::ops::{AttentionScratch, RopeTable, TokenRoom};
 use kernels::{DType, Device, Indices, Tensor};
 
 /// N patches of a picture, D the tower's width, I the width inside its blocks, p the side of a patch.
@@ -49,12 +49,6 @@ fn token_sizes(config: &VisionConfig, max_patches: usize) -> [[[usize; 2]; 2]; 2
     widths.map(|width| [[max_patches, width], merged])
 }
 
-/// Every query of a picture sees every key: no cache, so no context.
-fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
-    let (heads, dim) = (config.num_heads, config.head_dim());
-    AttentionSizes { heads, kv_heads: heads, key_dim: dim, value_dim: dim, max_context: 0, max_tokens }
-}
-
 impl Scratch {
     /// At most.
     pub const NUM_TENSORS: u64 = 18;
@@ -74,8 +68,11 @@ impl Scratch {
             turns: RopeTable::zeros(device, max_patches, config.head_dim() / 2),
             raster: Indices::new(device, max_patches),
             segments: Indices::new(device, 2),
-            attention: AttentionScratch::new(device, attention_sizes(config, max_patches))
-                .multiplying_as(float),
+            attention: AttentionScratch::new(
+                device,
+                attention_sizes(config.num_heads, config.head_dim(), max_patches),
+            )
+            .multiplying_as(float),
             tokens: TokenRoom::new(device, &tokens),
             hidden_tokens: TokenRoom::new(device, &hidden_tokens),
             squares: Indices::new(device, max_patches),
@@ -90,7 +87,10 @@ impl Scratch {
             + RopeTable::bytes(max_patches, config.head_dim() / 2)
             + 2 * Indices::bytes(device, max_patches)
             + Indices::bytes(device, 2)
-            + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
+            + AttentionScratch::bytes(
+                device,
+                attention_sizes(config.num_heads, config.head_dim(), max_patches),
+            )
             + token_sizes(config, max_patches)
                 .map(|sizes| TokenRoom::bytes(device, &sizes))
                 .iter()

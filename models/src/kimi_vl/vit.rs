@@ -5,12 +5,12 @@
 //!                                                   x += fc1(gelu(fc0(norm1 x)))                ─▶ final norm [N, D]
 //! ```
 
-use super::config::{CHANNELS, VisionConfig};
+use super::config::VisionConfig;
 use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use crate::vision_parts::{Linear, Norm};
+use crate::vision_parts::{CHANNELS, Linear, Norm};
 use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
 use kernels::{DType, Tensor};
 

@@ -1,11 +1,10 @@
 //! The vision part of Qwen2.5-VL's config.json, read under the published names and checked. Defaults are those of the published class.
 
-use super::image_size::MERGE;
 use crate::LoadError;
 use crate::config::json::Fields;
+use crate::vision_parts::{CHANNELS, MERGE, check_heads};
 use serde_json::{Map, Value};
 
-pub(super) const CHANNELS: usize = 3;
 /// Frames of a patch; a picture is its own second frame.
 pub(super) const FRAMES: usize = 2;
 const MAX_LAYERS: usize = 1024;
@@ -66,14 +65,7 @@ impl VisionConfig {
             let message = format!("{out} is not hidden_size = {text_hidden_size} of the decoder");
             return Err(fields.fail("out_hidden_size", message));
         }
-        // A quarter of a head's pairs turns with the row, the next with the column.
-        if !config.hidden_size.is_multiple_of(4 * config.num_heads) {
-            let message = format!(
-                "hidden_size = {} is not a multiple of 4 values for each of {} heads",
-                config.hidden_size, config.num_heads
-            );
-            return Err(fields.fail("num_heads", message));
-        }
+        check_heads(&fields, "num_heads", config.hidden_size, config.num_heads)?;
         Ok(config)
     }
 

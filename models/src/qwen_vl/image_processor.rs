@@ -1,10 +1,11 @@
 //! Qwen-VL's image processor: from the pixels of a picture to the patches of its vision tower, as preprocessor_config.json says, or the
 //! `image_processor` of processor_config.json. Pixel values equal those of the published Python processor bit for bit.
 
-use super::config::{CHANNELS, FRAMES, VisionConfig};
-use super::image_size::{MERGE, SizeRule};
+use super::config::{FRAMES, VisionConfig};
+use super::image_size::SizeRule;
 use crate::config::json::{self, Fields};
 use crate::resize::resize;
+use crate::vision_parts::{CHANNELS, MERGE};
 use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
 use scheduler::{Digest, ImageInput};
 use std::borrow::Cow;

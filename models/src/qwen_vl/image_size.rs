@@ -6,9 +6,8 @@
 //! ```
 
 use crate::ImageError;
+use crate::vision_parts::MERGE;
 
-/// The merger makes one token of this many patches in each direction.
-pub const MERGE: usize = 2;
 /// How many times as long as the other a side may be.
 const MAX_RATIO: usize = 200;
 

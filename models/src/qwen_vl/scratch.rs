@@ -1,9 +1,9 @@
 //! Everything that encoding a picture writes to, made once for the largest picture.
 
 use super::config::VisionConfig;
-use super::image_size::MERGE;
 use super::windows::Windows;
-use kernels::ops::{AttentionScratch, AttentionSizes, RopeTable, TokenRoom};
+use crate::vision_parts::{MERGE, attention_sizes};
+use kernels::ops::{AttentionScratch, RopeTable, TokenRoom};
 use kernels::{DType, Device, Indices, Tensor};
 
 /// N patches of a picture, D the tower's width, I the width inside its blocks, p the side of a patch.
@@ -60,12 +60,6 @@ fn token_sizes(config: &VisionConfig, max_patches: usize) -> [[usize; 2]; 2] {
     [[max_patches, widest], merged_size(config, max_patches)]
 }
 
-/// No cache, so no context.
-fn attention_sizes(config: &VisionConfig, max_tokens: usize) -> AttentionSizes {
-    let (heads, dim) = (config.num_heads, config.head_dim());
-    AttentionSizes { heads, kv_heads: heads, key_dim: dim, value_dim: dim, max_context: 0, max_tokens }
-}
-
 /// Of windows: a token each, if they are that small.
 fn max_segments(max_patches: usize) -> usize {
     max_patches / (MERGE * MERGE) + 1
@@ -91,8 +85,11 @@ impl Scratch {
             raster: Indices::new(device, max_patches),
             whole: Indices::new(device, 2),
             windows: Indices::new(device, max_segments(max_patches)),
-            attention: AttentionScratch::new(device, attention_sizes(config, max_patches))
-                .multiplying_as(float),
+            attention: AttentionScratch::new(
+                device,
+                attention_sizes(config.num_heads, config.head_dim(), max_patches),
+            )
+            .multiplying_as(float),
             tokens: TokenRoom::new(device, &token_sizes(config, max_patches)),
             merged_tokens: TokenRoom::new(device, &[merged_size(config, max_patches)]),
             places: Indices::new(device, max_patches),
@@ -109,7 +106,10 @@ impl Scratch {
             + 2 * Indices::bytes(device, max_patches)
             + Indices::bytes(device, 2)
             + Indices::bytes(device, max_segments(max_patches))
-            + AttentionScratch::bytes(device, attention_sizes(config, max_patches))
+            + AttentionScratch::bytes(
+                device,
+                attention_sizes(config.num_heads, config.head_dim(), max_patches),
+            )
             + TokenRoom::bytes(device, &token_sizes(config, max_patches))
             + TokenRoom::bytes(device, &[merged_size(config, max_patches)])
     }

@@ -6,13 +6,12 @@
 //!   ─norm─▶ tokens in raster order [N/4, 4D] ─linear, gelu─▶ [N/4, 4D] ─linear─▶ [N/4, text hidden size]
 //! ```
 
-use super::config::{CHANNELS, FRAMES, VisionConfig};
-use super::image_size::MERGE;
+use super::config::{FRAMES, VisionConfig};
 use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use crate::vision_parts::Linear;
+use crate::vision_parts::{CHANNELS, Linear, MERGE};
 use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
 use kernels::{HostTensor, Matrix, Tensor};
 

@@ -7,7 +7,7 @@
 //!                                                  10 11 |12 13 |14        each token is four patches
 //! ```
 
-use super::image_size::MERGE;
+use crate::vision_parts::MERGE;
 
 const PATCHES: usize = MERGE * MERGE;
 
