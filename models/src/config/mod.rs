@@ -349,12 +349,12 @@ fn architecture(top: &Fields) -> Result<String, LoadError> {
     let key = "architectures";
     let list = top.opt_array(key)?.ok_or_else(|| top.fail(key, "is missing"))?;
     let names: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
-    match names.iter().find(|name| families::ARCHITECTURES.contains(name)) {
+    let supported: Vec<&str> = families::names().collect();
+    match names.iter().find(|name| supported.contains(name)) {
         Some(name) => Ok(name.to_string()),
-        None => Err(top.fail(
-            key,
-            format!("{names:?} is not supported, these are: {}", families::ARCHITECTURES.join(", ")),
-        )),
+        None => {
+            Err(top.fail(key, format!("{names:?} is not supported, these are: {}", supported.join(", "))))
+        }
     }
 }
 

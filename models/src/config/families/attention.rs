@@ -1,0 +1,142 @@
+//! What the file says of attention: heads, latents, rotation, and the window that ends sequences.
+
+use super::family::{Family, MAX_HEADS, MAX_WIDTH, Window};
+use crate::LoadError;
+use crate::config::json::Fields;
+use crate::config::rope::{self, RopeRule};
+use crate::config::{AttentionConfig, GqaConfig, MlaConfig};
+use kernels::ops::RopeLayout;
+
+/// The configuration class of the families that have this key where the file has not.
+const MAX_WINDOW_LAYERS: usize = 28;
+
+/// The window of some layer: a token sees itself and those before it, so many in all. One that hides tokens is not implemented, and a sequence
+/// that is no longer has nothing to hide.
+pub(super) fn sliding_window(
+    fields: &Fields,
+    window: Window,
+    num_layers: usize,
+) -> Result<Option<usize>, LoadError> {
+    let (on, default) = match window {
+        Window::Never => return Ok(None),
+        Window::Switched | Window::SwitchedForAll => {
+            (fields.bool_or("use_sliding_window", false)?, Some(4096))
+        }
+        Window::Always(default) => (true, default),
+        Window::OfTypes(default) => (true, Some(default)),
+    };
+    let any_layer = match window {
+        Window::Switched => any_sliding_layer(fields, num_layers)?,
+        Window::OfTypes(_) if fields.get("layer_types").is_some() => any_sliding_layer(fields, num_layers)?,
+        _ => true,
+    };
+    if !on || !any_layer {
+        return Ok(None);
+    }
+    match fields.has("sliding_window") {
+        true => fields.opt_usize("sliding_window", 1..=usize::MAX),
+        false => Ok(default),
+    }
+}
+
+/// Whether a window would be of any layer, if there is one.
+fn any_sliding_layer(fields: &Fields, num_layers: usize) -> Result<bool, LoadError> {
+    let Some(types) = fields.opt_array("layer_types")? else {
+        let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
+        return Ok(first < num_layers);
+    };
+    let mut any = false;
+    for layer in types {
+        match layer.as_str() {
+            Some("full_attention") => {}
+            Some("sliding_attention") => any = true,
+            _ => return Err(fields.fail("layer_types", format!("{layer} is not supported"))),
+        }
+    }
+    Ok(any)
+}
+
+pub(super) fn grouped(
+    fields: &Fields,
+    family: &Family,
+    hidden_size: usize,
+    max_position_embeddings: usize,
+) -> Result<(AttentionConfig, rope::RopeConfig), LoadError> {
+    let default = family.defaults;
+    let num_heads = fields.usize_or("num_attention_heads", default.num_heads, 1..=MAX_HEADS)?;
+    // Null means as many as heads; a key that is not there means the default of the class.
+    let num_kv_heads = match fields.has("num_key_value_heads") {
+        true => fields.opt_usize("num_key_value_heads", 1..=MAX_HEADS)?.unwrap_or(num_heads),
+        false => default.num_kv_heads.unwrap_or(num_heads),
+    };
+    if !num_heads.is_multiple_of(num_kv_heads) {
+        let message = format!("{num_kv_heads} does not divide num_attention_heads = {num_heads}");
+        return Err(fields.fail("num_key_value_heads", message));
+    }
+    let head_dim = match (fields.opt_usize("head_dim", 1..=MAX_WIDTH)?, family.head_dim) {
+        (Some(dim), _) => dim,
+        (None, Some(dim)) if !fields.has("head_dim") => dim,
+        _ if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        _ => {
+            let message = format!("{num_heads} does not divide hidden_size = {hidden_size}");
+            return Err(fields.fail("num_attention_heads", message));
+        }
+    };
+    let attention_bias = fields.bool_or("attention_bias", family.bias_default)?;
+    let qkv_bias = family.qkv_bias.unwrap_or(attention_bias);
+    let out_bias = match (family.separate_out_bias, family.qkv_bias) {
+        (true, _) => fields.bool_or("attention_out_bias", false)?,
+        (false, None) => attention_bias,
+        (false, Some(_)) => false,
+    };
+    let rule = RopeRule {
+        default_theta: default.theta,
+        dim: head_dim,
+        layout: RopeLayout::Half,
+        sections: family.sections,
+        max_position_embeddings,
+    };
+    let scale = (head_dim as f64).powf(-0.5) as f32;
+    let attention =
+        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm: family.qk_norm, scale };
+    Ok((AttentionConfig::Gqa(attention), rope::parse(fields, rule)?))
+}
+
+pub(super) fn latent(
+    fields: &Fields,
+    family: &Family,
+    max_position_embeddings: usize,
+) -> Result<(AttentionConfig, rope::RopeConfig), LoadError> {
+    let default = family.defaults;
+    let num_heads = fields.usize_or("num_attention_heads", default.num_heads, 1..=MAX_HEADS)?;
+    // Null switches the two-step query off; a key that is not there means 1536.
+    let q_lora_rank = match fields.has("q_lora_rank") {
+        true => fields.opt_usize("q_lora_rank", 1..=MAX_WIDTH)?,
+        false => Some(1536),
+    };
+    let nope_dim = fields.usize_or("qk_nope_head_dim", 128, 1..=MAX_WIDTH)?;
+    let rope_dim = fields.usize_or("qk_rope_head_dim", 64, 1..=MAX_WIDTH)?;
+    let interleaved = !family.halves || fields.bool_or("rope_interleave", true)?;
+    let rule = RopeRule {
+        default_theta: default.theta,
+        dim: rope_dim,
+        layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
+        sections: None,
+        max_position_embeddings,
+    };
+    let rope = rope::parse(fields, rule)?;
+    let mscale = rope::softmax_mscale(fields, &rope.scaling)?;
+    let scale = ((nope_dim + rope_dim) as f64).powf(-0.5) * mscale * mscale;
+    let attention = MlaConfig {
+        num_heads,
+        q_lora_rank,
+        kv_lora_rank: fields.usize_or("kv_lora_rank", 512, 1..=MAX_WIDTH)?,
+        nope_dim,
+        rope_dim,
+        value_dim: fields.usize_or("v_head_dim", 128, 1..=MAX_WIDTH)?,
+        bias: fields.bool_or("attention_bias", false)?,
+        scale: scale as f32,
+        expand_from: None,
+    };
+    Ok((AttentionConfig::Mla(attention), rope))
+}
