@@ -118,6 +118,7 @@ fn day_of_hang_ups(async_scheduling: bool) -> Report {
     let config = SchedulerConfig {
         block_size: 4,
         num_blocks: 61,
+        num_host_blocks: 0,
         max_model_len: 600,
         max_batched_tokens: 50,
         max_running: 16,

@@ -264,6 +264,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
     SchedulerConfig {
         block_size,
         num_blocks: rng.range(2, 60),
+        num_host_blocks: 0,
         max_model_len: rng.range(50, 500),
         max_batched_tokens: max_running + rng.range(0, 40),
         max_running,
