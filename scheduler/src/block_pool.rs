@@ -193,13 +193,27 @@ impl BlockPool {
         assert_eq!(block.references, 0, "a free block has an owner");
         block.references = 1;
         if let Some(digest) = content.filter(|_| self.host.has_places()) {
-            match self.host.store(digest) {
-                Stored::To(host) => self.stores.push(BlockCopy { block: id, host }),
-                Stored::Before => {}
-                Stored::Nowhere => self.num_lost += 1,
-            }
+            self.store(id, digest);
         }
         id
+    }
+
+    /// Has the host keep what a block held. Where it has no other place, one that was found for this step already is given up: the heads of
+    /// prefixes come last.
+    fn store(&mut self, block: BlockId, digest: Digest) {
+        let mut stored = self.host.store(digest);
+        if stored == Stored::Nowhere {
+            self.num_lost += 1;
+            let given_up = self.stores.iter().position(|copy| self.host.num_pins(copy.host) == 1);
+            let Some(index) = given_up else { return };
+            self.host.unpin(self.stores.remove(index).host);
+            stored = self.host.store(digest);
+        }
+        match stored {
+            Stored::To(host) => self.stores.push(BlockCopy { block, host }),
+            Stored::Before => {}
+            Stored::Nowhere => unreachable!("a place was just given up"),
+        }
     }
 
     /// What is to be copied to the host before anything of the step that was made is written, or copied from the host; and how many contents
@@ -301,13 +315,14 @@ impl BlockPool {
         }
     }
 
-    /// Nobody shall find these blocks again, nor other copies of `digests` in either tier: what they hold cannot be trusted. Those who have them
-    /// keep them.
+    /// Nobody shall find these blocks again: what they hold cannot be trusted. Those who have them keep them. Where there is a second tier, `digests`
+    /// are what they may hold: copies of it went to places and to blocks that are not in the table.
     pub fn withdraw(&mut self, table: &BlockTable, digests: &[Digest]) {
         for &id in table.blocks() {
             self.forget(id);
         }
-        for digest in digests {
+        let copied = if self.host.has_places() { digests } else { &[] };
+        for digest in copied {
             if let Some(&id) = self.by_digest.get(digest) {
                 self.forget(id);
             }

@@ -39,7 +39,7 @@ pub(crate) enum Stored {
     To(HostBlockId),
     /// The host has it.
     Before,
-    /// Every place is pinned: it is lost.
+    /// Every place is pinned.
     Nowhere,
 }
 
@@ -60,6 +60,10 @@ impl HostTier {
     /// Places that hold a content.
     pub fn num_used(&self) -> usize {
         self.by_digest.len()
+    }
+
+    pub fn num_pins(&self, id: HostBlockId) -> u32 {
+        self.places[id.0 as usize].num_pins
     }
 
     /// Finds a place for a content, which is the one that was used last of all from now on.

@@ -91,7 +91,8 @@ pub struct StepStats {
     pub prefix_hits: usize,
     /// Of these hits those in the host's memory.
     pub host_hits: usize,
-    /// Blocks whose content was copied to the host in this step, and blocks whose content was lost, as all room there was being read.
+    /// Blocks whose content was copied to the host in this step, and blocks whose content was lost, as all room there was taken by this very step or
+    /// was being read.
     pub stored_blocks: usize,
     pub lost_blocks: usize,
     /// Blocks that began to be copied from the host, for sequences that started or came back.
