@@ -44,9 +44,9 @@ mod sequence;
 mod step;
 
 pub use batch::{
-    Batch, BatchItem, BlockLoad, Failure, History, ImageEncode, ImageRows, ItemTokens, MAX_DEFERRALS, PooledSum,
-    PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled, SampledToken,
-    StepOutput,
+    Batch, BatchItem, BlockLoad, Failure, History, ImageEncode, ImageRows, ItemTokens, MAX_DEFERRALS,
+    PooledSum, PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled,
+    SampledToken, StepOutput,
 };
 pub use block_pool::{BlockCopy, BlockId, BlockList, BlockPool, BlockTable, TakenBlocks};
 pub use config::{InvalidConfig, SchedulerConfig};

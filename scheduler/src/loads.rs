@@ -11,27 +11,8 @@
 //! wait for all loads so far (`Batch::waits_for_loads`), so that nobody's keys are overwritten by a copy that comes late.
 
 use crate::block_pool::TakenBlocks;
-use crate::running::Rank;
-use crate::{BlockLoad, HostBlockId, Scheduler};
-
-/// Names a load, in the order in which they were asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LoadId(u64);
-
-/// Copies under way, for one sequence.
-#[derive(Debug)]
-pub(crate) struct Loading {
-    id: LoadId,
-    rank: Rank,
-    /// Which blocks of its table are loaded, and from where.
-    places: Vec<(usize, HostBlockId)>,
-}
-
-impl Loading {
-    pub fn hosts(&self) -> impl Iterator<Item = HostBlockId> {
-        self.places.iter().map(|&(_, host)| host)
-    }
-}
+use crate::running::{LoadId, Loading, Rank};
+use crate::{BlockLoad, Scheduler};
 
 impl Scheduler {
     /// Has what a sequence takes from the host copied, which waits for it then; `None`: it takes nothing from there.

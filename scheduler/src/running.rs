@@ -2,8 +2,8 @@
 
 use crate::block_pool::{BlockTable, TakenBlocks};
 use crate::content::ContentChain;
+use crate::host_tier::HostBlockId;
 use crate::image_cache::{Acquired, ImageCache};
-use crate::loads::LoadId;
 use crate::ngram::Drafter;
 use crate::prompt::PromptProgress;
 use crate::{
@@ -86,6 +86,25 @@ impl Job {
 
 /// In place of a token that is being sampled.
 const PLACEHOLDER: TokenId = 0;
+
+/// Names a load, in the order in which they were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoadId(pub u64);
+
+/// Copies under way, for one sequence.
+#[derive(Debug)]
+pub(crate) struct Loading {
+    pub id: LoadId,
+    pub rank: Rank,
+    /// Which blocks of its table are loaded, and from where.
+    pub places: Vec<(usize, HostBlockId)>,
+}
+
+impl Loading {
+    pub fn hosts(&self) -> impl Iterator<Item = HostBlockId> {
+        self.places.iter().map(|&(_, host)| host)
+    }
+}
 
 /// A sequence that holds blocks.
 #[derive(Debug)]

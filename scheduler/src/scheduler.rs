@@ -2,11 +2,11 @@
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
-use crate::loads::Loading;
-use crate::running::{Job, Rank, Running};
+use crate::running::{Job, Loading, Rank, Running};
 use crate::step::InFlight;
 use crate::{
-    BatchItem, BlockLoad, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats, TokenMask,
+    BatchItem, BlockLoad, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats,
+    TokenMask,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -67,7 +67,8 @@ impl Scheduler {
             panic!("{error}");
         }
         Self {
-            pool: BlockPool::new(config.num_blocks, config.block_size).with_host_blocks(config.num_host_blocks),
+            pool: BlockPool::new(config.num_blocks, config.block_size)
+                .with_host_blocks(config.num_host_blocks),
             images: ImageCache::new(&config),
             config,
             waiting: BTreeMap::new(),

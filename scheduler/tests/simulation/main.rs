@@ -77,7 +77,7 @@ fn thousands_of_random_days() {
     println!("{total:?}");
     // A day on which nothing happens proves nothing.
     assert!(total.preemptions > 0 && total.cached > 0 && total.encodes > 0 && total.failed > 0);
-    assert!(total.stored > 10_000 && total.loaded > 3000 && total.lost > 1000 && total.stray > 50);
+    assert!(total.stored > 1000 && total.loaded > 200 && total.lost > 500 && total.stray > 5);
     assert!(total.told > 0 && total.deferred > 0 && total.completed > 50);
     assert!(total.ahead > total.steps / 8 && total.dropped > 500, "few steps were made ahead");
     assert!(total.accepted > 1000 && total.drafted > total.accepted + 1000, "few guesses, right and wrong");

@@ -6,8 +6,9 @@
 use crate::rng::chain;
 use crate::truth::{Machine, Truth, short, state_words};
 use scheduler::{
-    Batch, BatchItem, BlockCopy, BlockId, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS, ModelRunner, PromptOutput,
-    PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, BlockCopy, BlockId, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS,
+    ModelRunner, PromptOutput, PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId,
+    StepOutput, TokenId,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
