@@ -159,6 +159,41 @@ fn a_sequence_that_lost_its_place_is_not_computed_again() {
 }
 
 #[test]
+fn what_cannot_be_trusted_is_not_found_on_the_host_either() {
+    let (mut engine, _) = cached_in_turns(20);
+    engine.runner_mut().fail = Some((5, 0, Failure::NonFiniteLogits));
+    for (id, expected) in [(5, 16), (6, 0)] {
+        engine.add(again(id, 2, 17)).unwrap();
+        assert_eq!(cached_tokens(&run(&mut engine), id), expected, "sequence {id}");
+    }
+}
+
+#[test]
+fn what_cannot_be_trusted_is_not_found_when_it_has_been_loaded() {
+    let mut engine = engine(two_tiers(20));
+    for id in 1..8 {
+        engine.add(one(id, 9)).unwrap();
+        run(&mut engine);
+    }
+    engine.add(sequence(10, vec![7, 8], 12)).unwrap();
+    engine.runner_mut().load_steps = 5;
+    engine.runner_mut().fail = Some((11, 0, Failure::NonFiniteLogits));
+    let mut events = Vec::new();
+    // The second one does not wait for a worse priority: it loads the same, and its copies land when the first has failed.
+    engine.add(again(11, 1, 9)).unwrap();
+    (0..3).for_each(|_| events.extend(step(&mut engine).events));
+    engine.add(with_priority(again(12, 1, 9), -1)).unwrap();
+    events.extend(run(&mut engine));
+    assert_eq!((cached_tokens(&events, 11), cached_tokens(&events, 12)), (8, 8));
+    let loads = engine.runner().loads.iter().flatten();
+    assert_eq!(loads.map(|load| load.id.0).collect::<Vec<_>>(), [11, 12]);
+    let ends: Vec<u64> = finished(&events).iter().map(|(id, ..)| *id).collect();
+    assert_eq!(ends, [11, 12, 10]);
+    engine.add(again(13, 1, 9)).unwrap();
+    assert_eq!(cached_tokens(&run(&mut engine), 13), 0);
+}
+
+#[test]
 fn a_small_tier_keeps_what_was_used_last() {
     let (engine, cached) = cached_in_turns(3);
     // Of the first prompt's four blocks the tail was stored first and made room; the second's blocks found its places being read.
