@@ -1,6 +1,6 @@
 // The pieces of attention.cu and attention_expanded.cu: what lies where, and what a block of threads does with a tile, a range and a row.
 #pragma once
-#include "common.cuh"
+#include "tokens.cuh"
 
 constexpr int KEYS = 64;
 constexpr float LOWEST = -1e30f;  // below every score, but differences of it are numbers
@@ -15,6 +15,7 @@ struct AttendShape {
     int block_size;                // 0: key p is row table + p
     int list;                      // of the header: which units
     int partials, maxima;          // where partial sums and their maxima and sums of weights begin in the scratch
+    int floats;                    // whether `out` gets the result where it is packed as well
     float scale;                   // times log2(e)
 };
 
@@ -53,6 +54,20 @@ template <int D> struct Tile {
     // The same for `known + piece`, a multiple of 4 and less than 4: what the compiler knows becomes part of an instruction.
     static __device__ __forceinline__ int at(int row, int known, int piece) {
         return at(row, known % 8 + piece) + known / 8 * 64;
+    }
+};
+
+// Where the result goes: in f32, and rounded as the linear layer after attention takes it, where it takes it so (tokens.cuh).
+template <class W> struct Result {
+    Ptr<float> out;
+    Ptr<W> packed;
+
+    // Two neighbours of a head from an even column on. Heads are whole columns of eight.
+    __device__ __forceinline__ void store(int token, int head, int column, float2 v, const AttendShape& s) const {
+        if (packed == nullptr || s.floats) store_vec(out + (((long long)token * s.heads + head) * s.dv + column), v);
+        if (packed == nullptr) return;
+        int first = head * (s.dv / 8) + column / 8, columns = packed_columns(s.heads * s.dv);
+        store_vec(packed + (packed_place(token, first, columns) + column % 8), Float<W>::pack(v.x, v.y));
     }
 };
 
@@ -128,6 +143,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     Ptr<const W> keys, values;
     Ptr<const int> tables;
     Ptr<float> scratch, out;
+    Ptr<W> packed;       // or null
     Ptr<W> memory, weights;
     Ptr<float> maxima;   // [KEY_GROUPS][M]: of a tile, and at the end of a range sums of weights
     Ptr<float> row_max;  // [2][M]: of a range, before and after a tile
@@ -144,6 +160,9 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
 
     __device__ __forceinline__ Ptr<W> key_tile(int stage) { return memory + (L::QUERIES + stage * L::STAGE); }
     __device__ __forceinline__ Ptr<W> value_tile(int stage) { return LATENT ? key_tile(stage) : key_tile(stage) + L::KEY_TILE; }
+
+    // Latents are read by products of heads, in f32.
+    __device__ __forceinline__ Result<W> result() const { return Result<W>{out, LATENT ? Ptr<W>(nullptr) : packed}; }
 
     __device__ __forceinline__ void begin(Ptr<W> dynamic) {
         memory = dynamic, weights = memory + L::WEIGHTS;
@@ -425,7 +444,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                 if (!is_last) store_vec(at, v);
                 else if (there && column < s.dv) {
                     if (is_partial) store_vec(scratch + to + column, v);
-                    else store_vec(out + to + column, make_float2(v.x / sum, v.y / sum));
+                    else result().store(unit.first_token + token, first_head + head, column, make_float2(v.x / sum, v.y / sum), s);
                 }
             }
         if (is_partial && there && warp == 0 && pair == 0) store_vec(scratch + (s.maxima + place * 2), make_float2(max, sum));
@@ -463,6 +482,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
             sum = merged(m, old.y, sum);
         }
         long long place = place_of(row, s);
+        int token = unit.first_token + row / s.block_heads, head = first_head + row % s.block_heads;
 #pragma unroll
         for (int i = 0; i < PAIRS_EACH; i++)
 #pragma unroll
@@ -475,7 +495,8 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                     float2 before = load_vec<float2>(at);
                     v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));
                 }
-                store_vec(at, is_last ? make_float2(v.x / sum, v.y / sum) : v);
+                if (is_last) result().store(token, head, column, make_float2(v.x / sum, v.y / sum), s);
+                else store_vec(at, v);
             }
         if (!is_last && warp == 0 && pair == 0) store_vec(scratch + place * 2, make_float2(m.max, sum));
     }

@@ -84,6 +84,8 @@ pub(crate) struct Job<'a> {
     pub packed: Option<&'a Tensor>,
     /// Where what comes out is packed for another layer that takes the same type, in place of `out`; where x is.
     pub packed_out: Option<&'a Tensor>,
+    /// The same of heads, whose x is not packed.
+    pub heads_out: Option<PackedHeads<'a>>,
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a Tensor>,
     pub act: Activation,
@@ -93,6 +95,18 @@ pub(crate) struct Job<'a> {
     /// Tokens.
     pub rows: usize,
     pub strides: Strides,
+}
+
+/// Where heads leave their results side by side, rounded and packed for a layer.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedHeads<'a> {
+    pub room: &'a Tensor,
+    /// Which of the packed tokens is the first.
+    pub first: usize,
+    /// Numbers of a token, of all heads: a multiple of 32.
+    pub width: usize,
+    /// Whether `out` gets them as well.
+    pub floats: bool,
 }
 
 /// A tensor from some element on.
@@ -126,8 +140,11 @@ struct LinearShape {
     act: i32,
     adds: i32,
     pairs: i32,
+    first_packed: i32,
+    columns_packed: i32,
+    floats: i32,
 }
-// SAFETY: twelve i32, as in linear.cu.
+// SAFETY: fifteen i32, as in linear.cu.
 unsafe impl Param for LinearShape {}
 
 /// As in linear.cu.
@@ -166,7 +183,7 @@ pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
 
 /// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
 fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
-    let Job { x, packed, packed_out, weights, bias, act, adds, out, rows, strides } = job;
+    let Job { x, packed, packed_out, heads_out, weights, bias, act, adds, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
@@ -201,7 +218,16 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             };
             if starts_at(8, 16) { 8 } else { i32::from(starts_at(2, 2 * size)) }
         },
+        first_packed: heads_out.map_or(0, |heads| heads.first as i32),
+        columns_packed: heads_out.map_or(0, |heads| (heads.width / 8) as i32),
+        floats: heads_out.map_or(1, |heads| i32::from(heads.floats)),
     };
+    if let Some(PackedHeads { room, first, width, .. }) = *heads_out {
+        let needed = tokens::packed_bytes([first + rows, width]);
+        assert!(needed <= room.bytes(), "linear: no room for {rows} tokens of heads");
+        assert_eq!([width, width % 32], [weights.count() * weights.n(), 0], "linear: width of packed heads");
+        assert_ne!(weights.stored_as(), WeightType::F32, "linear: packed heads of f32");
+    }
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
     assert!(packed.is_none() || takes_packed(*rows, weights.stored_as()), "linear: packed tokens");
     assert!(!*adds || (packed.is_some() && packed_out.is_none()), "linear: adds packed tokens to f32");
@@ -238,6 +264,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             (expression, [128, tokens], 256)
         }
     };
+    let heads_packed = heads_out.map_or(DevicePtr::NULL, |heads| heads.room.pointer());
     let mut all_panels = panels;
     if rows_each == 16 {
         let panels = beside.map_or(0, |job| job.weights.panels_per_member());
@@ -246,11 +273,17 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             .map_or([DevicePtr::NULL; 3], |job| [job.weights.pointer(), pointer_of(job.bias), job.out.start]);
         let shape = LinearBeside { n: n as i32, panels: panels as i32 };
         args = args.pointer(w).pointer(bias).value(shape).pointer(out);
+        args = args.pointer(heads_packed);
         all_panels += panels;
     } else {
         assert!(beside.is_none(), "linear: no layer beside {expression}");
     }
     let mut all_tokens = *rows;
+    if packed.is_none() && rows_each == 128 {
+        args = args.pointer(heads_packed);
+    } else {
+        assert!(heads_out.is_none() || rows_each == 16, "linear: no packed heads of {expression}");
+    }
     if packed.is_some() && threads == 256 {
         if let Some(room) = packed_out {
             assert!(

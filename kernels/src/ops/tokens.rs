@@ -170,6 +170,13 @@ pub struct Tokens<'a> {
     has_floats: bool,
 }
 
+impl<'a> Tokens<'a> {
+    /// `held`: what lies in the room; `has_floats`: whether x has them.
+    pub(super) fn of(x: &'a Tensor, room: &'a mut TokenRoom, held: Option<DType>, has_floats: bool) -> Self {
+        Self { x, room, held, has_floats }
+    }
+}
+
 impl Tokens<'_> {
     /// See [`linear`](super::linear).
     pub fn linear(&mut self, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
