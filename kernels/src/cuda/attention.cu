@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine(In<int> wor
                 sum = merged(m, sum, next.y);
                 v = make_float2(merged(m, v.x, more.x), merged(m, v.y, more.y));
             }
-            Result<W>{out, packed}.store(split.x, head, c, make_float2(v.x / sum, v.y / sum), s);
+            Result<W>::at(out, packed, split.x, head, c, s).store(0, make_float2(v.x / sum, v.y / sum));
         }
     }
 }

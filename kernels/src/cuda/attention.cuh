@@ -59,15 +59,22 @@ template <int D> struct Tile {
 
 // Where the result goes: in f32, and rounded as the linear layer after attention takes it, where it takes it so (tokens.cuh).
 template <class W> struct Result {
-    Ptr<float> out;
-    Ptr<W> packed;
+    Ptr<float> out;   // or null
+    Ptr<W> packed;    // or null
 
-    // Two neighbours of a head from an even column on. Heads are whole columns of eight.
-    __device__ __forceinline__ void store(int token, int head, int column, float2 v, const AttendShape& s) const {
-        if (packed == nullptr || s.floats) store_vec(out + (((long long)token * s.heads + head) * s.dv + column), v);
-        if (packed == nullptr) return;
-        int first = head * (s.dv / 8) + column / 8, columns = packed_columns(s.heads * s.dv);
-        store_vec(packed + (packed_place(token, first, columns) + column % 8), Float<W>::pack(v.x, v.y));
+    // Of a token, from an even column of a head on. Heads are whole columns of eight.
+    static __device__ __forceinline__ Result at(Ptr<float> out, Ptr<W> packed, int token, int head, int column, const AttendShape& s) {
+        bool floats = packed == nullptr || s.floats;
+        Result r{nullptr, packed};
+        if (floats) r.out = out + (((long long)token * s.heads + head) * s.dv + column);
+        if (packed != nullptr)
+            r.packed = packed + (packed_place(token, head * (s.dv / 8) + column / 8, packed_columns(s.heads * s.dv)) + column % 8);
+        return r;
+    }
+    // Two neighbours, `eights` further.
+    __device__ __forceinline__ void store(int eights, float2 v) const {
+        if (out != nullptr) store_vec(out + eights * 8, v);
+        if (packed != nullptr) store_vec(packed + eights * PACKED_TOKENS * 8, Float<W>::pack(v.x, v.y));
     }
 };
 
@@ -161,8 +168,10 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     __device__ __forceinline__ Ptr<W> key_tile(int stage) { return memory + (L::QUERIES + stage * L::STAGE); }
     __device__ __forceinline__ Ptr<W> value_tile(int stage) { return LATENT ? key_tile(stage) : key_tile(stage) + L::KEY_TILE; }
 
-    // Latents are read by products of heads, in f32.
-    __device__ __forceinline__ Result<W> result() const { return Result<W>{out, LATENT ? Ptr<W>(nullptr) : packed}; }
+    // Of the columns that this thread has. Latents are read by products of heads, in f32.
+    __device__ __forceinline__ Result<W> result(int token, int head, const AttendShape& s) const {
+        return Result<W>::at(out, LATENT ? Ptr<W>(nullptr) : packed, unit.first_token + token, first_head + head, warp * 16 + pair, s);
+    }
 
     __device__ __forceinline__ void begin(Ptr<W> dynamic) {
         memory = dynamic, weights = memory + L::WEIGHTS;
@@ -429,7 +438,9 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
         }
         if (!is_last) mine[0] = m.max, mine[1] = sum;
         long long place = (long long)((is_partial ? unit.slot : unit.first_token) + token) * s.heads + first_head + head;
-        long long to = is_partial ? s.partials + place * s.dv : place * s.dv;
+        long long to = s.partials + place * s.dv;
+        Result<W> result{nullptr, nullptr};
+        if (is_last && !is_partial && there) result = this->result(token, head, s);
 #pragma unroll
         for (int i = 0; i < PAIRS_EACH; i++)
 #pragma unroll
@@ -444,7 +455,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                 if (!is_last) store_vec(at, v);
                 else if (there && column < s.dv) {
                     if (is_partial) store_vec(scratch + to + column, v);
-                    else result().store(unit.first_token + token, first_head + head, column, make_float2(v.x / sum, v.y / sum), s);
+                    else result.store(i * WARPS * 2 + side, make_float2(v.x / sum, v.y / sum));
                 }
             }
         if (is_partial && there && warp == 0 && pair == 0) store_vec(scratch + (s.maxima + place * 2), make_float2(max, sum));
@@ -482,7 +493,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
             sum = merged(m, old.y, sum);
         }
         long long place = place_of(row, s);
-        int token = unit.first_token + row / s.block_heads, head = first_head + row % s.block_heads;
+        Result<W> result = this->result(row / s.block_heads, row % s.block_heads, s);
 #pragma unroll
         for (int i = 0; i < PAIRS_EACH; i++)
 #pragma unroll
@@ -495,7 +506,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                     float2 before = load_vec<float2>(at);
                     v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));
                 }
-                if (is_last) result().store(token, head, column, make_float2(v.x / sum, v.y / sum), s);
+                if (is_last) result.store(i * WARPS * 2 + side, make_float2(v.x / sum, v.y / sum));
                 else store_vec(at, v);
             }
         if (!is_last && warp == 0 && pair == 0) store_vec(scratch + place * 2, make_float2(m.max, sum));

@@ -175,7 +175,10 @@ pub(crate) fn run(cuda: &Cuda, call: &Call, workspace: &mut Workspace, out: &mut
     assert_eq!(call.latents.cache.rows.dtype(), cache, "expanded_attention: type of the cache");
     assert!(value_dim <= MAX_VALUES, "expanded_attention: values of {value_dim} exceed {MAX_VALUES}");
     call.packed.check("expanded_attention", [out.rows(), out.row_len()]);
-    assert!(call.packed.room.is_none() || *form != Form::Rows, "expanded_attention: rows in f32 are not packed");
+    assert!(
+        call.packed.room.is_none() || *form != Form::Rows,
+        "expanded_attention: rows in f32 are not packed"
+    );
     let items = super::attention::items_of(call.ragged);
     let longest = (0..call.ragged.num_items())
         .filter(|&item| items.is_selected(item))
@@ -324,7 +327,8 @@ impl Launch<'_> {
                         shared: shared(tokens) as u32,
                         ..grid(units.len() * heads, warps as u32 * 32)
                     };
-                    let args = args.value(int(units.len())).value(shape).pointer(self.stats).pointer(self.out);
+                    let args =
+                        args.value(int(units.len())).value(shape).pointer(self.stats).pointer(self.out);
                     (expression, args.pointer(self.call.packed.pointer()), grid)
                 }
                 Form::Rows => {

@@ -42,9 +42,7 @@ pub use expert_rows::{combine_experts, enter_experts, expert_linear, sort_by_exp
 pub use interpolate::interpolate_positions;
 pub use kv::store_kv;
 pub use latents::prepare_latents;
-pub use linear::{
-    HeadSlice, HeadSliceMut, LinearPart, heads_linear, heads_pack_as, linear, linear_pair,
-};
+pub use linear::{HeadSlice, HeadSliceMut, LinearPart, heads_linear, heads_pack_as, linear, linear_pair};
 pub use made::{MadeTokens, Readers};
 pub use moe::{moe, moe_and_norm, moe_and_shared};
 pub use norm::{add_rms_norm, layer_norm, layer_norm_heads, rms_norm};
