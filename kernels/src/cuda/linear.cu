@@ -8,7 +8,7 @@
 //                 have another layer of the same x and K
 //   linear_many   a block has 128 rows of w and 64 or 128 tokens
 //   linear_packed the same, for tokens that were rounded and packed once (tokens.cuh): each block then reads half of their bytes
-//   linear_wgmma  a block has 128 rows of w and 192 tokens, a cluster of four twice of both; sm_90a alone
+//   linear_wgmma  a block has 128 rows of w and 192 tokens, a cluster two or four times the rows and twice the tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
 #include "wgmma.cuh"
 
@@ -145,13 +145,13 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// grid: (panels / 4, tokens / 192), each up to a multiple of two; clusters of two by two, 384 threads, a ring of stages; x in the order of tokens.cuh
-template <class W>
+// grid: (panels / 4, up to a multiple of ROWS; tokens / 192, of two); clusters of ROWS by two, 384 threads, a ring of stages; x in the order of tokens.cuh
+template <class W, int ROWS>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<W> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     int first_panel = (int)blockIdx.x * CLUSTER_PANELS, first_token = (int)blockIdx.y * CLUSTER_TOKENS;
     int panels = max(min(s.panels - first_panel, CLUSTER_PANELS), 0), tokens = max(min((s.rows - first_token + 63) / 64 * 64, CLUSTER_TOKENS), 0);
     float total[CLUSTER_TOKENS / 8][4] = {};
-    ClusterWork<W, 2, 2> work{w + (long long)first_panel * s.units * Weights<W>::LEN, x, panels, s.units, first_token, tokens, packed_columns(s.k)};
+    ClusterWork<W, ROWS, 2> work{w + (long long)first_panel * s.units * Weights<W>::LEN, x, panels, s.units, first_token, tokens, packed_columns(s.k)};
     if (multiply_clusters(total, work)) {
         int lane = lane_id(), first_row = (first_panel + warp_id() / 2 - 2) * 32 + wgmma_half() * 16 + lane / 4;
 #pragma unroll

@@ -47,8 +47,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_packed<q4, 128>", 255, 31744),
         Instance::new("linear_packed<q4z, 64>", 168, 20480),
         Instance::new("linear_packed<q4z, 128>", 255, 32768),
-        Instance::hopper("linear_wgmma<bf16>", 168, 1024),
-        Instance::hopper("linear_wgmma<f16>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, 2>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, 4>", 168, 1024),
+        Instance::hopper("linear_wgmma<f16, 2>", 168, 1024),
+        Instance::hopper("linear_wgmma<f16, 4>", 168, 1024),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -59,8 +61,11 @@ pub(crate) const FEW: usize = 32;
 
 /// Of a block with wgmma, as in wgmma.cuh: rows of weights, and tokens; fewer tokens are left to mma.sync.
 pub(super) const WGMMA_BLOCK: [usize; 2] = [128, 192];
-/// Blocks of a cluster, along each.
-const WGMMA_CLUSTER: [usize; 2] = [2, 2];
+/// Blocks of a cluster, along each, where there are so many blocks of rows: the more share tokens, the less each fetches, if no more of them are without
+/// work.
+fn wgmma_cluster(row_blocks: usize) -> [usize; 2] {
+    if row_blocks.next_multiple_of(4) == row_blocks.next_multiple_of(2) { [4, 2] } else { [2, 2] }
+}
 /// Its dynamic shared memory: five stages of 4 panels and 192 tokens, by 64 of K.
 pub(super) const WGMMA_SHARED: u32 = 5 * (4 * 4096 + 192 * 128);
 
@@ -248,7 +253,8 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
                 && !stored_as.is_quantised()
                 && *rows > WGMMA_BLOCK[1] =>
         {
-            (format!("linear_wgmma<{w}>"), WGMMA_BLOCK, 384)
+            let [rows, _] = wgmma_cluster(panels.div_ceil(4));
+            (format!("linear_wgmma<{w}, {rows}>"), WGMMA_BLOCK, 384)
         }
         (stored_as, _) => {
             // Wider blocks cost less a token, if there are enough of them for the device. Rows that come as f32 have none for quantised weights.
@@ -298,9 +304,11 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     }
     let blocks = [(all_panels * 32).div_ceil(rows_each), all_tokens.div_ceil(tokens_each), weights.count()];
     let clusters = if threads == 384 {
-        let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(WGMMA_CLUSTER[i]) as u32);
+        let cluster = wgmma_cluster(blocks[0]);
+        let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(cluster[i]) as u32);
         let grid = Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: WGMMA_SHARED };
-        Clusters { grid, blocks: [WGMMA_CLUSTER[0] as u32, WGMMA_CLUSTER[1] as u32, 1] }
+        let [x, y] = cluster.map(|n| n as u32);
+        Clusters { grid, blocks: [x, y, 1] }
     } else {
         let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
         Clusters::from(grid)
