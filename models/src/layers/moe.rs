@@ -63,9 +63,9 @@ impl Moe {
         router + bias + experts + shared.unwrap_or_default()
     }
 
-    /// What the layer of all tokens that reads the norm before it keeps its weights as; f32 where there is none.
+    /// What the layer of all tokens that reads the norm before it keeps its weights as, or the experts, where there is none.
     pub fn takes(&self) -> WeightType {
-        self.shared.as_ref().map_or(WeightType::F32, Mlp::takes)
+        self.shared.as_ref().map_or(self.experts.stored_as(), Mlp::takes)
     }
 
     /// What is read before it is known which experts are chosen.
