@@ -138,7 +138,7 @@ fn bugs_in_what_experts_take_are_noticed() {
         }
     };
     let (spread, long, eight) =
-        (wgmma([180, 70, 45, 3, 3]), wgmma([2100, 16, 8, 2, 1]), wgmma([140, 400, 270, 1, 1]));
+        (wgmma([180, 70, 45, 3, 3]), wgmma([2100, 40, 20, 2, 1]), wgmma([140, 400, 270, 1, 1]));
     let unpacked = |device: &Device| Ok(case(BF16, BF16, [67, 50, 20, 3, 2]).run(device, true)?.0);
     let cases: [(&'static str, &'static str, Run); 9] = [
         ("room = min(num_tokens, SPREAD_TOKENS);", "room = min(num_tokens, SPREAD_TOKENS) - 1;", &spread),
@@ -155,7 +155,7 @@ fn bugs_in_what_experts_take_are_noticed() {
         ),
         ("if (token < 0 || token >= count) continue;", "if (token < 0 || token > count) continue;", &long),
         ("held + (c * room + token) * 8", "held + (c * room + token) * 4", &spread),
-        ("column * 8 >= k) return;", "column * 8 > k) return;", &unpacked),
+        ("if (column * 8 + i >= k) continue;", "if (column * 8 + i > k) continue;", &unpacked),
         ("((long long)token * k + column * 8);", "((long long)token * k + column * 4);", &unpacked),
         ("if (senders >> lane & 1) mbarrier", "if (lane < 4) mbarrier", &eight),
     ];
