@@ -39,7 +39,7 @@ pub use attention_expanded::{ExpandedScratch, expanded_attention};
 pub use elementwise::{add, add_gated, silu_mul};
 pub use embedding::embedding;
 pub use expert_rows::{combine_experts, enter_experts, expert_linear, sort_by_expert};
-pub use interpolate::interpolate_positions;
+pub use interpolate::{interpolate_corners, interpolate_positions};
 pub use kv::store_kv;
 pub use latents::prepare_latents;
 pub use linear::{HeadSlice, HeadSliceMut, LinearPart, heads_linear, heads_pack_as, linear, linear_pair};
