@@ -279,6 +279,13 @@ mod equal_to_itself {
     use super::{Changed, equal_to_itself};
     use models::QuantizationChoice::{Auto, Int4, Int8};
 
+    /// Rows of pictures in the first layers, from the same places of several caches.
+    #[test]
+    fn pictures_for_several_layers() {
+        equal_to_itself("qwen3_vl", Auto, None);
+        equal_to_itself("qwen3_vl_moe", Auto, None);
+    }
+
     #[test]
     fn pictures_latents_and_experts() {
         equal_to_itself("kimi_vl", Auto, None);
