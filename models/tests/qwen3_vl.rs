@@ -3,7 +3,7 @@
 mod common;
 
 use common::formula::fnv1a;
-use common::qwen3_vl::{DENSE, levels};
+use common::qwen3_vl::{DENSE, MOE, levels};
 use common::{Golden, bare_gpu, files, fixture, options};
 use kernels::{ActivationChoice, CpuOptions, DType, Device, Tensor};
 use models::qwen_vl::QwenVlImageProcessor;
@@ -179,4 +179,23 @@ fn pictures_are_planned_for_as_large_as_they_may_be() {
     assert!(small.memory.image_cache < whole.memory.image_cache);
     let message = plan(Some(5)).unwrap_err().to_string();
     assert_eq!(message, "image_resize_pixels: 5 is below the 1024 pixels of a token");
+}
+
+#[test]
+fn what_is_wrong_with_experts_is_named() {
+    for (key, value, reason) in [
+        ("norm_topk_prob", json!(false), "false is not supported for this architecture"),
+        (
+            "model_type",
+            json!("qwen3_vl_text"),
+            "\"qwen3_vl_text\" is not supported, only \"qwen3_vl_moe_text\" is",
+        ),
+        ("num_experts_per_tok", json!(7), "7 is more than the 6 experts to choose from"),
+    ] {
+        let mut config = common::qwen3_vl::config(MOE);
+        config["text_config"][key] = value;
+        let files = [("config.json", &*config.to_string().into_bytes().leak())].to_vec();
+        let message = models::plan(&ModelFiles::Embedded(files.leak()), &options()).unwrap_err().to_string();
+        assert_eq!(message, format!("embedded config.json: text_config.{key}: {reason}"));
+    }
 }
