@@ -119,11 +119,8 @@ fn what_goes_in_is_told_and_what_cannot_be_seen_is_refused() {
         assert_eq!(response.status, 400, "{}", response.text());
         let error = response.json()["error"].clone();
         assert_eq!(error["param"], "prompt");
-        assert!(
-            error["message"]
-                .as_str()
-                .is_some_and(|message| message.starts_with(&format!("token 2 is `{pad}`")))
-        );
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(&format!("token 2 is `{pad}`")), "{message}");
     }
     let response = server.post(CHAT, &request(json!([text("a"), picture(402, 2, 1)])));
     assert_eq!(
