@@ -4,11 +4,11 @@
 //! gives the same weights, bit for bit. What keeps its precision is copied. A file is written for each file of the source, tensor
 //! by tensor; `config.json` comes last, so that half of a checkpoint is none.
 
-use super::WeightTensor;
 use super::experts::{ExpertPart, Together, together};
 use super::files::{INDEX_FILE, SINGLE_FILE, WeightFiles};
 use super::header::TensorInfo;
 use super::host::HostWeights;
+use super::tensor::WeightTensor;
 use super::write::{Entry, TensorFile};
 use crate::config::{ModelConfig, OWN_KEY, json};
 use crate::content::Content;

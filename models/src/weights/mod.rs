@@ -14,6 +14,7 @@ mod host;
 mod packed;
 mod quantised;
 mod tensor;
+mod together;
 pub(crate) mod write;
 
 pub use export::{Exported, quantize};
