@@ -8,7 +8,7 @@ use perilune::config::Config;
 use perilune::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use perilune::run::ModelSource;
 use perilune::source::{self, HubSettings, Needed};
-use perilune::{cli, load, logging};
+use perilune::{cli, load, logging, say};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -38,10 +38,7 @@ fn main() -> ExitCode {
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(EXIT_FAILURE)
-        }
+        Err(error) => say::fail(format_args!("{error:#}"), EXIT_FAILURE),
     }
 }
 
@@ -50,8 +47,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     let mut config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(EXIT_USAGE);
+            return say::fail(error, EXIT_USAGE);
         }
     };
     let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
@@ -59,10 +55,9 @@ fn serve(args: ServeArgs) -> ExitCode {
         unknown.iter().map(|name| format!("the environment has {name}, but no setting has this name")),
     );
     if print_config {
-        println!("{:#}", config.to_json());
-        return ExitCode::SUCCESS;
+        return say::last(format_args!("{:#}", config.to_json()));
     }
-    logging::init(
+    let _log = logging::init(
         config.log_format,
         std::env::var("RUST_LOG").ok().as_deref(),
         std::env::var_os("NO_COLOR").is_some(),

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-fn perilune(args: &[&str]) -> Command {
+pub fn perilune(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_perilune"));
     // What the tests' own environment says must not matter.
     command.env_clear().env("HF_HUB_OFFLINE", "1").env("HOME", "/nonexistent").args(args);
@@ -17,7 +17,7 @@ fn run(args: &[&str]) -> Output {
     perilune(args).output().expect("runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
@@ -265,19 +265,25 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
     }
 }
 
+/// A server on any port, with a log to read and little memory.
+pub const SMALL: &[&str] =
+    &["serve", "--port", "0", "--log-format", "json", "--memory", "300MB", "--max-num-seqs", "8"];
+
 /// A running server and the lines of its log.
-struct Server {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-    address: String,
+pub struct Server {
+    pub child: Child,
+    pub log: BufReader<std::process::ChildStderr>,
+    pub address: String,
 }
 
 impl Server {
     fn start(args: &[&str]) -> Self {
-        let mut all =
-            vec!["serve", "--port", "0", "--log-format", "json", "--memory", "300MB", "--max-num-seqs", "8"];
-        all.extend(args);
-        let mut child = perilune(&all).stderr(Stdio::piped()).spawn().expect("starts");
+        Self::from(perilune(&[SMALL, args].concat()))
+    }
+
+    /// What `command` starts, which ends in a `serve`.
+    pub fn from(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let mut log = BufReader::new(child.stderr.take().expect("piped"));
         let address = loop {
             let mut line = String::new();
@@ -293,7 +299,7 @@ impl Server {
         Self { child, log, address }
     }
 
-    fn post(&self, path: &str, body: &Value) -> (String, String) {
+    pub fn post(&self, path: &str, body: &Value) -> (String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("connects");
         let body = body.to_string();
         let request = format!(
@@ -307,10 +313,18 @@ impl Server {
         (head.to_owned(), body.to_owned())
     }
 
-    fn terminate(mut self) -> (Option<i32>, String) {
-        let status =
-            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("runs");
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("runs");
         assert!(status.success());
+    }
+
+    fn terminate(self) -> (Option<i32>, String) {
+        self.signal("-TERM");
+        self.end()
+    }
+
+    /// The exit code and the rest of the log, once it has ended.
+    pub fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.log.read_to_string(&mut rest).expect("reads");
         (self.child.wait().expect("ends").code(), rest)

@@ -3,6 +3,7 @@
 use super::bench_report::{Measured, Report};
 use super::client::{Client, ClientError};
 use super::picture;
+use crate::say;
 use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
@@ -75,10 +76,10 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let report = measure(&args)?;
     if args.json {
-        eprint!("{}", report.to_table());
-        println!("{:#}", report.to_json());
+        say::note(report.to_table().trim_end());
+        say::result(format_args!("{:#}", report.to_json()))?;
     } else {
-        print!("{}", report.to_table());
+        say::result(report.to_table().trim_end())?;
     }
     if !report.failures.is_empty() {
         let shown: Vec<&str> = report.failures.iter().take(MAX_SHOWN).map(String::as_str).collect();
