@@ -118,6 +118,17 @@ fn unexpected(flag: &str, hint: &str) -> clap::Error {
     Args::command().error(ErrorKind::UnknownArgument, format!("there is no `{flag}` here: {hint}"))
 }
 
+/// What is not UTF-8 of a line and an environment in which something is not.
+pub fn not_utf8(line: &[OsString], variables: impl IntoIterator<Item = (OsString, OsString)>) -> String {
+    if let Some(argument) = line.iter().find(|argument| argument.to_str().is_none()) {
+        return format!("the argument {argument:?} is not UTF-8");
+    }
+    let ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("PERILUNE_"));
+    let variable = variables.into_iter().find(|(name, value)| ours(name) && value.to_str().is_none());
+    let name = variable.and_then(|(name, _)| name.into_string().ok());
+    format!("the environment's {} is not UTF-8", name.as_deref().unwrap_or("PERILUNE_ setting"))
+}
+
 /// Of the names of the environment's variables those that look like settings of ours and are none.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let command = Args::command();

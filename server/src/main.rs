@@ -3,17 +3,22 @@
 use clap::error::ErrorKind;
 use models::LoadFormat;
 use perilune::args::ServeArgs;
-use perilune::command_line::{Args, Command, unknown_variables};
+use perilune::command_line::{Args, Command, not_utf8, unknown_variables};
 use perilune::config::Config;
 use perilune::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use perilune::run::ModelSource;
 use perilune::source::{self, HubSettings, Needed};
 use perilune::{cli, load, logging, say};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = match Args::parse_from_line(std::env::args_os().collect()) {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let args = match Args::parse_from_line(line.clone()) {
         Ok(args) => args,
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            return say::fail(not_utf8(&line, std::env::vars_os()), EXIT_USAGE);
+        }
         Err(error) => {
             // Help goes to standard output, mistakes to standard error; neither can be helped if nobody reads them.
             let _ = error.print();

@@ -142,7 +142,7 @@ fn the_configuration_file_is_below_flags_and_environment() {
     let folder = Folder::new("config");
     let file = folder.write(
         "config.yaml",
-        "port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nasync-scheduling: false\nseed: 5 # a comment\n",
+        "\u{feff}port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nasync-scheduling: false\nseed: 5 # a comment\n",
     );
     let config = print_config(&["--config", &file, "--port", "8002"]);
     assert_eq!((&config["port"], &config["max_num_seqs"]), (&json!(8002), &json!(17)));
@@ -175,6 +175,22 @@ fn variables_that_mean_nothing_are_told() {
     let warnings = config["warnings"].as_array().expect("a list");
     let about = |name: &str| warnings.iter().filter(|warning| warning.to_string().contains(name)).count();
     assert_eq!((about("PERILUNE_MAX_NUM_SEQZ"), about("PERILUNE_")), (1, 1), "{warnings:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_not_utf8_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let bad = std::ffi::OsStr::from_bytes(b"a\xff");
+    let said = |command: &mut Command| {
+        let output = command.output().expect("runs");
+        assert_eq!(output.status.code(), Some(2));
+        text(&output.stderr)
+    };
+    let argument = said(perilune(&["serve", "--print-config", "--host"]).arg(bad));
+    assert_eq!(argument, "error: the argument \"a\\xFF\" is not UTF-8\n");
+    let variable = said(perilune(&["serve", "--print-config"]).env("PERILUNE_HOST", bad).env("OTHER", bad));
+    assert_eq!(variable, "error: the environment's PERILUNE_HOST is not UTF-8\n");
 }
 
 /// Whoever can be reached from a browser on the same machine alone is called by few names; with a key, or from elsewhere, by any.
