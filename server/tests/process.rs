@@ -109,6 +109,8 @@ fn flags_mean_what_they_say() {
         print_config(&["--max-video-frames", "3", "--max-images=9", "--mm-processor-cache-gb", "1.5"]);
     assert_eq!((&pictures["max_video_frames"], &pictures["max_images"]), (&json!(3), &json!(9)));
     assert_eq!(pictures["mm_processor_cache_bytes"], 3 << 29);
+    let local = print_config(&["--host", "[::1]"]);
+    assert_eq!((&local["host"], &local["warnings"]), (&json!("::1"), &json!([])));
     let open = print_config(&["--host", "0.0.0.0"]);
     assert!(
         open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
@@ -222,6 +224,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["nonsense"], 2, "nonsense"),
         (&["serve", "--no-such-flag"], 2, "--no-such-flag"),
         (&["serve", "--port", "70000"], 2, "--port"),
+        (&["serve", "--host", ""], 2, "--host: is empty"),
         (&["serve", "--max-model-len", "many"], 2, "--max-model-len"),
         (&["serve", "--memory", "1.5"], 2, "--memory"),
         (&["serve", "--max-num-seqs", "0"], 2, "--max-num-seqs"),
