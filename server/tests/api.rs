@@ -2,6 +2,7 @@
 //! small one costs: `cargo test -p perilune --test api NAME::` runs one file.
 
 mod accounting;
+mod adapter_changes;
 mod adapters;
 mod answers;
 mod batches;

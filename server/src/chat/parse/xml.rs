@@ -34,13 +34,18 @@ enum State {
     /// Where a parameter may begin.
     Parameter,
     Key(String),
-    Value {
-        kind: ParameterKind,
-        text: String,
-        is_first: bool,
-    },
+    Value(Value),
     /// After a function.
     Between,
+}
+
+/// A parameter's value, of which some may have come.
+#[derive(Debug)]
+struct Value {
+    kind: ParameterKind,
+    /// What came of one that is not text, which is passed on when it is whole.
+    text: String,
+    is_first: bool,
 }
 
 const FUNCTION: &str = "<function=";
@@ -53,8 +58,9 @@ impl XmlCalls {
         Self { tags, state: State::Function, function: String::new(), num_parameters: 0 }
     }
 
+    /// `Some` where there is nothing more to be taken in.
     fn advance(&mut self, context: &mut Context<'_>) -> Option<Step> {
-        let white = if matches!(self.state, State::Value { .. }) { 0 } else { context.input.white() };
+        let white = if matches!(self.state, State::Value(_)) { 0 } else { context.input.white() };
         let (rest, is_end) = (context.input.rest(), context.input.is_end());
         match &mut self.state {
             State::Function => match starts_with(&rest[white..], &[FUNCTION], is_end) {
@@ -78,84 +84,19 @@ impl XmlCalls {
                 context.start(None, self.function.clone());
                 self.state = State::Parameter;
             }
-            State::Parameter => {
-                // At the end of the output the call is unfinished, whatever would have come.
-                match starts_with(&rest[white..], &[PARAMETER, FUNCTION_END, self.tags.close], false) {
-                    Match::Partly => return Some(Step::More),
-                    Match::Yes(0) => {
-                        context.input.advance(white + PARAMETER.len());
-                        self.state = State::Key(String::new());
-                    }
-                    Match::Yes(1) => {
-                        context.input.advance(white + FUNCTION_END.len());
-                        self.close(context);
-                        self.state = State::Between;
-                    }
-                    Match::Yes(_) => {
-                        context.input.advance(white + self.tags.close.len());
-                        self.close(context);
-                        return Some(Step::Done);
-                    }
-                    Match::No => {
-                        self.close(context);
-                        return Some(Step::Done);
-                    }
-                }
-            }
+            State::Parameter => return self.parameter_or_end(white, context),
             State::Key(key) => {
                 if !collect_tag(key, context) {
                     return Some(Step::More);
                 }
-                let tool = context.tool(&self.function);
-                let kind = tool.map_or(ParameterKind::Text, |tool| tool.parameter(key));
-                let mut json = String::from(if self.num_parameters == 0 { "{\"" } else { ", \"" });
-                push_escaped(key, &mut json);
-                json.push_str(if kind == ParameterKind::Text { "\": \"" } else { "\": " });
-                context.arguments(&json);
-                self.num_parameters += 1;
-                self.state = State::Value { kind, text: String::new(), is_first: true };
+                let key = std::mem::take(key);
+                self.state = State::Value(self.begin_value(&key, context));
             }
-            State::Value { kind, text, is_first } => {
-                // A control token ends the value too: it can only be the call's own end.
-                let plain = context.input.plain();
-                let is_cut = plain.len() < rest.len();
-                let (mut len, end_len) = match find(plain, &[PARAMETER_END], is_cut) {
-                    Found::At(at, _) => (at, PARAMETER_END.len()),
-                    Found::Held(held) => (plain.len() - held, 0),
-                };
-                let is_whole = end_len > 0 || is_cut;
-                // One line break after the tag and one before the next are the format's, not the value's.
-                if *is_first && len > 0 {
-                    *is_first = false;
-                    let breaks = usize::from(rest.starts_with('\n'));
-                    context.input.advance(breaks);
-                    return None;
-                }
-                let mut value = &rest[..len];
-                if is_whole {
-                    value = value.strip_suffix('\n').unwrap_or(value);
-                    len += end_len;
-                } else if value.ends_with('\n') {
-                    len -= 1;
-                    value = &rest[..len];
-                }
-                let mut json = String::new();
-                if *kind == ParameterKind::Text {
-                    push_escaped(value, &mut json);
-                    json.push_str(if is_whole { "\"" } else { "" });
-                } else {
-                    text.push_str(value);
-                    if is_whole {
-                        push_typed(text, *kind, &mut json);
-                    }
-                }
-                context.input.advance(len);
-                context.arguments(&json);
-                if !is_whole {
-                    return Some(Step::More);
-                }
-                self.state = State::Parameter;
-            }
+            State::Value(value) => match value.take(context) {
+                None => {}
+                Some(false) => return Some(Step::More),
+                Some(true) => self.state = State::Parameter,
+            },
             State::Between => match starts_with(&rest[white..], &[self.tags.close, FUNCTION], is_end) {
                 Match::Partly => return Some(Step::More),
                 Match::No => return Some(Step::Done),
@@ -169,9 +110,91 @@ impl XmlCalls {
         None
     }
 
+    fn parameter_or_end(&mut self, white: usize, context: &mut Context<'_>) -> Option<Step> {
+        let rest = context.input.rest();
+        // At the end of the output the call is unfinished, whatever would have come.
+        match starts_with(&rest[white..], &[PARAMETER, FUNCTION_END, self.tags.close], false) {
+            Match::Partly => Some(Step::More),
+            Match::Yes(0) => {
+                context.input.advance(white + PARAMETER.len());
+                self.state = State::Key(String::new());
+                None
+            }
+            Match::Yes(1) => {
+                context.input.advance(white + FUNCTION_END.len());
+                self.close(context);
+                self.state = State::Between;
+                None
+            }
+            Match::Yes(_) => {
+                context.input.advance(white + self.tags.close.len());
+                self.close(context);
+                Some(Step::Done)
+            }
+            Match::No => {
+                self.close(context);
+                Some(Step::Done)
+            }
+        }
+    }
+
+    fn begin_value(&mut self, key: &str, context: &mut Context<'_>) -> Value {
+        let tool = context.tool(&self.function);
+        let kind = tool.map_or(ParameterKind::Text, |tool| tool.parameter(key));
+        let mut json = String::from(if self.num_parameters == 0 { "{\"" } else { ", \"" });
+        push_escaped(key, &mut json);
+        json.push_str(if kind == ParameterKind::Text { "\": \"" } else { "\": " });
+        context.arguments(&json);
+        self.num_parameters += 1;
+        Value { kind, text: String::new(), is_first: true }
+    }
+
     fn close(&self, context: &mut Context<'_>) {
         context.arguments(if self.num_parameters == 0 { "{}" } else { "}" });
         context.end();
+    }
+}
+
+impl Value {
+    /// Takes in what there is: whether that was its end. `None`: only the line break before it.
+    fn take(&mut self, context: &mut Context<'_>) -> Option<bool> {
+        let rest = context.input.rest();
+        // A control token ends the value too: it can only be the call's own end.
+        let plain = context.input.plain();
+        let is_cut = plain.len() < rest.len();
+        let (mut len, end_len) = match find(plain, &[PARAMETER_END], is_cut) {
+            Found::At(at, _) => (at, PARAMETER_END.len()),
+            Found::Held(held) => (plain.len() - held, 0),
+        };
+        let is_whole = end_len > 0 || is_cut;
+        // One line break after the tag and one before the next are the format's, not the value's.
+        if self.is_first && len > 0 {
+            self.is_first = false;
+            let breaks = usize::from(rest.starts_with('\n'));
+            context.input.advance(breaks);
+            return None;
+        }
+        let mut value = &rest[..len];
+        if is_whole {
+            value = value.strip_suffix('\n').unwrap_or(value);
+            len += end_len;
+        } else if value.ends_with('\n') {
+            len -= 1;
+            value = &rest[..len];
+        }
+        let mut json = String::new();
+        if self.kind == ParameterKind::Text {
+            push_escaped(value, &mut json);
+            json.push_str(if is_whole { "\"" } else { "" });
+        } else {
+            self.text.push_str(value);
+            if is_whole {
+                push_typed(&self.text, self.kind, &mut json);
+            }
+        }
+        context.input.advance(len);
+        context.arguments(&json);
+        Some(is_whole)
     }
 }
 
