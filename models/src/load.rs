@@ -152,6 +152,9 @@ fn load_once(
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
     device.reserve(plan.memory.total)?;
+    if matches!(device, Device::Cpu(_)) {
+        memory_limit::check_addresses(plan.memory.total)?;
+    }
     let (storage, kv_type) = (&description.storage, request.kv_type());
     let mut checkpoint = match options.load_format {
         LoadFormat::Auto => Checkpoint::open(files)?,
