@@ -1,5 +1,6 @@
 //! What handlers share.
 
+use crate::access_log::AccessLog;
 use crate::auth::ApiKeys;
 use crate::batch::store::Store;
 use crate::body::BodyMemory;
@@ -48,11 +49,21 @@ impl Default for AppLimits {
     }
 }
 
+/// What a server is told of where it stands.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    pub access_log: AccessLog,
+    pub root_path: String,
+}
+
 /// What handlers share.
 pub struct App {
     pub keys: ApiKeys,
     pub limits: AppLimits,
     pub web: WebPolicy,
+    pub access_log: AccessLog,
+    /// What paths begin with behind a proxy, for the API's own document; empty: nothing.
+    pub root_path: String,
     pub http_metrics: Arc<HttpMetrics>,
     pub body_memory: Arc<BodyMemory>,
     pub lifecycle: Lifecycle,
@@ -64,12 +75,15 @@ pub struct App {
 }
 
 impl App {
-    pub fn new(keys: ApiKeys, limits: AppLimits, web: WebPolicy) -> Self {
+    pub fn new(keys: ApiKeys, limits: AppLimits, web: WebPolicy, place: Place) -> Self {
+        let Place { access_log, root_path } = place;
         let http_metrics = Arc::new(HttpMetrics::new());
         Self {
             keys,
             limits,
             web,
+            access_log,
+            root_path,
             body_memory: Arc::new(BodyMemory::new(limits.body_memory, http_metrics.body_bytes.clone())),
             http_metrics,
             lifecycle: Lifecycle::new(),

@@ -33,6 +33,14 @@ impl BodyMemory {
         if len <= SHORT { self.limit } else { self.limit - self.limit / 8 }
     }
 
+    /// A share for what this process reads itself, a line of a batch, which can wait: half of all is left to clients. `None`: not now. A share
+    /// above that half is taken when nothing else is.
+    pub fn hold_patiently(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let room = self.limit / 2;
+        let mut held = Held::new(self.clone());
+        held.grow_within(bytes.min(room), room).then_some(held)
+    }
+
     /// Whether a body of this many bytes could be taken now.
     fn has_room(&self, len: usize) -> bool {
         self.used.load(Ordering::Relaxed).saturating_add(len) <= self.room(len)
@@ -52,8 +60,11 @@ impl Held {
 
     /// Takes what is missing to `bytes`, or nothing.
     fn grow(&mut self, bytes: usize) -> bool {
+        self.grow_within(bytes, self.memory.room(bytes))
+    }
+
+    fn grow_within(&mut self, bytes: usize, room: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
-        let room = self.memory.room(bytes);
         let add = |used: usize| used.checked_add(more).filter(|&used| used <= room);
         let is_taken = self.memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok();
         if is_taken {
@@ -74,7 +85,7 @@ impl Drop for Held {
 /// A body, counted until it is dropped.
 pub struct RequestBody {
     bytes: Bytes,
-    /// `None`: it was in memory before it was a request.
+    /// `None`: it is counted by who made the request.
     held: Option<Held>,
 }
 
@@ -194,7 +205,7 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
 
 /// About what JSON takes when it is parsed, beyond its strings: a value for each sign that begins one, in lists that grow by doubling. Signs
 /// in strings count too; pictures have none of them.
-fn parsed_overhead(json: &[u8]) -> usize {
+pub fn parsed_overhead(json: &[u8]) -> usize {
     let is_sign = |byte: &&u8| matches!(byte, b',' | b':' | b'[' | b'{');
     json.iter().filter(is_sign).count() * 2 * size_of::<Value>()
 }
@@ -223,6 +234,22 @@ mod tests {
         drop((large, short));
         assert_eq!((memory.used.load(Ordering::Relaxed), memory.gauge.get()), (0, 0));
         assert!(memory.has_room(7 << 20) && !memory.has_room((7 << 20) + 1) && !memory.has_room(usize::MAX));
+    }
+
+    #[test]
+    fn what_can_wait_leaves_half_to_clients() {
+        let memory = memory(8 << 20);
+        let first = memory.hold_patiently(3 << 20).expect("room");
+        assert!(memory.hold_patiently((1 << 20) + 1).is_none());
+        let second = memory.hold_patiently(1 << 20).expect("all of the half");
+        assert!(memory.hold_patiently(1).is_none() && memory.has_room(SHORT));
+        drop((first, second));
+        let mut upload = Held::new(memory.clone());
+        assert!(upload.grow(1));
+        assert!(memory.hold_patiently(64 << 20).is_none(), "not beside anything else");
+        drop(upload);
+        assert_eq!(memory.hold_patiently(64 << 20).expect("alone").bytes, 4 << 20);
+        assert_eq!((memory.used.load(Ordering::Relaxed), memory.gauge.get()), (0, 0));
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 mod lora;
 mod media;
+mod net;
 mod shown;
 
+use crate::access_log::AccessLog;
 use crate::adapters::AdapterOptions;
-use crate::app::AppLimits;
+use crate::app::{AppLimits, Place};
 use crate::args::{
     ActivationsArg, DTypeArg, DataArgs, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg,
     LoadFormatArg, LogFormatArg, MatmulArg, QuantizationArg, ResponsesArgs, ServeArgs, WeightLayoutArg,
@@ -17,11 +19,13 @@ use crate::chat::image::ImageLimits;
 use crate::chat::image::remote::RemotePolicy;
 use crate::chat::parse::{Choice, Parsers, ReasoningFormat, ToolFormat};
 use crate::disk::files::FileLimits;
-use crate::http::HttpLimits;
+use crate::http::{HttpLimits, ListenOn};
 use crate::openai::generation::RequestLimits;
 use crate::openai::responses::store::StoreLimits;
 use crate::pictures::PictureOptions;
+use crate::reload::FileError;
 use crate::speculation::Speculation;
+use crate::tls::Tls;
 use crate::units::{parse_bytes, parse_count, parse_cpus, parse_memory};
 use crate::web::{Origins, WebPolicy, parse_hosts};
 use models::{
@@ -30,22 +34,25 @@ use models::{
 };
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Debug)]
 pub struct Config {
     /// `None`: the embedded model.
     pub model: Option<String>,
-    pub host: String,
-    pub port: u16,
+    pub listen: ListenOn,
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub load: LoadOptions,
     pub scheduling: Scheduling,
     pub keys: ApiKeys,
     pub limits: AppLimits,
+    pub place: Place,
     pub web: WebPolicy,
     pub http: HttpLimits,
+    /// `None`: HTTP in the clear.
+    pub tls: Option<Arc<Tls>>,
     pub pictures: PictureOptions,
     pub seed: Option<u64>,
     pub log_format: LogFormat,
@@ -97,6 +104,11 @@ pub struct ConfigError {
     pub message: String,
 }
 
+fn of_file(error: FileError) -> ConfigError {
+    let FileError { flag, message } = error;
+    ConfigError { flag, message }
+}
+
 fn fail(flag: &'static str) -> impl Fn(String) -> ConfigError {
     move |message| ConfigError { flag, message }
 }
@@ -109,6 +121,9 @@ impl TryFrom<ServeArgs> for Config {
             model,
             host,
             port,
+            uds,
+            uds_permissions,
+            root_path,
             served_model_name,
             device,
             kernel_cache,
@@ -131,6 +146,7 @@ impl TryFrom<ServeArgs> for Config {
             memory,
             load_format,
             api_key,
+            api_key_file,
             seed,
             log_format,
             config: _,
@@ -163,8 +179,11 @@ impl TryFrom<ServeArgs> for Config {
             max_n,
             enable_tokenizer_info_endpoint,
             no_page,
+            disable_access_log,
+            disable_access_log_for_endpoints,
             allowed_origins,
             allowed_hosts,
+            tls,
             lora,
             responses,
             data,
@@ -203,13 +222,22 @@ impl TryFrom<ServeArgs> for Config {
         if api_key.iter().any(|key| key.trim() != key || key.is_empty()) {
             return Err(fail("api-key")("is empty or has spaces around it".into()));
         }
-        let keys = ApiKeys::new(&api_key);
-        let host = listened_on(host).map_err(fail("host"))?;
-        if keys.is_empty() && !is_loopback(&host) {
-            warnings.push(format!("listening on {host} without --api-key: anyone who reaches it may use it"));
+        let keys = match api_key_file {
+            Some(path) => ApiKeys::with_file(&api_key, path).map_err(of_file)?,
+            None => ApiKeys::new(&api_key),
+        };
+        let listen = net::listen_on(listened_on(host).map_err(fail("host"))?, port, uds, &uds_permissions)?;
+        // Of a file that is connected to no page knows, and who may is said by its permissions.
+        let (is_exposed, is_near) = match &listen {
+            ListenOn::Tcp { host, .. } => (!is_loopback(host), is_loopback(host)),
+            ListenOn::Unix { .. } => (false, false),
+        };
+        if keys.is_empty() && is_exposed {
+            warnings
+                .push(format!("listening on {listen} without --api-key: anyone who reaches it may use it"));
         }
         // With a key a page from elsewhere could do nothing; an address that others reach has names of its own.
-        let hosts = match allowed_hosts.is_empty() && !(keys.is_empty() && is_loopback(&host)) {
+        let hosts = match allowed_hosts.is_empty() && !(keys.is_empty() && is_near) {
             true => None,
             false => parse_hosts(&allowed_hosts).map_err(fail("allowed-hosts"))?,
         };
@@ -240,8 +268,7 @@ impl TryFrom<ServeArgs> for Config {
         let lora::Lora { adapters, experts: lora_experts, max_rank } = lora::lower(lora)?;
         Ok(Config {
             model,
-            host,
-            port,
+            listen,
             served_names: served_model_name,
             load: LoadOptions {
                 device: lower_device(&device)?,
@@ -327,11 +354,17 @@ impl TryFrom<ServeArgs> for Config {
                 body_memory: lower_body_memory(&max_body_memory)?,
                 ..AppLimits::default()
             },
+            place: Place {
+                access_log: AccessLog::new(disable_access_log, disable_access_log_for_endpoints)
+                    .map_err(fail("disable-access-log-for-endpoints"))?,
+                root_path: net::root_path(root_path)?,
+            },
             web: WebPolicy { hosts, origins },
             http: HttpLimits {
                 idle_timeout: above_zero("keep-alive-timeout", keep_alive_timeout)?,
                 ..HttpLimits::default()
             },
+            tls: net::tls(tls)?,
             pictures,
             seed,
             log_format: match log_format {

@@ -163,11 +163,11 @@ pub struct Parts<R, T> {
 }
 
 /// Starts the engine on its own thread, where `build` also runs: a runner need not be `Send`. Returns when `build` has.
-/// `max_pending` bounds the requests that wait for the current step to end.
+/// `max_pending` bounds the requests that wait for the current step to end. The outer error is the system's, which gave no thread.
 pub fn spawn<R, T, E>(
     max_pending: usize,
     build: impl FnOnce() -> Result<Parts<R, T>, E> + Send + 'static,
-) -> Result<EngineThread<T>, E>
+) -> std::io::Result<Result<EngineThread<T>, E>>
 where
     R: ModelRunner,
     R::Error: std::fmt::Display,
@@ -180,36 +180,33 @@ where
     let handle = EngineHandle { messages, stopping: stopping.clone(), departures: departures.clone() };
     let (built_sender, built) = std::sync::mpsc::channel();
     let (ended_sender, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || {
-            let Parts { runner, adapters, adapter_room, config, metrics, loaded } = match build() {
-                Ok(parts) => parts,
-                Err(error) => {
-                    let _ = built_sender.send(Err(error));
-                    return;
-                }
-            };
-            let max_waiting = config.max_waiting;
-            let engine = Engine::new(config, Timed::new(runner));
-            let _ = built_sender.send(Ok(loaded));
-            let engine = EngineLoop {
-                engine,
-                hooks: adapters,
-                counts: metrics.token_counts(),
-                metrics,
-                stopping,
-                clients: Clients::new(departures, adapter_room),
-                max_waiting,
-                next_id: 0,
-                throughput: Throughput::new(),
-                untold: Vec::new(),
-            };
-            let _ = ended_sender.send(engine.run(receiver));
-        })
-        .expect("the engine thread starts");
-    let loaded = built.recv().unwrap_or_else(|_| panic!("the model's loader panicked"))?;
-    Ok(EngineThread { handle, loaded, ended })
+    std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let Parts { runner, adapters, adapter_room, config, metrics, loaded } = match build() {
+            Ok(parts) => parts,
+            Err(error) => {
+                let _ = built_sender.send(Err(error));
+                return;
+            }
+        };
+        let max_waiting = config.max_waiting;
+        let engine = Engine::new(config, Timed::new(runner));
+        let _ = built_sender.send(Ok(loaded));
+        let engine = EngineLoop {
+            engine,
+            hooks: adapters,
+            counts: metrics.token_counts(),
+            metrics,
+            stopping,
+            clients: Clients::new(departures, adapter_room),
+            max_waiting,
+            next_id: 0,
+            throughput: Throughput::new(),
+            untold: Vec::new(),
+        };
+        let _ = ended_sender.send(engine.run(receiver));
+    })?;
+    let loaded = built.recv().unwrap_or_else(|_| panic!("the model's loader panicked"));
+    Ok(loaded.map(|loaded| EngineThread { handle, loaded, ended }))
 }
 
 struct EngineLoop<R: ModelRunner> {

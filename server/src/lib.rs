@@ -6,6 +6,7 @@
 // They panic where nobody listens: `say` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod access_log;
 pub mod adapters;
 pub mod anthropic;
 pub mod app;
@@ -41,6 +42,7 @@ pub mod page;
 pub mod pictures;
 mod raw_prompt;
 pub mod reading;
+pub mod reload;
 pub mod request;
 pub mod route;
 pub mod router;
@@ -51,6 +53,7 @@ pub mod service;
 pub mod source;
 pub mod speculation;
 mod throughput;
+pub mod tls;
 pub mod units;
 pub mod unix_time;
 pub mod web;

@@ -110,6 +110,8 @@ pub struct HttpMetrics {
     startup: prometheus::GaugeVec,
     pub connections: IntGauge,
     pub body_bytes: IntGauge,
+    handshakes: IntCounterVec,
+    reloads: prometheus::IntGaugeVec,
 }
 
 // vLLM's buckets, with finer ones below 10 ms added: a small mixture of experts has token latencies there.
@@ -483,6 +485,17 @@ impl HttpMetrics {
             "perilune:http_body_bytes",
             "bodies of requests in memory, as --max-body-memory counts them",
         )));
+        let handshakes = make.register(IntCounterVec::new(
+            Opts::new("perilune:tls_handshakes_total", "beginnings of connections with TLS, by outcome"),
+            &["outcome"],
+        ));
+        let reloads = make.register(prometheus::IntGaugeVec::new(
+            Opts::new(
+                "perilune:last_reload_successful",
+                "0 where the files as they are now cannot be used, and what was read before is",
+            ),
+            &["what"],
+        ));
         #[cfg(target_os = "linux")]
         make.registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
@@ -495,6 +508,8 @@ impl HttpMetrics {
             startup,
             connections,
             body_bytes,
+            handshakes,
+            reloads,
         }
     }
 
@@ -513,6 +528,20 @@ impl HttpMetrics {
 
     pub fn ignored(&self, num_params: usize) {
         self.ignored_params.inc_by(num_params as u64);
+    }
+
+    pub fn announce_handshakes(&self, outcomes: &[&str]) {
+        for outcome in outcomes {
+            self.handshakes.with_label_values(&[outcome]);
+        }
+    }
+
+    pub fn handshake(&self, outcome: &str) {
+        self.handshakes.with_label_values(&[outcome]).inc();
+    }
+
+    pub fn reloaded(&self, what: &str, is_good: bool) {
+        self.reloads.with_label_values(&[what]).set(i64::from(is_good));
     }
 
     pub fn startup(&self, phase: &str, duration: Duration) {

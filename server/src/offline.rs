@@ -29,7 +29,12 @@ impl Offline {
         R::Error: std::fmt::Display,
         E: Send + 'static,
     {
-        let app = Arc::new(App::new(ApiKeys::default(), limits(&options), WebPolicy::default()));
+        let app = Arc::new(App::new(
+            ApiKeys::default(),
+            limits(&options),
+            WebPolicy::default(),
+            options.place.clone(),
+        ));
         let loading = app.clone();
         let (service, engine, ended) =
             tokio::task::spawn_blocking(move || build(&loading, options, &files, load))

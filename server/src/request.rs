@@ -191,17 +191,14 @@ impl Drop for Observed {
         let handler = handler.as_ref().map_or("none", |path| path.as_str());
         app.http_metrics.request(method, handler, *status, start.elapsed());
         let ms = start.elapsed().as_micros() as f64 / 1000.0;
-        if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
-            tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
-        } else {
+        if app.access_log.has_line(handler) {
             let adapter = used.name();
             tracing::info!(request_id = &*id.0, method, handler, adapter, status, ms, "request");
+        } else {
+            tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
         }
     }
 }
-
-/// Polled by machines: not worth a line each.
-const QUIET: &[&str] = &["/health", "/livez", "/live", "/readyz", "/ready", "/ping", "/metrics"];
 
 fn known_method(method: &Method) -> &'static str {
     match *method {

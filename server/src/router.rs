@@ -12,7 +12,7 @@ use crate::page;
 use crate::request::{catch_panics, guard, observe, require_key};
 use crate::route::{Access, Route};
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
@@ -132,8 +132,8 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_owned() }
 }
 
-async fn openapi_document() -> Response {
-    openapi::json_document(route_table)
+async fn openapi_document(State(app): State<Arc<App>>) -> Response {
+    openapi::json_document(route_table, &app.root_path)
 }
 
 async fn docs_page() -> Response {

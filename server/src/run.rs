@@ -4,13 +4,13 @@ use crate::batch::store::Store;
 use crate::config::{Config, DataConfig};
 use crate::exit_code::{EXIT_ENGINE, EXIT_FAILURE, EXIT_LOAD};
 use crate::open_files;
+use crate::reload::{self, Reload};
 use crate::serve::{Listening, LoadedModel, ServeOptions, Serving, StartError};
 use models::ModelFiles;
 use scheduler::ModelRunner;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A model that was found and is not loaded yet.
@@ -38,7 +38,12 @@ where
     if let Some(files) = open_files::raise() {
         config.http.max_connections = open_files::connections(files, config.http.max_connections);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build() {
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("http")
+        .thread_stack_size(STACK)
+        .build();
+    let runtime = match threads {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "failed to start threads");
@@ -55,6 +60,9 @@ where
     }
 }
 
+/// Of a thread that serves HTTP or waits for disks and other machines, whatever the environment says of others.
+const STACK: usize = 2 << 20;
+
 /// The exit code; `None` where it was told to stop before the model was loaded.
 async fn serve<R, E, L>(config: Config, source: ModelSource<L>, exit_code: fn(&E) -> u8) -> Option<u8>
 where
@@ -64,15 +72,25 @@ where
     L: FnOnce() -> Result<LoadedModel<R>, E> + Send + 'static,
 {
     let start = Instant::now();
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
+    let shutdown_timeout = config.shutdown_timeout;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let certificates = config.tls.clone().map(|tls| tls as Arc<dyn Reload>);
+    let reloads: Vec<Arc<dyn Reload>> = certificates.into_iter().chain(config.keys.file()).collect();
+    // Where there is something to read again, SIGHUP asks for that and no longer for the end.
+    let listened = match reloads.is_empty() {
+        true => Signals::new().map(|signals| (signals, None)),
+        false => {
+            Signals::but_hang_up().and_then(|signals| Ok((signals, Some(signal(SignalKind::hangup())?))))
+        }
+    };
+    let (mut signals, hangup) = match listened {
+        Ok(listened) => listened,
         Err(error) => {
             tracing::error!(%error, "failed to listen for signals");
             return Some(EXIT_FAILURE);
         }
     };
-    let shutdown_timeout = config.shutdown_timeout;
-    let (host, port) = (config.host.clone(), config.port);
+    let listen = config.listen.clone();
     let ModelSource { files, name, root, load } = source;
     let store = match open_store(&config.data) {
         Ok(store) => store,
@@ -84,16 +102,21 @@ where
     };
     let options = ServeOptions { store, ..serve_options(config, name, root) };
     let names = options.names.join(", ");
-    let listening =
-        match TcpListener::bind((host.as_str(), port)).await.and_then(|l| Listening::new(l, options)) {
-            Ok(listening) => listening,
-            Err(error) => {
-                tracing::error!(host, port, %error, "failed to listen");
-                return Some(EXIT_FAILURE);
-            }
-        };
-    let address = listening.address;
-    tracing::info!(%address, model = names, "listening, loading the model");
+    let bound =
+        listen.bind().await.and_then(|(listener, file)| Ok((Listening::new(listener, options)?, file)));
+    // The socket's file is there until the end.
+    let (listening, _file) = match bound {
+        Ok(bound) => bound,
+        Err(error) => {
+            tracing::error!(%listen, %error, "failed to listen");
+            return Some(EXIT_FAILURE);
+        }
+    };
+    let address = listening.address.url(scheme);
+    if let Some(hangup) = hangup {
+        tokio::spawn(reload::watch(reloads, hangup, listening.app.http_metrics.clone()));
+    }
+    tracing::info!(address, model = names, "listening, loading the model");
     let mut serving = tokio::select! {
         serving = listening.serve(files, load) => match serving {
             Ok(serving) => serving,
@@ -112,7 +135,7 @@ where
             return None;
         }
     };
-    tracing::info!(seconds = start.elapsed().as_secs_f64(), "ready on http://{address}");
+    tracing::info!(seconds = start.elapsed().as_secs_f64(), "ready on {address}");
     tokio::select! {
         message = serving.failed() => {
             tracing::error!(error = message, "the engine failed, exiting");
@@ -145,15 +168,16 @@ fn open_store(data: &DataConfig) -> std::io::Result<Option<Arc<Store>>> {
 pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions {
     let Config {
         model: _,
-        host: _,
-        port: _,
+        listen: _,
         served_names,
         load: _,
         scheduling,
         keys,
         limits,
+        place,
         web,
         http,
+        tls,
         pictures,
         seed,
         log_format: _,
@@ -172,8 +196,10 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
         scheduling,
         keys,
         limits,
+        place,
         web,
         http,
+        tls,
         pictures,
         seed,
         chat_template,
@@ -195,8 +221,13 @@ pub struct Signals {
 impl Signals {
     pub fn new() -> std::io::Result<Self> {
         let hang_up = if takes_hang_up() { Some(signal(SignalKind::hangup())?) } else { None };
+        Ok(Self { hang_up, ..Self::but_hang_up()? })
+    }
+
+    /// Where SIGHUP means something else.
+    pub fn but_hang_up() -> std::io::Result<Self> {
         let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-        Ok(Self { terminate: terminate?, interrupt: interrupt?, hang_up })
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hang_up: None })
     }
 
     pub async fn next(&mut self) -> &'static str {

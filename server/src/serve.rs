@@ -1,7 +1,7 @@
 //! A server from its first port to its last connection: bind, load, serve, drain.
 
 use crate::adapters::{AdapterModule, AdapterOptions, AdapterSupport, Adapters, Load};
-use crate::app::{App, AppLimits};
+use crate::app::{App, AppLimits, Place};
 use crate::auth::ApiKeys;
 use crate::batch::job::Runner;
 use crate::batch::request::LineRunner;
@@ -12,20 +12,19 @@ use crate::config::{DefaultsFrom, Scheduling};
 use crate::constrain::Host;
 use crate::defaults::GenerationDefaults;
 use crate::engine_thread::{self, Ended, EngineHandle, EngineThread};
-use crate::http::{HttpLimits, Phase, accept_loop};
+use crate::http::{Address, Front, HttpLimits, Listener, Phase, accept_loop};
 use crate::metrics::{CacheInfo, Metrics};
 use crate::openapi::takes_field;
 use crate::pictures::PictureOptions;
 use crate::router::router;
 use crate::service::{Service, ServiceParts};
+use crate::tls::Tls;
 use crate::web::WebPolicy;
 use models::{ImageProcessor, ModelFiles, ModelInfo};
 use scheduler::{ModelRunner, SchedulerConfig};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
@@ -37,7 +36,10 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     pub limits: AppLimits,
     pub web: WebPolicy,
+    pub place: Place,
     pub http: HttpLimits,
+    /// `None`: HTTP in the clear.
+    pub tls: Option<Arc<Tls>>,
     pub pictures: PictureOptions,
     pub seed: Option<u64>,
     pub chat_template: Option<PathBuf>,
@@ -81,32 +83,42 @@ pub enum StartError<E> {
     Scheduler(scheduler::InvalidConfig),
     #[error("failed to load the model: {0}")]
     Panicked(String),
+    #[error("failed to start the engine's thread: {0}")]
+    Thread(std::io::Error),
 }
 
 /// Listening, but not serving a model yet: everything that needs one is answered with 503.
 pub struct Listening {
     pub app: Arc<App>,
-    pub address: SocketAddr,
+    pub address: Address,
     options: ServeOptions,
     accepting: JoinHandle<()>,
     started: Instant,
 }
 
 impl Listening {
-    pub fn new(listener: TcpListener, options: ServeOptions) -> std::io::Result<Self> {
+    pub fn new(listener: impl Into<Listener>, options: ServeOptions) -> std::io::Result<Self> {
         let started = Instant::now();
-        let address = listener.local_addr()?;
-        let app = Arc::new(App::new(options.keys.clone(), limits(&options), options.web.clone()));
+        let listener = listener.into();
+        let address = listener.address()?;
+        let app = Arc::new(App::new(
+            options.keys.clone(),
+            limits(&options),
+            options.web.clone(),
+            options.place.clone(),
+        ));
         if let Some(store) = &options.store {
             let _ = app.store.set(store.clone());
         }
-        let accepting = tokio::spawn(accept_loop(
-            listener,
-            router(app.clone()),
-            options.http,
-            app.http_metrics.clone(),
-            app.lifecycle.phase(),
-        ));
+        let front = Front {
+            router: router(app.clone()),
+            limits: options.http,
+            root_path: options.place.root_path.as_str().into(),
+            tls: options.tls.clone(),
+            metrics: app.http_metrics.clone(),
+            phase: app.lifecycle.phase(),
+        };
+        let accepting = tokio::spawn(accept_loop(listener, front));
         Ok(Self { app, address, options, accepting, started })
     }
 
@@ -122,6 +134,7 @@ impl Listening {
         E: Send + 'static,
     {
         let Self { app, address, options, accepting, started } = self;
+        let flush_timeout = options.http.flush_timeout;
         let loading = app.clone();
         let (service, handle, ended) =
             tokio::task::spawn_blocking(move || build(&loading, options, &files, load))
@@ -132,7 +145,7 @@ impl Listening {
             store.start(batch_runner(&app, store.concurrency()));
         }
         app.http_metrics.startup("total", started.elapsed());
-        Ok(Serving { app, address, engine: handle, ended, accepting })
+        Ok(Serving { app, address, engine: handle, ended, accepting, flush_timeout })
     }
 }
 
@@ -149,6 +162,7 @@ pub fn batch_runner(app: &Arc<App>, concurrency: usize) -> Runner {
         lines: Arc::new(LineRunner::new(router(app.clone()), app.lifecycle.phase(), takes_field)),
         permits: Arc::new(Semaphore::new(concurrency)),
         lifecycle: app.lifecycle.clone(),
+        memory: app.body_memory.clone(),
     }
 }
 
@@ -189,7 +203,7 @@ where
     let start = Instant::now();
     let metrics_name = names[0].clone();
     let (max_loras, room) = (adapters.max_loras, adapters.room());
-    let EngineThread { handle, loaded, ended } = engine_thread::spawn(MAX_PENDING, move || {
+    let engine = engine_thread::spawn(MAX_PENDING, move || {
         let model = load().map_err(StartError::Load)?;
         let scheduler_config = SchedulerConfig {
             max_waiting: scheduling.max_waiting,
@@ -221,7 +235,8 @@ where
             metrics: metrics.clone(),
             loaded: (model.info, host, model.image_processor, model.generation, metrics, prepare),
         })
-    })?;
+    });
+    let EngineThread { handle, loaded, ended } = engine.map_err(StartError::Thread)??;
     app.http_metrics.startup("model", start.elapsed());
     let (info, host, image_processor, generation, metrics, prepare) = loaded;
     let defaults = match defaults {
@@ -260,14 +275,12 @@ where
 /// A server with a model.
 pub struct Serving {
     pub app: Arc<App>,
-    pub address: SocketAddr,
+    pub address: Address,
     engine: EngineHandle,
     ended: oneshot::Receiver<Ended>,
     accepting: JoinHandle<()>,
+    flush_timeout: Duration,
 }
-
-/// How long connections have to take their last bytes.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Serving {
     pub fn engine(&self) -> &EngineHandle {
@@ -283,28 +296,42 @@ impl Serving {
     }
 
     /// Refuses new requests, lets those in flight finish for as long as `timeout` or until `hurry` resolves, ends the rest with an error,
-    /// and closes.
+    /// and closes. Within the same time clients take what is complete: an answer may lie here long after it was made, where its reader is slow.
     pub async fn drain(self, timeout: Duration, hurry: impl Future<Output = ()>) {
-        let Self { app, engine, ended, accepting, .. } = self;
+        let Self { app, engine, ended, accepting, flush_timeout, .. } = self;
         app.lifecycle.enter(Phase::Draining);
-        tokio::select! {
-            () = app.lifecycle.drained() => {}
-            () = tokio::time::sleep(timeout) => tracing::warn!("requests did not finish in time"),
-            () = hurry => tracing::warn!("told again to stop"),
-        }
+        let mut cut_short = std::pin::pin!(async {
+            tokio::select! {
+                () = tokio::time::sleep(timeout) => "out of time",
+                () = hurry => "told again to stop",
+            }
+        });
+        let has_time = tokio::select! {
+            () = app.lifecycle.drained() => true,
+            why = cut_short.as_mut() => {
+                tracing::warn!(why, "requests did not finish");
+                false
+            }
+        };
         engine.stop();
         let _ = ended.await;
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, app.lifecycle.drained()).await;
+        let _ = tokio::time::timeout(flush_timeout, app.lifecycle.drained()).await;
         app.lifecycle.enter(Phase::Closed);
         let _ = accepting.await;
         if let Some(store) = app.store.get() {
             store.stop();
         }
-        let closed = async {
+        let mut closed = std::pin::pin!(async {
             while app.http_metrics.connections.get() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        };
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, closed).await;
+        });
+        if has_time {
+            tokio::select! {
+                () = closed.as_mut() => return,
+                why = cut_short => tracing::warn!(why, "answers were not read to their end"),
+            }
+        }
+        let _ = tokio::time::timeout(flush_timeout, closed).await;
     }
 }

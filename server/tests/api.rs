@@ -41,5 +41,6 @@ mod speculation;
 mod stored_responses;
 mod structured;
 mod support;
+mod tls;
 mod tools;
 mod web;

@@ -352,3 +352,49 @@ fn draining_ends_what_does_not_finish() {
         server.runtime.block_on(drain).expect("drains");
     }
 }
+
+/// An answer may be complete long before its reader has it: the time to go down in is also for that.
+#[test]
+fn draining_waits_for_clients_that_read_slowly() {
+    let mut setup = Setup::default();
+    setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
+    let mut server = TestServer::with(setup);
+    let mut slow = server.connect();
+    // More than all buffers on the way hold.
+    let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
+    slow.send_json(COMPLETIONS, &body);
+    server.wait_for_ended("length", 100.0);
+    // This one will never ask for anything.
+    let mut silent = server.connect();
+    server.wait_for_metric("perilune:http_connections", 3.0);
+    let serving = server.serving.take().expect("serving");
+    let engine = serving.engine().clone();
+    let drain = server.runtime.spawn(serving.drain(PATIENCE, std::future::pending()));
+    wait_until("the engine has stopped", || engine.is_stopping());
+    wait_until("nothing listens", || std::net::TcpStream::connect(server.address).is_err());
+    assert!(silent.is_closed());
+    assert!(!drain.is_finished());
+    let answer = slow.receive().json();
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(100));
+    drop(slow);
+    server.runtime.block_on(drain).expect("drains");
+}
+
+#[test]
+fn draining_does_not_wait_for_clients_that_read_nothing_when_its_time_is_over() {
+    let mut setup = Setup::default();
+    setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
+    let mut server = TestServer::with(setup);
+    let mut slow = server.connect();
+    let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
+    slow.send_json(COMPLETIONS, &body);
+    server.wait_for_ended("length", 100.0);
+    let serving = server.serving.take().expect("serving");
+    let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
+    let drain = server.runtime.spawn(serving.drain(PATIENCE, async {
+        let _ = hurried.await;
+    }));
+    wait_until("nothing listens", || std::net::TcpStream::connect(server.address).is_err());
+    hurry.send(()).expect("the drain waits for it");
+    server.runtime.block_on(drain).expect("drains");
+}

@@ -30,16 +30,16 @@ fn print_config(args: &[&str]) -> Value {
 }
 
 /// A folder of this test alone, gone when it is dropped.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("perilune-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
     }
 
-    fn write(&self, name: &str, content: &str) -> String {
+    pub fn write(&self, name: &str, content: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, content).expect("writes");
         path.to_str().expect("UTF-8").to_owned()
@@ -139,6 +139,18 @@ fn threads_that_cannot_be_started_are_told() {
     assert!(!said.contains("panicked"), "{said}");
 }
 
+/// The engine's is the first thread that does as the environment says: here it asks for more addresses than there are.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_engine_without_a_thread_is_told() {
+    let mut command = perilune(&["serve", "--port", "0", "--device", "cpu", "--max-model-len", "64"]);
+    let output = command.env("RUST_MIN_STACK", (1_u64 << 50).to_string()).output().expect("runs");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("failed to start the engine's thread: "), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
 #[test]
 fn the_configuration_file_is_below_flags_and_environment() {
     let folder = Folder::new("config");
@@ -205,6 +217,9 @@ fn hosts_are_checked_where_a_page_could_do_harm() {
     assert_eq!(hosts(&["--allowed-hosts", "a.b", "C.d"]), json!(["a.b", "c.d"]));
     assert_eq!(hosts(&["--host", "0.0.0.0", "--allowed-hosts", "a.b"]), json!(["a.b"]));
     assert_eq!(hosts(&["--allowed-hosts", "*"]), Value::Null);
+    // No page can connect to a file.
+    assert_eq!(hosts(&["--uds", "socket"]), Value::Null);
+    assert_eq!(hosts(&["--uds", "socket", "--allowed-hosts", "a.b"]), json!(["a.b"]));
     assert_eq!(
         print_config(&["--allowed-origins", "https://a.b"])["allowed_origins"],
         json!(["https://a.b"])
@@ -256,6 +271,18 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["plan", "--config", &bad_key], 2, "no-such-flag"),
         (&["run-batch", "--config", &bad_key, "-i", "in", "-o", "out"], 2, "no-such-flag"),
         (&["bench-engine", "--config", &bad_key], 2, "no-such-flag"),
+        (&["serve", "--ssl-certfile", "/nonexistent/file"], 2, "--ssl-certfile: /nonexistent/file cannot be read"),
+        (&["serve", "--ssl-keyfile", "x"], 2, "--ssl-keyfile: needs --ssl-certfile"),
+        (&["serve", "--ssl-certfile", "x", "--ssl-cert-reqs", "2"], 2, "--ssl-cert-reqs: needs --ssl-ca-certs"),
+        (&["serve", "--ssl-certfile", "x", "--ssl-ca-certs", "x", "--ssl-cert-reqs", "3"], 2, "--ssl-cert-reqs: must be 0, 1 or 2"),
+        (&["serve", "--uds", ""], 2, "--uds"),
+        (&["serve", "--uds-permissions", "888"], 2, "--uds-permissions: `888` is not an octal number"),
+        (&["serve", "--uds", &directory], 1, "a file is there that is no socket"),
+        (&["serve", "--root-path", "models"], 2, "--root-path: `models` is not a path"),
+        (&["serve", "--api-key-file", "/nonexistent/file"], 2, "--api-key-file: /nonexistent/file cannot be read"),
+        (&["serve", "--disable-access-log-for-endpoints", "models"], 2, "--disable-access-log-for-endpoints: `models` is not a path"),
+        (&["chat", "--url", "https://127.0.0.1:1", "--ca", "/nonexistent/file"], 1, "--ca: /nonexistent/file cannot be read"),
+        (&["chat", "--key", "x"], 2, "--cert"),
         (&["serve", "/nonexistent/model"], 3, "/nonexistent/model"),
         (&["serve", &directory, "--port", "0"], 3, "tokenizer.json"),
         (&["serve", "nobody/nothing"], 3, "nobody/nothing"),
@@ -292,34 +319,50 @@ pub const SMALL: &[&str] =
 pub struct Server {
     pub child: Child,
     pub log: BufReader<std::process::ChildStderr>,
-    pub address: String,
+    /// With its scheme.
+    pub url: String,
 }
 
 impl Server {
-    fn start(args: &[&str]) -> Self {
+    pub fn start(args: &[&str]) -> Self {
         Self::from(perilune(&[SMALL, args].concat()))
     }
 
     /// What `command` starts, which ends in a `serve`.
     pub fn from(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
-        let mut log = BufReader::new(child.stderr.take().expect("piped"));
-        let address = loop {
+        let log = BufReader::new(child.stderr.take().expect("piped"));
+        let mut server = Self { child, log, url: String::new() };
+        let line = server.wait_for_line("ready on ");
+        server.url = line["message"]
+            .as_str()
+            .and_then(|text| text.strip_prefix("ready on "))
+            .expect("an address")
+            .into();
+        server
+    }
+
+    /// The next line of the log whose message begins so. None before it may tell of a failure.
+    pub fn wait_for_line(&mut self, beginning: &str) -> Value {
+        loop {
             let mut line = String::new();
-            assert!(log.read_line(&mut line).expect("reads") > 0, "the server ended early");
+            assert!(self.log.read_line(&mut line).expect("reads") > 0, "the server ended early");
             let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
-            assert_ne!(line["level"], "ERROR", "{line}");
-            if let Some(address) =
-                line["message"].as_str().and_then(|text| text.strip_prefix("ready on http://"))
-            {
-                break address.to_owned();
+            if line["message"].as_str().is_some_and(|text| text.starts_with(beginning)) {
+                return line;
             }
-        };
-        Self { child, log, address }
+            assert_ne!(line["level"], "ERROR", "{line}");
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("runs");
+        assert!(status.success());
     }
 
     pub fn post(&self, path: &str, body: &Value) -> (String, String) {
-        let mut stream = TcpStream::connect(&self.address).expect("connects");
+        let mut stream =
+            TcpStream::connect(self.url.strip_prefix("http://").expect("in the clear")).expect("connects");
         let body = body.to_string();
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -332,12 +375,7 @@ impl Server {
         (head.to_owned(), body.to_owned())
     }
 
-    pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("runs");
-        assert!(status.success());
-    }
-
-    fn terminate(self) -> (Option<i32>, String) {
+    pub fn terminate(self) -> (Option<i32>, String) {
         self.signal("-TERM");
         self.end()
     }
@@ -347,6 +385,14 @@ impl Server {
         let mut rest = String::new();
         self.log.read_to_string(&mut rest).expect("reads");
         (self.child.wait().expect("ends").code(), rest)
+    }
+}
+
+/// Of a test that fails.
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

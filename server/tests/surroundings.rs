@@ -24,7 +24,8 @@ struct Client(BufReader<TcpStream>);
 
 impl Client {
     fn connect(server: &Server) -> Self {
-        let stream = TcpStream::connect(&server.address).expect("connects");
+        let stream =
+            TcpStream::connect(server.url.strip_prefix("http://").expect("an address")).expect("connects");
         stream.set_read_timeout(Some(HANGS)).expect("a timeout");
         Self(BufReader::new(stream))
     }

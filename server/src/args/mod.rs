@@ -7,7 +7,7 @@ mod serve;
 mod values;
 
 pub use caches::{default_kernel_cache, default_weights_cache};
-pub use serve::{DataArgs, HarmlessArgs, LoraArgs, ResponsesArgs, ServeArgs};
+pub use serve::{DataArgs, HarmlessArgs, LoraArgs, ResponsesArgs, ServeArgs, TlsArgs};
 pub use values::{
     ActivationsArg, DTypeArg, GenerationConfigArg, HeadScreeningArg, KvCacheDTypeArg, LoadFormatArg,
     LogFormatArg, MatmulArg, QuantizationArg, WeightLayoutArg,

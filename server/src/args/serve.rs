@@ -22,6 +22,18 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
 
+    /// Listen on this file instead of address and port, for clients on the same machine (a Unix domain socket)
+    #[arg(long, value_name = "PATH", env = "PERILUNE_UDS")]
+    pub uds: Option<PathBuf>,
+
+    /// Who may connect to --uds, as permissions to write to a file, in octal
+    #[arg(long, value_name = "MODE", default_value = "660", env = "PERILUNE_UDS_PERMISSIONS")]
+    pub uds_permissions: String,
+
+    /// The beginning of all paths behind a proxy, such as /models/a; served with and without it
+    #[arg(long, value_name = "PATH", env = "PERILUNE_ROOT_PATH")]
+    pub root_path: Option<String>,
+
     /// Names of the model in the API, the first is the canonical one; default: MODEL as given
     #[arg(long, value_name = "NAME", num_args = 1.., env = "PERILUNE_SERVED_MODEL_NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
@@ -119,6 +131,10 @@ pub struct ServeArgs {
     /// Keys of which a request must carry one; may be given several times
     #[arg(long, value_name = "KEY", env = "PERILUNE_API_KEY", hide_env_values = true, value_delimiter = ',')]
     pub api_key: Vec<String>,
+
+    /// A file of more such keys, one a line; lines that begin with # are comments. Read again when it changes, and after SIGHUP
+    #[arg(long, value_name = "FILE", env = "PERILUNE_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
 
     /// Seed of requests that have none, and of dummy weights; default: a random one
     #[arg(long, value_name = "N", env = "PERILUNE_SEED")]
@@ -290,6 +306,14 @@ pub struct ServeArgs {
     #[arg(long)]
     pub no_page: bool,
 
+    /// No line in the log for each request
+    #[arg(long, alias = "disable-uvicorn-access-log")]
+    pub disable_access_log: bool,
+
+    /// No line in the log for requests of these paths, besides probes and metrics, such as /v1/models
+    #[arg(long, value_name = "PATH", num_args = 1.., value_delimiter = ',', env = "PERILUNE_DISABLE_ACCESS_LOG_FOR_ENDPOINTS")]
+    pub disable_access_log_for_endpoints: Vec<String>,
+
     /// Web pages that may use the API from a browser: origins such as https://chat.example.org, or *. Default: none but the server's own
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_ORIGINS")]
     pub allowed_origins: Vec<String>,
@@ -298,6 +322,9 @@ pub struct ServeArgs {
     /// Default: no other on a loopback address without --api-key, any elsewhere
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', env = "PERILUNE_ALLOWED_HOSTS")]
     pub allowed_hosts: Vec<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     #[command(flatten)]
     pub lora: LoraArgs,
@@ -315,6 +342,27 @@ pub struct ServeArgs {
     /// Flags of vLLM that change nothing here, so that copied commands start
     #[command(flatten)]
     pub harmless: HarmlessArgs,
+}
+
+/// HTTPS.
+#[derive(Debug, ClapArgs)]
+pub struct TlsArgs {
+    /// Serve HTTPS with this certificate: a file in PEM, with the certificates behind it that lead to an authority. All these files are read again
+    /// when they change, and after SIGHUP
+    #[arg(long, value_name = "FILE", alias = "ssl-cert-file", env = "PERILUNE_SSL_CERTFILE")]
+    pub ssl_certfile: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM (PKCS #8, PKCS #1 or SEC 1), not encrypted; default: in the file of the certificate
+    #[arg(long, value_name = "FILE", alias = "ssl-key-file", env = "PERILUNE_SSL_KEYFILE")]
+    pub ssl_keyfile: Option<PathBuf>,
+
+    /// Serve only clients that show a certificate of one of these authorities: a file in PEM
+    #[arg(long, value_name = "FILE", env = "PERILUNE_SSL_CA_CERTS")]
+    pub ssl_ca_certs: Option<PathBuf>,
+
+    /// Whether clients show a certificate: 0 no, 1 if they like, 2 they must; default: 2 with --ssl-ca-certs, else 0
+    #[arg(long, value_name = "N", env = "PERILUNE_SSL_CERT_REQS")]
+    pub ssl_cert_reqs: Option<u8>,
 }
 
 /// Adapters that are served beside the model.
@@ -420,6 +468,8 @@ pub struct HarmlessArgs {
     pub disable_frontend_multiprocessing: bool,
     #[arg(long, hide = true)]
     pub enable_auto_tool_choice: bool,
+    #[arg(long, hide = true)]
+    pub enable_ssl_refresh: bool,
 }
 
 impl HarmlessArgs {
@@ -432,6 +482,7 @@ impl HarmlessArgs {
             enable_chunked_prefill,
             disable_frontend_multiprocessing,
             enable_auto_tool_choice,
+            enable_ssl_refresh,
         } = self;
         let flags = [
             (*trust_remote_code, "--trust-remote-code"),
@@ -441,6 +492,7 @@ impl HarmlessArgs {
             (*enable_chunked_prefill, "--enable-chunked-prefill"),
             (*disable_frontend_multiprocessing, "--disable-frontend-multiprocessing"),
             (*enable_auto_tool_choice, "--enable-auto-tool-choice"),
+            (*enable_ssl_refresh, "--enable-ssl-refresh"),
         ];
         flags.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }

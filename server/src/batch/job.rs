@@ -3,11 +3,13 @@
 use super::lines::{Line, LineReader, Rules};
 use super::request::{LineRunner, Outcome};
 use super::results::{Counts, LineResult, Results};
+use crate::body::{BodyMemory, Held};
 use crate::lifecycle::{InFlight, Lifecycle};
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -18,6 +20,30 @@ pub struct Runner {
     /// As many lines as may run at once, of all jobs together; taken in turn.
     pub permits: Arc<Semaphore>,
     pub lifecycle: Lifecycle,
+    /// For bodies of clients and lines together.
+    pub memory: Arc<BodyMemory>,
+}
+
+impl Runner {
+    /// Waits for a place among the lines that run, and for room for one of this weight.
+    async fn place(&self, weight: usize) -> Place {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        loop {
+            if let Some(held) = self.memory.hold_patiently(weight) {
+                return Place { _permit: permit, _held: held };
+            }
+            tokio::time::sleep(MEMORY_POLL).await;
+        }
+    }
+}
+
+/// Bodies come and go within milliseconds, and a line can wait.
+const MEMORY_POLL: Duration = Duration::from_millis(50);
+
+/// What a line has while it runs.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _held: Held,
 }
 
 pub struct Job {
@@ -40,7 +66,7 @@ pub enum JobEnd {
     EngineFailed,
 }
 
-type Finished = (Outcome, OwnedSemaphorePermit, InFlight);
+type Finished = (Outcome, Place, InFlight);
 
 impl Job {
     /// Runs until the end or until `stop` resolves. `report` is told the counts after each change.
@@ -65,15 +91,14 @@ impl Job {
                         (end, next) = (ended, None);
                     }
                 }
-                permit = runner.permits.clone().acquire_owned(), if next.is_some() => {
-                    let permit = permit.expect("the semaphore is never closed");
+                place = runner.place(next.as_ref().map_or(0, |line| line.weight)), if next.is_some() => {
                     let Ok(in_flight) = runner.lifecycle.admit() else {
                         (end, next) = (JobEnd::Draining, None);
                         continue;
                     };
                     if let Some(line) = next.take() {
                         let lines = runner.lines.clone();
-                        running.spawn(async move { (lines.run(line).await, permit, in_flight) });
+                        running.spawn(async move { (lines.run(line).await, place, in_flight) });
                     }
                     next = self.next(&reader).await?;
                 }
@@ -106,7 +131,7 @@ impl Job {
         let mut finished = Some(first);
         while let Some(task) = finished {
             // A handler's panic is caught by the router; one that is not is ours.
-            let (outcome, permit, in_flight) = task.map_err(io::Error::other)?;
+            let (outcome, place, in_flight) = task.map_err(io::Error::other)?;
             match outcome {
                 Outcome::Done(result) => done.push(result),
                 Outcome::EngineFailed(result) if self.keep_engine_failures => done.push(result),
@@ -115,7 +140,7 @@ impl Job {
                 Outcome::Abandoned => {}
             }
             // Until it is written it runs: the next line waits, and so does the server's end.
-            held.push((permit, in_flight));
+            held.push((place, in_flight));
             finished = running.try_join_next();
         }
         let results = self.results.clone();

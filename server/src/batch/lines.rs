@@ -1,5 +1,6 @@
 //! The lines of a batch: `{"custom_id": …, "method": "POST", "url": "/v1/…", "body": {…}}`, in OpenAI's form.
 
+use crate::body::parsed_overhead;
 use crate::openai::fields::BYTE_ORDER_MARK;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
@@ -17,6 +18,8 @@ pub struct Line {
     pub custom_id: String,
     pub url: String,
     pub body: Map<String, Value>,
+    /// About what it takes while it runs, in bytes: its text, and what is parsed of it.
+    pub weight: usize,
 }
 
 /// What is wrong with a line.
@@ -139,7 +142,9 @@ fn parse(number: usize, bytes: &[u8], rules: &Rules) -> Result<Line, Mistake> {
         _ => {}
     }
     match body {
-        Some(Value::Object(body)) => Ok(Line { number, custom_id, url, body }),
+        Some(Value::Object(body)) => {
+            Ok(Line { number, custom_id, url, body, weight: 2 * bytes.len() + parsed_overhead(bytes) })
+        }
         None | Some(Value::Null) => {
             Err(mistake("missing_required_parameter", Some("body"), "`body` is missing".into()))
         }

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::response::Response;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -67,7 +68,7 @@ impl LineRunner {
         if (self.takes_field)(&url, "store") && body.get("store").is_none_or(Value::is_null) {
             body.insert("store".into(), false.into());
         }
-        let body = Value::Object(body).to_string();
+        let body = Bytes::from(Value::Object(body).to_string());
         let mut wait = WAIT_MIN;
         loop {
             let response = self.send(&id, &url, body.clone()).await;
@@ -88,7 +89,7 @@ impl LineRunner {
         }
     }
 
-    async fn send(&self, id: &str, url: &str, body: String) -> Response {
+    async fn send(&self, id: &str, url: &str, body: Bytes) -> Response {
         let request = Request::post(url)
             .header(header::CONTENT_TYPE, "application/json")
             .header("x-request-id", id)

@@ -1,7 +1,7 @@
 //! `perilune bench`: drives a running server with a bounded number of requests and threads and measures what a client sees.
 
 use super::bench_report::{Measured, Report};
-use super::client::{Client, ClientError};
+use super::client::{Client, ClientError, TrustArgs};
 use super::picture;
 use crate::say;
 use anyhow::bail;
@@ -23,6 +23,9 @@ pub struct BenchArgs {
     /// Key that the server asks for
     #[arg(long, value_name = "KEY", env = "PERILUNE_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+
+    #[command(flatten)]
+    pub trust: TrustArgs,
 
     /// Model to measure; default: the first one that the server lists
     #[arg(long, value_name = "NAME")]
@@ -113,7 +116,7 @@ fn arrivals(args: &BenchArgs) -> Vec<Duration> {
 }
 
 fn measure(args: &BenchArgs) -> Result<Report, ClientError> {
-    let client = Client::new(&args.base_url, args.api_key.as_deref())?;
+    let client = Client::new(&args.base_url, args.api_key.as_deref(), &args.trust)?;
     let model = match &args.model {
         Some(name) => name.clone(),
         None => client.default_model()?,

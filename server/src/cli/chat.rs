@@ -1,6 +1,6 @@
 //! `perilune chat`: talks to a running server in the terminal, pictures included.
 
-use super::client::{Client, ClientError};
+use super::client::{Client, ClientError, TrustArgs};
 use super::picture;
 use clap::Args;
 use serde_json::{Value, json};
@@ -20,6 +20,9 @@ pub struct ChatArgs {
     /// Key that the server asks for
     #[arg(long, value_name = "KEY", env = "PERILUNE_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+
+    #[command(flatten)]
+    pub trust: TrustArgs,
 
     /// Model to talk to; default: the first one that the server lists
     #[arg(long, value_name = "NAME")]
@@ -113,8 +116,9 @@ impl<'a> Line<'a> {
 
 impl Session {
     fn open(args: &ChatArgs) -> Result<Self, ClientError> {
-        let ChatArgs { url, api_key, model, system, message: _, image: _, max_tokens, temperature } = args;
-        let client = Client::new(url, api_key.as_deref())?;
+        let ChatArgs { url, api_key, trust, model, system, message: _, image: _, max_tokens, temperature } =
+            args;
+        let client = Client::new(url, api_key.as_deref(), trust)?;
         let model = match model {
             Some(name) => name.clone(),
             None => client.default_model()?,
@@ -253,6 +257,7 @@ mod tests {
 
     fn args(server: &StandIn) -> ChatArgs {
         ChatArgs {
+            trust: Default::default(),
             url: server.url(),
             api_key: Some("secret".into()),
             model: None,

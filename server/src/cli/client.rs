@@ -1,17 +1,87 @@
 //! A small blocking client of the OpenAI API: JSON out, JSON or a stream of events back.
 
+use clap::Args;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use ureq::Agent;
+use ureq::http::Uri;
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Proxy};
 
 /// Longer lines than this are not a stream of tokens.
 const MAX_LINE: u64 = 16 << 20;
 const MAX_BODY: u64 = 64 << 20;
+/// Characters of an answer that is an error.
+const MAX_MESSAGE: usize = 1000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whom a client believes with https, and what it shows itself.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustArgs {
+    /// Certificates in PEM: with https the server must be vouched for by one of them, or be one of them, and by no public authority
+    #[arg(long, value_name = "FILE", env = "PERILUNE_CA")]
+    pub ca: Option<PathBuf>,
+
+    /// With https, believe any server: whoever is in between can read and change everything
+    #[arg(long, conflicts_with = "ca")]
+    pub insecure: bool,
+
+    /// Certificate to show to a server that asks for one, in PEM
+    #[arg(long, value_name = "FILE", env = "PERILUNE_CERT")]
+    pub cert: Option<PathBuf>,
+
+    /// Private key of --cert, in PEM; default: in the same file
+    #[arg(long, value_name = "FILE", requires = "cert", env = "PERILUNE_KEY")]
+    pub key: Option<PathBuf>,
+}
+
+impl TrustArgs {
+    fn tls(&self) -> Result<TlsConfig, ClientError> {
+        let mut config = TlsConfig::builder().disable_verification(self.insecure);
+        if let Some(file) = &self.ca {
+            config = config.root_certs(RootCerts::Specific(Arc::new(certificates("ca", file)?)));
+        }
+        if let Some(file) = &self.cert {
+            let chain = certificates("cert", file)?;
+            let (flag, file) = self.key.as_ref().map_or(("cert", file), |file| ("key", file));
+            let key = PrivateKey::from_pem(&read(flag, file)?)
+                .map_err(|_| unusable(flag, file, "has no private key in PEM"))?;
+            config = config.client_cert(Some(ClientCert::new_with_certs(&chain, key)));
+        }
+        Ok(config.build())
+    }
+}
+
+fn certificates(flag: &'static str, file: &Path) -> Result<Vec<Certificate<'static>>, ClientError> {
+    let mut certificates = Vec::new();
+    for item in parse_pem(&read(flag, file)?) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
+            Ok(_) => {}
+            Err(_) => return Err(unusable(flag, file, "is not a file in PEM")),
+        }
+    }
+    match certificates.is_empty() {
+        true => Err(unusable(flag, file, "has no certificate in PEM")),
+        false => Ok(certificates),
+    }
+}
+
+fn read(flag: &'static str, file: &Path) -> Result<Vec<u8>, ClientError> {
+    std::fs::read(file).map_err(|error| unusable(flag, file, format_args!("cannot be read: {error}")))
+}
+
+fn unusable(flag: &'static str, file: &Path, what: impl std::fmt::Display) -> ClientError {
+    ClientError::File { flag, message: format!("{} {what}", file.display()) }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    #[error("--{flag}: {message}")]
+    File { flag: &'static str, message: String },
     #[error("{url} is not an http or https address, such as http://127.0.0.1:8000")]
     Address { url: String },
     #[error("failed to reach {url}: {message}")]
@@ -34,22 +104,31 @@ pub struct Client {
     /// Without a slash at the end and without `/v1`.
     base: String,
     authorization: Option<String>,
+    /// Of the environment, where requests go through it.
+    proxy: Option<String>,
 }
 
 impl Client {
-    pub fn new(url: &str, api_key: Option<&str>) -> Result<Self, ClientError> {
+    pub fn new(url: &str, api_key: Option<&str>, trust: &TrustArgs) -> Result<Self, ClientError> {
         if !["http://", "https://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
             return Err(ClientError::Address { url: url.into() });
         }
+        let uri: Uri = url.parse().map_err(|_| ClientError::Address { url: url.into() })?;
+        // A server on this machine is no proxy's business, and few environments say so (NO_PROXY).
+        let proxy = if is_loopback(&uri) { None } else { Proxy::try_from_env() };
+        let proxy = proxy.filter(|proxy| !proxy.is_no_proxy(&uri));
+        let proxy_name = proxy.as_ref().map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
         let base = url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base).to_owned();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .max_idle_connections_per_host(1024)
+            .tls_config(trust.tls()?)
+            .proxy(proxy)
             .build();
         let authorization = api_key.map(|key| format!("Bearer {key}"));
-        Ok(Self { agent: config.into(), base, authorization })
+        Ok(Self { agent: config.into(), base, authorization, proxy: proxy_name })
     }
 
     /// The first model that the server lists.
@@ -86,8 +165,11 @@ impl Client {
         url: &str,
         response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<impl Read + use<>, ClientError> {
-        let response = response
-            .map_err(|error| ClientError::Unreachable { url: url.into(), message: error.to_string() })?;
+        let response = response.map_err(|error| {
+            let through = self.proxy.as_ref().map(|proxy| format!(" (through the proxy {proxy})"));
+            let message = format!("{error}{}", through.unwrap_or_default());
+            ClientError::Unreachable { url: url.into(), message }
+        })?;
         let status = response.status().as_u16();
         let body = response.into_body().into_reader();
         if status == 200 {
@@ -95,10 +177,16 @@ impl Client {
         }
         let text = read_all(body).unwrap_or_default();
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message =
-            json.pointer("/error/message").and_then(Value::as_str).unwrap_or(text.trim()).to_owned();
+        let message = json.pointer("/error/message").and_then(Value::as_str).unwrap_or(text.trim());
+        // What is between here and the server may answer with pages.
+        let message = message.chars().take(MAX_MESSAGE).collect();
         Err(ClientError::Refused { url: url.into(), status, message })
     }
+}
+
+fn is_loopback(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn read_all(body: impl Read) -> Result<String, String> {
@@ -206,10 +294,10 @@ mod tests {
             ("http://127.0.0.1:8000/", "http://127.0.0.1:8000"),
             ("https://x/api/v1/", "https://x/api"),
         ] {
-            assert_eq!(Client::new(url, None).unwrap().base, base);
+            assert_eq!(Client::new(url, None, &TrustArgs::default()).unwrap().base, base);
         }
         for url in ["", "127.0.0.1:8000", "ftp://x", "http://"] {
-            assert!(Client::new(url, None).is_err(), "{url}");
+            assert!(Client::new(url, None, &TrustArgs::default()).is_err(), "{url}");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What `--print-config` prints.
 
-use super::{Config, media, strings};
+use super::{Config, media, net, strings};
 use crate::adapters::{AdapterModule, Root};
+use crate::app::Place;
+use crate::http::ListenOn;
 use crate::openai::responses::store::StoreLimits;
 use crate::web::Origins;
 use serde_json::{Value, json};
@@ -11,15 +13,16 @@ impl Config {
     pub fn to_json(&self) -> Value {
         let Config {
             model,
-            host,
-            port,
+            listen,
             served_names,
             load,
             scheduling,
             keys,
             limits,
+            place,
             web,
             http,
+            tls,
             pictures,
             seed,
             log_format,
@@ -33,10 +36,18 @@ impl Config {
         } = self;
         let weights_cache = load.weights_cache.as_ref();
         let StoreLimits { num_responses_max, bytes_max, age_max, num_background_max } = limits.responses;
+        let Place { access_log, root_path } = place;
+        let (host, port, uds, permissions) = match listen {
+            ListenOn::Tcp { host, port } => (Some(host), Some(port), None, None),
+            ListenOn::Unix { path, mode } => (None, None, Some(path), Some(format!("{mode:o}"))),
+        };
         let entries = [
             ("model", json!(model)),
             ("host", json!(host)),
             ("port", json!(port)),
+            ("uds", json!(uds)),
+            ("uds_permissions", json!(permissions)),
+            ("root_path", json!(root_path)),
             ("served_model_name", json!(served_names)),
             ("load_format", json!(format!("{:?}", load.load_format))),
             ("dtype", json!(format!("{:?}", load.dtype))),
@@ -57,7 +68,10 @@ impl Config {
             ("max_body_memory", json!(limits.body_memory)),
             ("sse_keep_alive_interval", json!(limits.keep_alive.map_or(0.0, |period| period.as_secs_f64()))),
             ("page", json!(limits.page)),
+            ("disable_access_log", json!(access_log.is_off)),
+            ("disable_access_log_for_endpoints", json!(access_log.quiet)),
             ("keep_alive_timeout", json!(http.idle_timeout.as_secs_f64())),
+            ("tls", net::tls_json(tls.as_ref())),
             ("max_connections", json!(http.max_connections)),
             ("max_image_pixels", json!(pictures.limits.max_pixels)),
             ("image_resize_pixels", json!(load.image_resize_pixels)),

@@ -2,12 +2,12 @@
 //! otherwise noticed only when its answer ends. One `poll` over all sockets, four times a second. A client that closes only its
 //! sending side counts as gone too.
 
+use super::socket::Socket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
@@ -18,7 +18,7 @@ const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
 
 #[derive(Default)]
 struct Watched {
-    sockets: BTreeMap<u64, (Arc<TcpStream>, Arc<Gone>)>,
+    sockets: BTreeMap<u64, (Arc<Socket>, Arc<Gone>)>,
     next: u64,
     num_gone: Arc<AtomicU64>,
 }
@@ -41,7 +41,7 @@ impl Hangups {
         Self(watched)
     }
 
-    pub fn watch(&self, socket: Arc<TcpStream>) -> Hangup {
+    pub fn watch(&self, socket: Arc<Socket>) -> Hangup {
         let gone = Arc::new(Gone::default());
         let mut watched = lock(&self.0);
         let id = watched.next;

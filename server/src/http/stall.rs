@@ -1,6 +1,7 @@
 //! A connection's bytes: a socket whose writes fail when the client has taken nothing for too long. The socket is shared with the
 //! watch for hang-ups.
 
+use super::socket::Socket;
 use socket2::SockRef;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::net::Shutdown;
@@ -9,26 +10,43 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 pub struct StallGuard {
-    socket: Arc<TcpStream>,
+    socket: Arc<Socket>,
     timeout: Duration,
     /// Made at the first write that has to wait, and used again for the next one.
     sleep: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
+    /// The connection's first byte, where somebody looked at it.
+    first: Option<u8>,
 }
 
 impl StallGuard {
-    pub fn new(socket: Arc<TcpStream>, timeout: Duration) -> Self {
-        Self { socket, timeout, sleep: None, is_waiting: false }
+    pub fn new(socket: Arc<Socket>, timeout: Duration) -> Self {
+        Self { socket, timeout, sleep: None, is_waiting: false, first: None }
+    }
+
+    /// Waits for the first byte and leaves it to be read; `None` where the client says nothing and closes.
+    pub async fn peek_first(&mut self) -> Result<Option<u8>> {
+        let mut byte = [0];
+        loop {
+            self.socket.readable().await?;
+            match self.socket.try_read(&mut byte) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+                Ok(len) => {
+                    self.first = (len > 0).then_some(byte[0]);
+                    return Ok(self.first);
+                }
+            }
+        }
     }
 
     fn write(
         &mut self,
         context: &mut Context<'_>,
-        try_write: impl Fn(&TcpStream) -> Result<usize>,
+        try_write: impl Fn(&Socket) -> Result<usize>,
     ) -> Poll<Result<usize>> {
         loop {
             if self.socket.poll_write_ready(context)?.is_pending() {
@@ -59,10 +77,16 @@ impl StallGuard {
 
 impl AsyncRead for StallGuard {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
+        if buffer.remaining() > 0
+            && let Some(first) = self.first.take()
+        {
+            buffer.put_slice(&[first]);
+            return Poll::Ready(Ok(()));
+        }
         loop {
             ready!(self.socket.poll_read_ready(context))?;
             match self.socket.try_read(buffer.initialize_unfilled()) {

@@ -14,10 +14,15 @@ use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
 
 /// The document of these routes, which are those of this server.
-pub fn json_document(routes: fn() -> Vec<Route>) -> Response {
+pub fn json_document(routes: fn() -> Vec<Route>, root_path: &str) -> Response {
     static TEXT: OnceLock<String> = OnceLock::new();
     let text = TEXT.get_or_init(|| document(&routes()).to_string());
-    ([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    if root_path.is_empty() {
+        return (json, text.as_str()).into_response();
+    }
+    let servers = json!([{ "url": root_path }]);
+    (json, format!("{{\"servers\":{servers},{}", &text[1..])).into_response()
 }
 
 /// Nothing on the page comes from elsewhere, and nothing on it runs.

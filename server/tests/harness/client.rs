@@ -59,15 +59,27 @@ pub fn typed_events(text: &str) -> Vec<Value> {
     events.map(event).filter(|event| event["type"] != "ping").collect()
 }
 
-pub struct Connection {
-    pub stream: BufReader<TcpStream>,
+/// Over TCP, or whatever else carries bytes.
+pub struct Connection<S = TcpStream> {
+    pub stream: BufReader<S>,
 }
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("the server listens");
-        stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout");
-        stream.set_nodelay(true).expect("no delay");
+        Self::over(open_socket(address))
+    }
+}
+
+/// A socket on which a test that hangs ends.
+pub fn open_socket(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the server listens");
+    stream.set_read_timeout(Some(super::PATIENCE)).expect("a timeout");
+    stream.set_nodelay(true).expect("no delay");
+    stream
+}
+
+impl<S: Read + Write> Connection<S> {
+    pub fn over(stream: S) -> Self {
         Self { stream: BufReader::new(stream) }
     }
 

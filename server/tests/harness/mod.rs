@@ -4,6 +4,7 @@
 
 pub mod adapters;
 pub mod batches;
+pub mod certificates;
 pub mod client;
 pub mod fake;
 pub mod responses;
@@ -77,8 +78,10 @@ impl Default for Setup {
             },
             keys: ApiKeys::default(),
             limits: patient_limits(),
+            place: Default::default(),
             web: Default::default(),
             http: patient_http(),
+            tls: None,
             pictures: Default::default(),
             seed: Some(7),
             chat_template: None,
@@ -194,7 +197,8 @@ impl TestServer {
                 Err(error) => panic!("{error}"),
             }
         });
-        Self { address: serving.address, control, serving: Some(serving), runtime }
+        let address = serving.address.tcp().expect("an address");
+        Self { address, control, serving: Some(serving), runtime }
     }
 
     pub fn connect(&self) -> Connection {

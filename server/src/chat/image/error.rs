@@ -12,6 +12,11 @@ pub enum ImageInputError {
     NotAUrl,
     #[error("its host is not one that pictures may be fetched from, or cannot be found")]
     HostNotAllowed,
+    /// Of a host that the operator named, or where the look-up itself does not work: it says nothing of which names there are.
+    #[error("the name of its host cannot be looked up now")]
+    LookUpFailed,
+    #[error("looking up the name of its host took longer than {} seconds", limit.as_secs_f64())]
+    LookUpTooSlow { limit: Duration },
     #[error("its host answered with status {status}, expected 200")]
     RemoteStatus { status: u16 },
     #[error("it was not there within {} seconds", limit.as_secs_f64())]

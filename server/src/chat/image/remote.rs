@@ -227,7 +227,8 @@ impl RemoteFetcher {
     fn fetch_error(&self, error: Error) -> ImageInputError {
         match error {
             Error::Other(error) if error.is::<NotAllowed>() => ImageInputError::HostNotAllowed,
-            Error::Timeout(Timeout::Resolve) => ImageInputError::HostNotAllowed,
+            Error::Other(error) if error.is::<LookUpFailed>() => ImageInputError::LookUpFailed,
+            Error::Timeout(Timeout::Resolve) => ImageInputError::LookUpTooSlow { limit: self.policy.timeout },
             Error::Timeout(_) => ImageInputError::RemoteTooSlow { limit: self.policy.timeout },
             Error::TooManyRedirects => ImageInputError::TooManyRedirects { limit: self.policy.max_redirects },
             error => {
@@ -251,6 +252,17 @@ struct Guard<R> {
 #[error("host is not allowed or cannot be found")]
 struct NotAllowed;
 
+#[derive(Debug, thiserror::Error)]
+#[error("host cannot be looked up")]
+struct LookUpFailed;
+
+/// Whether it is the look-up that does not work, whatever the name. The standard library keeps the system's number (EAI_AGAIN) to itself; these
+/// are its words in glibc and musl.
+fn is_temporary(error: &Error) -> bool {
+    let text = error.to_string();
+    ["Temporary failure in name resolution", "Try again"].iter().any(|sign| text.contains(sign))
+}
+
 impl<R: Resolver> Resolver for Guard<R> {
     fn resolve(
         &self,
@@ -262,9 +274,16 @@ impl<R: Resolver> Resolver for Guard<R> {
         if !self.policy.allows_uri(uri) {
             return Err(refuse());
         }
-        let addresses = self.inner.resolve(uri, config, timeout).map_err(|error| match error {
-            Error::Timeout(reason) => Error::Timeout(reason),
-            _ => refuse(),
+        let addresses = self.inner.resolve(uri, config, timeout).map_err(|error| {
+            tracing::info!(%error, "failed to look up the host of a picture");
+            // Which of the operator's own hosts exist is no secret.
+            let is_named = matches!(self.policy.hosts, Hosts::Listed(_));
+            match error {
+                // Whatever limit it was, the look-up is what ran into it.
+                Error::Timeout(_) => Error::Timeout(Timeout::Resolve),
+                error if is_named || is_temporary(&error) => Error::Other(Box::new(LookUpFailed)),
+                _ => refuse(),
+            }
         })?;
         match addresses.iter().all(|&address| self.policy.allows_address(address)) {
             true => Ok(addresses),

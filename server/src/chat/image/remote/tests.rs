@@ -357,3 +357,44 @@ fn slow_hosts_are_given_up() {
         assert!((0..20).any(|_| is_too_slow()), "{path}");
     }
 }
+
+/// A look-up that does not work.
+#[derive(Debug)]
+struct Broken(fn() -> Error);
+
+impl Resolver for Broken {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        Err(self.0())
+    }
+}
+
+#[test]
+fn look_ups_that_fail_are_told_as_that_where_it_gives_nothing_away() {
+    let temporary = || {
+        let text = "failed to lookup address information: Temporary failure in name resolution";
+        Error::from(std::io::Error::other(text))
+    };
+    let unknown = || {
+        Error::from(std::io::Error::other("failed to lookup address information: Name or service not known"))
+    };
+    let any = RemotePolicy { hosts: Hosts::Any, ..RemotePolicy::default() };
+    let listed = RemotePolicy { hosts: Hosts::Listed(vec!["good.example".parse().unwrap()]), ..any.clone() };
+    let get = |policy: &RemotePolicy, error: fn() -> Error| {
+        fetch_with(policy.clone(), Broken(error), "http://good.example/")
+    };
+    let too_slow = Err(ImageInputError::LookUpTooSlow { limit: any.timeout });
+    for policy in [&any, &listed] {
+        assert_eq!(get(policy, temporary), Err(ImageInputError::LookUpFailed));
+        assert_eq!(get(policy, || Error::Timeout(Timeout::Global)), too_slow);
+    }
+    // Where any host may be named, whether a name exists inside of the network stays untold.
+    for error in [unknown, || Error::HostNotFound] {
+        assert_eq!(get(&any, error), Err(ImageInputError::HostNotAllowed));
+        assert_eq!(get(&listed, error), Err(ImageInputError::LookUpFailed));
+    }
+}
