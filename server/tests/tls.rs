@@ -383,7 +383,9 @@ fn a_client_that_leaves_is_gone_and_one_that_reads_nothing_too() {
         // The metrics' own is left.
         wait_until("it is gone", || client.metric(&server, "perilune:http_connections", "") == 1.0);
         server.control.open();
-        wait_until("it is ended", || client.metric(&server, "vllm:request_success_total", "\"abort\"") > 0.0);
+        // Where nothing holds the model, it may have come to its end before that.
+        let is_ended = || client.metric(&server, "vllm:request_success_total", "\"abort\"") > 0.0;
+        wait_until("it is ended", || !leaves || is_ended());
         wait_until("nothing runs", || client.metric(&server, "vllm:num_requests_running", "") == 0.0);
         drop(kept);
     }
