@@ -359,7 +359,8 @@ impl Layer {
             input_norm: loader.vector("input_layernorm.weight", hidden_size)?,
             attention: match &config.attention {
                 AttentionConfig::Gqa(a) => {
-                    Attention::Gqa(Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?)
+                    let attention = Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?;
+                    Attention::Gqa(attention.within(config.window(index)))
                 }
                 AttentionConfig::Mla(a) => Attention::Mla(Mla::load(loader, a, hidden_size)?),
             },

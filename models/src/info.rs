@@ -194,8 +194,6 @@ pub struct ModelInfo {
     pub hidden_size: usize,
     /// After `LoadOptions::max_model_len` and memory.
     pub max_model_len: usize,
-    /// Where the model would have more positions, if attention within a window were supported: `max_model_len` is at most this.
-    pub sliding_window: Option<usize>,
     /// End tokens named by generation_config.json and config.json.
     pub eos_token_ids: Vec<TokenId>,
     /// Added before a completion's prompt where the tokenizer's configuration asks for it.

@@ -277,7 +277,6 @@ fn load_eyes(
 
 fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
     ModelInfo {
-        sliding_window: config.decoder.sliding_window,
         architecture: config.architecture.clone(),
         vocab_size: config.decoder.vocab_size,
         hidden_size: config.decoder.hidden_size,

@@ -288,14 +288,8 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
     }
     let max_positions = decoder.max_position_embeddings;
     if let Some(len) = max_model_len.filter(|&len| len > max_positions) {
-        let message = match decoder.sliding_window {
-            None => {
-                format!("{len} is above the {max_positions} positions that the model's config.json allows")
-            }
-            Some(window) => format!(
-                "{len} is above the model's sliding_window of {window} tokens: attention that forgets what is further back is not supported"
-            ),
-        };
+        let message =
+            format!("{len} is above the {max_positions} positions that the model's config.json allows");
         return fail("max_model_len", message);
     }
     for (option, value, most) in

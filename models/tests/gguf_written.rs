@@ -243,7 +243,7 @@ fn experts_of_mixtral_may_be_tensors_of_their_own() {
     }
 }
 
-/// Such files are of the architecture llama; where they name the window, it ends sequences as it does with the published files.
+/// Such files are of the architecture llama; where they name the window, it is that of the published files.
 #[test]
 fn mistral() {
     let more = |config: &Value| {
@@ -255,11 +255,7 @@ fn mistral() {
         ]
     };
     let (name, source) = ("mistral", fixture("mistral"));
-    let written = Written { source, name, architecture: "llama", turned: true, alone: false, more };
-    check(&written);
-    let long = LoadOptions { max_model_len: Some(301), ..options() };
-    let message = models::plan(&written.open().unwrap(), &long).unwrap_err().to_string();
-    assert!(message.contains("sliding_window of 300"), "{message}");
+    check(&Written { source, name, architecture: "llama", turned: true, alone: false, more });
 }
 
 /// Every layer has experts in such files.

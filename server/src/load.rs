@@ -61,15 +61,6 @@ pub fn load(
         seconds = format!("{:.2}", start.elapsed().as_secs_f64()),
         "loaded the model"
     );
-    if let Some(window) = info.sliding_window {
-        let reason = "attention within the model's sliding window is not supported";
-        tracing::warn!(
-            max_model_len = scheduler_config.max_model_len,
-            sliding_window = window,
-            reason,
-            "short context"
-        );
-    }
     let full_len = scheduler_config.max_model_len.div_ceil(scheduler_config.block_size);
     tracing::info!(
         kv_gib = gib(plan.memory.kv_cache),

@@ -344,6 +344,7 @@ impl Launch<'_> {
             list: int(first_unit),
             partials: 0,
             maxima: 0,
+            window: i32::MAX,
             scale: self.call.scale * std::f32::consts::LOG2_E,
         }
     }

@@ -17,3 +17,4 @@ mod pages;
 mod rounded;
 mod screened;
 mod small;
+mod windows;

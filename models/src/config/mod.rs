@@ -82,11 +82,10 @@ pub struct DecoderConfig {
     pub num_layers: usize,
     /// Layers stored after the last one that only speculate (multi-token prediction): skipped.
     pub num_mtp_layers: usize,
-    /// Of the file, or what YaRN stretches the original length to if that is more; at most the window.
+    /// Of the file, or what YaRN stretches the original length to if that is more.
     pub max_position_embeddings: usize,
-    /// Tokens that attention of some layer looks back to, where the model would have more positions. Within it all keys are seen, as everywhere;
-    /// what lies beyond is not computed, so that sequences end there.
-    pub sliding_window: Option<usize>,
+    /// Where attention of some layers does not look back to the first token of the longest sequence.
+    pub sliding: Option<SlidingWindow>,
     pub rms_norm_eps: f32,
     /// Of each layer.
     pub norms: NormPlace,
@@ -104,6 +103,15 @@ pub struct DecoderConfig {
     pub prefix: &'static str,
     /// What newer versions of the published code have in place of `model.` there. Checkpoints keep the older names; adapters do not.
     pub newer_prefix: Option<&'static str>,
+}
+
+/// A token of some layers sees the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Tokens that one sees: itself and those before it.
+    pub width: usize,
+    /// For each layer whether it has the window.
+    pub layers: Vec<bool>,
 }
 
 /// Where the norms of attention and MLP are.
@@ -226,6 +234,11 @@ impl MoeConfig {
 impl DecoderConfig {
     pub fn is_moe(&self, layer: usize) -> bool {
         self.moe.as_ref().is_some_and(|moe| moe.layers[layer])
+    }
+
+    /// Tokens that one of a layer sees, where not all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding.as_ref().filter(|sliding| sliding.layers[layer]).map(|sliding| sliding.width)
     }
 
     /// Where the expanded form of latent attention begins, if there is one.

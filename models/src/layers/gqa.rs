@@ -5,6 +5,7 @@
 //!        ─▶ k [T, Hk, D] ─▶ (norm) ─▶ rotate ─▶ cache          ▲
 //!        ─▶ v [T, Hk, D] ─────────────────────▶ cache ─────────┘
 //! ```
+//! With a window a token attends to the last keys only; those before stay in the cache, whose blocks layers without a window need.
 
 use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
@@ -12,7 +13,7 @@ use crate::config::{GqaConfig, HEAD_NORM_EPS, QkNorm};
 use crate::kv_cache::LayerCache;
 use crate::lora::Target;
 use crate::scratch::{HeadBuffers, Scratch};
-use kernels::ops::{self, ReadPlan};
+use kernels::ops::{self, ReadPlan, Softmax};
 use kernels::{Matrix, Tensor, WeightType};
 
 pub struct Gqa {
@@ -22,6 +23,8 @@ pub struct Gqa {
     out: Linear,
     norms: Option<HeadNorms>,
     config: GqaConfig,
+    /// Tokens that one sees, where not all before it.
+    window: Option<usize>,
 }
 
 /// Of queries, and of keys.
@@ -97,7 +100,13 @@ impl Gqa {
             out: loader.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)?,
             norms,
             config: config.clone(),
+            window: None,
         })
+    }
+
+    /// A token sees so many, itself and those before it.
+    pub fn within(self, window: Option<usize>) -> Self {
+        Self { window, ..self }
     }
 
     pub fn size(names: &Names, config: &GqaConfig, hidden_size: usize) -> WeightSize {
@@ -167,7 +176,8 @@ impl Gqa {
         ops::store_kv(k, keys, &step.input.slots);
         ops::store_kv(&b.v, values, &step.input.slots);
         b.attended.reshape(&[t, num_heads, head_dim]);
-        ops::gqa_attention(q, &*keys, &*values, &step.ragged, scale, attention, &mut b.attended);
+        let softmax = Softmax { scale, window: self.window, sinks: None };
+        ops::gqa_attention(q, &*keys, &*values, &step.ragged, softmax, attention, &mut b.attended);
         b.attended.reshape(&[t, width]);
         self.out.run(&mut tokens.hold(&b.attended), out);
         if let Some((loras, room)) = step.adapters(lora) {

@@ -243,7 +243,6 @@ pub fn info() -> ModelInfo {
         vocab_size: MODEL_VOCAB_SIZE,
         hidden_size: HIDDEN_SIZE,
         max_model_len: 1000,
-        sliding_window: None,
         eos_token_ids: vec![EOS, IM_END],
         bos_token_id: None,
         image_token_id: Some(IMAGE),

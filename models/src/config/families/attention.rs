@@ -1,22 +1,22 @@
-//! What the file says of attention: heads, latents, rotation, and the window that ends sequences.
+//! What the file says of attention: heads, latents, rotation, and the window of some layers.
 
 use super::family::{Family, MAX_HEADS, MAX_WIDTH, Window};
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::config::rope::{self, RopeRule};
-use crate::config::{AttentionConfig, GqaConfig, MlaConfig};
+use crate::config::{AttentionConfig, GqaConfig, MlaConfig, SlidingWindow};
 use kernels::ops::RopeLayout;
+use serde_json::Value;
 
 /// The configuration class of the families that have this key where the file has not.
 const MAX_WINDOW_LAYERS: usize = 28;
 
-/// The window of some layer: a token sees itself and those before it, so many in all. One that hides tokens is not implemented, and a sequence
-/// that is no longer has nothing to hide.
+/// The window of some layers: a token sees itself and those before it, so many in all. `None` where it hides nothing.
 pub(super) fn sliding_window(
     fields: &Fields,
     window: Window,
-    num_layers: usize,
-) -> Result<Option<usize>, LoadError> {
+    [num_layers, max_positions]: [usize; 2],
+) -> Result<Option<SlidingWindow>, LoadError> {
     let (on, default) = match window {
         Window::Never => return Ok(None),
         Window::Switched | Window::SwitchedForAll => {
@@ -25,35 +25,35 @@ pub(super) fn sliding_window(
         Window::Always(default) => (true, default),
         Window::OfTypes(default) => (true, Some(default)),
     };
-    let any_layer = match window {
-        Window::Switched => any_sliding_layer(fields, num_layers)?,
-        Window::OfTypes(_) if fields.get("layer_types").is_some() => any_sliding_layer(fields, num_layers)?,
-        _ => true,
+    let layers = match window {
+        Window::Switched => sliding_layers(fields, num_layers)?,
+        Window::OfTypes(_) if fields.get("layer_types").is_some() => sliding_layers(fields, num_layers)?,
+        _ => vec![true; num_layers],
     };
-    if !on || !any_layer {
-        return Ok(None);
-    }
-    match fields.has("sliding_window") {
-        true => fields.opt_usize("sliding_window", 1..=usize::MAX),
-        false => Ok(default),
-    }
+    let width = match fields.has("sliding_window") {
+        true if on => fields.opt_usize("sliding_window", 1..=usize::MAX)?,
+        _ => default,
+    };
+    let hides = |width: &usize| on && *width < max_positions && layers.contains(&true);
+    Ok(width.filter(hides).map(|width| SlidingWindow { width, layers }))
 }
 
-/// Whether a window would be of any layer, if there is one.
-fn any_sliding_layer(fields: &Fields, num_layers: usize) -> Result<bool, LoadError> {
+/// For each layer whether it has the window, if there is one.
+fn sliding_layers(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, LoadError> {
     let Some(types) = fields.opt_array("layer_types")? else {
         let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
-        return Ok(first < num_layers);
+        return Ok((0..num_layers).map(|layer| layer >= first).collect());
     };
-    let mut any = false;
-    for layer in types {
-        match layer.as_str() {
-            Some("full_attention") => {}
-            Some("sliding_attention") => any = true,
-            _ => return Err(fields.fail("layer_types", format!("{layer} is not supported"))),
-        }
+    if types.len() != num_layers {
+        let message = format!("has {} entries, not one for each of {num_layers} layers", types.len());
+        return Err(fields.fail("layer_types", message));
     }
-    Ok(any)
+    let is_sliding = |layer: &Value| match layer.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => Err(fields.fail("layer_types", format!("{layer} is not supported"))),
+    };
+    types.iter().map(is_sliding).collect()
 }
 
 pub(super) fn grouped(

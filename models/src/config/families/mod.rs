@@ -57,8 +57,7 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         false => attention::grouped(fields, family, hidden_size, max_position_embeddings)?,
     };
     let max_position_embeddings = max_position_embeddings.max(rope.scaling.reach()).min(MAX_POSITIONS);
-    let sliding_window = attention::sliding_window(fields, family.window, num_layers)?
-        .filter(|&width| width < max_position_embeddings);
+    let sliding = attention::sliding_window(fields, family.window, [num_layers, max_position_embeddings])?;
     Ok(DecoderConfig {
         vocab_size: fields.usize_or("vocab_size", default.vocab_size, 1..=MAX_VOCAB)?,
         hidden_size,
@@ -67,8 +66,8 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
             Some(layers) => layers,
             None => fields.usize_or("num_mtp_layers", family.mtp_layers, 0..=MAX_LAYERS)?,
         },
-        max_position_embeddings: sliding_window.unwrap_or(max_position_embeddings),
-        sliding_window,
+        max_position_embeddings,
+        sliding,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
         norms: NormPlace::Before,
         attention,
