@@ -5,7 +5,7 @@
 //! limit ─ weights ─ tables ─ buffers of a step ─ pictures = what is left for KV blocks
 //! ```
 
-use crate::config::{DecoderConfig, ModelConfig};
+use crate::config::{DecoderConfig, ExpertNames, ModelConfig};
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kv_cache::KvCache;
@@ -300,8 +300,15 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
             return fail(option, format!("{value} is not in {least}..={most}"));
         }
     }
-    if options.lora_experts && decoder.moe.is_none() {
-        return fail("lora_experts", "the model has no experts".into());
+    match &decoder.moe {
+        None if options.lora_experts => return fail("lora_experts", "the model has no experts".into()),
+        Some(moe) if options.lora_experts && moe.names == ExpertNames::Fused => {
+            return fail(
+                "lora_experts",
+                "the model's experts are no modules that an adapter could change".into(),
+            );
+        }
+        _ => {}
     }
     if max_num_batched_tokens < max_num_seqs {
         let message = format!("{max_num_batched_tokens} is below max_num_seqs = {max_num_seqs}");

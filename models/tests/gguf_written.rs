@@ -7,7 +7,7 @@ use common::adapters::{folder, write};
 use common::made::tensors as tensors_of;
 use common::{fixture, options};
 use models::gguf::Gguf;
-use models::{LoadOptions, Loaded, ModelFiles};
+use models::{Loaded, ModelFiles};
 use safetensors::{Dtype, SafeTensors};
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::{Value, json};

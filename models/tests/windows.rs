@@ -3,22 +3,17 @@
 
 mod common;
 
+use common::feed::{Feed, Numbers, check, is_near};
 use common::{made, options};
-use models::{ActivationsChoice, DTypeChoice, DeviceRunner, LoadOptions, Loaded, ModelFiles};
-use scheduler::{Batch, BatchItem, BlockId, ModelRunner, Sample, SamplingParams, SequenceId};
+use models::{ActivationsChoice, DTypeChoice, LoadOptions};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 const TOLERANCE: f32 = 1e-3;
-/// Of the prompts, and where numbers were computed, of which tokens.
-const PROMPT: usize = 90;
-const POSITIONS: [usize; 3] = [20, 60, 89];
-const TOKENS: [usize; 4] = [0, 31, 64, 127];
 
 struct Case {
     name: &'static str,
     changes: Value,
-    numbers: [[f32; 4]; 3],
+    numbers: Numbers,
 }
 
 fn cases() -> [Case; 4] {
@@ -90,78 +85,12 @@ impl Case {
     /// Another window than that of the numbers is another model.
     fn load(&self, window: usize, options: &LoadOptions) -> Feed {
         let config = self.config(window);
-        let name = format!("windows-{}-{window}-{}", self.name, std::process::id());
-        let folder = common::scratch().join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-        common::adapters::write(&folder.join("model.safetensors"), &made::tensors(&config));
-        let files = ModelFiles::Directory(folder.clone());
-        let Loaded { runner, plan, .. } = models::load(&files, options, &mut |_| {}).unwrap();
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert!(plan.max_model_len > 2 * WINDOW);
-        Feed { runner, num_blocks: plan.num_blocks }
+        Feed::of(&format!("windows-{}-{window}", self.name), &config, &made::tensors(&config), options)
     }
 }
 
 /// Of the numbers.
 const WINDOW: usize = 13;
-const BLOCK: usize = 5;
-
-struct Feed {
-    runner: DeviceRunner,
-    num_blocks: usize,
-}
-
-fn prompt() -> Vec<u32> {
-    (0..PROMPT as u32).map(|i| (7 * i * i + 3 * i + 11) % 128).collect()
-}
-
-impl Feed {
-    /// A chunk of the prompt, in blocks of its own.
-    fn item(&self, sequence: usize, from: usize, to: usize) -> BatchItem {
-        let blocks = PROMPT.div_ceil(BLOCK);
-        // Scattered: a step that is coprime to the number of blocks.
-        let block = |i: usize| BlockId(((sequence * blocks + i) * 7 % self.num_blocks) as u32);
-        assert!(2 * blocks <= self.num_blocks && !self.num_blocks.is_multiple_of(7));
-        let tokens = prompt()[from..to].to_vec();
-        BatchItem {
-            prompt_len: to,
-            sample: Some(Sample::new(Arc::new(SamplingParams::default()), to, 0)),
-            ..BatchItem::new(
-                SequenceId(sequence as u64),
-                tokens,
-                from,
-                (0..to.div_ceil(BLOCK)).map(block).collect(),
-            )
-        }
-    }
-
-    /// The distributions after each token of which they are known.
-    fn run(&mut self, chunk: usize) -> Vec<Vec<f32>> {
-        let mut found = Vec::new();
-        let (mut from, mut ends) = (0, POSITIONS.map(|position| position + 1).to_vec());
-        ends.reverse();
-        while let Some(&end) = ends.last() {
-            let to = end.min(from + chunk);
-            let batch = Batch { items: vec![self.item(0, from, to)], ..Default::default() };
-            let last = self.runner.distributions(&batch).pop().unwrap();
-            if to == end {
-                found.push(last);
-                ends.pop();
-            }
-            from = to;
-        }
-        found
-    }
-}
-
-fn check(found: &[Vec<f32>], expected: &[[f32; 4]; 3], tolerance: f32, what: &str) {
-    for ((found, expected), position) in found.iter().zip(expected).zip(POSITIONS) {
-        let found = TOKENS.map(|token| found[token]);
-        let close = found.iter().zip(expected).all(|(a, b)| (a - b).abs() < tolerance);
-        assert!(close, "{what} after {position}: {found:?} is not {expected:?}");
-    }
-}
 
 #[test]
 fn prompts_are_longer_than_the_window() {
@@ -172,14 +101,10 @@ fn prompts_are_longer_than_the_window() {
         }
         // The numbers tell windows apart.
         let other = case.load(WINDOW + 1, &options()).run(1000);
-        let same = other.iter().zip(&case.numbers).zip(POSITIONS).filter(|((found, expected), _)| {
-            TOKENS.iter().zip(*expected).all(|(&token, expected)| (found[token] - expected).abs() < TOLERANCE)
-        });
-        assert_eq!(same.count(), 0, "{}", case.name);
+        assert_eq!(is_near(&other, &case.numbers, TOLERANCE), [false; 3], "{}", case.name);
     }
 }
 
-/// The bits of a row in a step of its own, and beside a prompt that begins.
 #[test]
 fn company_changes_no_bit() {
     for activations in [ActivationsChoice::F32, ActivationsChoice::Auto] {
@@ -187,10 +112,7 @@ fn company_changes_no_bit() {
         for case in &cases()[1..] {
             let mut feed = case.load(WINDOW, &options);
             let whole = feed.run(1000).pop().unwrap();
-            assert!(feed.run(29).pop().unwrap() == whole, "{}", case.name);
-            let items = vec![feed.item(1, 0, 31), feed.item(0, PROMPT - 1, PROMPT)];
-            let found = feed.runner.distributions(&Batch { items, ..Default::default() });
-            assert!(found[1] == whole, "{}", case.name);
+            feed.check_company(&whole, case.name);
         }
     }
 }
@@ -200,7 +122,7 @@ fn on_a_gpu() {
     for case in &cases()[1..3] {
         let mut feed = case.load(WINDOW, &common::on_gpu());
         let whole = feed.run(64);
-        check(&whole, &case.numbers, 0.05, case.name);
+        check(&whole, &case.numbers, 2e-3, case.name);
         assert!(feed.run(1).pop() == whole.last().cloned(), "{}", case.name);
     }
 }

@@ -140,6 +140,8 @@ pub struct GqaConfig {
     pub out_bias: bool,
     pub qk_norm: QkNorm,
     pub scale: f32,
+    /// Whether each head has a learned logit that takes weight and has no value.
+    pub sinks: bool,
 }
 
 /// What each head of q and k goes through before the rotation.
@@ -195,9 +197,18 @@ pub struct MoeConfig {
     pub router: RouterConfig,
     /// Whether a bias is added to the scores for the choice of experts.
     pub correction_bias: bool,
+    /// Where the router and the experts have biases, and a function of their own between gate, up and down; `None`: silu(gate) · up.
+    pub glu: Option<GluConfig>,
     pub names: ExpertNames,
     /// For each layer whether it has experts.
     pub layers: Vec<bool>,
+}
+
+/// (u + 1) · g · sigmoid(alpha · g), with g = min(gate, limit) and u = up within ±limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GluConfig {
+    pub alpha: f32,
+    pub limit: f32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,15 +224,22 @@ pub enum ExpertNames {
     Mlp,
     /// `block_sparse_moe.experts.N.{w1, w3, w2}`
     BlockSparse,
+    /// `mlp.experts.{gate_up_proj, down_proj}`, each of all experts; rows of gate and of up take turns. The router is `mlp.router`.
+    Fused,
 }
 
 impl MoeConfig {
     /// The module of the router and the experts, within a layer.
     pub fn module(&self) -> &'static str {
         match self.names {
-            ExpertNames::Mlp => "mlp",
+            ExpertNames::Mlp | ExpertNames::Fused => "mlp",
             ExpertNames::BlockSparse => "block_sparse_moe",
         }
+    }
+
+    /// The router's module.
+    pub fn router_module(&self) -> String {
+        format!("{}.{}", self.module(), if self.names == ExpertNames::Fused { "router" } else { "gate" })
     }
 
     /// The module of the expert that every token takes.
@@ -309,7 +327,7 @@ impl ModelConfig {
             bos_token_id = default.bos;
         }
         Ok(Self {
-            dtype: dtype(top, text)?,
+            dtype: dtype(top, text, &architecture)?,
             published,
             written_for: written_for(top)?,
             architecture,
@@ -371,8 +389,8 @@ fn architecture(top: &Fields) -> Result<String, LoadError> {
     }
 }
 
-/// `dtype` is the new name of `torch_dtype`; neither means f32, as in the published classes.
-fn dtype(top: &Fields, text: &Fields) -> Result<DType, LoadError> {
+/// `dtype` is the new name of `torch_dtype`; neither means f32, as in the published classes, but for gpt-oss, whose files are bf16 and do not say so.
+fn dtype(top: &Fields, text: &Fields, architecture: &str) -> Result<DType, LoadError> {
     for (fields, key) in
         [top, text].into_iter().flat_map(|fields| ["dtype", "torch_dtype"].map(|k| (fields, k)))
     {
@@ -389,7 +407,7 @@ fn dtype(top: &Fields, text: &Fields) -> Result<DType, LoadError> {
             }
         }
     }
-    Ok(DType::F32)
+    Ok(if architecture == families::GPT_OSS { DType::BF16 } else { DType::F32 })
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub struct Gqa {
     v: Linear,
     out: Linear,
     norms: Option<HeadNorms>,
+    /// `[Hq]`: of each head a logit that takes weight and has no value.
+    sinks: Option<Tensor>,
     config: GqaConfig,
     /// Tokens that one sees, where not all before it.
     window: Option<usize>,
@@ -99,6 +101,10 @@ impl Gqa {
             v: loader.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)?,
             out: loader.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)?,
             norms,
+            sinks: match config.sinks {
+                true => Some(loader.vector("self_attn.sinks", num_heads)?),
+                false => None,
+            },
             config: config.clone(),
             window: None,
         })
@@ -117,6 +123,7 @@ impl Gqa {
             + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
             + HeadNorms::size(config)
+            + if config.sinks { WeightSize::vector(num_heads) } else { WeightSize::default() }
     }
 
     /// What the first layer keeps its weights as.
@@ -176,7 +183,7 @@ impl Gqa {
         ops::store_kv(k, keys, &step.input.slots);
         ops::store_kv(&b.v, values, &step.input.slots);
         b.attended.reshape(&[t, num_heads, head_dim]);
-        let softmax = Softmax { scale, window: self.window, sinks: None };
+        let softmax = Softmax { scale, window: self.window, sinks: self.sinks.as_ref() };
         ops::gqa_attention(q, &*keys, &*values, &step.ragged, softmax, attention, &mut b.attended);
         b.attended.reshape(&[t, width]);
         self.out.run(&mut tokens.hold(&b.attended), out);

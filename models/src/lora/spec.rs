@@ -132,7 +132,7 @@ impl AdapterSpec {
         };
         let prefix = format!("{}model.layers.", config.prefix);
         let newer_prefix = config.newer_prefix.map(|prefix| format!("{prefix}layers."));
-        let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
+        let experts = config.moe.as_ref().filter(|_| experts).and_then(|moe| experts_of(moe, config));
         let refused = refused(config, experts.is_some());
         let name = format!("{}lm_head", config.prefix);
         let head = Module { target: Target::Head, name, n: config.vocab_size, k: config.hidden_size };
@@ -212,12 +212,14 @@ impl ExpertModules {
     }
 }
 
-fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> ExpertModules {
+/// `None`: they have no modules of their own.
+fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> Option<ExpertModules> {
     let (path, names) = match moe.names {
         ExpertNames::Mlp => ("mlp.experts.", ["gate_proj", "up_proj", "down_proj"]),
         ExpertNames::BlockSparse => ("block_sparse_moe.experts.", ["w1", "w3", "w2"]),
+        ExpertNames::Fused => return None,
     };
-    ExpertModules {
+    Some(ExpertModules {
         layers: (0..config.num_layers).map(|layer| config.is_moe(layer)).collect(),
         path,
         names,
@@ -225,7 +227,7 @@ fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> ExpertModules {
         top_k: moe.router.top_k,
         hidden: config.hidden_size,
         inner: moe.intermediate_size,
-    }
+    })
 }
 
 fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
@@ -309,9 +311,11 @@ fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
         },
         Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
         Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },
+        Refused { part: "mlp.router.", reason: "an adapter of the router is not supported" },
     ];
     if !takes_experts {
         let reason = match config.moe {
+            Some(MoeConfig { names: ExpertNames::Fused, .. }) => fused,
             Some(_) => "an adapter of single experts needs lora_experts, which sets memory aside for it",
             None => "the model has no experts",
         };

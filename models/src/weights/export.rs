@@ -7,7 +7,7 @@
 use super::files::{INDEX_FILE, SINGLE_FILE, WeightFiles};
 use super::header::TensorInfo;
 use super::write::{Entry, TensorFile};
-use crate::config::{ModelConfig, OWN_KEY, json};
+use crate::config::{ExpertNames, ModelConfig, OWN_KEY, json};
 use crate::content::Content;
 use crate::device::processor;
 use crate::files::CONFIG_FILE;
@@ -45,6 +45,11 @@ pub fn quantize(
     if config.published.is_some() {
         let message = "the checkpoint is quantised already";
         return Err(LoadError::config(&files.describe(CONFIG_FILE), "quantization_config", message));
+    }
+    if config.decoder.moe.as_ref().is_some_and(|moe| moe.names == ExpertNames::Fused) {
+        let message =
+            "experts in one tensor are not written in int8 or int4; serve with --quantization instead";
+        return Err(LoadError::config(&files.describe(CONFIG_FILE), "architectures", message));
     }
     let weights = WeightFiles::open(files)?;
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
@@ -154,7 +159,8 @@ impl Job<'_> {
         let (index, within) = rest.split_once('.')?;
         let is_layer = index.parse::<usize>().is_ok_and(|index| index < decoder.num_layers);
         // Some norms have a row for each head.
-        let is_kept = [".kv_b_proj", ".gate", "_norm"].iter().any(|ending| within.ends_with(ending));
+        let is_kept =
+            [".kv_b_proj", ".gate", ".router", "_norm"].iter().any(|ending| within.ends_with(ending));
         let stored_as = self.storage.of(Part::Linear, module);
         let is_target = is_layer && !is_kept && info.shape.len() == 2 && info.dtype.is_some();
         (is_target && stored_as.is_quantised()).then_some((module, stored_as))

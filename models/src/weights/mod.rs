@@ -6,6 +6,7 @@ mod dummy;
 pub(crate) mod export;
 pub(crate) mod files;
 mod fp8;
+mod fused;
 mod gguf;
 mod grouped;
 pub(crate) mod header;

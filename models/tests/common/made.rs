@@ -101,13 +101,14 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
 }
 
 /// In bf16, which holds each of them.
-fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
+pub fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
     let value = |word: u32| {
         let steps = (word >> 24) as i32 - 128;
         let value = match kind {
             "norm" => 1.0 + (steps >> 2) as f32 / 64.0,
             "embed" => steps as f32 / 4096.0,
             "linear" => steps as f32 / 512.0,
+            "sink" => steps as f32 / 32.0,
             _ => steps as f32 / 256.0,
         };
         ((value.to_bits() >> 16) as u16).to_le_bytes()

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_macros, reason = "every test file uses its part")]
 
 pub mod adapters;
+pub mod feed;
 pub mod formula;
 pub mod late;
 pub mod made;

@@ -23,11 +23,14 @@ pub(super) fn sliding_window(
             (fields.bool_or("use_sliding_window", false)?, Some(4096))
         }
         Window::Always(default) => (true, default),
-        Window::OfTypes(default) => (true, Some(default)),
+        Window::OfTypes(default) | Window::Alternating(default) => (true, Some(default)),
     };
     let layers = match window {
         Window::Switched => sliding_layers(fields, num_layers)?,
-        Window::OfTypes(_) if fields.get("layer_types").is_some() => sliding_layers(fields, num_layers)?,
+        Window::OfTypes(_) | Window::Alternating(_) if fields.get("layer_types").is_some() => {
+            sliding_layers(fields, num_layers)?
+        }
+        Window::Alternating(_) => (0..num_layers).map(|layer| layer % 2 == 0).collect(),
         _ => vec![true; num_layers],
     };
     let width = match fields.has("sliding_window") {
@@ -97,8 +100,9 @@ pub(super) fn grouped(
         max_position_embeddings,
     };
     let scale = (head_dim as f64).powf(-0.5) as f32;
+    let (qk_norm, sinks) = (family.qk_norm, family.sinks);
     let attention =
-        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm: family.qk_norm, scale };
+        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, scale, sinks };
     Ok((AttentionConfig::Gqa(attention), rope::parse(fields, rule)?))
 }
 

@@ -71,6 +71,7 @@ fn deepseek_moe(
         shared: (num_shared > 0)
             .then_some(SharedConfig { intermediate_size: width * num_shared, is_gated: false }),
         correction_bias: router.scoring == Scoring::Sigmoid,
+        glu: None,
         router,
         names: ExpertNames::Mlp,
         layers,

@@ -70,6 +70,8 @@ pub(super) struct Family {
     pub head_dim: Option<usize>,
     pub mlp_bias: bool,
     pub window: Window,
+    /// Heads have a logit that takes weight and has no value.
+    pub sinks: bool,
     /// Of tokens with three positions, where the file does not say it.
     pub sections: Option<RopeSections>,
     /// Layers after the last one that only speculate, where the file does not say how many.
@@ -90,6 +92,7 @@ pub(super) fn dense(defaults: &'static Defaults) -> Family {
         head_dim: None,
         mlp_bias: false,
         window: Window::Never,
+        sinks: false,
         sections: None,
         mtp_layers: 0,
         moe: |_, _| Ok(None),
@@ -108,4 +111,6 @@ pub(super) enum Window {
     Always(Option<usize>),
     /// The same, of the layers that `layer_types` says, or else of all.
     OfTypes(usize),
+    /// The same, or else of every second layer from the first on.
+    Alternating(usize),
 }

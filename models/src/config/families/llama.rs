@@ -89,6 +89,7 @@ fn mixtral(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Load
         shared: None,
         router: plain_router(top_k, true),
         correction_bias: false,
+        glu: None,
         names: ExpertNames::BlockSparse,
         layers: vec![true; num_layers],
     }))

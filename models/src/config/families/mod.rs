@@ -5,6 +5,7 @@ mod attention;
 mod deepseek;
 mod experts;
 mod family;
+mod gpt_oss;
 mod llama;
 mod qwen;
 
@@ -14,11 +15,13 @@ use crate::LoadError;
 use family::{Architecture, Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, SpecialTokens};
 
 pub(super) use deepseek::KIMI_VL;
+pub(super) use gpt_oss::GPT_OSS;
 pub(super) use llama::CHAMELEON;
 pub(super) use qwen::QWEN_2_5_VL;
 
 /// Each group's, in the order that messages name them.
-const GROUPS: &[&[Architecture]] = &[deepseek::ARCHITECTURES, llama::ARCHITECTURES, qwen::ARCHITECTURES];
+const GROUPS: &[&[Architecture]] =
+    &[deepseek::ARCHITECTURES, llama::ARCHITECTURES, qwen::ARCHITECTURES, gpt_oss::ARCHITECTURES];
 
 /// The names of all.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {

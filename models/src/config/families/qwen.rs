@@ -109,6 +109,7 @@ fn qwen_moe(fields: &Fields, num_layers: usize, defaults: QwenMoe) -> Result<Opt
         shared: None,
         router: plain_router(top_k, fields.bool_or("norm_topk_prob", false)?),
         correction_bias: false,
+        glu: None,
         names: ExpertNames::Mlp,
         layers: (0..num_layers).map(|i| !dense.contains(&i) && (i + 1).is_multiple_of(step)).collect(),
     }))
