@@ -1,6 +1,7 @@
 //! Which formats a model uses: told from its chat template, or by name.
 
 use super::calls::{Format, IdStyle};
+use super::harmony::Harmony as HarmonyFormat;
 use super::hermes::Hermes;
 use super::llama::Llama3Json;
 use super::marked::{DEEPSEEK, KIMI_K2, MarkedFormat};
@@ -24,10 +25,12 @@ pub enum ToolFormat {
     MistralList,
     /// A marker and a name for each call.
     Mistral,
+    /// Of gpt-oss: all of the output is messages, calls among them.
+    Harmony,
 }
 
 impl ToolFormat {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::KimiK2,
         Self::Hermes,
         Self::Qwen3Coder,
@@ -38,6 +41,7 @@ impl ToolFormat {
         Self::DeepSeekV31,
         Self::MistralList,
         Self::Mistral,
+        Self::Harmony,
     ];
 }
 
@@ -93,6 +97,8 @@ const fn between(start: &'static str, end: &'static str) -> ReasoningFormat {
 const KIMI_VL: ReasoningFormat = between("◁think▷", "◁/think▷");
 const THINK: ReasoningFormat = between("<think>", "</think>");
 const SEED_THINK: ReasoningFormat = between("<seed:think>", "</seed:think>");
+/// The first message is as a rule thinking; later ones are found by the format of calls, which reads all headers.
+const HARMONY_THINK: ReasoningFormat = between("<|channel|>analysis<|message|>", "<|end|>");
 
 /// Names as in vLLM and SGLang; `none` is no name of a format.
 const TOOL_NAMES: &[(&str, ToolFormat)] = &[
@@ -110,6 +116,9 @@ const TOOL_NAMES: &[(&str, ToolFormat)] = &[
     ("deepseek_v31", ToolFormat::DeepSeekV31),
     ("mistral_list", ToolFormat::MistralList),
     ("mistral", ToolFormat::Mistral),
+    ("harmony", ToolFormat::Harmony),
+    ("openai", ToolFormat::Harmony),
+    ("gpt-oss", ToolFormat::Harmony),
 ];
 
 const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
@@ -119,10 +128,14 @@ const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
     ("deepseek_v3", THINK),
     ("deepseek_r1", ReasoningFormat { is_implied: true, ..THINK }),
     ("seed_oss", SEED_THINK),
+    ("harmony", HARMONY_THINK),
+    ("openai_gptoss", HARMONY_THINK),
+    ("gpt-oss", HARMONY_THINK),
 ];
 
 /// Strings that all have to be in a template, and the format of the models that come with it. The first that fits counts.
 const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
+    (&["<|channel|>", "<|message|>"], Some(ToolFormat::Harmony)),
     (&["<|tool_calls_section_begin|>"], Some(ToolFormat::KimiK2)),
     (&["<seed:tool_call>"], Some(ToolFormat::SeedOss)),
     (&["<｜tool▁calls▁begin｜>", "```json"], Some(ToolFormat::DeepSeekV3)),
@@ -139,6 +152,7 @@ const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
 ];
 
 const REASONING_SIGNS: &[(&str, ReasoningFormat)] = &[
+    ("<|channel|>analysis<|message|>", HARMONY_THINK),
     ("◁think▷", KIMI_VL),
     ("<seed:think>", SEED_THINK),
     ("<think>", THINK),
@@ -176,7 +190,13 @@ impl ToolFormat {
             Self::Llama3Json => Box::new(Llama3Json::new()),
             Self::Pythonic => Box::new(Pythonic::new()),
             Self::MistralList | Self::Mistral => Box::new(Mistral::new()),
+            Self::Harmony => Box::new(HarmonyFormat::new()),
         }
+    }
+
+    /// Whether every output is read by it, with tools or without: what is no call lies between its markers as well.
+    pub fn frames_all(self) -> bool {
+        self == Self::Harmony
     }
 
     pub fn id_style(self) -> IdStyle {
@@ -210,6 +230,15 @@ impl ToolFormat {
             Self::Llama3Json => &["<|python_tag|>"],
             Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
             Self::MistralList | Self::Mistral => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+            Self::Harmony => &[
+                "<|channel|>",
+                "<|start|>",
+                "<|message|>",
+                "<|constrain|>",
+                "<|end|>",
+                "<|call|>",
+                "<|return|>",
+            ],
         }
     }
 }

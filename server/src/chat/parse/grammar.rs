@@ -53,6 +53,11 @@ pub fn forced(format: ToolFormat, rules: &[CallRule], parallel: bool) -> Result<
             sequence([text("[TOOL_CALLS] ["), list(call, ", ", max), text("]")])
         }
         ToolFormat::Llama3Json => list(calls(&|rule| json_call(rule, "parameters"))?, "; ", max),
+        // Who calls ends the turn, so that there is one call.
+        ToolFormat::Harmony => {
+            let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
+            sequence([next_message(), call])
+        }
         ToolFormat::Pythonic => sequence([text("["), list(calls(&python_call)?, ", ", max), text("]")]),
     })
 }
@@ -99,6 +104,20 @@ fn opener(format: ToolFormat) -> &'static str {
         ToolFormat::Mistral | ToolFormat::MistralList => "[TOOL_CALLS]",
         ToolFormat::Llama3Json => "{",
         ToolFormat::Pythonic => "[",
+        ToolFormat::Harmony => "<|channel|>commentary to=functions.",
+    }
+}
+
+/// Behind thinking another message begins; the prompt ends within the header of the first.
+fn next_message() -> Pattern {
+    Pattern::Any(vec![text(""), text("<|start|>assistant")])
+}
+
+/// An answer in text of which a grammar is known, as the format has it.
+pub fn framed(format: Option<ToolFormat>, answer: Pattern) -> Pattern {
+    match format {
+        Some(ToolFormat::Harmony) => sequence([next_message(), text("<|channel|>final<|message|>"), answer]),
+        _ => answer,
     }
 }
 
@@ -125,6 +144,9 @@ fn after_opener(format: ToolFormat, rule: &CallRule) -> Result<Pattern, GrammarE
         ToolFormat::Qwen3Coder => xml_call(rule, "\n</tool_call>")?,
         ToolFormat::SeedOss => xml_call(rule, "\n</seed:tool_call>")?,
         ToolFormat::Mistral => sequence([text(&format!("{name}[ARGS]")), arguments(rule)?]),
+        ToolFormat::Harmony => {
+            sequence([text(&format!("{name} <|constrain|>json<|message|>")), arguments(rule)?])
+        }
         ToolFormat::MistralList | ToolFormat::Llama3Json | ToolFormat::Pythonic => {
             unreachable!("their calls have no opener of their own")
         }

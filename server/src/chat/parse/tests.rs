@@ -2,6 +2,7 @@
 //! anything.
 
 mod any_text;
+mod harmony;
 mod pieces;
 
 use super::*;
@@ -44,6 +45,10 @@ fn two_calls(format: ToolFormat) -> &'static str {
         }
         ToolFormat::Mistral => {
             "[TOOL_CALLS]get_weather{\"city\": \"Köln\", \"days\": 2}[TOOL_CALLS]now[CALL_ID]abc123def[ARGS]{}"
+        }
+        ToolFormat::Harmony => {
+            "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Köln\", \"days\": 2}<|call|>\
+             <|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
         }
     }
 }
@@ -426,6 +431,11 @@ fn formats_are_told_from_templates_and_by_name() {
             "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name and its value}",
             Some(ToolFormat::Llama3Json),
             None,
+        ),
+        (
+            "<|start|>assistant<|channel|>analysis<|message|>…",
+            Some(ToolFormat::Harmony),
+            Some("<|channel|>analysis<|message|>"),
         ),
         ("{{ message.content }}", None, None),
     ] {
