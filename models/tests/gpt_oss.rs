@@ -5,7 +5,7 @@ mod common;
 
 use common::feed::{Feed, Numbers, check, is_near};
 use common::formula::words;
-use common::{adapters, made, options};
+use common::{adapters, made};
 use models::{ActivationsChoice, DTypeChoice, LoadFormat, LoadOptions, ModelFiles, QuantizationChoice};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
@@ -22,6 +22,10 @@ const MXFP4: Numbers = [
     [-3.9936, -4.61108, -8.0352, -8.66107],
     [-4.98918, -5.73911, -8.39807, -7.70779],
 ];
+
+fn options() -> LoadOptions {
+    LoadOptions { max_model_len: Some(200), ..common::options() }
+}
 
 /// As published, without a type of floats.
 fn config(is_mxfp4: bool) -> Value {

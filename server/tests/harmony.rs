@@ -13,6 +13,7 @@ const HARMONY: Scripted = Scripted {
     template: "<|start|>system<|message|>Reasoning: {{ reasoning_effort | default('medium') }}<|end|>\
 {%- if tools -%}<|start|>developer<|message|>{{ tools | tojson }}<|end|>{%- endif -%}\
 {%- for m in messages -%}\
+{%- if m.role == 'assistant' and '<|channel|>' in m.content -%}{{ raise_exception('a channel') }}{%- endif -%}\
 {%- if m.thinking -%}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{%- endif -%}\
 {%- if m.tool_calls -%}{%- for c in m.tool_calls -%}<|start|>assistant<|channel|>commentary to=functions.{{ c.function.name }} \
 <|constrain|>json<|message|>{{ c.function.arguments | tojson }}<|call|>{%- endfor -%}\

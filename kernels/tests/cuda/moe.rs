@@ -361,7 +361,7 @@ fn bugs_with_wgmma_are_noticed() {
     let cases: [(&'static str, &'static str, Run); 7] = [
         // Rows, and those of another expert.
         ("column < s.n && row < work.end", "column < s.n", &wgmma),
-        ("column < columns * 8 && row < work.end", "column < columns * 8 && row < work.end - 1", &wgmma),
+        ("column >= columns * 8 || row >= work.end", "column >= columns * 8 || row >= work.end - 1", &wgmma),
         // Gate and up.
         (
             "barrier_sync(1, 256);\n#pragma unroll\n            for (int j = 0; j < HALF; j++)\n#pragma unroll\n                for (int e = 0; e < 4; e++) {",
