@@ -51,8 +51,8 @@ struct Layer {
 }
 
 enum Attention {
-    Gqa(Gqa),
-    Mla(Mla),
+    Gqa(Box<Gqa>),
+    Mla(Box<Mla>),
 }
 
 enum LayerMlp {
@@ -360,9 +360,9 @@ impl Layer {
             attention: match &config.attention {
                 AttentionConfig::Gqa(a) => {
                     let attention = Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?;
-                    Attention::Gqa(attention.within(config.window(index)))
+                    Attention::Gqa(Box::new(attention.within(config.window(index))))
                 }
-                AttentionConfig::Mla(a) => Attention::Mla(Mla::load(loader, a, hidden_size)?),
+                AttentionConfig::Mla(a) => Attention::Mla(Box::new(Mla::load(loader, a, hidden_size)?)),
             },
             mlp_norm: loader.vector("post_attention_layernorm.weight", hidden_size)?,
             mlp: match moe_of(config, index) {

@@ -75,8 +75,8 @@ impl BiasedCase {
         let mut out = Vec::new();
         for (token, x) in x.rows().iter().enumerate() {
             let mut sum = vec![0.0; h];
-            for pair in token * k..(token + 1) * k {
-                let expert = ids[pair] as usize;
+            for (pair, &expert) in ids.iter().enumerate().skip(token * k).take(k) {
+                let expert = expert as usize;
                 let biased = |x: Vec<f64>, part: usize, n: usize| -> Vec<f64> {
                     let bias = &biases[part][expert * n..(expert + 1) * n];
                     let product = linear(x, &parts[expert][part]);
