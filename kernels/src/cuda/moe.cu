@@ -47,6 +47,18 @@ __device__ __forceinline__ float gated(float gate, float up, Ptr<const float> bi
     return (up + 1.0f) * (gate / (1.0f + expf(-s.alpha * gate)));
 }
 
+// Levels with zeros leave no register for biases, and no family has both.
+template <class W> struct MayHaveBias {
+    static constexpr bool VALUE = true;
+};
+template <> struct MayHaveBias<q4z> {
+    static constexpr bool VALUE = false;
+};
+template <class W> __device__ __forceinline__ Ptr<const float> bias_of(Ptr<const float> bias) {
+    if constexpr (MayHaveBias<W>::VALUE) return bias;
+    else return Ptr<const float>(nullptr);
+}
+
 // A column that is not gated; bias [experts, n], or none.
 __device__ __forceinline__ float biased(float v, Ptr<const float> bias, int expert, int column, const MoeShape& s) {
     return bias == nullptr ? v : v + bias[(long long)expert * s.n + column];
@@ -183,12 +195,16 @@ __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILE
     store_partial(partial, acc);
     __syncthreads();
     Ptr<float> to = is_shared ? shared_out : out;
+    // Kept until now it would take a register that the widest blocks do not have.
+    Ptr<const float> biases = bias_of<W>(bias);
+    int expert = TILES < 4 ? work.expert : 0;
+    if (TILES == 4 && biases != nullptr) expert = find_work<8 * TILES>(starts, s.experts, (int)blockIdx.y - shared.blocks).expert;
     for (int i = (int)threadIdx.x; i < SIZE; i += RANGES * 32) {
         int column = unit * 32 + half * 16 + i % 16, row = work.first + i / 16;
         if (column >= n || row >= work.end) continue;
         float v = sum_ranges<TILES>(partial, 0, i);
-        if (UP) v = gated(v, sum_ranges<TILES>(partial, 1, i), bias, work.expert, column, s);
-        else v = biased(v, bias, work.expert, column, s);
+        if (UP) v = gated(v, sum_ranges<TILES>(partial, 1, i), biases, expert, column, s);
+        else v = biased(v, biases, expert, column, s);
         to[(long long)place(row) * n + column] = v;
     }
 }
@@ -230,8 +246,8 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
                 int column = block * 16 + lane / 4 + j / 2 * 8;
                 int row = work.first + warp_n * (TOKENS / 2) + i * 8 + lane % 4 * 2 + j % 2;
                 if (column >= s.n || row >= work.end) continue;
-                float v = UP ? gated(total[0][i][j], total[1][i][j], bias, work.expert, column, s)
-                             : biased(total[half][i][j], bias, work.expert, column, s);
+                float v = UP ? gated(total[0][i][j], total[1][i][j], bias_of<W>(bias), work.expert, column, s)
+                             : biased(total[half][i][j], bias_of<W>(bias), work.expert, column, s);
                 out[(long long)row * s.n + column] = Float<typename Made<W, UP>::Type>::from(v);
             }
 }

@@ -469,6 +469,7 @@ impl Bias {
 
     fn of(experts: &Experts, side: Side) -> Self {
         let Some(glu) = &experts.glu else { return Self::NONE };
+        assert!(experts.stored_as() != WeightType::Int4Zero, "moe: biases beside levels with zeros");
         let bias = if side == Side::Up { &glu.gate_up_bias } else { &glu.down_bias };
         Self { pointer: bias.pointer(), alpha: glu.alpha, limit: glu.limit }
     }

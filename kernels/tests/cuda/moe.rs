@@ -154,6 +154,8 @@ fn experts_with_biases() {
         (WeightType::F32, [21, 67, 33, 5, 2], 3..5),
         (WeightType::BF16, [9, 70, 97, 4, 2], 8..9),
         (WeightType::BF16, [67, 34, 65, 3, 2], 0..1),
+        // The widest blocks of few rows.
+        (WeightType::BF16, [33, 48, 64, 3, 1], 2..3),
         (WeightType::Int8, [140, 64, 33, 3, 2], 100..130),
     ] {
         let case = BiasedCase { stored_as, sizes };

@@ -50,7 +50,7 @@ pub fn limits() -> CompilerLimits {
 }
 
 /// Every format of calls.
-pub const FORMATS: [ToolFormat; 11] = [
+pub const FORMATS: [ToolFormat; 10] = [
     ToolFormat::KimiK2,
     ToolFormat::Hermes,
     ToolFormat::Qwen3Coder,
@@ -61,7 +61,6 @@ pub const FORMATS: [ToolFormat; 11] = [
     ToolFormat::DeepSeekV31,
     ToolFormat::MistralList,
     ToolFormat::Mistral,
-    ToolFormat::Harmony,
 ];
 
 pub fn vocabulary() -> Vocabulary {
