@@ -14,7 +14,7 @@ pub enum LoadError {
     /// A value that is absent, of the wrong type, out of range or not supported.
     #[error("{file}: {key}: {message}")]
     Config { file: String, key: String, message: String },
-    #[error("{file} is not a valid safetensors file: {message}")]
+    #[error("{file} is not a valid {} file: {message}", form_of(file))]
     Corrupt { file: String, message: String },
     #[error("{file}: tensor {tensor} is missing")]
     MissingTensor { file: String, tensor: String },
@@ -42,12 +42,23 @@ pub enum LoadError {
     NotCompact { tensor: String },
     #[error(transparent)]
     DoesNotFit(Box<DoesNotFit>),
+    /// There is that much memory, but not for this process.
+    #[error(
+        "the system refuses the {} that are planned for: a limit of this process (ulimit -v) or of what is promised (vm.overcommit_memory) is in the way",
+        Bytes(*bytes)
+    )]
+    Refused { bytes: u64 },
     /// The processor's threads cannot be started.
     #[error("{0} (--threads)")]
     Threads(kernels::Error),
     /// The device cannot be used, or failed while the model was loaded.
     #[error("{0} (--device cpu computes on the processor)")]
     Device(#[from] kernels::Error),
+}
+
+/// What a file of weights that cannot be read was taken for.
+fn form_of(file: &str) -> &'static str {
+    if file.to_ascii_lowercase().ends_with(".gguf") { "GGUF" } else { "safetensors" }
 }
 
 impl LoadError {

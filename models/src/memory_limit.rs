@@ -2,6 +2,7 @@
 
 use crate::{LoadError, MemoryLimit};
 use kernels::Device;
+use std::path::Path;
 
 /// The limit in bytes; a fraction is of `total`, which is asked for only then.
 pub(crate) fn resolve(limit: MemoryLimit, total: impl FnOnce() -> Option<u64>) -> Result<u64, LoadError> {
@@ -29,12 +30,43 @@ pub(crate) fn of_device(device: &Device) -> Option<u64> {
     }
 }
 
-/// Memory of the machine, or less where a control group limits this process.
+/// Memory of the machine, or less where control groups limit this process.
 pub(crate) fn machine_memory() -> Option<u64> {
-    let read = |path| std::fs::read_to_string(path).ok();
-    let machine = read("/proc/meminfo").and_then(|text| total_of_meminfo(&text))?;
-    let group = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse::<u64>().ok());
-    Some(group.map_or(machine, |group| group.min(machine)))
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total_of_meminfo(&text))?;
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    Some(limit_of_groups(&groups, read).map_or(machine, |group| group.min(machine)))
+}
+
+/// The least limit of the groups that this process is in, and of those that they are in. `groups` is `/proc/self/cgroup`: a line
+/// `0::/a/b` for the tree of version 2, and one such as `4:memory:/a/b` where version 1 limits memory. In a container the path may be that
+/// of the machine outside, while the group itself is what is mounted: so the root counts as well.
+fn limit_of_groups(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let limits_of = |line: &str| {
+        let (mount, file, path) = match line.split_once(':')?.1.split_once(':')? {
+            ("", path) => ("/sys/fs/cgroup", "memory.max", path),
+            (controllers, path) if controllers.split(',').any(|name| name == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path)
+            }
+            _ => return None,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        // "max", where there is none, is no number.
+        let limit = |group: &Path| read(&Path::new(mount).join(group).join(file))?.trim().parse::<u64>().ok();
+        path.ancestors().filter_map(limit).min()
+    };
+    groups.lines().filter_map(limits_of).min()
+}
+
+/// Whether `bytes` of addresses are to be had. A limit (`ulimit -v`) or a system that promises no more than it has would otherwise end the
+/// process where the memory is taken, in the middle of loading.
+pub(crate) fn check_addresses(bytes: u64) -> Result<(), LoadError> {
+    let wanted = usize::try_from(bytes).ok();
+    // Nothing is written to it: no page is taken.
+    match wanted.map(|wanted| Vec::<u8>::new().try_reserve_exact(wanted)) {
+        Some(Ok(())) => Ok(()),
+        _ => Err(LoadError::Refused { bytes }),
+    }
 }
 
 fn total_of_meminfo(text: &str) -> Option<u64> {
@@ -61,6 +93,46 @@ mod tests {
             error.to_string(),
             "memory: it is not known how much memory there is to take a share of: give a number of bytes"
         );
+    }
+
+    #[test]
+    fn groups() {
+        let check = |groups: &str, files: &[(&str, &str)], expected: Option<u64>| {
+            let read = |path: &Path| {
+                let found = files.iter().find(|(name, _)| Path::new(name) == path)?;
+                Some(found.1.to_string())
+            };
+            assert_eq!(limit_of_groups(groups, read), expected, "{groups}");
+        };
+        check("", &[], None);
+        check("0::/\n", &[("/sys/fs/cgroup/memory.max", "max\n")], None);
+        // A container's own group is what it sees as the root.
+        check("0::/\n", &[("/sys/fs/cgroup/memory.max", "4096\n")], Some(4096));
+        check("0::/docker/x\n", &[("/sys/fs/cgroup/memory.max", "4096\n")], Some(4096));
+        // A unit of systemd, in a slice with a limit of its own.
+        let unit = [
+            ("/sys/fs/cgroup/system.slice/memory.max", "8192\n"),
+            ("/sys/fs/cgroup/system.slice/perilune.service/memory.max", "max\n"),
+        ];
+        check("0::/system.slice/perilune.service\n", &unit, Some(8192));
+        let unit = [unit[0], ("/sys/fs/cgroup/system.slice/perilune.service/memory.max", "4096\n")];
+        check("0::/system.slice/perilune.service\n", &unit, Some(4096));
+        let first = [
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "4096\n"),
+        ];
+        check("5:cpu,cpuacct:/a\n4:memory:/a/b\n0::/\n", &first, Some(4096));
+        check("4:cpu,memory:/a\n", &first, Some(4096));
+        check("4:memory:/\n", &first, Some(9223372036854771712));
+        check("nonsense\n4:memory\n", &first, None);
+    }
+
+    #[test]
+    fn addresses() {
+        check_addresses(0).unwrap();
+        check_addresses(1 << 20).unwrap();
+        let error = check_addresses(u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("ulimit -v"), "{error}");
     }
 
     #[test]

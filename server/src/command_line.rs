@@ -1,6 +1,6 @@
 //! The command line as a whole: subcommands, and the configuration file that one of them names, worked in.
 
-use crate::args::ServeArgs;
+use crate::args::{ServeArgs, foreign};
 use crate::cli::bench::BenchArgs;
 use crate::cli::bench_engine::BenchEngineArgs;
 use crate::cli::chat::ChatArgs;
@@ -9,6 +9,7 @@ use crate::cli::merge_lora::MergeLoraArgs;
 use crate::cli::plan::PlanArgs;
 use crate::cli::quantize::QuantizeArgs;
 use crate::cli::run_batch::RunBatchArgs;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -43,23 +44,28 @@ pub enum Command {
     Kernels(KernelsArgs),
 }
 
+/// Subcommands with the flags of `serve`.
+const SERVING: [&str; 4] = ["serve", "plan", "run-batch", "bench-engine"];
+
 impl Args {
     /// Parses a command line, with the configuration file that it names worked in. Flags win over the environment, and that over the
     /// file.
     pub fn parse_from_line(line: Vec<OsString>) -> Result<Self, clap::Error> {
+        let serves = line.get(1).and_then(|name| name.to_str()).is_some_and(|name| SERVING.contains(&name));
+        if serves && let Some(error) = clustered(&line) {
+            return Err(error);
+        }
         let mut command = Self::command();
-        let matches = command.try_get_matches_from_mut(&line)?;
-        let Some((subcommand @ ("serve" | "plan" | "run-batch" | "bench-engine"), serve)) =
-            matches.subcommand()
+        let hint = |error| if serves { with_hint(error) } else { error };
+        let matches = command.try_get_matches_from_mut(&line).map_err(hint)?;
+        let Some((subcommand, serve)) = matches.subcommand().filter(|(name, _)| SERVING.contains(name))
         else {
             return Self::from_arg_matches(&matches);
         };
         let Some(path) = serve.get_one::<PathBuf>("config") else { return Self::from_arg_matches(&matches) };
         let fail = |message: String| {
-            Self::command().error(
-                clap::error::ErrorKind::InvalidValue,
-                format!("--config {}: {message}", path.display()),
-            )
+            let message = format!("--config {}: {message}", path.display());
+            Self::command().error(ErrorKind::InvalidValue, message)
         };
         let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
         let typed = |id: &str| {
@@ -70,7 +76,10 @@ impl Args {
             if name == "config" {
                 return Err(fail("`config` has no meaning in the file itself".into()));
             }
-            let arg = find_arg(&command, &name).ok_or_else(|| fail(format!("unknown key `{name}`")))?;
+            let arg = find_arg(&command, &name).ok_or_else(|| {
+                let hint = foreign::instead_of(&format!("--{name}")).map(|hint| format!(": {hint}"));
+                fail(format!("unknown key `{name}`{}", hint.unwrap_or_default()))
+            })?;
             // A flag and its opposite are one setting.
             let id = arg.get_id().as_str();
             let opposite = id.strip_prefix("no_").map_or_else(|| format!("no_{id}"), str::to_owned);
@@ -85,6 +94,39 @@ impl Args {
         line.splice(position..position, flags);
         Self::try_parse_from(line)
     }
+}
+
+/// A flag of another server's is told what to use instead. What the parser guesses from its spelling would lead elsewhere.
+fn with_hint(error: clap::Error) -> clap::Error {
+    let told = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => {
+            foreign::instead_of(flag).map(|hint| unexpected(flag, hint))
+        }
+        _ => None,
+    };
+    told.unwrap_or(error)
+}
+
+/// The error of the first flag such as `-ngl`, which the parser takes for `-n`, `-g` and `-l`.
+fn clustered(line: &[OsString]) -> Option<clap::Error> {
+    let typed = line.iter().filter_map(|arg| arg.to_str()).take_while(|arg| *arg != "--");
+    let flag = typed.into_iter().find(|arg| foreign::is_clustered(arg))?;
+    Some(unexpected(flag, foreign::instead_of(flag)?))
+}
+
+fn unexpected(flag: &str, hint: &str) -> clap::Error {
+    Args::command().error(ErrorKind::UnknownArgument, format!("there is no `{flag}` here: {hint}"))
+}
+
+/// What is not UTF-8 of a line and an environment in which something is not.
+pub fn not_utf8(line: &[OsString], variables: impl IntoIterator<Item = (OsString, OsString)>) -> String {
+    if let Some(argument) = line.iter().find(|argument| argument.to_str().is_none()) {
+        return format!("the argument {argument:?} is not UTF-8");
+    }
+    let ours = |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("PERILUNE_"));
+    let variable = variables.into_iter().find(|(name, value)| ours(name) && value.to_str().is_none());
+    let name = variable.and_then(|(name, _)| name.into_string().ok());
+    format!("the environment's {} is not UTF-8", name.as_deref().unwrap_or("PERILUNE_ setting"))
 }
 
 /// Of the names of the environment's variables those that look like settings of ours and are none.
@@ -133,4 +175,56 @@ fn config_flags(arg: &clap::Arg, name: &str, values: Vec<String>) -> Result<Vec<
         };
     }
     Ok(values.into_iter().map(|value| format!("{flag}={value}").into()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(line: &[&str]) -> String {
+        Args::parse_from_line(line.iter().map(OsString::from).collect()).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn flags_of_other_servers_are_told_what_is_instead() {
+        let check = |line: &[&str], expected: &str| {
+            let said = error_of(&[&["perilune"], line].concat());
+            assert!(said.starts_with(&format!("error: {expected}")), "{line:?}: {said}");
+        };
+        check(&["serve", "--ctx-size", "4096"], "there is no `--ctx-size` here: use --max-model-len");
+        check(&["serve", "--ctx_size=4096"], "there is no `--ctx_size` here: use --max-model-len");
+        check(&["plan", "x", "-c", "4096"], "there is no `-c` here: use --max-model-len");
+        check(&["serve", "x", "-ngl", "99"], "there is no `-ngl` here: --device cuda");
+        // It would be help for `f`.
+        check(&["serve", "-hf", "org/name"], "there is no `-hf` here: a name on the hub");
+        check(
+            &["bench-engine", "--tensor-parallel-size", "2"],
+            "there is no `--tensor-parallel-size` here: ",
+        );
+        check(&["serve", "--nonsense"], "unexpected argument");
+        // Where flags are others.
+        check(&["chat", "-c"], "unexpected argument");
+        check(&["kernels", "build", "-t"], "unexpected argument");
+    }
+
+    /// What is ours is not told to be somebody else's, and what is told to use is ours.
+    #[test]
+    fn hints_name_flags_that_exist() {
+        let command = Args::command();
+        let ours = |flag: &str| {
+            let name = flag.trim_start_matches('-');
+            match flag.starts_with("--") {
+                true => find_arg(&command, name).is_some_and(|arg| !arg.is_positional()),
+                false => ["h", "V"].contains(&name),
+            }
+        };
+        for (i, (names, instead)) in foreign::FLAGS.iter().enumerate() {
+            for name in *names {
+                assert!(!ours(name), "{name}");
+                assert!(foreign::FLAGS[..i].iter().all(|(others, _)| !others.contains(name)), "{name} twice");
+            }
+            let words = instead.split([' ', ',', ';', '.']);
+            words.filter(|word| word.starts_with("--")).for_each(|flag| assert!(ours(flag), "{flag}"));
+        }
+    }
 }

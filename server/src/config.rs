@@ -204,6 +204,7 @@ impl TryFrom<ServeArgs> for Config {
             return Err(fail("api-key")("is empty or has spaces around it".into()));
         }
         let keys = ApiKeys::new(&api_key);
+        let host = listened_on(host).map_err(fail("host"))?;
         if keys.is_empty() && !is_loopback(&host) {
             warnings.push(format!("listening on {host} without --api-key: anyone who reaches it may use it"));
         }
@@ -490,6 +491,16 @@ fn above_zero(flag: &'static str, value: f64) -> Result<Duration, ConfigError> {
     match duration.is_zero() {
         true => Err(fail(flag)("must be above 0".into())),
         false => Ok(duration),
+    }
+}
+
+/// An address, with or without the brackets that it has in a URL, or a name.
+fn listened_on(host: String) -> Result<String, String> {
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match inner.filter(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok()) {
+        Some(address) => Ok(address.to_owned()),
+        None if host.trim().is_empty() => Err("is empty; 0.0.0.0 or :: is every address".into()),
+        None => Ok(host),
     }
 }
 

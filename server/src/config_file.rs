@@ -5,6 +5,8 @@ use serde_json::Value;
 
 /// Flag names and their values, in the order of the file.
 pub fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    // Some systems begin every text with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let entries = match text.trim_start().starts_with('{') {
         true => parse_json(text)?,
         false => parse_lines(text)?,

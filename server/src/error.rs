@@ -8,6 +8,7 @@ use scheduler::{Failure, InvalidParam, Reject};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::borrow::Cow;
+use std::io::ErrorKind;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiError {
@@ -95,6 +96,8 @@ pub enum ApiError {
     StorageFull {
         message: String,
     },
+    /// The disk of the data folder is full, which is none of this server's limits.
+    DiskFull,
     /// Files and batches without a folder for them.
     NoDataDir,
     /// A route that the operator did not turn on.
@@ -187,6 +190,15 @@ impl ApiError {
     }
 
     pub fn parts(&self) -> Parts {
+        let mut parts = self.whole_parts();
+        shorten(&mut parts.message);
+        if let Some(param) = &mut parts.param {
+            shorten(param);
+        }
+        parts
+    }
+
+    fn whole_parts(&self) -> Parts {
         use StatusCode as Status;
         match self {
             ApiError::InvalidJson(message) => {
@@ -285,6 +297,10 @@ impl ApiError {
             ApiError::StorageFull { message } => {
                 Parts::new(Status::BAD_REQUEST, "storage_limit_exceeded", message)
             }
+            ApiError::DiskFull => {
+                let message = "the disk of the server's data folder (--data-dir) is full";
+                Parts::new(Status::INSUFFICIENT_STORAGE, "disk_full", message)
+            }
             ApiError::NoDataDir => {
                 let message =
                     "files and batches are kept on disk, and this server was started without --data-dir";
@@ -338,6 +354,17 @@ impl ApiError {
     }
 }
 
+/// What a client sent may stand in what it is told, and be megabytes long: its beginning and its end are left.
+fn shorten(text: &mut String) {
+    const KEPT: usize = 1024;
+    if text.len() <= 2 * KEPT {
+        return;
+    }
+    let boundary_from = |at: usize| (at..).find(|&at| text.is_char_boundary(at)).expect("the end is one");
+    let (start, end) = (boundary_from(KEPT), boundary_from(text.len() - KEPT));
+    text.replace_range(start..end, " … ");
+}
+
 impl Parts {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, param: None, message: message.into(), retry_after_s: None, close: false }
@@ -362,7 +389,7 @@ impl Parts {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
-            StatusCode::INTERNAL_SERVER_ERROR => "server_error",
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::INSUFFICIENT_STORAGE => "server_error",
             _ => "invalid_request_error",
         }
     }
@@ -455,10 +482,48 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Full(message) => ApiError::StorageFull { message },
-            StoreError::Io { .. } => {
+            StoreError::Io { ref source, .. } => {
                 tracing::error!(%error, "the data folder failed");
-                ApiError::Internal
+                match source.kind() {
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ApiError::DiskFull,
+                    _ => ApiError::Internal,
+                }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clients_sent_is_repeated_in_part() {
+        let model_of = |model: &str| {
+            let error = ApiError::ModelNotFound { param: "model".into(), model: model.into() };
+            error.parts().message
+        };
+        assert_eq!(model_of("é"), "the model `é` does not exist");
+        for len in [1000, 1024, 1025, 2000, 1 << 20] {
+            for start in ["", "a"] {
+                let message = model_of(&(start.to_owned() + &"é".repeat(len)));
+                assert!(message.starts_with("the model `") && message.ends_with("` does not exist"), "{len}");
+                assert!(message.len() < 2060, "{len}: {}", message.len());
+                assert_eq!(message.contains(" … "), len > 1000, "{len}");
+            }
+        }
+        let error = ApiError::unsupported("x".repeat(1 << 20), "no");
+        assert!(error.json().len() < 4400);
+    }
+
+    #[test]
+    fn a_full_disk_is_called_that() {
+        let error_of = |kind: ErrorKind| {
+            ApiError::from(StoreError::Io { context: "failed to write a file", source: kind.into() })
+        };
+        assert_eq!(error_of(ErrorKind::StorageFull), ApiError::DiskFull);
+        assert_eq!(error_of(ErrorKind::QuotaExceeded), ApiError::DiskFull);
+        assert_eq!(error_of(ErrorKind::PermissionDenied), ApiError::Internal);
+        assert_eq!(ApiError::DiskFull.parts().status, StatusCode::INSUFFICIENT_STORAGE);
     }
 }

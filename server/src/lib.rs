@@ -3,6 +3,9 @@
 //! `command_line` → `config` → `serve` (bind, load, serve, drain). A request: `http` → `router` → `openai` → `service` → `engine_thread`, and back as
 //! events, which `openai::answer` turns into text and `openai::stream` into bytes.
 
+// They panic where nobody listens: `say` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod adapters;
 pub mod anthropic;
 pub mod app;
@@ -31,6 +34,7 @@ pub mod logging;
 mod mailbox;
 pub mod metrics;
 pub mod offline;
+mod open_files;
 pub mod openai;
 pub mod openapi;
 pub mod page;
@@ -41,6 +45,7 @@ pub mod request;
 pub mod route;
 pub mod router;
 pub mod run;
+pub mod say;
 pub mod serve;
 pub mod service;
 pub mod source;

@@ -169,7 +169,7 @@ fn gib(bytes: u64) -> String {
 /// What kind of failure a supervisor is told of.
 pub fn exit_code(error: &LoadError) -> u8 {
     match error {
-        LoadError::DoesNotFit(_) => EXIT_MEMORY,
+        LoadError::DoesNotFit(_) | LoadError::Refused { .. } => EXIT_MEMORY,
         LoadError::Option { .. } => EXIT_USAGE,
         _ => EXIT_LOAD,
     }

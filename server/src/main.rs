@@ -3,17 +3,22 @@
 use clap::error::ErrorKind;
 use models::LoadFormat;
 use perilune::args::ServeArgs;
-use perilune::command_line::{Args, Command, unknown_variables};
+use perilune::command_line::{Args, Command, not_utf8, unknown_variables};
 use perilune::config::Config;
 use perilune::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use perilune::run::ModelSource;
 use perilune::source::{self, HubSettings, Needed};
-use perilune::{cli, load, logging};
+use perilune::{cli, load, logging, say};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = match Args::parse_from_line(std::env::args_os().collect()) {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let args = match Args::parse_from_line(line.clone()) {
         Ok(args) => args,
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            return say::fail(not_utf8(&line, std::env::vars_os()), EXIT_USAGE);
+        }
         Err(error) => {
             // Help goes to standard output, mistakes to standard error; neither can be helped if nobody reads them.
             let _ = error.print();
@@ -38,10 +43,7 @@ fn main() -> ExitCode {
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(EXIT_FAILURE)
-        }
+        Err(error) => say::fail(format_args!("{error:#}"), EXIT_FAILURE),
     }
 }
 
@@ -50,8 +52,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     let mut config = match Config::try_from(args) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(EXIT_USAGE);
+            return say::fail(error, EXIT_USAGE);
         }
     };
     let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
@@ -59,10 +60,9 @@ fn serve(args: ServeArgs) -> ExitCode {
         unknown.iter().map(|name| format!("the environment has {name}, but no setting has this name")),
     );
     if print_config {
-        println!("{:#}", config.to_json());
-        return ExitCode::SUCCESS;
+        return say::last(format_args!("{:#}", config.to_json()));
     }
-    logging::init(
+    let _log = logging::init(
         config.log_format,
         std::env::var("RUST_LOG").ok().as_deref(),
         std::env::var_os("NO_COLOR").is_some(),

@@ -149,29 +149,55 @@ pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Ne
 
 /// Around everything: gives the request its id, and counts and logs how it went.
 pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let start = Instant::now();
     let id = RequestId::of(request.headers());
-    let method = known_method(request.method());
-    let handler = request.extensions().get::<MatchedPath>().cloned();
-    let handler = handler.as_ref().map_or("none", |path| path.as_str());
-    request.extensions_mut().insert(id.clone());
     let used = UsedAdapter::default();
-    request.extensions_mut().insert(used.clone());
+    let mut observed = Observed {
+        app,
+        id: id.clone(),
+        used: used.clone(),
+        method: known_method(request.method()),
+        handler: request.extensions().get::<MatchedPath>().cloned(),
+        start: Instant::now(),
+        status: HUNG_UP,
+    };
+    request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(used);
     let span = tracing::info_span!("request", request_id = &*id.0);
     let mut response = next.run(request).instrument(span).await;
-    let status = response.status().as_u16();
-    app.http_metrics.request(method, handler, status, start.elapsed());
-    let ms = start.elapsed().as_micros() as f64 / 1000.0;
-    if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
-        tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
-    } else {
-        let adapter = used.name();
-        tracing::info!(request_id = &*id.0, method, handler, adapter, status, ms, "request");
-    }
+    observed.status = response.status().as_u16();
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// The status of a request whose client left before its answer began, as proxies log it. It is never sent.
+const HUNG_UP: u16 = 499;
+
+/// A request until its answer begins, or until nobody waits for one any more, when its handler is dropped.
+struct Observed {
+    app: Arc<App>,
+    id: RequestId,
+    used: UsedAdapter,
+    method: &'static str,
+    handler: Option<MatchedPath>,
+    start: Instant,
+    status: u16,
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let Self { app, id, used, method, handler, start, status } = self;
+        let handler = handler.as_ref().map_or("none", |path| path.as_str());
+        app.http_metrics.request(method, handler, *status, start.elapsed());
+        let ms = start.elapsed().as_micros() as f64 / 1000.0;
+        if QUIET.iter().any(|quiet| handler.ends_with(quiet)) {
+            tracing::debug!(request_id = &*id.0, method, handler, status, ms, "request");
+        } else {
+            let adapter = used.name();
+            tracing::info!(request_id = &*id.0, method, handler, adapter, status, ms, "request");
+        }
+    }
 }
 
 /// Polled by machines: not worth a line each.

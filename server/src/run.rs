@@ -3,6 +3,7 @@
 use crate::batch::store::Store;
 use crate::config::{Config, DataConfig};
 use crate::exit_code::{EXIT_ENGINE, EXIT_FAILURE, EXIT_LOAD};
+use crate::open_files;
 use crate::serve::{Listening, LoadedModel, ServeOptions, Serving, StartError};
 use models::ModelFiles;
 use scheduler::ModelRunner;
@@ -33,6 +34,10 @@ where
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let mut config = config;
+    if let Some(files) = open_files::raise() {
+        config.http.max_connections = open_files::connections(files, config.http.max_connections);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("http").build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -40,10 +45,18 @@ where
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    ExitCode::from(runtime.block_on(serve(config, source, exit_code)))
+    match runtime.block_on(serve(config, source, exit_code)) {
+        Some(code) => ExitCode::from(code),
+        None => {
+            // Loading cannot be interrupted: its thread is left behind.
+            runtime.shutdown_background();
+            ExitCode::SUCCESS
+        }
+    }
 }
 
-async fn serve<R, E, L>(config: Config, source: ModelSource<L>, exit_code: fn(&E) -> u8) -> u8
+/// The exit code; `None` where it was told to stop before the model was loaded.
+async fn serve<R, E, L>(config: Config, source: ModelSource<L>, exit_code: fn(&E) -> u8) -> Option<u8>
 where
     R: ModelRunner,
     R::Error: std::fmt::Display,
@@ -55,7 +68,7 @@ where
         Ok(signals) => signals,
         Err(error) => {
             tracing::error!(%error, "failed to listen for signals");
-            return EXIT_FAILURE;
+            return Some(EXIT_FAILURE);
         }
     };
     let shutdown_timeout = config.shutdown_timeout;
@@ -66,7 +79,7 @@ where
         Err(error) => {
             let dir = config.data.dir.unwrap_or_default();
             tracing::error!(dir = %dir.display(), %error, "failed to open the data folder");
-            return EXIT_FAILURE;
+            return Some(EXIT_FAILURE);
         }
     };
     let options = ServeOptions { store, ..serve_options(config, name, root) };
@@ -76,7 +89,7 @@ where
             Ok(listening) => listening,
             Err(error) => {
                 tracing::error!(host, port, %error, "failed to listen");
-                return EXIT_FAILURE;
+                return Some(EXIT_FAILURE);
             }
         };
     let address = listening.address;
@@ -90,13 +103,13 @@ where
                     _ => EXIT_LOAD,
                 };
                 tracing::error!(%error, "failed to load the model");
-                return code;
+                return Some(code);
             }
         },
         // Nobody is being served: there is nothing to wait for.
         signal = signals.next() => {
             tracing::info!(signal, "stopped while loading");
-            std::process::exit(0);
+            return None;
         }
     };
     tracing::info!(seconds = start.elapsed().as_secs_f64(), "ready on http://{address}");
@@ -104,13 +117,13 @@ where
         message = serving.failed() => {
             tracing::error!(error = message, "the engine failed, exiting");
             drain(serving, shutdown_timeout, &mut signals).await;
-            EXIT_ENGINE
+            Some(EXIT_ENGINE)
         }
         signal = signals.next() => {
             tracing::info!(signal, timeout_s = shutdown_timeout.as_secs_f64(), "finishing the requests in flight");
             drain(serving, shutdown_timeout, &mut signals).await;
             tracing::info!("stopped");
-            0
+            Some(0)
         }
     }
 }
@@ -171,21 +184,40 @@ pub fn serve_options(config: Config, name: String, root: String) -> ServeOptions
     }
 }
 
-/// The two that ask a server to stop.
+/// Those that ask a server to stop.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal is gone. `None` where whoever started the process had it ignored, as `nohup` does.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let hang_up = if takes_hang_up() { Some(signal(SignalKind::hangup())?) } else { None };
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hang_up })
     }
 
     pub async fn next(&mut self) -> &'static str {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = hang_up => "SIGHUP",
         }
     }
+}
+
+/// Whether SIGHUP is not ignored, which to listen for it would end. Where that cannot be known it is left as it is.
+fn takes_hang_up() -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // SIGHUP is signal 1, the lowest bit.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 0)
 }

@@ -1,6 +1,7 @@
 //! What clients see: the HTTP server with a fake model, a scripted one, and the one that is built in. One binary, since linking is most of what a
 //! small one costs: `cargo test -p perilune --test api NAME::` runs one file.
 
+mod accounting;
 mod adapter_changes;
 mod adapters;
 mod answers;
@@ -25,6 +26,9 @@ mod openapi;
 mod page;
 mod pictures;
 mod prompt_logprobs;
+mod qwen3_vl;
+#[path = "../../models/tests/common/qwen3_vl.rs"]
+mod qwen3_vl_model;
 mod qwen_vl;
 mod random;
 mod refusals;

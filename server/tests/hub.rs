@@ -331,8 +331,10 @@ fn missing_files_and_wrong_models_are_named() {
     let cache = Folder::new("local");
     let local = settings(&cache, "http://127.0.0.1:1");
     let find = |model: &str| error_of(find(Some(model), Needed::All, &local));
-    assert!(find("no-such-folder").contains("neither a directory nor a hub name"));
-    assert!(find("/no/such/folder").contains("neither a directory nor a hub name"));
+    assert!(find("no-such-folder").contains("there is no directory no-such-folder, and it is no hub name"));
+    assert!(find("/no/such/folder").contains("there is no directory /no/such/folder"));
+    // The name of a file is not asked for at the hub.
+    assert_eq!(find("models/none.gguf"), "there is no file models/none.gguf");
     assert!(find(cache.0.to_str().expect("UTF-8")).contains("has no config.json"));
     let file = cache.0.join("model.safetensors");
     std::fs::write(&file, "x").expect("written");

@@ -2,7 +2,7 @@
 
 use crate::harness;
 
-use harness::{TestServer, find_metric};
+use harness::{MODEL, TestServer, find_metric, wait_until};
 use serde_json::json;
 
 /// The names that dashboards, routers and autoscalers made for vLLM read, and some that only this server has.
@@ -58,7 +58,7 @@ fn everything_is_there_from_the_start() {
     for name in NAMES {
         let value = find_metric(text, name, "engine=\"0\"").unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(value, if name == "vllm:cache_config_info" { 1.0 } else { 0.0 }, "{name}");
-        assert!(text.contains(&format!("model_name=\"{}\"", harness::MODEL)));
+        assert!(text.contains(&format!("model_name=\"{}\"", MODEL)));
     }
     assert_eq!(find_metric(text, "perilune:device_info", "device=\"fake\""), Some(1.0));
     for reason in ["stop", "length", "abort", "error"] {
@@ -71,6 +71,31 @@ fn everything_is_there_from_the_start() {
     }
     assert!(find_metric(text, "process_open_fds", "").is_some_and(|fds| fds > 0.0));
     assert_eq!(find_metric(text, "http_requests_total", "handler=\"/v1/chat/completions\""), Some(0.0));
+}
+
+/// What is drawn, and what alarms are made of, exists under that name.
+#[test]
+fn dashboards_and_alerts_name_metrics_that_exist() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/");
+    let read = |path: &str| std::fs::read_to_string(format!("{root}{path}")).expect("a file");
+    let dashboard = read("grafana/perilune.json");
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = parsed["panels"].as_array().expect("panels");
+    assert!(panels.iter().all(|panel| panel["targets"].as_array().is_some_and(|t| !t.is_empty())));
+    let server = TestServer::start();
+    // Histograms have buckets once something was measured.
+    server.ask("/v1/completions", &json!({ "model": MODEL, "prompt": "a", "max_tokens": 3 }));
+    let response = server.get("/metrics");
+    let metrics = response.text();
+    let exist: Vec<&str> = metrics.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let name = regex::Regex::new(r"\b(vllm:|perilune:|http_|process_)[a-z0-9_]+").expect("a pattern");
+    for text in [dashboard, read("prometheus/alerts.yml")] {
+        let named: Vec<&str> = name.find_iter(&text).map(|found| found.as_str()).collect();
+        assert!(named.len() > 4, "{named:?}");
+        for name in named {
+            assert!(exist.contains(&name), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -115,6 +140,27 @@ fn counts_agree_with_answers() {
     assert_eq!(metric("vllm:num_requests_running"), 0.0);
     assert!(metric("vllm:prefix_cache_hits_total") <= metric("vllm:prefix_cache_queries_total"));
     assert!(metric("vllm:prefix_cache_hits_total") > 0.0, "n > 1 shares the prompt");
+}
+
+/// A request without an answer is one as well: its client left before there was any.
+#[test]
+fn clients_that_leave_are_counted() {
+    let server = TestServer::start();
+    let clients = |class: &str| {
+        let labels = format!("handler=\"/v1/completions\",method=\"POST\",status=\"{class}\"");
+        // There is no series before there is something to count.
+        find_metric(server.get("/metrics").text(), "http_requests_total", &labels).unwrap_or(0.0)
+    };
+    server.ask("/v1/completions", &json!({ "model": MODEL, "prompt": "a", "max_tokens": 2 }));
+    server.control.close();
+    let mut leaver = server.connect();
+    leaver.send_json("/v1/completions", &json!({ "prompt": "b", "max_tokens": 100, "ignore_eos": true }));
+    server.control.wait_until_blocked();
+    drop(leaver);
+    wait_until("it is counted", || clients("4xx") == 1.0);
+    server.control.open();
+    server.wait_for_ended("abort", 1.0);
+    assert_eq!((clients("2xx"), clients("4xx")), (1.0, 1.0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-fn perilune(args: &[&str]) -> Command {
+pub fn perilune(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_perilune"));
     // What the tests' own environment says must not matter.
     command.env_clear().env("HF_HUB_OFFLINE", "1").env("HOME", "/nonexistent").args(args);
@@ -17,7 +17,7 @@ fn run(args: &[&str]) -> Output {
     perilune(args).output().expect("runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
@@ -109,6 +109,8 @@ fn flags_mean_what_they_say() {
         print_config(&["--max-video-frames", "3", "--max-images=9", "--mm-processor-cache-gb", "1.5"]);
     assert_eq!((&pictures["max_video_frames"], &pictures["max_images"]), (&json!(3), &json!(9)));
     assert_eq!(pictures["mm_processor_cache_bytes"], 3 << 29);
+    let local = print_config(&["--host", "[::1]"]);
+    assert_eq!((&local["host"], &local["warnings"]), (&json!("::1"), &json!([])));
     let open = print_config(&["--host", "0.0.0.0"]);
     assert!(
         open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
@@ -142,7 +144,7 @@ fn the_configuration_file_is_below_flags_and_environment() {
     let folder = Folder::new("config");
     let file = folder.write(
         "config.yaml",
-        "port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nasync-scheduling: false\nseed: 5 # a comment\n",
+        "\u{feff}port: 8001\nmax_num_seqs: 17\nserved-model-name:\n  - one\n  - two\nenable-prefix-caching: false\nasync-scheduling: false\nseed: 5 # a comment\n",
     );
     let config = print_config(&["--config", &file, "--port", "8002"]);
     assert_eq!((&config["port"], &config["max_num_seqs"]), (&json!(8002), &json!(17)));
@@ -177,6 +179,22 @@ fn variables_that_mean_nothing_are_told() {
     assert_eq!((about("PERILUNE_MAX_NUM_SEQZ"), about("PERILUNE_")), (1, 1), "{warnings:?}");
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_not_utf8_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let bad = std::ffi::OsStr::from_bytes(b"a\xff");
+    let said = |command: &mut Command| {
+        let output = command.output().expect("runs");
+        assert_eq!(output.status.code(), Some(2));
+        text(&output.stderr)
+    };
+    let argument = said(perilune(&["serve", "--print-config", "--host"]).arg(bad));
+    assert_eq!(argument, "error: the argument \"a\\xFF\" is not UTF-8\n");
+    let variable = said(perilune(&["serve", "--print-config"]).env("PERILUNE_HOST", bad).env("OTHER", bad));
+    assert_eq!(variable, "error: the environment's PERILUNE_HOST is not UTF-8\n");
+}
+
 /// Whoever can be reached from a browser on the same machine alone is called by few names; with a key, or from elsewhere, by any.
 #[test]
 fn hosts_are_checked_where_a_page_could_do_harm() {
@@ -206,6 +224,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["nonsense"], 2, "nonsense"),
         (&["serve", "--no-such-flag"], 2, "--no-such-flag"),
         (&["serve", "--port", "70000"], 2, "--port"),
+        (&["serve", "--host", ""], 2, "--host: is empty"),
         (&["serve", "--max-model-len", "many"], 2, "--max-model-len"),
         (&["serve", "--memory", "1.5"], 2, "--memory"),
         (&["serve", "--max-num-seqs", "0"], 2, "--max-num-seqs"),
@@ -265,19 +284,25 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
     }
 }
 
+/// A server on any port, with a log to read and little memory.
+pub const SMALL: &[&str] =
+    &["serve", "--port", "0", "--log-format", "json", "--memory", "300MB", "--max-num-seqs", "8"];
+
 /// A running server and the lines of its log.
-struct Server {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-    address: String,
+pub struct Server {
+    pub child: Child,
+    pub log: BufReader<std::process::ChildStderr>,
+    pub address: String,
 }
 
 impl Server {
     fn start(args: &[&str]) -> Self {
-        let mut all =
-            vec!["serve", "--port", "0", "--log-format", "json", "--memory", "300MB", "--max-num-seqs", "8"];
-        all.extend(args);
-        let mut child = perilune(&all).stderr(Stdio::piped()).spawn().expect("starts");
+        Self::from(perilune(&[SMALL, args].concat()))
+    }
+
+    /// What `command` starts, which ends in a `serve`.
+    pub fn from(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let mut log = BufReader::new(child.stderr.take().expect("piped"));
         let address = loop {
             let mut line = String::new();
@@ -293,7 +318,7 @@ impl Server {
         Self { child, log, address }
     }
 
-    fn post(&self, path: &str, body: &Value) -> (String, String) {
+    pub fn post(&self, path: &str, body: &Value) -> (String, String) {
         let mut stream = TcpStream::connect(&self.address).expect("connects");
         let body = body.to_string();
         let request = format!(
@@ -307,10 +332,18 @@ impl Server {
         (head.to_owned(), body.to_owned())
     }
 
-    fn terminate(mut self) -> (Option<i32>, String) {
-        let status =
-            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("runs");
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("runs");
         assert!(status.success());
+    }
+
+    fn terminate(self) -> (Option<i32>, String) {
+        self.signal("-TERM");
+        self.end()
+    }
+
+    /// The exit code and the rest of the log, once it has ended.
+    pub fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         self.log.read_to_string(&mut rest).expect("reads");
         (self.child.wait().expect("ends").code(), rest)

@@ -2,3 +2,4 @@
 
 mod bench_engine;
 mod process;
+mod surroundings;

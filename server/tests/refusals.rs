@@ -384,6 +384,14 @@ fn bodies_that_are_not_json_objects() {
         connection.send("POST", CHAT, &[("content-type", "application/json")], body.as_bytes());
         assert_eq!(error(&connection.receive()), (400, Value::Null, json!("invalid_json")), "{body:.40}");
     }
+    // A text that was cut in the middle of an emoji.
+    for half in ["\\ud83d", "\\ude00", "\\ud83d\\n"] {
+        let mut connection = server.connect();
+        let body = format!("{{\"prompt\": \"{half}\"}}");
+        connection.send("POST", CHAT, &[("content-type", "application/json")], body.as_bytes());
+        let message = connection.receive().json()["error"]["message"].to_string();
+        assert!(message.contains("lone surrogate"), "{half}: {message}");
+    }
     let mut connection = server.connect();
     connection.send("POST", CHAT, &[("content-type", "application/json")], b"\xff\xfe");
     assert_eq!(error(&connection.receive()).0, 400);

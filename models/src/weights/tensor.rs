@@ -1,5 +1,6 @@
 //! A matrix of a checkpoint in whatever form it is stored: what panels are packed from.
 
+use super::experts::Slice;
 use super::fp8::Fp8;
 use super::fused::FusedRows;
 use super::gguf::GgufRows;
@@ -19,6 +20,8 @@ pub enum WeightTensor<'a> {
     Blocks(GgufRows<'a>),
     /// Of one expert, in a tensor of all.
     Fused(FusedRows<'a>),
+    /// An expert's part of a tensor.
+    Slice(Slice<'a>),
 }
 
 impl WeightTensor<'_> {
@@ -41,6 +44,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Fp8(weights) => weights.shape(),
             Self::Blocks(weights) => weights.shape(),
             Self::Fused(weights) => weights.shape(),
+            Self::Slice(weights) => weights.shape(),
         }
     }
 
@@ -51,6 +55,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Fp8(weights) => weights.read_f32(row, out),
             Self::Blocks(weights) => weights.read_f32(row, out),
             Self::Fused(weights) => weights.read_f32(row, out),
+            Self::Slice(weights) => weights.read_f32(row, out),
         }
     }
 
@@ -59,7 +64,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
             Self::Blocks(weights) => weights.read_groups(row, stored_as, out),
             Self::Fused(weights) => weights.read_groups(row, stored_as, out),
-            Self::Floats(_) | Self::Fp8(_) => false,
+            Self::Floats(_) | Self::Fp8(_) | Self::Slice(_) => false,
         }
     }
 
@@ -68,7 +73,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Floats(weights) => weights.done(rows),
             Self::Blocks(weights) => weights.done(rows),
             // Rows are not always apart in these: all go when all are packed.
-            Self::Grouped(_) | Self::Fp8(_) | Self::Fused(_) => {}
+            Self::Grouped(_) | Self::Fp8(_) | Self::Fused(_) | Self::Slice(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //! `config.rs`. Names follow vLLM where it has one. A subcommand's own flags stand with it, in `cli/`.
 
 mod caches;
+pub mod foreign;
 mod serve;
 mod values;
 

@@ -3,12 +3,13 @@
 use super::bench_report::{Measured, Report};
 use super::client::{Client, ClientError};
 use super::picture;
+use crate::say;
 use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Failures printed; all of them are in the JSON.
 const MAX_SHOWN: usize = 5;
@@ -34,6 +35,10 @@ pub struct BenchArgs {
     /// Requests at a time
     #[arg(long, value_name = "N", default_value_t = 8, alias = "max-concurrency", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub concurrency: u32,
+
+    /// Requests a second on average, that come as a Poisson process as far as --concurrency allows; inf sends them one after the other
+    #[arg(long, value_name = "X", default_value = "inf", value_parser = parse_rate)]
+    pub request_rate: f64,
 
     /// Tokens of a prompt; with pictures: words of text beside them
     #[arg(long, value_name = "N", default_value_t = 128, alias = "random-input-len", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
@@ -75,16 +80,36 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let report = measure(&args)?;
     if args.json {
-        eprint!("{}", report.to_table());
-        println!("{:#}", report.to_json());
+        say::note(report.to_table().trim_end());
+        say::result(format_args!("{:#}", report.to_json()))?;
     } else {
-        print!("{}", report.to_table());
+        say::result(report.to_table().trim_end())?;
     }
     if !report.failures.is_empty() {
         let shown: Vec<&str> = report.failures.iter().take(MAX_SHOWN).map(String::as_str).collect();
         bail!("{} of {} requests failed: {}", report.failures.len(), args.num_prompts, shown.join("; "));
     }
     Ok(())
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    // 0.0001 is one request in three hours.
+    let rate = text.parse().ok().filter(|rate| *rate >= 1e-4);
+    rate.ok_or_else(|| format!("`{text}` is not a number of requests a second from 0.0001 to inf"))
+}
+
+/// When request after request is due, from the beginning on: the first at once, each later one a random time after the one before it, of
+/// which the mean is one over the rate.
+fn arrivals(args: &BenchArgs) -> Vec<Duration> {
+    let mut due = 0.0;
+    let mut after = |index: u32| {
+        // A random number of its own, apart from those of prompts.
+        let uniform = Random::new(args.seed ^ 0xa551, u64::from(index)).next() as f64 / 2f64.powi(64);
+        let at = due;
+        due -= (1.0 - uniform).max(f64::MIN_POSITIVE).ln() / args.request_rate;
+        Duration::from_secs_f64(at)
+    };
+    (0..args.num_prompts).map(&mut after).collect()
 }
 
 fn measure(args: &BenchArgs) -> Result<Report, ClientError> {
@@ -96,6 +121,7 @@ fn measure(args: &BenchArgs) -> Result<Report, ClientError> {
     let num_prompts = args.num_prompts as usize;
     let concurrency = (args.concurrency as usize).min(num_prompts);
     let next = AtomicUsize::new(0);
+    let arrivals = arrivals(args);
     let results = Mutex::new(Vec::with_capacity(num_prompts));
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -104,6 +130,7 @@ fn measure(args: &BenchArgs) -> Result<Report, ClientError> {
                 while let Some(index) =
                     Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < num_prompts)
                 {
+                    std::thread::sleep(arrivals[index].saturating_sub(start.elapsed()));
                     let result = one_request(args, &client, &model, index as u64);
                     results.lock().unwrap_or_else(|e| e.into_inner()).push(result);
                 }
@@ -224,6 +251,25 @@ mod tests {
     fn args(server: &str, more: &[&str]) -> BenchArgs {
         let line = ["bench", "--base-url", server, "--model", "m", "--input-len", "5", "--output-len", "2"];
         Line::parse_from(line.iter().chain(more)).args
+    }
+
+    #[test]
+    fn requests_come_at_their_rate() {
+        let all_at_once = arrivals(&args("", &["--num-prompts", "9"]));
+        assert_eq!(all_at_once, [Duration::ZERO; 9]);
+        let slow = args("", &["--num-prompts", "10000", "--request-rate", "0.5"]);
+        let due = arrivals(&slow);
+        assert!(due[0].is_zero() && due.is_sorted());
+        // Of a Poisson process: as even as it is on average, and with gaps as spread as they are long.
+        let gaps: Vec<f64> = due.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let spread = (gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64).sqrt();
+        assert!((mean - 2.0).abs() < 0.1 && (spread - 2.0).abs() < 0.2, "{mean} {spread}");
+        assert_eq!(due, arrivals(&slow));
+        for bad in ["0", "-1", "nan", "1e-9", "x", ""] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        assert_eq!((parse_rate("inf"), parse_rate("2.5")), (Ok(f64::INFINITY), Ok(2.5)));
     }
 
     fn stream(chunks: &[Value]) -> Answer {

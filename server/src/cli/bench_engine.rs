@@ -15,12 +15,13 @@ use crate::cli::engine_jobs::{Engine, Job, PEAKS};
 use crate::config::Config;
 use crate::exit_code::{EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::load::{WriteCache, exit_code, keep};
+use crate::say::{self, fail};
 use crate::source::{self, HubSettings, Needed};
 use clap::Args as ClapArgs;
 use models::LoadFormat;
 use serde_json::{Value, json};
 use std::fmt::Display;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -56,15 +57,23 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
     let BenchEngineArgs { serve, jobs, seconds, json } = args;
     let config = match Config::try_from(serve) {
         Ok(config) => config,
-        Err(error) => return fail(&error, EXIT_USAGE),
+        Err(error) => return fail(error, EXIT_USAGE),
     };
+    // A job that is none is told before a model is loaded, which may take minutes.
+    if let Some(error) = jobs
+        .iter()
+        .filter(|job| !["-", PEAKS].contains(&job.as_str()))
+        .find_map(|job| job.parse::<Job>().err())
+    {
+        return fail(error, EXIT_USAGE);
+    }
     let needed = match config.load.load_format {
         LoadFormat::Auto => Needed::All,
         LoadFormat::Dummy => Needed::WithoutWeights,
     };
     let found = match source::find(config.model.as_deref(), needed, &HubSettings::from_env()) {
         Ok(found) => found,
-        Err(error) => return fail(&error, EXIT_LOAD),
+        Err(error) => return fail(error, EXIT_LOAD),
     };
     let start = Instant::now();
     let mut loaded = match models::load(&found.files, &config.load, &mut |_| {}) {
@@ -92,13 +101,8 @@ pub fn run(args: BenchEngineArgs) -> ExitCode {
         Session { engine: Engine::new(loaded), seconds: Duration::from_secs_f64(seconds), json };
     match session.run(&about, &jobs) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => fail(&message, EXIT_FAILURE),
+        Err(message) => fail(message, EXIT_FAILURE),
     }
-}
-
-fn fail(error: &dyn Display, code: u8) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(code)
 }
 
 struct Session {
@@ -111,10 +115,12 @@ struct Session {
 impl Session {
     fn run(&mut self, about: &Value, jobs: &[String]) -> Result<(), String> {
         if self.json {
-            say(about)?;
+            tell(about)?;
         } else {
-            println!("{} {}, loaded in {:.2} s", about["model"], about["dtype"], about["load_seconds"]);
-            println!("{:<20} {:>12} {:>16} {:>12}", "job", "tokens/s", "CPU-ms a token", "runs");
+            let [model, dtype] = ["model", "dtype"].map(|name| about[name].as_str().unwrap_or_default());
+            let seconds = about["load_seconds"].as_f64().unwrap_or_default();
+            tell(format_args!("{model} {dtype}, loaded in {seconds:.2} s"))?;
+            tell(format_args!("{:<20} {:>12} {:>16} {:>12}", "job", "tokens/s", "CPU-ms a token", "runs"))?;
         }
         if jobs != ["-"] {
             return jobs.iter().try_for_each(|job| self.one(job));
@@ -131,29 +137,20 @@ impl Session {
     fn one(&mut self, text: &str) -> Result<(), String> {
         if text == PEAKS {
             let peaks = self.engine.peaks()?;
-            if self.json {
-                return say(&peaks);
-            }
-            println!("{peaks}");
-            return Ok(());
+            return tell(peaks);
         }
         let job: Job = text.parse()?;
         let result = self.engine.measure(job, self.seconds)?;
         if self.json {
-            return say(&result.to_json(text));
+            return tell(result.to_json(text));
         }
         let tokens_per_s = result.tokens_per_s();
-        println!(
-            "{text:<20} {tokens_per_s:>12.2} {:>16.3} {:>12}",
-            result.cpu_ms_per_token(),
-            result.runs.len()
-        );
-        Ok(())
+        let (cpu_ms, runs) = (result.cpu_ms_per_token(), result.runs.len());
+        tell(format_args!("{text:<20} {tokens_per_s:>12.2} {cpu_ms:>16.3} {runs:>12}"))
     }
 }
 
-/// One line of JSON, at once: a program that reads jobs' results waits for it.
-fn say(value: &Value) -> Result<(), String> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))
+/// One line, at once: a program that reads jobs' results waits for it.
+fn tell(line: impl Display) -> Result<(), String> {
+    say::result(line).map_err(|error| error.to_string())
 }

@@ -41,7 +41,8 @@ impl Spread {
     fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let n = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / n;
+        // The sum of nothing is -0.0.
+        let mean = (values.iter().sum::<f64>() + 0.0) / n;
         let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n;
         let [median, p90, p99] = [50.0, 90.0, 99.0].map(|percent| percentile(&values, percent));
         Self { mean, median, std: variance.sqrt(), p90, p99 }
@@ -202,5 +203,6 @@ mod tests {
         let json = Report::default().to_json();
         let numbers = json.as_object().unwrap().values().filter(|value| !value.is_array());
         assert!(numbers.into_iter().all(|value| value.as_f64() == Some(0.0)), "{json}");
+        assert!(!Report::default().to_table().contains("-0.00"));
     }
 }

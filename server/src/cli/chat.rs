@@ -200,6 +200,7 @@ impl Session {
 
     fn answer(&self, out: &mut impl Write) -> Result<String, SayError> {
         let mut answer = String::new();
+        let mut is_thinking = false;
         for event in self.client.stream("/v1/chat/completions", &self.request())? {
             let event = event?;
             let Some(delta) = event.pointer("/choices/0/delta") else { continue };
@@ -207,7 +208,11 @@ impl Session {
             // Reasoning is shown and not sent back.
             let (thought, said) = (text("reasoning_content"), text("content"));
             answer.push_str(said);
-            write!(out, "{thought}{said}")?;
+            is_thinking |= !thought.is_empty();
+            // The answer begins on a line of its own.
+            let end = if is_thinking && !said.is_empty() { "\n\n" } else { "" };
+            is_thinking &= said.is_empty();
+            write!(out, "{thought}{end}{said}")?;
             out.flush()?;
         }
         Ok(answer)
@@ -291,6 +296,19 @@ mod tests {
             json!([system, user, assistant, { "role": "user", "content": "and?" }])
         );
         assert_eq!(requests[3].json()["messages"], json!([system, { "role": "user", "content": "again" }]));
+    }
+
+    #[test]
+    fn an_answer_begins_below_what_was_thought() {
+        let thought = |text: &str| {
+            let delta = json!({ "reasoning_content": text });
+            format!("data: {}\n\n", json!({ "choices": [{ "index": 0, "delta": delta }] }))
+        };
+        let stream =
+            thought("Small ") + &thought("talk.") + &delta("Hel") + &delta("lo") + "data: [DONE]\n\n";
+        let server = StandIn::start(vec![models(), Answer::stream(stream), saying(&["Yes"])]);
+        assert_eq!(converse(&server, "hi\nand?\n"), "> Small talk.\n\nHello\n> Yes\n> ");
+        assert_eq!(server.finish()[2].json()["messages"][2]["content"], "Hello");
     }
 
     #[test]

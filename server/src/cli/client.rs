@@ -12,7 +12,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("{url} is not an http or https address")]
+    #[error("{url} is not an http or https address, such as http://127.0.0.1:8000")]
     Address { url: String },
     #[error("failed to reach {url}: {message}")]
     Unreachable { url: String, message: String },

@@ -2,8 +2,9 @@
 //! given the folder with --kernel-cache finds there what it would compile itself.
 
 use crate::exit_code::{EXIT_FAILURE, EXIT_USAGE};
+use crate::say;
 use clap::{Args, Subcommand};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -48,26 +49,30 @@ pub fn run(args: KernelsArgs) -> ExitCode {
         let start = Instant::now();
         let done = |done: usize, all: usize| {
             if shows_progress {
-                eprint!("\r{arch}: {done} of {all}");
+                let _ = write!(std::io::stderr(), "\r{arch}: {done} of {all}");
             }
         };
         let built = models::build_kernels(nvrtc_dir.as_deref(), &output, &arch, threads, &done);
         if shows_progress {
-            eprintln!();
+            say::note("");
         }
         match built {
-            Ok(built) => println!(
-                "{arch}: {} kernels by NVRTC {}.{} in {}, {:.1} s",
-                built.instances,
-                built.version.0,
-                built.version.1,
-                built.folder.display(),
-                start.elapsed().as_secs_f64()
-            ),
+            Ok(built) => {
+                let line = format_args!(
+                    "{arch}: {} kernels by NVRTC {}.{} in {}, {:.1} s",
+                    built.instances,
+                    built.version.0,
+                    built.version.1,
+                    built.folder.display(),
+                    start.elapsed().as_secs_f64()
+                );
+                if let Err(error) = say::result(line) {
+                    return say::fail(error, EXIT_FAILURE);
+                }
+            }
             Err(error) => {
-                eprintln!("error: {error}");
                 let is_usage = matches!(error, models::KernelError::UnknownArch(_));
-                return ExitCode::from(if is_usage { EXIT_USAGE } else { EXIT_FAILURE });
+                return say::fail(error, if is_usage { EXIT_USAGE } else { EXIT_FAILURE });
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `perilune merge-lora`: a copy of a checkpoint with an adapter merged into it, to be loaded here and elsewhere.
 
+use crate::say;
 use crate::source::{self, HubSettings, Needed};
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
@@ -31,16 +32,16 @@ pub fn run(args: MergeLoraArgs) -> Result<()> {
         let now = written * 10 / total.max(1);
         if now > tenths {
             tenths = now;
-            eprintln!("{} %", 10 * now);
+            say::note(format_args!("{} %", 10 * now));
         }
     };
     let Merged { changed, copied, bytes_written } = merge(&found.files, &adapter, &output, &mut report)
         .with_context(|| format!("failed to merge {} into {}", adapter.display(), found.name))?;
-    println!(
+    say::result(format_args!(
         "{}: {changed} matrices changed, {copied} tensors copied, {} MiB, {:.1} s",
         output.display(),
         bytes_written >> 20,
         start.elapsed().as_secs_f64()
-    );
+    ))?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `perilune quantize`: a quantised copy of a checkpoint, to be loaded here and elsewhere.
 
+use crate::say;
 use crate::source::{self, HubSettings, Needed};
 use anyhow::{Context, Result};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -47,13 +48,13 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         let now = read * 10 / total.max(1);
         if now > tenths {
             tenths = now;
-            eprintln!("{} %", 10 * now);
+            say::note(format_args!("{} %", 10 * now));
         }
     };
     let written =
         models::quantize(&found.files, quantization, &output, threads.map(usize::from), &mut report)
             .with_context(|| format!("failed to quantise {}", found.name))?;
-    println!(
+    say::result(format_args!(
         "{}: {} matrices quantised, {} tensors copied, {} MiB from {} MiB, {:.1} s",
         output.display(),
         written.quantised,
@@ -61,6 +62,6 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         written.bytes_written >> 20,
         written.bytes_read >> 20,
         start.elapsed().as_secs_f64()
-    );
+    ))?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::exit_code::{EXIT_ENGINE, EXIT_FAILURE, EXIT_LOAD, EXIT_USAGE};
 use crate::offline::Offline;
 use crate::run::{ModelSource, Signals, serve_options};
+use crate::say::{self, fail};
 use crate::serve::{LoadedModel, StartError};
 use crate::source::{self, HubSettings, Needed};
 use crate::{load, logging};
@@ -51,15 +52,15 @@ pub fn run(args: RunBatchArgs) -> ExitCode {
     serve.data.batch_concurrency.get_or_insert(serve.max_num_seqs);
     let config = match Config::try_from(serve) {
         Ok(config) => config,
-        Err(error) => return fail(&error, EXIT_USAGE),
+        Err(error) => return fail(error, EXIT_USAGE),
     };
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into());
-    logging::init(config.log_format, Some(&filter), std::env::var_os("NO_COLOR").is_some());
+    let _log = logging::init(config.log_format, Some(&filter), std::env::var_os("NO_COLOR").is_some());
     let rules = Rules { endpoint: None, num_lines_max: usize::MAX, line_len_max: config.limits.body_len_max };
     // All that can be wrong with the files is said before a model is loaded.
     let (total, results) = match open(&input_file, &output_file, &rules) {
         Ok(opened) => opened,
-        Err(error) => return fail(&format!("{error:#}"), EXIT_USAGE),
+        Err(error) => return fail(format!("{error:#}"), EXIT_USAGE),
     };
     let needed = match config.load.load_format {
         LoadFormat::Auto => Needed::All,
@@ -67,7 +68,7 @@ pub fn run(args: RunBatchArgs) -> ExitCode {
     };
     let found = match source::find(config.model.as_deref(), needed, &HubSettings::from_env()) {
         Ok(found) => found,
-        Err(error) => return fail(&error, EXIT_LOAD),
+        Err(error) => return fail(error, EXIT_LOAD),
     };
     let (files, options) = (found.files.clone(), config.load.clone());
     let root = config.model.clone().unwrap_or_else(|| found.name.clone());
@@ -77,14 +78,9 @@ pub fn run(args: RunBatchArgs) -> ExitCode {
         Job { input: input_file, rules, results: Arc::new(Mutex::new(results)), keep_engine_failures: false };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error, EXIT_FAILURE),
+        Err(error) => return fail(error, EXIT_FAILURE),
     };
     runtime.block_on(work(config, source, job, total, load::exit_code))
-}
-
-fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(code)
 }
 
 /// The number of lines, and the results that are there.
@@ -152,7 +148,7 @@ where
 {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
-        Err(error) => return fail(&error, EXIT_FAILURE),
+        Err(error) => return fail(error, EXIT_FAILURE),
     };
     let concurrency = config.data.batches.concurrency;
     let ModelSource { files, name, root, load } = source;
@@ -160,7 +156,7 @@ where
     let offline = match Offline::start(options, files, load).await {
         Ok(offline) => offline,
         Err(StartError::Load(error)) => return fail(&error, exit_code(&error)),
-        Err(error) => return fail(&error, EXIT_LOAD),
+        Err(error) => return fail(error, EXIT_LOAD),
     };
     let progress = Progress::new(total);
     let stop = async {
@@ -172,19 +168,19 @@ where
     let counts = lock(&job.results).counts();
     let end = match (end, synced) {
         (Ok(end), Ok(())) => end,
-        (Err(error), _) | (_, Err(error)) => return fail(&error, EXIT_FAILURE),
+        (Err(error), _) | (_, Err(error)) => return fail(error, EXIT_FAILURE),
     };
     match end {
         JobEnd::Done => {
-            eprintln!("{total} lines: {} answered, {} failed", counts.completed, counts.failed);
+            say::note(format_args!("{total} lines: {} answered, {} failed", counts.completed, counts.failed));
             if counts.failed > 0 { ExitCode::from(EXIT_LINES) } else { ExitCode::SUCCESS }
         }
-        JobEnd::EngineFailed => fail(&"the engine failed; the same command goes on", EXIT_ENGINE),
+        JobEnd::EngineFailed => fail("the engine failed; the same command goes on", EXIT_ENGINE),
         JobEnd::Stopped | JobEnd::Draining => {
             let Counts { completed, failed } = counts;
             let message =
                 format!("stopped after {} of {total} lines; the same command goes on", completed + failed);
-            fail(&message, EXIT_FAILURE)
+            fail(message, EXIT_FAILURE)
         }
     }
 }
@@ -206,7 +202,7 @@ impl Progress {
         let mut last = lock(&self.last);
         if last.elapsed() >= PROGRESS_INTERVAL {
             *last = Instant::now();
-            eprintln!("{} of {} lines, {failed} failed", completed + failed, self.total);
+            say::note(format_args!("{} of {} lines, {failed} failed", completed + failed, self.total));
         }
     }
 }

@@ -19,7 +19,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -71,7 +71,14 @@ pub async fn accept_loop(
     let hangups = Hangups::start(limits.hangup_poll);
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let connection_phase = phase.clone();
+    let (mut full, mut failed) = (Seldom::default(), Seldom::default());
     loop {
+        if permits.available_permits() == 0
+            && let Some(times) = full.now()
+        {
+            let connections = limits.max_connections;
+            tracing::warn!(connections, times, "all connections are taken, others wait");
+        }
         let permit = tokio::select! {
             permit = permits.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             () = reach(&mut phase, Phase::Closed) => return,
@@ -81,7 +88,9 @@ pub async fn accept_loop(
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of file descriptors, or a client that left while it was queued: neither ends the server.
-                    tracing::warn!(%error, "failed to accept a connection");
+                    if let Some(times) = failed.now() {
+                        tracing::warn!(%error, times, "failed to accept a connection");
+                    }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 }
@@ -101,6 +110,25 @@ pub async fn accept_loop(
             _open: Open::new(metrics.clone(), permit),
         };
         tokio::spawn(connection.serve());
+    }
+}
+
+/// What happens many times a second is told every ten seconds.
+#[derive(Default)]
+struct Seldom {
+    told: Option<Instant>,
+    times: u64,
+}
+
+impl Seldom {
+    /// Where it is time to tell: how many times it happened since it was told last.
+    fn now(&mut self) -> Option<u64> {
+        self.times += 1;
+        if self.told.is_some_and(|told| told.elapsed() < Duration::from_secs(10)) {
+            return None;
+        }
+        self.told = Some(Instant::now());
+        Some(std::mem::take(&mut self.times))
     }
 }
 

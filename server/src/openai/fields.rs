@@ -6,6 +6,16 @@ use crate::openai::strict::Strict;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
+/// What the parser says, and what it means where its words do not say it: clients that cut a text in the middle of an emoji send half of one.
+fn told(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let hint = match text.contains("hex escape") {
+        true => "; a \\u escape of half of a character (a lone surrogate) is no text",
+        false => "",
+    };
+    text + hint
+}
+
 pub struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -15,7 +25,7 @@ impl Fields {
         match serde_json::from_slice(body) {
             Ok(Value::Object(map)) => Ok(Self(map)),
             Ok(other) => Err(ApiError::InvalidJson(format!("expected an object, got {}", kind(&other)))),
-            Err(error) => Err(ApiError::InvalidJson(error.to_string())),
+            Err(error) => Err(ApiError::InvalidJson(told(&error))),
         }
     }
 

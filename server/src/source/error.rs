@@ -12,7 +12,9 @@ pub enum SourceError {
     NotADirectory { path: String },
     #[error("{path} has no config.json, so it is not a model directory")]
     NoConfig { path: String },
-    #[error("{model} is neither a directory nor a hub name such as org/name or org/name@revision")]
+    #[error("there is no file {path}")]
+    NoSuchFile { path: String },
+    #[error("there is no directory {model}, and it is no hub name such as org/name or org/name@revision")]
     NotAName { model: String },
     #[error("{name} is not in the cache at {cache}, and HF_HUB_OFFLINE is set")]
     OfflineAndAbsent { name: String, cache: String },

@@ -46,8 +46,12 @@ pub fn find(model: Option<&str>, needed: Needed, settings: &HubSettings) -> Resu
     if path.is_dir() {
         return find_directory(path, model);
     }
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && path.exists() {
-        return find_gguf(path, model);
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        // Nobody calls a repository that: where there is no such file, no hub is asked for it.
+        return match path.exists() {
+            true => find_gguf(path, model),
+            false => Err(SourceError::NoSuchFile { path: model.to_string() }),
+        };
     }
     if path.exists() {
         return Err(SourceError::NotADirectory { path: model.to_string() });
