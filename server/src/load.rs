@@ -79,9 +79,22 @@ pub fn load(
         full_length_sequences = format!("{:.1}", scheduler_config.num_blocks as f64 / full_len.max(1) as f64),
         "allocated the KV cache"
     );
+    if plan.num_host_blocks > 0 {
+        tracing::info!(
+            gib = gib(plan.kv_offload_bytes),
+            blocks = plan.num_host_blocks,
+            "host memory for KV blocks that lose their places"
+        );
+    }
+    if plan.memory.kv_offload > 0 {
+        tracing::warn!(
+            "--kv-offloading-size on the processor takes memory from the KV cache, which is faster: give --memory more instead"
+        );
+    }
     keep(cache_use, write);
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
+        kv_block_bytes: plan.kv_bytes_per_token * plan.block_size as u64,
         device: format!(
             "{:?}, activations in {}, {} weights",
             runner.device(),

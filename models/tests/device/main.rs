@@ -9,6 +9,7 @@ mod ahead;
 mod changed;
 mod near_the_processor_quantised;
 mod sampling;
+mod tiers;
 mod world;
 
 use changed::Changed;
