@@ -251,7 +251,7 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--mm-processor-cache-gb", "-1"], 2, "--mm-processor-cache-gb"),
         (&["serve", "--kv-offloading-size", "some"], 2, "--kv-offloading-size"),
         (&["serve", "--kv-offloading-size", "1", "--no-enable-prefix-caching"], 2, "--no-enable-prefix-caching"),
-        (&["plan", "--kv-offloading-size", "5B"], 2, "have no room for one KV block"),
+        (&["plan", "--kv-offloading-size", "5B"], 3, "have no room for one KV block"),
         (&["serve", "--max-video-frames", "0"], 2, "--max-video-frames"),
         (&["serve", "--device", "tpu"], 2, "--device"),
         (&["kernels", "build", "--output", "x"], 2, "--arch"),
