@@ -6,7 +6,8 @@
 //! residual ─norm─▶ rows to sample or to score ─▶ head ─▶ logits, some rows at a time
 //! ```
 //!
-//! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`.
+//! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`; in those that do
+//! both, there is a second norm before each `+ residual` above.
 
 use crate::LoadError;
 use crate::config::{AttentionConfig, DecoderConfig, NormPlace};
@@ -48,6 +49,8 @@ struct Layer {
     attention: Attention,
     mlp_norm: Tensor,
     mlp: LayerMlp,
+    /// Of what attention and MLP made, before it is added.
+    made_norms: Option<[Tensor; 2]>,
 }
 
 enum Attention {
@@ -195,6 +198,7 @@ impl Decoder {
         let is_mtp = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
             (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
         });
+        let is_mtp = is_mtp || (config.num_mtp_layers > 0 && rest.starts_with("model.mtp_"));
         is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
     }
 
@@ -217,7 +221,7 @@ impl Decoder {
         let (layout, sections) = (self.rope_layout, self.sections);
         let mut step = Step { input, ragged, rope: &self.rope, layout, sections, loras, layer: 0 };
         match self.norms {
-            NormPlace::Before => self.run_normed_before(&mut step, cache, scratch),
+            NormPlace::Before | NormPlace::Both => self.run_normed_before(&mut step, cache, scratch),
             NormPlace::After => self.run_normed_after(&mut step, cache, scratch),
         }
     }
@@ -368,6 +372,13 @@ impl Layer {
                 Some(moe) => LayerMlp::Moe(Box::new(Moe::load(loader, moe, hidden_size)?)),
                 None => LayerMlp::Dense(Box::new(Mlp::load(loader, "mlp", mlp_shape(config))?)),
             },
+            made_norms: match config.norms {
+                NormPlace::Before | NormPlace::After => None,
+                NormPlace::Both => Some([
+                    loader.vector("post_self_attn_layernorm.weight", hidden_size)?,
+                    loader.vector("post_mlp_layernorm.weight", hidden_size)?,
+                ]),
+            },
         })
     }
 
@@ -382,7 +393,8 @@ impl Layer {
             Some(moe) => Moe::size(&names, moe, hidden_size),
             None => Mlp::size(&names, "mlp", mlp_shape(config)),
         };
-        attention + mlp + WeightSize::vector(hidden_size).times(2)
+        let norms = if config.norms == NormPlace::Both { 4 } else { 2 };
+        attention + mlp + WeightSize::vector(hidden_size).times(norms)
     }
 
     fn plan_reads(&self, plan: &mut ReadPlan) {
@@ -410,13 +422,21 @@ impl Layer {
     ) {
         self.attend(step, cache, scratch);
         let norm = NormFor { weight: &self.mlp_norm, next: self.mlp.takes(), ..next_norm };
-        match &self.mlp {
-            LayerMlp::Dense(mlp) => {
+        match (&self.mlp, &self.made_norms) {
+            (LayerMlp::Dense(mlp), None) => {
                 add_and_norm(norm, scratch);
                 mlp.run(step, scratch);
                 add_and_norm(next_norm, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run(step, [norm, next_norm], scratch),
+            (LayerMlp::Dense(mlp), Some([attended, made])) => {
+                norm_made(attended, next_norm.eps, scratch);
+                add_and_norm(norm, scratch);
+                mlp.run(step, scratch);
+                norm_made(made, next_norm.eps, scratch);
+                add_and_norm(next_norm, scratch);
+            }
+            (LayerMlp::Moe(moe), None) => moe.run(step, [norm, next_norm], scratch),
+            (LayerMlp::Moe(_), Some(_)) => unreachable!("no family normalises what experts made"),
         }
     }
 
@@ -444,6 +464,14 @@ fn add_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
     let Scratch { residual: room, normed: stream, out, .. } = scratch;
     ops::rms_norm(out, norm, eps, room);
     ops::add(stream, room);
+}
+
+/// Normalises what a part of a layer made. The room for it is what that part read: the two buffers change places, twice in a layer, so that
+/// each is in its own at the end of it, where the next step and a graph's replay look for it.
+fn norm_made(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
+    let Scratch { normed, out, .. } = scratch;
+    ops::rms_norm(out, norm, eps, normed);
+    std::mem::swap(out, normed);
 }
 
 /// What is added to logits, where a model has tokens that are never drawn. A finite logit is too small to change the smallest number.
@@ -481,5 +509,6 @@ fn mlp_shape(config: &DecoderConfig) -> MlpShape {
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         bias: config.mlp_bias,
+        fused: config.fused_gate_up,
     }
 }

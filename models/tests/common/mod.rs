@@ -5,6 +5,7 @@ pub mod adapters;
 pub mod formula;
 pub mod late;
 pub mod made;
+pub mod written;
 
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;
@@ -57,6 +58,16 @@ families!(
     deepseek_v2,
     kimi_vl,
     qwen2_5_vl,
+    glm,
+    glm4,
+    glm4_moe,
+    glm4_moe_lite,
+    solar_open,
+    minimax_m2,
+    olmoe,
+    ernie4_5,
+    ernie4_5_moe,
+    dots1,
 );
 
 /// Beside this file, or where the environment says: a test may run on another machine than it was built on. One whose weights are a formula is
@@ -64,6 +75,7 @@ families!(
 pub fn fixture(name: &str) -> PathBuf {
     match name {
         FORMULA => whole_fixture(),
+        _ if written::is_one(name) => written::folder(name),
         _ => stored_fixture(name),
     }
 }
@@ -226,6 +238,9 @@ pub struct Case {
 
 impl Golden {
     pub fn read(name: &str) -> Self {
+        if written::is_one(name) {
+            return written::golden(name);
+        }
         let json: Value =
             serde_json::from_slice(&std::fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
         let bytes = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();
