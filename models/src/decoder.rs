@@ -194,12 +194,19 @@ impl Decoder {
     /// Whether a stored tensor that the decoder never takes may be there all the same.
     pub fn may_ignore(config: &DecoderConfig, name: &str) -> bool {
         let Some(rest) = name.strip_prefix(config.prefix) else { return false };
+        Self::is_mtp(config, name)
+            || rest.ends_with("rotary_emb.inv_freq")
+            || (config.tied_head && rest == "lm_head.weight")
+    }
+
+    /// Whether a stored tensor is of the layers that predict more than one token, which are left out.
+    pub fn is_mtp(config: &DecoderConfig, name: &str) -> bool {
+        let Some(rest) = name.strip_prefix(config.prefix) else { return false };
         let layer = rest.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let is_mtp = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
+        let is_behind = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
             (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
         });
-        let is_mtp = is_mtp || (config.num_mtp_layers > 0 && rest.starts_with("model.mtp_"));
-        is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
+        is_behind || (config.num_mtp_layers > 0 && rest.starts_with("model.mtp_"))
     }
 
     /// Runs all tokens of a step. Afterwards `scratch.normed` has a row

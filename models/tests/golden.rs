@@ -192,4 +192,15 @@ fn chameleon_with_norms_after_its_layers() {
     }
 }
 
+/// Layers that only predict more tokens are counted, not loaded, and no error.
+#[test]
+fn layers_that_predict_more_tokens_are_left_out() {
+    for (name, expected) in
+        [("glm4_moe", 1), ("glm4_moe_lite", 1), ("minimax_m2", 1), ("ernie4_5_moe", 1), ("olmoe", 0)]
+    {
+        assert_eq!(load(name, &options()).num_mtp_tensors, expected, "{name}");
+    }
+    assert!(load("deepseek_v3", &options()).num_mtp_tensors > 0);
+}
+
 test_families!(|name| check_family(name, &options()));

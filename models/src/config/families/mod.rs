@@ -9,6 +9,8 @@ mod glm;
 mod llama;
 mod qwen;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 use super::DecoderConfig;
 use super::json::Fields;
