@@ -25,7 +25,7 @@ CRATE = ROOT / "scheduler"
 STAGES = [
     ("oracles", ["--test", "simulation", "thousands_of_random_days"]),
     ("totals", ["--test", "simulation", "what_the_policy_costs"]),
-    ("other tests", ["--lib", "--test", "life", "--test", "fairness", "--test", "pictures", "--test", "prompt", "--test", "constraint", "--test", "accepting", "--test", "speculation", "--test", "ahead", "--test", "block_pool"]),
+    ("other tests", ["--lib", "--test", "life", "--test", "fairness", "--test", "pictures", "--test", "prompt", "--test", "constraint", "--test", "accepting", "--test", "speculation", "--test", "ahead", "--test", "block_pool", "--test", "tiers"]),
 ]
 
 

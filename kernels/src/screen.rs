@@ -36,7 +36,7 @@ pub(crate) struct ScreenRoom {
 
 impl Screen {
     /// Rows of activations that are screened at a time, at most: of more, the coarse product computes as long as memory needs for the exact one, and
-    /// panels that one row or another marks become many (docs/performance.md).
+    /// panels that one row or another marks become many (docs/performance/weights.md).
     pub const MAX_ROWS: usize = 4;
 
     /// Of weights of the processor in floats.

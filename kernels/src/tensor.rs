@@ -226,6 +226,11 @@ impl Tensor {
         &mut self.buffer.as_mut_slice()[..n]
     }
 
+    /// The whole capacity of a tensor in the host's memory, whatever it holds.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_mut_slice()
+    }
+
     pub(crate) fn as_u8(&self) -> &[u8] {
         assert_eq!(self.dtype, DType::U8, "as_u8");
         &self.buffer.as_slice()[..self.len()]

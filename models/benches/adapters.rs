@@ -96,7 +96,7 @@ fn batch(from: usize, to: usize, adapters: &[Option<AdapterId>]) -> Batch {
             )
         }
     };
-    Batch { encodes: Vec::new(), items: adapters.iter().enumerate().map(item).collect() }
+    Batch { items: adapters.iter().enumerate().map(item).collect(), ..Batch::default() }
 }
 
 fn main() {

@@ -82,7 +82,7 @@ fn batch(from: usize, to: usize) -> Batch {
             (0..to.div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect(),
         )
     };
-    Batch { encodes: Vec::new(), items: vec![item] }
+    Batch { items: vec![item], ..Batch::default() }
 }
 
 /// Processor time of a prompt's tokens `from..to` in chunks.

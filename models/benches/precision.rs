@@ -90,7 +90,7 @@ fn batch(sequences: usize, from: usize, to: usize) -> Batch {
             (0..to.div_ceil(BLOCK_SIZE)).map(|i| BlockId((sequence * BLOCKS_EACH + i) as u32)).collect(),
         )
     };
-    Batch { encodes: Vec::new(), items: (0..sequences).map(item).collect() }
+    Batch { items: (0..sequences).map(item).collect(), ..Batch::default() }
 }
 
 fn time(runner: &mut DeviceRunner, batch: &Batch, runs: usize, clock: fn() -> f64) -> f64 {

@@ -348,7 +348,7 @@ mod tests {
             sample: Some(sample),
             ..BatchItem::new(SequenceId(2), vec![20, 21], 7, blocks(&[9, 1, 3]))
         };
-        let batch = Batch { encodes: Vec::new(), items: vec![chunk, decode] };
+        let batch = Batch { items: vec![chunk, decode], ..Batch::default() };
         let mut input = ModelInput::default();
         for _ in 0..2 {
             input.pack(&batch, BlockSizes { tokens: 3, image_rows: 4, expand_from: None, num_axes: 1 });
@@ -378,7 +378,7 @@ mod tests {
         let mut on_device = StepInput::new(&device, &limits);
         let mut check =
             |items: Vec<BatchItem>, cu_seqlens: &[u32], expanded: &[bool], rows: &[Range<usize>]| {
-                let batch = Batch { encodes: Vec::new(), items };
+                let batch = Batch { items, ..Batch::default() };
                 let mut input = ModelInput::default();
                 input
                     .pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: Some(5), num_axes: 1 });
@@ -414,7 +414,7 @@ mod tests {
                 blocks.iter().map(|&id| BlockId(id)).collect(),
             )
         };
-        let batch = Batch { encodes: Vec::new(), items: vec![item(4, &[2, 1]), item(0, &[3])] };
+        let batch = Batch { items: vec![item(4, &[2, 1]), item(0, &[3])], ..Batch::default() };
         let mut input = ModelInput::default();
         input.pack(&batch, BlockSizes { tokens: 3, image_rows: 1, expand_from: None, num_axes: 1 });
         input.pad(4, 1);

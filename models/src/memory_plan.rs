@@ -125,6 +125,7 @@ impl Plan {
         SchedulerConfig {
             block_size: self.block_size,
             num_blocks: self.num_blocks,
+            num_host_blocks: 0,
             max_model_len: self.max_model_len,
             max_batched_tokens: self.max_num_batched_tokens,
             max_running: self.max_num_seqs,

@@ -59,7 +59,7 @@ impl Storage {
     }
 
     /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where products with bf16 are instructions: few rows then wait for
-    /// memory (docs/performance.md).
+    /// memory (docs/performance/compact.md).
     pub(crate) fn choose_layout(
         &mut self,
         choice: WeightLayoutChoice,

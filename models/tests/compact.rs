@@ -36,7 +36,7 @@ fn bits(loaded: &mut Loaded, lengths: &[usize]) -> Vec<u32> {
                 .collect(),
         )
     };
-    let batch = Batch { encodes: Vec::new(), items: lengths.iter().enumerate().map(item).collect() };
+    let batch = Batch { items: lengths.iter().enumerate().map(item).collect(), ..Batch::default() };
     loaded.runner.distributions(&batch).concat().iter().map(|value| value.to_bits()).collect()
 }
 

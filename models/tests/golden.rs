@@ -66,7 +66,7 @@ impl Feed {
             rows: picture.rows.clone(),
             ahead: false,
         };
-        let batch = Batch { encodes: pictures.iter().map(encode).collect(), items: Vec::new() };
+        let batch = Batch { encodes: pictures.iter().map(encode).collect(), ..Batch::default() };
         assert!(self.runner.distributions(&batch).is_empty());
         // Pictures are charged to those who brought them, so a runner has to tell what they took.
         assert_eq!(self.runner.encode_us() > 0, !batch.encodes.is_empty());

@@ -24,6 +24,7 @@ fn engine(max_running: usize) -> Engine<Instantly> {
     let config = SchedulerConfig {
         block_size: BLOCK_SIZE,
         num_blocks: 40_000,
+        num_host_blocks: 0,
         max_model_len: 131_072,
         max_batched_tokens: 8192,
         max_running,

@@ -1,6 +1,6 @@
 //! One step of work, and what comes back from it: plain values, so that scheduling is tested without a model.
 
-use crate::block_pool::{BlockId, BlockList};
+use crate::block_pool::{BlockCopy, BlockId, BlockList};
 use crate::{AdapterId, Digest, ImageInput, SamplingParams, SequenceId, TokenId, TokenMask};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -8,9 +8,26 @@ use std::sync::Arc;
 /// One step of work, in the order in which its tokens are laid out in memory.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// What is copied to the host before anything of this step is written to these blocks, or copied into them: they were given away. What they
+    /// hold was taken in by then, so no step that runs still writes to them.
+    pub stores: Vec<BlockCopy>,
+    /// What is copied from the host behind the stores of this step and all steps before it, beside its rows: nobody reads these blocks until
+    /// [`StepOutput::num_loaded`] has counted the load.
+    pub loads: Vec<BlockLoad>,
+    /// The rows of this step come after all loads of earlier steps: some were for sequences that have gone or lost their places, and their blocks are
+    /// given away.
+    pub waits_for_loads: bool,
     /// Pictures to encode before the tokens run, or to begin with.
     pub encodes: Vec<ImageEncode>,
     pub items: Vec<BatchItem>,
+}
+
+/// What one sequence takes from the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockLoad {
+    pub id: SequenceId,
+    /// Never empty.
+    pub copies: Vec<BlockCopy>,
 }
 
 #[derive(Debug)]
@@ -348,8 +365,11 @@ impl Batch {
 /// Results in the order of the items.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// Pictures of this step or an earlier one that were encoded ahead and whose rows are there now. A step without items waits for one.
+    /// Pictures of this step or an earlier one that were encoded ahead and whose rows are there now. A step without items waits for one, or for a
+    /// load.
     pub encoded: Vec<Digest>,
+    /// So many more loads of this step or earlier ones are done, in the order in which they were asked for.
+    pub num_loaded: usize,
     /// One for each item with `prompt`.
     pub prompts: Vec<PromptResult>,
     /// One for each row of each item's `sample`. What follows a row that did not draw the draft behind it is not looked at.

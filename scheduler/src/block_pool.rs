@@ -6,8 +6,11 @@
 //!        │  └────────── share_prefix ──▶  until grow hands it to somebody else         │
 //!        └──────────────────────────── release: the last reference ────────────────────┘
 //! ```
+//! Where there is a second tier ([`crate::HostBlockId`]), what a block held is copied there when it is handed to somebody else, and copied back
+//! into another block for whoever asks for it ([`BlockPool::take`]).
 
 use crate::Digest;
+use crate::host_tier::{HostBlockId, HostTier, Stored};
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::ops::Deref;
@@ -15,6 +18,13 @@ use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
+
+/// A block of the device and a place of the host, one of which gets what the other holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub block: BlockId,
+    pub host: HostBlockId,
+}
 
 /// The blocks of one sequence, in order. Must be given back with [`BlockPool::release`].
 #[derive(Debug, Default)]
@@ -91,6 +101,22 @@ struct Block {
     freed_at: u64,
 }
 
+/// Blocks for all tokens of a sequence.
+#[derive(Debug)]
+pub struct TakenBlocks {
+    pub table: BlockTable,
+    /// So many of them, from the first on, hold what the sequence would compute, or will when `loads` are done.
+    pub num_shared: usize,
+    /// Which of the shared ones are to be copied from the host, by their place in the table; the host's are pinned.
+    pub loads: Vec<(usize, BlockCopy)>,
+}
+
+/// Where the content of a block is.
+enum Tier {
+    Device(BlockId),
+    Host(HostBlockId),
+}
+
 #[derive(Debug)]
 pub struct BlockPool {
     block_size: usize,
@@ -99,6 +125,11 @@ pub struct BlockPool {
     free: BTreeSet<(u64, BlockId)>,
     by_digest: BTreeMap<Digest, BlockId>,
     num_releases: u64,
+    host: HostTier,
+    /// Contents of blocks that were handed out, to be copied before the step in which they are written; the host's places are pinned.
+    stores: Vec<BlockCopy>,
+    /// Contents that were lost since this was asked, as every place of the host was pinned.
+    num_lost: usize,
 }
 
 impl BlockPool {
@@ -111,7 +142,20 @@ impl BlockPool {
             free: ids.map(|i| (0, BlockId(i))).collect(),
             by_digest: BTreeMap::new(),
             num_releases: 0,
+            host: HostTier::default(),
+            stores: Vec::new(),
+            num_lost: 0,
         }
+    }
+
+    /// The same pool, with a second tier of so many places; 0: none.
+    pub fn with_host_blocks(self, num_host_blocks: usize) -> Self {
+        Self { host: HostTier::new(num_host_blocks), ..self }
+    }
+
+    /// Places of the host that hold a content.
+    pub fn num_host_used(&self) -> usize {
+        self.host.num_used()
     }
 
     pub fn num_free(&self) -> usize {
@@ -135,14 +179,98 @@ impl BlockPool {
             return false;
         }
         for _ in 0..needed {
-            let (_, id) = self.free.pop_first().expect("counted above");
-            self.forget(id);
-            let block = &mut self.blocks[id.0 as usize];
-            assert_eq!(block.references, 0, "a free block has an owner");
-            block.references = 1;
+            let id = self.hand_out();
             table.blocks_mut().push(id);
         }
         true
+    }
+
+    /// The block that was free for longest. What it held is copied to the host, if there is room.
+    fn hand_out(&mut self) -> BlockId {
+        let (_, id) = self.free.pop_first().expect("counted before");
+        let content = self.forget(id);
+        let block = &mut self.blocks[id.0 as usize];
+        assert_eq!(block.references, 0, "a free block has an owner");
+        block.references = 1;
+        if let Some(digest) = content.filter(|_| self.host.has_places()) {
+            self.store(id, digest);
+        }
+        id
+    }
+
+    /// Has the host keep what a block held. Where it has no other place, one that was found for this step already is given up: the heads of
+    /// prefixes come last.
+    fn store(&mut self, block: BlockId, digest: Digest) {
+        let mut stored = self.host.store(digest);
+        if stored == Stored::Nowhere {
+            self.num_lost += 1;
+            let given_up = self.stores.iter().position(|copy| self.host.num_pins(copy.host) == 1);
+            let Some(index) = given_up else { return };
+            self.host.unpin(self.stores.remove(index).host);
+            stored = self.host.store(digest);
+        }
+        match stored {
+            Stored::To(host) => self.stores.push(BlockCopy { block, host }),
+            Stored::Before => {}
+            Stored::Nowhere => unreachable!("a place was just given up"),
+        }
+    }
+
+    /// What is to be copied to the host before anything of the step that was made is written, or copied from the host; and how many contents
+    /// found no place there.
+    pub fn take_stores(&mut self) -> (Vec<BlockCopy>, usize) {
+        let stores = std::mem::take(&mut self.stores);
+        stores.iter().for_each(|copy| self.host.unpin(copy.host));
+        (stores, std::mem::take(&mut self.num_lost))
+    }
+
+    /// Blocks for `num_tokens` tokens, of which `num_spare` more stay free, or none. The first are those that hold the contents of `digests`, in
+    /// either tier, as far as these are found.
+    pub fn take(&mut self, digests: &[Digest], num_tokens: usize, num_spare: usize) -> Option<TakenBlocks> {
+        let found: Vec<Tier> = digests.iter().map_while(|digest| self.find(digest)).collect();
+        // What was found is nobody else's now: nothing below hands it out.
+        let num_found = found.iter().filter(|tier| matches!(tier, Tier::Device(_))).count();
+        let num_blocks = num_tokens.div_ceil(self.block_size);
+        let fits = num_blocks - num_found + num_spare <= self.free.len();
+        let (mut table, mut loads) = (BlockTable::default(), Vec::new());
+        for tier in &found {
+            let block = match *tier {
+                Tier::Device(block) => block,
+                Tier::Host(host) if fits => {
+                    let block = self.hand_out();
+                    loads.push((table.num_blocks(), BlockCopy { block, host }));
+                    block
+                }
+                Tier::Host(host) => {
+                    self.host.unpin(host);
+                    continue;
+                }
+            };
+            table.blocks_mut().push(block);
+        }
+        if !fits {
+            self.release(table);
+            return None;
+        }
+        assert!(self.grow_leaving(&mut table, num_tokens, num_spare), "counted above");
+        Some(TakenBlocks { table, num_shared: found.len(), loads })
+    }
+
+    fn find(&mut self, digest: &Digest) -> Option<Tier> {
+        let on_device = self.share(digest).map(Tier::Device);
+        on_device.or_else(|| self.host.pin(digest).map(Tier::Host))
+    }
+
+    /// A block of this content has been loaded; false: what it holds is not to be trusted any more.
+    pub fn landed(&mut self, host: HostBlockId, digest: &Digest) -> bool {
+        let is_sound = self.host.holds(host, digest);
+        self.host.unpin(host);
+        is_sound
+    }
+
+    /// A copy from this place of the host is done that was for nobody.
+    pub fn unpin(&mut self, host: HostBlockId) {
+        self.host.unpin(host);
     }
 
     /// What others may find in a block.
@@ -154,15 +282,21 @@ impl BlockPool {
     pub fn share_prefix(&mut self, digests: &[Digest]) -> BlockTable {
         let mut table = BlockTable::default();
         for digest in digests {
-            let Some(&id) = self.by_digest.get(digest) else { break };
-            let block = &mut self.blocks[id.0 as usize];
-            if block.references == 0 {
-                self.free.remove(&(block.freed_at, id));
-            }
-            block.references += 1;
+            let Some(id) = self.share(digest) else { break };
             table.blocks_mut().push(id);
         }
         table
+    }
+
+    /// One more reference to the block that holds this content.
+    fn share(&mut self, digest: &Digest) -> Option<BlockId> {
+        let &id = self.by_digest.get(digest)?;
+        let block = &mut self.blocks[id.0 as usize];
+        if block.references == 0 {
+            self.free.remove(&(block.freed_at, id));
+        }
+        block.references += 1;
+        Some(id)
     }
 
     /// Makes `blocks`, all computed, findable under `digests`. Where a content is already known under another block, that one
@@ -181,10 +315,18 @@ impl BlockPool {
         }
     }
 
-    /// Nobody shall find these blocks again: what they hold cannot be trusted. Those who have them keep them.
-    pub fn withdraw(&mut self, table: &BlockTable) {
+    /// Nobody shall find these blocks again: what they hold cannot be trusted. Those who have them keep them. Where there is a second tier, `digests`
+    /// are what they may hold: copies of it went to places and to blocks that are not in the table.
+    pub fn withdraw(&mut self, table: &BlockTable, digests: &[Digest]) {
         for &id in table.blocks() {
             self.forget(id);
+        }
+        let copied = if self.host.has_places() { digests } else { &[] };
+        for digest in copied {
+            if let Some(&id) = self.by_digest.get(digest) {
+                self.forget(id);
+            }
+            self.host.withdraw(digest);
         }
     }
 
@@ -222,6 +364,16 @@ impl BlockPool {
 
     /// Asserts that references are exactly what `tables` hold, that free is what nobody holds, and that the index is sound.
     pub fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
+        self.check_loading(tables, std::iter::empty());
+    }
+
+    /// As [`BlockPool::check`], where blocks are loaded from `loading`.
+    pub fn check_loading<'a>(
+        &self,
+        tables: impl Iterator<Item = &'a BlockTable>,
+        loading: impl Iterator<Item = HostBlockId>,
+    ) {
+        self.host.check(loading.chain(self.stores.iter().map(|copy| copy.host)));
         let mut references = vec![0; self.blocks.len()];
         for id in tables.flat_map(|table| table.blocks()) {
             references[id.0 as usize] += 1;
@@ -245,9 +397,10 @@ impl BlockPool {
         );
     }
 
-    fn forget(&mut self, id: BlockId) {
-        if let Some(digest) = self.blocks[id.0 as usize].digest.take() {
-            self.by_digest.remove(&digest);
-        }
+    /// What it held, and others do not find any more.
+    fn forget(&mut self, id: BlockId) -> Option<Digest> {
+        let digest = self.blocks[id.0 as usize].digest.take()?;
+        self.by_digest.remove(&digest);
+        Some(digest)
     }
 }

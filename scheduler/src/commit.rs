@@ -40,6 +40,7 @@ impl Scheduler {
         for digest in &output.encoded {
             self.images.landed(digest);
         }
+        self.landed(output.num_loaded);
         let (mut prompts, mut sampled) = (output.prompts.into_iter(), output.sampled.into_iter());
         self.fetch();
         for item in &batch.items {
@@ -119,7 +120,8 @@ impl Scheduler {
         let is_poisoned = reason == FinishReason::Failed(Failure::NonFiniteLogits);
         if is_poisoned {
             // Its keys and values may be the cause, those of earlier chunks too.
-            self.pool.withdraw(&self.running[&rank].table);
+            let running = &self.running[&rank];
+            self.pool.withdraw(&running.table, running.job.chain.digests());
         }
         self.priorities.remove(&rank.id);
         let job = self.retire(rank);

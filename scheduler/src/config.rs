@@ -5,6 +5,8 @@ pub struct SchedulerConfig {
     /// Tokens in a block of key-value memory.
     pub block_size: usize,
     pub num_blocks: usize,
+    /// Blocks in the host's memory for what other blocks held that were given away; 0: that is lost. Only with a prefix cache.
+    pub num_host_blocks: usize,
     /// Most tokens of one sequence, prompt and output together.
     pub max_model_len: usize,
     /// Most tokens computed in a step. At least `max_running`, so that every running sequence can take part in every step.
@@ -63,10 +65,18 @@ impl SchedulerConfig {
                 return Err(InvalidConfig { field, message: "must be at least 1".into() });
             }
         }
-        for (field, value) in [("num_blocks", self.num_blocks), ("num_image_blocks", self.num_image_blocks)] {
+        for (field, value) in [
+            ("num_blocks", self.num_blocks),
+            ("num_host_blocks", self.num_host_blocks),
+            ("num_image_blocks", self.num_image_blocks),
+        ] {
             if value > u32::MAX as usize {
                 return Err(InvalidConfig { field, message: format!("{value} blocks cannot be numbered") });
             }
+        }
+        if self.num_host_blocks > 0 && !self.enable_prefix_caching {
+            let message = "without a prefix cache nothing is found there".into();
+            return Err(InvalidConfig { field: "num_host_blocks", message });
         }
         if self.max_batched_tokens < self.max_running {
             let message = format!(

@@ -44,6 +44,11 @@ pub trait ModelRunner {
     fn encode_us(&self) -> u64 {
         0
     }
+
+    /// Microseconds that copies of blocks to the host took, and those from there: of copies that the last `execute` found done.
+    fn copy_us(&self) -> [u64; 2] {
+        [0, 0]
+    }
 }
 
 #[derive(Debug)]

@@ -10,6 +10,8 @@
 //! be in memory and are then found again as a prefix. "Prefilling" and "decoding" are not states: both are
 //! `computed < tokens.len()`.
 //!
+//! What blocks held that were given away may be kept in a second tier, the host's memory (`host_tier.rs`), and comes back from there (`loads.rs`).
+//!
 //! A sequence may draft: tokens that are guessed (`ngram.rs`) run behind the last known one, each row samples as if the guesses
 //! before it were right, and `commit` takes rows in until one of them was not. So a step may bring several tokens, the same ones.
 //!
@@ -27,9 +29,11 @@ mod config;
 mod constraint;
 mod content;
 mod engine;
+mod host_tier;
 mod ids;
 mod image;
 mod image_cache;
+mod loads;
 mod ngram;
 mod plan;
 mod prompt;
@@ -40,15 +44,16 @@ mod sequence;
 mod step;
 
 pub use batch::{
-    Batch, BatchItem, Failure, History, ImageEncode, ImageRows, ItemTokens, MAX_DEFERRALS, PooledSum,
-    PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled, SampledToken,
-    StepOutput,
+    Batch, BatchItem, BlockLoad, Failure, History, ImageEncode, ImageRows, ItemTokens, MAX_DEFERRALS,
+    PooledSum, PromptLogprob, PromptResult, PromptTask, PromptWork, RowSum, Sample, SampleRow, Sampled,
+    SampledToken, StepOutput,
 };
-pub use block_pool::{BlockId, BlockList, BlockPool, BlockTable};
+pub use block_pool::{BlockCopy, BlockId, BlockList, BlockPool, BlockTable, TakenBlocks};
 pub use config::{InvalidConfig, SchedulerConfig};
 pub use constraint::{Accepted, Constraint, TokenMask};
 pub use content::ContentChain;
 pub use engine::{Engine, ModelRunner};
+pub use host_tier::HostBlockId;
 pub use ids::{AdapterId, Digest, SequenceId, TokenId};
 pub use image::{ImageInput, ImageSpan};
 pub use ngram::{MAX_SPECULATIVE_TOKENS, NgramConfig};

@@ -24,11 +24,15 @@
 //! who holds a pin needs nothing but tokens to give it back, and gets them right after the decodes while somebody queues: no
 //! deadlock, and no waiting for a worse priority's turn.
 //!
-//! Promised: within one priority, of two sequences without pictures that fit a step and were neither preempted nor deferred, the one that
+//! A prefix in the host's memory: its sequence is admitted as any other and takes part in no step until the prefix was copied back
+//! (`loads.rs`); others that begin with it wait for that as for one that is being computed.
+//!
+//! Promised: within one priority, of two sequences without pictures that fit a step and were neither preempted nor deferred nor loaded, the one that
 //! arrived first and started first has its first token first; they start in the order of arrival except where step 3 passes
 //! one over.
 
-use crate::running::{Rank, Running, SharedTable};
+use crate::block_pool::TakenBlocks;
+use crate::running::{Rank, Running};
 use crate::scheduler::Blocked;
 use crate::step::InFlight;
 use crate::{Batch, Event, ItemShare, Scheduler};
@@ -244,7 +248,8 @@ impl Scheduler {
             };
             self.blocked = None;
             self.start(rank, table);
-            if !self.running[&rank].is_long {
+            let running = &self.running[&rank];
+            if !running.is_long && running.loading.is_none() {
                 budget.left -= self.advance(rank, budget.for_short(rank.priority));
             }
         }
@@ -260,32 +265,30 @@ impl Scheduler {
         })
     }
 
-    /// Blocks for all tokens of a waiting sequence, those in memory already first; or none.
-    fn take_blocks(&mut self, rank: Rank) -> Option<SharedTable> {
+    /// Blocks for all tokens of a waiting sequence, those that are known in either tier first; or none.
+    fn take_blocks(&mut self, rank: Rank) -> Option<TakenBlocks> {
         let job = &self.waiting[&rank];
         let num_shared =
             if self.config.enable_prefix_caching { job.max_shared_blocks(&self.config) } else { 0 };
-        let mut table = self.pool.share_prefix(&job.chain.digests()[..num_shared]);
-        let num_shared = table.num_blocks();
         // One block to spare for each running sequence: else the newcomer is preempted as soon as they go on.
         let num_spare = self.running.len();
-        if !self.pool.grow_leaving(&mut table, job.sequence.tokens.len(), num_spare) {
-            self.pool.release(table);
-            return None;
-        }
-        Some(SharedTable { table, num_shared })
+        let digests = &job.chain.digests()[..num_shared];
+        self.pool.take(digests, job.sequence.tokens.len(), num_spare)
     }
 
-    fn start(&mut self, rank: Rank, blocks: SharedTable) {
+    fn start(&mut self, rank: Rank, blocks: TakenBlocks) {
+        let loading = self.load(rank, &blocks);
         let mut job = self.waiting.remove(&rank).expect("it is waiting");
         let cached_tokens = blocks.num_shared * self.config.block_size;
+        self.stats.loaded_blocks += blocks.loads.len();
         if !job.started {
             job.started = true;
             self.started.push(Event::Started { id: rank.id, cached_tokens });
             self.stats.prefix_queries += job.sequence.prompt_len;
             self.stats.prefix_hits += cached_tokens;
+            self.stats.host_hits += blocks.loads.len() * self.config.block_size;
         }
-        let mut running = Running::new(job, blocks, &self.config);
+        let mut running = Running { loading, ..Running::new(job, blocks, &self.config) };
         // As if it just had its turn: newcomers cannot crowd out those who wait for theirs.
         running.last_turn = self.num_turns;
         self.running.insert(rank, running);
@@ -325,6 +328,7 @@ impl Scheduler {
 
     fn assemble(&mut self) -> Batch {
         let encodes = self.images.take_encodes();
+        let (stores, num_lost) = self.pool.take_stores();
         let stats = &mut self.stats;
         stats.encoded_images = encodes.len();
         stats.encoded_patches = encodes.iter().map(|encode| encode.image.num_patches()).sum();
@@ -347,8 +351,11 @@ impl Scheduler {
                 stats.shares.push(share);
             }
         }
-        let batch = Batch { encodes, items };
-        let is_waiting = self.images.is_encoding();
+        (stats.stored_blocks, stats.lost_blocks) = (stores.len(), num_lost);
+        let loads = std::mem::take(&mut self.asked_loads);
+        let waits_for_loads = std::mem::take(&mut self.has_stray_loads);
+        let batch = Batch { stores, loads, waits_for_loads, encodes, items };
+        let is_waiting = self.images.is_encoding() || !self.loading.is_empty();
         assert!(!batch.items.is_empty() || is_waiting || self.is_idle(), "a step without progress");
         assert!(batch.num_tokens() <= self.config.max_batched_tokens, "more tokens than a step may have");
         batch

@@ -1,7 +1,8 @@
 //! A sequence on its way: what is remembered while it waits, and what it holds while it runs.
 
-use crate::block_pool::BlockTable;
+use crate::block_pool::{BlockTable, TakenBlocks};
 use crate::content::ContentChain;
+use crate::host_tier::HostBlockId;
 use crate::image_cache::{Acquired, ImageCache};
 use crate::ngram::Drafter;
 use crate::prompt::PromptProgress;
@@ -86,11 +87,23 @@ impl Job {
 /// In place of a token that is being sampled.
 const PLACEHOLDER: TokenId = 0;
 
-/// Blocks for all tokens of a sequence; the first `num_shared` of them hold what it would compute.
+/// Names a load, in the order in which they were asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoadId(pub u64);
+
+/// Copies under way, for one sequence.
 #[derive(Debug)]
-pub(crate) struct SharedTable {
-    pub table: BlockTable,
-    pub num_shared: usize,
+pub(crate) struct Loading {
+    pub id: LoadId,
+    pub rank: Rank,
+    /// Which blocks of its table are loaded, and from where.
+    pub places: Vec<(usize, HostBlockId)>,
+}
+
+impl Loading {
+    pub fn hosts(&self) -> impl Iterator<Item = HostBlockId> {
+        self.places.iter().map(|&(_, host)| host)
+    }
 }
 
 /// A sequence that holds blocks.
@@ -99,7 +112,7 @@ pub(crate) struct Running {
     pub job: Job,
     /// Covers all tokens that are known, from admission on: a prompt never waits for memory half-way.
     pub table: BlockTable,
-    /// Tokens that have their keys and values in `table`.
+    /// Tokens that have their keys and values in `table`, or will when they are loaded.
     pub computed: usize,
     /// Tokens that will have before this step: more than `computed` where the step before runs.
     pub begun: usize,
@@ -111,6 +124,8 @@ pub(crate) struct Running {
     pub drafts: Vec<TokenId>,
     /// Blocks of `table`, counted from the first, that are shared or were published.
     pub published: usize,
+    /// What it waits for, if a part of its prefix is being copied from the host.
+    pub loading: Option<LoadId>,
     /// Pictures, counted from the first, of which all positions are computed.
     pub images_left: usize,
     /// Pictures, counted from the first, whose embedding it has asked for and got. From `images_left` on they are pinned.
@@ -126,8 +141,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub fn new(job: Job, blocks: SharedTable, config: &SchedulerConfig) -> Self {
-        let SharedTable { table, num_shared } = blocks;
+    pub fn new(job: Job, blocks: TakenBlocks, config: &SchedulerConfig) -> Self {
+        let TakenBlocks { table, num_shared, loads } = blocks;
         let computed = num_shared * config.block_size;
         let first_image = job.sequence.images.partition_point(|span| span.end() <= computed);
         let is_long = job.sequence.tokens.len() - computed > config.max_batched_tokens;
@@ -139,7 +154,8 @@ impl Running {
             planned: computed,
             pending: None,
             drafts: Vec::new(),
-            published: num_shared,
+            published: loads.first().map_or(num_shared, |&(index, _)| index),
+            loading: None,
             images_left: first_image,
             images_entered: first_image,
             is_long,
@@ -155,9 +171,9 @@ impl Running {
     }
 
     /// Tokens to compute before the next one can be sampled. 0 between steps only while one runs, and then only for who ends with it
-    /// in any case.
+    /// in any case; and for who waits for its prefix, which has nothing to do before that.
     pub fn num_left(&self) -> usize {
-        self.len() - self.planned
+        if self.loading.is_some() { 0 } else { self.len() - self.planned }
     }
 
     /// What may follow its last token, up to `max_len` tokens: only of one that does nothing else in this step than to go on by a token.

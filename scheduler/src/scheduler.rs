@@ -2,10 +2,11 @@
 
 use crate::block_pool::BlockPool;
 use crate::image_cache::ImageCache;
-use crate::running::{Job, Rank, Running};
+use crate::running::{Job, Loading, Rank, Running};
 use crate::step::InFlight;
 use crate::{
-    BatchItem, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats, TokenMask,
+    BatchItem, BlockLoad, Event, Occupancy, Reject, SchedulerConfig, Sequence, SequenceId, StepStats,
+    TokenMask,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,6 +23,13 @@ pub struct Scheduler {
     /// Running sequences that could not enter a picture, in the order in which that happened.
     pub(crate) image_queue: VecDeque<Rank>,
     pub(crate) blocked: Option<Blocked>,
+    /// Loads under way, in the order in which they were asked for, and how many there were so far.
+    pub(crate) loading: VecDeque<Loading>,
+    pub(crate) num_loads: u64,
+    /// Of the step that is being made.
+    pub(crate) asked_loads: Vec<BlockLoad>,
+    /// Blocks were given back while they were being loaded, and no step was made since.
+    pub(crate) has_stray_loads: bool,
     /// Turns given to long prompts so far.
     pub(crate) num_turns: u64,
     /// What the step that is being made or taken in will tell.
@@ -59,7 +67,8 @@ impl Scheduler {
             panic!("{error}");
         }
         Self {
-            pool: BlockPool::new(config.num_blocks, config.block_size),
+            pool: BlockPool::new(config.num_blocks, config.block_size)
+                .with_host_blocks(config.num_host_blocks),
             images: ImageCache::new(&config),
             config,
             waiting: BTreeMap::new(),
@@ -67,6 +76,10 @@ impl Scheduler {
             priorities: BTreeMap::new(),
             image_queue: VecDeque::new(),
             blocked: None,
+            loading: VecDeque::new(),
+            num_loads: 0,
+            asked_loads: Vec::new(),
+            has_stray_loads: false,
             num_turns: 0,
             started: Vec::new(),
             stats: StepStats::default(),
@@ -138,7 +151,8 @@ impl Scheduler {
             self.images.release(&span.image.digest);
         }
         self.image_queue.retain(|queued| *queued != rank);
-        let Running { job, table, .. } = running;
+        let Running { job, table, loading, .. } = running;
+        self.has_stray_loads |= loading.is_some();
         self.pool.release(table);
         job
     }
@@ -158,6 +172,8 @@ impl Scheduler {
             waiting: self.waiting.len(),
             blocks_used: self.pool.num_used(),
             blocks_total: self.config.num_blocks,
+            host_blocks_used: self.pool.num_host_used(),
+            host_blocks_total: self.config.num_host_blocks,
             image_blocks_used: self.images.num_used(),
             image_blocks_total: self.config.num_image_blocks,
         }
@@ -165,7 +181,8 @@ impl Scheduler {
 
     /// Asserts everything that must hold between steps. Cheap enough for every step of a test.
     pub fn check(&self) {
-        self.pool.check(self.running.values().map(|running| &running.table));
+        let tables = self.running.values().map(|running| &running.table);
+        self.pool.check_loading(tables, self.loading.iter().flat_map(Loading::hosts));
         let pinned = self.running.values().flat_map(|running| running.pinned());
         self.images.check(pinned.map(|span| &span.image.digest));
         assert_eq!(

@@ -89,6 +89,14 @@ pub struct StepStats {
     /// Prompt tokens of the sequences that started in this step, and how many of them were found in memory.
     pub prefix_queries: usize,
     pub prefix_hits: usize,
+    /// Of these hits those in the host's memory.
+    pub host_hits: usize,
+    /// Blocks whose content was copied to the host in this step, and blocks whose content was lost, as all room there was taken by this very step or
+    /// was being read.
+    pub stored_blocks: usize,
+    pub lost_blocks: usize,
+    /// Blocks that began to be copied from the host, for sequences that started or came back.
+    pub loaded_blocks: usize,
     /// Pictures that sequences began to read, and how many of them had been encoded before.
     pub image_queries: usize,
     pub image_hits: usize,
@@ -165,6 +173,9 @@ pub struct Occupancy {
     /// Blocks that some sequence holds; free ones may still be found as a prefix.
     pub blocks_used: usize,
     pub blocks_total: usize,
+    /// Blocks of the host's memory that hold something.
+    pub host_blocks_used: usize,
+    pub host_blocks_total: usize,
     /// Image blocks that hold an embedding, in use or not.
     pub image_blocks_used: usize,
     pub image_blocks_total: usize,

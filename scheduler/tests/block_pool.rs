@@ -148,7 +148,7 @@ fn day(seed: u64) {
                 model.publish(&blocks[..full], &digests);
             }
             4 if rng.range(0, 3) == 0 => {
-                pool.withdraw(&held[index].table);
+                pool.withdraw(&held[index].table, &[]);
                 model.withdraw(&held[index].model);
             }
             5 => {

@@ -8,6 +8,7 @@ use scheduler::*;
 fn large() -> SchedulerConfig {
     SchedulerConfig {
         num_blocks: 5000,
+        num_host_blocks: 0,
         max_model_len: 20_000,
         max_running: 8,
         max_waiting: 1000,

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const MOST_AHEAD: usize = 2 << 20;
 const LINE: usize = 64;
 /// What a waiting thread asks for between two looks at what it waits for, each of which is followed by a pause. A processor drops requests
-/// that come faster than memory answers (docs/performance.md).
+/// that come faster than memory answers (docs/performance/threads.md).
 const AT_ONCE: usize = 14 * LINE;
 
 /// Weights by their address, as a region says which it begins to read.

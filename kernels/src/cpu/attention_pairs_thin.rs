@@ -96,7 +96,7 @@ fn one_head(
 }
 
 /// Lines of the values of the next tile, of one head, in the order of rows. Requests that come faster than memory answers are dropped
-/// (docs/performance.md): keys of the next tile are asked for where those of this one are read, half of its values while the softmax is
+/// (docs/performance/attention.md): keys of the next tile are asked for where those of this one are read, half of its values while the softmax is
 /// computed, and the others where values are read.
 struct ValuesAhead<'a> {
     rows: &'a [*const u8],

@@ -2,7 +2,7 @@
 //! of a phase's tasks, which it takes from the front, and then half of what another has left.
 //!
 //! Tasks that follow each other read memory that does: one worker that reads on is served better by the processor's look-ahead than
-//! several that take turns (docs/performance.md).
+//! several that take turns (docs/performance/threads.md).
 //!
 //! Idle workers spin for a moment, since the next op of a step follows at once, and then sleep. Whoever waits asks for the memory that comes
 //! next (`ahead`). A region is *open*

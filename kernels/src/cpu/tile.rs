@@ -187,7 +187,7 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
 
 /// How far ahead a tile over rounded rows asks for lines, as near as the second cache. The processor follows a stream by itself, one page of
 /// 4 KiB at a time: a tile of few rows runs far enough ahead of its products to reach the next page in time, and requests only disturb it. One
-/// of many rows does not (docs/performance.md). Only the first rows to pass by find a panel in memory.
+/// of many rows does not (docs/performance/decode-of-eight.md). Only the first rows to pass by find a panel in memory.
 pub(crate) const BYTES_AHEAD: usize = 16 << 10;
 
 /// Bytes ahead of the weights in use; with few rows the loop waits for memory.

@@ -56,6 +56,22 @@ impl DeviceInfo {
     }
 }
 
+/// Rows of bytes that lie at equal distances in device memory, and one behind the other in the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRows {
+    /// From a row to the next, on the device. At least `width`, where there are several.
+    pub pitch: u64,
+    pub width: usize,
+    pub height: usize,
+}
+
+impl CopyRows {
+    /// Where each row is on the device and on the host, counted from the first.
+    pub fn each(self, mut copy: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
+        (0..self.height).try_for_each(|row| copy(row as u64 * self.pitch, row * self.width))
+    }
+}
+
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
@@ -180,6 +196,32 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// `dst` is pinned and nobody touches it until the copy is done; `src` has `bytes` bytes.
     unsafe fn download(&self, stream: Stream, dst: *mut u8, src: DevicePtr, bytes: usize) -> Result<()>;
+
+    /// # Safety
+    /// As `upload`, for each row.
+    unsafe fn upload_rows(
+        &self,
+        stream: Stream,
+        dst: DevicePtr,
+        src: *const u8,
+        rows: CopyRows,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        rows.each(|at, from| unsafe { self.upload(stream, dst.offset(at), src.add(from), rows.width) })
+    }
+
+    /// # Safety
+    /// As `download`, for each row.
+    unsafe fn download_rows(
+        &self,
+        stream: Stream,
+        dst: *mut u8,
+        src: DevicePtr,
+        rows: CopyRows,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        rows.each(|at, to| unsafe { self.download(stream, dst.add(to), src.offset(at), rows.width) })
+    }
 
     /// # Safety
     /// Both have `bytes` bytes, and do not overlap.

@@ -25,6 +25,8 @@ pub struct NvidiaOptions {
 pub struct Nvidia {
     info: DeviceInfo,
     arch: String,
+    /// The largest distance between rows of one copy.
+    max_pitch: u64,
     nvrtc: Nvrtc,
     device: sys::CUdevice,
     context: sys::CUcontext,
@@ -57,8 +59,13 @@ impl Nvidia {
         // SAFETY: a context that was just retained.
         checked("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
         let info = describe(device)?;
+        let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_PITCH;
+        // SAFETY: a device that the driver named.
+        let max_pitch =
+            checked("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) })?;
+        let max_pitch = u64::try_from(max_pitch).unwrap_or(0);
         let nvrtc = Nvrtc::load(nvrtc.as_deref(), cache)?;
-        Ok(Self { arch: info.arch(), info, nvrtc, device, context })
+        Ok(Self { arch: info.arch(), info, max_pitch, nvrtc, device, context })
     }
 
     /// The context becomes current on this thread: every call may come from another one.
@@ -270,6 +277,58 @@ impl Driver for Nvidia {
         checked("cuMemcpyDtoHAsync", outcome)
     }
 
+    unsafe fn upload_rows(
+        &self,
+        stream: Stream,
+        dst: DevicePtr,
+        src: *const u8,
+        rows: CopyRows,
+    ) -> Result<()> {
+        let Some(copy) = self.at_once(rows) else {
+            // SAFETY: the caller's promise.
+            return rows
+                .each(|at, from| unsafe { self.upload(stream, dst.offset(at), src.add(from), rows.width) });
+        };
+        self.copy_2d(
+            stream,
+            &sys::CUDA_MEMCPY2D {
+                srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+                srcHost: src.cast(),
+                srcPitch: rows.width,
+                dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                dstDevice: dst.0,
+                dstPitch: rows.pitch as usize,
+                ..copy
+            },
+        )
+    }
+
+    unsafe fn download_rows(
+        &self,
+        stream: Stream,
+        dst: *mut u8,
+        src: DevicePtr,
+        rows: CopyRows,
+    ) -> Result<()> {
+        let Some(copy) = self.at_once(rows) else {
+            // SAFETY: the caller's promise.
+            return rows
+                .each(|at, to| unsafe { self.download(stream, dst.add(to), src.offset(at), rows.width) });
+        };
+        self.copy_2d(
+            stream,
+            &sys::CUDA_MEMCPY2D {
+                srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+                srcDevice: src.0,
+                srcPitch: rows.pitch as usize,
+                dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+                dstHost: dst.cast(),
+                dstPitch: rows.width,
+                ..copy
+            },
+        )
+    }
+
     unsafe fn copy(&self, stream: Stream, dst: DevicePtr, src: DevicePtr, bytes: u64) -> Result<()> {
         self.enter()?;
         // SAFETY: the caller's promise.
@@ -355,6 +414,36 @@ impl Driver for Nvidia {
 }
 
 impl Nvidia {
+    /// The sizes of a copy of rows, if there are several and the device can reach from one to the next.
+    fn at_once(&self, rows: CopyRows) -> Option<sys::CUDA_MEMCPY2D> {
+        let CopyRows { pitch, width, height } = rows;
+        (height > 1 && pitch <= self.max_pitch).then_some(sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            srcHost: std::ptr::null(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: 0,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: 0,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: 0,
+            WidthInBytes: width,
+            Height: height,
+        })
+    }
+
+    fn copy_2d(&self, stream: Stream, copy: &sys::CUDA_MEMCPY2D) -> Result<()> {
+        self.enter()?;
+        // SAFETY: made by `upload_rows` or `download_rows`, whose callers promise what it reaches; the driver reads it before it returns.
+        let outcome = unsafe { sys::cuMemcpy2DAsync_v2(copy, stream_handle(stream)) };
+        checked("cuMemcpy2DAsync", outcome.result())
+    }
+
     /// Found by name, and allowed all the shared memory that a block may have.
     fn function(&self, module: sys::CUmodule, symbol: &str) -> Result<Function> {
         use sys::CUfunction_attribute_enum::*;

@@ -77,6 +77,11 @@ impl KvTensor {
         }
     }
 
+    /// All that a slot's row is made of.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        std::iter::once(&mut self.rows).chain(&mut self.scales)
+    }
+
     pub fn as_rows(&self) -> KvRows<'_> {
         KvRows { rows: &self.rows, scales: self.scales.as_ref() }
     }

@@ -13,6 +13,7 @@ mod expert_rows;
 mod faults;
 mod graphs;
 mod hopper;
+mod host_blocks;
 #[path = "../agree/latent_rows.rs"]
 mod latent_rows;
 mod latents;

@@ -36,6 +36,14 @@ pub struct Counter {
     pub encode_steps: usize,
     /// Pictures under way, and when each is there.
     under_way: VecDeque<(Digest, usize)>,
+    /// Orders for the second tier, for each step.
+    pub stores: Vec<Vec<BlockCopy>>,
+    pub loads: Vec<Vec<BlockLoad>>,
+    /// Of each step: whether its rows wait for the loads of earlier ones.
+    pub waits_for_loads: Vec<bool>,
+    /// How many steps after its own a load is there.
+    pub load_steps: usize,
+    loads_under_way: VecDeque<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +79,23 @@ impl Counter {
             landed.push(digest);
         }
         landed
+    }
+
+    /// Loads that this step brings, as pictures.
+    fn land_loads(&mut self, batch: &Batch) -> usize {
+        let now = self.steps.len();
+        self.stores.push(batch.stores.clone());
+        self.loads.push(batch.loads.clone());
+        self.waits_for_loads.push(batch.waits_for_loads);
+        self.loads_under_way.extend(batch.loads.iter().map(|_| now + self.load_steps));
+        let mut num_loaded = 0;
+        while let Some(&at) = self.loads_under_way.front()
+            && (at <= now || (batch.items.is_empty() && num_loaded == 0))
+        {
+            self.loads_under_way.pop_front();
+            num_loaded += 1;
+        }
+        num_loaded
     }
 
     /// A token is as probable as its position is small, and of a sum not only the values but their order shows.
@@ -151,7 +176,8 @@ impl ModelRunner for Counter {
         }
         let prompts = batch.items.iter().filter_map(|item| Some(self.prompt(item, item.prompt.as_ref()?)));
         let prompts = prompts.collect();
-        Ok(StepOutput { encoded: self.land(batch), prompts, sampled })
+        let num_loaded = self.land_loads(batch);
+        Ok(StepOutput { encoded: self.land(batch), num_loaded, prompts, sampled })
     }
 }
 
@@ -159,6 +185,7 @@ pub fn config() -> SchedulerConfig {
     SchedulerConfig {
         block_size: 4,
         num_blocks: 20,
+        num_host_blocks: 0,
         max_model_len: 75,
         max_batched_tokens: 16,
         max_running: 4,

@@ -21,6 +21,13 @@ pub struct Report {
     pub dropped: usize,
     pub tokens: usize,
     pub cached: usize,
+    /// Of what was found so many tokens on the host; blocks that were copied there, lost because it had no room, and copied back.
+    pub host_hits: usize,
+    pub stored: usize,
+    pub lost: usize,
+    pub loaded: usize,
+    /// Steps that waited for loads which nobody wanted any more.
+    pub stray: usize,
     pub preemptions: usize,
     pub encodes: usize,
     /// Rows of prompts of which something was told.
@@ -50,6 +57,11 @@ impl std::ops::AddAssign<&Report> for Report {
         self.dropped += day.dropped;
         self.tokens += day.tokens;
         self.cached += day.cached;
+        self.host_hits += day.host_hits;
+        self.stored += day.stored;
+        self.lost += day.lost;
+        self.loaded += day.loaded;
+        self.stray += day.stray;
         self.preemptions += day.preemptions;
         self.encodes += day.encodes;
         self.told += day.told;
@@ -188,6 +200,7 @@ impl Parts {
             Making::Ahead => None,
         };
         let Some(batch) = batch else { return false };
+        self.shadow.begin(&batch);
         self.begun.push_back((batch, false));
         self.draw_if(Batch::can_be_drawn);
         true
@@ -459,6 +472,11 @@ impl Day {
         report.accepted += step.stats.num_accepted();
         report.deferred += step.stats.deferred_tokens;
         report.cached += step.stats.prefix_hits;
+        report.host_hits += step.stats.host_hits;
+        report.stored += step.stats.stored_blocks;
+        report.lost += step.stats.lost_blocks;
+        report.loaded += step.stats.loaded_blocks;
+        report.stray += usize::from(self.machinery.shadow().last_waited);
         report.preemptions += step.stats.preempted.len();
         report.encodes += step.stats.encoded_images;
         report.told += self.machinery.shadow().last_counts.prompt_rows;

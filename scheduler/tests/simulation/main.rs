@@ -77,6 +77,7 @@ fn thousands_of_random_days() {
     println!("{total:?}");
     // A day on which nothing happens proves nothing.
     assert!(total.preemptions > 0 && total.cached > 0 && total.encodes > 0 && total.failed > 0);
+    assert!(total.stored > 1000 && total.loaded > 200 && total.lost > 500 && total.stray > 5);
     assert!(total.told > 0 && total.deferred > 0 && total.completed > 50);
     assert!(total.ahead > total.steps / 8 && total.dropped > 500, "few steps were made ahead");
     assert!(total.accepted > 1000 && total.drafted > total.accepted + 1000, "few guesses, right and wrong");
@@ -88,10 +89,11 @@ fn thousands_of_random_days() {
 fn what_the_policy_costs() {
     let total = all_days(300);
     let Report { steps, tokens, cached, preemptions, encodes, told, finished, .. } = total;
+    let Report { stored, lost, loaded, host_hits, .. } = total;
     let Report { deferred, drafted, accepted, ahead, dropped, .. } = total;
     let first_token_us = total.first_token_us / total.first_tokens as u64;
     let line = format!(
-        "{steps} steps, {ahead} of them ahead with {dropped} tokens for nothing, {tokens} tokens computed, {cached} found, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
+        "{steps} steps, {ahead} of them ahead with {dropped} tokens for nothing, {tokens} tokens computed, {cached} found, {host_hits} of them on the host, {stored} blocks stored there and {loaded} loaded, {lost} lost, {preemptions} preemptions, {encodes} pictures encoded, {told} prompt rows told, \
          {deferred} deferred, {accepted} of {drafted} guesses right, \
          {finished} finished, {first_token_us} us to the first token, {} ms",
         total.now_us / 1000
@@ -118,6 +120,7 @@ fn day_of_hang_ups(async_scheduling: bool) -> Report {
     let config = SchedulerConfig {
         block_size: 4,
         num_blocks: 61,
+        num_host_blocks: if async_scheduling { 50 } else { 0 },
         max_model_len: 600,
         max_batched_tokens: 50,
         max_running: 16,

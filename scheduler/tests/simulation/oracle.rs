@@ -123,6 +123,10 @@ impl Oracle {
     pub fn after_step(&mut self, step: &Step, shadow: &Shadow) {
         self.leaving.clear();
         self.check_stats(step, shadow);
+        for (id, _) in &shadow.last_counts.loads {
+            // Its first token waits for the copy; others need not.
+            self.live.entry(*id).and_modify(|live| live.is_promised = false);
+        }
         for id in &shadow.last_counts.deferred {
             // Others may have their first tokens meanwhile.
             self.live.entry(*id).and_modify(|live| live.is_promised = false);
@@ -185,7 +189,11 @@ impl Oracle {
         let patches = stats.shares.iter().map(|share| share.encoded_patches).sum::<usize>();
         assert_eq!(patches, counts.patches, "every encoded patch is somebody's");
         assert_eq!(stats.image_queries - stats.image_hits, stats.encoded_images, "misses are encoded");
-        assert!(stats.prefix_hits <= stats.prefix_queries);
+        assert!(stats.host_hits <= stats.prefix_hits && stats.prefix_hits <= stats.prefix_queries);
+        let num_loaded = counts.loads.iter().map(|(_, num_blocks)| num_blocks).sum::<usize>();
+        assert_eq!((stats.stored_blocks, stats.loaded_blocks), (counts.stores, num_loaded), "copies");
+        let has_tier = self.config.num_host_blocks > 0;
+        assert!(has_tier || counts.stores + num_loaded + stats.lost_blocks == 0, "a tier that is not there");
         assert!(stats.occupancy.running <= self.config.max_running, "too many are running");
     }
 
@@ -324,7 +332,9 @@ impl Oracle {
             |live: &Live| if live.truth.may_be_deferred() { 1 + MAX_DEFERRALS } else { 1 };
         let tokens =
             |live: &Live| live.truth.sequence.prompt_len() + live.answer.len() * steps_for_a_token(live);
-        self.config.max_running + self.live.values().map(tokens).sum::<usize>()
+        // A load takes a few steps.
+        let steps_for_loads = if self.config.num_host_blocks > 0 { 9 } else { 0 };
+        steps_for_loads + self.config.max_running + self.live.values().map(tokens).sum::<usize>()
     }
 }
 

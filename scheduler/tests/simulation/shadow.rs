@@ -1,13 +1,14 @@
 //! A model made of hashes. Its memory is a *shadow* of the device's: each key-value slot remembers the hash of the whole prefix
 //! whose key and value it would hold, each row of the image cache the picture and row that it would show. Before a token is
 //! computed, everything that it would read is compared with the truth, so a block given to two writers, a stale prefix hit, a
-//! lost recompute or a picture that is not there shows up at once, without a model.
+//! lost recompute, a copy that comes late or a picture that is not there shows up at once, without a model.
 
 use crate::rng::chain;
 use crate::truth::{Machine, Truth, short, state_words};
 use scheduler::{
-    Batch, BatchItem, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS, ModelRunner, PromptOutput,
-    PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
+    Batch, BatchItem, BlockCopy, BlockId, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS,
+    ModelRunner, PromptOutput, PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId,
+    StepOutput, TokenId,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +24,12 @@ pub struct Shadow {
     config: SchedulerConfig,
     machine: Machine,
     slots: Vec<Option<Slot>>,
+    /// What each place of the second tier holds.
+    host: Vec<Vec<Option<Slot>>>,
+    /// Of each step that was begun and is not executed: what the blocks held that it stores. A device may copy them at once.
+    stored_early: VecDeque<Vec<Vec<Option<Slot>>>>,
+    /// Loads of steps that were begun, in order, until they are told to be done.
+    loads: VecDeque<Load>,
     image_rows: Vec<Option<(u64, usize)>>,
     pub truths: BTreeMap<SequenceId, Truth>,
     /// Who ended, and how, or was aborted. A step that was begun before still has them.
@@ -49,6 +56,8 @@ pub struct Shadow {
     /// The batch executed last, for the trace.
     pub last_batch: String,
     pub last_counts: Counts,
+    /// Whether it waited for loads that nobody wanted any more.
+    pub last_waited: bool,
 }
 
 /// A picture that is encoded beside the steps: until it lands its rows show nothing.
@@ -58,6 +67,16 @@ struct Flight {
     /// Of the image cache, for each of the picture's rows.
     rows: Vec<usize>,
     patches: usize,
+    steps_left: u64,
+}
+
+/// Copies from the second tier for one sequence: their blocks hold nothing until these have arrived.
+#[derive(Debug)]
+struct Load {
+    copies: Vec<BlockCopy>,
+    /// What the places held when the copies were begun, behind the step before theirs; `None`: they are not yet.
+    contents: Option<Vec<Vec<Option<Slot>>>>,
+    has_arrived: bool,
     steps_left: u64,
 }
 
@@ -80,6 +99,9 @@ pub struct Counts {
     pub placeholders: Vec<SequenceId>,
     /// Sequence and tokens of each item.
     pub items: Vec<(SequenceId, usize)>,
+    /// Blocks that are stored, and those that are loaded for each sequence.
+    pub stores: usize,
+    pub loads: Vec<(SequenceId, usize)>,
 }
 
 impl Shadow {
@@ -87,6 +109,9 @@ impl Shadow {
         Self {
             machine,
             slots: vec![None; config.token_capacity()],
+            host: vec![vec![None; config.block_size]; config.num_host_blocks],
+            stored_early: VecDeque::new(),
+            loads: VecDeque::new(),
             image_rows: vec![None; config.image_capacity()],
             config,
             truths: BTreeMap::new(),
@@ -103,6 +128,7 @@ impl Shadow {
             now_us: 0,
             last_batch: String::new(),
             last_counts: Counts::default(),
+            last_waited: false,
         }
     }
 
@@ -151,6 +177,60 @@ impl Shadow {
         }
         let patches = if self.config.encode_ahead { self.patches_under_way } else { patches };
         assert!(patches <= self.config.max_encode_patches, "more patches than may be encoded at a time");
+    }
+
+    fn block(&self, id: BlockId) -> &[Option<Slot>] {
+        &self.slots[id.0 as usize * self.config.block_size..][..self.config.block_size]
+    }
+
+    /// Behind the step before: what was to be stored may have been copied since the step was begun.
+    fn store(&mut self, batch: &Batch) {
+        let early = self.stored_early.pop_front().expect("it was begun");
+        let places: BTreeSet<_> = batch.stores.iter().map(|copy| copy.host).collect();
+        assert_eq!(places.len(), batch.stores.len(), "a place of the host has two blocks in one step");
+        for (copy, early) in batch.stores.iter().zip(early) {
+            assert_eq!(self.block(copy.block), early, "a block is stored that a step still writes");
+            assert!(early.iter().all(Option::is_some), "a block is stored that is not full");
+            self.host[copy.host.0 as usize] = early;
+        }
+    }
+
+    /// Begins the loads of a step. Their blocks are nobody's to read from here on.
+    fn begin_loads(&mut self, batch: &Batch) {
+        let size = self.config.block_size;
+        let is_new = |load: &&mut Load| load.contents.is_none();
+        for load in self.loads.iter_mut().filter(is_new).take(batch.loads.len()) {
+            let contents = load.copies.iter().map(|copy| self.host[copy.host.0 as usize].clone()).collect();
+            load.contents = Some(contents);
+            for copy in &load.copies {
+                self.slots[copy.block.0 as usize * size..][..size].fill(None);
+            }
+        }
+    }
+
+    /// The oldest `num` loads arrive, if they have not yet.
+    fn arrive(&mut self, num: usize) {
+        let size = self.config.block_size;
+        for load in self.loads.iter_mut().take(num).filter(|load| !load.has_arrived) {
+            load.has_arrived = true;
+            let contents = load.contents.as_ref().expect("begun before");
+            for (copy, content) in load.copies.iter().zip(contents) {
+                let now = &self.host[copy.host.0 as usize];
+                assert_eq!(now, content, "a place of the host is overwritten while it is being read");
+                self.slots[copy.block.0 as usize * size..][..size].copy_from_slice(content);
+            }
+        }
+    }
+
+    /// How many more loads are there after this step; one at least where nothing else was done.
+    fn land_loads(&mut self, is_waiting: bool) -> usize {
+        let begun = self.loads.iter().take_while(|load| load.contents.is_some());
+        let done = begun.take_while(|load| load.steps_left == 0 || load.has_arrived).count();
+        let num_loaded = done.max(usize::from(is_waiting));
+        self.arrive(num_loaded);
+        self.loads.drain(..num_loaded);
+        self.loads.iter_mut().for_each(|load| load.steps_left = load.steps_left.saturating_sub(1));
+        num_loaded
     }
 
     /// The pictures that are there after this step, in the order in which they were begun; one at least where nothing else was done.
@@ -384,6 +464,10 @@ impl Shadow {
 
     fn write(&mut self, batch: &Batch) {
         let mut written = BTreeSet::new();
+        let size = self.config.block_size;
+        let under_way = self.loads.iter().filter(|load| load.contents.is_some() && !load.has_arrived);
+        let copies = under_way.flat_map(|load| &load.copies);
+        let loading: BTreeSet<_> = copies.map(|copy| copy.block.0 as usize).collect();
         for item in &batch.items {
             let hashes = match self.is_lost(item) {
                 true => vec![None],
@@ -395,6 +479,7 @@ impl Shadow {
             for (position, hash) in (item.context_len..).zip(hashes) {
                 let index = self.slot(item, position);
                 assert!(written.insert(index), "two writers of one slot in a step");
+                assert!(!loading.contains(&(index / size)), "{:?} writes where a copy is to arrive", item.id);
                 self.slots[index] = hash.map(|hash| Slot { hash, writer: item.id });
             }
             self.ends.insert(item.id, item.end());
@@ -422,6 +507,14 @@ impl Shadow {
             text += &format!(" encode {:x}", short(&encode.image.digest) & 0xfff);
         }
         let mut counts = Counts { images: batch.encodes.len(), ..Counts::default() };
+        for BlockCopy { block, host } in &batch.stores {
+            text += &format!(" store {} in {}", block.0, host.0);
+        }
+        for load in &batch.loads {
+            text += &format!(" load {:?} for #{}", load.copies, load.id.0);
+        }
+        counts.stores = batch.stores.len();
+        counts.loads = batch.loads.iter().map(|load| (load.id, load.copies.len())).collect();
         counts.patches = batch.encodes.iter().map(|encode| encode.image.num_patches()).sum();
         for item in &batch.items {
             let mark = if item.sample.is_some() { "+" } else { "" };
@@ -471,6 +564,21 @@ impl Shadow {
 impl ModelRunner for Shadow {
     type Error = std::convert::Infallible;
 
+    fn begin(&mut self, batch: &Batch) {
+        let read = self.loads.iter().flat_map(|load| &load.copies);
+        let read: BTreeSet<_> = read.map(|copy| copy.host).collect();
+        let is_read = batch.stores.iter().any(|copy| read.contains(&copy.host));
+        assert!(!is_read, "a place of the host is given away while it is being read");
+        let early = batch.stores.iter().map(|copy| self.block(copy.block).to_vec()).collect();
+        self.stored_early.push_back(early);
+        for load in &batch.loads {
+            assert!(!load.copies.is_empty(), "a load of nothing");
+            let steps_left = chain(load.id.0, self.now_us) % 9;
+            let copies = load.copies.clone();
+            self.loads.push_back(Load { copies, contents: None, has_arrived: false, steps_left });
+        }
+    }
+
     fn draw(&mut self, batch: &Batch) {
         assert!(
             batch.samples().all(|sample| !sample.is_incomplete),
@@ -495,6 +603,12 @@ impl ModelRunner for Shadow {
         let late = self.drawn.pop_front().expect("it was drawn");
         self.now_us += cost_us(batch);
         self.encode(batch);
+        self.store(batch);
+        self.last_waited = batch.waits_for_loads;
+        if batch.waits_for_loads {
+            self.arrive(self.loads.iter().take_while(|load| load.contents.is_some()).count());
+        }
+        self.begin_loads(batch);
         // What others wrote must have been there before this step: it cannot be read while it is being written.
         for item in &batch.items {
             if item.placeholder_for.is_some() {
@@ -538,7 +652,12 @@ impl ModelRunner for Shadow {
         });
         self.sampled_before = ids.zip(output.sampled.iter().cloned()).collect();
         spoilt.into_iter().for_each(|(item, num_good)| self.spoil(item, num_good));
-        output.encoded = self.land(batch.items.is_empty());
+        let is_waiting = batch.items.is_empty();
+        // For a picture or for a load, by chance, where there are both.
+        let by_chance = self.under_way.is_empty() || chain(self.now_us, 7).is_multiple_of(2);
+        let waits_for_load = is_waiting && !self.loads.is_empty() && by_chance;
+        output.num_loaded = self.land_loads(waits_for_load);
+        output.encoded = self.land(is_waiting && !waits_for_load);
         Ok(output)
     }
 }
@@ -546,7 +665,7 @@ impl ModelRunner for Shadow {
 /// How long a step takes.
 fn cost_us(batch: &Batch) -> u64 {
     let patches: usize = batch.encodes.iter().map(|encode| encode.image.num_patches()).sum();
-    400 + 9 * batch.num_tokens() as u64 + 5 * patches as u64
+    400 + 3 * batch.stores.len() as u64 + 9 * batch.num_tokens() as u64 + 5 * patches as u64
 }
 
 /// The guesses at the end of an item.

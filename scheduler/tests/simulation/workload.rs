@@ -57,7 +57,12 @@ impl Workload {
     pub fn new(rng: &mut Rng) -> Self {
         // Beside the day's numbers: a day without steps ahead is what it was before there were any.
         let async_scheduling = Rng(!rng.0.rotate_left(29)).one_in(2);
-        let config = SchedulerConfig { async_scheduling, ..config(rng) };
+        let mut tier = Rng(!rng.0.rotate_left(43));
+        let mut config = SchedulerConfig { async_scheduling, ..config(rng) };
+        if config.enable_prefix_caching && tier.one_in(2) {
+            let most = if tier.one_in(3) { 6 } else { 120 };
+            config.num_host_blocks = tier.range(1, most);
+        }
         Self::on(config, rng)
     }
 
@@ -264,6 +269,7 @@ fn config(rng: &mut Rng) -> SchedulerConfig {
     SchedulerConfig {
         block_size,
         num_blocks: rng.range(2, 60),
+        num_host_blocks: 0,
         max_model_len: rng.range(50, 500),
         max_batched_tokens: max_running + rng.range(0, 40),
         max_running,

@@ -217,7 +217,7 @@ impl Engine {
             Job::Encode { side } => {
                 let encode = self.picture(side)?;
                 let num_tokens = encode.image.num_tokens;
-                let batch = Batch { encodes: vec![encode], items: Vec::new() };
+                let batch = Batch { encodes: vec![encode], ..Batch::default() };
                 timed(runs, || {
                     let output = self.runner.execute(&batch);
                     output.map_err(|error| format!("the device failed: {error}"))
@@ -324,7 +324,7 @@ impl Engine {
     }
 
     fn step(&mut self, items: Vec<BatchItem>) -> Result<StepOutput, String> {
-        self.execute(&Batch { encodes: Vec::new(), items })
+        self.execute(&Batch { items, ..Batch::default() })
     }
 
     fn execute(&mut self, batch: &Batch) -> Result<StepOutput, String> {
@@ -345,7 +345,7 @@ impl Growing {
         let from = self.context_len + step;
         let sequences = 0..self.tokens.len();
         let items = sequences.map(|sequence| self.item(sequence, from, from + 1, block_size)).collect();
-        Batch { encodes: Vec::new(), items }
+        Batch { items, ..Batch::default() }
     }
 
     /// A token that is not known yet is a placeholder for what the step that runs samples in the same row.

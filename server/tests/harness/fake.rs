@@ -222,6 +222,7 @@ pub fn config(num_blocks: usize) -> SchedulerConfig {
     SchedulerConfig {
         block_size: BLOCK_SIZE,
         num_blocks,
+        num_host_blocks: 0,
         max_model_len: 1000,
         max_batched_tokens: 512,
         max_running: 300,
