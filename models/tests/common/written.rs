@@ -53,7 +53,7 @@ pub fn folder(name: &str) -> PathBuf {
             write(&own);
             fs::rename(&own, folder.join(file)).unwrap();
         };
-        put("config.json", &|own| fs::write(own, config.to_string()).unwrap());
+        put("config.json", &|own| fs::write(own, format!("{config:#}\n")).unwrap());
         put("model.safetensors", &|own| write(own, &tensors(&config)));
         made.push(folder.clone());
     }
