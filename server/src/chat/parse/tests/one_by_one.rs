@@ -55,7 +55,7 @@ fn what_is_no_call_of_glm_is_text() {
     }
     // A call that was begun is one, whatever comes behind it.
     let (calls, rest) = said(ToolFormat::Glm, "<tool_call>now\nHm.");
-    assert_eq!((calls, rest.as_str()), (vec![("now".to_owned(), json!({}))], "Hm."));
+    assert_eq!((calls, rest.as_str()), (vec![("now".to_owned(), json!({}))], "\nHm."));
 }
 
 #[test]
