@@ -209,11 +209,11 @@ pub struct SharedConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CorrectionBias {
     /// `gate.e_score_correction_bias` `[E]`
-    OfGate,
+    Gate,
     /// `e_score_correction_bias` `[E]`
-    OfModule,
+    Module,
     /// `moe_statics.e_score_correction_bias` `[1, E]`
-    OfStatics,
+    Statics,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -118,7 +118,7 @@ fn moonlight_and_its_switches() {
     assert_eq!((moe.layers[0], moe.layers[1], moe.layers.len()), (false, true, 27));
     assert_eq!(
         (moe.shared.unwrap().intermediate_size, moe.correction_bias),
-        (2816, Some(CorrectionBias::OfGate))
+        (2816, Some(CorrectionBias::Gate))
     );
 }
 

@@ -138,9 +138,9 @@ fn correction_bias(loader: &Loader, config: &MoeConfig, place: CorrectionBias) -
     let (module, count) = (config.module(), config.num_experts);
     let own = "e_score_correction_bias";
     match place {
-        CorrectionBias::OfGate => loader.vector(&format!("{module}.gate.{own}"), count),
-        CorrectionBias::OfModule => loader.vector(&format!("{module}.{own}"), count),
-        CorrectionBias::OfStatics => {
+        CorrectionBias::Gate => loader.vector(&format!("{module}.gate.{own}"), count),
+        CorrectionBias::Module => loader.vector(&format!("{module}.{own}"), count),
+        CorrectionBias::Statics => {
             let mut row = loader.rows(&format!("{module}.moe_statics.{own}"), [1, count])?;
             row.reshape(&[count]);
             Ok(row)

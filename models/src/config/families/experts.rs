@@ -96,7 +96,7 @@ impl Experts {
             intermediate_size: width,
             shared: (num_shared > 0)
                 .then_some(SharedConfig { intermediate_size: width * num_shared, is_gated: false }),
-            correction_bias: (router.scoring == Scoring::Sigmoid).then_some(CorrectionBias::OfGate),
+            correction_bias: (router.scoring == Scoring::Sigmoid).then_some(CorrectionBias::Gate),
             router,
             names: ExpertNames::Mlp,
             layers,

@@ -58,6 +58,9 @@ pub(in crate::config) struct SpecialTokens {
     pub eos: &'static [u32],
 }
 
+/// The share of a head that turns, from its width.
+pub(super) type RotatedShare = fn(&Fields, usize) -> Result<f64, LoadError>;
+
 /// The switches of a family.
 pub(super) struct Family {
     pub defaults: &'static Defaults,
@@ -76,7 +79,7 @@ pub(super) struct Family {
     /// How values of a head that turn together lie, where heads have keys of their own.
     pub layout: RopeLayout,
     /// The share of a head that turns, where the file does not say it; `None`: all of it, whatever the file says.
-    pub rotated: Option<fn(&Fields, usize) -> Result<f64, LoadError>>,
+    pub rotated: Option<RotatedShare>,
     pub norms: NormPlace,
     /// Gate and up are one matrix in the files.
     pub fused_gate_up: bool,

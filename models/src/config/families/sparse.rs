@@ -153,7 +153,7 @@ fn minimax_experts(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfi
         intermediate_size: fields.usize_or("intermediate_size", default, 1..=MAX_WIDTH)?,
         shared: None,
         router: RouterConfig { scoring: Scoring::Sigmoid, ..plain_router(top_k, true) },
-        correction_bias: Some(CorrectionBias::OfModule),
+        correction_bias: Some(CorrectionBias::Module),
         names: ExpertNames::BlockSparse,
         layers: vec![true; num_layers],
     }))
@@ -196,7 +196,7 @@ fn ernie_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Lo
         shared: (num_shared > 0)
             .then_some(SharedConfig { intermediate_size: width * num_shared, is_gated: false }),
         router: plain_router(top_k, true),
-        correction_bias: Some(CorrectionBias::OfStatics),
+        correction_bias: Some(CorrectionBias::Statics),
         names: ExpertNames::Mlp,
         layers,
     }))

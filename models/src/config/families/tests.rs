@@ -93,7 +93,7 @@ fn switches_of_attention() {
     assert_eq!((a.qk_norm, decoder.rope.dim, decoder.num_mtp_layers), (QkNorm::RmsOfAll, 64, 3));
     let moe = decoder.moe.unwrap();
     assert_eq!((moe.router.scoring, moe.router.normalize), (Scoring::Sigmoid, true));
-    assert_eq!((moe.correction_bias, moe.module()), (Some(CorrectionBias::OfModule), "block_sparse_moe"));
+    assert_eq!((moe.correction_bias, moe.module()), (Some(CorrectionBias::Module), "block_sparse_moe"));
 
     let glm4 = json!({"architectures": ["Glm4ForCausalLM"], "attention_bias": false});
     let config = parse(&glm4).unwrap();
