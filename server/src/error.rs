@@ -128,8 +128,7 @@ pub enum ApiError {
 /// What the wire carries of an error.
 pub struct Parts {
     pub status: StatusCode,
-    kind: &'static str,
-    code: Option<&'static str>,
+    code: &'static str,
     param: Option<String>,
     message: String,
     retry_after_s: Option<u32>,
@@ -152,8 +151,6 @@ struct Object<'a> {
     param: Option<&'a str>,
     code: Option<&'a str>,
 }
-
-const INVALID: &str = "invalid_request_error";
 
 impl ApiError {
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
@@ -190,280 +187,148 @@ impl ApiError {
     }
 
     pub fn parts(&self) -> Parts {
-        let parts = |status, kind, code, message: String| Parts {
-            status,
-            kind,
-            code,
-            param: None,
-            message,
-            retry_after_s: None,
-            close: false,
-        };
+        use StatusCode as Status;
         match self {
-            ApiError::InvalidJson(message) => parts(
-                StatusCode::BAD_REQUEST,
-                INVALID,
-                Some("invalid_json"),
-                format!("failed to parse the body as a JSON object: {message}"),
-            ),
-            ApiError::InvalidParam { param, message } => Parts {
-                param: Some(param.clone()),
-                ..parts(
-                    StatusCode::BAD_REQUEST,
-                    INVALID,
-                    Some("invalid_value"),
-                    format!("invalid `{param}`: {message}"),
-                )
-            },
-            ApiError::Unsupported { param, message } => Parts {
-                param: Some(param.clone()),
-                ..parts(
-                    StatusCode::BAD_REQUEST,
-                    INVALID,
-                    Some("unsupported_parameter"),
-                    format!("`{param}` is not supported: {message}"),
-                )
-            },
-            ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => Parts {
-                param: Some(param.to_string()),
-                ..parts(
-                    StatusCode::BAD_REQUEST,
-                    INVALID,
-                    Some("context_length_exceeded"),
-                    // Opens as OpenAI's and vLLM's do: clients know by these words that a shorter prompt would help.
-                    format!(
-                        "This model's maximum context length is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} for the answer are {} tokens",
-                        prompt_tokens.saturating_add(*max_tokens)
-                    ),
-                )
-            },
-            ApiError::NeverFits { param, message } => Parts {
-                param: Some(param.to_string()),
-                ..parts(StatusCode::BAD_REQUEST, INVALID, Some("never_fits"), message.clone())
-            },
-            ApiError::ModelNotFound { param, model } => Parts {
-                param: Some(param.to_string()),
-                ..parts(
-                    StatusCode::NOT_FOUND,
-                    INVALID,
-                    Some("model_not_found"),
-                    format!("the model `{model}` does not exist"),
-                )
-            },
-            ApiError::ModelGone => Parts {
-                param: Some("model".into()),
-                ..parts(
-                    StatusCode::NOT_FOUND,
-                    INVALID,
-                    Some("model_not_found"),
-                    "the model was unloaded before the request began".into(),
-                )
-            },
-            ApiError::AdapterNotFound { param, message } => Parts {
-                param: Some((*param).into()),
-                ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
-            },
+            ApiError::InvalidJson(message) => {
+                let message = format!("failed to parse the body as a JSON object: {message}");
+                Parts::new(Status::BAD_REQUEST, "invalid_json", message)
+            }
+            ApiError::InvalidParam { param, message } => {
+                Parts::new(Status::BAD_REQUEST, "invalid_value", format!("invalid `{param}`: {message}"))
+                    .at(param)
+            }
+            ApiError::Unsupported { param, message } => {
+                let message = format!("`{param}` is not supported: {message}");
+                Parts::new(Status::BAD_REQUEST, "unsupported_parameter", message).at(param)
+            }
+            ApiError::TooLong { param, prompt_tokens, max_tokens, limit } => {
+                // Opens as OpenAI's and vLLM's do: clients know by these words that a shorter prompt would help.
+                let message = format!(
+                    "This model's maximum context length is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} for the answer are {} tokens",
+                    prompt_tokens.saturating_add(*max_tokens)
+                );
+                Parts::new(Status::BAD_REQUEST, "context_length_exceeded", message).at(param)
+            }
+            ApiError::NeverFits { param, message } => {
+                Parts::new(Status::BAD_REQUEST, "never_fits", message).at(param)
+            }
+            ApiError::ModelNotFound { param, model } => {
+                let message = format!("the model `{model}` does not exist");
+                Parts::new(Status::NOT_FOUND, "model_not_found", message).at(param)
+            }
+            ApiError::ModelGone => {
+                let message = "the model was unloaded before the request began";
+                Parts::new(Status::NOT_FOUND, "model_not_found", message).at("model")
+            }
+            ApiError::AdapterNotFound { param, message } | ApiError::ResponseNotFound { param, message } => {
+                Parts::new(Status::NOT_FOUND, "not_found", message).at(param)
+            }
             ApiError::RouteNotFound { path, meant } => {
                 let hint = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-                parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), format!("no route {path}{hint}"))
+                Parts::new(Status::NOT_FOUND, "not_found", format!("no route {path}{hint}"))
             }
-            ApiError::RouteOff { flag } => parts(
-                StatusCode::NOT_FOUND,
-                INVALID,
-                Some("not_found"),
-                format!("this route is off; the server's flag {flag} turns it on"),
+            ApiError::RouteOff { flag } => {
+                let message = format!("this route is off; the server's flag {flag} turns it on");
+                Parts::new(Status::NOT_FOUND, "not_found", message)
+            }
+            ApiError::MethodNotAllowed { method, path } => {
+                let message = format!("{method} is not allowed for {path}");
+                Parts::new(Status::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+            }
+            ApiError::Unauthorized => Parts::new(
+                Status::UNAUTHORIZED,
+                "invalid_api_key",
+                "missing or wrong API key, expected `Authorization: Bearer KEY` or `x-api-key: KEY`",
             ),
-            ApiError::MethodNotAllowed { method, path } => parts(
-                StatusCode::METHOD_NOT_ALLOWED,
-                INVALID,
-                Some("method_not_allowed"),
-                format!("{method} is not allowed for {path}"),
-            ),
-            ApiError::Unauthorized => parts(
-                StatusCode::UNAUTHORIZED,
-                INVALID,
-                Some("invalid_api_key"),
-                "missing or wrong API key, expected `Authorization: Bearer KEY` or `x-api-key: KEY`".into(),
-            ),
-            ApiError::HostNotAllowed { host } => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::FORBIDDEN,
-                    INVALID,
-                    Some("host_not_allowed"),
-                    format!(
-                        "`{host}` is no name of this server; its flag --allowed-hosts {host} makes it one"
-                    ),
-                )
-            },
-            ApiError::OriginNotAllowed => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::FORBIDDEN,
-                    INVALID,
-                    Some("origin_not_allowed"),
-                    "web pages from elsewhere may not do this; the server's flag --allowed-origins lets them"
-                        .into(),
-                )
-            },
+            ApiError::HostNotAllowed { host } => {
+                let message = format!(
+                    "`{host}` is no name of this server; its flag --allowed-hosts {host} makes it one"
+                );
+                Parts::new(Status::FORBIDDEN, "host_not_allowed", message).closing()
+            }
+            ApiError::OriginNotAllowed => {
+                let message =
+                    "web pages from elsewhere may not do this; the server's flag --allowed-origins lets them";
+                Parts::new(Status::FORBIDDEN, "origin_not_allowed", message).closing()
+            }
             // The rest of the body is unread, so the connection cannot be used again.
-            ApiError::BodyTooLarge { limit } => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    INVALID,
-                    Some("request_too_large"),
-                    format!("the body is larger than {limit} bytes"),
-                )
-            },
-            ApiError::BodyTooComplex { bytes, limit } => parts(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                INVALID,
-                Some("request_too_large"),
-                format!(
+            ApiError::BodyTooLarge { limit } => {
+                let message = format!("the body is larger than {limit} bytes");
+                Parts::new(Status::PAYLOAD_TOO_LARGE, "request_too_large", message).closing()
+            }
+            ApiError::BodyTooComplex { bytes, limit } => {
+                let message = format!(
                     "the body's JSON would take about {bytes} bytes, and the server's flag --max-body-memory leaves {limit} for all requests"
-                ),
-            ),
-            ApiError::BodyMemoryFull { is_read } => Parts {
-                retry_after_s: Some(1),
-                close: !is_read,
-                ..parts(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    Some("body_memory_full"),
-                    "the bodies of other requests take all the memory that there is for them".into(),
-                )
-            },
-            ApiError::BodyTooSlow => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::REQUEST_TIMEOUT,
-                    INVALID,
-                    Some("request_timeout"),
-                    "the body did not arrive in time".into(),
-                )
-            },
-            ApiError::UnsupportedMediaType { message } => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    INVALID,
-                    Some("unsupported_media_type"),
-                    message.clone(),
-                )
-            },
-            ApiError::CompressedBody => Parts {
-                close: true,
-                ..parts(
-                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                    INVALID,
-                    Some("unsupported_media_type"),
-                    "the body is compressed (content-encoding), and only plain ones are read".into(),
-                )
-            },
-            ApiError::NotFound { kind, id } => Parts {
-                param: Some("id".into()),
-                ..parts(
-                    StatusCode::NOT_FOUND,
-                    INVALID,
-                    Some("not_found"),
-                    format!("no such {kind} object: {id}"),
-                )
-            },
-            ApiError::Conflict { message } => {
-                parts(StatusCode::CONFLICT, INVALID, Some("conflict"), message.clone())
+                );
+                Parts::new(Status::PAYLOAD_TOO_LARGE, "request_too_large", message)
             }
+            ApiError::BodyMemoryFull { is_read } => {
+                let message = "the bodies of other requests take all the memory that there is for them";
+                let parts = Parts::new(Status::TOO_MANY_REQUESTS, "body_memory_full", message).retry_after(1);
+                if *is_read { parts } else { parts.closing() }
+            }
+            ApiError::BodyTooSlow => {
+                let message = "the body did not arrive in time";
+                Parts::new(Status::REQUEST_TIMEOUT, "request_timeout", message).closing()
+            }
+            ApiError::UnsupportedMediaType { message } => {
+                Parts::new(Status::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).closing()
+            }
+            ApiError::CompressedBody => {
+                let message = "the body is compressed (content-encoding), and only plain ones are read";
+                Parts::new(Status::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).closing()
+            }
+            ApiError::NotFound { kind, id } => {
+                Parts::new(Status::NOT_FOUND, "not_found", format!("no such {kind} object: {id}")).at("id")
+            }
+            ApiError::Conflict { message } => Parts::new(Status::CONFLICT, "conflict", message),
             ApiError::StorageFull { message } => {
-                parts(StatusCode::BAD_REQUEST, INVALID, Some("storage_limit_exceeded"), message.clone())
+                Parts::new(Status::BAD_REQUEST, "storage_limit_exceeded", message)
             }
-            ApiError::NoDataDir => parts(
-                StatusCode::NOT_IMPLEMENTED,
-                INVALID,
-                Some("no_data_dir"),
-                "files and batches are kept on disk, and this server was started without --data-dir".into(),
-            ),
-            ApiError::TooManyBatches { message } => Parts {
-                retry_after_s: Some(30),
-                ..parts(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    Some("batch_limit_exceeded"),
-                    message.clone(),
-                )
-            },
-            ApiError::TooManyBackground { limit } => Parts {
-                retry_after_s: Some(5),
-                ..parts(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    Some("rate_limit_exceeded"),
-                    format!("{limit} responses are being made in the background, which is the limit"),
-                )
-            },
-            ApiError::ResponseNotFound { param, message } => Parts {
-                param: Some((*param).into()),
-                ..parts(StatusCode::NOT_FOUND, INVALID, Some("not_found"), message.clone())
-            },
-            ApiError::QueueFull { waiting } => Parts {
-                retry_after_s: Some(1),
-                ..parts(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    Some("rate_limit_exceeded"),
-                    format!("the queue is full with {waiting} requests waiting"),
-                )
-            },
-            ApiError::Loading => Parts {
-                retry_after_s: Some(1),
-                ..parts(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable_error",
-                    Some("loading"),
-                    "the model is being loaded".into(),
-                )
-            },
-            ApiError::Draining => Parts {
-                retry_after_s: Some(5),
-                close: true,
-                ..parts(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "service_unavailable_error",
-                    Some("shutting_down"),
-                    "the server is shutting down".into(),
-                )
-            },
-            ApiError::Engine(message) => parts(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                Some("engine_error"),
-                message.clone(),
-            ),
-            ApiError::Failed(Failure::NonFiniteLogits) => parts(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                Some("numerical_error"),
-                "the model computed logits that are not finite".into(),
-            ),
+            ApiError::NoDataDir => {
+                let message =
+                    "files and batches are kept on disk, and this server was started without --data-dir";
+                Parts::new(Status::NOT_IMPLEMENTED, "no_data_dir", message)
+            }
+            ApiError::TooManyBatches { message } => {
+                Parts::new(Status::TOO_MANY_REQUESTS, "batch_limit_exceeded", message).retry_after(30)
+            }
+            ApiError::TooManyBackground { limit } => {
+                let message =
+                    format!("{limit} responses are being made in the background, which is the limit");
+                Parts::new(Status::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(5)
+            }
+            ApiError::QueueFull { waiting } => {
+                let message = format!("the queue is full with {waiting} requests waiting");
+                Parts::new(Status::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(1)
+            }
+            ApiError::Loading => {
+                Parts::new(Status::SERVICE_UNAVAILABLE, "loading", "the model is being loaded").retry_after(1)
+            }
+            ApiError::Draining => {
+                let message = "the server is shutting down";
+                Parts::new(Status::SERVICE_UNAVAILABLE, "shutting_down", message).retry_after(5).closing()
+            }
+            ApiError::Engine(message) => Parts::new(Status::INTERNAL_SERVER_ERROR, "engine_error", message),
+            ApiError::Failed(Failure::NonFiniteLogits) => {
+                let message = "the model computed logits that are not finite";
+                Parts::new(Status::INTERNAL_SERVER_ERROR, "numerical_error", message)
+            }
             // What the request asks for leads there each time: to send it again would not help.
-            ApiError::Failed(Failure::NothingToSample) => parts(
-                StatusCode::BAD_REQUEST,
-                INVALID,
-                Some("no_valid_token"),
-                "the request's biases, penalties, limits and constraints left no token to choose from".into(),
-            ),
-            ApiError::Failed(Failure::Constraint) => parts(
-                StatusCode::BAD_REQUEST,
-                INVALID,
-                Some("constraint_too_complex"),
-                "the constraint on the answer reached a limit of time or memory; a simpler one is needed"
-                    .into(),
-            ),
-            ApiError::Internal => parts(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                Some("internal_error"),
-                "the server made a mistake; the log has more under this request's id".into(),
-            ),
+            ApiError::Failed(Failure::NothingToSample) => {
+                let message =
+                    "the request's biases, penalties, limits and constraints left no token to choose from";
+                Parts::new(Status::BAD_REQUEST, "no_valid_token", message)
+            }
+            ApiError::Failed(Failure::Constraint) => {
+                let message =
+                    "the constraint on the answer reached a limit of time or memory; a simpler one is needed";
+                Parts::new(Status::BAD_REQUEST, "constraint_too_complex", message)
+            }
+            ApiError::Internal => {
+                let message = "the server made a mistake; the log has more under this request's id";
+                Parts::new(Status::INTERNAL_SERVER_ERROR, "internal_error", message)
+            }
         }
     }
 
@@ -474,12 +339,40 @@ impl ApiError {
 }
 
 impl Parts {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, param: None, message: message.into(), retry_after_s: None, close: false }
+    }
+
+    /// The field that is wrong.
+    fn at(self, param: &str) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+
+    fn retry_after(self, seconds: u32) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+
+    /// The connection cannot be used again, or should not.
+    fn closing(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    /// OpenAI's `type`.
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            StatusCode::INTERNAL_SERVER_ERROR => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
     fn json(&self) -> String {
         let object = Object {
             message: &self.message,
-            r#type: self.kind,
+            r#type: self.kind(),
             param: self.param.as_deref(),
-            code: self.code,
+            code: Some(self.code),
         };
         serde_json::to_string(&Envelope { error: object }).expect("strings serialise")
     }

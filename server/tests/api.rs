@@ -1,6 +1,7 @@
 //! What clients see: the HTTP server with a fake model, a scripted one, and the one that is built in. One binary, since linking is most of what a
 //! small one costs: `cargo test -p perilune --test api NAME::` runs one file.
 
+mod adapter_changes;
 mod adapters;
 mod answers;
 mod batches;

@@ -2,8 +2,8 @@
 //! in steps (moe.rs has it as one).
 
 use super::ahead::Key;
+use super::by_expert::{Groups, Terms, linear_part, weighted_sum};
 use super::gemm::Input;
-use super::moe::{Groups, Terms, linear_part, weighted_sum};
 use super::pool::Phase;
 use super::processor::Cpu;
 use super::rounded::{RoundRows, Rounding, round_rows};

@@ -14,6 +14,7 @@ mod attention_pairs;
 mod attention_pairs_thin;
 mod attention_problem;
 mod attention_thin;
+pub(crate) mod by_expert;
 mod by_type;
 mod compact;
 mod dot;

@@ -7,8 +7,8 @@
 //!
 //! On a GPU which expert a row has is known on the device alone.
 
+use crate::cpu::by_expert::{Groups, sort_by_expert as sort_on_cpu};
 use crate::cpu::expert_rows as cpu_rows;
-use crate::cpu::moe::{Groups, sort_by_expert as sort_on_cpu};
 use crate::cuda::moe as cuda_moe;
 use crate::operands::expert_rows::{ExpertRowSizes, ExpertRows};
 use crate::{DType, Device, MatrixBatch, Tensor};

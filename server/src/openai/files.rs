@@ -40,7 +40,7 @@ pub struct ExpiresAfter {
 
 /// The part with the content, for the API's document.
 #[derive(JsonSchema)]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "only its schema is used")]
 pub struct FilePart {
     /// The content, with a file name.
     file: String,

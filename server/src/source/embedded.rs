@@ -6,8 +6,8 @@ pub const NAME: &str = "perilune-demo";
 /// Name and content of each file, as the build script found them.
 pub static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-/// As a map of a file would be. A build without a model has no use for it.
-#[allow(dead_code)]
+/// Aligned as a map of a file would be.
+#[allow(dead_code, reason = "a build without a model has no use for it")]
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 

@@ -1,6 +1,6 @@
 //! A model of random weights: logits that are noise, drawn from by the real sampler under the real masks.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "every test binary uses its part")]
 
 pub mod schemas;
 

@@ -1,6 +1,6 @@
 //! Small tokenizers in the formats of published checkpoints, and random numbers.
 
-#![allow(dead_code)] // Each test binary uses a part.
+#![allow(dead_code, reason = "every test binary uses its part")]
 
 pub mod gguf;
 pub mod hub;

@@ -105,95 +105,113 @@ impl MarkedFormat {
 
     /// `Some` where there is nothing more to be taken in.
     fn advance(&mut self, context: &mut Context<'_>) -> Option<Step> {
-        let white = match self.state {
-            State::Section | State::Between => context.input.white(),
-            _ => 0,
-        };
-        let (rest, is_end) = (context.input.rest(), context.input.is_end());
         match &mut self.state {
-            State::Section | State::Between => {
-                // White space between calls is nobody's; before a text it is the text's.
-                let nothing = if matches!(self.state, State::Between) { Step::Done } else { Step::NotACall };
-                let mut markers = vec![self.marks.call_begin];
-                markers.extend(self.marks.section_ends);
-                match starts_with(&rest[white..], &markers, is_end) {
-                    Match::Partly => return Some(Step::More),
-                    Match::No => return Some(nothing),
-                    Match::Yes(marker) => {
-                        context.input.advance(white + markers[marker].len());
-                        if marker > 0 {
-                            return Some(nothing);
-                        }
-                        self.state = State::Head(String::new());
-                    }
+            // White space between calls is nobody's; before a text it is the text's.
+            State::Section => self.call_or_end(Step::NotACall, context),
+            State::Between => self.call_or_end(Step::Done, context),
+            State::Head(head) => match self.marks.take_head(head, context) {
+                Ok(next) => {
+                    self.state = next;
+                    None
                 }
-            }
-            State::Head(head) => {
-                let found = find(rest, &[self.marks.arguments_begin, self.marks.call_end], is_end);
-                let len = match found {
-                    Found::At(at, _) => at,
-                    Found::Held(held) => rest.len() - held,
-                };
-                head.push_str(&rest[..len]);
-                context.input.advance(len);
-                if !may_be_name(head) {
-                    return Some(Step::NotACall);
-                }
-                let Found::At(_, marker) = found else { return Some(Step::More) };
-                let Some(parsed) = (self.marks.head)(head) else { return Some(Step::NotACall) };
-                let has_arguments = marker == 0;
-                context.input.advance([self.marks.arguments_begin, self.marks.call_end][marker].len());
-                self.state = match (parsed, has_arguments) {
-                    (Head::Call { id, name }, true) => {
-                        context.start(id, name);
-                        State::Arguments(Arguments::Before)
-                    }
-                    (Head::Call { id, name }, false) => {
-                        context.start(id, name);
-                        context.end();
-                        State::Between
-                    }
-                    (Head::NameFollows, true) => State::NameLine(String::new()),
-                    (Head::NameFollows, false) => return Some(Step::NotACall),
-                };
-            }
+                Err(step) => Some(step),
+            },
             State::NameLine(line) => {
                 // In the other form a function may be called `function`.
-                if line.is_empty() && rest.trim_start().starts_with('{') {
-                    context.start(None, "function".to_owned());
-                    self.state = State::Arguments(Arguments::Before);
-                    return None;
-                }
-                let len = rest.find('\n').unwrap_or(rest.len());
-                line.push_str(&rest[..len]);
-                let is_whole = len < rest.len();
-                context.input.advance(len);
-                if !may_be_name(line) {
-                    return Some(Step::NotACall);
-                }
-                if !is_whole {
-                    return Some(Step::More);
-                }
-                let name = line.trim();
-                if !is_name(name) {
-                    return Some(Step::NotACall);
-                }
-                context.start(None, name.to_owned());
+                let rest = context.input.rest();
+                let name = if line.is_empty() && rest.trim_start().starts_with('{') {
+                    "function".to_owned()
+                } else {
+                    match name_line(line, context) {
+                        Ok(name) => name,
+                        Err(step) => return Some(step),
+                    }
+                };
+                context.start(None, name);
                 self.state = State::Arguments(Arguments::Before);
+                None
             }
             State::Arguments(_) => {
                 let ends = self.ends();
                 let State::Arguments(arguments) = &mut self.state else { return Some(Step::More) };
                 let Some(end) = arguments.step(&ends, context) else { return Some(Step::More) };
                 context.end();
-                match end {
-                    0 => self.state = State::Between,
-                    1 => self.state = State::Head(String::new()),
+                self.state = match end {
+                    0 => State::Between,
+                    1 => State::Head(String::new()),
                     _ => return Some(Step::Done),
-                }
+                };
+                None
             }
         }
-        None
+    }
+
+    /// `nothing`: what it is if no call begins here.
+    fn call_or_end(&mut self, nothing: Step, context: &mut Context<'_>) -> Option<Step> {
+        let white = context.input.white();
+        let mut markers = vec![self.marks.call_begin];
+        markers.extend(self.marks.section_ends);
+        match starts_with(&context.input.rest()[white..], &markers, context.input.is_end()) {
+            Match::Partly => Some(Step::More),
+            Match::No => Some(nothing),
+            Match::Yes(marker) => {
+                context.input.advance(white + markers[marker].len());
+                if marker > 0 {
+                    return Some(nothing);
+                }
+                self.state = State::Head(String::new());
+                None
+            }
+        }
+    }
+}
+
+impl Marks {
+    /// Takes in a call's head, of which `head` has what came before: what follows it, when it is whole.
+    fn take_head(&self, head: &mut String, context: &mut Context<'_>) -> Result<State, Step> {
+        let rest = context.input.rest();
+        let found = find(rest, &[self.arguments_begin, self.call_end], context.input.is_end());
+        let len = match found {
+            Found::At(at, _) => at,
+            Found::Held(held) => rest.len() - held,
+        };
+        head.push_str(&rest[..len]);
+        context.input.advance(len);
+        if !may_be_name(head) {
+            return Err(Step::NotACall);
+        }
+        let Found::At(_, marker) = found else { return Err(Step::More) };
+        let parsed = (self.head)(head).ok_or(Step::NotACall)?;
+        let has_arguments = marker == 0;
+        context.input.advance([self.arguments_begin, self.call_end][marker].len());
+        match (parsed, has_arguments) {
+            (Head::Call { id, name }, true) => {
+                context.start(id, name);
+                Ok(State::Arguments(Arguments::Before))
+            }
+            (Head::Call { id, name }, false) => {
+                context.start(id, name);
+                context.end();
+                Ok(State::Between)
+            }
+            (Head::NameFollows, true) => Ok(State::NameLine(String::new())),
+            (Head::NameFollows, false) => Err(Step::NotACall),
+        }
+    }
+}
+
+/// The name in a line of its own, of which `line` has what came before.
+fn name_line(line: &mut String, context: &mut Context<'_>) -> Result<String, Step> {
+    let rest = context.input.rest();
+    let len = rest.find('\n').unwrap_or(rest.len());
+    line.push_str(&rest[..len]);
+    let is_whole = len < rest.len();
+    context.input.advance(len);
+    match line.trim() {
+        _ if !may_be_name(line) => Err(Step::NotACall),
+        _ if !is_whole => Err(Step::More),
+        name if is_name(name) => Ok(name.to_owned()),
+        _ => Err(Step::NotACall),
     }
 }
 

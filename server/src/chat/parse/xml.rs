@@ -78,13 +78,18 @@ enum State {
     Key(String),
     /// Where the value of this parameter may begin.
     BeforeValue(String),
-    Value {
-        kind: ParameterKind,
-        text: String,
-        is_first: bool,
-    },
+    Value(Value),
     /// After a function.
     Between,
+}
+
+/// A parameter's value, of which some may have come.
+#[derive(Debug)]
+struct Value {
+    kind: ParameterKind,
+    /// What came of one that is not text, which is passed on when it is whole.
+    text: String,
+    is_first: bool,
 }
 
 impl XmlCalls {
@@ -96,9 +101,10 @@ impl XmlCalls {
         if tags.function.is_some() { State::Function } else { State::Name(String::new()) }
     }
 
+    /// `Some` where there is nothing more to be taken in.
     fn advance(&mut self, context: &mut Context<'_>) -> Option<Step> {
         let tags = self.tags;
-        let white = if matches!(self.state, State::Value { .. }) { 0 } else { context.input.white() };
+        let white = if matches!(self.state, State::Value(_)) { 0 } else { context.input.white() };
         let (rest, is_end) = (context.input.rest(), context.input.is_end());
         match &mut self.state {
             State::Function => {
@@ -128,40 +134,16 @@ impl XmlCalls {
                 context.start(None, self.function.clone());
                 self.state = State::Parameter;
             }
-            State::Parameter => {
-                let function_end = tags.function.map_or(tags.close, |function| function.end);
-                // At the end of the output the call is unfinished, whatever would have come.
-                match starts_with(&rest[white..], &[tags.key[0], tags.close, function_end], false) {
-                    Match::Partly => return Some(Step::More),
-                    Match::Yes(0) => {
-                        context.input.advance(white + tags.key[0].len());
-                        self.state = State::Key(String::new());
-                    }
-                    Match::Yes(1) => {
-                        context.input.advance(white + tags.close.len());
-                        self.close(context);
-                        return Some(Step::Done);
-                    }
-                    Match::Yes(_) => {
-                        context.input.advance(white + function_end.len());
-                        self.close(context);
-                        self.state = State::Between;
-                    }
-                    Match::No => {
-                        self.close(context);
-                        return Some(Step::Done);
-                    }
-                }
-            }
+            State::Parameter => return self.parameter_or_end(white, context),
             State::Key(key) => {
                 if !collect_tag(key, tags.key[1], context) {
                     return Some(Step::More);
                 }
                 let key = std::mem::take(key);
-                match tags.value {
-                    None => self.begin_value(&key, context),
-                    Some(_) => self.state = State::BeforeValue(key),
-                }
+                self.state = match tags.value {
+                    None => State::Value(self.begin_value(&key, context)),
+                    Some(_) => State::BeforeValue(key),
+                };
             }
             State::BeforeValue(key) => {
                 let begin = tags.value.unwrap_or("");
@@ -175,54 +157,15 @@ impl XmlCalls {
                     Match::Yes(_) => {
                         let key = std::mem::take(key);
                         context.input.advance(white + begin.len());
-                        self.begin_value(&key, context);
+                        self.state = State::Value(self.begin_value(&key, context));
                     }
                 }
             }
-            State::Value { kind, text, is_first } => {
-                // A control token ends the value too: it can only be the call's own end.
-                let plain = context.input.plain();
-                let is_cut = plain.len() < rest.len();
-                let end = tags.value_end;
-                let (mut len, end_len) = match find(plain, &[end], is_cut) {
-                    Found::At(at, _) => (at, end.len()),
-                    Found::Held(_) if is_cut && rest[plain.len()..].starts_with(end) => {
-                        (plain.len(), end.len())
-                    }
-                    Found::Held(held) => (plain.len() - held, 0),
-                };
-                let is_whole = end_len > 0 || is_cut;
-                if tags.breaks && *is_first && len > 0 {
-                    *is_first = false;
-                    let breaks = usize::from(rest.starts_with('\n'));
-                    context.input.advance(breaks);
-                    return None;
-                }
-                let mut value = &rest[..len];
-                if is_whole {
-                    value = value.strip_suffix('\n').filter(|_| tags.breaks).unwrap_or(value);
-                    len += end_len;
-                } else if tags.breaks && value.ends_with('\n') {
-                    len -= 1;
-                    value = &rest[..len];
-                }
-                let mut json = String::new();
-                if *kind == ParameterKind::Text {
-                    push_escaped(value, &mut json);
-                    json.push_str(if is_whole { "\"" } else { "" });
-                } else {
-                    text.push_str(value);
-                    if is_whole {
-                        push_typed(text, *kind, &mut json);
-                    }
-                }
-                context.input.advance(len);
-                context.arguments(&json);
-                if !is_whole {
-                    return Some(Step::More);
-                }
-                self.state = State::Parameter;
-            }
+            State::Value(value) => match value.take(tags, context) {
+                None => {}
+                Some(false) => return Some(Step::More),
+                Some(true) => self.state = State::Parameter,
+            },
             State::Between => {
                 let begin = tags.function.map_or(tags.close, |function| function.name[0]);
                 match starts_with(&rest[white..], &[tags.close, begin], is_end) {
@@ -239,7 +182,36 @@ impl XmlCalls {
         None
     }
 
-    fn begin_value(&mut self, key: &str, context: &mut Context<'_>) {
+    fn parameter_or_end(&mut self, white: usize, context: &mut Context<'_>) -> Option<Step> {
+        let (tags, rest) = (self.tags, context.input.rest());
+        let function_end = tags.function.map_or(tags.close, |function| function.end);
+        // At the end of the output the call is unfinished, whatever would have come.
+        match starts_with(&rest[white..], &[tags.key[0], tags.close, function_end], false) {
+            Match::Partly => Some(Step::More),
+            Match::Yes(0) => {
+                context.input.advance(white + tags.key[0].len());
+                self.state = State::Key(String::new());
+                None
+            }
+            Match::Yes(1) => {
+                context.input.advance(white + tags.close.len());
+                self.close(context);
+                Some(Step::Done)
+            }
+            Match::Yes(_) => {
+                context.input.advance(white + function_end.len());
+                self.close(context);
+                self.state = State::Between;
+                None
+            }
+            Match::No => {
+                self.close(context);
+                Some(Step::Done)
+            }
+        }
+    }
+
+    fn begin_value(&mut self, key: &str, context: &mut Context<'_>) -> Value {
         let tool = context.tool(&self.function);
         let kind = tool.map_or(ParameterKind::Text, |tool| tool.parameter(key));
         let mut json = String::from(if self.num_parameters == 0 { "{\"" } else { ", \"" });
@@ -247,12 +219,56 @@ impl XmlCalls {
         json.push_str(if kind == ParameterKind::Text { "\": \"" } else { "\": " });
         context.arguments(&json);
         self.num_parameters += 1;
-        self.state = State::Value { kind, text: String::new(), is_first: true };
+        Value { kind, text: String::new(), is_first: true }
     }
 
     fn close(&self, context: &mut Context<'_>) {
         context.arguments(if self.num_parameters == 0 { "{}" } else { "}" });
         context.end();
+    }
+}
+
+impl Value {
+    /// Takes in what there is: whether that was its end. `None`: only the line break before it.
+    fn take(&mut self, tags: &Tags, context: &mut Context<'_>) -> Option<bool> {
+        let rest = context.input.rest();
+        // A control token ends the value too: it can only be the call's own end.
+        let plain = context.input.plain();
+        let is_cut = plain.len() < rest.len();
+        let end = tags.value_end;
+        let (mut len, end_len) = match find(plain, &[end], is_cut) {
+            Found::At(at, _) => (at, end.len()),
+            Found::Held(_) if is_cut && rest[plain.len()..].starts_with(end) => (plain.len(), end.len()),
+            Found::Held(held) => (plain.len() - held, 0),
+        };
+        let is_whole = end_len > 0 || is_cut;
+        if tags.breaks && self.is_first && len > 0 {
+            self.is_first = false;
+            let breaks = usize::from(rest.starts_with('\n'));
+            context.input.advance(breaks);
+            return None;
+        }
+        let mut value = &rest[..len];
+        if is_whole {
+            value = value.strip_suffix('\n').filter(|_| tags.breaks).unwrap_or(value);
+            len += end_len;
+        } else if tags.breaks && value.ends_with('\n') {
+            len -= 1;
+            value = &rest[..len];
+        }
+        let mut json = String::new();
+        if self.kind == ParameterKind::Text {
+            push_escaped(value, &mut json);
+            json.push_str(if is_whole { "\"" } else { "" });
+        } else {
+            self.text.push_str(value);
+            if is_whole {
+                push_typed(&self.text, self.kind, &mut json);
+            }
+        }
+        context.input.advance(len);
+        context.arguments(&json);
+        Some(is_whole)
     }
 }
 

@@ -95,8 +95,8 @@ pub struct RetrieveQuery {
     pub stream: Option<bool>,
     /// Only events after the one with this number.
     pub starting_after: Option<usize>,
-    /// Everything that is known is told anyway.
-    #[allow(dead_code)]
+    /// Accepted, and without effect: everything that is known is told anyway.
+    #[allow(dead_code, reason = "part of the schema")]
     pub include: Option<String>,
 }
 
