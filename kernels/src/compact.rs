@@ -1,24 +1,27 @@
 //! Compact bf16: weights in 12 bits from which the 16 of bf16 come back exactly, for the processor.
 //!
 //! Within some hundred weights of one row nearly all exponents lie within 16 neighbours. So a weight keeps its sign, its mantissa and four
-//! bits above the lowest of these, and the few weights that lie outside are listed as they are. Every length is known from the shape.
+//! bits of its exponent above the lowest of these, and the few weights that lie outside are listed as they are. Every length is known from the shape.
 //!
 //! ```text
 //! matrix   panel | panel | … | room for spilled outliers, 4 bytes each
 //! panel    block of 256 k | … | last block: what is left of K
 //! block    header | quad of 4 k | quad | …
-//! header   32 exponents, one for each row | where: u64 | count: u32 | 5 outliers
-//! quad     three vectors of 32 words, A B C, for the four vectors a b c d that a panel of bf16 has in its place (cpu/pack.rs)
+//! header   32 bases, one for each row | where: u64 | count: u32 | 5 outliers
+//! quad     64 low bytes of a and b | 64 low bytes of c and d | 64 codes of both, for the four vectors a b c d that a panel of bf16 has
+//!          in its place (cpu/pack.rs)
 //!
-//!          15   14 .. 11          10 .. 7            6 .. 0
-//! A        sign exponent of d     exponent of a      mantissa of a
-//! B        sign mantissa of d: 6..3   of b               of b
-//! C        sign see below         of c               of c
-//!               bit 11: sign of d; bits 12, 13, 14: mantissa 0, 1, 2 of the d of the other word of the pair (even and odd)
+//!          7        6        5 4 3        2 1 0
+//! code     sign     sign     upper bits   upper bits, less the row's base
+//!          of a, b  of c, d  of c, d      of a, b
 //! ```
-//! Four bits and the row's exponent are added; C's bits come to their places when words of 32 bits are turned round by four. An outlier
-//! is its place among the words of the block as bf16, and its 16 bits above that; in the quad its exponent's four bits are zero. Where a block has more than five, all of them are
-//! spilled. `where` is the distance from the header to the first, in bytes. K and N are filled up as bf16 is; what fills K up decodes to any finite number, since activations are +0 there.
+//! The low byte of a bf16 is the lowest bit of its exponent and the mantissa; its high byte is the sign and the other seven bits of the
+//! exponent, eight values of which a code can tell: 16 exponents, of which the lowest is even. Bytes lie as instructions that interleave the
+//! halves of lanes of 128 bits take them: [`place_of`].
+//!
+//! An outlier is its place among the words of the block as bf16, and its 16 bits above that; in the quad the bits of its code are zero but for the sign. Where a block has
+//! more than five, all of them are spilled. `where` is the distance from the header to the first, in bytes. K and N are filled up as bf16 is; what fills K up decodes to any finite
+//! number, since activations are +0 there.
 //! A matrix with more outliers than there is room for is not kept so: [`crate::MatrixBatch`] keeps it in plain bf16.
 
 use crate::panel::{PANEL, k_padded};
@@ -37,14 +40,14 @@ pub(crate) const QUAD_BYTES: usize = QUAD_WORDS / 4 * 3 * 2;
 
 /// Words of a vector.
 const LANES: usize = PANEL;
+/// Bytes of each part of a quad: one for each word of two vectors.
+const PART: usize = 2 * LANES;
 /// Weights for each of which there is room for one spilled outlier.
 const WEIGHTS_PER_SPILLED: usize = 256;
-/// Exponents that a row of a block has beside its lowest.
-const SPAN: u8 = 15;
-/// The highest that the lowest may be: sums of exponents stay within eight bits.
-const HIGHEST_BASE: u8 = 255 - SPAN;
-/// Of sign and mantissa.
-const KEPT: u16 = 0x807f;
+/// The largest that a code has above its row's base.
+const SPAN: u8 = 7;
+/// The highest that a base may be: sums with it stay within seven bits.
+const HIGHEST_BASE: u8 = 127 - SPAN;
 
 /// Bytes of a panel of K, which is filled up to `k_padded`.
 pub(crate) const fn panel_bytes(k_padded: usize) -> usize {
@@ -84,7 +87,7 @@ impl Outlier {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// The lowest exponent of each row.
+    /// The lowest exponent of each row, halved.
     pub bases: [u8; PANEL],
     /// From the header to the first outlier, in bytes.
     distance: u64,
@@ -216,14 +219,19 @@ pub(crate) fn check(matrix: &[u8], num_panels: usize, k: usize) {
     }
 }
 
-/// The row of a lane of the vectors a and c; b and d have the 16 that follow.
+/// The row of a word of the vectors a and c; b and d have the 16 that follow.
 const fn row(vector: usize, lane: usize) -> usize {
     vector % 2 * (PANEL / 2) + lane / 2
 }
 
-/// The k of a lane, within its quad.
+/// The k of a word, within its quad.
 const fn k_of(vector: usize, lane: usize) -> usize {
     vector / 2 * 2 + lane % 2
+}
+
+/// Where in each part of a quad a word of a vector lies: eight words of the first vector, eight of the second, and so on.
+const fn place_of(vector: usize, lane: usize) -> usize {
+    lane / 8 * 16 + vector % 2 * 8 + lane % 8
 }
 
 /// Writes a block without its spilled outliers. Returns all of its outliers; up to `NUM_INLINE` are in its header.
@@ -233,34 +241,30 @@ fn pack_block(words: &[u16], k: usize, block: &mut [u8]) -> Vec<Outlier> {
         [0, 1].map(|vector| std::array::from_fn(|lane| u16::from(bases[row(vector, lane)])));
     let (header, quads) = block.split_at_mut(HEADER_BYTES);
     let mut outliers = Vec::new();
-    let quads = quads.chunks_exact_mut(QUAD_BYTES).zip(words.chunks_exact(QUAD_WORDS));
+    let quads = quads.as_chunks_mut::<QUAD_BYTES>().0.iter_mut().zip(words.as_chunks::<QUAD_WORDS>().0);
     for (index, (quad, words)) in quads.enumerate() {
-        let mut fields = [0u16; QUAD_WORDS];
-        // Whether there is an outlier at all is seen without a branch.
+        // The upper bits of an exponent, less the row's base. Whether there is an outlier at all is seen without a branch.
+        let mut above = [0u16; QUAD_WORDS];
         let mut all_above = 0;
-        let vectors = fields.as_chunks_mut::<LANES>().0.iter_mut().zip(words.as_chunks::<LANES>().0);
-        for (vector, (fields, words)) in vectors.enumerate() {
+        let vectors = above.as_chunks_mut::<LANES>().0.iter_mut().zip(words.as_chunks::<LANES>().0);
+        for (vector, (above, words)) in vectors.enumerate() {
             for lane in 0..LANES {
-                let above = (words[lane] >> 7 & 255).wrapping_sub(of_lanes[vector % 2][lane]);
-                all_above |= above;
-                fields[lane] = words[lane] & KEPT | (above & 15) << 7;
+                above[lane] = (words[lane] >> 8 & 127).wrapping_sub(of_lanes[vector % 2][lane]);
+                all_above |= above[lane];
             }
         }
+        let mut words = *words;
         if all_above > u16::from(SPAN) || 4 * index + 4 > k {
-            for (place, (field, &word)) in fields.iter_mut().zip(words).enumerate() {
-                let (vector, lane) = (place / LANES, place % LANES);
-                let above = exponent(word).wrapping_sub(bases[row(vector, lane)]);
-                if 4 * index + k_of(vector, lane) >= k {
-                    *field = 0;
-                } else if above > SPAN {
-                    *field = word & KEPT;
-                    outliers.push(Outlier::new(index * QUAD_WORDS + place, word));
+            for (place, (above, word)) in above.iter_mut().zip(&mut words).enumerate() {
+                if 4 * index + k_of(place / LANES, place % LANES) >= k {
+                    [*above, *word] = [0, 0];
+                } else if *above > u16::from(SPAN) {
+                    *above = 0;
+                    outliers.push(Outlier::new(index * QUAD_WORDS + place, *word));
                 }
             }
         }
-        for (cell, word) in quad.chunks_exact_mut(2).zip(pack_quad(&fields)) {
-            cell.copy_from_slice(&word.to_ne_bytes());
-        }
+        pack_quad(&words, &above, quad);
     }
     let mut inline = [Outlier(0); NUM_INLINE];
     if outliers.len() <= NUM_INLINE {
@@ -271,26 +275,27 @@ fn pack_block(words: &[u16], k: usize, block: &mut [u8]) -> Vec<Outlier> {
     outliers
 }
 
-fn exponent(word: u16) -> u8 {
-    (word >> 7) as u8
+/// What a code tells of a word's exponent: all but its lowest bit.
+fn upper(word: u16) -> u8 {
+    (word >> 8) as u8 & 127
 }
 
-/// For each row the lowest of 16 neighbouring exponents that most of its first `k` weights have.
+/// For each row the lowest of eight neighbouring values that the upper bits of most of its first `k` weights have.
 fn bases(words: &[u16], k: usize) -> [u8; PANEL] {
-    let (mut low, mut high) = ([255u8; PANEL], [0u8; PANEL]);
+    let (mut low, mut high) = ([127u8; PANEL], [0u8; PANEL]);
     for pair in words.chunks_exact(2 * PANEL).take(k / 2) {
         for (row, pair) in pair.as_chunks::<2>().0.iter().enumerate() {
             for &word in pair {
-                low[row] = low[row].min(exponent(word));
-                high[row] = high[row].max(exponent(word));
+                low[row] = low[row].min(upper(word));
+                high[row] = high[row].max(upper(word));
             }
         }
     }
     if k % 2 == 1 {
         for row in 0..PANEL {
-            let exponent = exponent(words[(k - 1) * PANEL + 2 * row]);
-            low[row] = low[row].min(exponent);
-            high[row] = high[row].max(exponent);
+            let upper = upper(words[(k - 1) * PANEL + 2 * row]);
+            low[row] = low[row].min(upper);
+            high[row] = high[row].max(upper);
         }
     }
     std::array::from_fn(|row| match high[row] - low[row] <= SPAN {
@@ -300,9 +305,9 @@ fn bases(words: &[u16], k: usize) -> [u8; PANEL] {
 }
 
 fn most_frequent(words: &[u16], k: usize, row: usize) -> u8 {
-    let mut counts = [0u16; 256];
+    let mut counts = [0u16; 128];
     for k in 0..k {
-        counts[usize::from(exponent(words[k / 2 * 2 * PANEL + 2 * row + k % 2]))] += 1;
+        counts[usize::from(upper(words[k / 2 * 2 * PANEL + 2 * row + k % 2]))] += 1;
     }
     let mut inside: u16 = counts[..=usize::from(SPAN)].iter().sum();
     let mut best = (inside, 0);
@@ -313,38 +318,38 @@ fn most_frequent(words: &[u16], k: usize, row: usize) -> u8 {
     best.1
 }
 
-/// A B C of a b c d, whose exponents are less the row's.
-fn pack_quad(fields: &[u16; QUAD_WORDS]) -> [u16; QUAD_WORDS / 4 * 3] {
-    let mut words = [0; QUAD_WORDS / 4 * 3];
-    words.copy_from_slice(&fields[..3 * LANES]);
-    let d = &fields[3 * LANES..];
-    for (lane, &d) in d.iter().enumerate() {
-        words[lane] |= (d >> 7 & 15) << 11;
-        words[LANES + lane] |= (d >> 3 & 15) << 11;
+/// The three parts of a quad of words, whose upper bits less their row's base are `above`.
+fn pack_quad(words: &[u16; QUAD_WORDS], above: &[u16; QUAD_WORDS], quad: &mut [u8; QUAD_BYTES]) {
+    let (low, codes) = quad.split_at_mut(2 * PART);
+    codes.fill(0);
+    for vector in 0..4 {
+        let low = &mut low[vector / 2 * PART..][..PART];
+        for lane in 0..LANES {
+            let (word, above) = (words[vector * LANES + lane], above[vector * LANES + lane]);
+            let place = place_of(vector, lane);
+            low[place] = word as u8;
+            codes[place] |= match vector / 2 {
+                0 => (word >> 15 << 7 | above) as u8,
+                _ => (word >> 15 << 6 | above << 3) as u8,
+            };
+        }
     }
-    for (words, d) in words[2 * LANES..].as_chunks_mut::<2>().0.iter_mut().zip(d.as_chunks::<2>().0) {
-        words[0] |= d[0] >> 15 << 11 | (d[1] & 7) << 12;
-        words[1] |= d[1] >> 15 << 11 | (d[0] & 7) << 12;
-    }
-    words
 }
 
-/// a b c d of A B C, in plain code; `bases` of the block.
+/// a b c d of a quad, in plain code; `bases` of the block.
 #[inline(always)]
-pub(crate) fn unpack_quad(
-    quad: &[u16; QUAD_WORDS / 4 * 3],
-    bases: &[u8; PANEL],
-    out: &mut [u16; QUAD_WORDS],
-) {
-    let base = |row: usize| u16::from(bases[row]) << 7;
-    for lane in 0..LANES {
-        let [low, high] = [base(row(0, lane)), base(row(1, lane))];
-        let [a, b, c] = [0, 1, 2].map(|vector| quad[vector * LANES + lane]);
-        out[lane] = (a & 0x87ff) + low;
-        out[LANES + lane] = (b & 0x87ff) + high;
-        out[2 * LANES + lane] = (c & 0x87ff) + low;
-        let mantissa = b >> 8 & 0x78 | quad[2 * LANES + (lane ^ 1)] >> 12 & 7;
-        out[3 * LANES + lane] = (c << 4 & 0x8000 | a >> 4 & 0x780 | mantissa) + high;
+pub(crate) fn unpack_quad(quad: &[u8; QUAD_BYTES], bases: &[u8; PANEL], out: &mut [u16; QUAD_WORDS]) {
+    for vector in 0..4 {
+        for lane in 0..LANES {
+            let place = place_of(vector, lane);
+            let code = quad[2 * PART + place];
+            let code = match vector / 2 {
+                0 => code & 0x87,
+                _ => code << 1 & 0x80 | code >> 3 & 7,
+            };
+            let high = code.wrapping_add(bases[row(vector, lane)]);
+            out[vector * LANES + lane] = u16::from_le_bytes([quad[vector / 2 * PART + place], high]);
+        }
     }
 }
 
@@ -353,12 +358,8 @@ pub(crate) fn unpack_quad(
 pub(crate) fn unpack_block(matrix: &[u8], at: usize, words: &mut [u16]) {
     let (header, quads) = matrix[at..].split_at(HEADER_BYTES);
     let header = Header::from_bytes(header);
-    for (quad, out) in quads.chunks_exact(QUAD_BYTES).zip(words.as_chunks_mut::<QUAD_WORDS>().0) {
-        let mut packed = [0; QUAD_WORDS / 4 * 3];
-        for (word, cell) in packed.iter_mut().zip(quad.as_chunks::<2>().0) {
-            *word = u16::from_ne_bytes(*cell);
-        }
-        unpack_quad(&packed, &header.bases, out);
+    for (quad, out) in quads.as_chunks::<QUAD_BYTES>().0.iter().zip(words.as_chunks_mut::<QUAD_WORDS>().0) {
+        unpack_quad(quad, &header.bases, out);
     }
     let outliers = &matrix[at + header.distance as usize..][..header.count as usize * size_of::<Outlier>()];
     for &bytes in outliers.as_chunks::<4>().0 {
@@ -396,7 +397,12 @@ mod tests {
             }
         }
         // What fills K up is finite.
-        assert!(found.iter().zip(&words).all(|(found, word)| exponent(*found) < 255 || found == word));
+        assert!(
+            found
+                .iter()
+                .zip(&words)
+                .all(|(found, word)| f32::from_bits(u32::from(*found) << 16).is_finite() || found == word)
+        );
         outliers.len()
     }
 

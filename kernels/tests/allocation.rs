@@ -167,6 +167,7 @@ impl Step {
         scatter_rows(&self.table, &[1], &mut self.normed, &[0]);
         self.narrow.set_rows(1);
         interpolate_positions(&self.places, 1, 1, &mut self.narrow);
+        interpolate_corners(&self.places, 1, 1, &mut self.narrow);
         self.narrow.set_rows(t);
     }
 }

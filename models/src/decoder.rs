@@ -6,6 +6,7 @@
 //! residual ─norm─▶ rows to sample or to score ─▶ head ─▶ logits, some rows at a time
 //! ```
 //!
+//! Where pictures have rows for several layers, those of layer i are added to the residual of their tokens after it.
 //! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`; in those that do
 //! both, there is a second norm before each `+ residual` above.
 
@@ -75,8 +76,9 @@ pub struct Placement<'a> {
 /// What a step reads beside its input and the model's own weights.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
-    /// The rows that `input.image_rows` names.
-    pub images: Option<&'a Tensor>,
+    /// The rows that `input.image_rows` names: what replaces the embedding of pictures' tokens, and what is added to their residual after each of
+    /// the first layers. Empty where the model sees no pictures.
+    pub images: &'a [Tensor],
     /// Where some rows have adapters.
     pub loras: Option<&'a Loras>,
 }
@@ -99,7 +101,10 @@ impl Decoder {
         }
         let base = loader(config.prefix.to_string());
         let head = Loader { names: base.names.of_part(Part::Head), ..base };
-        let table = Table { name: base.name("model.embed_tokens.weight"), shape: [vocab_size, hidden_size] };
+        let table = Table {
+            name: format!("{}{}embed_tokens.weight", config.prefix, config.body),
+            shape: [vocab_size, hidden_size],
+        };
         let (embedding, head) = match config.tied_head {
             true => table.load_tied(checkpoint, *placement, head.names.stored_as(HEAD))?,
             false => (table.load(checkpoint, *placement)?, head.matrix(HEAD, vocab_size, hidden_size)?),
@@ -111,7 +116,7 @@ impl Decoder {
             }
             false => None,
         };
-        let norm = base.vector("model.norm.weight", hidden_size)?;
+        let norm = base.vector(&format!("{}norm.weight", config.body), hidden_size)?;
         let never_drawn = never_drawn(device, config);
         let rope = rope::table(device, &config.rope, max_model_len);
         loaded();
@@ -202,7 +207,8 @@ impl Decoder {
     /// Whether a stored tensor is of the layers that predict more than one token, which are left out.
     pub fn is_mtp(config: &DecoderConfig, name: &str) -> bool {
         let Some(rest) = name.strip_prefix(config.prefix) else { return false };
-        let layer = rest.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let layers = rest.strip_prefix(config.body).and_then(|rest| rest.strip_prefix("layers."));
+        let layer = layers.and_then(|rest| rest.split_once('.'));
         let is_behind = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
             (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
         });
@@ -221,24 +227,38 @@ impl Decoder {
         scratch.set_tokens(input.num_tokens());
         ops::embedding(&self.embedding, &input.tokens, &mut scratch.residual);
         if !input.image_rows.as_slice().is_empty() {
-            let images = images.expect("only models with pictures get their rows");
-            ops::scatter_rows(images, &input.image_rows, &mut scratch.residual, &input.image_tokens);
+            let embedding = images.first().expect("only models with pictures get their rows");
+            ops::scatter_rows(embedding, &input.image_rows, &mut scratch.residual, &input.image_tokens);
         }
         let ragged = ragged(input, cache.block_size);
         let (layout, sections) = (self.rope_layout, self.sections);
         let mut step = Step { input, ragged, rope: &self.rope, layout, sections, loras, layer: 0 };
         match self.norms {
-            NormPlace::Before | NormPlace::Both => self.run_normed_before(&mut step, cache, scratch),
+            NormPlace::Before | NormPlace::Both => self.run_normed_before(&mut step, images, cache, scratch),
             NormPlace::After => self.run_normed_after(&mut step, cache, scratch),
         }
     }
 
-    fn run_normed_before(&self, step: &mut Step, cache: &mut KvCache, scratch: &mut Scratch) {
+    fn run_normed_before(
+        &self,
+        step: &mut Step,
+        images: &[Tensor],
+        cache: &mut KvCache,
+        scratch: &mut Scratch,
+    ) {
+        let has_pictures = !step.input.image_rows.as_slice().is_empty();
         let Scratch { residual, normed, tokens, .. } = &mut *scratch;
         tokens.rms_norm(residual, self.norm_before(0), normed);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             step.layer = index;
-            layer.run_normed_before(step, cache, self.norm_before(index + 1), scratch);
+            let norm = self.norm_before(index + 1);
+            layer.run_normed_before(step, cache, norm, scratch);
+            // Rows without pictures keep the bits that they have: the norm of what did not change is the same.
+            if let Some(rows) = images.get(index + 1).filter(|_| has_pictures) {
+                add_pictures(rows, step.input, scratch);
+                let Scratch { residual, normed, tokens, .. } = &mut *scratch;
+                tokens.rms_norm(residual, norm, normed);
+            }
         }
     }
 
@@ -466,6 +486,16 @@ impl Layer {
     }
 }
 
+/// Adds rows of pictures to the stream of their tokens, which ascend.
+fn add_pictures(rows: &Tensor, input: &StepInput, scratch: &mut Scratch) {
+    let Scratch { residual, out: added, .. } = scratch;
+    let num_tokens = added.rows();
+    added.set_rows(input.image_rows.as_slice().len());
+    ops::gather_rows(rows, &input.image_rows, added);
+    ops::add_rows(added, 1.0, residual, &input.image_tokens, 0);
+    added.set_rows(num_tokens);
+}
+
 /// Adds the norm of what a layer made to the stream, where the stream is what layers read.
 fn add_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
     let Scratch { residual: room, normed: stream, out, .. } = scratch;
@@ -504,7 +534,7 @@ fn names(storage: &Storage, prefix: String) -> Names<'_> {
 }
 
 fn layer_prefix(config: &DecoderConfig, index: usize) -> String {
-    format!("{}model.layers.{index}.", config.prefix)
+    format!("{}{}layers.{index}.", config.prefix, config.body)
 }
 
 fn moe_of(config: &DecoderConfig, index: usize) -> Option<&crate::config::MoeConfig> {

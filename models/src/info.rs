@@ -202,6 +202,8 @@ pub struct ModelInfo {
     pub bos_token_id: Option<TokenId>,
     /// The placeholder that a picture's rows, or its tokens, replace, where the model sees pictures.
     pub image_token_id: Option<TokenId>,
+    /// The placeholder of a video, which no prompt may hold.
+    pub video_token_id: Option<TokenId>,
     pub num_parameters: u64,
     /// Such as `bfloat16`.
     pub dtype: &'static str,

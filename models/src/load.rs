@@ -74,10 +74,10 @@ impl Description {
         let storage = Storage::of_model(&config, options);
         let vision = match &config.vision {
             None => None,
-            Some(part) => Some(VisionShape::read(files, part, config.decoder.hidden_size, options)?),
+            Some(part) => Some(VisionShape::read(files, part, &config.decoder, options)?),
         };
         if options.image_resize_pixels.is_some()
-            && config.vision.as_ref().is_none_or(|part| part.tower != TowerKind::Qwen25)
+            && config.vision.as_ref().is_none_or(|part| part.tower == TowerKind::MoonVit)
         {
             let message = "the model has no image processor that resizes to a number of pixels".to_string();
             return Err(LoadError::Option { option: "image_resize_pixels", message });
@@ -272,8 +272,8 @@ fn load_eyes(
     let rows = |n| Tensor::zeros(device, DType::F32, &[n, hidden_size]);
     Ok(Eyes {
         vision: Vision::load(checkpoint, device, storage, shape)?,
-        rows: rows(images.max_tokens),
-        cache: rows(images.cache_rows()),
+        rows: (0..shape.num_levels).map(|_| rows(images.max_tokens)).collect(),
+        cache: (0..shape.num_levels).map(|_| rows(images.cache_rows())).collect(),
         rows_per_block: images.rows_per_block,
         places: [(); 2].map(|()| Indices::new(device, images.max_tokens)),
     })
@@ -293,6 +293,7 @@ fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
             (None, Some(codes)) => Some(codes.tokens.placeholder()),
             (None, None) => None,
         },
+        video_token_id: config.vision.as_ref().and_then(|vision| vision.video_token_id),
         num_parameters: plan.num_parameters,
         dtype: plan.dtype,
         quantization: plan.quantization,

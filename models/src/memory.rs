@@ -80,9 +80,14 @@ impl Request<'_> {
         let decoder = &self.config.decoder;
         let limits = self.limits(max_model_len);
         let vision = self.vision_size();
-        let images = self.images().map_or(0, |images| image_bytes(self.device, &images, decoder.hidden_size));
+        let num_levels = self.vision.map_or(0, |vision| vision.num_levels);
+        let images = self.images();
+        let images =
+            images.map_or(0, |images| image_bytes(self.device, &images, num_levels * decoder.hidden_size));
         let weights = Decoder::size(decoder, self.storage);
         let tensors = weights.tensors + vision.tensors + KvCache::num_tensors(decoder) + Scratch::NUM_TENSORS;
+        // Of what pictures are kept in, `Scratch` counts the first level.
+        let tensors = tensors + 2 * num_levels.saturating_sub(1) as u64;
         let (adapters, adapter_tensors) = self.adapter_size();
         let tensors = tensors + adapter_tensors;
         let plan = MemoryPlan {
@@ -267,10 +272,10 @@ impl Request<'_> {
     }
 }
 
-/// What pictures take after they were encoded, and the places that they go to.
-fn image_bytes(device: &Device, images: &ImagePlan, hidden_size: usize) -> u64 {
+/// What pictures take after they were encoded, so many numbers a token, and the places that they go to.
+fn image_bytes(device: &Device, images: &ImagePlan, width: usize) -> u64 {
     let rows = images.cache_rows() + images.max_tokens;
-    4 * (rows * hidden_size) as u64 + 2 * Indices::bytes(device, images.max_tokens)
+    4 * (rows * width) as u64 + 2 * Indices::bytes(device, images.max_tokens)
 }
 
 fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), LoadError> {

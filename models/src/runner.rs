@@ -88,10 +88,10 @@ pub(crate) struct Parts {
 /// What a model with pictures has beside its decoder.
 pub(crate) struct Eyes {
     pub vision: Vision,
-    /// One picture, as it comes from the projector.
-    pub rows: Tensor,
-    /// All pictures that a running sequence may still read, row by row.
-    pub cache: Tensor,
+    /// One picture, as it comes from the tower: its embedding, and what is added after each of the decoder's first layers.
+    pub rows: Vec<Tensor>,
+    /// All pictures that a running sequence may still read, row by row; as many as `rows`.
+    pub cache: Vec<Tensor>,
     pub rows_per_block: usize,
     /// Which row of a picture goes where.
     pub places: [Indices; 2],
@@ -215,7 +215,7 @@ impl DeviceRunner {
             decoder.plan(on_device, cache, scratch);
         }
         let mut run = || {
-            let images = eyes.as_ref().map(|eyes| &eyes.cache);
+            let images = eyes.as_ref().map_or(&[][..], |eyes| &eyes.cache);
             let loras = loras.as_ref().filter(|loras| loras.is_in_step());
             decoder.forward(on_device, Sources { images, loras }, cache, scratch);
         };
@@ -349,14 +349,16 @@ impl Eyes {
     /// Encodes a picture and writes its rows to their places in the cache.
     fn encode(&mut self, encode: &ImageEncode) {
         let num_tokens = encode.image.num_tokens;
-        self.rows.set_rows(num_tokens);
+        self.rows.iter_mut().for_each(|rows| rows.set_rows(num_tokens));
         self.vision.encode(&encode.image, &mut self.rows);
         let from: Vec<u32> = (0..num_tokens as u32).collect();
         let to: Vec<u32> = (0..num_tokens).map(|row| slot(&encode.rows, row, self.rows_per_block)).collect();
         let [places_from, places_to] = &mut self.places;
         places_from.set(&from);
         places_to.set(&to);
-        ops::scatter_rows(&self.rows, &*places_from, &mut self.cache, &*places_to);
+        for (rows, cache) in self.rows.iter().zip(&mut self.cache) {
+            ops::scatter_rows(rows, &*places_from, cache, &*places_to);
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! The vision tower of a model, of whatever kind, and what comes before it: read from the configuration, sized, loaded, run.
 
-use crate::config::{TowerKind, VisionPart};
+use crate::config::{DecoderConfig, TowerKind, VisionPart};
 use crate::kimi_vl::{self, KimiVlImageProcessor};
 use crate::qwen_vl::{self, QwenVlImageProcessor};
+use crate::qwen3_vl;
 use crate::storage::Storage;
-use crate::vision_parts::VisionSize;
+use crate::vision_parts::{MERGE, VisionSize};
 use crate::weights::Checkpoint;
 use crate::{ImageProcessor, LoadError, LoadOptions, ModelFiles};
 use kernels::{Device, Tensor};
@@ -17,22 +18,26 @@ pub(crate) struct VisionShape {
     pub config: TowerConfig,
     pub max_patches: usize,
     pub max_tokens: usize,
+    /// Rows of a token: its embedding, and what is added after each of the decoder's first layers.
+    pub num_levels: usize,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum TowerConfig {
     MoonVit(kimi_vl::VisionConfig),
     Qwen25(qwen_vl::VisionConfig),
+    Qwen3(qwen3_vl::VisionConfig),
 }
 
 impl VisionShape {
-    /// With the model's image processor. `hidden_size` is the decoder's.
+    /// With the model's image processor.
     pub fn read(
         files: &ModelFiles,
         part: &VisionPart,
-        hidden_size: usize,
+        decoder: &DecoderConfig,
         options: &LoadOptions,
     ) -> Result<(Self, Arc<dyn ImageProcessor>), LoadError> {
+        let hidden_size = decoder.hidden_size;
         let file = files.describe(crate::files::CONFIG_FILE);
         Ok(match part.tower {
             TowerKind::MoonVit => {
@@ -42,19 +47,37 @@ impl VisionShape {
                 let max_patches = processor.max_patches();
                 let max_tokens = config.num_tokens(max_patches);
                 let config = TowerConfig::MoonVit(config);
-                (Self { config, max_patches, max_tokens }, Arc::new(processor))
+                (Self { config, max_patches, max_tokens, num_levels: 1 }, Arc::new(processor))
             }
             TowerKind::Qwen25 => {
                 let config = qwen_vl::VisionConfig::read(&file, &part.object, hidden_size)?;
-                let processor =
-                    QwenVlImageProcessor::from_files(files)?.resizing_to(options.image_resize_pixels)?;
-                processor.check(&config)?;
-                let max_patches = processor.max_patches();
-                let max_tokens = config.num_tokens(max_patches);
-                let config = TowerConfig::Qwen25(config);
-                (Self { config, max_patches, max_tokens }, Arc::new(processor))
+                let patch_size = config.patch_size;
+                Self::of_qwen(files, options, (TowerConfig::Qwen25(config), patch_size, 1))?
+            }
+            TowerKind::Qwen3 => {
+                let config = qwen3_vl::VisionConfig::read(&file, &part.object, hidden_size)?;
+                let (patch_size, num_levels) = (config.patch_size, config.num_levels());
+                if config.taps.len() > decoder.num_layers {
+                    let (taps, layers) = (config.taps.len(), decoder.num_layers);
+                    let message = format!("{taps} blocks are more than num_hidden_layers = {layers}");
+                    return Err(LoadError::config(&file, "vision_config.deepstack_visual_indexes", message));
+                }
+                Self::of_qwen(files, options, (TowerConfig::Qwen3(config), patch_size, num_levels))?
             }
         })
+    }
+
+    /// With the image processor that the two kinds share.
+    fn of_qwen(
+        files: &ModelFiles,
+        options: &LoadOptions,
+        (config, patch_size, num_levels): (TowerConfig, usize, usize),
+    ) -> Result<(Self, Arc<dyn ImageProcessor>), LoadError> {
+        let processor = QwenVlImageProcessor::from_files(files)?.resizing_to(options.image_resize_pixels)?;
+        processor.check(patch_size)?;
+        let max_patches = processor.max_patches();
+        let max_tokens = max_patches / (MERGE * MERGE);
+        Ok((Self { config, max_patches, max_tokens, num_levels }, Arc::new(processor)))
     }
 
     /// What the tower takes on the device.
@@ -62,6 +85,7 @@ impl VisionShape {
         match &self.config {
             TowerConfig::MoonVit(config) => VisionSize::of(device, config, storage, self.max_patches),
             TowerConfig::Qwen25(config) => qwen_vl::Vision::size(device, config, storage, self.max_patches),
+            TowerConfig::Qwen3(config) => qwen3_vl::Vision::size(device, config, storage, self.max_patches),
         }
     }
 }
@@ -69,6 +93,7 @@ impl VisionShape {
 pub(crate) enum Vision {
     MoonVit(Box<kimi_vl::Vision>),
     Qwen25(Box<qwen_vl::Vision>),
+    Qwen3(Box<qwen3_vl::Vision>),
 }
 
 impl Vision {
@@ -88,14 +113,20 @@ impl Vision {
                 let vision = qwen_vl::Vision::load(checkpoint, device, storage, config, max_patches)?;
                 Self::Qwen25(Box::new(vision))
             }
+            TowerConfig::Qwen3(config) => {
+                let vision = qwen3_vl::Vision::load(checkpoint, device, storage, config, max_patches)?;
+                Self::Qwen3(Box::new(vision))
+            }
         })
     }
 
-    /// Writes the picture's embedding to `out` `[num_tokens, hidden size of the decoder]`, f32.
-    pub fn encode(&mut self, image: &ImageInput, out: &mut Tensor) {
+    /// Writes the picture's rows to `outs`, each `[num_tokens, hidden size of the decoder]`, f32: its embedding, and where there are several levels
+    /// what is added after each of the decoder's first layers.
+    pub fn encode(&mut self, image: &ImageInput, outs: &mut [Tensor]) {
         match self {
-            Self::MoonVit(vision) => vision.encode(image, out),
-            Self::Qwen25(vision) => vision.encode(image, out),
+            Self::MoonVit(vision) => vision.encode(image, &mut outs[0]),
+            Self::Qwen25(vision) => vision.encode(image, &mut outs[0]),
+            Self::Qwen3(vision) => vision.encode(image, outs),
         }
     }
 }

@@ -5,13 +5,12 @@ use crate::config::json::Fields;
 use crate::layers::{Loader, Names, WeightSize};
 use kernels::ops::{self, Activation, AttentionScratch, AttentionSizes, TokenRoom, Tokens, TurnedHeads};
 use kernels::{DType, HostTensor, Matrix, Tensor};
+use scheduler::ImageInput;
 
 /// Of a picture.
 pub(crate) const CHANNELS: usize = 3;
 /// One token is made of this many patches in each direction.
 pub(crate) const MERGE: usize = 2;
-/// Of every layer norm.
-const NORM_EPS: f32 = 1e-5;
 
 /// What a tower takes on the device: closed formulas, equal to what loading it allocates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +26,22 @@ pub struct VisionSize {
 pub(crate) fn attention_sizes(heads: usize, head_dim: usize, max_tokens: usize) -> AttentionSizes {
     let (key_dim, value_dim) = (head_dim, head_dim);
     AttentionSizes { heads, kv_heads: heads, key_dim, value_dim, max_context: 0, max_tokens }
+}
+
+/// Row and column of each patch in the order of the tokens that they become: tokens in raster order, and so the patches inside one.
+pub(crate) fn places([rows, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 2]> {
+    let tokens = (0..rows).step_by(MERGE).flat_map(move |r| (0..columns).step_by(MERGE).map(move |c| (r, c)));
+    tokens.flat_map(|(row, column)| {
+        (0..MERGE * MERGE).map(move |inside| [row + inside / MERGE, column + inside % MERGE])
+    })
+}
+
+/// That a picture fits a tower that was made for so many patches of so many values each.
+pub(crate) fn check_picture(image: &ImageInput, patch_len: usize, max_patches: usize) {
+    let num_patches = image.num_patches();
+    assert!(num_patches <= max_patches, "encode: {num_patches} patches, made for {max_patches}");
+    assert_eq!(num_patches / (MERGE * MERGE), image.num_tokens, "encode: tokens");
+    assert_eq!(image.patches.len(), num_patches * patch_len, "encode: patches");
 }
 
 /// Half of the pairs of a head turn with the patch's row, half with its column. `key` is that of the number of heads.
@@ -143,12 +158,13 @@ impl Linear {
 pub(crate) struct Norm {
     weight: Tensor,
     bias: Tensor,
+    eps: f32,
 }
 
 impl Norm {
-    pub fn load(loader: &Loader, name: &str, len: usize) -> Result<Self, LoadError> {
+    pub fn load(loader: &Loader, name: &str, len: usize, eps: f32) -> Result<Self, LoadError> {
         let vector = |what: &str| loader.vector(&format!("{name}.{what}"), len);
-        Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")?, eps })
     }
 
     pub fn size(len: usize) -> WeightSize {
@@ -162,11 +178,23 @@ impl Norm {
         out: &'a mut Tensor,
         (next, room): (&Linear, &'a mut TokenRoom),
     ) -> Tokens<'a> {
-        room.hold_layer_norm(x, [&self.weight, &self.bias], NORM_EPS, out, &next.weight)
+        room.hold_layer_norm(x, [&self.weight, &self.bias], self.eps, out, &next.weight)
     }
 
     /// `[T, D]` to `[T, D]`.
     pub fn run(&self, x: &Tensor, out: &mut Tensor) {
-        ops::layer_norm(x, &self.weight, &self.bias, NORM_EPS, out);
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squares_follow_one_another() {
+        let raster: Vec<usize> = places([4, 6]).map(|[row, column]| row * 6 + column).collect();
+        let expected = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, 12, 13, 18, 19, 14, 15, 20, 21, 16, 17, 22, 23];
+        assert_eq!(raster, expected);
     }
 }

@@ -514,6 +514,9 @@ subjects! {
     experts_compact: "qwen3_moe", false, Auto, F32, Auto, None, Compact;
     qwen_vl_pictures: "qwen2_5_vl", true, Auto, F32, Auto, None, Auto;
     qwen_vl_pictures_rounded: "qwen2_5_vl", true, Int8, Auto, Int8, None, Auto;
+    qwen3_vl_pictures: "qwen3_vl", true, Auto, F32, Auto, None, Auto;
+    qwen3_vl_pictures_rounded: "qwen3_vl", true, Int8, Auto, Int8, None, Auto;
+    qwen3_vl_experts_pictures: "qwen3_vl_moe", true, Auto, F32, Auto, None, Auto;
     kimi_vl_pictures_compact: "kimi_vl", true, Auto, Auto, Auto, None, Compact;
     norms_on_both_sides: "glm4", false, Auto, Auto, Auto, None, Auto;
     a_norm_of_all_heads: "minimax_m2", false, Auto, Auto, Auto, None, Auto;

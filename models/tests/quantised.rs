@@ -282,7 +282,9 @@ fn quantize(family: &str, quantization: Quantization) -> (PathBuf, Exported) {
 #[test]
 fn what_is_written_loads_as_the_same_weights() {
     let tokens: Vec<u32> = (0..23).map(|i| (i * 37 + 5) % 110).collect();
-    for family in ["llama31", "qwen2", "qwen3_moe", "mixtral", "moonlight", "deepseek_v3", "kimi_vl"] {
+    for family in
+        ["llama31", "qwen2", "qwen3_moe", "mixtral", "moonlight", "deepseek_v3", "kimi_vl", "qwen3_vl_moe"]
+    {
         for (quantization, choice) in
             [(Quantization::Int8, QuantizationChoice::Int8), (Quantization::Int4, QuantizationChoice::Int4)]
         {

@@ -270,9 +270,18 @@ impl Service {
     }
 
     /// The token that stands for a picture's rows needs a picture behind it: without one the model would see an embedding that it was
-    /// never trained on.
+    /// never trained on. That of a video has never anything behind it.
     pub(crate) fn check_placeholders(&self, prompt: &Prompt, param: &'static str) -> Result<(), ApiError> {
         let Some(placeholder) = self.parts.info.image_token_id else { return Ok(()) };
+        if let Some(video) = self.parts.info.video_token_id
+            && let Some(position) = prompt.tokens.iter().position(|&token| token == video)
+        {
+            let name = self.tokenizer().token_text(video).unwrap_or_default();
+            let message = format!(
+                "token {position} is `{name}`, the place of a video, and the model is not served videos: send frames as pictures"
+            );
+            return Err(ApiError::invalid(param, message));
+        }
         let mut spans = prompt.images.iter().peekable();
         for (position, &token) in prompt.tokens.iter().enumerate() {
             while spans.next_if(|span| span.end() <= position).is_some() {}

@@ -25,6 +25,9 @@ mod openapi;
 mod page;
 mod pictures;
 mod prompt_logprobs;
+mod qwen3_vl;
+#[path = "../../models/tests/common/qwen3_vl.rs"]
+mod qwen3_vl_model;
 mod qwen_vl;
 mod random;
 mod refusals;

@@ -14,7 +14,7 @@ use std::io::Cursor;
 use std::path::Path;
 use support::model;
 
-const CHAT: &str = "/v1/chat/completions";
+pub const CHAT: &str = "/v1/chat/completions";
 const VISION_START: u64 = 118;
 const VISION_END: u64 = 119;
 const IMAGE_PAD: u64 = 120;
@@ -26,7 +26,7 @@ const CONTROL: [(u64, &str); 6] = [
     (IMAGE_PAD, "<|image_pad|>"),
     (121, "<|video_pad|>"),
 ];
-const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
+pub const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
     {{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'image' %}\
     <|vision_start|><|image_pad|><|vision_end|>{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\
     {% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -37,7 +37,7 @@ fn bytes(name: &str) -> Vec<u8> {
 }
 
 /// A token for each character of ASCII from the space on and for the end of a line, and the control tokens.
-fn tokenizer() -> Value {
+pub fn tokenizer() -> Value {
     let text = |byte: u8| match byte {
         b'\n' => "Ċ".to_string(),
         b' ' => "Ġ".to_string(),
@@ -86,7 +86,7 @@ fn server() -> TestServer {
     TestServer::of_files(files(), 50, 400)
 }
 
-fn picture(width: usize, height: usize, seed: usize) -> Value {
+pub fn picture(width: usize, height: usize, seed: usize) -> Value {
     let rgb = RgbImage::from_raw(width as u32, height as u32, noise(width, height, seed)).expect("its size");
     let mut png = Vec::new();
     rgb.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).expect("encodes");
@@ -94,28 +94,28 @@ fn picture(width: usize, height: usize, seed: usize) -> Value {
     json!({"type": "image_url", "image_url": {"url": url}})
 }
 
-fn text(text: &str) -> Value {
+pub fn text(text: &str) -> Value {
     json!({"type": "text", "text": text})
 }
 
-fn request(content: Value) -> Value {
+pub fn request(content: Value) -> Value {
     json!({
         "messages": [{"role": "user", "content": content}], "max_tokens": 24, "ignore_eos": true, "temperature": 1.0,
         "seed": 3, "logprobs": true, "return_token_ids": true,
     })
 }
 
-fn ids(value: &Value) -> Vec<u64> {
+pub fn ids(value: &Value) -> Vec<u64> {
     value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id")).collect()
 }
 
 /// What the tokenizer makes of a text.
-fn tokens(text: &str) -> Vec<u64> {
+pub fn tokens(text: &str) -> Vec<u64> {
     text.bytes().map(|byte| if byte == b'\n' { 95 } else { u64::from(byte - b' ') }).collect()
 }
 
 /// Of a picture of so many tokens.
-fn pads(num_tokens: usize) -> Vec<u64> {
+pub fn pads(num_tokens: usize) -> Vec<u64> {
     [vec![VISION_START], vec![IMAGE_PAD; num_tokens], vec![VISION_END]].concat()
 }
 
@@ -188,8 +188,17 @@ fn what_cannot_be_seen_is_refused() {
     let error = refused(CHAT, &request(json!([text("a"), picture(402, 2, 1)])));
     assert_eq!(error["param"], "messages[0].content[1].image_url");
     assert!(error["message"].as_str().is_some_and(|m| m.contains("more than 200 times")), "{error}");
-    let raw = json!({"prompt": "a <|image_pad|> b", "max_tokens": 1});
-    assert_eq!(refused("/v1/completions", &raw)["param"], "prompt");
+    for (pad, reason) in [("image", "has no picture behind it"), ("video", "the model is not served videos")]
+    {
+        let raw = json!({"prompt": format!("a <|{pad}_pad|> b"), "max_tokens": 1});
+        let error = refused("/v1/completions", &raw);
+        assert_eq!(error["param"], "prompt");
+        let message = error["message"].as_str().expect("a message");
+        assert!(
+            message.contains(&format!("token 2 is `<|{pad}_pad|>`")) && message.contains(reason),
+            "{message}"
+        );
+    }
     let mp4 =
         base64::engine::general_purpose::STANDARD.encode(b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2avc1mp41");
     let video = json!({"type": "video_url", "video_url": {"url": format!("data:video/mp4;base64,{mp4}")}});

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import chameleon  # noqa: E402
 import kimi_vl  # noqa: E402
 import quantised  # noqa: E402
+import qwen3_vl  # noqa: E402
 import qwen_vl  # noqa: E402
 import resize  # noqa: E402
 import templates  # noqa: E402
@@ -32,6 +33,7 @@ def jobs():
     out["kimi_vl"] = kimi_vl.generate
     out["quantised"] = quantised.generate
     out["qwen2_5_vl"] = qwen_vl.generate
+    out["qwen3_vl"] = qwen3_vl.generate
     out["resize"] = resize.generate
     out["tiktoken"] = tiktoken_vocab.generate
     out["templates"] = templates.generate

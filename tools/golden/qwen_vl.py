@@ -75,14 +75,15 @@ def shapes(c):
 
 
 def weights(name, shape):
-    """The formula of `chameleon`, with matrices and convolutions in 3-D scaled like its convolutions; embeddings and biases are a quarter of u."""
-    if name == "model.embed_tokens.weight":
+    """The formula of `chameleon`, with matrices and convolutions in 3-D scaled like its convolutions; embeddings and biases are a quarter of u, and
+    position tables u. Experts are matrices each."""
+    if name.endswith("embed_tokens.weight"):
         return formula(name, shape) / 4
     if name.endswith(".bias"):
         return formula(name, shape) * 2.5
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith("pos_embed.weight"):
         return formula(name, shape)
-    scale = 2 * np.sqrt(3.0 / np.prod(shape[1:]))
+    scale = 2 * np.sqrt(3.0 / (shape[1] if ".experts." in name else np.prod(shape[1:])))
     return torch.from_numpy((formula(name, (int(np.prod(shape)), 1)).double().numpy() * scale).astype(np.float32).reshape(shape))
 
 

@@ -169,7 +169,7 @@ unsafe fn unpack(isa: Isa, block: *const u8, quads: usize, words: *mut u16) {
     unsafe {
         let bases = &*block.cast::<[u8; PANEL]>();
         for index in 0..quads {
-            let quad = &*block.add(HEADER_BYTES + index * QUAD_BYTES).cast::<[u16; QUAD_WORDS / 4 * 3]>();
+            let quad = &*block.add(HEADER_BYTES + index * QUAD_BYTES).cast::<[u8; QUAD_BYTES]>();
             unpack_quad(quad, bases, &mut *words.add(index * QUAD_WORDS).cast::<[u16; QUAD_WORDS]>());
         }
     }
@@ -199,7 +199,7 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
         macro_rules! multiply {
             ($pair:expr, $lo:expr, $hi:expr) => {
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = d.splat(*$pair.wrapping_add(rows[r]));
+                    let x = d.splat_from($pair.wrapping_add(rows[r]));
                     acc[0] = d.dot_pairs(acc[0], $lo, x);
                     acc[1] = d.dot_pairs(acc[1], $hi, x);
                 }
@@ -215,6 +215,13 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
         let (mut block, mut pair) = (job.panel, x.start.cast::<u32>());
         let mut left = job.k.div_ceil(2);
         let distance = job.ahead.addr().wrapping_sub(block.addr());
+        let ask_ahead = |quad: *const u8| {
+            if M >= LEAST_PAIRS_AHEAD {
+                for line in 0..QUAD_BYTES / CACHE_LINE {
+                    ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
+                }
+            }
+        };
         while left > 0 {
             let pairs = left.min(BLOCK_K / 2);
             let quads = x86::Avx512Quads::new(d, block);
@@ -232,11 +239,7 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
             loop {
                 let until = next.map_or(pairs / 2, |outlier| (outlier.place() / QUAD_WORDS).min(pairs / 2));
                 while done < until {
-                    if M >= LEAST_PAIRS_AHEAD {
-                        for line in 0..QUAD_BYTES / CACHE_LINE {
-                            ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
-                        }
-                    }
+                    ask_ahead(quad);
                     let [a, b, c, e] = quads.load(quad);
                     keep(done, [a, b, c, e]);
                     multiply!(pair, a, b);
@@ -248,6 +251,8 @@ unsafe fn few_rows<const M: usize, const KEEP: bool>(d: Bf16Dot, job: &Job, word
                 if done == total {
                     break;
                 }
+                // A quad that nobody asked for is a wait for memory when it is its turn.
+                ask_ahead(quad);
                 let mut vectors = quads.load(quad);
                 while let Some(outlier) = next.filter(|outlier| outlier.place() / QUAD_WORDS == done) {
                     quads.put(&mut vectors, outlier.place() % QUAD_WORDS, outlier.word());

@@ -203,7 +203,7 @@ unsafe fn pair_tile<const M: usize, const V: usize, const ASKS: usize>(
             let lo = d.load(line.cast());
             let hi = if V == 2 { d.load(line.wrapping_add(w.hi).cast()) } else { lo };
             for (r, acc) in acc.iter_mut().enumerate() {
-                let x = d.splat(*pair.wrapping_add(rows[r]));
+                let x = d.splat_from(pair.wrapping_add(rows[r]));
                 acc[0] = d.dot_pairs(acc[0], lo, x);
                 if V == 2 {
                     acc[1] = d.dot_pairs(acc[1], hi, x);

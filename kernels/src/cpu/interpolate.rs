@@ -1,5 +1,5 @@
-//! Bicubic resizing of a table of vectors, as torch does it (a = -0.75, align_corners=False, border clamped), in f32 and in
-//! its order: four sums along the width, then one along the height.
+//! Resizing of a table of vectors, as torch does it, in f32: bicubic (a = -0.75, align_corners=False, border clamped), four sums along the
+//! width, then one along the height; or bilinear, corner to corner (align_corners=True), four products in raster order.
 
 use super::simd::{Simd, simd_entry};
 
@@ -33,6 +33,44 @@ fn pixels_body<S: Simd>(s: S, resize: &Resize, table: &[f32], first: usize, out:
             s.store_slice(&mut out[c..], weighted(s, wy, rows));
         }
     }
+}
+
+simd_entry! {
+    /// Rows `first ..` of the output, bilinear.
+    pub(crate) fn corners(resize: &Resize, table: &[f32], first: usize, out: &mut [f32]) = corners_body
+}
+
+#[inline(always)]
+fn corners_body<S: Simd>(s: S, resize: &Resize, table: &[f32], first: usize, out: &mut [f32]) {
+    let Resize { from, to, depth } = *resize;
+    for (i, out) in out.chunks_exact_mut(depth).enumerate() {
+        let y = between((first + i) / to[1], from[0], to[0]);
+        let x = between((first + i) % to[1], from[1], to[1]);
+        let at = |y: usize, x: usize| &table[(y * from[1] + x) * depth..][..depth];
+        let around =
+            [at(y.first, x.first), at(y.first, x.second), at(y.second, x.first), at(y.second, x.second)];
+        let rows = [1.0 - y.share, 1.0 - y.share, y.share, y.share];
+        let columns = [1.0 - x.share, x.share, 1.0 - x.share, x.share];
+        let weights = std::array::from_fn(|corner| rows[corner] * columns[corner]);
+        for c in (0..depth).step_by(S::LANES) {
+            let values = around.map(|vector| s.load_slice(&vector[c..]));
+            s.store_slice(&mut out[c..], weighted(s, weights, values));
+        }
+    }
+}
+
+/// Where an output index falls between two of the table's, and how much there is of the second.
+#[derive(Debug, PartialEq)]
+struct Between {
+    first: usize,
+    second: usize,
+    share: f32,
+}
+
+fn between(index: usize, from: usize, to: usize) -> Between {
+    let place = index as f32 * (from - 1) as f32 / (to - 1).max(1) as f32;
+    let first = (place.floor() as usize).min(from - 1);
+    Between { first, second: (first + 1).min(from - 1), share: place - place.floor() }
 }
 
 /// Products and sums rounded one by one.

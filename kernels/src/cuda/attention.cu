@@ -1,5 +1,5 @@
 // attend: out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p], on tensor cores, over pages
-// q f32, rounded to W · keys, values W (bf16, f16) in pages · out f32 · sums in f32
+// q f32, rounded to W · keys, values W (bf16, f16) in pages · out f32, or rounded to W for a linear layer (tokens.cuh), or both · sums in f32
 // moves 2·(D + DV) bytes for each key and block of rows (LATENT: 2·D); 2·(D + DV) FLOP for each row and key
 // not measured: no GPU was available
 //
@@ -17,10 +17,11 @@
 // grid: as many blocks as the device holds at once; each takes every gridDim-th unit of work
 template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT>
 __global__ void __launch_bounds__(WARPS * 32, 1)
-    attend(In<float> q, In<W> keys, In<W> values, In<int> tables, In<int> work, AttendShape s, Out<float> scratch, Out<float> out) {
+    attend(In<float> q, In<W> keys, In<W> values, In<int> tables, In<int> work, AttendShape s, Out<float> scratch, Out<float> out,
+           Out<W> packed) {
     DYNAMIC_SHARED(W, memory);
     Block<W, D, DV, M, WARPS, STAGES, LATENT> block;
-    block.q = q, block.keys = keys, block.values = values, block.tables = tables, block.scratch = scratch, block.out = out;
+    block.q = q, block.keys = keys, block.values = values, block.tables = tables, block.scratch = scratch, block.out = out, block.packed = packed;
     block.begin(memory);
     int begin = work[2 * s.list], units = work[2 * s.list + 1] - begin, groups = s.heads / s.rep * s.head_blocks;
     for (int index = (int)blockIdx.x; index < units * groups; index += (int)gridDim.x) {
@@ -44,7 +45,8 @@ constexpr int COMBINE_THREADS = 128;
 // A token whose ranges were computed by different units: result r is in slot + r · stride.
 //   [token, num_ranges, slot, stride]
 // grid: any; each block takes every gridDim-th row
-__global__ void __launch_bounds__(COMBINE_THREADS) attention_combine(In<int> work, In<float> scratch, AttendShape s, Out<float> out) {
+template <class W>
+__global__ void __launch_bounds__(COMBINE_THREADS) attention_combine(In<int> work, In<float> scratch, AttendShape s, Out<float> out, Out<W> packed) {
     int begin = work[4], tokens = work[5];
     for (int index = (int)blockIdx.x; index < tokens * s.heads; index += (int)gridDim.x) {
         int4 split = load_vec<int4>(work + begin + index / s.heads * 4);
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS) attention_combine(In<int> wor
                 sum = merged(m, sum, next.y);
                 v = make_float2(merged(m, v.x, more.x), merged(m, v.y, more.y));
             }
-            store_vec(out + (((long long)split.x * s.heads + head) * s.dv + c), make_float2(v.x / sum, v.y / sum));
+            Result<W>::at(out, packed, split.x, head, c, s).store(0, make_float2(v.x / sum, v.y / sum));
         }
     }
 }

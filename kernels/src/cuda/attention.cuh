@@ -1,6 +1,6 @@
 // The pieces of attention.cu and attention_expanded.cu: what lies where, and what a block of threads does with a tile, a range and a row.
 #pragma once
-#include "common.cuh"
+#include "tokens.cuh"
 
 constexpr int KEYS = 64;
 constexpr float LOWEST = -1e30f;  // below every score, but differences of it are numbers
@@ -15,6 +15,7 @@ struct AttendShape {
     int block_size;                // 0: key p is row table + p
     int list;                      // of the header: which units
     int partials, maxima;          // where partial sums and their maxima and sums of weights begin in the scratch
+    int floats;                    // whether `out` gets the result where it is packed as well
     float scale;                   // times log2(e)
 };
 
@@ -53,6 +54,27 @@ template <int D> struct Tile {
     // The same for `known + piece`, a multiple of 4 and less than 4: what the compiler knows becomes part of an instruction.
     static __device__ __forceinline__ int at(int row, int known, int piece) {
         return at(row, known % 8 + piece) + known / 8 * 64;
+    }
+};
+
+// Where the result goes: in f32, and rounded as the linear layer after attention takes it, where it takes it so (tokens.cuh).
+template <class W> struct Result {
+    Ptr<float> out;   // or null
+    Ptr<W> packed;    // or null
+
+    // Of a token, from an even column of a head on. Heads are whole columns of eight.
+    static __device__ __forceinline__ Result at(Ptr<float> out, Ptr<W> packed, int token, int head, int column, const AttendShape& s) {
+        bool floats = packed == nullptr || s.floats;
+        Result r{nullptr, packed};
+        if (floats) r.out = out + (((long long)token * s.heads + head) * s.dv + column);
+        if (packed != nullptr)
+            r.packed = packed + (packed_place(token, head * (s.dv / 8) + column / 8, packed_columns(s.heads * s.dv)) + column % 8);
+        return r;
+    }
+    // Two neighbours, `eights` further.
+    __device__ __forceinline__ void store(int eights, float2 v) const {
+        if (out != nullptr) store_vec(out + eights * 8, v);
+        if (packed != nullptr) store_vec(packed + eights * PACKED_TOKENS * 8, Float<W>::pack(v.x, v.y));
     }
 };
 
@@ -128,6 +150,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     Ptr<const W> keys, values;
     Ptr<const int> tables;
     Ptr<float> scratch, out;
+    Ptr<W> packed;       // or null
     Ptr<W> memory, weights;
     Ptr<float> maxima;   // [KEY_GROUPS][M]: of a tile, and at the end of a range sums of weights
     Ptr<float> row_max;  // [2][M]: of a range, before and after a tile
@@ -144,6 +167,11 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
 
     __device__ __forceinline__ Ptr<W> key_tile(int stage) { return memory + (L::QUERIES + stage * L::STAGE); }
     __device__ __forceinline__ Ptr<W> value_tile(int stage) { return LATENT ? key_tile(stage) : key_tile(stage) + L::KEY_TILE; }
+
+    // Of the columns that this thread has. Latents are read by products of heads, in f32.
+    __device__ __forceinline__ Result<W> result(int token, int head, const AttendShape& s) const {
+        return Result<W>::at(out, LATENT ? Ptr<W>(nullptr) : packed, unit.first_token + token, first_head + head, warp * 16 + pair, s);
+    }
 
     __device__ __forceinline__ void begin(Ptr<W> dynamic) {
         memory = dynamic, weights = memory + L::WEIGHTS;
@@ -410,7 +438,9 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
         }
         if (!is_last) mine[0] = m.max, mine[1] = sum;
         long long place = (long long)((is_partial ? unit.slot : unit.first_token) + token) * s.heads + first_head + head;
-        long long to = is_partial ? s.partials + place * s.dv : place * s.dv;
+        long long to = s.partials + place * s.dv;
+        Result<W> result{nullptr, nullptr};
+        if (is_last && !is_partial && there) result = this->result(token, head, s);
 #pragma unroll
         for (int i = 0; i < PAIRS_EACH; i++)
 #pragma unroll
@@ -425,7 +455,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                 if (!is_last) store_vec(at, v);
                 else if (there && column < s.dv) {
                     if (is_partial) store_vec(scratch + to + column, v);
-                    else store_vec(out + to + column, make_float2(v.x / sum, v.y / sum));
+                    else result.store(i * WARPS * 2 + side, make_float2(v.x / sum, v.y / sum));
                 }
             }
         if (is_partial && there && warp == 0 && pair == 0) store_vec(scratch + (s.maxima + place * 2), make_float2(max, sum));
@@ -463,6 +493,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
             sum = merged(m, old.y, sum);
         }
         long long place = place_of(row, s);
+        Result<W> result = this->result(row / s.block_heads, row % s.block_heads, s);
 #pragma unroll
         for (int i = 0; i < PAIRS_EACH; i++)
 #pragma unroll
@@ -475,7 +506,8 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                     float2 before = load_vec<float2>(at);
                     v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));
                 }
-                store_vec(at, is_last ? make_float2(v.x / sum, v.y / sum) : v);
+                if (is_last) result.store(i * WARPS * 2 + side, make_float2(v.x / sum, v.y / sum));
+                else store_vec(at, v);
             }
         if (!is_last && warp == 0 && pair == 0) store_vec(scratch + place * 2, make_float2(m.max, sum));
     }

@@ -6,6 +6,7 @@ use super::Cuda;
 use super::attention_plan::Items;
 use super::attention_rows::{self, Pages, Problem, Strided};
 use super::attention_tiles::{self, Memory};
+use super::tokens::PackedResult;
 use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
 use crate::{DType, Index, Tensor};
 
@@ -17,10 +18,13 @@ pub(crate) struct Paged<'a> {
     pub values: Option<&'a Tensor>,
     pub ragged: &'a Ragged<'a>,
     pub scale: f32,
+    /// Of heads that `attention_tiles::serves_heads`, in the type of the cache.
+    pub packed: PackedResult<'a>,
 }
 
 pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, out: &mut Tensor) {
-    let Paged { q, keys, values, ragged, scale } = *call;
+    let Paged { q, keys, values, ragged, scale, packed } = *call;
+    packed.check("attention", [out.rows(), out.row_len()]);
     let strided = |tensor: &Tensor| Strided {
         start: tensor.pointer(),
         slot: tensor.row_len(),
@@ -38,6 +42,7 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
         num_items: ragged.num_items(),
         scale,
         out: out.pointer(),
+        packed,
     };
     assert_eq!([q.dtype(), out.dtype()], [DType::F32; 2], "attention: types");
     let device = out.device();
@@ -53,6 +58,7 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
     let plan = scratch.plan.as_mut().expect("made on this device");
     let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
     if !attention_tiles::run(cuda, &problem, &items_of(ragged), &pages, memory) {
+        assert!(packed.room.is_none(), "attention: rows in f32 are not packed");
         attention_rows::run(cuda, &problem, &ragged.cu_seqlens.on_device(device), Some(&pages));
     }
 }
@@ -93,6 +99,7 @@ pub(crate) fn packed_rows(
         num_items: cu_seqlens.len() - 1,
         scale,
         out: out.pointer(),
+        packed: PackedResult::NONE,
     };
     assert_eq!([qkv.dtype(), out.dtype()], [DType::F32; 2], "packed_attention: types");
     attention_rows::run(cuda, &problem, &cu_seqlens.on_device(out.device()), None);

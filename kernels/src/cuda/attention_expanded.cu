@@ -9,7 +9,8 @@
 //
 //   gather            rotated parts of keys, to every head; for `attend_expanded_rows` also latents, in f32
 //   expand            products of latents, read in place, with key_up and value_up, rounded to C
-//   attend_expanded   one range for up to M tokens of a head: begins with empty sums, merged with those of earlier ranges, which lie in `out`
+//   attend_expanded   one range for up to M tokens of a head: begins with empty sums, merged with those of earlier ranges, which lie in `out`; the
+//                     last leaves the result there, or rounded for a linear layer (tokens.cuh), or both
 //   attend_expanded_rows   the same for any widths in f32: a warp has one row
 //
 // Ranges lie at absolute positions and are merged from first to last, and an expanded key is one row of a product: a row's bits depend on its
@@ -92,11 +93,12 @@ __global__ void __launch_bounds__(256, 1) expand(In<C> cache, In<int> tables, In
 // grid: units · heads; units of one head follow each other, so that its keys are read from the second cache
 template <class W, int D, int DV, int M, int WARPS, int STAGES>
 __global__ void __launch_bounds__(WARPS * 32, 1)
-    attend_expanded(In<float> q, In<W> keys, In<W> values, In<int> work, int units, AttendShape s, Out<float> stats, Out<float> out) {
+    attend_expanded(In<float> q, In<W> keys, In<W> values, In<int> work, int units, AttendShape s, Out<float> stats, Out<float> out,
+                    Out<W> packed) {
     static_assert(STAGES > 1, "the next tile is on its way while one is worked on");
     DYNAMIC_SHARED(W, memory);
     Block<W, D, DV, M, WARPS, STAGES, false> block;
-    block.q = q, block.keys = keys, block.values = values, block.scratch = stats, block.out = out;
+    block.q = q, block.keys = keys, block.values = values, block.scratch = stats, block.out = out, block.packed = packed;
     block.begin(memory);
     block.take(load_unit(work, s.list + (int)blockIdx.x % units), (int)blockIdx.x / units, s);
     int range_len = block.unit.range_len, first_key = block.unit.first_range * range_len;

@@ -9,6 +9,7 @@ use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
 use super::linear::pairs_of;
 use super::linear::{self, DeviceSlice, Strides};
+use super::tokens::PackedResult;
 use crate::index::OnDevice;
 use crate::operands::attention::Ragged;
 use crate::operands::latents::{ExpandedSizes, Latents};
@@ -112,6 +113,14 @@ impl Workspace {
         Self { form, rule, plan: Plan::new(device, sizes.max_tokens, sizes.max_context, range) }
     }
 
+    /// What a result can be packed as for a linear layer.
+    pub fn packs_as(&self) -> Option<DType> {
+        match self.form {
+            Form::Tiles(dtype) => Some(dtype),
+            Form::Rows => None,
+        }
+    }
+
     /// Length of the buffer beside it.
     pub fn buffer_len(device: &Device, sizes: &ExpandedSizes, range: usize) -> usize {
         parts(Form::of(device, sizes), sizes, range).iter().sum()
@@ -155,6 +164,8 @@ pub(crate) struct Call<'a> {
     pub sizes: &'a ExpandedSizes,
     /// `Workspace::buffer_len` numbers.
     pub buffer: &'a Tensor,
+    /// In the type that `Workspace::packs_as`.
+    pub packed: PackedResult<'a>,
 }
 
 pub(crate) fn run(cuda: &Cuda, call: &Call, workspace: &mut Workspace, out: &mut Tensor) {
@@ -163,6 +174,11 @@ pub(crate) fn run(cuda: &Cuda, call: &Call, workspace: &mut Workspace, out: &mut
     assert_eq!([call.q.dtype(), out.dtype()], [DType::F32; 2], "expanded_attention: types");
     assert_eq!(call.latents.cache.rows.dtype(), cache, "expanded_attention: type of the cache");
     assert!(value_dim <= MAX_VALUES, "expanded_attention: values of {value_dim} exceed {MAX_VALUES}");
+    call.packed.check("expanded_attention", [out.rows(), out.row_len()]);
+    assert!(
+        call.packed.room.is_none() || *form != Form::Rows,
+        "expanded_attention: rows in f32 are not packed"
+    );
     let items = super::attention::items_of(call.ragged);
     let longest = (0..call.ragged.num_items())
         .filter(|&item| items.is_selected(item))
@@ -252,6 +268,7 @@ impl Launch<'_> {
             x: DeviceSlice { start: self.latents, dtype: DType::F32 },
             packed: None,
             packed_out: None,
+            heads_out: None,
             weights,
             bias: None,
             act: Activation::None,
@@ -310,15 +327,17 @@ impl Launch<'_> {
                         shared: shared(tokens) as u32,
                         ..grid(units.len() * heads, warps as u32 * 32)
                     };
-                    (expression, args.value(int(units.len())).value(shape), grid)
+                    let args =
+                        args.value(int(units.len())).value(shape).pointer(self.stats).pointer(self.out);
+                    (expression, args.pointer(self.call.packed.pointer()), grid)
                 }
                 Form::Rows => {
                     let blocks = [units.len() as u32, (tokens * heads).div_ceil(ROW_WARPS) as u32, 1];
                     let grid = Grid { blocks, threads: [ROW_WARPS as u32 * 32, 1, 1], shared: 0 };
-                    ("attend_expanded_rows".to_string(), args.value(shape), grid)
+                    let args = args.value(shape).pointer(self.stats).pointer(self.out);
+                    ("attend_expanded_rows".to_string(), args, grid)
                 }
             };
-            let args = args.pointer(self.stats).pointer(self.out);
             // SAFETY: `ops` checked q and out against the sizes; units name tokens of both, and rows of the workspace that this pass has
             // filled; the shared memory is what the instance lays out.
             unsafe { self.cuda.launch(&KERNEL, &expression, grid, args) };
@@ -344,6 +363,7 @@ impl Launch<'_> {
             list: int(first_unit),
             partials: 0,
             maxima: 0,
+            floats: i32::from(self.call.packed.leaves_floats()),
             scale: self.call.scale * std::f32::consts::LOG2_E,
         }
     }

@@ -4,6 +4,7 @@ use super::Cuda;
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Param};
 use super::launch::{Instance, Kernel, grid};
+use super::tokens::PackedResult;
 use crate::DType;
 use crate::index::OnDevice;
 use crate::operands::attention::AttentionSizes;
@@ -47,6 +48,8 @@ pub(crate) struct Problem<'a> {
     pub num_items: usize,
     pub scale: f32,
     pub out: DevicePtr,
+    /// In the type of keys and values.
+    pub packed: PackedResult<'a>,
 }
 
 /// Where items and their keys are, on the device; `None`: packed segments.

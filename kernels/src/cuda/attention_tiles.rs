@@ -28,7 +28,8 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("attend<f16, 128, 128, 64, 4, 2, false>", 240, 0),
         Instance::new("attend<f16, 64, 64, 16, 4, 2, false>", 144, 0),
         Instance::new("attend<f16, 64, 64, 64, 4, 2, false>", 232, 0),
-        Instance::new("attention_combine", 64, 0),
+        Instance::new("attention_combine<bf16>", 64, 0),
+        Instance::new("attention_combine<f16>", 64, 0),
     ],
 };
 
@@ -60,11 +61,10 @@ struct Variant {
 
 impl Form {
     /// The form that serves these widths, if there is one.
-    fn of(problem: &Problem) -> Option<Self> {
-        let AttentionSizes { key_dim, value_dim, .. } = *problem.sizes;
-        let is_latent = problem.is_latent;
-        let form = |warps| Some(Self { float: problem.dtype, d: key_dim, dv: value_dim, warps, is_latent });
-        match (problem.dtype, is_latent, key_dim, value_dim) {
+    fn of(sizes: &AttentionSizes, dtype: DType, is_latent: bool) -> Option<Self> {
+        let AttentionSizes { key_dim, value_dim, .. } = *sizes;
+        let form = |warps| Some(Self { float: dtype, d: key_dim, dv: value_dim, warps, is_latent });
+        match (dtype, is_latent, key_dim, value_dim) {
             (DType::F32, ..) => None,
             (_, true, 576, 512) => form(8),
             (_, false, 128, 128) | (_, false, 64, 64) => form(4),
@@ -119,9 +119,10 @@ pub(super) struct AttendShape {
     pub list: i32,
     pub partials: i32,
     pub maxima: i32,
+    pub floats: i32,
     pub scale: f32,
 }
-// SAFETY: fifteen i32 and a float, as in attention.cu.
+// SAFETY: sixteen i32 and a float, as in attention.cu.
 unsafe impl Param for AttendShape {}
 
 /// Blocks that a device holds at once.
@@ -175,11 +176,22 @@ pub(crate) struct Memory<'a> {
     pub rule: RangeRule,
 }
 
+/// The kernels for few and for many rows.
+fn variants(cuda: &Cuda, form: &Form) -> [Option<Variant>; 2] {
+    let limit = cuda.info().shared_per_block as usize;
+    [FEW_ROWS, MANY_ROWS].map(|rows| form.variant(rows, limit))
+}
+
+/// Whether there is an instance for heads over pages of a cache of this type, which can pack its result in that type.
+pub(crate) fn serves_heads(cuda: &Cuda, sizes: &AttentionSizes, dtype: DType) -> bool {
+    let form = Form::of(sizes, dtype, false);
+    form.is_some_and(|form| variants(cuda, &form).iter().any(Option::is_some))
+}
+
 /// False if no instance serves this problem; nothing was done then.
 pub(crate) fn run(cuda: &Cuda, problem: &Problem, items: &Items, pages: &Pages, memory: Memory) -> bool {
-    let Some(form) = Form::of(problem) else { return false };
-    let limit = cuda.info().shared_per_block as usize;
-    let [few, many] = [FEW_ROWS, MANY_ROWS].map(|rows| form.variant(rows, limit));
+    let Some(form) = Form::of(problem.sizes, problem.dtype, problem.is_latent) else { return false };
+    let [few, many] = variants(cuda, &form);
     if few.is_none() && many.is_none() {
         return false;
     }
@@ -215,11 +227,12 @@ impl Launch<'_> {
     }
 
     fn attend(&self, list: usize, variant: &Variant, count: usize) {
-        let Problem { q, keys, values, out, .. } = *self.problem;
+        let Problem { q, keys, values, out, packed, .. } = *self.problem;
         let shape = self.attend_shape(list, variant.rows);
         let tables = self.pages.block_tables.pointer;
         let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(tables);
         let args = args.pointer(self.plan.pointer()).value(shape).pointer(self.buffer).pointer(out);
+        let args = args.pointer(packed.pointer());
         let units = count * self.shape.kv_heads * shape.head_blocks as usize;
         // The number of units of a graph's batch may change from replay to replay.
         let blocks = if self.cuda.is_capturing() { self.shape.blocks } else { self.shape.blocks.min(units) };
@@ -238,11 +251,11 @@ impl Launch<'_> {
             .pointer(self.plan.pointer())
             .pointer(self.buffer)
             .value(self.attend_shape(0, FEW_ROWS));
+        let args = args.pointer(self.problem.out).pointer(self.problem.packed.pointer());
         let blocks = 4 * self.cuda.info().num_sms as usize;
-        // SAFETY: the lists name slots of this scratch, which the launches before have written, and tokens of out.
-        unsafe {
-            self.cuda.launch(&KERNEL, "attention_combine", grid(blocks, 128), args.pointer(self.problem.out))
-        };
+        let expression = format!("attention_combine<{}>", self.problem.dtype.cpp());
+        // SAFETY: the lists name slots of this scratch, which the launches before have written, and tokens of out and of what is packed.
+        unsafe { self.cuda.launch(&KERNEL, &expression, grid(blocks, 128), args) };
     }
 
     fn attend_shape(&self, list: usize, rows: usize) -> AttendShape {
@@ -267,6 +280,7 @@ impl Launch<'_> {
             list: int(list),
             partials: int(totals),
             maxima: int(totals + partials),
+            floats: i32::from(self.problem.packed.leaves_floats()),
             scale: scale * std::f32::consts::LOG2_E,
         }
     }

@@ -1,4 +1,5 @@
 // interpolate: a table of vectors resized, bicubic as torch has it (a = -0.75, align_corners=False, border clamped)
+// interpolate_corners: the same, bilinear and corner to corner (align_corners=True): four products in raster order
 // table [H0, W0, D] f32 · out [h·w, D] f32 in raster order · one block per output vector · four sums along the width, then one
 // along the height, as on the CPU
 // moves up to 64 bytes per element of out, mostly from cache; not measured: no GPU was available
@@ -48,5 +49,33 @@ __global__ void __launch_bounds__(THREADS) interpolate(In<float> table, ResizeSh
             rows[i] = weighted(x.weight, v);
         }
         out[(long long)pixel * s.depth + c] = weighted(y.weight, rows);
+    }
+}
+
+struct Between {
+    int first, second;
+    float share;
+};
+
+// Where an output index falls between two of the table's, and how much there is of the second.
+__device__ __forceinline__ Between between(int index, int from, int to) {
+    float place = (float)index * (float)(from - 1) / (float)(to > 1 ? to - 1 : 1);
+    float floor = floorf(place);
+    int first = (int)fminf(floor, (float)(from - 1));
+    return {first, first + 1 < from ? first + 1 : first, place - floor};
+}
+
+__global__ void __launch_bounds__(THREADS) interpolate_corners(In<float> table, ResizeShape s, Out<float> out) {
+    int pixel = (int)blockIdx.x;
+    Between y = between(pixel / s.to_w, s.from_h, s.to_h), x = between(pixel % s.to_w, s.from_w, s.to_w);
+    float w[4] = {(1.0f - y.share) * (1.0f - x.share), (1.0f - y.share) * x.share, y.share * (1.0f - x.share), y.share * x.share};
+    for (int c = (int)threadIdx.x; c < s.depth; c += THREADS) {
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int row = i < 2 ? y.first : y.second, column = i % 2 == 0 ? x.first : x.second;
+            v[i] = table[((long long)row * s.from_w + column) * s.depth + c];
+        }
+        out[(long long)pixel * s.depth + c] = weighted(w, v);
     }
 }

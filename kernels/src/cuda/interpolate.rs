@@ -10,7 +10,7 @@ use crate::{DType, Tensor};
 
 pub(super) const KERNEL: Kernel = Kernel {
     source: Source { name: "interpolate.cu", text: include_str!("interpolate.cu") },
-    instances: &[Instance::new("interpolate", 56, 0)],
+    instances: &[Instance::new("interpolate", 56, 0), Instance::new("interpolate_corners", 40, 0)],
 };
 
 /// As in interpolate.cu.
@@ -25,7 +25,15 @@ struct ResizeShape {
 unsafe impl Param for ResizeShape {}
 
 pub(crate) fn interpolate(cuda: &Cuda, table: &Tensor, resize: &Resize, out: &mut Tensor) {
-    assert_eq!([table.dtype(), out.dtype()], [DType::F32; 2], "interpolate_positions: types");
+    launch(cuda, "interpolate", table, resize, out);
+}
+
+pub(crate) fn corners(cuda: &Cuda, table: &Tensor, resize: &Resize, out: &mut Tensor) {
+    launch(cuda, "interpolate_corners", table, resize, out);
+}
+
+fn launch(cuda: &Cuda, name: &'static str, table: &Tensor, resize: &Resize, out: &mut Tensor) {
+    assert_eq!([table.dtype(), out.dtype()], [DType::F32; 2], "{name}: types");
     if out.is_empty() {
         return;
     }
@@ -33,7 +41,7 @@ pub(crate) fn interpolate(cuda: &Cuda, table: &Tensor, resize: &Resize, out: &mu
     let shape = ResizeShape { from, to, depth: resize.depth as i32 };
     let args = Args::new().pointer(table.pointer()).value(shape).pointer(out.pointer());
     // SAFETY: `ops` checked the shapes of the table and of out.
-    unsafe { cuda.launch(&KERNEL, "interpolate", grid(out.rows(), 256), args) };
+    unsafe { cuda.launch(&KERNEL, name, grid(out.rows(), 256), args) };
 }
 
 /// Where the sizes are the same. The table's rows are vectors here, not lines of the picture.

@@ -1,14 +1,14 @@
 // linear: out[t, n] = act(Σ_k x[t, k] · w[n, k] + bias[n]), and the same for each of H heads with its own w
 // where it adds: out[t, n] += Σ_k x[t, k] · w[n, k] + bias[n], for packed tokens
 // x [T, K] X (float or bf16), rounded to W · w [N, K] W (bf16 or f16) in fragment order (pack.rs) · bias [N] f32 or none
-// out [T, N] f32 · sums in f32 · any T > 0, N, K
+// out [T, N] f32, of heads also rounded and packed for another layer (tokens.cuh), or both · sums in f32 · any T > 0, N, K
 // 2·T·N·K FLOP; moves 2·N·K bytes of weights and size·T·K of x for each 128 rows; not measured: no GPU was available
 //
 //   linear_few    a block has 16 rows of w, each warp one range: every weight is read once, straight into registers; the last blocks may
 //                 have another layer of the same x and K
 //   linear_many   a block has 128 rows of w and 64 or 128 tokens
 //   linear_packed the same, for tokens that were rounded and packed once (tokens.cuh): each block then reads half of their bytes
-//   linear_wgmma  a block has 128 rows of w and 192 tokens, a cluster of four twice of both; sm_90a alone
+//   linear_wgmma  a block has 128 rows of w and 192 tokens, a cluster two or four times the rows and twice the tokens; sm_90a alone
 //   linear_f32    weights in f32 (routers): a warp has one row of w and 8 tokens
 #include "wgmma.cuh"
 
@@ -20,6 +20,22 @@ struct LinearShape {
     int act;                    // Activation, see activate()
     int adds;                   // to what is in out
     int pairs;                  // of x: 8: every eighth element of a row begins 16 aligned bytes; 1: every even one an aligned pair
+    int first_packed;           // of heads: which of the packed tokens is the first, and how many columns these have
+    int columns_packed;
+    int floats;                 // of heads: whether `out` gets the result where it is packed as well
+};
+
+// Where heads leave what they make: in f32, and rounded as another layer takes it, where it takes it so (tokens.cuh).
+template <class T> struct HeadResult {
+    Ptr<float> out;
+    Ptr<T> packed;
+    int head;
+
+    __device__ __forceinline__ void store(int row, int token, float v, int out_stride, const LinearShape& s) const {
+        int column = head * s.out_head + row;
+        if (packed == nullptr || s.floats) out[(long long)token * out_stride + column] = v;
+        if (packed != nullptr) packed[packed_place(s.first_packed + token, column / 8, s.columns_packed) + column % 8] = Float<T>::from(v);
+    }
 };
 
 // Another layer beside the first: its outputs, and panels, 0 if there is none.
@@ -40,7 +56,7 @@ __device__ __forceinline__ float activate(float v, int act) {
 template <class X, class W, int TILES>
 __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES == 4 ? 2 : 3)
     linear_few(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out, In<W> w_beside, In<float> bias_beside, LinearBeside beside,
-               Out<float> out_beside) {
+               Out<float> out_beside, Out<typename Weights<W>::Taken> packed) {
     SHARED(float, partial, RANGES * 16 * 8 * TILES);
     int index = (int)blockIdx.x, first_token = (int)blockIdx.y * 8 * TILES, head = (int)blockIdx.z;
     bool is_beside = index >= 2 * s.panels;
@@ -60,13 +76,13 @@ __global__ void __launch_bounds__(RANGES * 32, !Weights<W>::SCALES ? 4 : TILES =
     store_partial(partial, acc);
     __syncthreads();
     Ptr<const float> added = is_beside ? bias_beside : bias;
-    Ptr<float> to = (is_beside ? out_beside : out) + (long long)head * s.out_head;
+    HeadResult<typename Weights<W>::Taken> result{is_beside ? out_beside : out, packed, head};
     for (int i = (int)threadIdx.x; i < 16 * 8 * TILES; i += RANGES * 32) {
         int row = first_row + i % 16, token = first_token + i / 16;
         if (row >= n || token >= s.rows) continue;
         float total = sum_ranges<TILES>(partial, 0, i);
         if (added != nullptr) total += added[row];
-        to[(long long)token * out_stride + row] = activate(total, s.act);
+        result.store(row, token, activate(total, s.act), out_stride, s);
     }
 }
 
@@ -89,7 +105,8 @@ __device__ __forceinline__ void run_many(const ManyBlock<TOKENS>& at, const From
 
 // grid: (panels / 4, tokens / TOKENS, heads), 256 threads
 template <class X, class W, int TOKENS>
-__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
+__global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
+    linear_many(In<X> x, In<W> w, In<float> bias, LinearShape s, Out<float> out, Out<typename Weights<W>::Taken> packed) {
     ManyBlock<TOKENS> at = many_block<TOKENS>();
     RowTokens<typename Weights<W>::Taken, X, TOKENS> from;
 #pragma unroll
@@ -98,8 +115,9 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS)) linear_many(In<X>
         from.rows[i] = Row<X>{x + ((long long)at.head * s.x_head + (long long)token * s.x_stride), token < s.rows, s.k, s.pairs};
     }
     auto add_to = [](int, int, float v) { return v; };
+    HeadResult<typename Weights<W>::Taken> result{out, packed, at.head};
     run_many(at, from, w, bias, s, add_to, [&](int row, int token, float v) {
-        if (row < s.n && token < s.rows) out[(long long)token * s.out_stride + (long long)at.head * s.out_head + row] = v;
+        if (row < s.n && token < s.rows) result.store(row, token, v, s.out_stride, s);
     });
 }
 
@@ -127,13 +145,13 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
 }
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// grid: (panels / 4, tokens / 192), each up to a multiple of two; clusters of two by two, 384 threads, a ring of stages; x in the order of tokens.cuh
-template <class W>
+// grid: (panels / 4, up to a multiple of ROWS; tokens / 192, of two); clusters of ROWS by two, 384 threads, a ring of stages; x in the order of tokens.cuh
+template <class W, int ROWS>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1) linear_wgmma(In<W> x, In<W> w, In<float> bias, LinearShape s, Out<float> out) {
     int first_panel = (int)blockIdx.x * CLUSTER_PANELS, first_token = (int)blockIdx.y * CLUSTER_TOKENS;
     int panels = max(min(s.panels - first_panel, CLUSTER_PANELS), 0), tokens = max(min((s.rows - first_token + 63) / 64 * 64, CLUSTER_TOKENS), 0);
     float total[CLUSTER_TOKENS / 8][4] = {};
-    ClusterWork<W, 2, 2> work{w + (long long)first_panel * s.units * Weights<W>::LEN, x, panels, s.units, first_token, tokens, packed_columns(s.k)};
+    ClusterWork<W, ROWS, 2> work{w + (long long)first_panel * s.units * Weights<W>::LEN, x, panels, s.units, first_token, tokens, packed_columns(s.k)};
     if (multiply_clusters(total, work)) {
         int lane = lane_id(), first_row = (first_panel + warp_id() / 2 - 2) * 32 + wgmma_half() * 16 + lane / 4;
 #pragma unroll

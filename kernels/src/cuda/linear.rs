@@ -47,8 +47,10 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("linear_packed<q4, 128>", 255, 31744),
         Instance::new("linear_packed<q4z, 64>", 168, 20480),
         Instance::new("linear_packed<q4z, 128>", 255, 32768),
-        Instance::hopper("linear_wgmma<bf16>", 168, 1024),
-        Instance::hopper("linear_wgmma<f16>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, 2>", 168, 1024),
+        Instance::hopper("linear_wgmma<bf16, 4>", 168, 1024),
+        Instance::hopper("linear_wgmma<f16, 2>", 168, 1024),
+        Instance::hopper("linear_wgmma<f16, 4>", 168, 1024),
         Instance::new("linear_f32<float>", 64, 0),
         Instance::new("linear_f32<bf16>", 64, 0),
     ],
@@ -59,8 +61,11 @@ pub(crate) const FEW: usize = 32;
 
 /// Of a block with wgmma, as in wgmma.cuh: rows of weights, and tokens; fewer tokens are left to mma.sync.
 pub(super) const WGMMA_BLOCK: [usize; 2] = [128, 192];
-/// Blocks of a cluster, along each.
-const WGMMA_CLUSTER: [usize; 2] = [2, 2];
+/// Blocks of a cluster, along each, where there are so many blocks of rows: the more share tokens, the less each fetches, if no more of them are without
+/// work.
+fn wgmma_cluster(row_blocks: usize) -> [usize; 2] {
+    if row_blocks.next_multiple_of(4) == row_blocks.next_multiple_of(2) { [4, 2] } else { [2, 2] }
+}
 /// Its dynamic shared memory: five stages of 4 panels and 192 tokens, by 64 of K.
 pub(super) const WGMMA_SHARED: u32 = 5 * (4 * 4096 + 192 * 128);
 
@@ -84,6 +89,8 @@ pub(crate) struct Job<'a> {
     pub packed: Option<&'a Tensor>,
     /// Where what comes out is packed for another layer that takes the same type, in place of `out`; where x is.
     pub packed_out: Option<&'a Tensor>,
+    /// The same of heads, whose x is not packed.
+    pub heads_out: Option<PackedHeads<'a>>,
     pub weights: &'a MatrixBatch,
     pub bias: Option<&'a Tensor>,
     pub act: Activation,
@@ -93,6 +100,18 @@ pub(crate) struct Job<'a> {
     /// Tokens.
     pub rows: usize,
     pub strides: Strides,
+}
+
+/// Where heads leave their results side by side, rounded and packed for a layer.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedHeads<'a> {
+    pub room: &'a Tensor,
+    /// Which of the packed tokens is the first.
+    pub first: usize,
+    /// Numbers of a token, of all heads: a multiple of 32.
+    pub width: usize,
+    /// Whether `out` gets them as well.
+    pub floats: bool,
 }
 
 /// A tensor from some element on.
@@ -126,8 +145,11 @@ struct LinearShape {
     act: i32,
     adds: i32,
     pairs: i32,
+    first_packed: i32,
+    columns_packed: i32,
+    floats: i32,
 }
-// SAFETY: twelve i32, as in linear.cu.
+// SAFETY: fifteen i32, as in linear.cu.
 unsafe impl Param for LinearShape {}
 
 /// As in linear.cu.
@@ -166,7 +188,7 @@ pub(crate) fn run_pair(cuda: &Cuda, [first, second]: [&Job; 2]) {
 
 /// With a layer beside it, of the same x, where the kernel for few tokens serves both: rows of its `out` lie side by side.
 fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
-    let Job { x, packed, packed_out, weights, bias, act, adds, out, rows, strides } = job;
+    let Job { x, packed, packed_out, heads_out, weights, bias, act, adds, out, rows, strides } = job;
     if *rows == 0 {
         return;
     }
@@ -201,7 +223,16 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             };
             if starts_at(8, 16) { 8 } else { i32::from(starts_at(2, 2 * size)) }
         },
+        first_packed: heads_out.map_or(0, |heads| heads.first as i32),
+        columns_packed: heads_out.map_or(0, |heads| (heads.width / 8) as i32),
+        floats: heads_out.map_or(1, |heads| i32::from(heads.floats)),
     };
+    if let Some(PackedHeads { room, first, width, .. }) = *heads_out {
+        let needed = tokens::packed_bytes([first + rows, width]);
+        assert!(needed <= room.bytes(), "linear: no room for {rows} tokens of heads");
+        assert_eq!([width, width % 32], [weights.count() * weights.n(), 0], "linear: width of packed heads");
+        assert_ne!(weights.stored_as(), WeightType::F32, "linear: packed heads of f32");
+    }
     let pointer_of = |bias: Option<&Tensor>| bias.map_or(DevicePtr::NULL, Tensor::pointer);
     assert!(packed.is_none() || takes_packed(*rows, weights.stored_as()), "linear: packed tokens");
     assert!(!*adds || (packed.is_some() && packed_out.is_none()), "linear: adds packed tokens to f32");
@@ -222,7 +253,8 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
                 && !stored_as.is_quantised()
                 && *rows > WGMMA_BLOCK[1] =>
         {
-            (format!("linear_wgmma<{w}>"), WGMMA_BLOCK, 384)
+            let [rows, _] = wgmma_cluster(panels.div_ceil(4));
+            (format!("linear_wgmma<{w}, {rows}>"), WGMMA_BLOCK, 384)
         }
         (stored_as, _) => {
             // Wider blocks cost less a token, if there are enough of them for the device. Rows that come as f32 have none for quantised weights.
@@ -238,6 +270,7 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             (expression, [128, tokens], 256)
         }
     };
+    let heads_packed = heads_out.map_or(DevicePtr::NULL, |heads| heads.room.pointer());
     let mut all_panels = panels;
     if rows_each == 16 {
         let panels = beside.map_or(0, |job| job.weights.panels_per_member());
@@ -246,11 +279,17 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
             .map_or([DevicePtr::NULL; 3], |job| [job.weights.pointer(), pointer_of(job.bias), job.out.start]);
         let shape = LinearBeside { n: n as i32, panels: panels as i32 };
         args = args.pointer(w).pointer(bias).value(shape).pointer(out);
+        args = args.pointer(heads_packed);
         all_panels += panels;
     } else {
         assert!(beside.is_none(), "linear: no layer beside {expression}");
     }
     let mut all_tokens = *rows;
+    if packed.is_none() && rows_each == 128 {
+        args = args.pointer(heads_packed);
+    } else {
+        assert!(heads_out.is_none() || rows_each == 16, "linear: no packed heads of {expression}");
+    }
     if packed.is_some() && threads == 256 {
         if let Some(room) = packed_out {
             assert!(
@@ -265,9 +304,11 @@ fn launch(cuda: &Cuda, job: &Job, beside: Option<&Job>) {
     }
     let blocks = [(all_panels * 32).div_ceil(rows_each), all_tokens.div_ceil(tokens_each), weights.count()];
     let clusters = if threads == 384 {
-        let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(WGMMA_CLUSTER[i]) as u32);
+        let cluster = wgmma_cluster(blocks[0]);
+        let [x, y] = [0, 1].map(|i| blocks[i].next_multiple_of(cluster[i]) as u32);
         let grid = Grid { blocks: [x, y, 1], threads: [threads, 1, 1], shared: WGMMA_SHARED };
-        Clusters { grid, blocks: [WGMMA_CLUSTER[0] as u32, WGMMA_CLUSTER[1] as u32, 1] }
+        let [x, y] = cluster.map(|n| n as u32);
+        Clusters { grid, blocks: [x, y, 1] }
     } else {
         let grid = Grid { blocks: blocks.map(|n| n as u32), threads: [threads, 1, 1], shared: 0 };
         Clusters::from(grid)

@@ -9,6 +9,8 @@
 //                 the first rows of the grid may have the expert of all tokens, whose sums are those of linear_few
 //   moe_many      as linear_many; x is rounded before, and what is between the layers when it is written: to what tensor cores take anyway
 //   moe_pack      rounds the rows of x to 16 bits, in the order of the experts, for moe_wgmma
+//   moe_spread    the same of tokens that a norm left rounded and packed: each is read once, and goes to all of its rows
+//   moe_unpack    of such tokens, x as moe_many takes it
 //   moe_wgmma     as linear_wgmma, of which only tokens are shared; a warpgroup has as many rows of gate as of up
 //   moe_f32       as linear_f32
 //   moe_enter     the tokens of the rows, where the layer is computed in steps: then rows are read as they are (UP false), of both products
@@ -239,6 +241,50 @@ __global__ void __launch_bounds__(256) moe_pack(In<float> x, In<int> order, int 
     store_vec(packed + packed_place(row, first, columns), make_uint4(F::pack(v[0], v[1]), F::pack(v[2], v[3]), F::pack(v[4], v[5]), F::pack(v[6], v[7])));
 }
 
+constexpr int SPREAD_COLUMNS = 2, SPREAD_TOKENS = 2048;   // of eight; at a time
+
+// packed [rows, K], as moe_pack leaves it, of tokens [T, K] in the order of tokens.cuh. Rows from `pairs` on stay as they are
+// grid: columns / 2, 256 threads; shared memory for the columns of so many tokens. A warp writes whole lines
+template <class T>
+__global__ void __launch_bounds__(256) moe_spread(In<T> tokens, In<int> order, int num_tokens, int pairs, int top_k, int columns, Out<T> packed) {
+    DYNAMIC_SHARED(T, held);
+    int first_column = (int)blockIdx.x * SPREAD_COLUMNS, room = min(num_tokens, SPREAD_TOKENS);
+    for (int first = 0; first < num_tokens; first += SPREAD_TOKENS) {
+        int count = min(num_tokens - first, SPREAD_TOKENS);
+        // Nobody reads the tokens before any more.
+        __syncthreads();
+        for (int i = (int)threadIdx.x; i < count; i += 256)
+#pragma unroll
+            for (int c = 0; c < SPREAD_COLUMNS; c++)
+                cp_async16(held + (c * room + i) * 8, tokens + packed_place(first + i, first_column + c, columns), 16);
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncthreads();
+        for (int row = (int)threadIdx.x; row < pairs; row += 256) {
+            int token = source_of<true>(order, row, top_k) - first;
+            if (token < 0 || token >= count) continue;
+#pragma unroll
+            for (int c = 0; c < SPREAD_COLUMNS; c++)
+                store_vec(packed + packed_place(row, first_column + c, columns), load_vec<uint4>(held + (c * room + token) * 8));
+        }
+    }
+}
+
+// rows [T, K] of tokens in the order of tokens.cuh. grid: (tokens / 8, columns / 32), 256 threads, as moe_pack
+template <class T, int N> __global__ void __launch_bounds__(256) moe_unpack(In<T> tokens, int num_tokens, int k, Out<T> rows) {
+    int lane = lane_id(), token = (int)blockIdx.x * 8 + lane / 4, column = ((int)blockIdx.y * 8 + warp_id()) * 4 + lane % 4;
+    if (token >= num_tokens || column * 8 >= k) return;
+    Ptr<const T> from = tokens + packed_place(token, column, packed_columns(k));
+    Ptr<T> to = rows + ((long long)token * k + column * 8);
+#pragma unroll
+    for (int i = 0; i < 8; i += N) {
+        if (column * 8 + i >= k) continue;
+        float part[N];
+        Wide<N>::load(from + i, part);
+        Wide<N>::store(to + i, part);
+    }
+}
+
 // out[row, :] = x[token of its pair, :]     grid: pairs; N = 4 where the width % 4 == 0, else 1
 template <int N>
 __global__ void __launch_bounds__(256) moe_enter(In<float> x, In<int> order, int top_k, int width, Out<float> out) {
@@ -253,9 +299,9 @@ __global__ void __launch_bounds__(256) moe_enter(In<float> x, In<int> order, int
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Rows between the layers that nobody wrote may be read: they are columns of their own of a product, and go nowhere.
-// grid: (panels / 4, up to a multiple of four; blocks of 192 rows), clusters of four by one, 384 threads, a ring of stages; x and what is made of
+// grid: (panels / 4, up to a multiple of ROWS; blocks of 192 rows), clusters of ROWS by one, 384 threads, a ring of stages; x and what is made of
 // it by UP in the order of tokens.cuh, a row for each pair
-template <class W, bool UP>
+template <class W, bool UP, int ROWS>
 __global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, In<int> starts, MoeShape s, Out<typename Made<W, UP>::Type> out) {
     Work work = find_work<CLUSTER_TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
@@ -263,7 +309,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, 
     int tokens = (work.end - work.first + 63) / 64 * 64;   // rows of others, or of nobody, are among the last
     Ptr<const W> panel = w + ((long long)work.expert * s.panels + first_panel) * s.units * Weights<W>::LEN;
     float total[CLUSTER_TOKENS / 8][4] = {};
-    if (multiply_clusters(total, ClusterWork<W, 4, 1>{panel, x, panels, s.units, work.first, tokens, packed_columns(s.k)})) {
+    if (multiply_clusters(total, ClusterWork<W, ROWS, 1>{panel, x, panels, s.units, work.first, tokens, packed_columns(s.k)})) {
         int lane = lane_id(), warp = warp_id() - 4;
         auto row_of = [&](int j, int e) { return work.first + j * 8 + lane % 4 * 2 + e % 2; };
         int place = warp % 2 * 16 + lane / 4;

@@ -72,10 +72,20 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::hopper("moe_pack<bf16, 4>", 40, 0),
         Instance::hopper("moe_pack<f16, 1>", 40, 0),
         Instance::hopper("moe_pack<f16, 4>", 40, 0),
-        Instance::hopper("moe_wgmma<bf16, true>", 168, 1024),
-        Instance::hopper("moe_wgmma<bf16, false>", 168, 1024),
-        Instance::hopper("moe_wgmma<f16, true>", 168, 1024),
-        Instance::hopper("moe_wgmma<f16, false>", 168, 1024),
+        Instance::hopper("moe_spread<bf16>", 40, 0),
+        Instance::hopper("moe_spread<f16>", 40, 0),
+        Instance::new("moe_unpack<bf16, 1>", 40, 0),
+        Instance::new("moe_unpack<bf16, 4>", 40, 0),
+        Instance::new("moe_unpack<f16, 1>", 40, 0),
+        Instance::new("moe_unpack<f16, 4>", 40, 0),
+        Instance::hopper("moe_wgmma<bf16, true, 4>", 168, 1024),
+        Instance::hopper("moe_wgmma<bf16, false, 4>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, true, 4>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, false, 4>", 168, 1024),
+        Instance::hopper("moe_wgmma<bf16, true, 8>", 168, 1024),
+        Instance::hopper("moe_wgmma<bf16, false, 8>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, true, 8>", 168, 1024),
+        Instance::hopper("moe_wgmma<f16, false, 8>", 168, 1024),
         Instance::new("moe_enter<1>", 32, 0),
         Instance::new("moe_enter<4>", 40, 0),
         Instance::new("moe_f32<true>", 80, 0),
@@ -132,6 +142,14 @@ pub(crate) struct Then<'a> {
     pub packed: Option<(DType, &'a Tensor)>,
 }
 
+/// What a layer of experts reads `[T, H]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub x: &'a Tensor,
+    /// x rounded to a type and packed, where a norm left it so.
+    pub packed: Option<(DType, &'a Tensor)>,
+}
+
 /// What a call left to do.
 pub(crate) struct Left<'s> {
     pub shared: Option<SharedExpert<'s>>,
@@ -143,7 +161,7 @@ pub(crate) struct Left<'s> {
 /// norm `then` takes it at once, and leaves its result in x and nothing in `out`.
 pub(crate) fn run<'s>(
     cuda: &Cuda,
-    x: &Tensor,
+    Input { x, packed: made }: Input,
     experts: &Experts,
     [ids, weights]: [&Tensor; 2],
     scratch: &mut MoeScratch,
@@ -194,9 +212,11 @@ pub(crate) fn run<'s>(
         (Some(_), ..) | (_, WeightType::F32, _) => x.pointer(),
         (None, stored_as, Some(packed)) => {
             let dtype = stored_as.float().expect("only floats are packed");
+            let made = made.filter(|made| made.0 == dtype).map(|made| made.1);
+            let from = made.map_or(From::Floats(x.pointer()), |room| From::Packed(room.pointer()));
             let sizes = [ids.len(), top_k, hidden];
             // SAFETY: `order` has the pairs of the rows, whose tokens are of x, and `Packed::of` saw to the room.
-            unsafe { packed.write(cuda, x.pointer(), order, sizes, dtype) }
+            unsafe { packed.write(cuda, from, order, sizes, dtype) }
         }
         // All blocks read x: once rounded it is half of the bytes. Its place is the rows', behind the pairs.
         (None, stored_as, None) => {
@@ -204,8 +224,13 @@ pub(crate) fn run<'s>(
             let dtype = stored_as.float().unwrap_or(DType::BF16);
             assert!(start + num_tokens * hidden * dtype.size() <= rows.bytes() as usize, "moe: scratch");
             let rounded = order.offset(start as u64);
-            // SAFETY: x has T rows of H, and the assertion says that they have room.
-            unsafe { round_rows(cuda, x.pointer(), [num_tokens, hidden], dtype, rounded) };
+            let sizes = [num_tokens, hidden];
+            match made.filter(|made| made.0 == dtype) {
+                // SAFETY: T tokens of H are packed there, and the assertion says that they have room.
+                Some((_, room)) => unsafe { unpack(cuda, room.pointer(), sizes, dtype, rounded) },
+                // SAFETY: x has T rows of H, and the assertion says that they have room.
+                None => unsafe { round_rows(cuda, x.pointer(), sizes, dtype, rounded) },
+            }
             rounded
         }
     };
@@ -254,6 +279,19 @@ unsafe fn place(cuda: &Cuda, ids: &Tensor, [starts, order, places]: [DevicePtr; 
     let args = args.pointer(starts).pointer(places).pointer(order);
     // SAFETY: the caller's promise.
     unsafe { cuda.launch(&KERNEL, "moe_place", grid(experts, 256), args) };
+}
+
+/// Rows of packed tokens.
+///
+/// # Safety
+/// There are so many tokens and numbers of each, and room for them.
+unsafe fn unpack(cuda: &Cuda, packed: DevicePtr, [tokens, width]: [usize; 2], dtype: DType, rows: DevicePtr) {
+    let args = Args::new().pointer(packed).value(tokens as i32).value(width as i32).pointer(rows);
+    let blocks = [tokens.div_ceil(8), width.div_ceil(256), 1].map(|n| n as u32);
+    let grid = Grid { blocks, threads: [256, 1, 1], shared: 0 };
+    let expression = format!("moe_unpack<{}, {}>", dtype.cpp(), vector_of(width));
+    // SAFETY: the caller's promise.
+    unsafe { cuda.launch(&KERNEL, &expression, grid, args) };
 }
 
 /// Elements that rows of this width are moved by.
@@ -364,8 +402,13 @@ fn few_tiles(weights: &MatrixBatch, num_pairs: usize) -> Option<usize> {
     }
 }
 
-/// Blocks of a cluster of `moe_wgmma`, along the panels.
-const WGMMA_CLUSTER: usize = 4;
+/// Blocks of a cluster of `moe_wgmma`, along the panels: the more share tokens, the less each fetches, where no more blocks are without work.
+fn wgmma_cluster(blocks: usize) -> usize {
+    if blocks.next_multiple_of(8) == blocks.next_multiple_of(4) { 8 } else { 4 }
+}
+
+/// Tokens and columns of eight that `moe_spread` has at a time, as in moe.cu.
+const SPREAD: [usize; 2] = [2048, 2];
 
 /// The weights must be of the type of the others, and each panel of gate or of up.
 fn fits_beside(shared: &SharedExpert, experts: &Experts, num_tokens: usize) -> bool {
@@ -401,19 +444,33 @@ impl Packed {
         fits.then_some(Self { rows, start })
     }
 
-    /// Rounds the tokens of all pairs, and says where they are.
+    /// The tokens of all pairs, rounded, and where they are.
     ///
     /// # Safety
-    /// `order` has the pairs of the rows, and is where the buffer of rows begins; x has the tokens of the pairs, in rows of `hidden`.
+    /// `order` has the pairs of the rows, and is where the buffer of rows begins; the tokens of the pairs are all there, `hidden` numbers of each.
     unsafe fn write(
         &self,
         cuda: &Cuda,
-        x: DevicePtr,
+        from: From,
         order: DevicePtr,
         [num_pairs, top_k, hidden]: [usize; 3],
         dtype: DType,
     ) -> DevicePtr {
         let packed = order.offset(self.start as u64);
+        let x = match from {
+            From::Floats(x) => x,
+            From::Packed(tokens) => {
+                let (num_tokens, [_, width]) = (num_pairs / top_k, padded([1, hidden]));
+                let args = Args::new().pointer(tokens).pointer(order).value(num_tokens as i32);
+                let args = args.value(num_pairs as i32).value(top_k as i32).value((width / 8) as i32);
+                let shared = num_tokens.min(SPREAD[0]) * SPREAD[1] * 16;
+                let grid = Grid { shared: shared as u32, ..grid(width / 8 / SPREAD[1], 256) };
+                let expression = format!("moe_spread<{}>", dtype.cpp());
+                // SAFETY: the caller's promise, and the room of `of`.
+                unsafe { cuda.launch(&KERNEL, &expression, grid, args.pointer(packed)) };
+                return packed;
+            }
+        };
         let vector = vector_of(hidden);
         let args = Args::new().pointer(x).pointer(order).value(num_pairs as i32).value(top_k as i32);
         let args = args.value(hidden as i32).pointer(packed);
@@ -423,6 +480,13 @@ impl Packed {
         unsafe { cuda.launch(&KERNEL, &format!("moe_pack<{}, {vector}>", dtype.cpp()), grid, args) };
         packed
     }
+}
+
+/// Where tokens are that are packed in the order of experts.
+enum From {
+    Floats(DevicePtr),
+    /// Rounded and packed in their own order.
+    Packed(DevicePtr),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -513,7 +577,9 @@ impl Layer {
                 (format!("moe_few<{}, {tiles}, {up}>", w.cpp()), halves, 8 * tiles, 256)
             }
             (w, None) if is_packed => {
-                (format!("moe_wgmma<{}, {up}>", w.cpp()), panels.div_ceil(4), WGMMA_BLOCK[1], 384)
+                let (blocks, w) = (panels.div_ceil(4), w.cpp());
+                let expression = format!("moe_wgmma<{w}, {up}, {}>", wgmma_cluster(blocks));
+                (expression, blocks, WGMMA_BLOCK[1], 384)
             }
             (w, None) => {
                 // Wider blocks cost less a row, if they are full.
@@ -527,11 +593,12 @@ impl Layer {
             if is_sorted { num_pairs / rows_each + experts.min(num_pairs) } else { num_pairs };
         let [x, weights, starts, order, out] = pointers;
         if is_packed {
-            let blocks = [blocks.next_multiple_of(WGMMA_CLUSTER) as u32, row_blocks as u32, 1];
+            let cluster = wgmma_cluster(blocks);
+            let blocks = [blocks.next_multiple_of(cluster) as u32, row_blocks as u32, 1];
             let grid = Grid { blocks, threads: [threads, 1, 1], shared: WGMMA_SHARED };
-            let clusters = Clusters { grid, blocks: [WGMMA_CLUSTER as u32, 1, 1] };
+            let clusters = Clusters { grid, blocks: [cluster as u32, 1, 1] };
             let args = Args::new().pointer(x).pointer(weights).pointer(starts).value(shape).pointer(out);
-            // SAFETY: `moe_place` wrote `starts` before, and `moe_pack` and the first product rows of K in the order of tokens.cuh; weights and out as below.
+            // SAFETY: `moe_place` wrote `starts` before, and `moe_pack` or `moe_spread` and the first product rows of K in the order of tokens.cuh; weights and out as below.
             unsafe { cuda.launch_clusters(&KERNEL, &expression, clusters, args) };
             return;
         }

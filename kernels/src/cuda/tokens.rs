@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::compile::Source;
-use super::driver::{Args, Grid};
+use super::driver::{Args, DevicePtr, Grid};
 use super::launch::{Instance, Kernel};
 use crate::{DType, Tensor, WeightType};
 
@@ -23,6 +23,36 @@ pub(super) const KERNEL: Kernel = Kernel {
         Instance::new("pack_silu_mul<f16, 4>", 48, 0),
     ],
 };
+
+/// Where attention leaves its result `[T, H, D]` beside f32, or in its place, rounded and packed for a linear layer: H · D are whole columns, and
+/// rows from T on stay as they are.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedResult<'a> {
+    pub room: Option<&'a Tensor>,
+    /// Whether f32 are read as well.
+    pub floats: bool,
+}
+
+impl PackedResult<'_> {
+    pub const NONE: Self = Self { room: None, floats: true };
+
+    /// Null where nothing is packed.
+    pub fn pointer(&self) -> DevicePtr {
+        self.room.map_or(DevicePtr::NULL, Tensor::pointer)
+    }
+
+    pub fn leaves_floats(&self) -> bool {
+        self.room.is_none() || self.floats
+    }
+
+    /// Of so many tokens and numbers.
+    pub fn check(&self, op: &str, sizes: [usize; 2]) {
+        if let Some(room) = self.room {
+            assert!(packed_bytes(sizes) <= room.bytes(), "{op}: no room for {} tokens", sizes[0]);
+            assert!(sizes[1].is_multiple_of(GRAIN[1]), "{op}: width of what is packed");
+        }
+    }
+}
 
 /// Filled up.
 pub(crate) fn padded([rows, width]: [usize; 2]) -> [usize; 2] {

@@ -4,19 +4,19 @@
 // Weights are A, 64 rows of a warpgroup from registers: they lie in fragments. Tokens are B, rounded and packed before (tokens.cuh), from
 // shared memory. Ranges of K are summed apart, which takes a second set of accumulators: 64 rows by 192 tokens are 96 + 96 registers of a
 // thread and leave 40 of 232 for everything else. Two such warpgroups are a block of 128 by 192; a third, which gives its registers away, fills
-// a ring of stages of 64 of K. Four blocks are a cluster. Those in a row of it have the same weights, those in a column the same tokens, and
-// of what blocks share each fetches a part, for all of them.
+// a ring of stages of 64 of K. Eight blocks are a cluster, or four where eight would have more blocks without work. Those in a row of it have the
+// same weights, those in a column the same tokens, and of what blocks share each fetches a part, for all of them.
 //
-//   layers, 2 x 2    tokens 0 .. 191   192 .. 383      experts, 4 x 1    tokens 0 .. 191      rank = row + ROWS · col
-//   rows 0 .. 127       block 0          block 2       rows 0 .. 127        block 0           panel p of a row comes from column p % COLS,
-//      128 .. 255       block 1          block 3          128 .. 255        block 1           eight c of K of its tokens from row c % ROWS
-//                                                         …                 …
+//   layers, 4 x 2    tokens 0 .. 191   192 .. 383      experts, 8 x 1    tokens 0 .. 191      rank = row + ROWS · col
+//   rows 0 .. 127       block 0          block 4       rows 0 .. 127        block 0           panel p of a row comes from column p % COLS,
+//      128 .. 255       block 1          block 5          128 .. 255        block 1           eight c of K of its tokens from row c % ROWS
+//      …                …                …                …                 …
 //
 // Counted for a block and 16 of K, 786,432 FLOP, 192 cycles of a multiprocessor's tensor cores:
-//   L2 cache        2 x 2: 2,048 bytes of weights and 3,072 of tokens are fetched, 154 FLOP a byte; 4 x 1: 4,096 and 1,536, 140 (a block by
-//                   itself: 77). An expert has rows for 4 x 1 more often
+//   L2 cache        4 x 2: 2,048 bytes of weights and 1,536 of tokens are fetched, 219 FLOP a byte; 8 x 1: 4,096 and 768, 162 (2 x 2: 154; 4 x 1:
+//                   140; a block by itself: 77). An expert has rows for 8 x 1 more often
 //   shared memory   written 4,096 and 6,144, read by the warpgroups 2 · 2,048 and 2 · 6,144: 26,624 bytes, 208 cycles
-//   instructions    for 64 of K, 768 cycles: 10 copies of one thread (8 in 4 x 1), 24 arrivals (32) at a barrier
+//   instructions    for 64 of K, 768 cycles: up to 6 copies of one thread (8 x 1: 6), 40 arrivals at a barrier (8 x 1: 64)
 // 98,304 bytes of results in f32 go out once. docs/gpu.md says what follows for layers of Kimi-VL.
 //
 //   full[stage]     one arrival, with the announced bytes of weights and tokens, whichever blocks send them

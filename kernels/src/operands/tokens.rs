@@ -19,6 +19,12 @@ pub(crate) struct Made {
     pub rows: usize,
 }
 
+impl Made {
+    pub fn is_of(&self, x: &Tensor) -> bool {
+        (self.of, self.rows) == (x.pointer(), x.rows())
+    }
+}
+
 /// A norm in front of linear layers.
 #[derive(Clone, Copy, Debug)]
 pub struct NormFor<'a> {

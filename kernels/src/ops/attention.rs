@@ -18,6 +18,7 @@ use crate::cuda::attention::{self as cuda_attention, Paged};
 use crate::cuda::attention_plan::RangeRule;
 use crate::cuda::attention_segments::{self, Call, Memory};
 use crate::cuda::attention_tiles;
+use crate::cuda::tokens::PackedResult;
 use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, check_offsets};
 use crate::operands::kv::KvRows;
 use crate::operands::rope::{RopeLayout, Rotation};
@@ -67,6 +68,14 @@ impl AttentionScratch {
         }
     }
 
+    /// What [`gqa_attention`] over a cache of this type can leave its result rounded to, where a linear layer takes it so.
+    pub fn packs_as(&self, cache: DType) -> Option<DType> {
+        match self.buffer.device() {
+            Device::Cuda(cuda) if attention_tiles::serves_heads(cuda, &self.sizes, cache) => Some(cache),
+            _ => None,
+        }
+    }
+
     /// What attention to packed segments takes on a GPU.
     fn memory(&mut self) -> Memory<'_> {
         let plan = self.plan.as_mut().expect("made on this device");
@@ -93,8 +102,28 @@ pub fn gqa_attention<'a>(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
+    let call = HeadsOverPages { q, caches: [k_cache.into(), v_cache.into()], ragged, scale };
+    attend_to_heads(call, scratch, out, PackedResult::NONE);
+}
+
+/// What [`gqa_attention`] reads.
+pub(super) struct HeadsOverPages<'a> {
+    pub q: &'a Tensor,
+    /// Of keys and of values.
+    pub caches: [KvRows<'a>; 2],
+    pub ragged: &'a Ragged<'a>,
+    pub scale: f32,
+}
+
+/// `packed`: on a GPU, where [`AttentionScratch::packs_as`] says so.
+pub(super) fn attend_to_heads(
+    call: HeadsOverPages,
+    scratch: &mut AttentionScratch,
+    out: &mut Tensor,
+    packed: PackedResult,
+) {
+    let HeadsOverPages { q, caches: [k_cache, v_cache], ragged, scale } = call;
     let &[t, heads, d] = q.shape() else { panic!("gqa_attention: q {:?}", q.shape()) };
-    let (k_cache, v_cache) = (k_cache.into(), v_cache.into());
     let &[slots, kv_heads, key_d] = k_cache.rows.shape() else {
         panic!("gqa_attention: keys {:?}", k_cache.rows)
     };
@@ -112,7 +141,7 @@ pub fn gqa_attention<'a>(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, scale };
+            let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, scale, packed };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }
@@ -138,7 +167,8 @@ pub fn mla_attention<'a>(
     match &out.device().clone() {
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
-            let call = Paged { q, keys: cache.rows, values: None, ragged, scale };
+            let packed = PackedResult::NONE;
+            let call = Paged { q, keys: cache.rows, values: None, ragged, scale, packed };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }

@@ -13,6 +13,7 @@
 use crate::cpu::attention_expanded::{self, Expansion};
 use crate::cuda::attention_expanded::{self as cuda_expanded, Workspace};
 use crate::cuda::attention_expanded_plan::RANGE;
+use crate::cuda::tokens::PackedResult;
 use crate::operands::attention::Ragged;
 use crate::operands::latents::{ExpandedSizes, Latents};
 use crate::{DType, Device, Tensor};
@@ -41,6 +42,11 @@ impl ExpandedScratch {
         Self { buffer, sizes, workspace }
     }
 
+    /// What a result can be left rounded to, where a linear layer takes it so.
+    pub fn packs_as(&self) -> Option<DType> {
+        self.workspace.as_ref().and_then(Workspace::packs_as)
+    }
+
     /// What `new` will allocate.
     pub fn bytes(device: &Device, sizes: ExpandedSizes) -> u64 {
         let buffer = Tensor::bytes_of(DType::F32, &[buffer_len(device, &sizes, RANGE)]);
@@ -66,6 +72,25 @@ pub fn expanded_attention(
     scratch: &mut ExpandedScratch,
     out: &mut Tensor,
 ) {
+    attend_expanded(ExpandedCall { q, latents, ragged, scale }, scratch, out, PackedResult::NONE);
+}
+
+/// What [`expanded_attention`] reads.
+pub(super) struct ExpandedCall<'a> {
+    pub q: &'a Tensor,
+    pub latents: Latents<'a>,
+    pub ragged: &'a Ragged<'a>,
+    pub scale: f32,
+}
+
+/// `packed`: on a GPU, where [`ExpandedScratch::packs_as`] says so.
+pub(super) fn attend_expanded(
+    call: ExpandedCall,
+    scratch: &mut ExpandedScratch,
+    out: &mut Tensor,
+    packed: PackedResult,
+) {
+    let ExpandedCall { q, latents, ragged, scale } = call;
     let ExpandedSizes { heads, rank, nope, rotated, value_dim, max_tokens, .. } = scratch.sizes;
     let Latents { cache, key_up, value_up } = latents;
     let t = q.rows();
@@ -90,7 +115,7 @@ pub fn expanded_attention(
             }
         }
         (Device::Cuda(cuda), Some(workspace)) => {
-            let call = cuda_expanded::Call { q, latents, ragged, scale, sizes, buffer };
+            let call = cuda_expanded::Call { q, latents, ragged, scale, sizes, buffer, packed };
             cuda_expanded::run(cuda, &call, workspace, out);
         }
         (Device::Cuda(_), None) => panic!("expanded_attention: the scratch is another device's"),

@@ -6,10 +6,11 @@
 
 use crate::cpu::gemm::{self, Gemm, Input};
 use crate::cpu::shared::SharedMut;
-use crate::cuda::linear::{self as cuda_linear, Strides};
+use crate::cuda::linear::{self as cuda_linear, PackedHeads, Strides};
+use crate::cuda::tokens::taken_by;
 use crate::operands::linear::Activation;
 use crate::tensor::as_heads;
-use crate::{Device, Matrix, MatrixBatch, Tensor};
+use crate::{DType, Device, Matrix, MatrixBatch, Tensor, WeightType};
 use std::ops::Range;
 
 pub fn linear(x: &Tensor, w: &Matrix, bias: Option<&Tensor>, act: Activation, out: &mut Tensor) {
@@ -103,6 +104,7 @@ pub(super) fn cuda_job<'a>(
         x: x.device_slice(0),
         packed: None,
         packed_out: None,
+        heads_out: None,
         weights: w.as_batch(),
         bias,
         act,
@@ -146,7 +148,17 @@ impl<'a> From<&'a mut Tensor> for HeadSliceMut<'a> {
 }
 
 pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl Into<HeadSliceMut<'a>>) {
-    let (x, out) = (x.into(), out.into());
+    run_heads(x.into(), w, out.into(), None);
+}
+
+/// What heads of these weights can be left rounded to on a GPU, where a linear layer takes it so.
+pub fn heads_pack_as(w: &MatrixBatch) -> Option<DType> {
+    let is_on_gpu = matches!(w.device(), Device::Cuda(_));
+    (is_on_gpu && w.stored_as() != WeightType::F32).then(|| taken_by(w.stored_as()))
+}
+
+/// `packed`: where rows of `out` go on a GPU in the type of [`heads_pack_as`], and whether `out` gets them as well.
+pub(super) fn run_heads(x: HeadSlice, w: &MatrixBatch, out: HeadSliceMut, packed: Option<(&Tensor, bool)>) {
     let ([x_rows, h, x_len], [out_rows, out_h, out_len]) = (as_heads(x.tensor), as_heads(out.tensor));
     let t = x.rows.len();
     assert!(x.rows.end <= x_rows && out.rows.end <= out_rows, "heads_linear: rows");
@@ -180,6 +192,12 @@ pub fn heads_linear<'a>(x: impl Into<HeadSlice<'a>>, w: &MatrixBatch, out: impl 
                 x: x.tensor.device_slice(x_start),
                 packed: None,
                 packed_out: None,
+                heads_out: packed.map(|(room, floats)| PackedHeads {
+                    room,
+                    first: out.rows.start,
+                    width: h * out_len,
+                    floats,
+                }),
                 weights: w,
                 bias: None,
                 act: Activation::None,

@@ -65,7 +65,8 @@ pub fn moe_and_shared(
             unsafe { moe::run(cpu, tokens, experts, [ids, weights], scratch, shared, (out, None)) }
         }
         Device::Cuda(cuda) => {
-            cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (out, None)).shared
+            let input = cuda_moe::Input { x, packed: tokens.as_ref().and_then(|tokens| tokens.made_of(x)) };
+            cuda_moe::run(cuda, input, experts, [ids, weights], scratch, shared, (out, None)).shared
         }
     };
     if let (Some(shared), Some(tokens)) = (left, tokens) {
@@ -106,8 +107,8 @@ pub fn moe_and_norm(
             let packed = tokens.packs(norm.next, x.rows());
             let NormFor { weight, eps, .. } = norm;
             let then = cuda_moe::Then { residual, weight, eps, packed };
-            let left =
-                cuda_moe::run(cuda, x, experts, [ids, weights], scratch, shared, (&mut *out, Some(&then)));
+            let (input, to) = (cuda_moe::Input { x, packed: tokens.made_of(x) }, (&mut *out, Some(&then)));
+            let left = cuda_moe::run(cuda, input, experts, [ids, weights], scratch, shared, to);
             let made = packed.map(|(dtype, _)| dtype);
             if left.is_normed {
                 tokens.was_made(x, made);

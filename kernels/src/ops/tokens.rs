@@ -74,11 +74,16 @@ impl TokenRoom {
         self.made = dtype.map(|dtype| Made { dtype, of: x.pointer(), rows: x.rows() });
     }
 
+    /// What a norm made of x into the room, where it was the last that this room was used for.
+    pub(super) fn made_of(&self, x: &Tensor) -> Option<(DType, &Tensor)> {
+        let made = self.made.filter(|made| made.is_of(x))?;
+        Some((made.dtype, self.packed.as_ref()?))
+    }
+
     /// As [`TokenRoom::hold`], for what a norm wrote and nobody since. If it was the last that this room was used for, tokens lie rounded in it, and
     /// are not rounded again.
     pub fn hold_made<'a>(&'a mut self, x: &'a Tensor) -> Tokens<'a> {
-        let is_of = |made: &Made| (made.of, made.rows) == (x.pointer(), x.rows());
-        let held = self.made.take().filter(is_of).map(|made| made.dtype);
+        let held = self.made.take().filter(|made| made.is_of(x)).map(|made| made.dtype);
         Tokens { x, room: self, held, has_floats: true }
     }
 
@@ -168,6 +173,13 @@ pub struct Tokens<'a> {
     held: Option<DType>,
     /// Whether x has them: else they are in the room alone.
     has_floats: bool,
+}
+
+impl<'a> Tokens<'a> {
+    /// `held`: what lies in the room; `has_floats`: whether x has them.
+    pub(super) fn of(x: &'a Tensor, room: &'a mut TokenRoom, held: Option<DType>, has_floats: bool) -> Self {
+        Self { x, room, held, has_floats }
+    }
 }
 
 impl Tokens<'_> {

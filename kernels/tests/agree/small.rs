@@ -326,6 +326,30 @@ fn tables_of_positions() {
     }
 }
 
+#[test]
+fn tables_of_positions_from_corner_to_corner() {
+    let table = Host::random(DType::F32, &[4, 5, 19], 1);
+    for device in devices() {
+        for (h, w) in [(4, 5), (1, 1), (1, 7), (7, 3), (9, 10)] {
+            let mut out = Tensor::zeros(&device, DType::F32, &[h * w, 19]);
+            interpolate_corners(&table.tensor(&device), h, w, &mut out);
+            let place = |i: usize, from: usize, to: usize| (i * (from - 1)) as f64 / (to - 1).max(1) as f64;
+            let mut expected = Vec::new();
+            for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (place(y, 4, h), place(x, 5, w)))) {
+                for c in 0..19 {
+                    let at = |row: usize, column: usize| {
+                        let near = (1.0 - (y - row as f64).abs()).max(0.0)
+                            * (1.0 - (x - column as f64).abs()).max(0.0);
+                        near * table.values[(row * 5 + column) * 19 + c]
+                    };
+                    expected.push((0..20).map(|i| at(i / 5, i % 5)).sum::<f64>());
+                }
+            }
+            assert_close(out.as_f32(), &expected, 2e-6, &format!("{h} x {w}, {device:?}"));
+        }
+    }
+}
+
 /// Norm, rotation and store of what latent attention reads, in one op: the bits of its parts.
 #[test]
 fn latents_are_prepared_as_by_their_parts() {

@@ -280,15 +280,11 @@ fn bugs_are_noticed() {
             &chunk,
         ),
         (
-            "v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));\n                }\n                store_vec(at, is_last",
-            "}\n                store_vec(at, is_last",
+            "v = make_float2(merged(m, before.x, v.x), merged(m, before.y, v.y));\n                }\n                if (is_last)",
+            "}\n                if (is_last)",
             &chunk,
         ),
-        (
-            "store_vec(at, is_last ? make_float2(v.x / sum, v.y / sum) : v);",
-            "store_vec(at, make_float2(v.x / sum, v.y / sum));",
-            &large,
-        ),
+        ("else store_vec(at, v);", "else store_vec(at, make_float2(v.x / sum, v.y / sum));", &large),
         ("if (unit.first_range) v = merged(m, *at, v);", "", &rows),
     ];
     assert_noticed(&cases);

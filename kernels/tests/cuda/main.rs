@@ -18,6 +18,8 @@ mod host_blocks;
 mod latent_rows;
 mod latents;
 mod linear;
+mod made;
+mod made_experts;
 mod moe;
 mod mutants;
 #[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]

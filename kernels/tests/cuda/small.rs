@@ -245,5 +245,11 @@ fn tables_are_resized_as_on_the_processor() {
         });
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
         assert_close(&found, &expected, 1e-6, &format!("{h} x {w}"));
+        let [expected, found] = [&cpu, &device].map(|device| {
+            let mut out = Tensor::unwritten(device, DType::F32, &[h * w, 3]);
+            interpolate_corners(&table.tensor(device), h, w, &mut out);
+            out.to_f32_vec()
+        });
+        assert_eq!(found, expected, "{h} x {w}, corner to corner");
     }
 }

@@ -214,13 +214,19 @@ fn what_independence_costs_in_attention() {
     }
 }
 
-/// Of a layer that one cluster computes, four blocks fetch each weight and each token once; by themselves they would fetch each twice.
+/// Of a layer that one cluster computes, four blocks fetch each weight and each token once, as do eight; by themselves they would fetch each weight twice, and each
+/// token as often as there are blocks of rows.
 #[test]
 fn blocks_of_a_cluster_fetch_what_they_share_once() {
+    one_cluster(256, 4, "linear_wgmma<bf16, 2>");
+    one_cluster(512, 8, "linear_wgmma<bf16, 4>");
+}
+
+fn one_cluster(n: usize, blocks: u64, kernel: &str) {
     let (device, meter) = metered();
     let Device::Cuda(cuda) = &device else { panic!("not a GPU") };
     assert!(cuda.choose_matmul(cuda::Matmul::Wgmma), "compute capability 9.0");
-    let [t, n, k] = [384, 256, 512];
+    let [t, k] = [384, 512];
     let x = Host::random(DType::F32, &[t, k], 1).tensor(&device);
     let w = Host::random(DType::BF16, &[n, k], 2);
     let w = Matrix::pack(&device, DType::BF16, &[w.view()]);
@@ -230,7 +236,7 @@ fn blocks_of_a_cluster_fetch_what_they_share_once() {
     room.hold(&x).linear(&w, None, Activation::None, &mut out);
     let counted = launches(&device, &meter);
     let [_, product] = &counted[..] else { panic!("{counted:?}") };
-    assert_eq!((product.kernel.as_str(), product.blocks), ("linear_wgmma<bf16>", 4));
+    assert_eq!((product.kernel.as_str(), product.blocks), (kernel, blocks));
     let [tokens, weights, out] = &product.tensors[..] else { panic!("{product:?}") };
     assert_eq!([tokens.read, weights.read], [t, n].map(|rows| 2 * (rows * k) as u64));
     assert_eq!([out.read, out.written], [0, 4 * (t * n) as u64]);

@@ -9,6 +9,7 @@ use super::config::{CHANNELS, VqConfig};
 use super::encoder::Encoder;
 use super::vocabulary::PictureTokens;
 use crate::config::json::{self, Fields};
+use crate::pixels::{Normalisation, PixelValues, check_len, check_steps};
 use crate::resize::{Filter, Resize};
 use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
 use std::sync::{Mutex, PoisonError};
@@ -23,8 +24,7 @@ pub struct PixelRule {
     shortest_edge: usize,
     /// Of rows and of columns that are left.
     crop: usize,
-    /// The normalised value of each byte, channel by channel.
-    values: [[f32; 256]; CHANNELS],
+    values: PixelValues,
 }
 
 impl PixelRule {
@@ -36,11 +36,7 @@ impl PixelRule {
 
     /// What the file leaves out is as in the published class.
     fn read(fields: &Fields) -> Result<Self, LoadError> {
-        for key in ["do_resize", "do_center_crop", "do_rescale", "do_normalize"] {
-            if !fields.bool_or(key, true)? {
-                return Err(fields.fail(key, "false is not supported"));
-            }
-        }
+        check_steps(fields, &["do_resize", "do_center_crop", "do_rescale", "do_normalize"])?;
         if fields.usize_or("resample", LANCZOS, 0..=5)? != LANCZOS {
             return Err(fields.fail("resample", format!("only {LANCZOS} (Lanczos) is supported")));
         }
@@ -61,15 +57,9 @@ impl PixelRule {
             return Err(fields.fail("crop_size", message));
         }
         let factor = fields.f64_in("rescale_factor", Some(0.0078), 1e-9..=1e9)?;
-        let [mean, std] = [
-            fields.numbers("image_mean", Some([1.0; CHANNELS]))?,
-            fields.numbers("image_std", Some([1.0; CHANNELS]))?,
-        ];
-        if std.iter().any(|&s| s <= 0.0) {
-            return Err(fields.fail("image_std", "has a value that is not positive"));
-        }
-        let value = |c: usize, byte: usize| ((byte as f64 * factor) as f32 - mean[c]) / std[c];
-        let values = std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)));
+        let default = Normalisation { mean: [1.0; CHANNELS], std: [1.0; CHANNELS] };
+        let normalisation = Normalisation::read(fields, Some(default))?;
+        let values = PixelValues::new(|byte| (byte as f64 * factor) as f32, normalisation);
         Ok(Self { shortest_edge, crop, values })
     }
 
@@ -88,11 +78,7 @@ impl PixelRule {
         if width == 0 || height == 0 {
             return Err(ImageError::Empty { width, height });
         }
-        assert_eq!(
-            width.checked_mul(height).and_then(|n| n.checked_mul(CHANNELS)),
-            Some(rgb.len()),
-            "pixels"
-        );
+        check_len(rgb, (width, height));
         let short = width.min(height);
         // The quotient, and so the shorter side itself, rounded down.
         let [w, h] = [width, height].map(|side| side * self.shortest_edge / short);
@@ -111,7 +97,7 @@ impl PixelRule {
     pub fn pixels(&self, cropped: &[u8]) -> Vec<f32> {
         let pixels = cropped.chunks_exact(CHANNELS);
         pixels
-            .flat_map(|pixel| std::array::from_fn::<f32, CHANNELS, _>(|c| self.values[c][pixel[c] as usize]))
+            .flat_map(|pixel| std::array::from_fn::<f32, CHANNELS, _>(|c| self.values.of(c, pixel[c])))
             .collect()
     }
 }
@@ -169,7 +155,7 @@ mod tests {
         });
         let rule = read(&published).unwrap();
         assert_eq!(rule, read(&json!({})).unwrap());
-        assert_eq!((rule.values[0][0], rule.values[2][255]), (-1.0, (255.0f64 * 0.0078) as f32 - 1.0));
+        assert_eq!((rule.values.of(0, 0), rule.values.of(2, 255)), (-1.0, (255.0f64 * 0.0078) as f32 - 1.0));
     }
 
     #[test]

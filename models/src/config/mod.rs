@@ -56,6 +56,8 @@ pub struct VisionPart {
     pub tower: TowerKind,
     /// The placeholder that a picture's rows replace.
     pub image_token_id: TokenId,
+    /// The placeholder of a video, where the family has one: no prompt may hold it, as videos are not encoded.
+    pub video_token_id: Option<TokenId>,
 }
 
 /// The kinds of vision towers.
@@ -65,6 +67,8 @@ pub enum TowerKind {
     MoonVit,
     /// Of Qwen2.5-VL.
     Qwen25,
+    /// Of Qwen3-VL.
+    Qwen3,
 }
 
 /// How a picture becomes tokens of the vocabulary.
@@ -104,6 +108,8 @@ pub struct DecoderConfig {
     pub never_drawn: Vec<TokenId>,
     /// Before every tensor name, such as `language_model.`.
     pub prefix: &'static str,
+    /// After it in all names but the head's: `model.`, or `model.language_model.`.
+    pub body: &'static str,
     /// What newer versions of the published code have in place of `model.` there. Checkpoints keep the older names; adapters do not.
     pub newer_prefix: Option<&'static str>,
 }

@@ -3,6 +3,7 @@
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::vision_parts::{CHANNELS, MERGE, check_heads};
+use crate::vision_scratch::TowerSizes;
 use serde_json::{Map, Value};
 
 const MAX_LAYERS: usize = 1024;
@@ -47,6 +48,15 @@ impl VisionConfig {
         };
         check_heads(&fields, "num_attention_heads", config.hidden_size, config.num_heads)?;
         Ok(config)
+    }
+
+    pub(crate) fn sizes(&self) -> TowerSizes {
+        TowerSizes {
+            patch_len: self.patch_len(),
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_heads: self.num_heads,
+        }
     }
 
     pub fn head_dim(&self) -> usize {

@@ -4,12 +4,11 @@
 use super::config::VisionConfig;
 use super::image_size::{Layout, SizeRule};
 use crate::config::json::{self, Fields};
-use crate::resize::resize;
+use crate::pixels::{Normalisation, PixelValues, check_patch_size, resized};
 use crate::vision_parts::{CHANNELS, MERGE};
 use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
-use scheduler::{Digest, ImageInput};
+use scheduler::ImageInput;
 use serde_json::Value;
-use std::borrow::Cow;
 
 const FILE: &str = "preprocessor_config.json";
 /// Part of every digest: to be changed when the same settings begin to give other patches.
@@ -20,8 +19,7 @@ const PADDING: usize = 0;
 #[derive(Debug, Clone, PartialEq)]
 pub struct KimiVlImageProcessor {
     rule: SizeRule,
-    /// The normalised value of each byte, channel by channel.
-    values: [[f32; 256]; CHANNELS],
+    values: PixelValues,
 }
 
 impl KimiVlImageProcessor {
@@ -39,27 +37,18 @@ impl KimiVlImageProcessor {
             patch_size: fields.usize("patch_size", 1..=1024)?,
             in_token_limit: fields.usize("in_token_limit", 1..=1 << 24)?,
         };
-        let mean = fields.numbers("image_mean", None)?;
-        let std = fields.numbers("image_std", None)?;
-        if std.iter().any(|&s| s <= 0.0) {
-            return Err(fields.fail("image_std", "has a value that is not positive"));
-        }
+        let Normalisation { mean, std } = Normalisation::read(fields, None)?;
         Ok(Self::new(rule, mean, std))
     }
 
     pub fn new(rule: SizeRule, mean: [f32; CHANNELS], std: [f32; CHANNELS]) -> Self {
-        let value = |c: usize, byte: usize| (byte as f32 / 255.0 - mean[c]) / std[c];
-        let values = std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)));
-        Self { rule, values }
+        let normalisation = Normalisation { mean, std };
+        Self { rule, values: PixelValues::new(|byte| byte as f32 / 255.0, normalisation) }
     }
 
     /// That the tower takes the patches that this processor makes.
     pub fn check(&self, files: &ModelFiles, config: &VisionConfig) -> Result<(), LoadError> {
-        if self.rule.patch_size == config.patch_size {
-            return Ok(());
-        }
-        let message = format!("{} is not that of config.json, {}", self.rule.patch_size, config.patch_size);
-        Err(LoadError::config(&files.describe(FILE), "patch_size", message))
+        check_patch_size(&files.describe(FILE), self.rule.patch_size, config.patch_size)
     }
 
     /// Of the largest picture that can come out of it.
@@ -81,50 +70,28 @@ impl KimiVlImageProcessor {
         for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
             let first_x = (column * p).min(width);
             let num_x = p.min(width - first_x);
-            for values in self.values.iter().enumerate() {
+            for (channel, values) in self.values.channels() {
                 for y in row * p..(row + 1) * p {
                     let num_x = if y < height { num_x } else { 0 };
                     let start = (y.min(height - 1) * width + first_x) * CHANNELS;
                     let pixels = rgb[start..start + num_x * CHANNELS].chunks_exact(CHANNELS);
-                    patches.extend(pixels.map(|pixel| values.1[pixel[values.0] as usize]));
-                    patches.extend(std::iter::repeat_n(values.1[PADDING], p - num_x));
+                    patches.extend(pixels.map(|pixel| values[pixel[channel] as usize]));
+                    patches.extend(std::iter::repeat_n(values[PADDING], p - num_x));
                 }
             }
         }
         patches
-    }
-
-    /// Names the patches by what they are made of: the resized pixels, their layout, and the normalisation.
-    fn digest(&self, rgb: &[u8], layout: &Layout) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(DOMAIN);
-        let (width, height) = layout.resized;
-        for number in [width, height, self.rule.patch_size, MERGE] {
-            hasher.update(&(number as u64).to_le_bytes());
-        }
-        for value in self.values.iter().flatten() {
-            hasher.update(&value.to_le_bytes());
-        }
-        hasher.update(rgb);
-        Digest(*hasher.finalize().as_bytes())
     }
 }
 
 impl ImageProcessor for KimiVlImageProcessor {
     fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ProcessedImage, ImageError> {
         let layout = self.rule.layout(width, height)?;
-        assert_eq!(
-            width.checked_mul(height).and_then(|n| n.checked_mul(CHANNELS)),
-            Some(rgb.len()),
-            "pixels"
-        );
-        let rgb = if layout.resized == (width, height) {
-            Cow::Borrowed(rgb)
-        } else {
-            Cow::Owned(resize(rgb, (width, height), layout.resized))
-        };
+        let rgb = resized(rgb, (width, height), layout.resized);
+        let (resized_width, resized_height) = layout.resized;
+        let numbers = [resized_width, resized_height, self.rule.patch_size, MERGE];
         Ok(ProcessedImage::Rows(ImageInput {
-            digest: self.digest(&rgb, &layout),
+            digest: self.values.digest(DOMAIN, numbers, &rgb),
             grid: layout.grid,
             num_tokens: layout.num_tokens(),
             position_grid: None,
@@ -171,8 +138,8 @@ mod tests {
     fn reads_the_published_settings() {
         let processor = read(&published()).unwrap();
         assert_eq!(processor.rule, SizeRule { patch_size: 14, in_token_limit: 4096 });
-        assert_eq!(processor.values[1][0], -1.0);
-        assert_eq!(processor.values[2][255], 1.0);
+        assert_eq!(processor.values.of(1, 0), -1.0);
+        assert_eq!(processor.values.of(2, 255), 1.0);
         assert_eq!(processor.max_patches(), processor.rule.max_patches());
     }
 

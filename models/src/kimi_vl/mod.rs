@@ -10,7 +10,6 @@ mod image_processor;
 mod image_size;
 mod projector;
 mod rotation;
-mod scratch;
 mod vit;
 
 pub use crate::resize::resize;
@@ -23,11 +22,12 @@ use crate::LoadError;
 use crate::layers::{Loader, Names};
 use crate::parts::Part;
 use crate::storage::Storage;
+use crate::vision_parts::check_picture;
+use crate::vision_scratch::Scratch;
 use crate::weights::Checkpoint;
 use kernels::{Device, Tensor};
 use projector::Projector;
 use scheduler::ImageInput;
-use scratch::Scratch;
 use vit::Tower;
 
 /// Tower and projector with their buffers, made for pictures of up to a number of patches.
@@ -43,7 +43,7 @@ impl VisionSize {
     pub fn of(device: &Device, config: &VisionConfig, storage: &Storage, max_patches: usize) -> Self {
         let weights = Tower::size(&names(storage, vit::PREFIX), config)
             + Projector::size(&names(storage, projector::PREFIX), config);
-        let buffer_bytes = Scratch::bytes(device, config, max_patches);
+        let buffer_bytes = Scratch::bytes(device, config.sizes(), max_patches);
         let tensors = weights.tensors + Scratch::NUM_TENSORS;
         Self { parameters: weights.parameters, weight_bytes: weights.bytes, buffer_bytes, tensors }
     }
@@ -61,7 +61,7 @@ impl Vision {
         Ok(Self {
             tower: Tower::load(&loader(vit::PREFIX), config)?,
             projector: Projector::load(&loader(projector::PREFIX), config)?,
-            scratch: Scratch::new(device, config, storage.float, max_patches),
+            scratch: Scratch::new(device, config.sizes(), storage.float, max_patches),
             config: config.clone(),
             max_patches,
         })
@@ -71,7 +71,7 @@ impl Vision {
     pub fn encode(&mut self, image: &ImageInput, out: &mut Tensor) {
         self.run_tower(image);
         assert_eq!(out.shape(), [image.num_tokens, self.config.text_hidden_size], "encode: out");
-        self.projector.run(image.grid, &mut self.scratch, out);
+        self.projector.run(&mut self.scratch, out);
     }
 
     /// The tower's rows of a picture, one for each patch in raster order: for tests and tools.
@@ -81,15 +81,8 @@ impl Vision {
     }
 
     fn run_tower(&mut self, image: &ImageInput) {
-        let num_patches = image.num_patches();
-        assert!(
-            num_patches <= self.max_patches,
-            "encode: {num_patches} patches, made for {}",
-            self.max_patches
-        );
-        assert_eq!(self.config.num_tokens(num_patches), image.num_tokens, "encode: tokens");
-        assert_eq!(image.patches.len(), num_patches * self.config.patch_len(), "encode: patches");
-        self.scratch.set_patches(num_patches);
+        check_picture(image, self.config.patch_len(), self.max_patches);
+        self.scratch.set_grid(image.grid);
         self.scratch.patches.write_f32(0, &image.patches);
         self.tower.run(image.grid, &mut self.scratch);
     }

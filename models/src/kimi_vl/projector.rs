@@ -5,11 +5,11 @@
 //! ```
 
 use super::config::VisionConfig;
-use super::scratch::Scratch;
+use super::vit::NORM_EPS;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use crate::vision_parts::MERGE;
-use crate::vision_parts::{Linear, Norm};
+use crate::vision_parts::{Linear, MERGE, Norm};
+use crate::vision_scratch::Scratch;
 use kernels::Tensor;
 use kernels::ops::{self, Activation};
 
@@ -26,7 +26,7 @@ impl Projector {
     pub fn load(loader: &Loader, config: &VisionConfig) -> Result<Self, LoadError> {
         let merged = config.merged_size();
         Ok(Self {
-            pre_norm: Norm::load(loader, "pre_norm", config.hidden_size)?,
+            pre_norm: Norm::load(loader, "pre_norm", config.hidden_size, NORM_EPS)?,
             linear_1: Linear::load(loader, "linear_1", merged, merged)?,
             linear_2: Linear::load(loader, "linear_2", config.text_hidden_size, merged)?,
         })
@@ -40,13 +40,11 @@ impl Projector {
     }
 
     /// From the tower's rows in `s.normed` to `out` `[N/4, text hidden size]`.
-    pub fn run(&self, grid: [usize; 2], s: &mut Scratch, out: &mut Tensor) {
+    pub fn run(&self, s: &mut Scratch, out: &mut Tensor) {
         let (num_patches, d) = (s.normed.shape()[0], s.normed.shape()[1]);
         let num_tokens = num_patches / (MERGE * MERGE);
         // The norm is of each patch's row, before four of them become one.
         self.pre_norm.run(&s.normed, &mut s.x);
-        squares(grid, &mut s.order);
-        s.squares.set(&s.order);
         ops::gather_rows(&s.x, &s.squares, &mut s.mixed);
         s.mixed.reshape(&[num_tokens, MERGE * MERGE * d]);
         s.normed.reshape(&[num_tokens, MERGE * MERGE * d]);
@@ -56,30 +54,5 @@ impl Projector {
         self.linear_2.run(&mut merged, Activation::None, out);
         s.mixed.reshape(&[num_patches, d]);
         s.normed.reshape(&[num_patches, d]);
-    }
-}
-
-/// The patches of one token after the other: squares in raster order, and the patches inside one as well.
-fn squares([rows, columns]: [usize; 2], patches: &mut Vec<u32>) {
-    patches.clear();
-    for (row, column) in
-        (0..rows).step_by(MERGE).flat_map(|r| (0..columns).step_by(MERGE).map(move |c| (r, c)))
-    {
-        for inside in 0..MERGE * MERGE {
-            patches.push(((row + inside / MERGE) * columns + column + inside % MERGE) as u32);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn squares_follow_one_another() {
-        let mut patches = vec![9; 3];
-        squares([4, 6], &mut patches);
-        let expected = [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, 12, 13, 18, 19, 14, 15, 20, 21, 16, 17, 22, 23];
-        assert_eq!(patches, expected);
     }
 }

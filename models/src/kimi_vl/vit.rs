@@ -7,15 +7,31 @@
 
 use super::config::VisionConfig;
 use super::rotation::Rotation;
-use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
+use crate::vision_block::{Block, BlockKind};
 use crate::vision_parts::{CHANNELS, Linear, Norm};
-use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
+use crate::vision_scratch::Scratch;
+use kernels::ops::{self, Activation, RopeLayout};
 use kernels::{DType, Tensor};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "vision_tower.";
+/// Of every layer norm.
+pub(super) const NORM_EPS: f32 = 1e-5;
+const BLOCK: BlockKind = BlockKind {
+    norms: ["norm0", "norm1"],
+    qkv: "wqkv",
+    out: "wo",
+    up: "mlp.fc0",
+    down: "mlp.fc1",
+    norm_eps: NORM_EPS,
+    layout: RopeLayout::Interleaved,
+};
+
+fn block_name(layer: usize) -> String {
+    format!("encoder.blocks.{layer}")
+}
 
 pub(super) struct Tower {
     patch_embed: Linear,
@@ -24,7 +40,6 @@ pub(super) struct Tower {
     rotation: Rotation,
     blocks: Vec<Block>,
     final_norm: Norm,
-    num_heads: usize,
 }
 
 impl Tower {
@@ -39,14 +54,14 @@ impl Tower {
                 let positions = loader.checkpoint.take(&table, &shape)?;
                 Ok(Tensor::from_host_as(loader.device, positions.view(), DType::F32))
             })?;
-        let blocks = (0..config.num_layers).map(|layer| Block::load(loader, config, layer));
+        let blocks =
+            (0..config.num_layers).map(|layer| BLOCK.load(loader, config.sizes(), &block_name(layer)));
         Ok(Self {
             patch_embed,
             positions,
             rotation: Rotation::new(config.head_dim()),
             blocks: blocks.collect::<Result<_, _>>()?,
-            final_norm: Norm::load(loader, "encoder.final_layernorm", d)?,
-            num_heads: config.num_heads,
+            final_norm: Norm::load(loader, "encoder.final_layernorm", d, NORM_EPS)?,
         })
     }
 
@@ -55,7 +70,7 @@ impl Tower {
         Linear::convolution_size(names, d, config.patch_len())
             + WeightSize::vector(config.table[0] * config.table[1] * d)
             + Norm::size(d)
-            + (0..config.num_layers).map(|layer| Block::size(names, config, layer)).sum()
+            + (0..config.num_layers).map(|layer| BLOCK.size(names, config.sizes(), &block_name(layer))).sum()
     }
 
     /// From `s.patches` to `s.normed`: one row for each patch, in raster order.
@@ -65,70 +80,8 @@ impl Tower {
         ops::add(&mut s.x, &s.normed);
         self.rotation.fill(grid, &mut s.turns);
         for block in &self.blocks {
-            block.run(self.num_heads, s);
+            block.run(s);
         }
         self.final_norm.run(&s.x, &mut s.normed);
-    }
-}
-
-struct Block {
-    norm0: Norm,
-    /// `[3D, D]`: queries, keys and values, each of all heads.
-    wqkv: Linear,
-    wo: Linear,
-    norm1: Norm,
-    fc0: Linear,
-    fc1: Linear,
-}
-
-impl Block {
-    fn load(loader: &Loader, config: &VisionConfig, layer: usize) -> Result<Self, LoadError> {
-        let (d, i) = (config.hidden_size, config.intermediate_size);
-        let name = |part: &str| format!("encoder.blocks.{layer}.{part}");
-        Ok(Self {
-            norm0: Norm::load(loader, &name("norm0"), d)?,
-            wqkv: Linear::load(loader, &name("wqkv"), 3 * d, d)?,
-            wo: Linear::load(loader, &name("wo"), d, d)?,
-            norm1: Norm::load(loader, &name("norm1"), d)?,
-            fc0: Linear::load(loader, &name("mlp.fc0"), i, d)?,
-            fc1: Linear::load(loader, &name("mlp.fc1"), d, i)?,
-        })
-    }
-
-    fn size(names: &Names, config: &VisionConfig, layer: usize) -> WeightSize {
-        let (d, i) = (config.hidden_size, config.intermediate_size);
-        let linears = [("wqkv", 3 * d, d), ("wo", d, d), ("mlp.fc0", i, d), ("mlp.fc1", d, i)];
-        let size = |(name, n, k)| Linear::size(names, &format!("encoder.blocks.{layer}.{name}"), n, k);
-        Norm::size(d).times(2) + linears.map(size).into_iter().sum()
-    }
-
-    /// `s.x` in place.
-    fn run(&self, num_heads: usize, s: &mut Scratch) {
-        let num_patches = s.x.shape()[0];
-        let d = s.x.shape()[1];
-        let mut normed = self.norm0.run_for(&s.x, &mut s.normed, (&self.wqkv, &mut s.tokens));
-        self.wqkv.run(&mut normed, Activation::None, &mut s.qkv);
-        s.qkv.reshape(&[num_patches, 3, num_heads, d / num_heads]);
-        s.mixed.reshape(&[num_patches, num_heads, d / num_heads]);
-        // Queries and keys turn, values do not.
-        let heads = TurnedHeads {
-            qkv: &mut s.qkv,
-            rotation: ops::Rotation {
-                table: &s.turns,
-                positions: (&s.raster).into(),
-                layout: RopeLayout::Interleaved,
-            },
-            cu_seqlens: (&s.segments).into(),
-            scale: ((d / num_heads) as f32).powf(-0.5),
-        };
-        let mut mixed = self.wo.hold_attention(heads, &mut s.attention, &mut s.mixed, &mut s.tokens);
-        self.wo.add_to(&mut s.x, &mut mixed, &mut s.normed);
-        s.qkv.reshape(&[num_patches, 3 * d]);
-        s.mixed.reshape(&[num_patches, d]);
-
-        let mut normed = self.norm1.run_for(&s.x, &mut s.normed, (&self.fc0, &mut s.tokens));
-        let into = (&self.fc1, &mut s.hidden_tokens);
-        let mut hidden = self.fc0.run_for(&mut normed, Activation::GeluTanh, &mut s.hidden, into);
-        self.fc1.add_to(&mut s.x, &mut hidden, &mut s.normed);
     }
 }

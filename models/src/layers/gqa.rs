@@ -179,9 +179,12 @@ impl Gqa {
         ops::store_kv(k, keys, &step.input.slots);
         ops::store_kv(&b.v, values, &step.input.slots);
         b.attended.reshape(&[t, num_heads, head_dim]);
-        ops::gqa_attention(q, &*keys, &*values, &step.ragged, scale, attention, &mut b.attended);
+        let readers = self.out.reader(step.changes(&[Target::Out]));
+        let makers = [attention.packs_as(keys.as_rows().rows.dtype())];
+        let mut made = tokens.make(&mut b.attended, readers, &makers);
+        made.gqa_attention(q, [&*keys, &*values], (&step.ragged, scale), attention);
+        self.out.run(&mut made.done(), out);
         b.attended.reshape(&[t, width]);
-        self.out.run(&mut tokens.hold(&b.attended), out);
         if let Some((loras, room)) = step.adapters(lora) {
             loras.add_to((step.layer, Target::Out), &b.attended, (out, 0), room);
         }

@@ -141,22 +141,29 @@ impl Mla {
         let mixed = forms.are_mixed();
         let ragged = Ragged { selected: mixed.then_some(&forms.absorbed), ..step.ragged };
         ops::mla_attention(&b.absorbed, &*rows, rank, &ragged, scale, attention, &mut b.attended);
+        // What adapters add to is not packed.
+        let changes = step.changes(&[Target::KvUp]);
+        let makers = [
+            ops::heads_pack_as(&self.value_up).filter(|_| !changes),
+            match &b.expanded {
+                Some(scratch) if mixed => scratch.packs_as(),
+                _ => ops::heads_pack_as(&self.value_up),
+            },
+        ];
+        let mut made = tokens.make(&mut b.values, self.out.reader(step.changes(&[Target::Out])), &makers);
         for rows in &forms.absorbed_rows {
-            let attended = HeadSlice { tensor: &b.attended, rows: rows.clone(), offset: 0, len: rank };
-            let values =
-                HeadSliceMut { tensor: &mut b.values, rows: rows.clone(), offset: 0, len: value_dim };
-            ops::heads_linear(attended, &self.value_up, values);
+            made.heads_linear(&b.attended, &self.value_up, rows.clone());
         }
-        if let Some((loras, room)) = step.adapters(lora) {
-            loras.add_values(step.layer, &b.attended, &mut b.values, room);
+        if let (true, Some((loras, room))) = (changes, step.adapters(lora)) {
+            loras.add_values(step.layer, &b.attended, made.floats(), room);
         }
         if let (true, Some(key_up), Some(scratch)) = (mixed, &self.key_expand, &mut b.expanded) {
             let latents = Latents { cache: rows.as_rows(), key_up, value_up: &self.value_up };
             let ragged = Ragged { selected: Some(&forms.expanded), ..step.ragged };
-            ops::expanded_attention(&b.q, latents, &ragged, scale, scratch, &mut b.values);
+            made.expanded_attention(&b.q, latents, (&ragged, scale), scratch);
         }
+        self.out.run(&mut made.done(), out);
         b.values.reshape(&[t, num_heads * value_dim]);
-        self.out.run(&mut tokens.hold(&b.values), out);
         if let Some((loras, room)) = step.adapters(lora) {
             loras.add_to((step.layer, Target::Out), &b.values, (out, 0), room);
         }

@@ -9,11 +9,13 @@ pub mod rope;
 
 use crate::LoadError;
 use crate::input::StepInput;
-use crate::lora::{LoraBuffers, Loras};
+use crate::lora::{LoraBuffers, Loras, Target};
 use crate::parts::Part;
 use crate::storage::Storage;
 use crate::weights::Checkpoint;
-use kernels::ops::{Activation, LinearPart, Ragged, ReadPlan, RopeLayout, RopeSections, RopeTable, Tokens};
+use kernels::ops::{
+    Activation, LinearPart, Ragged, ReadPlan, Readers, RopeLayout, RopeSections, RopeTable, Tokens,
+};
 use kernels::{DType, Device, Matrix, Tensor, WeightType};
 
 /// What the layers need of a step beside its activations.
@@ -37,6 +39,11 @@ impl<'a> Step<'a> {
         buffers: &'b mut Option<LoraBuffers>,
     ) -> Option<(&'a Loras, &'b mut LoraBuffers)> {
         self.loras.zip(buffers.as_mut())
+    }
+
+    /// Whether an adapter of the step changes one of these in the layer that runs.
+    pub fn changes(&self, targets: &[Target]) -> bool {
+        self.loras.is_some_and(|loras| loras.changes(self.layer, targets))
     }
 
     pub fn num_tokens(&self) -> usize {
@@ -151,6 +158,11 @@ impl Linear {
     /// `x` [T, K], `out` [T, N].
     pub fn run(&self, x: &mut Tokens, out: &mut Tensor) {
         x.linear(&self.weight, self.bias.as_ref(), Activation::None, out);
+    }
+
+    /// This layer as the reader of its tokens, beside others that read f32 or not.
+    pub fn reader(&self, floats: bool) -> Readers<'_> {
+        Readers { layer: &self.weight, floats }
     }
 
     /// What its weights are kept as.

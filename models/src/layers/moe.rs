@@ -62,9 +62,9 @@ impl Moe {
         router + bias + experts + shared.unwrap_or_default()
     }
 
-    /// What the layer of all tokens that reads the norm before it keeps its weights as; f32 where there is none.
+    /// What the layer of all tokens that reads the norm before it keeps its weights as, or the experts, where there is none.
     pub fn takes(&self) -> WeightType {
-        self.shared.as_ref().map_or(WeightType::F32, Mlp::takes)
+        self.shared.as_ref().map_or(self.experts.stored_as(), Mlp::takes)
     }
 
     /// What is read before it is known which experts are chosen.
@@ -176,7 +176,12 @@ fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Resu
     if let Some(seed) = checkpoint.dummy_seed(&names.name(config.module()), bytes) {
         return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
     }
+    let together = names.name(&format!("{}.experts", config.module()));
     checkpoint.kept(device, &modules[0][0], (stored_as, [e, h, i]), || {
+        if checkpoint.has_experts_together(&together) {
+            let taken = checkpoint.experts_together(&together, [e, i, h])?;
+            return Ok(Experts::pack_rows(device, stored_as, &taken));
+        }
         let mut taken = Vec::with_capacity(e);
         for [gate, up, down] in &modules {
             let take = |module: &String, n, k| {

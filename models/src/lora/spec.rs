@@ -130,7 +130,7 @@ impl AdapterSpec {
                 value_dim: a.value_dim,
             }),
         };
-        let prefix = format!("{}model.layers.", config.prefix);
+        let prefix = format!("{}{}layers.", config.prefix, config.body);
         let newer_prefix = config.newer_prefix.map(|prefix| format!("{prefix}layers."));
         let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
         let refused = refused(config, experts.is_some());

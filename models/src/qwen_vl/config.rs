@@ -1,12 +1,11 @@
 //! The vision part of Qwen2.5-VL's config.json, read under the published names and checked. Defaults are those of the published class.
 
+use super::patch_embed::PatchShape;
 use crate::LoadError;
 use crate::config::json::Fields;
-use crate::vision_parts::{CHANNELS, MERGE, check_heads};
+use crate::vision_parts::{MERGE, check_heads};
 use serde_json::{Map, Value};
 
-/// Frames of a patch; a picture is its own second frame.
-pub(super) const FRAMES: usize = 2;
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 16;
 
@@ -35,14 +34,7 @@ impl VisionConfig {
             fields.only("model_type", "qwen2_5_vl_vision")?;
         }
         fields.only("hidden_act", "silu")?;
-        for (key, expected) in
-            [("in_channels", CHANNELS), ("spatial_merge_size", MERGE), ("temporal_patch_size", FRAMES)]
-        {
-            let found = fields.usize_or(key, expected, 0..=usize::MAX)?;
-            if found != expected {
-                return Err(fields.fail(key, format!("{found} is not supported, only {expected} is")));
-            }
-        }
+        PatchShape::check(&fields)?;
         let patch_size = fields.usize_or("patch_size", 14, 1..=1024)?;
         let num_layers = fields.usize_or("depth", 32, 1..=MAX_LAYERS)?;
         let window_size = fields.usize_or("window_size", 112, 1..=1 << 20)?;
@@ -54,17 +46,13 @@ impl VisionConfig {
             num_heads: fields.usize_or("num_heads", 16, 1..=MAX_WIDTH)?,
             window: window_size / MERGE / patch_size,
             sees_all: sees_all(&fields, num_layers)?,
-            rope_theta: rope_theta(&fields)?,
+            rope_theta: axial_theta(&fields)?,
             text_hidden_size,
         };
         if config.window == 0 {
             return Err(fields.fail("window_size", format!("{window_size} pixels are less than a token's")));
         }
-        let out = fields.usize_or("out_hidden_size", 3584, 1..=usize::MAX)?;
-        if out != text_hidden_size {
-            let message = format!("{out} is not hidden_size = {text_hidden_size} of the decoder");
-            return Err(fields.fail("out_hidden_size", message));
-        }
+        check_out(&fields, text_hidden_size)?;
         check_heads(&fields, "num_heads", config.hidden_size, config.num_heads)?;
         Ok(config)
     }
@@ -73,19 +61,29 @@ impl VisionConfig {
         self.hidden_size / self.num_heads
     }
 
-    /// Values of one frame of one patch.
-    pub fn patch_len(&self) -> usize {
-        CHANNELS * self.patch_size * self.patch_size
+    pub(crate) fn patch(&self) -> PatchShape {
+        PatchShape { hidden_size: self.hidden_size, patch_size: self.patch_size, has_bias: false }
     }
 
-    /// Rows of embedding that so many patches become.
-    pub fn num_tokens(&self, num_patches: usize) -> usize {
-        num_patches / (MERGE * MERGE)
+    /// Values of one frame of one patch.
+    pub fn patch_len(&self) -> usize {
+        self.patch().values()
     }
 
     /// Width of the patches of one token side by side.
     pub fn merged_size(&self) -> usize {
         MERGE * MERGE * self.hidden_size
+    }
+}
+
+/// That rows are as wide as the decoder's.
+pub(crate) fn check_out(fields: &Fields, text_hidden_size: usize) -> Result<(), LoadError> {
+    match fields.usize_or("out_hidden_size", 3584, 1..=usize::MAX)? {
+        out if out == text_hidden_size => Ok(()),
+        out => {
+            let message = format!("{out} is not hidden_size = {text_hidden_size} of the decoder");
+            Err(fields.fail("out_hidden_size", message))
+        }
     }
 }
 
@@ -106,7 +104,8 @@ fn sees_all(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, LoadError> 
     Ok(sees_all)
 }
 
-fn rope_theta(fields: &Fields) -> Result<f64, LoadError> {
+/// The base of a rotation by rows and columns.
+pub(crate) fn axial_theta(fields: &Fields) -> Result<f64, LoadError> {
     let default = 10_000.0;
     let Some(object) = fields.opt_object("rope_parameters")? else { return Ok(default) };
     let path = fields.nested_path("rope_parameters");

@@ -1,14 +1,13 @@
 //! Qwen-VL's image processor: from the pixels of a picture to the patches of its vision tower, as preprocessor_config.json says, or the
 //! `image_processor` of processor_config.json. Pixel values equal those of the published Python processor bit for bit.
 
-use super::config::{FRAMES, VisionConfig};
 use super::image_size::SizeRule;
+use super::patch_embed::FRAMES;
 use crate::config::json::{self, Fields};
-use crate::resize::resize;
-use crate::vision_parts::{CHANNELS, MERGE};
+use crate::pixels::{Normalisation, PixelValues, check_patch_size, check_steps, resized};
+use crate::vision_parts::{CHANNELS, MERGE, places};
 use crate::{ImageError, ImageProcessor, LoadError, ModelFiles, ProcessedImage, Transparency};
-use scheduler::{Digest, ImageInput};
-use std::borrow::Cow;
+use scheduler::ImageInput;
 
 const FILE: &str = "preprocessor_config.json";
 /// What newer versions of the published code write in its place.
@@ -22,8 +21,7 @@ const BICUBIC: usize = 3;
 #[derive(Debug, Clone, PartialEq)]
 pub struct QwenVlImageProcessor {
     rule: SizeRule,
-    /// The normalised value of each byte, channel by channel.
-    values: [[f32; 256]; CHANNELS],
+    values: PixelValues,
     /// Where it was read, for messages.
     file: String,
 }
@@ -44,11 +42,7 @@ impl QwenVlImageProcessor {
 
     /// Defaults are those of the published class.
     fn read(file: &str, fields: &Fields) -> Result<Self, LoadError> {
-        for key in ["do_resize", "do_rescale", "do_normalize"] {
-            if !fields.bool_or(key, true)? {
-                return Err(fields.fail(key, "false is not supported"));
-            }
-        }
+        check_steps(fields, &["do_resize", "do_rescale", "do_normalize"])?;
         for (key, expected) in [("merge_size", MERGE), ("temporal_patch_size", FRAMES), ("resample", BICUBIC)]
         {
             let found = fields.usize_or(key, expected, 0..=usize::MAX)?;
@@ -60,20 +54,15 @@ impl QwenVlImageProcessor {
         if factor != RESCALE {
             return Err(fields.fail("rescale_factor", format!("{factor} is not supported, only 1/255 is")));
         }
-        let mean = fields.numbers("image_mean", Some([0.481_454_66, 0.457_827_5, 0.408_210_73]))?;
-        let std = fields.numbers("image_std", Some([0.268_629_54, 0.261_302_6, 0.275_777_1]))?;
-        if std.iter().any(|&s| s <= 0.0) {
-            return Err(fields.fail("image_std", "has a value that is not positive"));
-        }
+        let normalisation = Normalisation::read(fields, Some(CLIP))?;
         let (min_pixels, max_pixels) = pixels(fields)?;
         let rule =
             SizeRule { patch_size: fields.usize_or("patch_size", 14, 1..=1024)?, min_pixels, max_pixels };
-        Ok(Self { file: file.to_string(), ..Self::new(rule, mean, std) })
+        Ok(Self { file: file.to_string(), ..Self::new(rule, normalisation) })
     }
 
-    pub fn new(rule: SizeRule, mean: [f32; CHANNELS], std: [f32; CHANNELS]) -> Self {
-        let value = |c: usize, byte: usize| ((byte as f64 * RESCALE) as f32 - mean[c]) / std[c];
-        let values = std::array::from_fn(|c| std::array::from_fn(|byte| value(c, byte)));
+    fn new(rule: SizeRule, normalisation: Normalisation) -> Self {
+        let values = PixelValues::new(|byte| (byte as f64 * RESCALE) as f32, normalisation);
         Self { rule, values, file: String::new() }
     }
 
@@ -92,12 +81,8 @@ impl QwenVlImageProcessor {
     }
 
     /// That the tower takes the patches that this processor makes.
-    pub fn check(&self, config: &VisionConfig) -> Result<(), LoadError> {
-        if self.rule.patch_size == config.patch_size {
-            return Ok(());
-        }
-        let message = format!("{} is not that of config.json, {}", self.rule.patch_size, config.patch_size);
-        Err(LoadError::config(&self.file, "patch_size", message))
+    pub fn check(&self, patch_size: usize) -> Result<(), LoadError> {
+        check_patch_size(&self.file, self.rule.patch_size, patch_size)
     }
 
     /// Of the largest picture that can come out of it.
@@ -111,38 +96,25 @@ impl QwenVlImageProcessor {
         let p = self.rule.patch_size;
         let width = columns * p;
         let mut patches = Vec::with_capacity(rows * columns * CHANNELS * p * p);
-        let tokens = (0..rows).step_by(MERGE).flat_map(|r| (0..columns).step_by(MERGE).map(move |c| (r, c)));
-        for (row, column) in tokens {
-            for inside in 0..MERGE * MERGE {
-                let (row, column) = (row + inside / MERGE, column + inside % MERGE);
-                for (channel, values) in self.values.iter().enumerate() {
-                    for y in row * p..(row + 1) * p {
-                        let start = (y * width + column * p) * CHANNELS;
-                        let pixels = rgb[start..start + p * CHANNELS].chunks_exact(CHANNELS);
-                        patches.extend(pixels.map(|pixel| values[pixel[channel] as usize]));
-                    }
+        for [row, column] in places([rows, columns]) {
+            for (channel, values) in self.values.channels() {
+                for y in row * p..(row + 1) * p {
+                    let start = (y * width + column * p) * CHANNELS;
+                    let pixels = rgb[start..start + p * CHANNELS].chunks_exact(CHANNELS);
+                    patches.extend(pixels.map(|pixel| values[pixel[channel] as usize]));
                 }
             }
         }
         patches
     }
-
-    /// Names the patches by what they are made of: the resized pixels, their size, and the normalisation.
-    fn digest(&self, rgb: &[u8], (width, height): (usize, usize)) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(DOMAIN);
-        for number in [width, height, self.rule.patch_size, MERGE] {
-            hasher.update(&(number as u64).to_le_bytes());
-        }
-        for value in self.values.iter().flatten() {
-            hasher.update(&value.to_le_bytes());
-        }
-        hasher.update(rgb);
-        Digest(*hasher.finalize().as_bytes())
-    }
 }
 
 const RESCALE: f64 = 1.0 / 255.0;
+/// What the published class has.
+const CLIP: Normalisation = Normalisation {
+    mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+    std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+};
 
 /// The least and the most: under their own names, which go before those of the edges of `size`.
 fn pixels(fields: &Fields) -> Result<(usize, usize), LoadError> {
@@ -172,21 +144,12 @@ fn pixels(fields: &Fields) -> Result<(usize, usize), LoadError> {
 
 impl ImageProcessor for QwenVlImageProcessor {
     fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<ProcessedImage, ImageError> {
-        let resized = self.rule.resized(width, height)?;
-        assert_eq!(
-            width.checked_mul(height).and_then(|n| n.checked_mul(CHANNELS)),
-            Some(rgb.len()),
-            "pixels"
-        );
-        let rgb = if resized == (width, height) {
-            Cow::Borrowed(rgb)
-        } else {
-            Cow::Owned(resize(rgb, (width, height), resized))
-        };
-        let grid = [resized.1, resized.0].map(|side| side / self.rule.patch_size);
+        let to = self.rule.resized(width, height)?;
+        let rgb = resized(rgb, (width, height), to);
+        let grid = [to.1, to.0].map(|side| side / self.rule.patch_size);
         let token_grid = grid.map(|side| side / MERGE);
         Ok(ProcessedImage::Rows(ImageInput {
-            digest: self.digest(&rgb, resized),
+            digest: self.values.digest(DOMAIN, [to.0, to.1, self.rule.patch_size, MERGE], &rgb),
             grid,
             num_tokens: token_grid[0] * token_grid[1],
             position_grid: Some(token_grid),
@@ -239,10 +202,10 @@ mod tests {
             SizeRule { patch_size: 14, min_pixels: 3136, max_pixels: 5000 }
         );
         let nothing = read(&json!({})).unwrap();
-        assert_eq!((nothing.rule.max_pixels, nothing.values), (1_003_520, processor.values));
+        assert_eq!((nothing.rule.max_pixels, &nothing.values), (1_003_520, &processor.values));
         let newer =
             from(PROCESSOR_FILE, json!({ "image_processor": published(), "processor_class": "X" })).unwrap();
-        assert_eq!((newer.rule, newer.values), (processor.rule, processor.values));
+        assert_eq!((newer.rule, &newer.values), (processor.rule, &processor.values));
         assert_eq!(from(FILE, published()).unwrap().values, processor.values);
     }
 
@@ -300,7 +263,7 @@ mod tests {
     fn the_digest_tells_pixels_sizes_and_settings_apart() {
         let settings = |std| {
             let rule = SizeRule { patch_size: 1, min_pixels: 1, max_pixels: 100 };
-            QwenVlImageProcessor::new(rule, [0.0, 0.2, 0.4], [1.0, std, 2.0])
+            QwenVlImageProcessor::new(rule, Normalisation { mean: [0.0, 0.2, 0.4], std: [1.0, std, 2.0] })
         };
         let rgb: Vec<u8> = (0..8 * 2 * 3).collect();
         let mut other = rgb.clone();

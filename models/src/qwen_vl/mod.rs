@@ -8,6 +8,7 @@
 mod config;
 mod image_processor;
 mod image_size;
+mod patch_embed;
 mod rotation;
 mod scratch;
 mod tower;
@@ -17,11 +18,15 @@ pub use config::VisionConfig;
 pub use image_processor::QwenVlImageProcessor;
 pub use image_size::SizeRule;
 
+pub(crate) use config::{axial_theta, check_out};
+pub(crate) use patch_embed::{PatchEmbed, PatchShape};
+pub(crate) use rotation::Rotation;
+
 use crate::LoadError;
 use crate::layers::{Loader, Names};
 use crate::parts::Part;
 use crate::storage::Storage;
-use crate::vision_parts::VisionSize;
+use crate::vision_parts::{VisionSize, check_picture};
 use crate::weights::Checkpoint;
 use kernels::{Device, Tensor};
 use scheduler::ImageInput;
@@ -65,16 +70,9 @@ impl Vision {
 
     /// Writes the picture's embedding to `out` `[num_tokens, text hidden size]`, f32.
     pub fn encode(&mut self, image: &ImageInput, out: &mut Tensor) {
-        let num_patches = image.num_patches();
-        assert!(
-            num_patches <= self.max_patches,
-            "encode: {num_patches} patches, made for {}",
-            self.max_patches
-        );
-        assert_eq!(self.config.num_tokens(num_patches), image.num_tokens, "encode: tokens");
-        assert_eq!(image.patches.len(), num_patches * self.config.patch_len(), "encode: patches");
+        check_picture(image, self.config.patch_len(), self.max_patches);
         assert_eq!(out.shape(), [image.num_tokens, self.config.text_hidden_size], "encode: out");
-        self.scratch.set_patches(num_patches);
+        self.scratch.set_patches(image.num_patches());
         self.scratch.patches.write_f32(0, &image.patches);
         self.tower.run(image.grid, &mut self.scratch, out);
     }

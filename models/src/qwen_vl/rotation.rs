@@ -8,7 +8,7 @@
 
 use kernels::ops::RopeTable;
 
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     /// Radians for each row or column.
     frequencies: Vec<f32>,
     /// Of the picture at hand: cosine and sine of each coordinate and frequency.

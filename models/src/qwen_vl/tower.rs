@@ -6,14 +6,15 @@
 //!   ─norm─▶ tokens in raster order [N/4, 4D] ─linear, gelu─▶ [N/4, 4D] ─linear─▶ [N/4, text hidden size]
 //! ```
 
-use super::config::{FRAMES, VisionConfig};
+use super::config::VisionConfig;
+use super::patch_embed::PatchEmbed;
 use super::rotation::Rotation;
 use super::scratch::Scratch;
 use crate::LoadError;
 use crate::layers::{Loader, Names, WeightSize};
-use crate::vision_parts::{CHANNELS, Linear, MERGE};
+use crate::vision_parts::{Linear, MERGE};
+use kernels::Tensor;
 use kernels::ops::{self, Activation, RopeLayout, TurnedHeads};
-use kernels::{HostTensor, Matrix, Tensor};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "visual.";
@@ -32,7 +33,7 @@ impl Tower {
     pub fn load(loader: &Loader, config: &VisionConfig) -> Result<Self, LoadError> {
         let blocks = (0..config.num_layers).map(|block| Block::load(loader, config, block));
         Ok(Self {
-            patch_embed: PatchEmbed::load(loader, config)?,
+            patch_embed: PatchEmbed::load(loader, config.patch())?,
             rotation: Rotation::new(config.head_dim(), config.rope_theta),
             blocks: blocks.collect::<Result<_, _>>()?,
             merger: Merger::load(loader, config)?,
@@ -41,7 +42,7 @@ impl Tower {
     }
 
     pub fn size(names: &Names, config: &VisionConfig) -> WeightSize {
-        PatchEmbed::size(names, config)
+        PatchEmbed::size(names, config.patch())
             + (0..config.num_layers).map(|block| Block::size(names, config, block)).sum()
             + Merger::size(names, config)
     }
@@ -52,54 +53,13 @@ impl Tower {
         s.windows.set(&s.order.segments);
         s.places.set(&s.order.patches);
         self.rotation.fill(&s.order.places, &mut s.turns);
-        self.patch_embed.run(s);
+        self.patch_embed.run(&mut s.tokens.hold(&s.patches), &mut s.normed, &mut s.mixed);
         ops::gather_rows(&s.normed, &s.places, &mut s.x);
         for block in &self.blocks {
             block.run(s);
         }
         s.places.set(&s.order.tokens);
         self.merger.run(s, out);
-    }
-}
-
-/// A convolution in three dimensions whose windows touch. A picture is its own second frame, so that the patch of one goes through the weights of both.
-struct PatchEmbed {
-    /// Of each frame, `[D, 3pp]`.
-    frames: (Matrix, Matrix),
-}
-
-impl PatchEmbed {
-    fn load(loader: &Loader, config: &VisionConfig) -> Result<Self, LoadError> {
-        let (name, dtype) = (loader.name("patch_embed.proj.weight"), loader.names.storage.float);
-        let (d, p) = (config.hidden_size, config.patch_size);
-        let shape = [d, config.patch_len()];
-        let form = (dtype.into(), shape);
-        let frames = loader.checkpoint.kept(loader.device, &name, (form, form), || {
-            let weights = loader.checkpoint.take(&name, &[d, CHANNELS, FRAMES, p, p])?;
-            let view = weights.view();
-            let frame = |frame: usize| {
-                let len = p * p * view.dtype.size();
-                let planes = view.data.chunks_exact(len).skip(frame).step_by(FRAMES);
-                let data: Vec<u8> = planes.flatten().copied().collect();
-                let part = HostTensor { dtype: view.dtype, shape: &shape, data: &data };
-                Matrix::pack(loader.device, dtype, &[part])
-            };
-            Ok((frame(0), frame(1)))
-        })?;
-        Ok(Self { frames })
-    }
-
-    /// A convolution is never quantised.
-    fn size(names: &Names, config: &VisionConfig) -> WeightSize {
-        WeightSize::matrix(names.storage.float.into(), config.hidden_size, config.patch_len()).times(FRAMES)
-    }
-
-    /// From `s.patches` to `s.normed`; `s.mixed` is room.
-    fn run(&self, s: &mut Scratch) {
-        let (first, second) = &self.frames;
-        let mut patches = s.tokens.hold(&s.patches);
-        patches.linear(first, None, Activation::None, &mut s.normed);
-        patches.add_linear(second, None, &mut s.normed, &mut s.mixed);
     }
 }
 

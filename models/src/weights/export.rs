@@ -4,8 +4,11 @@
 //! gives the same weights, bit for bit. What keeps its precision is copied. A file is written for each file of the source, tensor
 //! by tensor; `config.json` comes last, so that half of a checkpoint is none.
 
+use super::experts::{ExpertPart, Together, together};
 use super::files::{INDEX_FILE, SINGLE_FILE, WeightFiles};
 use super::header::TensorInfo;
+use super::host::HostWeights;
+use super::tensor::WeightTensor;
 use super::write::{Entry, TensorFile};
 use crate::config::{ModelConfig, OWN_KEY, json};
 use crate::content::Content;
@@ -14,10 +17,11 @@ use crate::files::CONFIG_FILE;
 use crate::parts::{Part, Quantization};
 use crate::storage::Storage;
 use crate::{LoadError, ModelFiles};
-use kernels::{Device, GROUP, GroupedRow, HostTensor, WeightRows, WeightType};
+use kernels::{Device, GROUP, GroupedRow, WeightRows, WeightType};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Files with these endings are weights in other forms.
 const OTHER_WEIGHTS: [&str; 8] = ["safetensors", "bin", "pt", "pth", "gguf", "onnx", "h5", "msgpack"];
@@ -50,7 +54,7 @@ pub fn quantize(
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
     prepare(output)?;
     let storage = Storage { quantization, ..Storage::floats(config.dtype) };
-    let job = Job { config: &config, storage, device: &processor(threads)?, output };
+    let job = Job { config: &config, weights: &weights, storage, device: &processor(threads)?, output };
     let mut exported = Exported::default();
     let mut placed = Map::new();
     for (number, (name, content)) in weights.files.iter().enumerate() {
@@ -140,24 +144,60 @@ pub(crate) fn copy_others(files: &ModelFiles, output: &Path) -> Result<(), LoadE
 
 struct Job<'a> {
     config: &'a ModelConfig,
+    weights: &'a WeightFiles,
     storage: Storage,
     device: &'a Device,
     output: &'a Path,
 }
 
 impl Job<'_> {
-    /// The module and the type of a tensor that is to be quantised: the weight of a linear layer within a layer of the decoder.
-    fn target<'n>(&self, info: &'n TensorInfo) -> Option<(&'n str, WeightType)> {
+    /// The name of a tensor of the decoder within its layer.
+    fn within_layer<'n>(&self, name: &'n str) -> Option<&'n str> {
         let decoder = &self.config.decoder;
-        let module = info.name.strip_suffix(".weight")?;
-        let rest = module.strip_prefix(decoder.prefix)?.strip_prefix("model.layers.")?;
+        let rest = name.strip_prefix(decoder.prefix)?.strip_prefix(decoder.body)?.strip_prefix("layers.")?;
         let (index, within) = rest.split_once('.')?;
         let is_layer = index.parse::<usize>().is_ok_and(|index| index < decoder.num_layers);
-        // Some norms have a row for each head.
-        let is_kept = [".kv_b_proj", ".gate", "_norm"].iter().any(|ending| within.ends_with(ending));
-        let stored_as = self.storage.of(Part::Linear, module);
-        let is_target = is_layer && !is_kept && info.shape.len() == 2 && info.dtype.is_some();
-        (is_target && stored_as.is_quantised()).then_some((module, stored_as))
+        is_layer.then_some(within)
+    }
+
+    /// What of a tensor is to be quantised: the weight of a linear layer within a layer of the decoder, or each of the matrices of experts that lie
+    /// together. Nothing of what is copied.
+    fn targets(&self, info: &TensorInfo) -> Vec<Target> {
+        let (Some(within), Some(_)) = (self.within_layer(&info.name), info.dtype) else { return Vec::new() };
+        let mut targets = self.experts(info, within);
+        if let (Some(module), &[n, k]) = (info.name.strip_suffix(".weight"), &info.shape[..]) {
+            let within = within.strip_suffix(".weight").expect("of the same name");
+            // Some norms have a row for each head.
+            let is_kept = [".kv_b_proj", ".gate", "_norm"].iter().any(|ending| within.ends_with(ending));
+            if !is_kept {
+                targets.push(Target { module: module.into(), shape: [n, k], expert: None });
+            }
+        }
+        targets.retain(|target| self.storage.of(Part::Linear, &target.module).is_quantised());
+        targets
+    }
+
+    fn experts(&self, info: &TensorInfo, within: &str) -> Vec<Target> {
+        let parts = match within {
+            "mlp.experts.gate_up_proj" => &[(ExpertPart::Gate, "gate_proj"), (ExpertPart::Up, "up_proj")][..],
+            "mlp.experts.down_proj" => &[(ExpertPart::Down, "down_proj")],
+            _ => return Vec::new(),
+        };
+        let Some(moe) = &self.config.decoder.moe else { return Vec::new() };
+        let (module, _) = info.name.rsplit_once('.').expect("a name within a layer");
+        let [gate_up, down] = together(module)
+            .map(|name| self.weights.tensors.get(&name).map_or(&[][..], |(_, info)| &info.shape[..]));
+        let (inner, hidden) = (moe.intermediate_size, self.config.decoder.hidden_size);
+        let Some(layout) = Together::of([gate_up, down], [moe.num_experts, inner, hidden]) else {
+            return Vec::new();
+        };
+        let target = |expert: usize, (part, name): (ExpertPart, &str)| Target {
+            module: format!("{module}.{expert}.{name}"),
+            shape: if part == ExpertPart::Down { [hidden, inner] } else { [inner, hidden] },
+            expert: Some((layout, expert, part)),
+        };
+        let experts = 0..moe.num_experts;
+        experts.flat_map(|expert| parts.iter().map(move |&part| target(expert, part))).collect()
     }
 
     /// Writes the tensors of one file; gives the names of what was written.
@@ -176,19 +216,19 @@ impl Job<'_> {
         let mut file = TensorFile::create(path, entries)?;
         for info in tensors {
             let data = &content[info.range.clone()];
-            match self.target(info) {
-                Some((module, stored_as)) => {
-                    let Packed { words, scales } = self.pack(info, data, stored_as);
-                    let shape: Vec<u8> = info.shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
-                    file.write(&format!("{module}.weight_packed"), &words)?;
-                    file.write(&format!("{module}.weight_scale"), &scales)?;
-                    file.write(&format!("{module}.weight_shape"), &shape)?;
-                    exported.quantised += 1;
-                }
-                None => {
-                    file.write(&info.name, data)?;
-                    exported.copied += 1;
-                }
+            let targets = self.targets(info);
+            for target in &targets {
+                let module = &target.module;
+                let Packed { words, scales } = self.pack(target, info, data);
+                let shape: Vec<u8> = target.shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
+                file.write(&format!("{module}.weight_packed"), &words)?;
+                file.write(&format!("{module}.weight_scale"), &scales)?;
+                file.write(&format!("{module}.weight_shape"), &shape)?;
+                exported.quantised += 1;
+            }
+            if targets.is_empty() {
+                file.write(&info.name, data)?;
+                exported.copied += 1;
             }
             exported.bytes_read += data.len() as u64;
             report(exported.bytes_read);
@@ -199,22 +239,26 @@ impl Job<'_> {
 
     /// What is written in place of a tensor.
     fn entries(&self, info: &TensorInfo) -> Vec<Entry> {
-        let Some((module, stored_as)) = self.target(info) else {
+        let targets = self.targets(info);
+        if targets.is_empty() {
             let (name, type_name) = (info.name.clone(), info.type_name.clone());
             return vec![Entry { name, type_name, shape: info.shape.clone(), len: info.range.len() }];
-        };
-        let (n, k) = (info.shape[0], info.shape[1]);
-        let (words, groups) = (k.div_ceil(32 / bits(stored_as)), k.div_ceil(GROUP));
+        }
         let (scale_type, scale_len) = self.scale_type();
-        let entry = |part: &str, type_name: &str, shape: Vec<usize>, size: usize| {
-            let len = shape.iter().product::<usize>() * size;
-            Entry { name: format!("{module}.{part}"), type_name: type_name.into(), shape, len }
+        let of = |Target { module, shape: [n, k], .. }: Target| {
+            let stored_as = self.storage.of(Part::Linear, &module);
+            let (words, groups) = (k.div_ceil(32 / bits(stored_as)), k.div_ceil(GROUP));
+            let entry = |part: &str, type_name: &str, shape: Vec<usize>, size: usize| {
+                let len = shape.iter().product::<usize>() * size;
+                Entry { name: format!("{module}.{part}"), type_name: type_name.into(), shape, len }
+            };
+            [
+                entry("weight_packed", "I32", vec![n, words], 4),
+                entry("weight_scale", scale_type, vec![n, groups], scale_len),
+                entry("weight_shape", "I64", vec![2], 8),
+            ]
         };
-        vec![
-            entry("weight_packed", "I32", vec![n, words], 4),
-            entry("weight_scale", scale_type, vec![n, groups], scale_len),
-            entry("weight_shape", "I64", vec![2], 8),
-        ]
+        targets.into_iter().flat_map(of).collect()
     }
 
     /// Scales are numbers of every type of floats: they are written in that of the model, as readers expect.
@@ -235,10 +279,17 @@ impl Job<'_> {
     }
 
     /// Rows are shared out to all threads.
-    fn pack(&self, info: &TensorInfo, data: &[u8], stored_as: WeightType) -> Packed {
-        let source =
-            HostTensor { dtype: info.dtype.expect("a target is of floats"), shape: &info.shape, data };
-        let [n, k] = source.shape();
+    fn pack(&self, target: &Target, info: &TensorInfo, data: &[u8]) -> Packed {
+        let stored_as = self.storage.of(Part::Linear, &target.module);
+        let dtype = info.dtype.expect("a target is of floats");
+        let tensor = HostWeights { dtype, shape: info.shape.clone(), data: Cow::Borrowed(data), map: None };
+        let source = match target.expert {
+            None => WeightTensor::Floats(tensor),
+            Some((layout, expert, part)) => {
+                WeightTensor::Slice(layout.slice(&Arc::new(tensor), expert, part))
+            }
+        };
+        let [n, k] = target.shape;
         let per_word = 32 / bits(stored_as);
         let row_words = 4 * k.div_ceil(per_word);
         let row_scales = self.scale_type().1 * k.div_ceil(GROUP);
@@ -304,6 +355,14 @@ impl Job<'_> {
             "quantization_status": "compressed"
         })
     }
+}
+
+/// A matrix that is to be quantised.
+struct Target {
+    module: String,
+    shape: [usize; 2],
+    /// Where it lies with others in a tensor.
+    expert: Option<(Together, usize, ExpertPart)>,
 }
 
 /// A matrix as it is written.

@@ -3,6 +3,7 @@
 //! kept on disk they come from there: see `packed`.
 
 mod dummy;
+mod experts;
 pub(crate) mod export;
 pub(crate) mod files;
 mod fp8;
@@ -13,6 +14,7 @@ mod host;
 mod packed;
 mod quantised;
 mod tensor;
+mod together;
 pub(crate) mod write;
 
 pub use export::{Exported, quantize};
@@ -205,6 +207,14 @@ impl Checkpoint {
         let rows = weights.rows(name, shape)?;
         self.count(rows.map(), rows.blocks());
         Ok(rows)
+    }
+
+    /// Of a tensor, if the files have it.
+    fn shape_of(&self, name: &str) -> Option<&[usize]> {
+        match &self.source {
+            Source::Files(files) => files.tensors.get(name).map(|(_, info)| &info.shape[..]),
+            Source::Gguf(_) | Source::Dummy { .. } => None,
+        }
     }
 
     /// Whether the files have a tensor.

@@ -1,5 +1,6 @@
 //! A matrix of a checkpoint in whatever form it is stored: what panels are packed from.
 
+use super::experts::Slice;
 use super::fp8::Fp8;
 use super::gguf::GgufRows;
 use super::grouped::Grouped;
@@ -16,6 +17,8 @@ pub enum WeightTensor<'a> {
     Fp8(Fp8<'a>),
     /// Blocks of a GGUF file.
     Blocks(GgufRows<'a>),
+    /// An expert's part of a tensor.
+    Slice(Slice<'a>),
 }
 
 impl WeightTensor<'_> {
@@ -37,6 +40,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.shape(),
             Self::Fp8(weights) => weights.shape(),
             Self::Blocks(weights) => weights.shape(),
+            Self::Slice(weights) => weights.shape(),
         }
     }
 
@@ -46,6 +50,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.read_f32(row, out),
             Self::Fp8(weights) => weights.read_f32(row, out),
             Self::Blocks(weights) => weights.read_f32(row, out),
+            Self::Slice(weights) => weights.read_f32(row, out),
         }
     }
 
@@ -53,7 +58,7 @@ impl WeightRows for WeightTensor<'_> {
         match self {
             Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
             Self::Blocks(weights) => weights.read_groups(row, stored_as, out),
-            Self::Floats(_) | Self::Fp8(_) => false,
+            Self::Floats(_) | Self::Fp8(_) | Self::Slice(_) => false,
         }
     }
 
@@ -62,7 +67,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Floats(weights) => weights.done(rows),
             Self::Blocks(weights) => weights.done(rows),
             // Rows are not always apart in these: all go when all are packed.
-            Self::Grouped(_) | Self::Fp8(_) => {}
+            Self::Grouped(_) | Self::Fp8(_) | Self::Slice(_) => {}
         }
     }
 }

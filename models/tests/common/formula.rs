@@ -189,6 +189,9 @@ pub fn encoder() -> Vec<Stored> {
     shapes.into_iter().map(stored).collect()
 }
 
+/// A safetensors file without any.
+pub const NO_TENSORS: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+
 /// A safetensors file with these tensors beside those of another file.
 pub fn joined(file: &[u8], more: Vec<Stored>) -> Vec<u8> {
     let header_len = u64::from_le_bytes(*file.first_chunk::<8>().unwrap()) as usize;

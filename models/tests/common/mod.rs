@@ -5,6 +5,7 @@ pub mod adapters;
 pub mod formula;
 pub mod late;
 pub mod made;
+pub mod qwen3_vl;
 pub mod written;
 
 use kernels::cuda::compile::Cache;
@@ -21,7 +22,7 @@ use scheduler::{ImageInput, ImageSpan};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
@@ -68,14 +69,26 @@ families!(
     ernie4_5,
     ernie4_5_moe,
     dots1,
+    qwen3_vl,
+    qwen3_vl_moe,
 );
 
 /// Beside this file, or where the environment says: a test may run on another machine than it was built on. One whose weights are a formula is
 /// written elsewhere when it is first asked for.
 pub fn fixture(name: &str) -> PathBuf {
     match name {
-        FORMULA => whole_fixture(),
+        FORMULA => whole_fixture(name, &|| {
+            let mut files = entries(&stored_fixture(FORMULA), "");
+            let config = files.iter().find(|(name, _)| name == "config.json").unwrap();
+            let config = serde_json::from_slice(&config.1).unwrap();
+            files.push((
+                "model.safetensors".into(),
+                formula::joined(formula::NO_TENSORS, formula::qwen_vl(&config)),
+            ));
+            files
+        }),
         _ if written::is_one(name) => written::folder(name),
+        _ if qwen3_vl::is_one(name) => whole_fixture(name, &|| qwen3_vl::files(name)),
         _ => stored_fixture(name),
     }
 }
@@ -86,7 +99,7 @@ fn stored_fixture(name: &str) -> PathBuf {
     if made::FAMILIES.contains(&name) { made::with_weights(&folder, name) } else { folder }
 }
 
-/// The family whose weights are a formula, and whose pictures are those of another.
+/// A family whose weights are a formula, and whose pictures are those of another.
 const FORMULA: &str = "qwen2_5_vl";
 
 /// Where tests write: on another machine than they were built on, what this one has for that.
@@ -97,30 +110,31 @@ pub fn scratch() -> PathBuf {
     }
 }
 
-/// Written once, under a name that says what is in it.
-fn whole_fixture() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(write_whole_fixture).clone()
+/// Files of a folder with their content.
+fn entries(folder: &Path, prefix: &str) -> Vec<(String, Vec<u8>)> {
+    let read = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        (format!("{prefix}{name}"), std::fs::read(entry.path()).unwrap())
+    };
+    std::fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect()
 }
 
-fn write_whole_fixture() -> PathBuf {
-    let (stored, pictures) = (stored_fixture(FORMULA), stored_fixture("kimi_vl").join("images"));
-    let config = serde_json::from_slice(&std::fs::read(stored.join("config.json")).unwrap()).unwrap();
-    let weights = formula::joined(b"\x02\0\0\0\0\0\0\0{}", formula::qwen_vl(&config));
-    let mut files = vec![("model.safetensors".to_string(), weights)];
-    for (folder, prefix) in [(&stored, ""), (&pictures, "images/")] {
-        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            let name = entry.file_name().into_string().unwrap();
-            files.push((format!("{prefix}{name}"), std::fs::read(entry.path()).unwrap()));
-        }
-    }
+/// Written once, under a name that says what is in it.
+fn whole_fixture(name: &str, files: &dyn Fn() -> Vec<(String, Vec<u8>)>) -> PathBuf {
+    static FOLDERS: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut folders = FOLDERS.lock().unwrap();
+    folders.entry(name.to_string()).or_insert_with(|| write_whole_fixture(name, files())).clone()
+}
+
+fn write_whole_fixture(name: &str, mut files: Vec<(String, Vec<u8>)>) -> PathBuf {
+    files.extend(entries(&stored_fixture("kimi_vl").join("images"), "images/"));
     files.sort();
     let content: Vec<u8> = files.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes].concat()).collect();
     let home = scratch();
-    let folder = home.join(format!("{FORMULA}-{:08x}", formula::fnv1a(&content)));
+    let folder = home.join(format!("{name}-{:08x}", formula::fnv1a(&content)));
     if !folder.is_dir() {
         // Nobody sees half of it, whoever writes at the same time.
-        let draft = home.join(format!("{FORMULA}-draft-{}", std::process::id()));
+        let draft = home.join(format!("{name}-draft-{}", std::process::id()));
         std::fs::create_dir_all(draft.join("images")).unwrap();
         files.iter().for_each(|(name, bytes)| std::fs::write(draft.join(name), bytes).unwrap());
         if std::fs::rename(&draft, &folder).is_err() {

@@ -28,6 +28,24 @@ pub struct ModelCard {
     /// Of an adapter: the model that it is one of.
     parent: Option<String>,
     max_model_len: usize,
+    architecture: Modalities,
+}
+
+/// What goes into a model and what comes out, as OpenRouter names it, and llama-server after it.
+#[derive(Serialize, JsonSchema)]
+struct Modalities {
+    /// Such as `text+image->text`.
+    modality: &'static str,
+    input_modalities: &'static [&'static str],
+    output_modalities: &'static [&'static str],
+}
+
+fn modalities(service: &Service) -> Modalities {
+    let (modality, input_modalities) = match service.info().image_token_id {
+        None => ("text->text", &["text"][..]),
+        Some(_) => ("text+image->text", &["text", "image"][..]),
+    };
+    Modalities { modality, input_modalities, output_modalities: &["text"] }
 }
 
 fn card(service: &Service, name: &str) -> ModelCard {
@@ -39,6 +57,7 @@ fn card(service: &Service, name: &str) -> ModelCard {
         root: service.root().to_owned(),
         parent: None,
         max_model_len: service.info().max_model_len,
+        architecture: modalities(service),
     }
 }
 

@@ -247,6 +247,7 @@ pub fn info() -> ModelInfo {
         eos_token_ids: vec![EOS, IM_END],
         bos_token_id: None,
         image_token_id: Some(IMAGE),
+        video_token_id: None,
         num_parameters: 0,
         dtype: "float32",
         quantization: None,

@@ -3,6 +3,7 @@
 use super::dot::Dot;
 use super::turn::turn16;
 use super::{Avx2, Avx512, MAX_LANES, Simd};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX512-VNNI and what `Avx512` needs.
@@ -163,6 +164,27 @@ unsafe fn in_turns() -> __m512i {
     }
 }
 
+/// A word in memory, in all lanes, by `vpbroadcastd`. The compiler makes `vbroadcastss` of the intrinsic, because products of bf16 count as
+/// instructions of floats; on Zen 4 that one, unlike the other, takes turns with what unpacks weights (docs/performance/compact.md).
+///
+/// # Safety
+/// It can be read.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn broadcast(word: *const u32) -> __m512i {
+    let lanes;
+    // SAFETY: the caller's promise; nothing else is read, and nothing written.
+    unsafe {
+        asm!(
+            "vpbroadcastd {lanes}, dword ptr [{word}]",
+            lanes = out(zmm_reg) lanes,
+            word = in(reg) word,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    lanes
+}
+
 impl Bf16Dot {
     /// Rows of the largest tile whose sums, two vectors a row, stay in registers.
     pub const TILE_ROWS: usize = 8;
@@ -184,6 +206,16 @@ impl Bf16Dot {
     pub fn splat(self, pair: u32) -> __m512i {
         // SAFETY: the token proves that the processor has the instruction.
         unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+
+    /// A pair in memory, in all lanes.
+    ///
+    /// # Safety
+    /// It can be read.
+    #[inline(always)]
+    pub unsafe fn splat_from(self, pair: *const u32) -> __m512i {
+        // SAFETY: the caller's promise; the token proves that the processor has the instruction.
+        unsafe { broadcast(pair) }
     }
 
     /// In each lane `acc` and the sum of two products.

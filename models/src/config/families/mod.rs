@@ -19,7 +19,7 @@ use family::{Architecture, Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WID
 
 pub(super) use deepseek::KIMI_VL;
 pub(super) use llama::CHAMELEON;
-pub(super) use qwen::QWEN_2_5_VL;
+pub(super) use qwen::{QWEN_2_5_VL, QWEN_3_VL, QWEN_3_VL_MOE};
 
 /// Each group's, in the order that messages name them.
 const GROUPS: &[&[Architecture]] = &[
@@ -90,6 +90,7 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         tied_head: fields.bool_or("tie_word_embeddings", family.tied_head)?,
         never_drawn: Vec::new(),
         prefix,
+        body: "model.",
         newer_prefix: None,
     })
 }

@@ -1,4 +1,4 @@
-//! Qwen 2, 2.5 and 3, dense and with experts, and the decoder of Qwen2.5-VL.
+//! Qwen 2, 2.5 and 3, dense and with experts, and the decoders of Qwen2.5-VL and Qwen3-VL.
 
 use super::experts::{check_top_k, num_experts, plain_router};
 use super::family::{Architecture, Defaults, Family, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Window, dense};
@@ -9,6 +9,8 @@ use crate::config::{ExpertNames, MoeConfig, QkNorm, SharedConfig};
 use kernels::ops::RopeSections;
 
 pub(in crate::config) const QWEN_2_5_VL: &str = "Qwen2_5_VLForConditionalGeneration";
+pub(in crate::config) const QWEN_3_VL: &str = "Qwen3VLForConditionalGeneration";
+pub(in crate::config) const QWEN_3_VL_MOE: &str = "Qwen3VLMoeForConditionalGeneration";
 
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture::new("Qwen2ForCausalLM", |_| {
@@ -42,6 +44,22 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         })
     })
     .with_tokens(151_643, &[151_645]),
+    Architecture::new(QWEN_3_VL, |_| {
+        Ok(Family {
+            qk_norm: QkNorm::Rms,
+            head_dim: Some(128),
+            sections: Some(RopeSections::Interleaved([24, 20, 20])),
+            ..dense(&QWEN_3_VL_DENSE)
+        })
+    }),
+    Architecture::new(QWEN_3_VL_MOE, |_| {
+        Ok(Family {
+            qk_norm: QkNorm::Rms,
+            sections: Some(RopeSections::Interleaved([24, 20, 20])),
+            moe: qwen3_vl_moe,
+            ..dense(&QWEN_3_VL_EXPERTS)
+        })
+    }),
 ];
 
 const QWEN: Defaults = Defaults {
@@ -59,6 +77,8 @@ const QWEN2_MOE: Defaults = Defaults {
     num_kv_heads: Some(16),
     ..QWEN
 };
+const QWEN_3_VL_DENSE: Defaults = Defaults { max_positions: 128_000, theta: 5e5, ..QWEN };
+const QWEN_3_VL_EXPERTS: Defaults = Defaults { max_positions: 128_000, theta: 5e5, ..QWEN2_MOE };
 const QWEN3_MOE: Defaults =
     Defaults { hidden_size: 2048, intermediate_size: 6144, num_layers: 24, num_kv_heads: Some(4), ..QWEN };
 const QWEN_2_5_VL_72B: Defaults = Defaults {
@@ -75,6 +95,16 @@ const QWEN_2_5_VL_72B: Defaults = Defaults {
 
 fn qwen3_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
     qwen_moe(fields, num_layers, QwenMoe { num_experts: 128, top_k: 8, intermediate_size: 768 })
+}
+
+/// The published code gives chosen experts weights that sum to 1 whatever the file says.
+fn qwen3_vl_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
+    if !fields.bool_or("norm_topk_prob", true)? {
+        return Err(fields.fail("norm_topk_prob", "false is not supported for this architecture"));
+    }
+    let defaults = QwenMoe { num_experts: 60, top_k: 4, intermediate_size: 1408 };
+    let with_sum = |moe: MoeConfig| MoeConfig { router: plain_router(moe.router.top_k, true), ..moe };
+    Ok(qwen_moe(fields, num_layers, defaults)?.map(with_sum))
 }
 
 fn qwen2_moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadError> {
