@@ -37,6 +37,8 @@ pub struct Loaded {
     pub generation_defaults: GenerationDefaults,
     /// What became of the packed weights on disk: the caller says when they are written.
     pub cache_use: CacheUse,
+    /// Stored tensors of layers that predict more than one token (MTP), which are not read.
+    pub num_mtp_tensors: usize,
     /// Why weights are not compact although the device would gain by it.
     pub not_compact: Option<LoadError>,
 }
@@ -185,6 +187,7 @@ fn load_once(
     };
     let image_processor = load_image_processor(&checkpoint, &description)?;
     checkpoint.finish(|name| may_ignore(config, name) || is_idle(config, &checkpoint, name))?;
+    let num_mtp_tensors = checkpoint.num_mtp_tensors(|name| Decoder::is_mtp(&config.decoder, name));
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
     let mut cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
@@ -235,6 +238,7 @@ fn load_once(
         plan,
         generation_defaults,
         cache_use,
+        num_mtp_tensors,
         not_compact: None,
     })
 }

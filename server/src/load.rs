@@ -43,6 +43,7 @@ pub fn load(
         plan,
         generation_defaults,
         cache_use,
+        num_mtp_tensors,
         not_compact,
     } = loaded;
     if let Some(reason) = not_compact {
@@ -61,6 +62,12 @@ pub fn load(
         seconds = format!("{:.2}", start.elapsed().as_secs_f64()),
         "loaded the model"
     );
+    if num_mtp_tensors > 0 {
+        tracing::info!(
+            tensors = num_mtp_tensors,
+            "left out the layers that predict more than one token (MTP), which are not used"
+        );
+    }
     if let Some(window) = info.sliding_window {
         let reason = "attention within the model's sliding window is not supported";
         tracing::warn!(

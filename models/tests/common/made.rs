@@ -91,7 +91,7 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
 }
 
 /// In bf16, which holds each of them.
-fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
+pub fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
     let value = |word: u32| {
         let steps = (word >> 24) as i32 - 128;
         let value = match kind {

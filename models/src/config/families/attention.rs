@@ -1,6 +1,6 @@
 //! What the file says of attention: heads, latents, rotation, and the window that ends sequences.
 
-use super::family::{Family, MAX_HEADS, MAX_WIDTH, Window};
+use super::family::{Family, MAX_HEADS, MAX_WIDTH, OutBias, Window};
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::config::rope::{self, RopeRule};
@@ -23,11 +23,14 @@ pub(super) fn sliding_window(
             (fields.bool_or("use_sliding_window", false)?, Some(4096))
         }
         Window::Always(default) => (true, default),
-        Window::OfTypes(default) => (true, Some(default)),
+        Window::OfTypes(default) | Window::FromLayer { width: default, .. } => (true, Some(default)),
     };
     let any_layer = match window {
-        Window::Switched => any_sliding_layer(fields, num_layers)?,
-        Window::OfTypes(_) if fields.get("layer_types").is_some() => any_sliding_layer(fields, num_layers)?,
+        Window::Switched => any_sliding_layer(fields, num_layers, MAX_WINDOW_LAYERS)?,
+        Window::FromLayer { first, .. } => any_sliding_layer(fields, num_layers, first)?,
+        Window::OfTypes(_) if fields.get("layer_types").is_some() => {
+            any_sliding_layer(fields, num_layers, MAX_WINDOW_LAYERS)?
+        }
         _ => true,
     };
     if !on || !any_layer {
@@ -39,10 +42,10 @@ pub(super) fn sliding_window(
     }
 }
 
-/// Whether a window would be of any layer, if there is one.
-fn any_sliding_layer(fields: &Fields, num_layers: usize) -> Result<bool, LoadError> {
+/// Whether a window would be of any layer, if there is one. Where the file does not say which, it is of those from `first` on.
+fn any_sliding_layer(fields: &Fields, num_layers: usize, first: usize) -> Result<bool, LoadError> {
     let Some(types) = fields.opt_array("layer_types")? else {
-        let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
+        let first = fields.usize_or("max_window_layers", first, 0..=usize::MAX)?;
         return Ok(first < num_layers);
     };
     let mut any = false;
@@ -84,15 +87,20 @@ pub(super) fn grouped(
     };
     let attention_bias = fields.bool_or("attention_bias", family.bias_default)?;
     let qkv_bias = family.qkv_bias.unwrap_or(attention_bias);
-    let out_bias = match (family.separate_out_bias, family.qkv_bias) {
-        (true, _) => fields.bool_or("attention_out_bias", false)?,
-        (false, None) => attention_bias,
-        (false, Some(_)) => false,
+    let out_bias = match (family.out_bias, family.qkv_bias) {
+        (OutBias::OwnKey, _) => fields.bool_or("attention_out_bias", false)?,
+        (OutBias::AsQkv, None) => attention_bias,
+        (OutBias::AsQkv, Some(_)) | (OutBias::Never, _) => false,
+    };
+    let rotated = match family.rotated {
+        None => None,
+        Some(share) => Some(share(fields, head_dim)?),
     };
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: head_dim,
-        layout: RopeLayout::Half,
+        head_dim,
+        rotated,
+        layout: family.layout,
         sections: family.sections,
         max_position_embeddings,
     };
@@ -119,7 +127,8 @@ pub(super) fn latent(
     let interleaved = !family.halves || fields.bool_or("rope_interleave", true)?;
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: rope_dim,
+        head_dim: rope_dim,
+        rotated: None,
         layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
         sections: None,
         max_position_embeddings,
