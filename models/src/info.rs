@@ -141,6 +141,9 @@ pub struct LoadOptions {
     pub block_size: usize,
     /// All that may be allocated: weights, KV, workspaces.
     pub memory: MemoryLimit,
+    /// Bytes of the host's memory for KV blocks that lost their places and may be found again; 0: none. Where the processor is the device, of the same
+    /// memory as everything.
+    pub kv_offloading_size: u64,
     /// Worker threads; `None`: one for each of `threads_bind`, or for each core.
     pub threads: Option<usize>,
     /// The CPUs that they are pinned to, one each; the thread that loads the model, and then runs it, is the first. Empty: none is.
@@ -175,6 +178,7 @@ impl Default for LoadOptions {
             max_num_batched_tokens: 2048,
             block_size: 16,
             memory: MemoryLimit::Fraction(0.7),
+            kv_offloading_size: 0,
             threads: None,
             threads_bind: Vec::new(),
             seed: 0,

@@ -116,6 +116,34 @@ fn the_arena_of_a_gpu_is_as_planned() {
     }
 }
 
+/// Blocks that lose their places are in the limit where it is of the host's memory, and beside it with a GPU.
+#[test]
+fn blocks_on_the_host_are_planned() {
+    for family in ["llama31", "kimi_vl"] {
+        for on_device in [options(), emulated()] {
+            let without = models::plan(&files(family), &on_device).unwrap();
+            let block = without.kv_bytes_per_token * without.block_size as u64;
+            let options = LoadOptions { kv_offloading_size: 5 * block + block / 2, ..on_device.clone() };
+            let plan = models::plan(&files(family), &options).unwrap();
+            assert_eq!((plan.num_host_blocks, plan.kv_offload_bytes), (5, 5 * block), "{family}");
+            let is_cpu = on_device.device == DeviceChoice::Cpu;
+            assert_eq!(plan.memory.kv_offload, if is_cpu { 5 * block } else { 0 }, "{family}");
+            let others = plan.memory.total - plan.memory.kv_offload - plan.memory.kv_cache;
+            assert_eq!(others, without.memory.total - without.memory.kv_cache, "{family}");
+            let line = if is_cpu { "KV offload " } else { "on the host: KV" };
+            assert!(plan.to_string().contains(line) && !without.to_string().contains(line), "{plan}");
+            assert!(plan.to_string().contains("  5 more in the host's memory, 25 tokens"), "{plan}");
+            let loaded = load(family, &options);
+            assert_eq!(loaded.scheduler_config.num_host_blocks, 5);
+            let memory = plan.memory;
+            assert_eq!(loaded.runner.device().allocated_bytes(), memory.total - memory.padding, "{family}");
+            let small = LoadOptions { kv_offloading_size: block - 1, ..on_device };
+            let message = models::plan(&files(family), &small).unwrap_err().to_string();
+            assert!(message.starts_with("kv_offloading_size: "), "{message}");
+        }
+    }
+}
+
 /// From the same formulas, for a GPU that is not there: with more multiprocessors than the emulated one, so with larger buffers.
 #[test]
 fn a_plan_needs_no_gpu() {

@@ -119,7 +119,8 @@ pub fn gqa_attention<'a>(
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let call = HeadsOverPages { q, caches: [k_cache.into(), v_cache.into()], ragged, softmax: softmax.into() };
+    let call =
+        HeadsOverPages { q, caches: [k_cache.into(), v_cache.into()], ragged, softmax: softmax.into() };
     attend_to_heads(call, scratch, out, PackedResult::NONE);
 }
 

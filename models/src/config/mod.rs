@@ -98,6 +98,8 @@ pub struct DecoderConfig {
     /// Width of a dense layer's MLP.
     pub intermediate_size: usize,
     pub mlp_bias: bool,
+    /// The files have gate and up of a dense layer's MLP as one matrix, `gate_up_proj`.
+    pub fused_gate_up: bool,
     pub moe: Option<MoeConfig>,
     /// The embedding table is the output matrix as well.
     pub tied_head: bool,
@@ -127,6 +129,8 @@ pub enum NormPlace {
     Before,
     /// `x + norm(f(x))`, as in Swin Transformer V2; in layers without experts.
     After,
+    /// `x + norm(f(norm(x)))`, the norms of a sandwich; in layers without experts.
+    Both,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -150,12 +154,14 @@ pub struct GqaConfig {
     pub sinks: bool,
 }
 
-/// What each head of q and k goes through before the rotation.
+/// What the heads of q and k go through before the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     None,
     /// RMS norm with one weight `[head_dim]` for all heads.
     Rms,
+    /// RMS norm of all heads together, with a weight `[heads * head_dim]`.
+    RmsOfAll,
     /// Layer norm, where each head has its own weight and bias: `[heads, head_dim]`.
     LayerPerHead,
 }
@@ -201,8 +207,8 @@ pub struct MoeConfig {
     /// The expert that every token takes.
     pub shared: Option<SharedConfig>,
     pub router: RouterConfig,
-    /// Whether a bias is added to the scores for the choice of experts.
-    pub correction_bias: bool,
+    /// What is added to the scores for the choice of experts.
+    pub correction_bias: Option<CorrectionBias>,
     /// Where the router and the experts have biases, and a function of their own between gate, up and down; `None`: silu(gate) · up.
     pub glu: Option<GluConfig>,
     pub names: ExpertNames,
@@ -222,6 +228,17 @@ pub struct SharedConfig {
     pub intermediate_size: usize,
     /// What it makes of a token is multiplied with `sigmoid(shared_expert_gate · x)`. Such a family has one: its name is in the singular.
     pub is_gated: bool,
+}
+
+/// Where the bias of a router is, within the module of the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CorrectionBias {
+    /// `gate.e_score_correction_bias` `[E]`
+    Gate,
+    /// `e_score_correction_bias` `[E]`
+    Module,
+    /// `moe_statics.e_score_correction_bias` `[1, E]`
+    Statics,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

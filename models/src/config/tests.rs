@@ -118,7 +118,10 @@ fn moonlight_and_its_switches() {
     assert_eq!(decoder.rope.layout, RopeLayout::Interleaved);
     let moe = decoder.moe.as_ref().unwrap();
     assert_eq!((moe.layers[0], moe.layers[1], moe.layers.len()), (false, true, 27));
-    assert_eq!((moe.shared.unwrap().intermediate_size, moe.correction_bias), (2816, true));
+    assert_eq!(
+        (moe.shared.unwrap().intermediate_size, moe.correction_bias),
+        (2816, Some(CorrectionBias::Gate))
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, Step, WeightSize};
 use crate::LoadError;
-use crate::config::{ExpertNames, GluConfig, MoeConfig};
+use crate::config::{CorrectionBias, ExpertNames, GluConfig, MoeConfig};
 use crate::lora::{ExpertJob, Loras, Target};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
@@ -26,17 +26,15 @@ pub struct Moe {
 
 impl Moe {
     pub fn load(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Self, LoadError> {
-        let module = config.module();
         let routing = Loader { names: loader.names.of_part(Part::Router), ..*loader };
         let router = routing.matrix(&config.router_module(), config.num_experts, hidden_size)?;
         let logit_bias = match config.glu {
             Some(_) => Some(loader.vector(&format!("{}.bias", config.router_module()), config.num_experts)?),
             None => None,
         };
-        let bias = format!("{module}.gate.e_score_correction_bias");
         let correction_bias = match config.correction_bias {
-            true => Some(loader.vector(&bias, config.num_experts)?),
-            false => None,
+            Some(place) => Some(correction_bias(loader, config, place)?),
+            None => None,
         };
         let shared = match shared_shape(config, hidden_size) {
             Some(shape) => Some(Mlp::load(loader, &config.shared_module(), shape)?),
@@ -68,7 +66,7 @@ impl Moe {
             bytes: Experts::packed_bytes(stored_as, [e, hidden_size, i]),
             tensors: 2,
         };
-        let bias = if config.correction_bias { WeightSize::vector(e) } else { WeightSize::default() };
+        let bias = config.correction_bias.map_or(WeightSize::default(), |_| WeightSize::vector(e));
         let shared =
             shared_shape(config, hidden_size).map(|shape| Mlp::size(names, &config.shared_module(), shape));
         let routing = names.of_part(Part::Router);
@@ -156,7 +154,22 @@ impl Moe {
 
 fn shared_shape(config: &MoeConfig, hidden_size: usize) -> Option<MlpShape> {
     let width = config.shared?.intermediate_size;
-    Some(MlpShape { hidden_size, intermediate_size: width, bias: false })
+    Some(MlpShape { hidden_size, intermediate_size: width, bias: false, fused: false })
+}
+
+/// What is added to the scores of experts for the choice, `[E]`.
+fn correction_bias(loader: &Loader, config: &MoeConfig, place: CorrectionBias) -> Result<Tensor, LoadError> {
+    let (module, count) = (config.module(), config.num_experts);
+    let own = "e_score_correction_bias";
+    match place {
+        CorrectionBias::Gate => loader.vector(&format!("{module}.gate.{own}"), count),
+        CorrectionBias::Module => loader.vector(&format!("{module}.{own}"), count),
+        CorrectionBias::Statics => {
+            let mut row = loader.rows(&format!("{module}.moe_statics.{own}"), [1, count])?;
+            row.reshape(&[count]);
+            Ok(row)
+        }
+    }
 }
 
 fn has_gate(config: &MoeConfig) -> bool {

@@ -240,6 +240,7 @@ fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
         None => dense,
         Some(moe) => (moe.shared_module(), moe.shared.map(|shared| shared.intermediate_size)),
     };
+    let fused = config.fused_gate_up && !config.is_moe(index);
     if let Some(width) = width {
         let hidden = config.hidden_size;
         for (target, name, n, k) in [
@@ -247,7 +248,9 @@ fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
             (Target::Up, "up_proj", width, hidden),
             (Target::Down, "down_proj", hidden, width),
         ] {
-            modules.push(Module { target, name: format!("{path}.{name}"), n, k });
+            if !fused || target == Target::Down {
+                modules.push(Module { target, name: format!("{path}.{name}"), n, k });
+            }
         }
     }
     modules
@@ -305,6 +308,7 @@ fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
             reason: "an adapter of the vision projector is not supported",
         },
         Refused { part: "norm", reason: "a norm has no adapter" },
+        Refused { part: "gate_up_proj", reason: "an adapter of gate and up in one matrix is not supported" },
         Refused {
             part: "shared_expert_gate",
             reason: "an adapter of the shared expert's gate is not supported",

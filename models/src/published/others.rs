@@ -100,7 +100,9 @@ fn skipped(q: &Fields) -> Result<Vec<Pattern>, LoadError> {
 }
 
 pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
-    q.only("fmt", "e4m3")?;
+    if !matches!(q.opt_str("fmt")?, None | Some("e4m3" | "float8_e4m3fn")) {
+        return Err(q.fail("fmt", "only \"e4m3\" is supported"));
+    }
     if q.get("kv_cache_scheme").is_some() {
         return Err(q.fail("kv_cache_scheme", "is not supported"));
     }

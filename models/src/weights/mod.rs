@@ -311,6 +311,15 @@ impl Checkpoint {
         }
     }
 
+    /// How many stored tensors are of layers that only predict more tokens; `is_mtp` knows them by their published names.
+    pub fn num_mtp_tensors(&self, is_mtp: impl Fn(&str) -> bool) -> usize {
+        match &self.source {
+            Source::Files(files) => files.tensors.keys().filter(|name| is_mtp(name)).count(),
+            Source::Gguf(weights) => weights.num_mtp_tensors(),
+            Source::Dummy { .. } => 0,
+        }
+    }
+
     /// An error when a tensor was never taken and is not one that may be ignored.
     pub fn finish(&self, may_be_ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
         // What is in the cache was written after all of the same files had been taken.

@@ -112,6 +112,11 @@ pub struct ServeArgs {
     )]
     pub memory: String,
 
+    /// Host memory for KV blocks that lose their places on a GPU, so that a prefix that comes back is copied instead of computed: bytes
+    /// with a suffix (64GiB), or a number of GiB; default: none. Where the processor is the device, give --memory more instead
+    #[arg(long, value_name = "SIZE", env = "PERILUNE_KV_OFFLOADING_SIZE")]
+    pub kv_offloading_size: Option<String>,
+
     /// Where weights come from
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_LOAD_FORMAT")]
     pub load_format: LoadFormatArg,

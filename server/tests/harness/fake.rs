@@ -273,6 +273,7 @@ pub fn model(
     };
     LoadedModel {
         device: "fake".into(),
+        kv_block_bytes: 64,
         device_bytes: 0,
         runner,
         adapters: None,

@@ -1,6 +1,6 @@
 //! What the file says of attention: heads, latents, rotation, and the window of some layers.
 
-use super::family::{Family, MAX_HEADS, MAX_WIDTH, Window};
+use super::family::{Family, MAX_HEADS, MAX_WIDTH, OutBias, Window};
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::config::rope::{self, RopeRule};
@@ -23,12 +23,15 @@ pub(super) fn sliding_window(
             (fields.bool_or("use_sliding_window", false)?, Some(4096))
         }
         Window::Always(default) => (true, default),
-        Window::OfTypes(default) | Window::Alternating(default) => (true, Some(default)),
+        Window::OfTypes(default)
+        | Window::Alternating(default)
+        | Window::FromLayer { width: default, .. } => (true, Some(default)),
     };
     let layers = match window {
-        Window::Switched => sliding_layers(fields, num_layers)?,
+        Window::Switched => sliding_layers(fields, num_layers, MAX_WINDOW_LAYERS)?,
+        Window::FromLayer { first, .. } => sliding_layers(fields, num_layers, first)?,
         Window::OfTypes(_) | Window::Alternating(_) if fields.get("layer_types").is_some() => {
-            sliding_layers(fields, num_layers)?
+            sliding_layers(fields, num_layers, MAX_WINDOW_LAYERS)?
         }
         Window::Alternating(_) => (0..num_layers).map(|layer| layer % 2 == 0).collect(),
         _ => vec![true; num_layers],
@@ -41,10 +44,10 @@ pub(super) fn sliding_window(
     Ok(width.filter(hides).map(|width| SlidingWindow { width, layers }))
 }
 
-/// For each layer whether it has the window, if there is one.
-fn sliding_layers(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, LoadError> {
+/// For each layer whether it has the window, if there is one. Where the file does not say which, it is of those from `first` on.
+fn sliding_layers(fields: &Fields, num_layers: usize, first: usize) -> Result<Vec<bool>, LoadError> {
     let Some(types) = fields.opt_array("layer_types")? else {
-        let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
+        let first = fields.usize_or("max_window_layers", first, 0..=usize::MAX)?;
         return Ok((0..num_layers).map(|layer| layer >= first).collect());
     };
     if types.len() != num_layers {
@@ -87,15 +90,20 @@ pub(super) fn grouped(
     };
     let attention_bias = fields.bool_or("attention_bias", family.bias_default)?;
     let qkv_bias = family.qkv_bias.unwrap_or(attention_bias);
-    let out_bias = match (family.separate_out_bias, family.qkv_bias) {
-        (true, _) => fields.bool_or("attention_out_bias", false)?,
-        (false, None) => attention_bias,
-        (false, Some(_)) => false,
+    let out_bias = match (family.out_bias, family.qkv_bias) {
+        (OutBias::OwnKey, _) => fields.bool_or("attention_out_bias", false)?,
+        (OutBias::AsQkv, None) => attention_bias,
+        (OutBias::AsQkv, Some(_)) | (OutBias::Never, _) => false,
+    };
+    let rotated = match family.rotated {
+        None => None,
+        Some(share) => Some(share(fields, head_dim)?),
     };
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: head_dim,
-        layout: RopeLayout::Half,
+        head_dim,
+        rotated,
+        layout: family.layout,
         sections: family.sections,
         max_position_embeddings,
     };
@@ -123,7 +131,8 @@ pub(super) fn latent(
     let interleaved = !family.halves || fields.bool_or("rope_interleave", true)?;
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: rope_dim,
+        head_dim: rope_dim,
+        rotated: None,
         layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
         sections: None,
         max_position_embeddings,

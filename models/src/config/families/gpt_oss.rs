@@ -52,7 +52,7 @@ fn moe(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, LoadErro
         shared: None,
         // A softmax over those that are chosen is one over all, normalised.
         router: plain_router(top_k, true),
-        correction_bias: false,
+        correction_bias: None,
         glu: Some(GluConfig { alpha: number("swiglu_alpha", ALPHA)?, limit: number("swiglu_limit", LIMIT)? }),
         names: ExpertNames::Fused,
         layers: vec![true; num_layers],

@@ -5,12 +5,16 @@ mod attention;
 mod deepseek;
 mod experts;
 mod family;
+mod glm;
 mod gpt_oss;
 mod llama;
 mod qwen;
+mod sparse;
+#[cfg(test)]
+mod tests;
 
+use super::DecoderConfig;
 use super::json::Fields;
-use super::{DecoderConfig, NormPlace};
 use crate::LoadError;
 use family::{Architecture, Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, SpecialTokens};
 
@@ -20,8 +24,14 @@ pub(super) use llama::CHAMELEON;
 pub(super) use qwen::{QWEN_2_5_VL, QWEN_3_VL, QWEN_3_VL_MOE};
 
 /// Each group's, in the order that messages name them.
-const GROUPS: &[&[Architecture]] =
-    &[deepseek::ARCHITECTURES, llama::ARCHITECTURES, qwen::ARCHITECTURES, gpt_oss::ARCHITECTURES];
+const GROUPS: &[&[Architecture]] = &[
+    deepseek::ARCHITECTURES,
+    llama::ARCHITECTURES,
+    qwen::ARCHITECTURES,
+    gpt_oss::ARCHITECTURES,
+    glm::ARCHITECTURES,
+    sparse::ARCHITECTURES,
+];
 
 /// The names of all.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
@@ -72,13 +82,14 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         max_position_embeddings,
         sliding,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
-        norms: NormPlace::Before,
+        norms: family.norms,
         attention,
         rope,
         intermediate_size: fields.usize_or("intermediate_size", default.intermediate_size, 1..=MAX_WIDTH)?,
         mlp_bias: family.mlp_bias && fields.bool_or("mlp_bias", false)?,
+        fused_gate_up: family.fused_gate_up,
         moe: (family.moe)(fields, num_layers)?,
-        tied_head: fields.bool_or("tie_word_embeddings", false)?,
+        tied_head: fields.bool_or("tie_word_embeddings", family.tied_head)?,
         never_drawn: Vec::new(),
         prefix,
         body: "model.",

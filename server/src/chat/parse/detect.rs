@@ -7,7 +7,7 @@ use super::llama::Llama3Json;
 use super::marked::{DEEPSEEK, KIMI_K2, MarkedFormat};
 use super::mistral::Mistral;
 use super::pythonic::Pythonic;
-use super::xml::{QWEN3_CODER, SEED_OSS, XmlCalls};
+use super::xml::{GLM, MINIMAX_M2, QWEN3_CODER, SEED_OSS, XmlCalls};
 
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum ToolFormat {
     Hermes,
     Qwen3Coder,
     SeedOss,
+    MiniMaxM2,
+    Glm,
     Llama3Json,
     Pythonic,
     /// With fenced JSON.
@@ -30,11 +32,13 @@ pub enum ToolFormat {
 }
 
 impl ToolFormat {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::KimiK2,
         Self::Hermes,
         Self::Qwen3Coder,
         Self::SeedOss,
+        Self::MiniMaxM2,
+        Self::Glm,
         Self::Llama3Json,
         Self::Pythonic,
         Self::DeepSeekV3,
@@ -108,6 +112,9 @@ const TOOL_NAMES: &[(&str, ToolFormat)] = &[
     ("qwen3_coder", ToolFormat::Qwen3Coder),
     ("qwen3_xml", ToolFormat::Qwen3Coder),
     ("seed_oss", ToolFormat::SeedOss),
+    ("minimax_m2", ToolFormat::MiniMaxM2),
+    ("glm45", ToolFormat::Glm),
+    ("glm47", ToolFormat::Glm),
     ("llama3_json", ToolFormat::Llama3Json),
     ("llama4_json", ToolFormat::Llama3Json),
     ("pythonic", ToolFormat::Pythonic),
@@ -131,6 +138,8 @@ const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
     ("harmony", HARMONY_THINK),
     ("openai_gptoss", HARMONY_THINK),
     ("gpt-oss", HARMONY_THINK),
+    ("glm45", THINK),
+    ("minimax_m2", ReasoningFormat { is_implied: true, ..THINK }),
 ];
 
 /// Strings that all have to be in a template, and the format of the models that come with it. The first that fits counts.
@@ -142,8 +151,8 @@ const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
     (&["<｜tool▁calls▁begin｜>"], Some(ToolFormat::DeepSeekV31)),
     (&["[TOOL_CALLS]", "[ARGS]"], Some(ToolFormat::Mistral)),
     (&["[TOOL_CALLS]"], Some(ToolFormat::MistralList)),
-    // GLM's calls have the same tag around something else.
-    (&["<tool_call>", "<arg_key>"], None),
+    (&["<minimax:tool_call>"], Some(ToolFormat::MiniMaxM2)),
+    (&["<tool_call>", "<arg_key>"], Some(ToolFormat::Glm)),
     (&["<tool_call>", "<function="], Some(ToolFormat::Qwen3Coder)),
     (&["<tool_call>"], Some(ToolFormat::Hermes)),
     (&["[func_name1(params_name1=params_value1"], Some(ToolFormat::Pythonic)),
@@ -187,6 +196,8 @@ impl ToolFormat {
             Self::Hermes => Box::new(Hermes::new()),
             Self::Qwen3Coder => Box::new(XmlCalls::new(&QWEN3_CODER)),
             Self::SeedOss => Box::new(XmlCalls::new(&SEED_OSS)),
+            Self::MiniMaxM2 => Box::new(XmlCalls::new(&MINIMAX_M2)),
+            Self::Glm => Box::new(XmlCalls::new(&GLM)),
             Self::Llama3Json => Box::new(Llama3Json::new()),
             Self::Pythonic => Box::new(Pythonic::new()),
             Self::MistralList | Self::Mistral => Box::new(Mistral::new()),
@@ -227,6 +238,10 @@ impl ToolFormat {
             ],
             Self::Hermes | Self::Qwen3Coder => &["<tool_call>", "</tool_call>"],
             Self::SeedOss => &["<seed:tool_call>", "</seed:tool_call>"],
+            Self::MiniMaxM2 => &["<minimax:tool_call>", "</minimax:tool_call>"],
+            Self::Glm => {
+                &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+            }
             Self::Llama3Json => &["<|python_tag|>"],
             Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
             Self::MistralList | Self::Mistral => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
