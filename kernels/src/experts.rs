@@ -4,7 +4,7 @@ use crate::matrix::MatrixBatch;
 use crate::panel::PANEL;
 use crate::quantize::GroupedRow;
 use crate::source::{MemberRows, WeightRows};
-use crate::{DType, Device, HostTensor, Packed, SharedBytes, WeightType};
+use crate::{DType, Device, HostTensor, Packed, SharedBytes, Tensor, WeightType};
 use std::ops::Range;
 
 /// `E` experts with SwiGLU: gate and up `[I, H]`, down `[H, I]`.
@@ -14,6 +14,52 @@ pub struct Experts {
     pub(crate) gate_up: MatrixBatch,
     pub(crate) down: MatrixBatch,
     inner: usize,
+    /// `None`: silu(gate) · up, and no biases.
+    pub(crate) glu: Option<BiasedGlu>,
+}
+
+/// Biases of experts, and what is between their products: with g = min(gate + bias, limit) and u = up + bias within ±limit, it is
+/// (u + 1) · g · sigmoid(alpha · g), as gpt-oss has it.
+#[derive(Debug)]
+pub struct BiasedGlu {
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+    /// `[E, 2 I']` f32, in the turns of `Experts::gate_up`.
+    pub(crate) gate_up_bias: Tensor,
+    /// `[E, H]` f32
+    pub(crate) down_bias: Tensor,
+}
+
+impl BiasedGlu {
+    /// Biases of gate and up `[E, 2 I']` as [`BiasedGlu::in_turns`] puts them, of down `[E, H]`.
+    pub fn new([alpha, limit]: [f32; 2], [gate_up_bias, down_bias]: [Tensor; 2]) -> Self {
+        Self { alpha, limit, gate_up_bias, down_bias }
+    }
+
+    /// 2 I'
+    pub fn width(inner: usize) -> usize {
+        gate_up_rows(inner)
+    }
+
+    /// Biases `[E, I]` of gate and of up, as they are added: 32 of gate and the same 32 of up take turns, zeros fill up.
+    pub fn in_turns([experts, inner]: [usize; 2], [gate, up]: [&[f32]; 2]) -> Vec<f32> {
+        assert_eq!([gate.len(), up.len()], [experts * inner; 2], "biases of gate and up");
+        let width = gate_up_rows(inner);
+        let mut all = vec![0.0; experts * width];
+        for (expert, turns) in all.chunks_exact_mut(width).enumerate() {
+            for (side, bias) in [gate, up].into_iter().enumerate() {
+                for (i, &value) in bias[expert * inner..(expert + 1) * inner].iter().enumerate() {
+                    turns[i / PANEL * 2 * PANEL + side * PANEL + i % PANEL] = value;
+                }
+            }
+        }
+        all
+    }
+
+    /// Of both biases of experts `[E, H, I]`.
+    pub fn bytes([experts, hidden, inner]: [usize; 3]) -> u64 {
+        [gate_up_rows(inner), hidden].map(|n| Tensor::bytes_of(DType::F32, &[experts, n])).iter().sum()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +92,7 @@ impl Experts {
         let mut gate_up =
             MatrixBatch::unwritten(device, stored_as, [experts.len(), gate_up_rows(inner), hidden]);
         gate_up.fill(&GateUp { experts, inner });
-        Self { gate_up, down: MatrixBatch::pack(device, stored_as, &down), inner }
+        Self { gate_up, down: MatrixBatch::pack(device, stored_as, &down), inner, glu: None }
     }
 
     pub fn random(
@@ -62,7 +108,16 @@ impl Experts {
             gate_up: MatrixBatch::random(device, stored_as, gate_up, std, seed),
             down: MatrixBatch::random(device, stored_as, [experts, hidden, inner], std, seed ^ 0x5bd1_e995),
             inner,
+            glu: None,
         }
+    }
+
+    /// With biases and another function between the products.
+    pub fn with_glu(self, glu: BiasedGlu) -> Self {
+        let width = gate_up_rows(self.inner);
+        assert_eq!(glu.gate_up_bias.shape(), [self.len(), width], "biases of gate and up");
+        assert_eq!(glu.down_bias.shape(), [self.len(), self.hidden()], "biases of down");
+        Self { glu: Some(glu), ..self }
     }
 
     pub fn packed_bytes(stored_as: impl Into<WeightType>, [experts, hidden, inner]: [usize; 3]) -> u64 {
@@ -128,7 +183,7 @@ impl Packed for Experts {
         let forms = batches(form);
         let [gate_up, down] =
             [(0, gate_up), (1, down)].map(|(i, part)| MatrixBatch::from_parts(device, &forms[i], vec![part]));
-        Self { gate_up, down, inner: form.1[2] }
+        Self { gate_up, down, inner: form.1[2], glu: None }
     }
 
     fn is(&self, form: &Self::Form) -> bool {

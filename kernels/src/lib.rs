@@ -40,7 +40,7 @@ pub use cpu::simd::Isa;
 pub use device::Device;
 pub use dtype::DType;
 pub use error::Error;
-pub use experts::{ExpertSource, Experts};
+pub use experts::{BiasedGlu, ExpertSource, Experts};
 pub use file_map::FileMap;
 pub use host_blocks::{BlockMove, CopyTimes, HostBlocks};
 pub use host_tensor::HostTensor;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Where pictures have rows for several layers, those of layer i are added to the residual of their tokens after it.
-//! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`.
+//! In families that normalise after a layer's parts: `residual ─▶ attention ─norm─▶ + residual ─▶ MLP ─norm─▶ + residual`; in those that do
+//! both, there is a second norm before each `+ residual` above.
 
 use crate::LoadError;
 use crate::config::{AttentionConfig, DecoderConfig, NormPlace};
@@ -49,11 +50,13 @@ struct Layer {
     attention: Attention,
     mlp_norm: Tensor,
     mlp: LayerMlp,
+    /// Of what attention and MLP made, before it is added.
+    made_norms: Option<[Tensor; 2]>,
 }
 
 enum Attention {
-    Gqa(Gqa),
-    Mla(Mla),
+    Gqa(Box<Gqa>),
+    Mla(Box<Mla>),
 }
 
 enum LayerMlp {
@@ -196,12 +199,20 @@ impl Decoder {
     /// Whether a stored tensor that the decoder never takes may be there all the same.
     pub fn may_ignore(config: &DecoderConfig, name: &str) -> bool {
         let Some(rest) = name.strip_prefix(config.prefix) else { return false };
+        Self::is_mtp(config, name)
+            || rest.ends_with("rotary_emb.inv_freq")
+            || (config.tied_head && rest == "lm_head.weight")
+    }
+
+    /// Whether a stored tensor is of the layers that predict more than one token, which are left out.
+    pub fn is_mtp(config: &DecoderConfig, name: &str) -> bool {
+        let Some(rest) = name.strip_prefix(config.prefix) else { return false };
         let layers = rest.strip_prefix(config.body).and_then(|rest| rest.strip_prefix("layers."));
         let layer = layers.and_then(|rest| rest.split_once('.'));
-        let is_mtp = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
+        let is_behind = layer.and_then(|(index, _)| index.parse::<usize>().ok()).is_some_and(|index| {
             (config.num_layers..config.num_layers + config.num_mtp_layers).contains(&index)
         });
-        is_mtp || rest.ends_with("rotary_emb.inv_freq") || (config.tied_head && rest == "lm_head.weight")
+        is_behind || (config.num_mtp_layers > 0 && rest.starts_with("model.mtp_"))
     }
 
     /// Runs all tokens of a step. Afterwards `scratch.normed` has a row
@@ -223,7 +234,7 @@ impl Decoder {
         let (layout, sections) = (self.rope_layout, self.sections);
         let mut step = Step { input, ragged, rope: &self.rope, layout, sections, loras, layer: 0 };
         match self.norms {
-            NormPlace::Before => self.run_normed_before(&mut step, images, cache, scratch),
+            NormPlace::Before | NormPlace::Both => self.run_normed_before(&mut step, images, cache, scratch),
             NormPlace::After => self.run_normed_after(&mut step, cache, scratch),
         }
     }
@@ -379,14 +390,22 @@ impl Layer {
             input_norm: loader.vector("input_layernorm.weight", hidden_size)?,
             attention: match &config.attention {
                 AttentionConfig::Gqa(a) => {
-                    Attention::Gqa(Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?)
+                    let attention = Gqa::load(loader, a, hidden_size, config.rms_norm_eps)?;
+                    Attention::Gqa(Box::new(attention.within(config.window(index))))
                 }
-                AttentionConfig::Mla(a) => Attention::Mla(Mla::load(loader, a, hidden_size)?),
+                AttentionConfig::Mla(a) => Attention::Mla(Box::new(Mla::load(loader, a, hidden_size)?)),
             },
             mlp_norm: loader.vector("post_attention_layernorm.weight", hidden_size)?,
             mlp: match moe_of(config, index) {
                 Some(moe) => LayerMlp::Moe(Box::new(Moe::load(loader, moe, hidden_size)?)),
                 None => LayerMlp::Dense(Box::new(Mlp::load(loader, "mlp", mlp_shape(config))?)),
+            },
+            made_norms: match config.norms {
+                NormPlace::Before | NormPlace::After => None,
+                NormPlace::Both => Some([
+                    loader.vector("post_self_attn_layernorm.weight", hidden_size)?,
+                    loader.vector("post_mlp_layernorm.weight", hidden_size)?,
+                ]),
             },
         })
     }
@@ -402,7 +421,8 @@ impl Layer {
             Some(moe) => Moe::size(&names, moe, hidden_size),
             None => Mlp::size(&names, "mlp", mlp_shape(config)),
         };
-        attention + mlp + WeightSize::vector(hidden_size).times(2)
+        let norms = if config.norms == NormPlace::Both { 4 } else { 2 };
+        attention + mlp + WeightSize::vector(hidden_size).times(norms)
     }
 
     fn plan_reads(&self, plan: &mut ReadPlan) {
@@ -430,13 +450,21 @@ impl Layer {
     ) {
         self.attend(step, cache, scratch);
         let norm = NormFor { weight: &self.mlp_norm, next: self.mlp.takes(), ..next_norm };
-        match &self.mlp {
-            LayerMlp::Dense(mlp) => {
+        match (&self.mlp, &self.made_norms) {
+            (LayerMlp::Dense(mlp), None) => {
                 add_and_norm(norm, scratch);
                 mlp.run(step, scratch);
                 add_and_norm(next_norm, scratch);
             }
-            LayerMlp::Moe(moe) => moe.run(step, [norm, next_norm], scratch),
+            (LayerMlp::Dense(mlp), Some([attended, made])) => {
+                norm_made(attended, next_norm.eps, scratch);
+                add_and_norm(norm, scratch);
+                mlp.run(step, scratch);
+                norm_made(made, next_norm.eps, scratch);
+                add_and_norm(next_norm, scratch);
+            }
+            (LayerMlp::Moe(moe), None) => moe.run(step, [norm, next_norm], scratch),
+            (LayerMlp::Moe(_), Some(_)) => unreachable!("no family normalises what experts made"),
         }
     }
 
@@ -476,6 +504,14 @@ fn add_norm(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
     ops::add(stream, room);
 }
 
+/// Normalises what a part of a layer made. The room for it is what that part read: the two buffers change places, twice in a layer, so that
+/// each is in its own at the end of it, where the next step and a graph's replay look for it.
+fn norm_made(norm: &Tensor, eps: f32, scratch: &mut Scratch) {
+    let Scratch { normed, out, .. } = scratch;
+    ops::rms_norm(out, norm, eps, normed);
+    std::mem::swap(out, normed);
+}
+
 /// What is added to logits, where a model has tokens that are never drawn. A finite logit is too small to change the smallest number.
 fn never_drawn(device: &Device, config: &DecoderConfig) -> Option<Tensor> {
     if config.never_drawn.is_empty() {
@@ -511,5 +547,6 @@ fn mlp_shape(config: &DecoderConfig) -> MlpShape {
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         bias: config.mlp_bias,
+        fused: config.fused_gate_up,
     }
 }

@@ -141,6 +141,9 @@ pub struct LoadOptions {
     pub block_size: usize,
     /// All that may be allocated: weights, KV, workspaces.
     pub memory: MemoryLimit,
+    /// Bytes of the host's memory for KV blocks that lost their places and may be found again; 0: none. Where the processor is the device, of the same
+    /// memory as everything.
+    pub kv_offloading_size: u64,
     /// Worker threads; `None`: one for each of `threads_bind`, or for each core.
     pub threads: Option<usize>,
     /// The CPUs that they are pinned to, one each; the thread that loads the model, and then runs it, is the first. Empty: none is.
@@ -175,6 +178,7 @@ impl Default for LoadOptions {
             max_num_batched_tokens: 2048,
             block_size: 16,
             memory: MemoryLimit::Fraction(0.7),
+            kv_offloading_size: 0,
             threads: None,
             threads_bind: Vec::new(),
             seed: 0,
@@ -194,8 +198,6 @@ pub struct ModelInfo {
     pub hidden_size: usize,
     /// After `LoadOptions::max_model_len` and memory.
     pub max_model_len: usize,
-    /// Where the model would have more positions, if attention within a window were supported: `max_model_len` is at most this.
-    pub sliding_window: Option<usize>,
     /// End tokens named by generation_config.json and config.json.
     pub eos_token_ids: Vec<TokenId>,
     /// Added before a completion's prompt where the tokenizer's configuration asks for it.

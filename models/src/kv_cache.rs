@@ -7,8 +7,8 @@
 //! In int8 each head of a row, or each of the two parts of a latent row, has a scale beside its levels.
 
 use crate::config::{AttentionConfig, DecoderConfig};
-use kernels::Device;
 use kernels::ops::{KvShape, KvTensor, KvType};
+use kernels::{Device, Tensor};
 
 pub struct KvCache {
     pub layers: Vec<LayerCache>,
@@ -39,6 +39,11 @@ impl KvCache {
         Self { layers: (0..config.num_layers).map(|_| layer()).collect(), block_size }
     }
 
+    /// All that a block is made of: rows of these.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.layers.iter_mut().flat_map(LayerCache::parts_mut).flat_map(KvTensor::tensors_mut)
+    }
+
     /// At most.
     pub fn num_tensors(config: &DecoderConfig) -> u64 {
         2 * config.num_layers as u64
@@ -50,6 +55,16 @@ impl KvCache {
             AttentionConfig::Mla(_) => 1,
         };
         (config.num_layers * rows) as u64 * KvTensor::bytes_per_slot(stored_as, shape(config))
+    }
+}
+
+impl LayerCache {
+    fn parts_mut(&mut self) -> impl Iterator<Item = &mut KvTensor> {
+        let (first, second) = match self {
+            Self::Gqa { keys, values } => (keys, Some(values)),
+            Self::Mla { rows } => (rows, None),
+        };
+        std::iter::once(first).chain(second)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     HeadScreeningChoice, ImageProcessor, LoadError, LoadFormat, LoadOptions, ModelFiles, ModelInfo,
     WeightLayoutChoice,
 };
-use kernels::{DType, Device, Indices, Tensor};
+use kernels::{DType, Device, HostBlocks, Indices, Tensor};
 use scheduler::SchedulerConfig;
 use std::sync::Arc;
 
@@ -37,6 +37,8 @@ pub struct Loaded {
     pub generation_defaults: GenerationDefaults,
     /// What became of the packed weights on disk: the caller says when they are written.
     pub cache_use: CacheUse,
+    /// Stored tensors of layers that predict more than one token (MTP), which are not read.
+    pub num_mtp_tensors: usize,
     /// Why weights are not compact although the device would gain by it.
     pub not_compact: Option<LoadError>,
 }
@@ -151,6 +153,9 @@ fn load_once(
     description.choose(options, &device)?;
     let request = description.request(options, &device)?;
     let plan = request.plan()?;
+    if matches!(device, Device::Cuda(_)) && plan.kv_offload_bytes > 0 {
+        memory_limit::check_kv_offload(plan.kv_offload_bytes, memory_limit::available_on_host())?;
+    }
     device.reserve(plan.memory.total)?;
     if matches!(device, Device::Cpu(_)) {
         memory_limit::check_addresses(plan.memory.total)?;
@@ -182,9 +187,14 @@ fn load_once(
     };
     let image_processor = load_image_processor(&checkpoint, &description)?;
     checkpoint.finish(|name| may_ignore(config, name) || is_idle(config, &checkpoint, name))?;
+    let num_mtp_tensors = checkpoint.num_mtp_tensors(|name| Decoder::is_mtp(&config.decoder, name));
     let cache_use = checkpoint.into_cache_use();
     progress(Progress { bytes_done: bytes_total, bytes_total });
-    let cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
+    let mut cache = KvCache::new(&device, &config.decoder, kv_type, plan.num_blocks, plan.block_size);
+    let host_blocks = match plan.num_host_blocks {
+        0 => None,
+        n => Some(HostBlocks::new(&device, cache.tensors_mut(), plan.block_size, n)?),
+    };
     let adapters = request.adapter_spec().map(Arc::new);
     let loras = adapters.as_ref().map(|spec| {
         let limits = request.lora_limits();
@@ -209,6 +219,7 @@ fn load_once(
         eyes,
         loras,
         cache,
+        host_blocks,
         scratch,
         input,
         expand_from,
@@ -227,6 +238,7 @@ fn load_once(
         plan,
         generation_defaults,
         cache_use,
+        num_mtp_tensors,
         not_compact: None,
     })
 }
@@ -280,7 +292,6 @@ fn load_eyes(
 
 fn info(config: &ModelConfig, plan: &Plan) -> ModelInfo {
     ModelInfo {
-        sliding_window: config.decoder.sliding_window,
         architecture: config.architecture.clone(),
         vocab_size: config.decoder.vocab_size,
         hidden_size: config.decoder.hidden_size,

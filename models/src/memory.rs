@@ -5,7 +5,7 @@
 //! limit ─ weights ─ tables ─ buffers of a step ─ pictures = what is left for KV blocks
 //! ```
 
-use crate::config::{DecoderConfig, ModelConfig};
+use crate::config::{DecoderConfig, ExpertNames, ModelConfig};
 use crate::decoder::Decoder;
 use crate::input::{InputLimits, StepInput};
 use crate::kv_cache::KvCache;
@@ -110,6 +110,10 @@ impl Request<'_> {
             image_cache: images,
             picture_encoder: self.picture_encoder(),
             kv_cache: 0,
+            kv_offload: match self.device {
+                Device::Cpu(_) => self.kv_offload_bytes(),
+                Device::Cuda(_) => 0,
+            },
             padding: self.device.padding_bytes(tensors),
             total: 0,
         };
@@ -159,6 +163,25 @@ impl Request<'_> {
         KvCache::bytes_per_token(&self.config.decoder, self.kv_type()) * self.options.block_size as u64
     }
 
+    /// Whole blocks in what is given of the host's memory. Their numbers have 32 bits.
+    fn num_host_blocks(&self) -> usize {
+        let blocks = self.options.kv_offloading_size / self.block_bytes();
+        usize::try_from(blocks).unwrap_or(usize::MAX).min(u32::MAX as usize)
+    }
+
+    fn kv_offload_bytes(&self) -> u64 {
+        self.num_host_blocks() as u64 * self.block_bytes()
+    }
+
+    fn check_kv_offload(&self) -> Result<(), LoadError> {
+        let (size, block) = (self.options.kv_offloading_size, self.block_bytes());
+        if size == 0 || size >= block {
+            return Ok(());
+        }
+        let message = format!("{size} bytes have no room for one KV block, which has {block}");
+        Err(LoadError::Option { option: "kv_offloading_size", message })
+    }
+
     /// Blocks of a sequence of this length.
     fn blocks(&self, len: usize) -> usize {
         len.div_ceil(self.options.block_size)
@@ -203,6 +226,7 @@ impl Request<'_> {
         let Self { config, options, .. } = *self;
         check_options(options, &config.decoder)?;
         self.check_kv_type()?;
+        self.check_kv_offload()?;
         let max_model_len = self.max_model_len()?;
         let fixed = self.fixed(max_model_len);
         let affordable =
@@ -230,6 +254,8 @@ impl Request<'_> {
             max_num_batched_tokens: options.max_num_batched_tokens,
             block_size: options.block_size,
             num_blocks,
+            num_host_blocks: self.num_host_blocks(),
+            kv_offload_bytes: self.kv_offload_bytes(),
             mla_expand_from: config.decoder.expand_from(),
             images: self.images(),
             concurrency: self.concurrency(max_model_len, num_blocks),
@@ -293,14 +319,8 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
     }
     let max_positions = decoder.max_position_embeddings;
     if let Some(len) = max_model_len.filter(|&len| len > max_positions) {
-        let message = match decoder.sliding_window {
-            None => {
-                format!("{len} is above the {max_positions} positions that the model's config.json allows")
-            }
-            Some(window) => format!(
-                "{len} is above the model's sliding_window of {window} tokens: attention that forgets what is further back is not supported"
-            ),
-        };
+        let message =
+            format!("{len} is above the {max_positions} positions that the model's config.json allows");
         return fail("max_model_len", message);
     }
     for (option, value, most) in
@@ -311,8 +331,15 @@ fn check_options(options: &LoadOptions, decoder: &DecoderConfig) -> Result<(), L
             return fail(option, format!("{value} is not in {least}..={most}"));
         }
     }
-    if options.lora_experts && decoder.moe.is_none() {
-        return fail("lora_experts", "the model has no experts".into());
+    match &decoder.moe {
+        None if options.lora_experts => return fail("lora_experts", "the model has no experts".into()),
+        Some(moe) if options.lora_experts && moe.names == ExpertNames::Fused => {
+            return fail(
+                "lora_experts",
+                "the model's experts are no modules that an adapter could change".into(),
+            );
+        }
+        _ => {}
     }
     if max_num_batched_tokens < max_num_seqs {
         let message = format!("{max_num_batched_tokens} is below max_num_seqs = {max_num_seqs}");

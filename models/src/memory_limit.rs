@@ -1,5 +1,6 @@
 //! How much memory a model may take: what was asked for, and what there is.
 
+use crate::bytes::Bytes;
 use crate::{LoadError, MemoryLimit};
 use kernels::Device;
 use std::path::Path;
@@ -33,7 +34,7 @@ pub(crate) fn of_device(device: &Device) -> Option<u64> {
 /// Memory of the machine, or less where control groups limit this process.
 pub(crate) fn machine_memory() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    let machine = read(Path::new("/proc/meminfo")).and_then(|text| total_of_meminfo(&text))?;
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| of_meminfo(&text, "MemTotal:"))?;
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     Some(limit_of_groups(&groups, read).map_or(machine, |group| group.min(machine)))
 }
@@ -69,8 +70,32 @@ pub(crate) fn check_addresses(bytes: u64) -> Result<(), LoadError> {
     }
 }
 
-fn total_of_meminfo(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// Memory of the host that could be taken now, as far as the system tells.
+pub(crate) fn available_on_host() -> Option<u64> {
+    let read = |path| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| of_meminfo(&text, "MemAvailable:"))?;
+    let bytes = |path| read(path)?.trim().parse::<u64>().ok();
+    let group = bytes("/sys/fs/cgroup/memory.max").zip(bytes("/sys/fs/cgroup/memory.current"));
+    Some(group.map_or(machine, |(max, current)| max.saturating_sub(current).min(machine)))
+}
+
+/// Whether so many bytes of the host's memory, which is not that of the device, can be taken at once.
+pub(crate) fn check_kv_offload(bytes: u64, available: Option<u64>) -> Result<(), LoadError> {
+    match available {
+        Some(available) if bytes > available => {
+            let message = format!(
+                "{} are wanted of the host's memory, {} are available",
+                Bytes(bytes),
+                Bytes(available)
+            );
+            Err(LoadError::Option { option: "kv_offloading_size", message })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn of_meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -137,8 +162,19 @@ mod tests {
 
     #[test]
     fn meminfo() {
-        assert_eq!(total_of_meminfo("MemTotal:       24563 kB\nMemFree: 1 kB\n"), Some(24563 * 1024));
-        assert_eq!(total_of_meminfo("MemFree: 1 kB\n"), None);
-        assert_eq!(total_of_meminfo("MemTotal: many kB\n"), None);
+        let total = |text| of_meminfo(text, "MemTotal:");
+        assert_eq!(total("MemTotal:       24563 kB\nMemFree: 1 kB\n"), Some(24563 * 1024));
+        assert_eq!(total("MemFree: 1 kB\n"), None);
+        assert_eq!(total("MemTotal: many kB\n"), None);
+    }
+
+    #[test]
+    fn what_is_kept_on_the_host_has_to_be_there() {
+        assert!(check_kv_offload(5, Some(5)).is_ok() && check_kv_offload(5, None).is_ok());
+        let error = check_kv_offload(3 << 30, Some(1 << 30)).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "kv_offloading_size: 3.00 GiB are wanted of the host's memory, 1.00 GiB are available"
+        );
     }
 }

@@ -37,6 +37,9 @@ pub struct Plan {
     pub max_num_batched_tokens: usize,
     pub block_size: usize,
     pub num_blocks: usize,
+    /// Blocks in the host's memory for those that lost their places, and their bytes.
+    pub num_host_blocks: usize,
+    pub kv_offload_bytes: u64,
     /// Rows of prompts from this position on go through latent attention in its expanded form.
     pub mla_expand_from: Option<usize>,
     pub images: Option<ImagePlan>,
@@ -60,6 +63,9 @@ pub struct MemoryPlan {
     /// Weights and buffers of what makes pictures tokens, where the limit is of the host's memory. Beside a GPU it is in that as well, and not counted.
     pub picture_encoder: u64,
     pub kv_cache: u64,
+    /// Blocks that lost their places, where the limit is of the host's memory. Beside a GPU they are in that as well ([`Plan::kv_offload_bytes`]), and not
+    /// counted.
+    pub kv_offload: u64,
     /// Between tensors in a GPU's memory, at most.
     pub padding: u64,
     /// The sum of all these but the limit.
@@ -99,6 +105,7 @@ impl MemoryPlan {
             + self.adapters
             + self.image_cache
             + self.picture_encoder
+            + self.kv_offload
             + self.padding
             + kv_cache;
         Self { kv_cache, total, ..self }
@@ -125,7 +132,7 @@ impl Plan {
         SchedulerConfig {
             block_size: self.block_size,
             num_blocks: self.num_blocks,
-            num_host_blocks: 0,
+            num_host_blocks: self.num_host_blocks,
             max_model_len: self.max_model_len,
             max_batched_tokens: self.max_num_batched_tokens,
             max_running: self.max_num_seqs,
@@ -170,6 +177,7 @@ impl fmt::Display for Plan {
             ("image cache", m.image_cache),
             ("picture encoder", m.picture_encoder),
             ("KV cache", m.kv_cache),
+            ("KV offload", m.kv_offload),
             ("padding", m.padding),
             ("total", m.total),
             ("limit", m.limit),
@@ -182,6 +190,11 @@ impl fmt::Display for Plan {
             let name = "on disk: weights";
             writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
         }
+        if self.kv_offload_bytes > m.kv_offload {
+            let bytes = self.kv_offload_bytes;
+            let name = "on the host: KV";
+            writeln!(f, "  {name:<18}{:>12}{bytes:>18} bytes", Bytes(bytes).to_string())?;
+        }
         writeln!(
             f,
             "  {} KV blocks of {} tokens in {}: {} bytes a token, {} a block; contexts up to {} tokens",
@@ -192,6 +205,14 @@ impl fmt::Display for Plan {
             self.kv_bytes_per_token * self.block_size as u64,
             self.max_model_len
         )?;
+        if self.num_host_blocks > 0 {
+            let tokens = self.num_host_blocks * self.block_size;
+            writeln!(
+                f,
+                "  {} more in the host's memory, {tokens} tokens, for what loses its place",
+                self.num_host_blocks
+            )?;
+        }
         writeln!(f, "  sequences at the same time:")?;
         for Concurrency { context_len, sequences } in &self.concurrency {
             writeln!(f, "  {context_len:>10} tokens each {sequences:>8}")?;

@@ -11,8 +11,11 @@ use crate::sampler::{self, Drawing, RowResult, RowTask, Sampler};
 use crate::scratch::Scratch;
 use crate::screening::ScreenCounts;
 use crate::vision::Vision;
-use kernels::{Beside, Device, Error, Indices, Milestone, Stopwatch, Tensor, Ticket, ops};
-use scheduler::{AdapterId, Batch, Digest, ImageEncode, ModelRunner, StepOutput};
+use kernels::{
+    Beside, BlockMove, CopyTimes, Device, Error, HostBlocks, Indices, Milestone, Stopwatch, Tensor, Ticket,
+    ops,
+};
+use scheduler::{AdapterId, Batch, BlockCopy, Digest, ImageEncode, ModelRunner, StepOutput};
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,6 +30,9 @@ pub struct DeviceRunner {
     /// Where there is room for adapters.
     loras: Option<Loras>,
     cache: KvCache,
+    /// Where there is a second tier of blocks.
+    host_blocks: Option<HostBlocks>,
+    copy_times: CopyTimes,
     scratch: Scratch,
     sizes: BlockSizes,
     input: ModelInput,
@@ -75,6 +81,7 @@ pub(crate) struct Parts {
     pub eyes: Option<Eyes>,
     pub loras: Option<Loras>,
     pub cache: KvCache,
+    pub host_blocks: Option<HostBlocks>,
     pub scratch: Scratch,
     pub input: StepInput,
     /// Rows of prompts from this position on are attended to in the expanded form.
@@ -105,6 +112,7 @@ impl DeviceRunner {
             eyes,
             loras,
             cache,
+            host_blocks,
             scratch,
             input,
             expand_from,
@@ -126,6 +134,8 @@ impl DeviceRunner {
             eyes,
             loras,
             cache,
+            host_blocks,
+            copy_times: CopyTimes::default(),
             scratch,
             sizes,
             input: ModelInput::default(),
@@ -229,6 +239,7 @@ impl DeviceRunner {
     /// Enqueues a step up to the logits that come first, and beside it the pictures that it need not wait for.
     fn launch(&mut self, batch: &Batch) -> Flight {
         self.beside.mark();
+        self.copy_blocks(batch);
         self.forward(batch);
         let first_rows = self.input.first_rows.clone();
         let head = HeadRows::of(batch, &first_rows);
@@ -244,6 +255,38 @@ impl DeviceRunner {
         let keeps_nothing = batch.items.iter().all(|item| item.prompt.is_none())
             && batch.encodes.iter().all(|encode| encode.ahead);
         Flight { first_rows, keeps_nothing, drawn: None }
+    }
+
+    /// Enqueues the copies of a step: its rows come behind the stores, the loads behind these and the steps before.
+    fn copy_blocks(&mut self, batch: &Batch) {
+        let Batch { stores, loads, waits_for_loads, .. } = batch;
+        let Some(host) = &mut self.host_blocks else {
+            assert!(stores.is_empty() && loads.is_empty(), "copies to a tier that is not there");
+            return;
+        };
+        if *waits_for_loads {
+            host.join();
+        }
+        let moves = |copies: &[BlockCopy]| -> Vec<BlockMove> {
+            let number =
+                |copy: &BlockCopy| BlockMove { block: copy.block.0 as usize, place: copy.host.0 as usize };
+            copies.iter().map(number).collect()
+        };
+        host.store(self.cache.tensors_mut(), &moves(stores));
+        if !loads.is_empty() {
+            host.mark();
+        }
+        for load in loads {
+            host.load(self.cache.tensors_mut(), &moves(&load.copies));
+        }
+    }
+
+    /// How many more loads are there now; where there was nothing else to do, one is waited for.
+    fn loaded(&mut self, is_waiting: bool) -> usize {
+        let Some(host) = &mut self.host_blocks else { return 0 };
+        let num_loaded = host.landed(is_waiting);
+        self.copy_times = host.take_times();
+        num_loaded
     }
 
     /// Enqueues what a step samples behind its logits, if that is all and they are one piece. Masks that are being computed are waited for until
@@ -313,10 +356,13 @@ impl DeviceRunner {
             }
             None => self.sample(batch, &mut head)?,
         };
-        let encoded = self.landed(batch.items.is_empty());
+        // Without rows a step waits for a load, or else for a picture.
+        let is_waiting = batch.items.is_empty();
+        let num_loaded = self.loaded(is_waiting);
+        let encoded = self.landed(is_waiting && num_loaded == 0);
         let output = head::output(batch, &first_rows, results, &self.scratch.normed)?;
         self.encode_us = self.encoding_time(batch)?;
-        Ok(StepOutput { encoded, ..output })
+        Ok(StepOutput { encoded, num_loaded, ..output })
     }
 
     fn sample(&mut self, batch: &Batch, head: &mut HeadRows) -> Result<Vec<RowResult>, Error> {
@@ -397,5 +443,9 @@ impl ModelRunner for DeviceRunner {
 
     fn encode_us(&self) -> u64 {
         self.encode_us
+    }
+
+    fn copy_us(&self) -> [u64; 2] {
+        [self.copy_times.store_us, self.copy_times.load_us]
     }
 }

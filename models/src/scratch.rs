@@ -105,6 +105,11 @@ fn attention_sizes(config: &DecoderConfig, limits: &StepLimits) -> AttentionSize
     AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context, max_tokens }
 }
 
+fn attention_scratch(device: &Device, config: &DecoderConfig, limits: &StepLimits) -> AttentionScratch {
+    let scratch = AttentionScratch::new(device, attention_sizes(config, limits));
+    if config.sliding.is_some() { scratch.with_window(device) } else { scratch }
+}
+
 /// Where there is an expanded form.
 fn expanded_sizes(config: &DecoderConfig, limits: &StepLimits) -> Option<ExpandedSizes> {
     match &config.attention {
@@ -161,7 +166,7 @@ impl Scratch {
                     HeadBuffers::Mla(Box::new(MlaBuffers { expanded, ..MlaBuffers::new(a, &buffer) }))
                 }
             },
-            attention: AttentionScratch::new(device, attention_sizes(config, limits)),
+            attention: attention_scratch(device, config, limits),
             gate_up: buffer(gate_up),
             activated: buffer(activated),
             shared_out: buffer(shared_width(config)),
@@ -187,7 +192,9 @@ impl Scratch {
         let moe =
             config.moe.as_ref().map(|moe| MoeBuffers::bytes(moe, config.hidden_size, limits.num_tokens));
         let t = limits.num_tokens;
-        let attention = AttentionScratch::bytes(device, attention_sizes(config, limits));
+        let sizes = attention_sizes(config, limits);
+        let of_window = config.sliding.as_ref().map_or(0, |_| AttentionScratch::window_bytes(device, sizes));
+        let attention = AttentionScratch::bytes(device, sizes) + of_window;
         let tokens = TokenRoom::bytes(device, &token_sizes(config, limits));
         4 * (t * width) as u64 + attention + expanded + moe.unwrap_or(0) + tokens
     }

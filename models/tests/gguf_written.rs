@@ -1,5 +1,5 @@
-//! Fixtures written as GGUF files here, in forms of which there is no converter at hand: single experts as in the first files of Mixtral, and
-//! Qwen2-MoE. They compute the bits of what they were made from.
+//! Fixtures written as GGUF files here, in forms of which there is no converter at hand: single experts as in the first files of Mixtral,
+//! Qwen2-MoE, and the families that tests write themselves. They compute the bits of what they were made from.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::adapters::{folder, write};
 use common::made::tensors as tensors_of;
 use common::{fixture, options};
 use models::gguf::Gguf;
-use models::{LoadOptions, Loaded, ModelFiles};
+use models::{Loaded, ModelFiles};
 use safetensors::{Dtype, SafeTensors};
 use scheduler::{Batch, BatchItem, BlockId, Sample, SamplingParams, SequenceId};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ enum Meta {
     Text(&'static str),
     Int(u64),
     Float(f64),
+    Bool(bool),
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {
@@ -40,6 +41,10 @@ fn gguf(metadata: &[(String, Meta)], tensors: &Tensors) -> Vec<u8> {
         match value {
             Meta::Int(n) => out.extend([4u32.to_le_bytes(), (*n as u32).to_le_bytes()].concat()),
             Meta::Float(x) => out.extend([6u32.to_le_bytes(), (*x as f32).to_le_bytes()].concat()),
+            Meta::Bool(value) => {
+                out.extend(7u32.to_le_bytes());
+                out.push((*value).into());
+            }
             Meta::Text(value) => {
                 out.extend(8u32.to_le_bytes());
                 text(&mut out, value);
@@ -74,7 +79,7 @@ fn adjacent(bytes: &[u8], rows: usize, head_dim: usize) -> Vec<u8> {
 }
 
 /// The names of a layer's tensors; of an expert its number with it.
-fn place(part: &str) -> (String, Option<usize>) {
+fn place(architecture: &str, part: &str) -> (String, Option<usize>) {
     let module = part.strip_prefix("mlp.").or_else(|| part.strip_prefix("block_sparse_moe."));
     let expert = module.and_then(|module| module.strip_prefix("experts.")).map(|rest| {
         let (number, matrix) = rest.split_once('.').unwrap();
@@ -89,25 +94,31 @@ fn place(part: &str) -> (String, Option<usize>) {
     let plain = |name: &str| (name.to_string(), None);
     expert.unwrap_or_else(|| match part {
         "input_layernorm" => plain("attn_norm"),
+        "post_attention_layernorm" if architecture == "glm4moe" => plain("post_attention_norm"),
         "post_attention_layernorm" => plain("ffn_norm"),
+        "post_self_attn_layernorm" => plain("post_attention_norm"),
+        "post_mlp_layernorm" => plain("post_ffw_norm"),
+        "self_attn.q_norm" => plain("attn_q_norm"),
+        "self_attn.k_norm" => plain("attn_k_norm"),
         "self_attn.q_proj" => plain("attn_q"),
         "self_attn.k_proj" => plain("attn_k"),
         "self_attn.v_proj" => plain("attn_v"),
         "self_attn.o_proj" => plain("attn_output"),
         "mlp.gate_proj" => plain("ffn_gate"),
-        "mlp.up_proj" => plain("ffn_up"),
+        "mlp.up_proj" | "mlp.gate_up_proj" => plain("ffn_up"),
         "mlp.down_proj" => plain("ffn_down"),
         "mlp.gate" | "block_sparse_moe.gate" => plain("ffn_gate_inp"),
-        "mlp.shared_expert.gate_proj" => plain("ffn_gate_shexp"),
-        "mlp.shared_expert.up_proj" => plain("ffn_up_shexp"),
-        "mlp.shared_expert.down_proj" => plain("ffn_down_shexp"),
+        "mlp.shared_expert.gate_proj" | "mlp.shared_experts.gate_proj" => plain("ffn_gate_shexp"),
+        "mlp.shared_expert.up_proj" | "mlp.shared_experts.up_proj" => plain("ffn_up_shexp"),
+        "mlp.shared_expert.down_proj" | "mlp.shared_experts.down_proj" => plain("ffn_down_shexp"),
         "mlp.shared_expert_gate" => plain("ffn_gate_inp_shexp"),
+        "eh_proj" => plain("nextn.eh_proj"),
         other => panic!("{other}"),
     })
 }
 
 /// What the files of a fixture hold, under names of GGUF; experts each by itself or all in one tensor.
-fn tensors(folder: &Path, head_dim: Option<usize>, alone: bool) -> Tensors {
+fn tensors(folder: &Path, architecture: &str, head_dim: Option<usize>, alone: bool) -> Tensors {
     let mut all = Tensors::new();
     let mut experts: BTreeMap<(String, usize), (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -130,9 +141,15 @@ fn tensors(folder: &Path, head_dim: Option<usize>, alone: bool) -> Tensors {
                 all.insert(outer.into(), (shape, data));
                 continue;
             }
-            let (layer, rest) = name.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
+            // What only speculates outside of layers is left out by the converter.
+            let Some(name) = name.strip_prefix("model.layers.") else { continue };
+            let (layer, rest) = name.split_once('.').unwrap();
             let (part, kind) = rest.rsplit_once('.').unwrap();
-            let (place, expert) = place(part);
+            if kind == "e_score_correction_bias" {
+                all.insert(format!("blk.{layer}.exp_probs_b.bias"), (vec![*shape.last().unwrap()], data));
+                continue;
+            }
+            let (place, expert) = place(architecture, part);
             if let (Some(dim), "attn_q" | "attn_k") = (head_dim, place.as_str()) {
                 data = adjacent(&data, shape[0], dim);
             }
@@ -167,7 +184,7 @@ struct Written {
     /// Where pairs of heads are side by side.
     turned: bool,
     alone: bool,
-    more: fn(&Value) -> Vec<(&'static str, u64)>,
+    more: fn(&Value) -> Vec<(&'static str, Meta)>,
 }
 
 impl Written {
@@ -181,10 +198,12 @@ impl Written {
             ("general.architecture".to_string(), Meta::Text(self.architecture)),
             (key("attention.layer_norm_rms_epsilon"), Meta::Float(config["rms_norm_eps"].as_f64().unwrap())),
             (key("rope.freq_base"), Meta::Float(config["rope_theta"].as_f64().unwrap())),
-            (key("rope.dimension_count"), Meta::Int(head_dim as u64)),
         ];
+        let more = (self.more)(&config);
+        if more.iter().all(|(name, _)| *name != "rope.dimension_count") {
+            metadata.push((key("rope.dimension_count"), Meta::Int(head_dim as u64)));
+        }
         for (name, of) in [
-            ("block_count", "num_hidden_layers"),
             ("context_length", "max_position_embeddings"),
             ("embedding_length", "hidden_size"),
             ("feed_forward_length", "intermediate_size"),
@@ -193,8 +212,11 @@ impl Written {
         ] {
             metadata.push((key(name), Meta::Int(int(of))));
         }
-        metadata.extend((self.more)(&config).into_iter().map(|(name, n)| (key(name), Meta::Int(n))));
-        let tensors = tensors(&self.source, self.turned.then_some(head_dim), self.alone);
+        if more.iter().all(|(name, _)| *name != "block_count") {
+            metadata.push((key("block_count"), Meta::Int(int("num_hidden_layers"))));
+        }
+        metadata.extend(more.into_iter().map(|(name, value)| (key(name), value)));
+        let tensors = tensors(&self.source, self.architecture, self.turned.then_some(head_dim), self.alone);
         let file = folder(&format!("gguf-{}", self.name)).join("model.gguf");
         std::fs::write(&file, gguf(&metadata, &tensors)).unwrap();
         let gguf = Gguf::open(&file).map_err(|error| error.to_string())?;
@@ -234,8 +256,8 @@ fn experts_of_mixtral_may_be_tensors_of_their_own() {
         let more = |config: &Value| {
             let int = |key: &str| config[key].as_u64().unwrap();
             vec![
-                ("expert_count", int("num_local_experts")),
-                ("expert_used_count", int("num_experts_per_tok")),
+                ("expert_count", Meta::Int(int("num_local_experts"))),
+                ("expert_used_count", Meta::Int(int("num_experts_per_tok"))),
             ]
         };
         let source = fixture("mixtral");
@@ -243,23 +265,19 @@ fn experts_of_mixtral_may_be_tensors_of_their_own() {
     }
 }
 
-/// Such files are of the architecture llama; where they name the window, it ends sequences as it does with the published files.
+/// Such files are of the architecture llama; where they name the window, it is that of the published files.
 #[test]
 fn mistral() {
     let more = |config: &Value| {
         let int = |key: &str| config[key].as_u64().unwrap();
         vec![
-            ("attention.key_length", int("head_dim")),
-            ("attention.value_length", int("head_dim")),
-            ("attention.sliding_window", int("sliding_window")),
+            ("attention.key_length", Meta::Int(int("head_dim"))),
+            ("attention.value_length", Meta::Int(int("head_dim"))),
+            ("attention.sliding_window", Meta::Int(int("sliding_window"))),
         ]
     };
     let (name, source) = ("mistral", fixture("mistral"));
-    let written = Written { source, name, architecture: "llama", turned: true, alone: false, more };
-    check(&written);
-    let long = LoadOptions { max_model_len: Some(301), ..options() };
-    let message = models::plan(&written.open().unwrap(), &long).unwrap_err().to_string();
-    assert!(message.contains("sliding_window of 300"), "{message}");
+    check(&Written { source, name, architecture: "llama", turned: true, alone: false, more });
 }
 
 /// Every layer has experts in such files.
@@ -273,12 +291,91 @@ fn qwen2_moe() {
     let more = |config: &Value| {
         let int = |key: &str| config[key].as_u64().unwrap();
         vec![
-            ("expert_count", int("num_experts")),
-            ("expert_used_count", int("num_experts_per_tok")),
-            ("expert_feed_forward_length", int("moe_intermediate_size")),
-            ("expert_shared_feed_forward_length", int("shared_expert_intermediate_size")),
+            ("expert_count", Meta::Int(int("num_experts"))),
+            ("expert_used_count", Meta::Int(int("num_experts_per_tok"))),
+            ("expert_feed_forward_length", Meta::Int(int("moe_intermediate_size"))),
+            ("expert_shared_feed_forward_length", Meta::Int(int("shared_expert_intermediate_size"))),
         ]
     };
     let (name, architecture) = ("qwen2_moe", "qwen2moe");
     check(&Written { source, name, architecture, turned: false, alone: false, more });
+}
+
+/// Everything that the converter writes of them.
+#[test]
+fn families_that_tests_write() {
+    type More = fn(&Value) -> Vec<(&'static str, Meta)>;
+    fn int(config: &Value, key: &str) -> Meta {
+        Meta::Int(config[key].as_u64().unwrap_or_else(|| panic!("{key}")))
+    }
+    fn half_rotated(config: &Value) -> Vec<(&'static str, Meta)> {
+        let length = || int(config, "head_dim");
+        let rotated = Meta::Int(config["head_dim"].as_u64().unwrap() / 2);
+        vec![
+            ("attention.key_length", length()),
+            ("attention.value_length", length()),
+            ("rope.dimension_count", rotated),
+        ]
+    }
+    fn grouped(config: &Value) -> Vec<(&'static str, Meta)> {
+        vec![
+            ("expert_count", int(config, "n_routed_experts")),
+            ("expert_used_count", int(config, "num_experts_per_tok")),
+            ("expert_feed_forward_length", int(config, "moe_intermediate_size")),
+            ("expert_shared_count", int(config, "n_shared_experts")),
+            ("leading_dense_block_count", int(config, "first_k_dense_replace")),
+            ("expert_weights_scale", Meta::Float(config["routed_scaling_factor"].as_f64().unwrap())),
+            ("expert_weights_norm", Meta::Bool(config["norm_topk_prob"] == true)),
+        ]
+    }
+    let families: [(&str, &str, More); 7] = [
+        ("glm4", "glm4", half_rotated),
+        ("glm4_moe", "glm4moe", |config| {
+            // The layer that speculates is counted.
+            let mut more = vec![
+                ("block_count", Meta::Int(config["num_hidden_layers"].as_u64().unwrap() + 1)),
+                ("nextn_predict_layers", Meta::Int(1)),
+                ("expert_gating_func", Meta::Int(2)),
+            ];
+            more.extend(half_rotated(config).into_iter().chain(grouped(config)));
+            more
+        }),
+        ("minimax_m2", "minimax-m2", |config| {
+            let mut more = vec![
+                ("expert_count", int(config, "num_local_experts")),
+                ("expert_used_count", int(config, "num_experts_per_tok")),
+                ("expert_feed_forward_length", int(config, "intermediate_size")),
+                ("expert_gating_func", Meta::Int(2)),
+            ];
+            more.extend(half_rotated(config));
+            more
+        }),
+        ("olmoe", "olmoe", |config| {
+            vec![
+                ("expert_count", int(config, "num_experts")),
+                ("expert_used_count", int(config, "num_experts_per_tok")),
+            ]
+        }),
+        ("ernie4_5", "ernie4_5", |config| vec![("attention.key_length", int(config, "head_dim"))]),
+        ("ernie4_5_moe", "ernie4_5-moe", |config| {
+            vec![
+                ("expert_count", int(config, "moe_num_experts")),
+                ("expert_used_count", int(config, "moe_k")),
+                ("expert_feed_forward_length", int(config, "moe_intermediate_size")),
+                ("expert_shared_count", int(config, "moe_num_shared_experts")),
+                ("leading_dense_block_count", int(config, "moe_layer_start_index")),
+                ("interleave_moe_layer_step", int(config, "moe_layer_interval")),
+            ]
+        }),
+        ("dots1", "dots1", |config| {
+            let mut more = grouped(config);
+            more.push(("attention.key_length", int(config, "head_dim")));
+            more.push(("expert_group_count", int(config, "n_group")));
+            more.push(("expert_group_used_count", int(config, "topk_group")));
+            more
+        }),
+    ];
+    for (name, architecture, more) in families {
+        check(&Written { source: fixture(name), name, architecture, turned: false, alone: false, more });
+    }
 }

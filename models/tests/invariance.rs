@@ -518,6 +518,9 @@ subjects! {
     qwen3_vl_pictures_rounded: "qwen3_vl", true, Int8, Auto, Int8, None, Auto;
     qwen3_vl_experts_pictures: "qwen3_vl_moe", true, Auto, F32, Auto, None, Auto;
     kimi_vl_pictures_compact: "kimi_vl", true, Auto, Auto, Auto, None, Compact;
+    norms_on_both_sides: "glm4", false, Auto, Auto, Auto, None, Auto;
+    a_norm_of_all_heads: "minimax_m2", false, Auto, Auto, Auto, None, Auto;
+    experts_behind_dense_layers: "glm4_moe", false, Auto, F32, Auto, None, Auto;
     kimi_vl_text_int8: "kimi_vl", false, Int8, F32, Auto, None, Auto;
     kimi_vl_pictures_int4: "kimi_vl", true, Int4, Int8, Auto, None, Auto;
     grouped_queries_int4: "llama31", false, Int4, F32, Auto, None, Auto;

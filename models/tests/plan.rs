@@ -40,16 +40,15 @@ fn planned_bytes_are_allocated_bytes_in_every_family() {
     }
 }
 
-/// Sequences end where a window would hide tokens, and a longer one is refused by its name.
+/// A window does not end sequences.
 #[test]
-fn no_sequence_is_longer_than_the_window() {
+fn sequences_are_longer_than_the_window() {
     let plan = |max_model_len| models::plan(&files("mistral"), &LoadOptions { max_model_len, ..options() });
-    assert_eq!(plan(None).unwrap().max_model_len, 300);
-    assert_eq!(plan(Some(300)).unwrap().max_model_len, 300);
-    let message = plan(Some(301)).unwrap_err().to_string();
-    assert!(message.contains("max_model_len") && message.contains("sliding_window of 300"), "{message}");
-    assert_eq!(load("mistral", &options()).info.sliding_window, Some(300));
-    assert_eq!(load("qwen2_moe", &options()).info.sliding_window, None);
+    let longest = plan(None).unwrap().max_model_len;
+    assert!(longest > 300, "{longest}");
+    assert_eq!(plan(Some(longest)).unwrap().max_model_len, longest);
+    let message = plan(Some(longest + 1)).unwrap_err().to_string();
+    assert!(message.contains("max_model_len") && message.contains("positions"), "{message}");
 }
 
 /// Keys and values in another type than weights, and buffers of the expanded form.
@@ -113,6 +112,34 @@ fn the_arena_of_a_gpu_is_as_planned() {
             assert_eq!(device.held_bytes(), memory.total, "{family}");
             assert_eq!(device.allocated_bytes(), memory.total - memory.padding, "{family}");
             assert!(memory.total <= memory.limit && memory.padding > 0, "{family}");
+        }
+    }
+}
+
+/// Blocks that lose their places are in the limit where it is of the host's memory, and beside it with a GPU.
+#[test]
+fn blocks_on_the_host_are_planned() {
+    for family in ["llama31", "kimi_vl"] {
+        for on_device in [options(), emulated()] {
+            let without = models::plan(&files(family), &on_device).unwrap();
+            let block = without.kv_bytes_per_token * without.block_size as u64;
+            let options = LoadOptions { kv_offloading_size: 5 * block + block / 2, ..on_device.clone() };
+            let plan = models::plan(&files(family), &options).unwrap();
+            assert_eq!((plan.num_host_blocks, plan.kv_offload_bytes), (5, 5 * block), "{family}");
+            let is_cpu = on_device.device == DeviceChoice::Cpu;
+            assert_eq!(plan.memory.kv_offload, if is_cpu { 5 * block } else { 0 }, "{family}");
+            let others = plan.memory.total - plan.memory.kv_offload - plan.memory.kv_cache;
+            assert_eq!(others, without.memory.total - without.memory.kv_cache, "{family}");
+            let line = if is_cpu { "KV offload " } else { "on the host: KV" };
+            assert!(plan.to_string().contains(line) && !without.to_string().contains(line), "{plan}");
+            assert!(plan.to_string().contains("  5 more in the host's memory, 25 tokens"), "{plan}");
+            let loaded = load(family, &options);
+            assert_eq!(loaded.scheduler_config.num_host_blocks, 5);
+            let memory = plan.memory;
+            assert_eq!(loaded.runner.device().allocated_bytes(), memory.total - memory.padding, "{family}");
+            let small = LoadOptions { kv_offloading_size: block - 1, ..on_device };
+            let message = models::plan(&files(family), &small).unwrap_err().to_string();
+            assert!(message.starts_with("kv_offloading_size: "), "{message}");
         }
     }
 }

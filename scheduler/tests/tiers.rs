@@ -194,6 +194,29 @@ fn what_cannot_be_trusted_is_not_found_when_it_has_been_loaded() {
 }
 
 #[test]
+fn a_load_of_an_earlier_life_is_not_waited_for_in_the_next() {
+    let mut engine = engine(two_tiers(40));
+    for id in 1..8 {
+        engine.add(one(id, 9)).unwrap();
+        run(&mut engine);
+    }
+    engine.runner_mut().load_steps = 20;
+    engine.add(sequence(10, (5000..5022).collect(), 8)).unwrap();
+    step(&mut engine);
+    engine.add(again(11, 1, 9)).unwrap();
+    let events = run(&mut engine);
+    // It lost its place to the other one before its prefix was there, and asks for it again when that one has ended.
+    assert_eq!(finished(&events), [(10, FinishReason::Length, 0), (11, FinishReason::Length, 1)]);
+    let runner = engine.runner();
+    let loads = runner.loads.iter().flatten();
+    assert_eq!(loads.map(|load| (load.id.0, load.copies.len())).collect::<Vec<_>>(), [(11, 2); 2]);
+    // Steps without rows bring one load each: the first is for nobody.
+    let last = &runner.steps[runner.steps.len() - 3..];
+    assert_eq!(last, [vec![], vec![], vec![(11, 8, 9)]]);
+    assert_eq!(runner.waits_for_loads.iter().filter(|waits| **waits).count(), 1);
+}
+
+#[test]
 fn a_small_tier_keeps_what_was_used_last() {
     let (engine, cached) = cached_in_turns(3);
     // Of the first prompt's four blocks the tail was stored first and made room; the second's blocks found its places being read.

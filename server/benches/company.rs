@@ -289,6 +289,7 @@ fn model(words: Arc<Vec<Vec<u8>>>, watch: Arc<Watch>) -> LoadedModel<Paced> {
     };
     LoadedModel {
         adapters: None,
+        kv_block_bytes: 64,
         device_bytes: 0,
         device: "paced".into(),
         runner: Paced { words, watch, random: Random::new(1), begun: None, ended: None },

@@ -144,6 +144,7 @@ impl TryFrom<ServeArgs> for Config {
             max_num_batched_tokens,
             block_size,
             memory,
+            kv_offloading_size,
             load_format,
             api_key,
             api_key_file,
@@ -330,6 +331,7 @@ impl TryFrom<ServeArgs> for Config {
                 max_num_batched_tokens,
                 block_size,
                 memory: parse_memory(&memory).map_err(fail("memory"))?,
+                kv_offloading_size: lower_kv_offloading(kv_offloading_size, no_enable_prefix_caching)?,
                 threads,
                 threads_bind: match threads_bind {
                     Some(list) => parse_cpus(&list).map_err(fail("threads-bind"))?,
@@ -415,6 +417,20 @@ fn lower_weights_cache(folder: Option<PathBuf>, size: &str) -> Result<Option<Wei
         None => (default_weights_cache(), WORTH_CACHING),
     };
     Ok(folder.map(|folder| WeightsCache { folder, max_bytes, min_bytes }))
+}
+
+fn lower_kv_offloading(size: Option<String>, no_prefix_cache: bool) -> Result<u64, ConfigError> {
+    let flag = "kv-offloading-size";
+    let bytes = match size.as_deref().map(|size| (size, size.trim().parse::<f64>())) {
+        None => 0,
+        // As in vLLM.
+        Some((_, Ok(gib))) => lower_gib(flag, gib)? as u64,
+        Some((size, Err(_))) => parse_bytes(size).map_err(fail(flag))?,
+    };
+    if bytes > 0 && no_prefix_cache {
+        return Err(fail(flag)("nothing is found there with --no-enable-prefix-caching".into()));
+    }
+    Ok(bytes)
 }
 
 fn lower_body_memory(size: &str) -> Result<usize, ConfigError> {

@@ -432,6 +432,7 @@ where
         self.clients.note(&step, &times, &mut self.counts);
         self.counts.flush();
         self.metrics.step(&step.stats);
+        self.metrics.copies(&step.stats, self.engine.runner().runner.copy_us());
         self.throughput.add(&step.stats, times.end);
         self.untold = step.events;
         if !self.engine.runner().works_alone() {

@@ -43,6 +43,7 @@ pub fn load(
         plan,
         generation_defaults,
         cache_use,
+        num_mtp_tensors,
         not_compact,
     } = loaded;
     if let Some(reason) = not_compact {
@@ -61,13 +62,10 @@ pub fn load(
         seconds = format!("{:.2}", start.elapsed().as_secs_f64()),
         "loaded the model"
     );
-    if let Some(window) = info.sliding_window {
-        let reason = "attention within the model's sliding window is not supported";
-        tracing::warn!(
-            max_model_len = scheduler_config.max_model_len,
-            sliding_window = window,
-            reason,
-            "short context"
+    if num_mtp_tensors > 0 {
+        tracing::info!(
+            tensors = num_mtp_tensors,
+            "left out the layers that predict more than one token (MTP), which are not used"
         );
     }
     let full_len = scheduler_config.max_model_len.div_ceil(scheduler_config.block_size);
@@ -79,9 +77,22 @@ pub fn load(
         full_length_sequences = format!("{:.1}", scheduler_config.num_blocks as f64 / full_len.max(1) as f64),
         "allocated the KV cache"
     );
+    if plan.num_host_blocks > 0 {
+        tracing::info!(
+            gib = gib(plan.kv_offload_bytes),
+            blocks = plan.num_host_blocks,
+            "host memory for KV blocks that lose their places"
+        );
+    }
+    if plan.memory.kv_offload > 0 {
+        tracing::warn!(
+            "--kv-offloading-size on the processor takes memory from the KV cache, which is faster: give --memory more instead"
+        );
+    }
     keep(cache_use, write);
     let device_bytes = runner.allocated_bytes();
     Ok(LoadedModel {
+        kv_block_bytes: plan.kv_bytes_per_token * plan.block_size as u64,
         device: format!(
             "{:?}, activations in {}, {} weights",
             runner.device(),

@@ -80,6 +80,21 @@ pub struct Metrics {
     accepted_per_pos: Vec<IntCounter>,
     /// Empty where the model takes no adapters.
     adapters: OnceLock<AdapterGauge>,
+    /// Empty where blocks that lose their places are lost.
+    offload: OnceLock<Offload>,
+}
+
+/// Of the second tier of KV blocks, by vLLM's names.
+struct Offload {
+    block_bytes: u64,
+    queries: IntCounter,
+    hits: IntCounter,
+    store_bytes: IntCounter,
+    load_bytes: IntCounter,
+    store_time: Counter,
+    load_time: Counter,
+    stores_skipped: IntCounter,
+    usage: Gauge,
 }
 
 /// vLLM's `lora_requests_info`: names are labels, and the value is the time at which they became so. One series, for what is now.
@@ -273,6 +288,7 @@ impl Metrics {
             accepted_tokens: make.counter("vllm:spec_decode_num_accepted_tokens_total", "guesses that were right"),
             accepted_per_pos: (0..MAX_SPECULATIVE_TOKENS).map(accepted_at).collect(),
             adapters: OnceLock::new(),
+            offload: OnceLock::new(),
             model_name: model_name.to_owned(),
             registry: registry.clone(),
         };
@@ -283,6 +299,25 @@ impl Metrics {
     pub fn device(&self, name: &str, bytes: u64) {
         self.device_info.with_label_values(&[name]).set(1);
         self.device_memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Blocks of so many bytes that lose their places go to the host. Called once.
+    pub fn offload(&self, block_bytes: u64) {
+        let make = Maker { registry: &self.registry, model_name: &self.model_name };
+        let seconds = |name, help| make.register(Counter::with_opts(make.opts(name, help)));
+        #[rustfmt::skip]
+        let offload = Offload {
+            block_bytes,
+            queries: make.counter("vllm:external_prefix_cache_queries_total", "tokens looked up in the host's memory: those that the prefix cache on the device has not"),
+            hits: make.counter("vllm:external_prefix_cache_hits_total", "tokens found in the host's memory"),
+            store_bytes: make.counter("vllm:kv_offload_store_bytes_total", "KV blocks copied to the host"),
+            load_bytes: make.counter("vllm:kv_offload_load_bytes_total", "KV blocks copied from the host"),
+            store_time: seconds("vllm:kv_offload_store_time_total", "seconds of the device in which KV blocks were copied to the host"),
+            load_time: seconds("vllm:kv_offload_load_time_total", "seconds of the device in which KV blocks were copied from the host"),
+            stores_skipped: make.counter("vllm:kv_offload_stores_skipped_total", "KV blocks that lost their places and found none on the host"),
+            usage: make.register(Gauge::with_opts(make.opts("vllm:kv_offload_cpu_cache_usage_perc", "share of the host's KV blocks that hold something, 1 is all"))),
+        };
+        assert!(self.offload.set(offload).is_ok(), "there is one second tier");
     }
 
     /// The model takes so many adapters. Called once.
@@ -340,7 +375,7 @@ impl Metrics {
         self.steps_ahead.inc_by(u64::from(stats.is_ahead));
         self.dropped_tokens.inc_by(stats.dropped_tokens as u64);
         self.prefix_queries.inc_by(stats.prefix_queries as u64);
-        self.prefix_hits.inc_by(stats.prefix_hits as u64);
+        self.prefix_hits.inc_by((stats.prefix_hits - stats.host_hits) as u64);
         self.prompt_tokens_cached.inc_by(stats.prefix_hits as u64);
         self.embedding_queries.inc_by(stats.image_queries as u64);
         self.embedding_hits.inc_by(stats.image_hits as u64);
@@ -349,6 +384,22 @@ impl Metrics {
         self.iteration_tokens.observe(num_tokens as f64);
         self.step_drafts(stats);
         self.occupancy(&stats.occupancy);
+    }
+
+    /// What went to the host and came back; `copy_us` is the device's time for stores and loads.
+    pub fn copies(&self, stats: &StepStats, copy_us: [u64; 2]) {
+        let Some(offload) = self.offload.get() else { return };
+        let on_device = stats.prefix_hits - stats.host_hits;
+        offload.queries.inc_by((stats.prefix_queries - on_device) as u64);
+        offload.hits.inc_by(stats.host_hits as u64);
+        offload.store_bytes.inc_by(stats.stored_blocks as u64 * offload.block_bytes);
+        offload.load_bytes.inc_by(stats.loaded_blocks as u64 * offload.block_bytes);
+        offload.stores_skipped.inc_by(stats.lost_blocks as u64);
+        let [store, load] = copy_us.map(|us| us as f64 / 1e6);
+        offload.store_time.inc_by(store);
+        offload.load_time.inc_by(load);
+        let Occupancy { host_blocks_used, host_blocks_total, .. } = stats.occupancy;
+        offload.usage.set(host_blocks_used as f64 / host_blocks_total.max(1) as f64);
     }
 
     fn step_drafts(&self, stats: &StepStats) {

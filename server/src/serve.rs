@@ -64,6 +64,8 @@ pub struct LoadedModel<R> {
     pub device: String,
     /// Allocated on the device, for good: nothing is allocated while serving.
     pub device_bytes: u64,
+    /// Of one block of the KV cache.
+    pub kv_block_bytes: u64,
 }
 
 /// Requests that can wait for the current step to end.
@@ -218,6 +220,9 @@ where
             prefix_caching: scheduler_config.enable_prefix_caching,
         };
         let metrics = Arc::new(Metrics::new(&metrics_name, model.info.max_model_len, cache));
+        if scheduler_config.num_host_blocks > 0 {
+            metrics.offload(model.kv_block_bytes);
+        }
         metrics.device(&model.device, model.device_bytes);
         let (hooks, prepare) = match model.adapters {
             Some(AdapterSupport { prepare, hooks }) => (Some(hooks), Some(prepare)),

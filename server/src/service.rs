@@ -4,11 +4,12 @@
 use crate::adapters::Adapters;
 use crate::blocking::Lane;
 use crate::chat::effort::Effort;
-use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat};
+use crate::chat::parse::{OutputFormat, ParseOptions, Parser, ReasoningMarkers, ToolFormat, grammar};
 use crate::chat::{
     Ending, Message, Part, Prompt, PromptBuilder, PromptError, PromptRequest, Rendered, Specials, Tokenizer,
     TokenizerError,
 };
+use crate::constrain::GrammarSource;
 use crate::constrain::{CompilerLimits, Host, SequenceSpec};
 use crate::constraining::{Constraining, HeldTools};
 use crate::defaults::GenerationDefaults;
@@ -17,6 +18,7 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::openai::answer::{Answers, Choice, Parsing};
 use crate::openai::generation::{Generation, OutputOptions};
+use crate::openai::structured::GrammarRequest;
 use crate::pictures::{PictureOptions, Pictures};
 use crate::raw_prompt::{ChatPrompt, RawPrompt};
 pub use crate::unix_time::unix_time;
@@ -114,6 +116,10 @@ impl Service {
         let has_grammar = generation.asked.grammar.is_some() && format.is_some();
         let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
         let tools = tools.map(|tools| HeldTools { tools, format });
+        if generation.output.is_framed && format.is_some_and(ToolFormat::frames_all) {
+            let grammar = generation.asked.grammar.take();
+            generation.asked.grammar = grammar.map(|grammar| framed(grammar, format)).transpose()?;
+        }
         let stops = &generation.params.stop_token_ids;
         generation.constraint =
             self.constraining.constrain(&generation.asked, tools, stops, thinking).await?;
@@ -388,10 +394,16 @@ impl Service {
     }
 
     fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
-        let OutputOptions { splits_reasoning, hides_reasoning, tools } = &generation.output;
+        let OutputOptions { is_framed, splits_reasoning, hides_reasoning, tools } = &generation.output;
+        let format = self.tool_format();
+        let signatures = match (tools, format) {
+            (Some(tools), _) => Some(tools.signatures()),
+            (None, Some(format)) if *is_framed && format.frames_all() => Some(Arc::default()),
+            (None, _) => None,
+        };
         let options = ParseOptions {
             reasoning: if *splits_reasoning { self.reasoning_markers(prompt) } else { None },
-            tools: self.tool_format().zip(tools.as_ref().map(|tools| tools.signatures())),
+            tools: format.zip(signatures),
             id_stem: uuid::Uuid::new_v4().simple().to_string().into(),
         };
         let is_read = options.reasoning.is_some() || options.tools.is_some();
@@ -402,6 +414,16 @@ impl Service {
             hides_reasoning: *hides_reasoning,
         }
     }
+}
+
+/// The grammar of an answer's text, in a model's frame of answers.
+fn framed(grammar: GrammarRequest, format: Option<ToolFormat>) -> Result<GrammarRequest, ApiError> {
+    let GrammarRequest { source, param } = grammar;
+    let Some(answer) = source.into_pattern(&param) else {
+        let message = "a grammar in Lark cannot be put into the frame that this model has around answers";
+        return Err(ApiError::unsupported(param, message));
+    };
+    Ok(GrammarRequest { source: GrammarSource::Pattern(grammar::framed(format, answer)), param })
 }
 
 /// Markers that the tokenizer calls special, and so does not show, have to reach the parser all the same.

@@ -85,6 +85,28 @@ fn bytes_with_merges_are_read_as_published() {
     check_alike(&load(&file.write("bytes")), &from_json(&published));
 }
 
+/// Whatever pieces a text is cut into before its merges, its tokens are all of it.
+#[test]
+fn every_way_of_cutting_text_keeps_it() {
+    let published = byte_level();
+    let (texts, kinds) = tokens(&published);
+    for pre in ["llama-bpe", "qwen2", "glm4", "chatglm-bpe", "minimax-m2", "olmo"] {
+        let mut file = GgufWriter::llama(texts.len());
+        file.text("tokenizer.ggml.model", "gpt2");
+        file.text("tokenizer.ggml.pre", pre);
+        file.texts("tokenizer.ggml.tokens", &texts);
+        file.ints("tokenizer.ggml.token_type", &kinds);
+        file.texts("tokenizer.ggml.merges", &merges(&published));
+        let found = load(&file.write(&format!("cut-{pre}")));
+        for text in ["It's 12345 o'clock, DON'T\n\n  wait / go", "Straße Łódź 你好 x²"] {
+            let ids = found.encode(text, Specials::AsText).expect("encodes");
+            let bytes: Vec<u8> =
+                ids.iter().flat_map(|&id| found.token_bytes(id).expect("a token").to_vec()).collect();
+            assert_eq!(String::from_utf8(bytes).as_deref(), Ok(text), "{pre}");
+        }
+    }
+}
+
 /// In a file of SentencePiece's there are scores, which fall in the order in which merges are made.
 #[test]
 fn pieces_with_scores_are_read_as_published() {

@@ -81,6 +81,11 @@ fn flags_mean_what_they_say() {
     assert_eq!(config["model"], "some/model");
     assert_eq!(config["max_model_len"], 32_000);
     assert_eq!(config["memory"], "Bytes(8589934592)");
+    assert_eq!(config["kv_offloading_size"], 0);
+    // A bare number is of GiB, as in vLLM.
+    for size in ["1.5", "1536MiB"] {
+        assert_eq!(print_config(&["--kv-offloading-size", size])["kv_offloading_size"], 3 << 29);
+    }
     assert_eq!(config["served_model_name"], json!(["x", "y"]));
     assert_eq!((&config["enable_prefix_caching"], &config["page"]), (&json!(false), &json!(false)));
     assert_eq!(config["dtype"], "F16");
@@ -259,6 +264,9 @@ fn mistakes_have_exit_codes_and_one_clear_line() {
         (&["serve", "--image-fetch-timeout", "0"], 2, "--image-fetch-timeout"),
         (&["serve", "--media-ca-file", "/nonexistent/file"], 2, "--media-ca-file"),
         (&["serve", "--mm-processor-cache-gb", "-1"], 2, "--mm-processor-cache-gb"),
+        (&["serve", "--kv-offloading-size", "some"], 2, "--kv-offloading-size"),
+        (&["serve", "--kv-offloading-size", "1", "--no-enable-prefix-caching"], 2, "--no-enable-prefix-caching"),
+        (&["plan", "--kv-offloading-size", "5B"], 3, "have no room for one KV block"),
         (&["serve", "--max-video-frames", "0"], 2, "--max-video-frames"),
         (&["serve", "--device", "tpu"], 2, "--device"),
         (&["kernels", "build", "--output", "x"], 2, "--arch"),

@@ -88,9 +88,11 @@ fn the_schema_of_a_tool_is_named() {
         // Where arguments are written one by one, each has a grammar of its own.
         let place = (error.part.as_deref(), error.pointer.as_deref());
         let expected = match format {
-            ToolFormat::Qwen3Coder | ToolFormat::SeedOss | ToolFormat::Pythonic => {
-                (Some("tools[1].function.parameters.properties.n"), Some("#/maxItems"))
-            }
+            ToolFormat::Qwen3Coder
+            | ToolFormat::SeedOss
+            | ToolFormat::MiniMaxM2
+            | ToolFormat::Glm
+            | ToolFormat::Pythonic => (Some("tools[1].function.parameters.properties.n"), Some("#/maxItems")),
             _ => (Some("tools[1].function.parameters"), Some("#/properties/n/maxItems")),
         };
         assert_eq!(place, expected, "{format:?}: {error}");

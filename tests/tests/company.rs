@@ -63,6 +63,40 @@ fn alone_in_company_and_again() {
     assert!(server.client().metric("vllm:prefix_cache_hits_total") > 0.0);
 }
 
+/// A cache of one full-length sequence: the next prompt takes the blocks of the one before.
+#[test]
+fn a_prefix_comes_back_from_the_host() {
+    let prompt = |seed: usize| -> Vec<usize> { (0..200).map(|i| 1 + (i * 37 + seed * 11) % 200).collect() };
+    let ask = |server: &Server, seed: usize| {
+        let body = json!({
+            "model": "perilune-demo", "prompt": prompt(seed), "max_tokens": 5, "seed": seed, "logprobs": 3, "ignore_eos": true,
+        });
+        let reply = server.client().post("/v1/completions", &body).json();
+        let cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (json!([reply["choices"][0]["text"], reply["choices"][0]["logprobs"]]).to_string(), cached)
+    };
+    let flags = ["--max-num-seqs", "1", "--max-model-len", "256", "--block-size", "16"];
+    let turns = |server: &Server| -> Vec<_> { [0, 1, 2, 0, 1, 2].map(|seed| ask(server, seed)).into() };
+    let server = Server::start(&flags);
+    let without = turns(&server);
+    assert!(without.iter().all(|(_, cached)| *cached == 0), "{without:?}");
+    drop(server);
+
+    let server = Server::start(&[&flags[..], &["--kv-offloading-size", "64MiB"]].concat());
+    let with = turns(&server);
+    let cached: Vec<u64> = with.iter().map(|(_, cached)| *cached).collect();
+    assert_eq!(cached, [0, 0, 0, 192, 192, 192]);
+    let said = |turns: Vec<(String, u64)>| turns.into_iter().map(|(said, _)| said).collect::<Vec<_>>();
+    assert_eq!(said(with), said(without));
+    let client = server.client();
+    let metric = |name: &str| client.metric(name);
+    assert_eq!(metric("vllm:external_prefix_cache_hits_total"), 3.0 * 192.0);
+    assert_eq!(metric("vllm:prefix_cache_hits_total"), 0.0);
+    let block_bytes = metric("vllm:kv_offload_load_bytes_total") / 36.0;
+    assert!(block_bytes > 0.0 && metric("vllm:kv_offload_store_bytes_total") >= 36.0 * block_bytes);
+    assert!(metric("vllm:kv_offload_cpu_cache_usage_perc") > 0.0);
+}
+
 #[test]
 fn streamed_text_is_the_whole_text() {
     let server = Server::start(&[]);

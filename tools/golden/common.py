@@ -76,7 +76,7 @@ class Formula:
 
 
 # How many steps of a value are 1: the range is 128 steps to both sides.
-FORMULA_STEPS = {"embed": 4096, "linear": 512, "head": 256, "bias": 256, "router": 256}
+FORMULA_STEPS = {"embed": 4096, "linear": 512, "head": 256, "bias": 256, "router": 256, "sink": 32}
 
 
 def fnv1a(data):

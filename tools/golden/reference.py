@@ -27,17 +27,17 @@ def router_watch(model):
     assert routers or "MoE" not in repr(model) and "Moe" not in repr(model), "no router found in a model with experts"
     noise = torch.Generator().manual_seed(1)
 
-    def chosen(router, hidden):
-        indices = router.forward(hidden)[2]
+    def chosen(router, hidden, rest):
+        indices = router.forward(hidden, *rest)[2]
         return torch.sort(indices, dim=-1).values
 
     def check(router, args, _output):
         hidden = args[0]
-        expected = chosen(router, hidden)
+        expected = chosen(router, hidden, args[1:])
         for _ in range(NUM_NOISE_TRIALS):
             scale = ROUTER_NOISE * hidden.abs().max()
             disturbed = hidden + scale * torch.randn(hidden.shape, generator=noise)
-            if not torch.equal(chosen(router, disturbed), expected):
+            if not torch.equal(chosen(router, disturbed, args[1:]), expected):
                 raise Unstable("router")
 
     hooks = [router.register_forward_hook(check) for router in routers]

@@ -15,7 +15,7 @@ use super::attention_problem::{After, Block, Keys, Problem, RANGE, row_len, widt
 use super::attention_thin as thin;
 use super::processor::Cpu;
 use super::shared::SharedMut;
-use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
+use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, Softmax};
 use crate::operands::kv::KvRows;
 use crate::{ActivationType, DType, Isa, Tensor, WeightType};
 use std::ops::Range;
@@ -103,7 +103,7 @@ pub(crate) fn gqa(
     q: &Tensor,
     [keys, values]: [KvRows; 2],
     ragged: &Ragged,
-    scale: f32,
+    softmax: Softmax,
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
@@ -113,7 +113,9 @@ pub(crate) fn gqa(
         q_stride: q.row_len(),
         sizes: scratch.sizes,
         kv_heads: keys.rows.shape()[1],
-        scale,
+        scale: softmax.scale,
+        window: softmax.window.unwrap_or(usize::MAX),
+        sinks: softmax.sinks.map(Tensor::as_f32),
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
@@ -139,6 +141,8 @@ pub(crate) fn mla(
         sizes: scratch.sizes,
         kv_heads: 1,
         scale,
+        window: usize::MAX,
+        sinks: None,
         cu_seqlens: ragged.cu_seqlens.as_slice(),
         context_lens: Some(ragged.context_lens.as_slice()),
         selected: ragged.selected,
@@ -163,6 +167,8 @@ pub(crate) fn packed(
         sizes: scratch.sizes,
         kv_heads: scratch.sizes.heads,
         scale,
+        window: usize::MAX,
+        sinks: None,
         cu_seqlens,
         context_lens: None,
         selected: None,
@@ -231,7 +237,8 @@ fn cut(cpu: &Cpu, problem: &mut Problem) -> Cut {
     let is_grouped = problem.heads_together > 1;
     if num_blocks == 1 && problem.pairs && !is_grouped {
         let block = problem.block(0);
-        if block.num_ranges() == 1 && block.num_rows() <= SLOT_ROWS && block.last_visible >= WORTH_SHARING {
+        let num_keys = block.last_visible - block.first_tile();
+        if block.num_ranges() == 1 && block.num_rows() <= SLOT_ROWS && num_keys >= WORTH_SHARING {
             return Cut::Parts;
         }
     }
@@ -306,16 +313,17 @@ impl Task<'_> {
         let width = width(&block);
         pack_queries(self.problem, &block, 0, &mut work);
         let next = self.problem.after(&block);
-        let next = next.as_ref().map(|next| (next, 0));
-        if block.num_ranges() == 1 {
+        let next = next.as_ref().map(|next| (next, next.ranges().start));
+        let ranges = block.ranges();
+        if ranges.len() == 1 {
             // What merging it with nothing would leave.
-            attend(self.cpu.isa, self.problem, &block, 0, next, &mut work);
+            attend(self.cpu.isa, self.problem, &block, ranges.start, next, &mut work);
             return attention_block::write(self.cpu.isa, self.problem, &block, &work.range, &self.out);
         }
         let columns = 0..row_len(self.problem.sizes.value_dim);
         work.total.clear(width);
-        for range in 0..block.num_ranges() {
-            let after = if range + 1 < block.num_ranges() { Some((&block, range + 1)) } else { next };
+        for range in ranges.clone() {
+            let after = if range + 1 < ranges.end { Some((&block, range + 1)) } else { next };
             attend(self.cpu.isa, self.problem, &block, range, after, &mut work);
             let range = work.range.finished();
             attention_block::merge(self.cpu.isa, &range, &mut work.total, block.num_rows(), &columns);
@@ -326,18 +334,20 @@ impl Task<'_> {
     /// The only block, of one range: scores by parts of the keys, and then sums by parts of the columns. Each number is one thread's, and
     /// has the order of terms that `whole_block` gives it.
     fn share(&self, block: &Block, parts: usize) {
-        let (keys, width) = (block.last_visible, width(block));
+        let (first, width) = (block.first_tile(), width(block));
+        let (keys, range) = (block.last_visible - first, block.ranges().start);
         self.cpu.pool.run_phases(&[parts.into(), parts.into()], &|phase, part, worker| {
             let mut work = self.workspace(worker);
             if phase == 0 {
-                let positions = part * keys / parts..(part + 1) * keys / parts;
+                let positions = first + part * keys / parts..first + (part + 1) * keys / parts;
+                let place = positions.start - range * RANGE;
                 // SAFETY: each position's scores are one task's.
-                let out = unsafe { self.scores.slice(positions.start * width, positions.len() * width) };
+                let out = unsafe { self.scores.slice(place * width, positions.len() * width) };
                 pack_queries(self.problem, block, positions.start, &mut work);
                 return pairs::scores(self.problem, block, positions, &mut work, out);
             }
             block.fill_visible(work.visible);
-            // SAFETY: all were written, and nobody writes in this phase.
+            // SAFETY: all that are read were written, and nobody writes in this phase.
             let scores = unsafe { self.scores.reader() }.from(0);
             let columns = self.columns(part, parts);
             pairs::attend_columns(self.problem, block, scores, &columns, &mut work);
@@ -349,7 +359,7 @@ impl Task<'_> {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
         pack_queries(self.problem, &block, range * RANGE, &mut work);
-        let after = (range + 1 < block.num_ranges()).then_some((&block, range + 1));
+        let after = (range + 1 < block.ranges().end).then_some((&block, range + 1));
         attend(self.cpu.isa, self.problem, &block, range, after, &mut work);
         // SAFETY: a range is one task's, and merging is another phase.
         unsafe { self.slot(index) }.copy_from(&work.range, block.num_rows());

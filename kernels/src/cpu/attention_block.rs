@@ -12,7 +12,7 @@
 use super::attention_load::{self as load, Ahead, Places};
 use super::attention_problem::{Block, KEYS, Keys, Problem, ROWS, row_len, width};
 use super::shared::SharedMut;
-use super::simd::{Isa, Simd, Turn, math, simd_entry};
+use super::simd::{Isa, MAX_LANES, Simd, Turn, math, simd_entry};
 use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::operands::attention::AttentionSizes;
 use std::ops::Range;
@@ -148,8 +148,8 @@ fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize
         let mut ahead = Ahead::new(problem, block, first + n, num_calls::<S>(problem, block, n));
         load::rows(s, problem, block, &places, [&mut *work.keys, &mut *work.values]);
         score(s, problem, block, n, work, &mut || ahead.ask(s, problem, block));
-        if first + n > block.first_visible {
-            mask(s, first, n, width, work);
+        if !block.hides_nothing(first, n) {
+            mask(s, [first, n], block.window, width, work);
         }
         for lane in (0..block.num_rows()).step_by(S::LANES) {
             soften(s, [n, width], lane, work);
@@ -207,19 +207,25 @@ fn score<S: Simd>(
     }
 }
 
-/// Scores of keys that a row may not see become -inf.
+/// Scores of keys that a row may not see become -inf: those after it, and those before its window.
 #[inline(always)]
-pub(super) fn mask<S: Simd>(s: S, first: usize, n: usize, width: usize, work: &mut Workspace<'_>) {
+pub(super) fn mask<S: Simd>(
+    s: S,
+    [first, n]: [usize; 2],
+    window: usize,
+    width: usize,
+    work: &mut Workspace<'_>,
+) {
+    let (window, hidden) = (s.splat(window as f32), s.splat(f32::NEG_INFINITY));
     for (j, scores) in work.scores.chunks_exact_mut(width).take(n).enumerate() {
         let position = s.splat((first + j) as f32);
         for lane in (0..width).step_by(S::LANES) {
             let lanes = lane..lane + S::LANES;
             let (score, visible) =
                 (s.load_slice(&scores[lanes.clone()]), s.load_slice(&work.visible[lanes.clone()]));
-            s.store_slice(
-                &mut scores[lanes],
-                s.select_lt(position, visible, score, s.splat(f32::NEG_INFINITY)),
-            );
+            let score = s.select_lt(position, visible, score, hidden);
+            let start = s.sub(visible, window);
+            s.store_slice(&mut scores[lanes], s.select_lt(position, start, hidden, score));
         }
     }
 }
@@ -371,19 +377,32 @@ pub(crate) fn write_columns(
         let (token, head) = block.row(row);
         // SAFETY: every row and head is in one block, and a column of it in one task.
         let out = unsafe { out.slice((token * heads + head) * value_dim + columns.start, columns.len()) };
-        divide(isa, &values[columns.clone()], total.sum[row], out);
+        let sink = problem.sinks.map(|sinks| sinks[head]);
+        divide(isa, &values[columns.clone()], [total.max[row], total.sum[row]], sink, out);
     }
 }
 
 simd_entry! {
-    /// `out = (values + 0) / sum`
-    fn divide(values: &[f32], sum: f32, out: &mut [f32]) = divide_body
+    /// `out = (values + 0) / sum`, of weights against a maximum; a sink has its own weight in the sum.
+    fn divide(values: &[f32], max_and_sum: [f32; 2], sink: Option<f32>, out: &mut [f32]) = divide_body
 }
 
 #[inline(always)]
-fn divide_body<S: Simd>(s: S, values: &[f32], sum: f32, out: &mut [f32]) {
-    let factor = s.splat(1.0 / sum);
+fn divide_body<S: Simd>(s: S, values: &[f32], [max, sum]: [f32; 2], sink: Option<f32>, out: &mut [f32]) {
+    let factor = match sink {
+        None => 1.0 / sum,
+        Some(sink) => {
+            // Where the sink is above all scores, weights shrink to it, so that nothing overflows.
+            let top = if sink > max { sink } else { max };
+            let mut weights = [[0.0; MAX_LANES]; 2];
+            s.store_slice(&mut weights[0], math::exp(s, s.splat(max - top)));
+            s.store_slice(&mut weights[1], math::exp(s, s.splat(sink - top)));
+            let [[keep, ..], [sink, ..]] = weights;
+            keep / (sum * keep + sink)
+        }
+    };
     for i in (0..out.len()).step_by(S::LANES) {
-        s.store_slice(&mut out[i..], s.mul(s.add(s.load_slice(&values[i..]), s.zero()), factor));
+        let values = s.add(s.load_slice(&values[i..]), s.zero());
+        s.store_slice(&mut out[i..], s.mul(values, s.splat(factor)));
     }
 }

@@ -97,6 +97,8 @@ pub(crate) fn item(
             sizes: inner,
             kv_heads: sizes.heads,
             scale: expansion.scale,
+            window: usize::MAX,
+            sinks: None,
             cu_seqlens: &[],
             context_lens: None,
             selected: None,
@@ -161,6 +163,7 @@ impl Rows {
             num_heads: 1,
             first_visible: self.context_len + start + 1,
             last_visible: self.context_len + start + num_tokens,
+            window: usize::MAX,
         }
     }
 }

@@ -134,8 +134,8 @@ fn attend_body(
 #[inline(always)]
 fn weigh(dot: Bf16Dot, block: &Block, [first, n]: [usize; 2], width: usize, work: &mut Workspace) {
     let s = dot.simd();
-    if first + n > block.first_visible {
-        mask(s, first, n, width, work);
+    if !block.hides_nothing(first, n) {
+        mask(s, [first, n], block.window, width, work);
     }
     for lane in (0..width).step_by(LANES) {
         soften(s, [n, width], lane, work);
@@ -182,7 +182,7 @@ pub(crate) fn scores(
     unsafe { entry(problem, block, positions, work, out) }
 }
 
-/// What `attend` does for range 0 with its scores, in some columns of the values: whole pairs of vectors.
+/// What `attend` does for the only range of a block with its scores, the first of the range's first key, in some columns of the values: whole pairs of vectors.
 pub(crate) fn attend_columns(
     problem: &Problem,
     block: &Block,
@@ -195,9 +195,11 @@ pub(crate) fn attend_columns(
         // SAFETY: this function has the features.
         let (dot, width) = (unsafe { Bf16Dot::new() }, width(block));
         work.range.clear_columns(width, columns);
-        for (first, n) in block.tiles(0) {
+        let range = block.ranges().start;
+        for (first, n) in block.tiles(range) {
             let places = Places::of(problem, block, first, n);
-            let scores = scores[first * width..(first + n) * width].chunks_exact(width);
+            let at = (first - range * RANGE) * width;
+            let scores = scores[at..at + n * width].chunks_exact(width);
             for (to, scores) in work.scores.chunks_exact_mut(width).zip(scores) {
                 to.copy_from_slice(scores);
             }

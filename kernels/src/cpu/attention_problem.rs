@@ -1,11 +1,13 @@
 //! A call of attention: where its queries and keys are, and how its rows are cut into blocks.
 //!
 //! A block is up to 64 rows (tokens × heads) that share a key head, or one token with all heads of several key heads, which lie side by side
-//! in the cache. Its keys are visited in tiles of 64 and ranges of eight tiles.
+//! in the cache. Its keys are visited in tiles of 64 and ranges of eight tiles, at absolute positions: those in which no row sees anything are
+//! left out, and one in which a row sees nothing leaves its sums as they are.
 
 use super::simd::MAX_LANES;
 use crate::operands::attention::{AttentionSizes, Ragged};
 use crate::operands::kv::KvRows;
+use std::ops::Range;
 
 /// Rows of a block.
 pub(crate) const ROWS: usize = 64;
@@ -48,6 +50,10 @@ pub(crate) struct Problem<'a> {
     pub sizes: AttentionSizes,
     pub kv_heads: usize,
     pub scale: f32,
+    /// Keys that a row sees at most: itself and those before it; usize::MAX: all.
+    pub window: usize,
+    /// Of each head: a logit that takes weight and has no value.
+    pub sinks: Option<&'a [f32]>,
     /// items + 1
     pub cu_seqlens: &'a [u32],
     /// None: every token sees its whole item.
@@ -76,6 +82,8 @@ pub(crate) struct Block {
     /// Keys that the first and the last token see; those between see one more each, or all the same.
     pub first_visible: usize,
     pub last_visible: usize,
+    /// Of those, each sees so many of the last.
+    pub window: usize,
 }
 
 impl Block {
@@ -92,14 +100,29 @@ impl Block {
         self.last_visible.min(self.first_visible + row / self.num_heads)
     }
 
-    pub fn num_ranges(&self) -> usize {
-        self.last_visible.div_ceil(RANGE)
+    /// The ranges in which some row sees something.
+    pub fn ranges(&self) -> Range<usize> {
+        self.first_tile() / RANGE..self.last_visible.div_ceil(RANGE)
     }
 
-    /// Tiles of keys of a range: the first position, and how many.
+    pub fn num_ranges(&self) -> usize {
+        self.ranges().len()
+    }
+
+    /// The first position of the first tile in which the first row sees something.
+    pub fn first_tile(&self) -> usize {
+        self.first_visible.saturating_sub(self.window) / KEYS * KEYS
+    }
+
+    /// Tiles of keys of a range, without those that lie before every row's window: the first position, and how many.
     pub fn tiles(&self, range: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let end = self.last_visible.min((range + 1) * RANGE);
-        (range * RANGE..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
+        let (start, end) = (self.first_tile().max(range * RANGE), self.last_visible.min((range + 1) * RANGE));
+        (start..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
+    }
+
+    /// Whether every row sees all of a tile.
+    pub fn hides_nothing(&self, first: usize, len: usize) -> bool {
+        first + len <= self.first_visible && self.last_visible <= first.saturating_add(self.window)
     }
 
     /// Keys that each row sees; lanes without a row see as many as the last one.
@@ -192,6 +215,7 @@ impl Problem<'_> {
             num_heads: num_kv_heads * heads.min(rep - head_block * heads),
             first_visible: visible(first_token),
             last_visible: visible(first_token + num_tokens - 1),
+            window: self.window,
         }
     }
 
@@ -201,7 +225,8 @@ impl Problem<'_> {
         loop {
             let candidate = self.block(block);
             if index < candidate.num_ranges() {
-                return (candidate, index);
+                let range = candidate.ranges().start + index;
+                return (candidate, range);
             }
             index -= candidate.num_ranges();
             block += 1;

@@ -197,12 +197,14 @@ fn one_head<S: Turn, E: Element>(
     by_rows!(num_rows, ROWS_AT_ONCE, |M| unsafe { sums.add::<S, E, M>(s) });
 }
 
-/// Scores of keys that a row may not see, or that are not there, become -inf.
+/// Scores of keys that a row may not see, because they come after it or before its window, or that are not there, become -inf.
 pub(super) fn hide(block: &Block, tile: &Tile, head: &Head, work: &mut Workspace) {
     for (scores, row) in work.scores.chunks_exact_mut(KEYS).zip(head.rows.clone()) {
         let visible = block.visible(row);
         let seen = (visible - tile.first.min(visible)).min(tile.len);
         scores[seen..].fill(f32::NEG_INFINITY);
+        let start = visible.saturating_sub(block.window).saturating_sub(tile.first);
+        scores[..start.min(KEYS)].fill(f32::NEG_INFINITY);
     }
 }
 

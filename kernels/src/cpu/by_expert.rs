@@ -134,6 +134,8 @@ pub(super) struct Terms<'a> {
     pub rows: &'a [f32],
     pub places: &'a [i32],
     pub weights: &'a [f32],
+    /// `[E, H]`, added to each row, and the expert of each.
+    pub bias: Option<(&'a [f32], &'a [i32])>,
     pub shared: Option<&'a [f32]>,
     /// None: what the shared expert made is added as it is.
     pub gate: Option<f32>,
@@ -146,14 +148,19 @@ simd_entry! {
 
 #[inline(always)]
 fn weighted_sum_body<S: Simd>(s: S, terms: &Terms<'_>, out: &mut [f32]) {
-    let (h, Terms { rows, places, weights, shared, gate }) = (out.len(), terms);
+    let (h, Terms { rows, places, weights, bias, shared, gate }) = (out.len(), terms);
     // A product with 1 is exact, so that this is a sum where there is no gate.
     let factor = gate.map_or(s.splat(1.0), |gate| math::sigmoid(s, s.splat(gate)));
     for c in (0..h).step_by(S::LANES) {
         let mut sum = s.zero();
         for j in 0..places.len() {
             let row = places[j] as usize * h;
-            sum = s.fma(s.splat(weights[j]), s.load_slice(&rows[row + c..row + h]), sum);
+            let mut made = s.load_slice(&rows[row + c..row + h]);
+            if let Some((bias, experts)) = bias {
+                let row = experts[j] as usize * h;
+                made = s.add(made, s.load_slice(&bias[row + c..row + h]));
+            }
+            sum = s.fma(s.splat(weights[j]), made, sum);
         }
         if let Some(shared) = shared {
             sum = s.fma(factor, s.load_slice(&shared[c..]), sum);

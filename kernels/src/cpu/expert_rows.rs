@@ -71,6 +71,7 @@ pub(crate) fn combine(
                 rows,
                 places: &places[pairs.clone()],
                 weights: &weights[pairs],
+                bias: None,
                 shared: None,
                 gate: None,
             };

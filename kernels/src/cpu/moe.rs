@@ -23,7 +23,7 @@ use super::simd::{Isa, Simd, math, simd_entry};
 use super::tile::{self, Job, MAX_ROWS, PanelFormat, Sums};
 use crate::operands::moe::{MoeScratch, SharedExpert};
 use crate::panel::PANEL;
-use crate::{Experts, MatrixBatch, Tensor};
+use crate::{BiasedGlu, Experts, MatrixBatch, Tensor};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -78,6 +78,7 @@ pub(crate) unsafe fn run<'s>(
         x: Source::Entered(Rows::new(cpu, &experts.gate_up, sorted, num_pairs)),
         inner: Rows::new(cpu, &experts.down, SharedMut::new(inner.as_words_mut()), num_pairs),
         out: sorted.floats().first(num_pairs * h),
+        glu: experts.glu.as_ref(),
     };
     let gates = shared.as_ref().and_then(|shared| shared.gate).map(Tensor::as_f32);
     let (mut shared, mut words, all_rows) = (shared, cpu.scratch(), [0, num_tokens as i32]);
@@ -88,6 +89,7 @@ pub(crate) unsafe fn run<'s>(
         x: x.x,
         places,
         weights: weights.as_f32(),
+        bias: experts.glu.as_ref().map(|glu| (glu.down_bias.as_f32(), ids.as_i32())),
         gates,
         out: SharedMut::new(out.as_f32_mut()),
         sizes: [h, k],
@@ -104,6 +106,8 @@ struct Step<'a> {
     x: Shared<'a, f32>,
     places: &'a [i32],
     weights: &'a [f32],
+    /// Of down `[E, H]`, where there is one, and the expert of each pair.
+    bias: Option<(&'a [f32], &'a [i32])>,
     /// Of the shared expert, one for each token, where it has any.
     gates: Option<&'a [f32]>,
     out: SharedMut<f32>,
@@ -187,7 +191,8 @@ impl Step<'_> {
         let terms = Terms {
             rows: routed.expect("there are experts").from(0),
             places: &self.places[pairs.clone()],
-            weights: &self.weights[pairs],
+            weights: &self.weights[pairs.clone()],
+            bias: self.bias.map(|(bias, ids)| (bias, &ids[pairs])),
             shared: shared.map(|rows| &rows.from(token * h)[..h]),
             gate: self.gates.map(|gates| gates[token]),
         };
@@ -300,6 +305,8 @@ struct Layer<'a> {
     /// silu(gate) * up.
     inner: Rows,
     out: SharedMut<f32>,
+    /// Biases of gate and up, and what is made of both; `None`: silu(gate) * up.
+    glu: Option<&'a BiasedGlu>,
 }
 
 impl<'a> Layer<'a> {
@@ -330,6 +337,7 @@ impl<'a> Layer<'a> {
             },
             inner: Rows::new(cpu, down, SharedMut::new(inner), num_tokens),
             out: SharedMut::new(shared.out.as_f32_mut()),
+            glu: None,
         })
     }
 
@@ -402,7 +410,7 @@ fn up_part_body<S: Simd, W: PanelFormat>(
         let units = first..part.units.end.min(first + UNITS);
         products::<S, W>(s, layer, part, (rows, units.clone()), sums, &mut room);
         for (unit, sums) in units.zip(sums.chunks_exact_mut(2 * num_sums)) {
-            gate(s, layer, unit, part.rows.clone(), sums);
+            gate(s, layer, [part.expert, unit], part.rows.clone(), sums);
         }
     }
 }
@@ -448,7 +456,13 @@ fn products<S: Simd, W: PanelFormat>(
 
 /// What a unit's sums, rows of gate and then rows of up, make of its columns.
 #[inline(always)]
-fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums: &mut [MaybeUninit<f32>]) {
+fn gate<S: Simd>(
+    s: S,
+    layer: &Layer<'_>,
+    [expert, unit]: [usize; 2],
+    rows: Range<usize>,
+    sums: &mut [MaybeUninit<f32>],
+) {
     let (inner, num_rows) = (&layer.inner, rows.len());
     let columns = (inner.k - unit * PANEL).min(PANEL);
     let (gates, ups) = sums.split_at_mut(num_rows * PANEL);
@@ -458,7 +472,20 @@ fn gate<S: Simd>(s: S, layer: &Layer<'_>, unit: usize, rows: Range<usize>, sums:
         let (gate, up) =
             unsafe { (&mut *gate.as_mut_ptr().cast::<[f32; PANEL]>(), &*up.as_ptr().cast::<[f32; PANEL]>()) };
         for c in (0..PANEL).step_by(S::LANES) {
-            let product = s.mul(math::silu(s, s.load_slice(&gate[c..])), s.load_slice(&up[c..]));
+            let both = [s.load_slice(&gate[c..]), s.load_slice(&up[c..])];
+            let product = match layer.glu {
+                None => s.mul(math::silu(s, both[0]), both[1]),
+                Some(glu) => {
+                    // The turns of biases are those of panels.
+                    let bias = glu.gate_up_bias.as_f32();
+                    let [gate, up] = [0, 1].map(|side| layer.panel(expert, unit, side) * PANEL + c);
+                    let both = [
+                        s.add(both[0], s.load_slice(&bias[gate..])),
+                        s.add(both[1], s.load_slice(&bias[up..])),
+                    ];
+                    math::clamped_glu(s, both, [glu.alpha, glu.limit])
+                }
+            };
             s.store_slice(&mut gate[c..], product);
         }
         if inner.rounding.is_none() {

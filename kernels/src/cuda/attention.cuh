@@ -3,6 +3,7 @@
 #include "tokens.cuh"
 
 constexpr int KEYS = 64;
+constexpr float LOG2_E = 1.44269504f;
 constexpr float LOWEST = -1e30f;  // below every score, but differences of it are numbers
 
 struct AttendShape {
@@ -15,6 +16,7 @@ struct AttendShape {
     int block_size;                // 0: key p is row table + p
     int list;                      // of the header: which units
     int partials, maxima;          // where partial sums and their maxima and sums of weights begin in the scratch
+    int window;                    // keys that a row sees at most: itself and those before it; 0x7fffffff: all
     int floats;                    // whether `out` gets the result where it is packed as well
     float scale;                   // times log2(e)
 };
@@ -42,6 +44,8 @@ __device__ __forceinline__ Merge merge_of(float max, float b_max) {
     return Merge{larger, fast_exp2(max - larger), fast_exp2(b_max - larger)};
 }
 __device__ __forceinline__ float merged(Merge m, float a, float b) { return fmaf(a, m.keep, b * m.take); }
+// A sink is a weight without a value.
+__device__ __forceinline__ Merge with_sink(float max, float sink) { return merge_of(max, sink * LOG2_E); }
 
 // Rows of D elements in pieces of 8, such that eight rows at one piece touch every bank once.
 template <int D> struct Tile {
@@ -150,6 +154,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     Ptr<const W> keys, values;
     Ptr<const int> tables;
     Ptr<float> scratch, out;
+    Ptr<const float> sinks = nullptr;  // of each head: a logit that takes weight and has no value
     Ptr<W> packed;       // or null
     Ptr<W> memory, weights;
     Ptr<float> maxima;   // [KEY_GROUPS][M]: of a tile, and at the end of a range sums of weights
@@ -210,6 +215,18 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     }
     __device__ __forceinline__ int visible_to(int row, const AttendShape& s) {
         return min(last_visible, unit.first_visible + row / s.block_heads);
+    }
+    // Whether a row that sees keys before `seen` does not see the one at a position. Latents have no window.
+    static __device__ __forceinline__ bool is_hidden(int position, int seen, const AttendShape& s) {
+        if constexpr (LATENT) return position >= seen;
+        // What comes after the row is below 0, and so above every window.
+        else return (unsigned)(seen - 1 - position) >= (unsigned)s.window;
+    }
+    // The first key of the unit's first tile: those before lie before every row's window, or in an earlier range.
+    __device__ __forceinline__ int begin_key(const AttendShape& s) {
+        int first = unit.first_range * unit.range_len;
+        if constexpr (!LATENT) first = max(first, max(unit.first_visible - s.window, 0) / KEYS * KEYS);
+        return first;
     }
     __device__ __forceinline__ Ptr<const float> query_of(int row, const AttendShape& s) {
         long long at = (long long)(unit.first_token + row / s.block_heads) * s.q_stride + (long long)(first_head + row % s.block_heads) * s.d;
@@ -282,14 +299,14 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     }
 
     // Scales and masks; the largest score of rows `row` and `row + 8`, over all warps that have a part of them.
-    __device__ __forceinline__ void find_largest(int row, const int (&seen)[2], int first, float scale, Scores& scores, float (&largest)[2]) {
+    __device__ __forceinline__ void find_largest(int row, const int (&seen)[2], int first, const AttendShape& s, Scores& scores, float (&largest)[2]) {
         largest[0] = largest[1] = LOWEST;
 #pragma unroll
         for (int n = 0; n < SCORE_TILES; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                bool hidden = first + n * 8 + pair + j % 2 >= seen[j / 2];
-                scores[n][j] = hidden ? LOWEST : scores[n][j] * scale;
+                bool hidden = is_hidden(first + n * 8 + pair + j % 2, seen[j / 2], s);
+                scores[n][j] = hidden ? LOWEST : scores[n][j] * s.scale;
                 largest[j / 2] = fmaxf(largest[j / 2], scores[n][j]);
             }
 #pragma unroll
@@ -312,7 +329,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
     __device__ __forceinline__ void soften(int first_key, const AttendShape& s, Scores& scores) {
         int row = row_group * 16 + group, first = first_key + key_group * OWN_KEYS, seen[2] = {visible_to(row, s), visible_to(row + 8, s)};
         float largest[2];
-        find_largest(row, seen, first, s.scale, scores, largest);
+        find_largest(row, seen, first, s, scores, largest);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float before = row_max[parity * M + row + half * 8], after = fmaxf(before, largest[half]);
@@ -325,7 +342,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                 float w[2];
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    bool hidden = first + n * 8 + pair + j >= seen[half];
+                    bool hidden = is_hidden(first + n * 8 + pair + j, seen[half], s);
                     w[j] = hidden ? 0.0f : fast_exp2(scores[n][half * 2 + j] - after);
                 }
                 store_vec(weights + ((row + half * 8) * Tile<72>::STRIDE + key_group * OWN_KEYS + n * 8 + pair), Float<W>::pack(w[0], w[1]));
@@ -434,9 +451,17 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
         Merge m = Merge{max, 0.0f, 1.0f};
         if (!is_first) {
             m = merge_of(mine[0], max);
-            sum = keeps ? (float)mine[1] : merged(m, mine[1], sum);
+            float old = mine[1];
+            // And one that saw nothing before this range is as if it began here: its window does.
+            if (!LATENT && old == 0) is_first = true;
+            else sum = keeps ? old : merged(m, old, sum);
         }
         if (!is_last) mine[0] = m.max, mine[1] = sum;
+        float times = 1, by = sum;
+        if (!LATENT && is_last && !is_partial && sinks != nullptr && there) {
+            Merge sink = with_sink(m.max, sinks[first_head + head]);
+            times = sink.keep, by = fmaf(sum, sink.keep, sink.take);
+        }
         long long place = (long long)((is_partial ? unit.slot : unit.first_token) + token) * s.heads + first_head + head;
         long long to = s.partials + place * s.dv;
         Result<W> result{nullptr, nullptr};
@@ -455,7 +480,7 @@ template <class W, int D, int DV, int M, int WARPS, int STAGES, bool LATENT> str
                 if (!is_last) store_vec(at, v);
                 else if (there && column < s.dv) {
                     if (is_partial) store_vec(scratch + to + column, v);
-                    else result.store(i * WARPS * 2 + side, make_float2(v.x / sum, v.y / sum));
+                    else result.store(i * WARPS * 2 + side, make_float2(v.x * times / by, v.y * times / by));
                 }
             }
         if (is_partial && there && warp == 0 && pair == 0) store_vec(scratch + (s.maxima + place * 2), make_float2(max, sum));

@@ -7,7 +7,7 @@ use super::attention_plan::Items;
 use super::attention_rows::{self, Pages, Problem, Strided};
 use super::attention_tiles::{self, Memory};
 use super::tokens::PackedResult;
-use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
+use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, Softmax};
 use crate::{DType, Index, Tensor};
 
 /// A call over pages.
@@ -17,13 +17,13 @@ pub(crate) struct Paged<'a> {
     /// `None`: the first columns of the keys, which all heads share.
     pub values: Option<&'a Tensor>,
     pub ragged: &'a Ragged<'a>,
-    pub scale: f32,
+    pub softmax: Softmax<'a>,
     /// Of heads that `attention_tiles::serves_heads`, in the type of the cache.
     pub packed: PackedResult<'a>,
 }
 
 pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, out: &mut Tensor) {
-    let Paged { q, keys, values, ragged, scale, packed } = *call;
+    let Paged { q, keys, values, ragged, softmax, packed } = *call;
     packed.check("attention", [out.rows(), out.row_len()]);
     let strided = |tensor: &Tensor| Strided {
         start: tensor.pointer(),
@@ -40,7 +40,7 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
         sizes: &scratch.sizes,
         num_tokens: q.rows(),
         num_items: ragged.num_items(),
-        scale,
+        softmax,
         out: out.pointer(),
         packed,
     };
@@ -55,7 +55,10 @@ pub(crate) fn paged(cuda: &Cuda, call: &Paged, scratch: &mut AttentionScratch, o
         block_size: ragged.block_size,
         selected: selected.as_deref().map(|selected| Index::Host(selected).on_device(device)),
     };
-    let plan = scratch.plan.as_mut().expect("made on this device");
+    let plan = match softmax.window {
+        None => scratch.plan.as_mut().expect("made on this device"),
+        Some(_) => scratch.window_plan.as_mut().expect("a scratch that was made with a window"),
+    };
     let memory = Memory { buffer: &scratch.buffer, plan, rule: scratch.rule };
     if !attention_tiles::run(cuda, &problem, &items_of(ragged), &pages, memory) {
         assert!(packed.room.is_none(), "attention: rows in f32 are not packed");
@@ -97,7 +100,7 @@ pub(crate) fn packed_rows(
         sizes,
         num_tokens: qkv.rows(),
         num_items: cu_seqlens.len() - 1,
-        scale,
+        softmax: scale.into(),
         out: out.pointer(),
         packed: PackedResult::NONE,
     };

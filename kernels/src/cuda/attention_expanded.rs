@@ -363,6 +363,7 @@ impl Launch<'_> {
             list: int(first_unit),
             partials: 0,
             maxima: 0,
+            window: i32::MAX,
             floats: i32::from(self.call.packed.leaves_floats()),
             scale: self.call.scale * std::f32::consts::LOG2_E,
         }

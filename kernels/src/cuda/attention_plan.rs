@@ -5,6 +5,8 @@ use super::driver::DevicePtr;
 use crate::{Device, Indices};
 use std::cmp::Reverse;
 
+/// Keys of a tile.
+const KEYS: usize = 64;
 /// Rows of a small and of a large block over pages.
 pub(crate) const FEW_ROWS: usize = 16;
 pub(crate) const MANY_ROWS: usize = 64;
@@ -13,7 +15,7 @@ pub(crate) const HEADER: usize = 8;
 pub(crate) const UNIT: usize = 8;
 const SPLIT: usize = 4;
 
-/// The rule that decides how a row's sums are made on a GPU: by how many keys the row sees and nothing else. Short ranges are more units
+/// The rule that decides how a row's sums are made on a GPU: by how many keys the row sees, within its window, and nothing else. Short ranges are more units
 /// of work for one long sequence, and more sums to merge for everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeRule {
@@ -67,6 +69,8 @@ pub(crate) struct Shape {
     pub blocks: usize,
     pub num_slots: usize,
     pub rule: RangeRule,
+    /// Keys that a row sees at most: itself and those before it; usize::MAX: all.
+    pub window: usize,
 }
 
 /// Heads of a unit of so many rows, and units side by side that cover all heads of a key head.
@@ -108,6 +112,8 @@ struct Unit {
     num_tokens: usize,
     first_visible: usize,
     last_visible: usize,
+    /// Of the first tile in which the first token sees something.
+    first_key: usize,
     range_len: usize,
     ranges: [usize; 2],
     slot: Option<usize>,
@@ -224,7 +230,9 @@ fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
                 None => [end - start; 2],
             };
             // Packed segments are in one range: nobody computes a part of one.
-            let range_len = items.context_lens.map_or(1 << 30, |_| shape.rule.len(visible[1]));
+            let range_len =
+                items.context_lens.map_or(1 << 30, |_| shape.rule.len(visible[1].min(shape.window)));
+            let first_key = visible[0].saturating_sub(shape.window) / KEYS * KEYS;
             list.push(Unit {
                 table: items.tables[item] as usize,
                 first_token: start + position - context,
@@ -232,7 +240,8 @@ fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
                 first_visible: visible[0],
                 last_visible: visible[1],
                 range_len,
-                ranges: [0, visible[1].div_ceil(range_len)],
+                first_key,
+                ranges: [first_key / range_len, visible[1].div_ceil(range_len)],
                 slot: None,
             });
             position = next;
@@ -245,7 +254,8 @@ fn units(shape: &Shape, items: &Items) -> [Vec<Unit>; 2] {
 fn split(units: Vec<Unit>, left: &mut usize, num_slots: usize, splits: &mut Vec<u32>) -> Vec<Unit> {
     let mut parts = Vec::with_capacity(units.len());
     for unit in units {
-        let [_, ranges] = unit.ranges;
+        let [first, end] = unit.ranges;
+        let ranges = end - first;
         let wanted = ranges * unit.num_tokens;
         if ranges == 1 || wanted > *left {
             parts.push(unit);
@@ -254,7 +264,7 @@ fn split(units: Vec<Unit>, left: &mut usize, num_slots: usize, splits: &mut Vec<
         let first_slot = num_slots - *left;
         *left -= wanted;
         parts.extend((0..ranges).map(|range| Unit {
-            ranges: [range, range + 1],
+            ranges: [first + range, first + range + 1],
             slot: Some(first_slot + range * unit.num_tokens),
             ..unit
         }));
@@ -262,7 +272,7 @@ fn split(units: Vec<Unit>, left: &mut usize, num_slots: usize, splits: &mut Vec<
             let seen = (unit.first_visible + token).min(unit.last_visible);
             let numbers = [
                 unit.first_token + token,
-                seen.div_ceil(unit.range_len),
+                seen.div_ceil(unit.range_len) - first,
                 first_slot + token,
                 unit.num_tokens,
             ];
@@ -275,13 +285,12 @@ fn split(units: Vec<Unit>, left: &mut usize, num_slots: usize, splits: &mut Vec<
 impl Unit {
     fn num_keys(&self) -> usize {
         let [first, end] = self.ranges;
-        self.last_visible.min(end * self.range_len) - first * self.range_len
+        self.last_visible.min(end * self.range_len) - self.first_key.max(first * self.range_len)
     }
 
     /// As attention.cu reads it.
     fn words(&self) -> [u32; UNIT] {
-        let Self { table, first_token, num_tokens, first_visible, last_visible: _, range_len, ranges, slot } =
-            *self;
+        let Self { table, first_token, num_tokens, first_visible, range_len, ranges, slot, .. } = *self;
         let slot = slot.map_or(u32::MAX, |slot| slot as u32);
         let [first, end] = ranges;
         let [table, first_token, num_tokens, first_visible, range_len, first, end] =
@@ -309,6 +318,7 @@ mod tests {
             blocks,
             num_slots,
             rule,
+            window: usize::MAX,
         }
     }
 

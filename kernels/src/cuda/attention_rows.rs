@@ -7,7 +7,7 @@ use super::launch::{Instance, Kernel, grid};
 use super::tokens::PackedResult;
 use crate::DType;
 use crate::index::OnDevice;
-use crate::operands::attention::AttentionSizes;
+use crate::operands::attention::{AttentionSizes, Softmax};
 
 const WARPS: usize = 4;
 /// Widest values, as in attention_rows.cu.
@@ -46,7 +46,7 @@ pub(crate) struct Problem<'a> {
     pub sizes: &'a AttentionSizes,
     pub num_tokens: usize,
     pub num_items: usize,
-    pub scale: f32,
+    pub softmax: Softmax<'a>,
     pub out: DevicePtr,
     /// In the type of keys and values.
     pub packed: PackedResult<'a>,
@@ -78,13 +78,28 @@ struct RowsShape {
     key_head: i32,
     value_head: i32,
     block_size: i32,
+    window: i32,
     scale: f32,
 }
-// SAFETY: twelve i32 and a float, as in attention_rows.cu.
+// SAFETY: thirteen i32 and a float, as in attention_rows.cu.
 unsafe impl Param for RowsShape {}
 
+/// As kernels take it.
+pub(super) fn window_of(softmax: &Softmax) -> i32 {
+    softmax.window.map_or(i32::MAX, |window| i32::try_from(window).unwrap_or(i32::MAX))
+}
+
+/// Null: there are none.
+pub(super) fn sinks_of(softmax: &Softmax) -> DevicePtr {
+    softmax.sinks.map_or(DevicePtr::NULL, |sinks| {
+        assert_eq!(sinks.dtype(), DType::F32, "attention: sinks");
+        sinks.pointer()
+    })
+}
+
 pub(crate) fn run(cuda: &Cuda, problem: &Problem, cu_seqlens: &OnDevice, pages: Option<&Pages>) {
-    let Problem { q, q_stride, keys, values, dtype, sizes, num_tokens, num_items, scale, out, .. } = *problem;
+    let Problem { q, q_stride, keys, values, dtype, sizes, num_tokens, num_items, softmax, out, .. } =
+        *problem;
     assert!(sizes.value_dim <= MAX_VALUES, "attention: values of {} exceed {MAX_VALUES}", sizes.value_dim);
     if num_tokens == 0 {
         return;
@@ -102,7 +117,8 @@ pub(crate) fn run(cuda: &Cuda, problem: &Problem, cu_seqlens: &OnDevice, pages: 
         key_head: keys.head as i32,
         value_head: values.head as i32,
         block_size: pages.map_or(0, |pages| pages.block_size as i32),
-        scale: scale * std::f32::consts::LOG2_E,
+        window: window_of(&softmax),
+        scale: softmax.scale * std::f32::consts::LOG2_E,
     };
     let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(cu_seqlens.pointer);
     let args = match pages {
@@ -113,6 +129,7 @@ pub(crate) fn run(cuda: &Cuda, problem: &Problem, cu_seqlens: &OnDevice, pages: 
             .pointer(selected.as_ref().map_or(DevicePtr::NULL, |selected| selected.pointer)),
         None => (0..4).fold(args, |args, _| args.pointer(DevicePtr::NULL)),
     };
+    let args = args.pointer(sinks_of(&softmax));
     let blocks = (num_tokens * sizes.heads).div_ceil(WARPS);
     let grid = grid(blocks, WARPS as u32 * 32);
     // SAFETY: `ops` checked q, keys, values and out against the sizes, and on the host's copy that every position of every

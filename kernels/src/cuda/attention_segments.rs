@@ -127,6 +127,7 @@ pub(crate) fn run(cuda: &Cuda, call: &Call, memory: Memory) {
         blocks: 2 * cuda.info().num_sms as usize,
         num_slots: 0,
         rule: RangeRule::default(),
+        window: usize::MAX,
     };
     let items = Items { cu_seqlens: offsets, context_lens: None, tables: offsets, selected: None };
     let counts = memory.plan.update(&plan_shape, &items);

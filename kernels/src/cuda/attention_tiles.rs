@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::attention_plan::{self, Counts, FEW_ROWS, Items, MANY_ROWS, Plan, RangeRule, Shape};
-use super::attention_rows::{Pages, Problem};
+use super::attention_rows::{Pages, Problem, sinks_of, window_of};
 use super::compile::Source;
 use super::driver::{Args, DevicePtr, Grid, Param};
 use super::launch::{Instance, Kernel, grid};
@@ -119,10 +119,11 @@ pub(super) struct AttendShape {
     pub list: i32,
     pub partials: i32,
     pub maxima: i32,
+    pub window: i32,
     pub floats: i32,
     pub scale: f32,
 }
-// SAFETY: sixteen i32 and a float, as in attention.cu.
+// SAFETY: seventeen i32 and a float, as in attention.cu.
 unsafe impl Param for AttendShape {}
 
 /// Blocks that a device holds at once.
@@ -166,6 +167,7 @@ fn shape_of(cuda: &Cuda, sizes: &AttentionSizes, rule: RangeRule, [has_few, has_
         blocks: num_blocks(cuda.info().num_sms, sizes.value_dim),
         num_slots: attention_plan::num_slots(sizes.heads, sizes.max_context, rule),
         rule,
+        window: usize::MAX,
     }
 }
 
@@ -195,7 +197,9 @@ pub(crate) fn run(cuda: &Cuda, problem: &Problem, items: &Items, pages: &Pages, 
     if few.is_none() && many.is_none() {
         return false;
     }
-    let shape = shape_of(cuda, problem.sizes, memory.rule, [few.is_some(), many.is_some()]);
+    let window = problem.softmax.window.unwrap_or(usize::MAX);
+    let shape =
+        Shape { window, ..shape_of(cuda, problem.sizes, memory.rule, [few.is_some(), many.is_some()]) };
     let counts = memory.plan.update(&shape, items);
     let launch = Launch { cuda, problem, pages, shape, buffer: memory.buffer.pointer(), plan: memory.plan };
     launch.run([few, many], &counts);
@@ -231,8 +235,8 @@ impl Launch<'_> {
         let shape = self.attend_shape(list, variant.rows);
         let tables = self.pages.block_tables.pointer;
         let args = Args::new().pointer(q).pointer(keys.start).pointer(values.start).pointer(tables);
-        let args = args.pointer(self.plan.pointer()).value(shape).pointer(self.buffer).pointer(out);
-        let args = args.pointer(packed.pointer());
+        let args = args.pointer(self.plan.pointer()).pointer(sinks_of(&self.problem.softmax));
+        let args = args.value(shape).pointer(self.buffer).pointer(out).pointer(packed.pointer());
         let units = count * self.shape.kv_heads * shape.head_blocks as usize;
         // The number of units of a graph's batch may change from replay to replay.
         let blocks = if self.cuda.is_capturing() { self.shape.blocks } else { self.shape.blocks.min(units) };
@@ -250,6 +254,7 @@ impl Launch<'_> {
         let args = Args::new()
             .pointer(self.plan.pointer())
             .pointer(self.buffer)
+            .pointer(sinks_of(&self.problem.softmax))
             .value(self.attend_shape(0, FEW_ROWS));
         let args = args.pointer(self.problem.out).pointer(self.problem.packed.pointer());
         let blocks = 4 * self.cuda.info().num_sms as usize;
@@ -259,7 +264,7 @@ impl Launch<'_> {
     }
 
     fn attend_shape(&self, list: usize, rows: usize) -> AttendShape {
-        let Problem { q_stride, keys, values, sizes, scale, .. } = *self.problem;
+        let Problem { q_stride, keys, values, sizes, softmax, .. } = *self.problem;
         let rep = self.shape.rep;
         let [block_heads, head_blocks] = attention_plan::head_blocks(rep, rows);
         let [totals, partials, _] = scratch_parts(self.cuda.info().num_sms, sizes, self.shape.rule);
@@ -280,8 +285,9 @@ impl Launch<'_> {
             list: int(list),
             partials: int(totals),
             maxima: int(totals + partials),
+            window: window_of(&softmax),
             floats: i32::from(self.problem.packed.leaves_floats()),
-            scale: scale * std::f32::consts::LOG2_E,
+            scale: softmax.scale * std::f32::consts::LOG2_E,
         }
     }
 }

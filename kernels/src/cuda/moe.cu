@@ -1,5 +1,6 @@
 // moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) · up_e x[t]),  e = ids[t, j], summed in the order of j
 //      + down (silu(gate x[t]) · up x[t]), of the expert that every token takes, if it is computed beside the others; times sigmoid(g[t]) if it is gated
+//      of experts with biases: gate, up and down with theirs, and (u + 1) · g · sigmoid(alpha · g) of both, clamped, in place of silu(gate) · up
 // x, out [T, H] f32 (moe_many: x as tensor cores take it) · ids [T, k] i32 · weights [T, k] f32 · experts bf16 or f16 in fragment order (pack.rs), or f32
 // 6·T·k·H·I FLOP; moves the weights of the distinct experts once for each block of tokens; not measured: no GPU was available
 //
@@ -27,6 +28,7 @@ struct MoeShape {
     int panels, units;  // of 32 rows and along K, in one expert; with UP panels of gate and up take turns
     int pairs;          // of x: 8: every eighth element of a row begins 16 aligned bytes; 1: every even one an aligned pair
     int unsorted;       // pairs (token, choice), at most 32, whose ids take the place of `order`; 0: they are sorted
+    float alpha, limit; // of experts with biases
 };
 
 // The expert that every token takes: its rows are the tokens, and gate and up are one matrix.
@@ -37,6 +39,32 @@ struct SharedShape {
     int side_panels;    // from a panel of gate to that of up
     int pairs;
 };
+
+// What is made of gate and up of a column of an expert. bias [experts, panels · 32], in turns as panels are, or none: then silu(gate) · up.
+__device__ __forceinline__ float gated(float gate, float up, Ptr<const float> bias, int expert, int column, const MoeShape& s) {
+    if (bias == nullptr) return silu(gate) * up;
+    Ptr<const float> at = bias + (((long long)expert * s.panels + column / 32 * 2) * 32 + column % 32);
+    gate = fminf(gate + at[0], s.limit);
+    up = fminf(fmaxf(up + at[32], -s.limit), s.limit);
+    return (up + 1.0f) * (gate / (1.0f + expf(-s.alpha * gate)));
+}
+
+// Levels with zeros leave no register for biases, and no family has both.
+template <class W> struct MayHaveBias {
+    static constexpr bool VALUE = true;
+};
+template <> struct MayHaveBias<q4z> {
+    static constexpr bool VALUE = false;
+};
+template <class W> __device__ __forceinline__ Ptr<const float> bias_of(Ptr<const float> bias) {
+    if constexpr (MayHaveBias<W>::VALUE) return bias;
+    else return Ptr<const float>(nullptr);
+}
+
+// A column that is not gated; bias [experts, n], or none.
+__device__ __forceinline__ float biased(float v, Ptr<const float> bias, int expert, int column, const MoeShape& s) {
+    return bias == nullptr ? v : v + bias[(long long)expert * s.n + column];
+}
 
 constexpr int PLACE_THREADS = 256;
 
@@ -135,7 +163,7 @@ template <bool UP> __device__ __forceinline__ int source_of(Ptr<const int> order
 // grid: (UP: panels, else 2 · panels; shared.blocks, then blocks of 8 · TILES rows), 256 threads
 template <class W, int TILES, bool UP>
 __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILES == 4) ? 2 : 3)
-    moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<float> out, In<float> shared_x, In<W> shared_w,
+    moe_few(In<float> x, In<W> w, In<int> starts, In<int> order, In<float> bias, MoeShape s, Out<float> out, In<float> shared_x, In<W> shared_w,
             SharedShape shared, Out<float> shared_out) {
     constexpr int SIDES = UP ? 2 : 1, SIZE = 16 * 8 * TILES;
     SHARED(float, partial, SIDES * RANGES * SIZE);
@@ -169,11 +197,16 @@ __global__ void __launch_bounds__(RANGES * 32, UP || (Weights<W>::SCALES && TILE
     store_partial(partial, acc);
     __syncthreads();
     Ptr<float> to = is_shared ? shared_out : out;
+    // Kept until now it would take a register that the widest blocks do not have.
+    Ptr<const float> biases = bias_of<W>(bias);
+    int expert = TILES < 4 ? work.expert : 0;
+    if (TILES == 4 && biases != nullptr) expert = find_work<8 * TILES>(starts, s.experts, (int)blockIdx.y - shared.blocks).expert;
     for (int i = (int)threadIdx.x; i < SIZE; i += RANGES * 32) {
         int column = unit * 32 + half * 16 + i % 16, row = work.first + i / 16;
         if (column >= n || row >= work.end) continue;
         float v = sum_ranges<TILES>(partial, 0, i);
-        if (UP) v = silu(v) * sum_ranges<TILES>(partial, 1, i);
+        if (UP) v = gated(v, sum_ranges<TILES>(partial, 1, i), biases, expert, column, s);
+        else v = biased(v, biases, expert, column, s);
         to[(long long)place(row) * n + column] = v;
     }
 }
@@ -189,7 +222,8 @@ template <class W> struct Made<W, true> {
 // grid: (panels / 4, blocks of TOKENS rows), 256 threads
 template <class W, int TOKENS, bool UP>
 __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
-    moe_many(In<typename Weights<W>::Taken> x, In<W> w, In<int> starts, In<int> order, MoeShape s, Out<typename Made<W, UP>::Type> out) {
+    moe_many(In<typename Weights<W>::Taken> x, In<W> w, In<int> starts, In<int> order, In<float> bias, MoeShape s,
+             Out<typename Made<W, UP>::Type> out) {
     using Taken = typename Weights<W>::Taken;
     Work work = find_work<TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
@@ -214,7 +248,8 @@ __global__ void __launch_bounds__(256, many_blocks<W>(TOKENS))
                 int column = block * 16 + lane / 4 + j / 2 * 8;
                 int row = work.first + warp_n * (TOKENS / 2) + i * 8 + lane % 4 * 2 + j % 2;
                 if (column >= s.n || row >= work.end) continue;
-                float v = UP ? silu(total[0][i][j]) * total[1][i][j] : total[half][i][j];
+                float v = UP ? gated(total[0][i][j], total[1][i][j], bias_of<W>(bias), work.expert, column, s)
+                             : biased(total[half][i][j], bias_of<W>(bias), work.expert, column, s);
                 out[(long long)row * s.n + column] = Float<typename Made<W, UP>::Type>::from(v);
             }
 }
@@ -302,7 +337,8 @@ __global__ void __launch_bounds__(256) moe_enter(In<float> x, In<int> order, int
 // grid: (panels / 4, up to a multiple of ROWS; blocks of 192 rows), clusters of ROWS by one, 384 threads, a ring of stages; x and what is made of
 // it by UP in the order of tokens.cuh, a row for each pair
 template <class W, bool UP, int ROWS>
-__global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, In<int> starts, MoeShape s, Out<typename Made<W, UP>::Type> out) {
+__global__ void __launch_bounds__(WGMMA_THREADS, 1)
+    moe_wgmma(In<W> x, In<W> w, In<int> starts, In<float> bias, MoeShape s, Out<typename Made<W, UP>::Type> out) {
     Work work = find_work<CLUSTER_TOKENS>(starts, s.experts, (int)blockIdx.y);
     if (work.expert < 0) return;
     int first_panel = (int)blockIdx.x * CLUSTER_PANELS, panels = max(min(s.panels - first_panel, CLUSTER_PANELS), 0);
@@ -331,9 +367,12 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, 
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     float other = exchange[((warp ^ 2) * HALF * 4 + j * 4 + e) * 32 + lane];
-                    float v = is_up ? silu(other) * total[HALF + j][e] : silu(total[j][e]) * other;
                     int column = (first_panel / 2 + warp / 4) * 32 + place + e / 2 * 8, row = row_of(is_up ? HALF + j : j, e);
-                    if (column < columns * 8 && row < work.end) out[packed_place(row, column / 8, columns) + column % 8] = Float<W>::from(v);
+                    if (column >= columns * 8 || row >= work.end) continue;
+                    // Columns that fill up are of nobody, and stay zeros.
+                    Ptr<const float> own = column < s.n ? bias : Ptr<const float>(nullptr);
+                    float v = gated(is_up ? other : total[j][e], is_up ? total[HALF + j][e] : other, own, work.expert, column, s);
+                    out[packed_place(row, column / 8, columns) + column % 8] = Float<W>::from(v);
                 }
         } else {
 #pragma unroll
@@ -341,7 +380,7 @@ __global__ void __launch_bounds__(WGMMA_THREADS, 1) moe_wgmma(In<W> x, In<W> w, 
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     int column = (first_panel + warp / 2) * 32 + place + e / 2 * 8, row = row_of(j, e);
-                    if (column < s.n && row < work.end) out[(long long)row * s.n + column] = total[j][e];
+                    if (column < s.n && row < work.end) out[(long long)row * s.n + column] = biased(total[j][e], bias, work.expert, column, s);
                 }
         }
     }
@@ -355,7 +394,7 @@ constexpr int F32_TOKENS = 8;
 // grid: (n / 4, blocks of 8 rows), 128 threads: a warp has one column of out
 template <bool UP>
 __global__ void __launch_bounds__(F32_WARPS * 32)
-    moe_f32(In<float> x, In<float> w, In<int> starts, In<int> order, MoeShape s, Out<float> out) {
+    moe_f32(In<float> x, In<float> w, In<int> starts, In<int> order, In<float> bias, MoeShape s, Out<float> out) {
     constexpr int SIDES = UP ? 2 : 1;
     Work work = find_work<F32_TOKENS>(starts, s.experts, (int)blockIdx.y);
     int column = (int)blockIdx.x * F32_WARPS + warp_id();
@@ -384,7 +423,8 @@ __global__ void __launch_bounds__(F32_WARPS * 32)
     for (int i = 0; i < F32_TOKENS; i++) {
         float first = warp_sum(acc[0][i]), last = UP ? warp_sum(acc[SIDES - 1][i]) : 0.0f;
         if (lane_id() == 0 && work.first + i < work.end)
-            out[(long long)(work.first + i) * s.n + column] = UP ? silu(first) * last : first;
+            out[(long long)(work.first + i) * s.n + column] =
+                UP ? gated(first, last, bias, work.expert, column, s) : biased(first, bias, work.expert, column, s);
     }
 }
 

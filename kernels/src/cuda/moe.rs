@@ -114,8 +114,10 @@ struct MoeShape {
     units: i32,
     pairs: i32,
     unsorted: i32,
+    alpha: f32,
+    limit: f32,
 }
-// SAFETY: eight i32, as in moe.cu.
+// SAFETY: eight i32 and two floats, as in moe.cu.
 unsafe impl Param for MoeShape {}
 
 /// As in moe.cu.
@@ -206,6 +208,7 @@ pub(crate) fn run<'s>(
         is_sorted: sorted.is_some(),
         tiles,
         is_packed: packed.is_some(),
+        bias: Bias::of(experts, side),
         beside: beside.as_ref().map(|shared| Beside::of(shared, side, x, num_tokens)),
     };
     let taken = match (tiles, experts.gate_up.stored_as(), &packed) {
@@ -357,6 +360,7 @@ pub(crate) fn expert_linear(
         is_sorted: true,
         tiles,
         is_packed: false,
+        bias: Bias::NONE,
         beside: None,
     };
     layer.launch(cuda);
@@ -513,7 +517,26 @@ struct Layer {
     tiles: Option<usize>,
     /// For `moe_wgmma`.
     is_packed: bool,
+    bias: Bias,
     beside: Option<Beside>,
+}
+
+/// What is added to a product, and of gate and up the numbers of what is made of them. Null: nothing, and silu.
+struct Bias {
+    pointer: DevicePtr,
+    alpha: f32,
+    limit: f32,
+}
+
+impl Bias {
+    const NONE: Self = Self { pointer: DevicePtr::NULL, alpha: 0.0, limit: 0.0 };
+
+    fn of(experts: &Experts, side: Side) -> Self {
+        let Some(glu) = &experts.glu else { return Self::NONE };
+        assert!(experts.stored_as() != WeightType::Int4Zero, "moe: biases beside levels with zeros");
+        let bias = if side == Side::Up { &glu.gate_up_bias } else { &glu.down_bias };
+        Self { pointer: bias.pointer(), alpha: glu.alpha, limit: glu.limit }
+    }
 }
 
 /// The shared expert's part of a product.
@@ -558,7 +581,7 @@ impl Beside {
 impl Layer {
     fn launch(self, cuda: &Cuda) {
         let Self { side, n, k, panels, units, stored_as, pointers, experts, top_k, num_pairs, .. } = self;
-        let Self { is_sorted, tiles, is_packed, beside, .. } = self;
+        let Self { is_sorted, tiles, is_packed, bias, beside, .. } = self;
         let shape = MoeShape {
             experts: experts as i32,
             top_k: top_k as i32,
@@ -568,6 +591,8 @@ impl Layer {
             units: units as i32,
             pairs: pairs_of(k),
             unsorted: if is_sorted { 0 } else { num_pairs as i32 },
+            alpha: bias.alpha,
+            limit: bias.limit,
         };
         let up = side == Side::Up;
         let (expression, blocks, rows_each, threads) = match (stored_as, tiles) {
@@ -597,13 +622,14 @@ impl Layer {
             let blocks = [blocks.next_multiple_of(cluster) as u32, row_blocks as u32, 1];
             let grid = Grid { blocks, threads: [threads, 1, 1], shared: WGMMA_SHARED };
             let clusters = Clusters { grid, blocks: [cluster as u32, 1, 1] };
-            let args = Args::new().pointer(x).pointer(weights).pointer(starts).value(shape).pointer(out);
+            let args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(bias.pointer);
+            let args = args.value(shape).pointer(out);
             // SAFETY: `moe_place` wrote `starts` before, and `moe_pack` or `moe_spread` and the first product rows of K in the order of tokens.cuh; weights and out as below.
             unsafe { cuda.launch_clusters(&KERNEL, &expression, clusters, args) };
             return;
         }
         let mut args = Args::new().pointer(x).pointer(weights).pointer(starts).pointer(order);
-        args = args.value(shape).pointer(out);
+        args = args.pointer(bias.pointer).value(shape).pointer(out);
         if stored_as != WeightType::F32 && tiles.is_some() {
             let Beside { shape, pointers: [x, weights, out] } = beside.unwrap_or(Beside::NONE).on(blocks);
             row_blocks += shape.blocks as usize;

@@ -24,6 +24,24 @@ pub struct Ragged<'a> {
     pub selected: Option<&'a [bool]>,
 }
 
+/// What scores become before they weigh values.
+#[derive(Clone, Copy, Debug)]
+pub struct Softmax<'a> {
+    /// Of `q · k`.
+    pub scale: f32,
+    /// A query at position p sees keys in (p - window, p]; `None`: all up to p. At least 1.
+    pub window: Option<usize>,
+    /// `[Hq]` f32: a logit for each head that takes weight and has no value: out = Σ exp(s_p) v[p] / (Σ exp(s_p) + exp(sink)).
+    pub sinks: Option<&'a Tensor>,
+}
+
+impl From<f32> for Softmax<'_> {
+    /// Of everything up to the query, times `scale`.
+    fn from(scale: f32) -> Self {
+        Self { scale, window: None, sinks: None }
+    }
+}
+
 /// Sizes that a scratch serves. For MLA: key_dim R + P, value_dim R. For packed segments: a context of 0.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSizes {
@@ -46,6 +64,8 @@ pub struct AttentionScratch {
     pub(crate) sizes: AttentionSizes,
     /// Where the device is a GPU.
     pub(crate) plan: Option<Plan>,
+    /// There, of calls that have a window: one for all of them.
+    pub(crate) window_plan: Option<Plan>,
     pub(crate) multiply_as: DType,
     pub(crate) rule: RangeRule,
 }

@@ -4,7 +4,7 @@
 //! mla_attention:    q [T, H, R + P] f32, absorbed · cache [S, R + P] · out [T, H, R] f32; values are the first R of a row
 //! packed_attention: qkv [T, 3, H, D] f32 · out [T, H, D] f32
 //! turned_attention: the same of queries and keys that turn before, as `rope_heads` turns them
-//! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]
+//! out[t, h] = Σ_p softmax_p(scale · q[t, h] · k[p]) v[p]; gqa_attention over a window of keys and with sinks where its `Softmax` says so
 //! Over a cache in bf16, where `Device::activation_type` beside bf16 is bf16, scale · q and the softmax's weights are rounded to it; so are they, and
 //! keys and values, where a scratch of packed segments multiplies as bf16.
 //!
@@ -19,7 +19,7 @@ use crate::cuda::attention_plan::RangeRule;
 use crate::cuda::attention_segments::{self, Call, Memory};
 use crate::cuda::attention_tiles;
 use crate::cuda::tokens::PackedResult;
-use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, check_offsets};
+use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, Softmax, check_offsets};
 use crate::operands::kv::KvRows;
 use crate::operands::rope::{RopeLayout, Rotation};
 use crate::{DType, Device, Index, Tensor};
@@ -40,7 +40,24 @@ impl AttentionScratch {
             Device::Cuda(_) => Some(attention_tiles::new_plan(device, &sizes, rule)),
         };
         let buffer = Tensor::zeros(device, DType::F32, &[Self::buffer_len(device, &sizes, rule)]);
-        Self { buffer, sizes, plan, multiply_as: DType::F32, rule }
+        Self { buffer, sizes, plan, window_plan: None, multiply_as: DType::F32, rule }
+    }
+
+    /// For calls that have a window as well, the same one in all of them.
+    pub fn with_window(self, device: &Device) -> Self {
+        let window_plan = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(_) => Some(attention_tiles::new_plan(device, &self.sizes, self.rule)),
+        };
+        Self { window_plan, ..self }
+    }
+
+    /// What `with_window` will allocate.
+    pub fn window_bytes(device: &Device, sizes: AttentionSizes) -> u64 {
+        match device {
+            Device::Cpu(_) => 0,
+            Device::Cuda(_) => attention_tiles::plan_bytes(device, &sizes),
+        }
     }
 
     /// What `new` will allocate.
@@ -63,7 +80,7 @@ impl AttentionScratch {
     /// Tells a graph that uses this scratch what its next replay attends to: the arrays that lie in the device's memory by then. An
     /// op that is called does so itself. Nothing to do on the CPU.
     pub fn plan(&mut self, ragged: &Ragged) {
-        if let Some(plan) = &mut self.plan {
+        for plan in [&mut self.plan, &mut self.window_plan].into_iter().flatten() {
             plan.renew(&cuda_attention::items_of(ragged));
         }
     }
@@ -98,11 +115,12 @@ pub fn gqa_attention<'a>(
     k_cache: impl Into<KvRows<'a>>,
     v_cache: impl Into<KvRows<'a>>,
     ragged: &Ragged,
-    scale: f32,
+    softmax: impl Into<Softmax<'a>>,
     scratch: &mut AttentionScratch,
     out: &mut Tensor,
 ) {
-    let call = HeadsOverPages { q, caches: [k_cache.into(), v_cache.into()], ragged, scale };
+    let call =
+        HeadsOverPages { q, caches: [k_cache.into(), v_cache.into()], ragged, softmax: softmax.into() };
     attend_to_heads(call, scratch, out, PackedResult::NONE);
 }
 
@@ -112,7 +130,7 @@ pub(super) struct HeadsOverPages<'a> {
     /// Of keys and of values.
     pub caches: [KvRows<'a>; 2],
     pub ragged: &'a Ragged<'a>,
-    pub scale: f32,
+    pub softmax: Softmax<'a>,
 }
 
 /// `packed`: on a GPU, where [`AttentionScratch::packs_as`] says so.
@@ -122,7 +140,7 @@ pub(super) fn attend_to_heads(
     out: &mut Tensor,
     packed: PackedResult,
 ) {
-    let HeadsOverPages { q, caches: [k_cache, v_cache], ragged, scale } = call;
+    let HeadsOverPages { q, caches: [k_cache, v_cache], ragged, softmax } = call;
     let &[t, heads, d] = q.shape() else { panic!("gqa_attention: q {:?}", q.shape()) };
     let &[slots, kv_heads, key_d] = k_cache.rows.shape() else {
         panic!("gqa_attention: keys {:?}", k_cache.rows)
@@ -137,11 +155,15 @@ pub(super) fn attend_to_heads(
     assert!(heads.is_multiple_of(kv_heads), "gqa_attention: {heads} heads over {kv_heads}");
     assert_eq!(out.shape(), [t, heads, dv], "gqa_attention: out");
     check_scratch("gqa_attention", scratch, [heads, kv_heads, d, dv], t);
+    assert!(softmax.window.is_none_or(|window| window > 0), "gqa_attention: a window of nothing");
+    if let Some(sinks) = softmax.sinks {
+        assert_eq!(sinks.shape(), [heads], "gqa_attention: sinks");
+    }
     ragged.check(t, slots);
     match &out.device().clone() {
-        Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, scale, scratch, out),
+        Device::Cpu(cpu) => attention::gqa(cpu, q, [k_cache, v_cache], ragged, softmax, scratch, out),
         Device::Cuda(cuda) => {
-            let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, scale, packed };
+            let call = Paged { q, keys: k_cache.rows, values: Some(v_cache.rows), ragged, softmax, packed };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }
@@ -168,7 +190,7 @@ pub fn mla_attention<'a>(
         Device::Cpu(cpu) => attention::mla(cpu, q, cache, ragged, scale, scratch, out),
         Device::Cuda(cuda) => {
             let packed = PackedResult::NONE;
-            let call = Paged { q, keys: cache.rows, values: None, ragged, scale, packed };
+            let call = Paged { q, keys: cache.rows, values: None, ragged, softmax: scale.into(), packed };
             cuda_attention::paged(cuda, &call, scratch, out);
         }
     }

@@ -6,7 +6,7 @@ use super::attention_expanded::{ExpandedCall, ExpandedScratch, attend_expanded};
 use super::linear::run_heads;
 use super::{HeadSlice, HeadSliceMut, Tokens};
 use crate::cuda::tokens::PackedResult;
-use crate::operands::attention::{AttentionScratch, Ragged};
+use crate::operands::attention::{AttentionScratch, Ragged, Softmax};
 use crate::operands::kv::KvRows;
 use crate::operands::latents::Latents;
 use crate::operands::tokens::TokenRoom;
@@ -57,12 +57,13 @@ impl<'a> MadeTokens<'a> {
     /// See [`gqa_attention`](super::gqa_attention). It makes what [`AttentionScratch::packs_as`] says for the type of the caches.
     pub fn gqa_attention<'b>(
         &mut self,
-        q: &Tensor,
+        q: &'b Tensor,
         caches: [impl Into<KvRows<'b>>; 2],
-        (ragged, scale): (&Ragged, f32),
+        (ragged, softmax): (&'b Ragged<'b>, impl Into<Softmax<'b>>),
         scratch: &mut AttentionScratch,
     ) {
-        let call = HeadsOverPages { q, caches: caches.map(Into::into), ragged, scale };
+        let softmax = softmax.into();
+        let call = HeadsOverPages { q, caches: caches.map(Into::into), ragged, softmax };
         let packed = PackedResult { room: self.packed.and(self.room.packed.as_ref()), floats: self.floats };
         attend_to_heads(call, scratch, self.out, packed);
     }

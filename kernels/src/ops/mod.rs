@@ -24,7 +24,7 @@ mod screened;
 mod tokens;
 
 pub use crate::cuda::attention_plan::RangeRule;
-pub use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged};
+pub use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, Softmax};
 pub use crate::operands::expert_rows::{ExpertRowSizes, ExpertRows};
 pub use crate::operands::kv::{KvRows, KvShape, KvTensor, KvType};
 pub use crate::operands::latents::{ExpandedSizes, LatentRows, Latents};

@@ -1,5 +1,6 @@
 //! moe: out[t, :] = Σ_j weights[t, j] · down_e (silu(gate_e x[t]) * up_e x[t]),  e = ids[t, j], summed in the order of j
 //!      + down (silu(gate x[t]) * up x[t]) of the expert that every token takes, where there is one; times sigmoid(g[t]), where it is gated
+//! or, of experts with a `BiasedGlu`: its function of gate and up, and down of that + the bias of down; such have no expert that every token takes
 //! x, out [T, H] f32 · ids [T, k] i32 · weights [T, k] f32 · 6·T·k·H·I FLOP; moves the weights of the distinct experts chosen
 
 use super::add_gated;
@@ -146,6 +147,7 @@ fn check(
     assert!(k <= scratch.top_k, "moe: top {k} exceeds the scratch");
     assert_eq!([experts.len(), h, experts.inner()], scratch.sizes, "moe: scratch");
     if let Some(shared) = shared {
+        assert!(experts.glu.is_none(), "moe: a shared expert beside those with biases");
         shared.check(t, h);
     }
 }

@@ -5,7 +5,7 @@
 //! within the top_groups best groups (others get -inf). Weights are the unbiased scores, divided by (their sum + 1e-20) if
 //! `normalize`, times `scale`.
 //!
-//! norm_and_route: add_rms_norm of x [T, H], linear with the router [E, H], and route, with the bits that each has alone
+//! norm_and_route: add_rms_norm of x [T, H], linear with the router [E, H] and its bias, and route, with the bits that each has alone
 
 use super::linear;
 use crate::cpu::gemm::{self, Gemm, Input, Part};
@@ -65,7 +65,9 @@ fn check(logits: &Tensor, bias: Option<&Tensor>, config: &RouterConfig, [ids, we
 pub struct Router<'a> {
     /// `[E, H]`
     pub weight: &'a Matrix,
-    /// `[E]`
+    /// `[E]`: added to the logits.
+    pub logit_bias: Option<&'a Tensor>,
+    /// `[E]`: added to scores where experts are chosen.
     pub bias: Option<&'a Tensor>,
     pub config: &'a RouterConfig,
 }
@@ -85,14 +87,14 @@ pub struct Choice<'a> {
 /// region, some tokens a task; on a GPU the norm leaves what it makes in the room of `add` as well, where the layer after it takes it so.
 pub fn norm_and_route(x: &Tensor, add: AddNorm, normed: &mut Tensor, router: Router, choice: Choice) {
     let Choice { logits, ids, weights } = choice;
-    let Router { weight, bias, config } = router;
+    let Router { weight, logit_bias, bias, config } = router;
     let AddNorm { residual, norm, tokens } = add;
     let device = x.device().clone();
     let cpu = match &device {
         Device::Cpu(cpu) if cpu.rounds.beside(weight.stored_as()) == ActivationType::F32 => cpu,
         _ => {
             tokens.add_rms_norm(residual, x, norm, normed);
-            linear(normed, weight, None, Activation::None, logits);
+            linear(normed, weight, logit_bias, Activation::None, logits);
             return route(logits, bias, config, ids, weights);
         }
     };
@@ -112,6 +114,7 @@ pub fn norm_and_route(x: &Tensor, add: AddNorm, normed: &mut Tensor, router: Rou
         residual: SharedMut::new(residual.as_f32_mut()),
         normed: SharedMut::new(normed.as_f32_mut()),
         router: weight,
+        logit_bias: logit_bias.map(Tensor::as_f32),
         logits,
         choosing,
     };
@@ -137,6 +140,7 @@ struct Rows<'a> {
     residual: SharedMut<f32>,
     normed: SharedMut<f32>,
     router: &'a Matrix,
+    logit_bias: Option<&'a [f32]>,
     logits: SharedMut<f32>,
     choosing: Choosing<'a>,
 }
@@ -156,7 +160,7 @@ impl Rows<'_> {
             x: Input::Floats { x: (&*normed).into(), row: h, member: 0 },
             rows: count,
             weights,
-            bias: None,
+            bias: self.logit_bias,
             act: Activation::None,
             out: logits,
             out_stride: e,

@@ -25,6 +25,8 @@ struct Case<'a> {
     /// Of keys and values.
     rows: [&'a Host; 2],
     stored_as: KvType,
+    /// Beside those that see all, some see so many keys, and have sinks.
+    window: Option<usize>,
 }
 
 impl Case<'_> {
@@ -46,7 +48,10 @@ impl Case<'_> {
         let [heads, kv_heads, d, dv] = self.shape;
         let num_tokens = items.iter().map(|item| item.len()).sum();
         let sizes = sizes_of([heads, kv_heads, d, dv], num_tokens);
-        let mut scratch = AttentionScratch::new(device, sizes);
+        let mut scratch = AttentionScratch::new(device, sizes).with_window(device);
+        let sinks: Vec<f32> = (0..heads).map(|head| 1.5 * head as f32 - 3.0).collect();
+        let sinks = self.window.map(|_| Tensor::from_f32(device, &[heads], &sinks));
+        let softmax = Softmax { scale: 0.2, window: self.window, sinks: sinks.as_ref() };
         let q: Vec<f32> = items
             .iter()
             .flat_map(|item| &self.q[item.start * heads * d..item.end * heads * d])
@@ -71,7 +76,7 @@ impl Case<'_> {
             block_size: BLOCK,
             selected: None,
         };
-        gqa_attention(&q, keys, values, &ragged, 0.2, &mut scratch, &mut out);
+        gqa_attention(&q, keys, values, &ragged, softmax, &mut scratch, &mut out);
         bits(out.as_f32())
     }
 
@@ -90,10 +95,10 @@ impl Case<'_> {
                 vec![4..5, 0..NEW],
             ] {
                 let expected: Vec<u32> = items.iter().flat_map(part).copied().collect();
-                let Self { shape, old, stored_as, .. } = self;
+                let Self { shape, old, stored_as, window, .. } = self;
                 assert!(
                     self.run(device, cache, &items) == expected,
-                    "{shape:?} after {old} in {}: {items:?} on {device:?}",
+                    "{shape:?} after {old} in {}, window {window:?}: {items:?} on {device:?}",
                     stored_as.name()
                 );
             }
@@ -131,8 +136,10 @@ fn tokens_have_the_bits_of_a_prompt() {
                 .map(|(dim, seed)| Host::random(DType::F32, &[pages.num_slots, kv_heads, dim], seed));
             for stored_as in types.into_iter().chain([KvType::Int8]) {
                 let rows = [&rows[0], &rows[1]];
-                let case = Case { shape, q: &q, old, pages: &pages, rows, stored_as };
-                devices.iter().for_each(|devices| case.check(devices));
+                for window in [None, Some([5, 70, 520][number % 3])] {
+                    let case = Case { shape, q: &q, old, pages: &pages, rows, stored_as, window };
+                    devices.iter().for_each(|devices| case.check(devices));
+                }
             }
         }
     }

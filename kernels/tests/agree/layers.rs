@@ -38,12 +38,12 @@ fn a_choice_is_its_ops_one_after_the_other() {
                     let norm = NormFor { weight: &norm, eps: 1e-5, next: WeightType::BF16 };
                     let tokens = &mut TokenRoom::new(&device, &[]);
                     let add = AddNorm { residual: &mut residual, norm, tokens };
-                    let router = Router { weight, bias: Some(&bias), config };
+                    let router = Router { weight, logit_bias: Some(&bias), bias: Some(&bias), config };
                     let choice = Choice { logits: &mut logits, ids: &mut ids, weights: &mut weights };
                     norm_and_route(&x, add, &mut normed, router, choice);
                 } else {
                     add_rms_norm(&mut residual, &x, &norm, 1e-5, &mut normed);
-                    linear(&normed, weight, None, Activation::None, &mut logits);
+                    linear(&normed, weight, Some(&bias), Activation::None, &mut logits);
                     route(&logits, Some(&bias), config, &mut ids, &mut weights);
                 }
                 let floats = [&residual, &normed, &logits, &weights].map(|tensor| bits(tensor.as_f32()));

@@ -121,10 +121,21 @@ pub fn rope_heads(
 
 /// One query over all the keys that it may see.
 pub fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]], scale: f64) -> Vec<f64> {
+    attend_with_sink(q, keys, values, scale, None)
+}
+
+/// With a logit that takes weight and has no value.
+pub fn attend_with_sink(
+    q: &[f64],
+    keys: &[&[f64]],
+    values: &[&[f64]],
+    scale: f64,
+    sink: Option<f64>,
+) -> Vec<f64> {
     let scores: Vec<f64> = keys.iter().map(|key| scale * dot(q, key)).collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-    let sum: f64 = weights.iter().sum();
+    let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - max).exp());
     let mut out = vec![0.0; values[0].len()];
     for (weight, value) in weights.iter().zip(values) {
         out.iter_mut().zip(*value).for_each(|(out, v)| *out += weight / sum * v);

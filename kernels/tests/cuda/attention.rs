@@ -25,6 +25,10 @@ struct Case {
     items: Vec<[usize; 2]>,
     /// Within this of the twin.
     tolerance: f64,
+    /// Keys that a row sees at most, where not all.
+    window: Option<usize>,
+    /// Of each head, where there are any.
+    sinks: Option<Vec<f32>>,
 }
 
 /// One latent for all heads where there is one key head and values are shorter than keys.
@@ -87,12 +91,13 @@ impl Case {
         let mut out = Vec::new();
         for (token, head) in tokens.flat_map(|t| (0..heads).map(move |h| (t, h))) {
             let seen = self.items[item][0] + token + 1;
+            let seen = seen.saturating_sub(self.window.unwrap_or(seen))..seen;
             let at = |p: usize| ragged.slot(item, p) * kv_heads + head / (heads / kv_heads);
-            let key_rows: Vec<&[f64]> = (0..seen).map(|p| &data.keys.values[at(p) * d..][..d]).collect();
-            let value_rows: Vec<&[f64]> =
-                (0..seen).map(|p| &values.values[at(p) * value_width..][..dv]).collect();
+            let key_rows: Vec<&[f64]> = seen.clone().map(|p| &data.keys.values[at(p) * d..][..d]).collect();
+            let value_rows: Vec<&[f64]> = seen.map(|p| &values.values[at(p) * value_width..][..dv]).collect();
             let q = self.as_taken(&data.q.values[((start + token) * heads + head) * d..][..d]);
-            out.extend(naive::attend(&q, &key_rows, &value_rows, f64::from(SCALE)));
+            let sink = self.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
+            out.extend(naive::attend_with_sink(&q, &key_rows, &value_rows, f64::from(SCALE), sink));
         }
         out
     }
@@ -108,6 +113,11 @@ impl Case {
         AttentionSizes { heads, kv_heads, key_dim, value_dim, max_context, max_tokens: self.num_tokens() }
     }
 
+    fn scratch(&self, device: &Device, max_context: usize) -> AttentionScratch {
+        let scratch = AttentionScratch::new(device, self.sizes(max_context));
+        if self.window.is_some() { scratch.with_window(device) } else { scratch }
+    }
+
     /// Some tokens of one item, or of all items: their rows as bytes.
     fn run(
         &self,
@@ -117,7 +127,7 @@ impl Case {
     ) -> Result<Vec<u8>, Error> {
         let pages = &data.pages;
         let longest = self.items.iter().map(|[old, new]| old + new).max().expect("items");
-        let mut scratch = AttentionScratch::new(device, self.sizes(longest));
+        let mut scratch = self.scratch(device, longest);
         let Some((item, tokens)) = part else {
             return self.attend(device, data, &pages.ragged(BLOCK), 0..self.num_tokens(), &mut scratch);
         };
@@ -152,7 +162,9 @@ impl Case {
         let mut keys = data.keys.tensor(device);
         match &data.values {
             Some(values) => {
-                gqa_attention(&q, &keys, &values.tensor(device), ragged, SCALE, scratch, &mut out)
+                let sinks = self.sinks.as_ref().map(|sinks| Tensor::from_f32(device, &[self.heads], sinks));
+                let softmax = Softmax { scale: SCALE, window: self.window, sinks: sinks.as_ref() };
+                gqa_attention(&q, &keys, &values.tensor(device), ragged, softmax, scratch, &mut out)
             }
             None => {
                 keys.reshape(&[data.pages.num_slots, self.d]);
@@ -167,9 +179,11 @@ impl Case {
         let what = format!("{} {} heads over {} of {}", self.dtype, self.heads, self.kv_heads, self.d);
         let data = self.data();
         let before = device.allocated_bytes();
-        let scratch = AttentionScratch::new(device, self.sizes(1000));
+        let scratch = self.scratch(device, 1000);
         let allocated = device.allocated_bytes() - before;
-        assert_eq!(allocated, AttentionScratch::bytes(device, self.sizes(1000)), "{what}");
+        let sizes = self.sizes(1000);
+        let of_window = self.window.map_or(0, |_| AttentionScratch::window_bytes(device, sizes));
+        assert_eq!(allocated, AttentionScratch::bytes(device, sizes) + of_window, "{what}");
         drop(scratch);
         let found = self.run(device, &data, None).expect("a result");
         let twin: Vec<f64> =
@@ -195,7 +209,7 @@ pub fn floats(bytes: &[u8]) -> Vec<f32> {
 fn rows_case(dtype: DType, [heads, kv_heads, d, dv]: [usize; 4]) -> Case {
     let items = vec![[0, 1], [3, 7], [31, 2], [32, 1], [150, 6]];
     let tolerance = if dtype == DType::F32 { 3e-6 } else { 3e-3 };
-    Case { dtype, heads, kv_heads, d, dv, items, tolerance }
+    Case { dtype, heads, kv_heads, d, dv, items, tolerance, window: None, sinks: None }
 }
 
 /// Widths that no tensor core takes, and caches in f32.
@@ -220,7 +234,17 @@ fn grouped_queries_on_tensor_cores() {
     let device = emulated(SEEDS[0]);
     let case = |dtype, sizes: [usize; 3], items: &[[usize; 2]]| {
         let [heads, kv_heads, d] = sizes;
-        Case { dtype, heads, kv_heads, d, dv: d, items: items.to_vec(), tolerance: 4e-3 }
+        Case {
+            dtype,
+            heads,
+            kv_heads,
+            d,
+            dv: d,
+            items: items.to_vec(),
+            tolerance: 4e-3,
+            window: None,
+            sinks: None,
+        }
     };
     // One token each, of which the third has three ranges; then chunks.
     let items = [[0, 1], [63, 1], [1100, 1], [64, 1]];
@@ -231,6 +255,53 @@ fn grouped_queries_on_tensor_cores() {
     // Heads that do not fit into a block side by side, and more than a block.
     case(DType::BF16, [21, 3, 64], &[[5, 11], [130, 2]]).check(&device, &[(0, 3..4), (0, 4..11), (1, 1..2)]);
     case(DType::F16, [70, 1, 64], &[[5, 2], [80, 1]]).check(&device, &[(0, 0..1), (1, 0..1)]);
+}
+
+/// Windows and sinks on tensor cores and without them: one token each, chunks, ranges that are cut; windows that begin within a tile and a range, and
+/// rows of a unit of which some see nothing of its first tile or range.
+#[test]
+fn windows_and_sinks() {
+    let device = emulated(SEEDS[0]);
+    let case = |dtype, [heads, kv_heads, d]: [usize; 3], window, items: &[[usize; 2]]| {
+        let tolerance = if dtype == DType::F32 { 3e-6 } else { 4e-3 };
+        let sinks = Some((0..heads).map(|head| [-30.0, 0.7, 4.0, 60.0][head % 4]).collect());
+        let items = items.to_vec();
+        Case { dtype, heads, kv_heads, d, dv: d, items, tolerance, window, sinks }
+    };
+    let items = [[0, 1], [130, 1], [1100, 1], [63, 1]];
+    let parts = [(0, 0..1), (1, 0..1), (2, 0..1), (3, 0..1)];
+    case(DType::BF16, [6, 2, 64], Some(65), &items).check(&device, &parts);
+    case(DType::F16, [4, 2, 128], Some(700), &items).check(&device, &parts);
+    case(DType::BF16, [6, 2, 64], None, &items).check(&device, &parts);
+    let items = [[3, 40], [630, 29], [62, 5]];
+    let parts = [(0, 0..13), (0, 39..40), (1, 0..11), (1, 11..12), (1, 10..29), (2, 1..4)];
+    case(DType::BF16, [4, 1, 64], Some(128), &items).check(&device, &parts);
+    case(DType::F16, [8, 1, 64], Some(1), &[[3, 9], [70, 4]]).check(&device, &[(0, 2..3), (1, 0..4)]);
+    case(DType::F32, [3, 1, 21], Some(37), &[[0, 40], [100, 3]])
+        .check(&device, &[(0, 30..34), (0, 39..40), (1, 1..2)]);
+}
+
+/// As below, where most rows of units see nothing of their first range.
+#[test]
+fn how_windows_are_cut_changes_nothing() {
+    let case = Case {
+        dtype: DType::BF16,
+        heads: 2,
+        kv_heads: 1,
+        d: 64,
+        dv: 64,
+        items: vec![[1530, 1], [1140, 30], [513, 1], [1600, 4]],
+        tolerance: 4e-3,
+        window: Some(640),
+        sinks: Some(vec![0.5, 2.0]),
+    };
+    let data = case.data();
+    let of = |num_sms| case.run(&crate::device::sized(1, num_sms), &data, None).expect("a result");
+    let whole = of(1);
+    let twin: Vec<f64> = (0..4).flat_map(|item| case.twin(&data, item, 0..case.items[item][1])).collect();
+    assert_close(&floats(&whole), &twin, case.tolerance, "windows of 640");
+    assert!(of(64) == whole);
+    assert!(of(2) == whole);
 }
 
 /// One latent for 16 heads, and for as many as no block holds.
@@ -245,6 +316,8 @@ fn latents_on_tensor_cores() {
         dv: 512,
         items: items.to_vec(),
         tolerance: 4e-3,
+        window: None,
+        sinks: None,
     };
     case(DType::BF16, 16, &[[530, 1], [0, 1], [70, 7]]).check(&device, &[(0, 0..1), (2, 0..1), (2, 2..7)]);
     case(DType::F16, 3, &[[510, 6]]).check(&device, &[(0, 0..1), (0, 2..3), (0, 1..6)]);
@@ -263,6 +336,8 @@ fn replays_follow_their_arrays() {
         dv: 64,
         items: items.to_vec(),
         tolerance: 4e-3,
+        window: None,
+        sinks: None,
     };
     // As many items and tokens, ranges that are cut and others that are not.
     let steps = [[[600, 1], [3, 1]], [[5, 1], [0, 1]], [[80, 1], [1200, 1]]].map(|items| case(&items));
@@ -316,6 +391,8 @@ fn how_work_is_cut_changes_nothing() {
         dv: 64,
         items: vec![[1500, 1], [700, 30], [513, 1]],
         tolerance: 4e-3,
+        window: None,
+        sinks: None,
     };
     let data = case.data();
     let of = |num_sms| case.run(&crate::device::sized(1, num_sms), &data, None).expect("a result");
@@ -335,6 +412,8 @@ fn other_ranges() {
         dv: 64,
         items: vec![[1500, 1], [100, 30]],
         tolerance: 4e-3,
+        window: None,
+        sinks: None,
     };
     let data = case.data();
     let of = |num_sms, rule| {
@@ -361,6 +440,8 @@ fn bugs_in_tiles_are_noticed() {
         dv: 64,
         items: items.to_vec(),
         tolerance: 4e-3,
+        window: None,
+        sinks: None,
     };
     let (one, chunk) = (case(&[[0, 1], [600, 1], [63, 1]]), case(&[[530, 30]]));
     let (one_data, chunk_data) = (one.data(), chunk.data());
@@ -395,7 +476,7 @@ fn bugs_in_tiles_are_noticed() {
             &several,
         ),
         // Who sees what.
-        ("pair + j % 2 >= seen[j / 2];", "pair + j % 2 > seen[j / 2];", &many),
+        ("pair + j % 2, seen[j / 2], s);", "pair + j % 2, seen[j / 2] + 1, s);", &many),
         ("bool there = position < end_key;", "bool there = position <= end_key;", &few),
         ("key_head = place / s.head_blocks;", "key_head = place % s.head_blocks;", &few),
         // Softmax.

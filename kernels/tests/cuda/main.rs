@@ -2,6 +2,8 @@
 
 mod attention;
 mod bench;
+#[path = "../agree/biased_experts.rs"]
+mod biased_experts;
 mod clusters;
 #[allow(dead_code, reason = "shared with the tests of the CPU, of which this one uses a part")]
 #[path = "../agree/common.rs"]

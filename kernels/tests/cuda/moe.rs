@@ -1,5 +1,6 @@
 //! Experts at sizes that divide nothing, with every kernel that the number of tokens may choose.
 
+use crate::biased_experts::BiasedCase;
 use crate::common::*;
 use crate::device::{SEEDS, emulated, with_wgmma};
 use crate::expert_rows;
@@ -142,6 +143,32 @@ fn tokens_have_the_same_bits_alone() {
             let found = case.run(&device, tokens.clone()).expect("a result");
             assert!(found == together[tokens.start * h * 4..tokens.end * h * 4], "{stored_as} {tokens:?}");
         }
+    }
+}
+
+/// Every kernel, with biases and another function between the products, in company and alone.
+#[test]
+fn experts_with_biases() {
+    let (device, other) = (emulated(SEEDS[0]), emulated(SEEDS[1]));
+    for (stored_as, sizes, alone) in [
+        (WeightType::F32, [21, 67, 33, 5, 2], 3..5),
+        (WeightType::BF16, [9, 70, 97, 4, 2], 8..9),
+        (WeightType::BF16, [67, 34, 65, 3, 2], 0..1),
+        // The widest blocks of few rows.
+        (WeightType::BF16, [33, 48, 64, 3, 1], 2..3),
+        (WeightType::Int8, [140, 64, 33, 3, 2], 100..130),
+    ] {
+        let case = BiasedCase { stored_as, sizes };
+        let found = case.run(&device, 0..sizes[0]).expect("a result");
+        let tolerance = if stored_as == WeightType::F32 { 5e-6 } else { 1e-3 };
+        let expected = case.twin(&|rows| match stored_as {
+            WeightType::F32 => rows.clone(),
+            _ => rounded(stored_as, rows),
+        });
+        assert_close(&floats(&found), &expected, tolerance, &format!("{stored_as} {sizes:?}"));
+        let row = sizes[1] * 4;
+        let part = case.run(&other, alone.clone()).expect("a result");
+        assert!(part == found[alone.start * row..alone.end * row], "{stored_as} {alone:?}");
     }
 }
 
@@ -336,7 +363,7 @@ fn bugs_with_wgmma_are_noticed() {
     let cases: [(&'static str, &'static str, Run); 7] = [
         // Rows, and those of another expert.
         ("column < s.n && row < work.end", "column < s.n", &wgmma),
-        ("column < columns * 8 && row < work.end", "column < columns * 8 && row < work.end - 1", &wgmma),
+        ("column >= columns * 8 || row >= work.end", "column >= columns * 8 || row >= work.end - 1", &wgmma),
         // Gate and up.
         (
             "barrier_sync(1, 256);\n#pragma unroll\n            for (int j = 0; j < HALF; j++)\n#pragma unroll\n                for (int e = 0; e < 4; e++) {",

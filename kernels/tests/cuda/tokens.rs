@@ -308,13 +308,13 @@ fn a_norm_before_a_router_leaves_tokens() {
         if at_once {
             let norm = NormFor { weight: &weight, eps: 1e-5, next: WeightType::BF16 };
             let add = AddNorm { residual: &mut residual, norm, tokens: &mut room };
-            let router = Router { weight: &router, bias: Some(&bias), config };
+            let router = Router { weight: &router, logit_bias: Some(&bias), bias: Some(&bias), config };
             let choice = Choice { logits: &mut logits, ids: &mut ids, weights: &mut weights };
             norm_and_route(&x, add, &mut normed, router, choice);
             room.hold_made(&normed).linear(&next, None, Activation::None, &mut made);
         } else {
             add_rms_norm(&mut residual, &x, &weight, 1e-5, &mut normed);
-            linear(&normed, &router, None, Activation::None, &mut logits);
+            linear(&normed, &router, Some(&bias), Activation::None, &mut logits);
             route(&logits, Some(&bias), config, &mut ids, &mut weights);
             room.hold(&normed).linear(&next, None, Activation::None, &mut made);
         }

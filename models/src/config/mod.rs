@@ -86,11 +86,10 @@ pub struct DecoderConfig {
     pub num_layers: usize,
     /// Layers stored after the last one that only speculate (multi-token prediction): skipped.
     pub num_mtp_layers: usize,
-    /// Of the file, or what YaRN stretches the original length to if that is more; at most the window.
+    /// Of the file, or what YaRN stretches the original length to if that is more.
     pub max_position_embeddings: usize,
-    /// Tokens that attention of some layer looks back to, where the model would have more positions. Within it all keys are seen, as everywhere;
-    /// what lies beyond is not computed, so that sequences end there.
-    pub sliding_window: Option<usize>,
+    /// Where attention of some layers does not look back to the first token of the longest sequence.
+    pub sliding: Option<SlidingWindow>,
     pub rms_norm_eps: f32,
     /// Of each layer.
     pub norms: NormPlace,
@@ -99,6 +98,8 @@ pub struct DecoderConfig {
     /// Width of a dense layer's MLP.
     pub intermediate_size: usize,
     pub mlp_bias: bool,
+    /// The files have gate and up of a dense layer's MLP as one matrix, `gate_up_proj`.
+    pub fused_gate_up: bool,
     pub moe: Option<MoeConfig>,
     /// The embedding table is the output matrix as well.
     pub tied_head: bool,
@@ -112,6 +113,15 @@ pub struct DecoderConfig {
     pub newer_prefix: Option<&'static str>,
 }
 
+/// A token of some layers sees the last tokens only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Tokens that one sees: itself and those before it.
+    pub width: usize,
+    /// For each layer whether it has the window.
+    pub layers: Vec<bool>,
+}
+
 /// Where the norms of attention and MLP are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormPlace {
@@ -119,6 +129,8 @@ pub enum NormPlace {
     Before,
     /// `x + norm(f(x))`, as in Swin Transformer V2; in layers without experts.
     After,
+    /// `x + norm(f(norm(x)))`, the norms of a sandwich; in layers without experts.
+    Both,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -138,14 +150,18 @@ pub struct GqaConfig {
     pub out_bias: bool,
     pub qk_norm: QkNorm,
     pub scale: f32,
+    /// Whether each head has a learned logit that takes weight and has no value.
+    pub sinks: bool,
 }
 
-/// What each head of q and k goes through before the rotation.
+/// What the heads of q and k go through before the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     None,
     /// RMS norm with one weight `[head_dim]` for all heads.
     Rms,
+    /// RMS norm of all heads together, with a weight `[heads * head_dim]`.
+    RmsOfAll,
     /// Layer norm, where each head has its own weight and bias: `[heads, head_dim]`.
     LayerPerHead,
 }
@@ -191,11 +207,20 @@ pub struct MoeConfig {
     /// The expert that every token takes.
     pub shared: Option<SharedConfig>,
     pub router: RouterConfig,
-    /// Whether a bias is added to the scores for the choice of experts.
-    pub correction_bias: bool,
+    /// What is added to the scores for the choice of experts.
+    pub correction_bias: Option<CorrectionBias>,
+    /// Where the router and the experts have biases, and a function of their own between gate, up and down; `None`: silu(gate) · up.
+    pub glu: Option<GluConfig>,
     pub names: ExpertNames,
     /// For each layer whether it has experts.
     pub layers: Vec<bool>,
+}
+
+/// (u + 1) · g · sigmoid(alpha · g), with g = min(gate, limit) and u = up within ±limit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GluConfig {
+    pub alpha: f32,
+    pub limit: f32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,21 +230,39 @@ pub struct SharedConfig {
     pub is_gated: bool,
 }
 
+/// Where the bias of a router is, within the module of the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CorrectionBias {
+    /// `gate.e_score_correction_bias` `[E]`
+    Gate,
+    /// `e_score_correction_bias` `[E]`
+    Module,
+    /// `moe_statics.e_score_correction_bias` `[1, E]`
+    Statics,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpertNames {
     /// `mlp.experts.N.{gate_proj, up_proj, down_proj}`
     Mlp,
     /// `block_sparse_moe.experts.N.{w1, w3, w2}`
     BlockSparse,
+    /// `mlp.experts.{gate_up_proj, down_proj}`, each of all experts; rows of gate and of up take turns. The router is `mlp.router`.
+    Fused,
 }
 
 impl MoeConfig {
     /// The module of the router and the experts, within a layer.
     pub fn module(&self) -> &'static str {
         match self.names {
-            ExpertNames::Mlp => "mlp",
+            ExpertNames::Mlp | ExpertNames::Fused => "mlp",
             ExpertNames::BlockSparse => "block_sparse_moe",
         }
+    }
+
+    /// The router's module.
+    pub fn router_module(&self) -> String {
+        format!("{}.{}", self.module(), if self.names == ExpertNames::Fused { "router" } else { "gate" })
     }
 
     /// The module of the expert that every token takes.
@@ -232,6 +275,11 @@ impl MoeConfig {
 impl DecoderConfig {
     pub fn is_moe(&self, layer: usize) -> bool {
         self.moe.as_ref().is_some_and(|moe| moe.layers[layer])
+    }
+
+    /// Tokens that one of a layer sees, where not all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding.as_ref().filter(|sliding| sliding.layers[layer]).map(|sliding| sliding.width)
     }
 
     /// Where the expanded form of latent attention begins, if there is one.
@@ -302,7 +350,7 @@ impl ModelConfig {
             bos_token_id = default.bos;
         }
         Ok(Self {
-            dtype: dtype(top, text)?,
+            dtype: dtype(top, text, &architecture)?,
             published,
             written_for: written_for(top)?,
             architecture,
@@ -364,8 +412,8 @@ fn architecture(top: &Fields) -> Result<String, LoadError> {
     }
 }
 
-/// `dtype` is the new name of `torch_dtype`; neither means f32, as in the published classes.
-fn dtype(top: &Fields, text: &Fields) -> Result<DType, LoadError> {
+/// `dtype` is the new name of `torch_dtype`; neither means f32, as in the published classes, but for gpt-oss, whose files are bf16 and do not say so.
+fn dtype(top: &Fields, text: &Fields, architecture: &str) -> Result<DType, LoadError> {
     for (fields, key) in
         [top, text].into_iter().flat_map(|fields| ["dtype", "torch_dtype"].map(|k| (fields, k)))
     {
@@ -382,7 +430,7 @@ fn dtype(top: &Fields, text: &Fields) -> Result<DType, LoadError> {
             }
         }
     }
-    Ok(DType::F32)
+    Ok(if architecture == families::GPT_OSS { DType::BF16 } else { DType::F32 })
 }
 
 #[cfg(test)]

@@ -57,7 +57,9 @@ impl RopeScaling {
 /// What a family fixes about its rotation.
 pub(super) struct RopeRule {
     pub default_theta: f64,
-    pub dim: usize,
+    pub head_dim: usize,
+    /// The share of `head_dim` that turns, where the file does not say it; `None`: all of it, and the file may say nothing else.
+    pub rotated: Option<f64>,
     pub layout: RopeLayout,
     /// Of families with three positions a token: what a file without `mrope_section` means.
     pub sections: Option<RopeSections>,
@@ -65,14 +67,11 @@ pub(super) struct RopeRule {
 }
 
 pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadError> {
-    let RopeRule { default_theta, dim, layout, sections, max_position_embeddings } = rule;
-    if dim == 0 || !dim.is_multiple_of(2) {
-        return Err(fields.fail("head_dim", format!("{dim} rotated values a head are not an even number")));
-    }
+    let RopeRule { default_theta, head_dim, rotated, layout, sections, max_position_embeddings } = rule;
     let path = path(fields);
+    let dim = rotated_dim(fields, path, head_dim, rotated)?;
     let theta_range = 1.000001..=1e18;
     let outer_theta = fields.f64_in("rope_theta", Some(default_theta), theta_range.clone())?;
-    refuse_partial(fields)?;
     let Some(object) = fields.opt_object(path)? else {
         check_sections(fields, sections, dim)?;
         return Ok(RopeConfig { theta: outer_theta, dim, layout, sections, scaling: RopeScaling::None });
@@ -80,7 +79,6 @@ pub(super) fn parse(fields: &Fields, rule: RopeRule) -> Result<RopeConfig, LoadE
     // The path in messages must outlive the nested view.
     let nested_path = fields.nested_path(path);
     let inner = fields.nested(&nested_path, object);
-    refuse_partial(&inner)?;
     if path == "rope_scaling" {
         refuse_lost_theta(fields, &inner, default_theta)?;
     }
@@ -179,12 +177,39 @@ pub(super) fn softmax_mscale(fields: &Fields, scaling: &RopeScaling) -> Result<f
 
 const MSCALES: RangeInclusive<f64> = 0.0..=100.0;
 
-fn refuse_partial(fields: &Fields) -> Result<(), LoadError> {
-    match fields.opt_f64("partial_rotary_factor")? {
-        Some(x) if x != 1.0 => {
-            Err(fields.fail("partial_rotary_factor", format!("{x} is not supported, only 1 is")))
+/// Values of a head that turn, of its first ones. What stands beside the scaling goes before what stands at the top.
+fn rotated_dim(
+    fields: &Fields,
+    path: &str,
+    head_dim: usize,
+    rotated: Option<f64>,
+) -> Result<usize, LoadError> {
+    let outer = partial(fields, rotated)?;
+    let inner = match fields.opt_object(path)? {
+        None => None,
+        Some(object) => partial(&fields.nested(&fields.nested_path(path), object), rotated)?,
+    };
+    let dim = match inner.or(outer).or(rotated) {
+        None => head_dim,
+        Some(share) => (head_dim as f64 * share) as usize,
+    };
+    if dim == 0 || !dim.is_multiple_of(2) {
+        return Err(fields.fail("head_dim", format!("{dim} rotated values a head are not an even number")));
+    }
+    Ok(dim)
+}
+
+/// The share of a head that turns, if it is said here.
+fn partial(fields: &Fields, rotated: Option<f64>) -> Result<Option<f64>, LoadError> {
+    let key = "partial_rotary_factor";
+    match (fields.opt_f64(key)?, rotated) {
+        (Some(share), None) if share != 1.0 => {
+            Err(fields.fail(key, format!("{share} is not supported for this architecture, only 1 is")))
         }
-        _ => Ok(()),
+        (Some(share), _) if !(share > 0.0 && share <= 1.0) => {
+            Err(fields.fail(key, format!("{share} is not above 0 and at most 1")))
+        }
+        (share, _) => Ok(share),
     }
 }
 

@@ -118,7 +118,10 @@ fn moonlight_and_its_switches() {
     assert_eq!(decoder.rope.layout, RopeLayout::Interleaved);
     let moe = decoder.moe.as_ref().unwrap();
     assert_eq!((moe.layers[0], moe.layers[1], moe.layers.len()), (false, true, 27));
-    assert_eq!((moe.shared.unwrap().intermediate_size, moe.correction_bias), (2816, true));
+    assert_eq!(
+        (moe.shared.unwrap().intermediate_size, moe.correction_bias),
+        (2816, Some(CorrectionBias::Gate))
+    );
 }
 
 #[test]
@@ -434,37 +437,43 @@ fn windows_that_hide_nothing_are_fine() {
                "num_hidden_layers": 1, "layer_types": ["full_attention"]}),
         json!({"architectures": ["Qwen3MoeForCausalLM"], "use_sliding_window": false, "sliding_window": 16}),
     ] {
-        assert_eq!(parse(&changes).unwrap().decoder.sliding_window, None, "{changes}");
+        assert_eq!(parse(&changes).unwrap().decoder.sliding, None, "{changes}");
     }
 }
 
 #[test]
-fn windows_that_hide_tokens_end_sequences() {
+fn windows_that_hide_tokens() {
     let qwen = |changes: &[(&str, Value)]| {
         with(json!({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": true}), changes)
     };
     let layers = |kind: &str| ("layer_types", json!(["full_attention", kind]));
-    let refused = parse(&qwen(&[layers("linear_attention")])).unwrap_err().to_string();
+    let two = ("num_hidden_layers", json!(2));
+    let refused = parse(&qwen(&[layers("linear_attention"), two.clone()])).unwrap_err().to_string();
     assert!(refused.starts_with("config.json: layer_types: "), "{refused}");
+    let refused = parse(&qwen(&[layers("sliding_attention")])).unwrap_err().to_string();
+    assert!(refused.contains("layer_types: has 2 entries, not one for each of 32 layers"), "{refused}");
     let mistral = |name: &str| json!({ "architectures": [name] });
-    let ministral =
-        |kind| with(mistral("MinistralForCausalLM"), &[layers(kind), ("sliding_window", json!(64))]);
-    for (json, width) in [
-        (qwen(&[]), Some(4096)),
-        (qwen(&[layers("sliding_attention"), ("max_window_layers", json!(64))]), Some(4096)),
-        (json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 512}), Some(512)),
-        (json!({"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": true}), Some(4096)),
+    let ministral = |kind| {
+        let changes = [layers(kind), two.clone(), ("sliding_window", json!(64))];
+        with(mistral("MinistralForCausalLM"), &changes)
+    };
+    for (json, width, first) in [
+        (qwen(&[]), Some(4096), 28),
+        (qwen(&[layers("sliding_attention"), two.clone(), ("max_window_layers", json!(64))]), Some(4096), 1),
+        (json!({"architectures": ["MixtralForCausalLM"], "sliding_window": 512}), Some(512), 0),
+        (json!({"architectures": ["Qwen2MoeForCausalLM"], "use_sliding_window": true}), Some(4096), 0),
         // The class has a window where the file says nothing; null is none.
-        (mistral("MistralForCausalLM"), Some(4096)),
-        (with(mistral("MistralForCausalLM"), &[("sliding_window", Value::Null)]), None),
-        (with(mistral("MistralForCausalLM"), &[("sliding_window", json!(1 << 17))]), None),
-        (mistral("MinistralForCausalLM"), Some(4096)),
-        (ministral("sliding_attention"), Some(64)),
-        (ministral("full_attention"), None),
+        (mistral("MistralForCausalLM"), Some(4096), 0),
+        (with(mistral("MistralForCausalLM"), &[("sliding_window", Value::Null)]), None, 0),
+        (with(mistral("MistralForCausalLM"), &[("sliding_window", json!(1 << 17))]), None, 0),
+        (mistral("MinistralForCausalLM"), Some(4096), 0),
+        (ministral("sliding_attention"), Some(64), 1),
+        (ministral("full_attention"), None, 0),
         // This family's window is of all layers, whatever other keys say.
         (
             qwen(&[("architectures", json!(["Qwen3MoeForCausalLM"])), ("max_window_layers", json!(64))]),
             Some(4096),
+            0,
         ),
         // Wide enough for the original length, not for what it is stretched to.
         (
@@ -473,11 +482,15 @@ fn windows_that_hide_tokens_end_sequences() {
                 ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             ]),
             Some(32_768),
+            28,
         ),
     ] {
         let decoder = parse(&json).unwrap().decoder;
-        assert_eq!(decoder.sliding_window, width, "{json}");
-        assert!(width.is_none_or(|width| decoder.max_position_embeddings == width), "{json}");
+        let windows: Vec<_> = (0..decoder.num_layers).map(|layer| decoder.window(layer)).collect();
+        let expected: Vec<_> =
+            (0..decoder.num_layers).map(|layer| width.filter(|_| layer >= first)).collect();
+        assert_eq!(windows, expected, "{json}");
+        assert!(width.is_none_or(|width| decoder.max_position_embeddings > width), "{json}");
     }
 }
 

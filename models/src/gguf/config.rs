@@ -2,13 +2,34 @@
 //! defaults. Keys: llama.cpp's converter (conversion/*.py) and its loaders (src/models/*.cpp).
 
 use super::Gguf;
+use super::experts::{experts, grouped_experts, is_one};
+use super::keys::Keys;
 use super::metadata::Value as Meta;
 use crate::LoadError;
 use serde_json::{Map, Value, json};
 
 /// The architectures that are served, by the name in `general.architecture`.
-pub const ARCHITECTURES: [&str; 7] =
-    ["llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "deepseek2", "seed_oss"];
+pub const ARCHITECTURES: [&str; 14] = [
+    "llama",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "deepseek2",
+    "seed_oss",
+    "glm4",
+    "glm4moe",
+    "minimax-m2",
+    "olmoe",
+    "ernie4_5",
+    "ernie4_5-moe",
+    "dots1",
+];
+
+/// Whether a part of a head may turn.
+pub fn may_rotate_part(architecture: &str) -> bool {
+    matches!(architecture, "glm4" | "glm4moe" | "minimax-m2")
+}
 
 pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
     let keys = Keys::new(gguf)?;
@@ -45,18 +66,22 @@ pub fn config_json(gguf: &Gguf) -> Result<Map<String, Value>, LoadError> {
         set("num_key_value_heads", keys.int("attention.head_count_kv")?);
         set("head_dim", json!(gguf.head_dim()));
         let rotated = keys.opt_int("rope.dimension_count")?;
-        if let (Some(rotated), Some(dim)) = (rotated, gguf.head_dim())
-            && rotated != dim as u64
-        {
-            let message = format!("{rotated} of a head's {dim} values: rotating a part is not supported");
-            return Err(keys.fail("rope.dimension_count", message));
+        if let (Some(rotated), Some(dim)) = (rotated, gguf.head_dim()) {
+            if may_rotate_part(&keys.architecture) && (1..=dim as u64).contains(&rotated) {
+                set("partial_rotary_factor", json!(rotated as f64 / dim as f64));
+            } else if rotated != dim as u64 {
+                let message = format!("{rotated} of a head's {dim} values: rotating a part is not supported");
+                return Err(keys.fail("rope.dimension_count", message));
+            }
         }
         if let Some(window) = window(&keys)? {
             set("sliding_window", json!(window));
             set("use_sliding_window", json!(true));
         }
     }
-    if is_moe && keys.architecture != "deepseek2" {
+    if is_one(&keys.architecture) {
+        experts(&keys, gguf, &mut set)?;
+    } else if is_moe && keys.architecture != "deepseek2" {
         let width =
             if architecture == "MixtralForCausalLM" { "intermediate_size" } else { "moe_intermediate_size" };
         set("num_experts", keys.int("expert_count")?);
@@ -87,6 +112,13 @@ fn published_name(keys: &Keys, is_moe: bool) -> Result<&'static str, LoadError> 
         "qwen3" => "Qwen3ForCausalLM",
         "qwen3moe" => "Qwen3MoeForCausalLM",
         "seed_oss" => "SeedOssForCausalLM",
+        "glm4" => "Glm4ForCausalLM",
+        "glm4moe" => "Glm4MoeForCausalLM",
+        "minimax-m2" => "MiniMaxM2ForCausalLM",
+        "olmoe" => "OlmoeForCausalLM",
+        "ernie4_5" => "Ernie4_5ForCausalLM",
+        "ernie4_5-moe" => "Ernie4_5_MoeForCausalLM",
+        "dots1" => "Dots1ForCausalLM",
         "deepseek2" if is_sigmoid(keys)? => "DeepseekV3ForCausalLM",
         "deepseek2" => "DeepseekV2ForCausalLM",
         other => {
@@ -177,16 +209,7 @@ fn latent_attention(keys: &Keys, gguf: &Gguf, set: &mut dyn FnMut(&str, Value)) 
 }
 
 fn deepseek_experts(keys: &Keys, set: &mut dyn FnMut(&str, Value)) -> Result<(), LoadError> {
-    set("n_routed_experts", keys.int("expert_count")?);
-    set("num_experts_per_tok", keys.int("expert_used_count")?);
-    set("n_shared_experts", json!(keys.opt_int("expert_shared_count")?.unwrap_or(0)));
-    set("moe_intermediate_size", keys.int("expert_feed_forward_length")?);
-    set("first_k_dense_replace", json!(keys.opt_int("leading_dense_block_count")?.unwrap_or(0)));
-    set("routed_scaling_factor", json!(keys.opt_float("expert_weights_scale")?.unwrap_or(1.0)));
-    set("norm_topk_prob", json!(keys.opt_bool("expert_weights_norm")?.unwrap_or(false)));
-    let groups = keys.opt_int("expert_group_count")?.unwrap_or(1).max(1);
-    set("n_group", json!(groups));
-    set("topk_group", json!(keys.opt_int("expert_group_used_count")?.unwrap_or(1).max(1)));
+    let groups = grouped_experts(keys, set)?;
     let sigmoid = is_sigmoid(keys)?;
     set("scoring_func", json!(if sigmoid { "sigmoid" } else { "softmax" }));
     set(
@@ -289,105 +312,6 @@ fn llama3(keys: &Keys, gguf: &Gguf) -> Result<Value, LoadError> {
     }
     Ok(json!({ "rope_type": "llama3", "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH,
                "original_max_position_embeddings": original }))
-}
-
-/// Metadata under the architecture's own prefix.
-pub struct Keys<'a> {
-    gguf: &'a Gguf,
-    pub architecture: String,
-}
-
-impl<'a> Keys<'a> {
-    pub fn new(gguf: &'a Gguf) -> Result<Self, LoadError> {
-        match gguf.metadata("general.architecture") {
-            Some(Meta::Text(architecture)) => Ok(Self { gguf, architecture: architecture.clone() }),
-            _ => Err(gguf.fail("general.architecture", "is missing")),
-        }
-    }
-
-    fn name(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
-    }
-
-    fn fail(&self, key: &str, message: impl Into<String>) -> LoadError {
-        self.gguf.fail(&self.name(key), message)
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Meta> {
-        self.gguf.metadata(&self.name(key))
-    }
-
-    /// A number that is one for all layers; some keys may have one for each.
-    fn opt_int(&self, key: &str) -> Result<Option<u64>, LoadError> {
-        let number = match self.get(key) {
-            None => return Ok(None),
-            Some(Meta::Int(n)) => *n,
-            Some(Meta::Ints(list)) if !list.is_empty() && list.iter().all(|n| *n == list[0]) => {
-                list[0].into()
-            }
-            Some(Meta::Ints(_)) => {
-                return Err(self.fail(key, "differs from layer to layer, which is not supported"));
-            }
-            Some(_) => return Err(self.fail(key, "is not a whole number")),
-        };
-        u64::try_from(number).map(Some).map_err(|_| self.fail(key, format!("{number} is not in range")))
-    }
-
-    fn need_int(&self, key: &str) -> Result<u64, LoadError> {
-        self.opt_int(key)?.ok_or_else(|| self.fail(key, "is missing"))
-    }
-
-    fn int(&self, key: &str) -> Result<Value, LoadError> {
-        Ok(json!(self.need_int(key)?))
-    }
-
-    fn int_or(&self, key: &str, other: &str) -> Result<Value, LoadError> {
-        match self.opt_int(key)? {
-            Some(n) => Ok(json!(n)),
-            None => self.int(other),
-        }
-    }
-
-    /// Layers without those that only speculate.
-    fn layers(&self) -> Result<Value, LoadError> {
-        let (all, speculating) =
-            (self.need_int("block_count")?, self.opt_int("nextn_predict_layers")?.unwrap_or(0));
-        Ok(json!(all.saturating_sub(speculating)))
-    }
-
-    fn opt_float(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        match self.get(key) {
-            None => Ok(None),
-            // What the file holds is an f32: the shortest decimal that gives it is what was meant.
-            Some(Meta::Float(x)) => Ok(Some((*x as f32).to_string().parse().unwrap_or(*x))),
-            Some(Meta::Int(n)) => Ok(Some(*n as f64)),
-            Some(_) => Err(self.fail(key, "is not a number")),
-        }
-    }
-
-    fn need_float(&self, key: &str) -> Result<f64, LoadError> {
-        self.opt_float(key)?.ok_or_else(|| self.fail(key, "is missing"))
-    }
-
-    fn float(&self, key: &str) -> Result<Value, LoadError> {
-        Ok(json!(self.need_float(key)?))
-    }
-
-    fn opt_bool(&self, key: &str) -> Result<Option<bool>, LoadError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Meta::Bool(b)) => Ok(Some(*b)),
-            Some(_) => Err(self.fail(key, "is not true or false")),
-        }
-    }
-
-    fn opt_text(&self, key: &str) -> Result<Option<&'a str>, LoadError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Meta::Text(text)) => Ok(Some(text)),
-            Some(_) => Err(self.fail(key, "is not a text")),
-        }
-    }
 }
 
 #[cfg(test)]

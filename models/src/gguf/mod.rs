@@ -8,7 +8,9 @@
 
 mod blocks;
 mod config;
+mod experts;
 mod groups;
+mod keys;
 mod metadata;
 mod places;
 
@@ -138,7 +140,9 @@ impl Gguf {
     pub(crate) fn head_dim(&self) -> Option<usize> {
         let size = |key: &str| self.int(key).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
         let share = || size("embedding_length").zip(size("attention.head_count")).map(|(w, heads)| w / heads);
-        size("attention.key_length").or_else(|| size("rope.dimension_count")).or_else(share)
+        let rotated =
+            || size("rope.dimension_count").filter(|_| !config::may_rotate_part(self.architecture()));
+        size("attention.key_length").or_else(rotated).or_else(share)
     }
 
     pub(crate) fn total_bytes(&self) -> u64 {

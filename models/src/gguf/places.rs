@@ -43,8 +43,10 @@ pub fn place(architecture: &str, name: &str) -> Option<Place> {
     let (module, kind) = part.rsplit_once('.')?;
     let module = match module {
         "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" if architecture == "seed_oss" => "post_attention_norm",
+        "post_attention_layernorm" if matches!(architecture, "seed_oss" | "glm4moe") => "post_attention_norm",
         "post_attention_layernorm" => "ffn_norm",
+        "post_self_attn_layernorm" => "post_attention_norm",
+        "post_mlp_layernorm" => "post_ffw_norm",
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
@@ -58,13 +60,13 @@ pub fn place(architecture: &str, name: &str) -> Option<Place> {
         "self_attn.kv_a_layernorm" => "attn_kv_a_norm",
         "self_attn.kv_b_proj" => "attn_kv_b",
         "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
+        "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
         "mlp.shared_experts.gate_proj" | "mlp.shared_expert.gate_proj" => "ffn_gate_shexp",
         "mlp.shared_experts.up_proj" | "mlp.shared_expert.up_proj" => "ffn_up_shexp",
         "mlp.shared_experts.down_proj" | "mlp.shared_expert.down_proj" => "ffn_down_shexp",
         "mlp.shared_expert_gate" => "ffn_gate_inp_shexp",
-        "mlp.gate" | "block_sparse_moe.gate" if kind == "e_score_correction_bias" => {
+        "mlp.gate" | "block_sparse_moe" | "mlp.moe_statics" if kind == "e_score_correction_bias" => {
             return same(format!("blk.{layer}.exp_probs_b.bias"));
         }
         "mlp.gate" | "block_sparse_moe.gate" => "ffn_gate_inp",
@@ -128,6 +130,12 @@ mod tests {
         assert_eq!(tensor("qwen2", norm), some("blk.10.ffn_norm.weight", None));
         let bias = "model.layers.3.mlp.gate.e_score_correction_bias";
         assert_eq!(tensor("deepseek2", bias), some("blk.3.exp_probs_b.bias", None));
+        let bias = "model.layers.3.mlp.moe_statics.e_score_correction_bias";
+        assert_eq!(tensor("ernie4_5-moe", bias), some("blk.3.exp_probs_b.bias", None));
+        assert_eq!(tensor("glm4moe", norm), some("blk.10.post_attention_norm.weight", None));
+        assert_eq!(tensor("glm4", norm), some("blk.10.ffn_norm.weight", None));
+        let gate_up = "model.layers.0.mlp.gate_up_proj.weight";
+        assert_eq!(tensor("glm4", gate_up), some("blk.0.ffn_up.weight", None));
         assert_eq!(tensor("llama", "model.layers.3.mlp.fifth.weight"), None);
         assert_eq!(tensor("llama", "vision_tower.weight"), None);
     }

@@ -5,6 +5,7 @@
 //!        ─▶ k [T, Hk, D] ─▶ (norm) ─▶ rotate ─▶ cache          ▲
 //!        ─▶ v [T, Hk, D] ─────────────────────▶ cache ─────────┘
 //! ```
+//! With a window a token attends to the last keys only; those before stay in the cache, whose blocks layers without a window need.
 
 use super::{Linear, Loader, Names, Step, WeightSize};
 use crate::LoadError;
@@ -12,7 +13,7 @@ use crate::config::{GqaConfig, HEAD_NORM_EPS, QkNorm};
 use crate::kv_cache::LayerCache;
 use crate::lora::Target;
 use crate::scratch::{HeadBuffers, Scratch};
-use kernels::ops::{self, ReadPlan};
+use kernels::ops::{self, ReadPlan, Softmax};
 use kernels::{Matrix, Tensor, WeightType};
 
 pub struct Gqa {
@@ -21,7 +22,11 @@ pub struct Gqa {
     v: Linear,
     out: Linear,
     norms: Option<HeadNorms>,
+    /// `[Hq]`: of each head a logit that takes weight and has no value.
+    sinks: Option<Tensor>,
     config: GqaConfig,
+    /// Tokens that one sees, where not all before it.
+    window: Option<usize>,
 }
 
 /// Of queries, and of keys.
@@ -31,27 +36,33 @@ struct HeadNorms {
 }
 
 struct HeadNorm {
+    /// `[head_dim]` of one RMS norm for all heads, `[heads * head_dim]` of one of all heads together, `[heads, head_dim]` of layer norms.
     weight: Tensor,
-    /// Of a layer norm, whose weight and bias have a row for each head; `None`: an RMS norm with one weight for all.
+    /// Of a layer norm; `None`: an RMS norm.
     bias: Option<Tensor>,
     eps: f32,
 }
 
 impl HeadNorm {
-    /// `[T, heads, head_dim]` to a buffer of the same shape.
-    fn run(&self, x: &Tensor, out: &mut Tensor) {
+    /// `[T, heads, head_dim]` to a buffer of the same values, which has that shape afterwards.
+    fn run(&self, x: &mut Tensor, [t, heads, head_dim]: [usize; 3], out: &mut Tensor) {
+        let groups = if self.weight.shape() == [heads * head_dim] { 1 } else { heads };
+        let shape = [t, groups, heads / groups * head_dim];
+        x.reshape(&shape);
+        out.reshape(&shape);
         match &self.bias {
             None => ops::rms_norm(x, &self.weight, self.eps, out),
             Some(bias) => ops::layer_norm_heads(x, &self.weight, bias, self.eps, out),
         }
+        out.reshape(&[t, heads, head_dim]);
     }
 }
 
 impl HeadNorms {
     fn load(loader: &Loader, config: &GqaConfig, eps: f32) -> Result<Option<Self>, LoadError> {
         let GqaConfig { num_heads, num_kv_heads, head_dim, .. } = *config;
-        let rms = |name: &str| -> Result<HeadNorm, LoadError> {
-            let weight = loader.vector(&format!("self_attn.{name}.weight"), head_dim)?;
+        let rms = |name: &str, width: usize| -> Result<HeadNorm, LoadError> {
+            let weight = loader.vector(&format!("self_attn.{name}.weight"), width)?;
             Ok(HeadNorm { weight, bias: None, eps })
         };
         let layer = |name: &str, heads: usize| -> Result<HeadNorm, LoadError> {
@@ -60,7 +71,11 @@ impl HeadNorms {
         };
         Ok(match config.qk_norm {
             QkNorm::None => None,
-            QkNorm::Rms => Some(Self { q: rms("q_norm")?, k: rms("k_norm")? }),
+            QkNorm::Rms => Some(Self { q: rms("q_norm", head_dim)?, k: rms("k_norm", head_dim)? }),
+            QkNorm::RmsOfAll => Some(Self {
+                q: rms("q_norm", num_heads * head_dim)?,
+                k: rms("k_norm", num_kv_heads * head_dim)?,
+            }),
             QkNorm::LayerPerHead => {
                 Some(Self { q: layer("q_norm", num_heads)?, k: layer("k_norm", num_kv_heads)? })
             }
@@ -72,6 +87,9 @@ impl HeadNorms {
         match config.qk_norm {
             QkNorm::None => WeightSize::default(),
             QkNorm::Rms => WeightSize::vector(head_dim).times(2),
+            QkNorm::RmsOfAll => {
+                WeightSize::vector(num_heads * head_dim) + WeightSize::vector(num_kv_heads * head_dim)
+            }
             QkNorm::LayerPerHead => {
                 WeightSize::vector(num_heads * head_dim).times(2)
                     + WeightSize::vector(num_kv_heads * head_dim).times(2)
@@ -96,8 +114,18 @@ impl Gqa {
             v: loader.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)?,
             out: loader.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)?,
             norms,
+            sinks: match config.sinks {
+                true => Some(loader.vector("self_attn.sinks", num_heads)?),
+                false => None,
+            },
             config: config.clone(),
+            window: None,
         })
+    }
+
+    /// A token sees so many, itself and those before it.
+    pub fn within(self, window: Option<usize>) -> Self {
+        Self { window, ..self }
     }
 
     pub fn size(names: &Names, config: &GqaConfig, hidden_size: usize) -> WeightSize {
@@ -108,6 +136,7 @@ impl Gqa {
             + names.linear("self_attn.v_proj", kv_width, hidden_size, qkv_bias)
             + names.linear("self_attn.o_proj", hidden_size, num_heads * head_dim, out_bias)
             + HeadNorms::size(config)
+            + if config.sinks { WeightSize::vector(num_heads) } else { WeightSize::default() }
     }
 
     /// What the first layer keeps its weights as.
@@ -143,15 +172,14 @@ impl Gqa {
                 loras.add_to((step.layer, target), normed, (out, 0), room);
             }
         }
-        b.q.reshape(&[t, num_heads, head_dim]);
-        b.k.reshape(&[t, num_kv_heads, head_dim]);
+        let (q_shape, k_shape) = ([t, num_heads, head_dim], [t, num_kv_heads, head_dim]);
+        b.q.reshape(&q_shape);
+        b.k.reshape(&k_shape);
         // Normed heads lie in buffers of their own; without norms the projections are used as they are.
         let (q, k) = match (&self.norms, &mut b.normed) {
             (Some(norms), Some((q, k))) => {
-                q.reshape(&[t, num_heads, head_dim]);
-                k.reshape(&[t, num_kv_heads, head_dim]);
-                norms.q.run(&b.q, q);
-                norms.k.run(&b.k, k);
+                norms.q.run(&mut b.q, q_shape, q);
+                norms.k.run(&mut b.k, k_shape, k);
                 (q, k)
             }
             _ => (&mut b.q, &mut b.k),
@@ -170,7 +198,8 @@ impl Gqa {
         let readers = self.out.reader(step.changes(&[Target::Out]));
         let makers = [attention.packs_as(keys.as_rows().rows.dtype())];
         let mut made = tokens.make(&mut b.attended, readers, &makers);
-        made.gqa_attention(q, [&*keys, &*values], (&step.ragged, scale), attention);
+        let softmax = Softmax { scale, window: self.window, sinks: self.sinks.as_ref() };
+        made.gqa_attention(q, [&*keys, &*values], (&step.ragged, softmax), attention);
         self.out.run(&mut made.done(), out);
         b.attended.reshape(&[t, width]);
         if let Some((loras, room)) = step.adapters(lora) {

@@ -18,23 +18,33 @@ pub struct MlpShape {
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub bias: bool,
+    /// Gate and up are one matrix in the files, `gate_up_proj`.
+    pub fused: bool,
 }
 
 impl Mlp {
     /// `name` is the path of the module, such as `mlp` or `mlp.shared_experts`.
     pub fn load(loader: &Loader, name: &str, shape: MlpShape) -> Result<Self, LoadError> {
-        let MlpShape { hidden_size, intermediate_size, bias } = shape;
-        let (gate, up) = (format!("{name}.gate_proj"), format!("{name}.up_proj"));
-        let parts = [(gate.as_str(), intermediate_size), (up.as_str(), intermediate_size)];
-        let gate_up = loader.stacked_linear(&parts, hidden_size, bias)?;
+        let MlpShape { hidden_size, intermediate_size, bias, fused } = shape;
+        let gate_up = match fused {
+            true => {
+                loader.linear(&format!("{name}.gate_up_proj"), 2 * intermediate_size, hidden_size, bias)?
+            }
+            false => {
+                let (gate, up) = (format!("{name}.gate_proj"), format!("{name}.up_proj"));
+                let parts = [(gate.as_str(), intermediate_size), (up.as_str(), intermediate_size)];
+                loader.stacked_linear(&parts, hidden_size, bias)?
+            }
+        };
         let down = loader.linear(&format!("{name}.down_proj"), hidden_size, intermediate_size, bias)?;
         Ok(Self { gate_up, down, intermediate_size })
     }
 
     /// `name` as in `load`.
     pub fn size(names: &Names, name: &str, shape: MlpShape) -> WeightSize {
-        let MlpShape { hidden_size, intermediate_size, bias } = shape;
-        names.linear(&format!("{name}.gate_proj"), 2 * intermediate_size, hidden_size, bias)
+        let MlpShape { hidden_size, intermediate_size, bias, fused } = shape;
+        let gate = if fused { "gate_up_proj" } else { "gate_proj" };
+        names.linear(&format!("{name}.{gate}"), 2 * intermediate_size, hidden_size, bias)
             + names.linear(&format!("{name}.down_proj"), hidden_size, intermediate_size, bias)
     }
 

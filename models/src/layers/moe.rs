@@ -4,16 +4,18 @@
 use super::mlp::{Mlp, MlpShape};
 use super::{Loader, Names, Step, WeightSize};
 use crate::LoadError;
-use crate::config::{ExpertNames, MoeConfig};
+use crate::config::{CorrectionBias, ExpertNames, GluConfig, MoeConfig};
 use crate::lora::{ExpertJob, Loras, Target};
 use crate::parts::Part;
 use crate::scratch::{MoeBuffers, Scratch};
+use crate::weights::WeightTensor;
 use kernels::ops::{self, Activation, AddNorm, Choice, NormFor, ReadPlan, Router, RouterConfig};
-use kernels::{Experts, Matrix, Tensor, WeightType};
+use kernels::{BiasedGlu, DType, Experts, Matrix, Tensor, WeightType};
 
 pub struct Moe {
     /// In f32, whatever the others are stored as: a choice must not hang on a rounding of the router.
     router: Matrix,
+    logit_bias: Option<Tensor>,
     correction_bias: Option<Tensor>,
     experts: Experts,
     shared: Option<Mlp>,
@@ -24,13 +26,15 @@ pub struct Moe {
 
 impl Moe {
     pub fn load(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Self, LoadError> {
-        let module = config.module();
         let routing = Loader { names: loader.names.of_part(Part::Router), ..*loader };
-        let router = routing.matrix(&format!("{module}.gate"), config.num_experts, hidden_size)?;
-        let bias = format!("{module}.gate.e_score_correction_bias");
+        let router = routing.matrix(&config.router_module(), config.num_experts, hidden_size)?;
+        let logit_bias = match config.glu {
+            Some(_) => Some(loader.vector(&format!("{}.bias", config.router_module()), config.num_experts)?),
+            None => None,
+        };
         let correction_bias = match config.correction_bias {
-            true => Some(loader.vector(&bias, config.num_experts)?),
-            false => None,
+            Some(place) => Some(correction_bias(loader, config, place)?),
+            None => None,
         };
         let shared = match shared_shape(config, hidden_size) {
             Some(shape) => Some(Mlp::load(loader, &config.shared_module(), shape)?),
@@ -40,23 +44,38 @@ impl Moe {
             true => Some(routing.matrix(&shared_gate(config), 1, hidden_size)?),
             false => None,
         };
-        let experts = load_experts(loader, config, hidden_size)?;
-        Ok(Self { router, correction_bias, experts, shared, shared_gate, config: config.router })
+        let experts = match config.names {
+            ExpertNames::Fused => load_fused(loader, config, hidden_size)?,
+            ExpertNames::Mlp | ExpertNames::BlockSparse => load_experts(loader, config, hidden_size)?,
+        };
+        let experts = match config.glu {
+            Some(glu) => experts.with_glu(load_glu(loader, config, hidden_size, glu)?),
+            None => experts,
+        };
+        Ok(Self { router, logit_bias, correction_bias, experts, shared, shared_gate, config: config.router })
     }
 
     pub fn size(names: &Names, config: &MoeConfig, hidden_size: usize) -> WeightSize {
-        let (e, i, module) = (config.num_experts, config.intermediate_size, config.module());
-        let stored_as = names.stored_as(&expert(config, 0, 0));
+        let (e, i) = (config.num_experts, config.intermediate_size);
+        let stored_as = match config.names {
+            ExpertNames::Fused => names.stored_as(FUSED),
+            ExpertNames::Mlp | ExpertNames::BlockSparse => names.stored_as(&expert(config, 0, 0)),
+        };
         let experts = WeightSize {
             parameters: (3 * e * i * hidden_size) as u64,
             bytes: Experts::packed_bytes(stored_as, [e, hidden_size, i]),
             tensors: 2,
         };
-        let bias = if config.correction_bias { WeightSize::vector(e) } else { WeightSize::default() };
+        let bias = config.correction_bias.map_or(WeightSize::default(), |_| WeightSize::vector(e));
         let shared =
             shared_shape(config, hidden_size).map(|shape| Mlp::size(names, &config.shared_module(), shape));
         let routing = names.of_part(Part::Router);
-        let mut router = routing.matrix(&format!("{module}.gate"), e, hidden_size);
+        let mut router = routing.matrix(&config.router_module(), e, hidden_size);
+        if config.glu.is_some() {
+            let parameters = (e * (2 * i + hidden_size)) as u64;
+            let bytes = BiasedGlu::bytes([e, hidden_size, i]);
+            router = router + WeightSize::vector(e) + WeightSize { parameters, bytes, tensors: 2 };
+        }
         if has_gate(config) {
             router = router + routing.matrix(&shared_gate(config), 1, hidden_size);
         }
@@ -90,8 +109,12 @@ impl Moe {
         ids.set_rows(num_tokens);
         weights.set_rows(num_tokens);
         let add = AddNorm { residual: &mut *residual, norm, tokens: &mut *tokens };
-        let router =
-            Router { weight: &self.router, bias: self.correction_bias.as_ref(), config: &self.config };
+        let router = Router {
+            weight: &self.router,
+            logit_bias: self.logit_bias.as_ref(),
+            bias: self.correction_bias.as_ref(),
+            config: &self.config,
+        };
         let choice = Choice { logits, ids: &mut *ids, weights: &mut *weights };
         ops::norm_and_route(out, add, normed, router, choice);
         let gates = shared_gates.as_mut().zip(self.shared_gate.as_ref()).map(|(gates, gate)| {
@@ -131,7 +154,22 @@ impl Moe {
 
 fn shared_shape(config: &MoeConfig, hidden_size: usize) -> Option<MlpShape> {
     let width = config.shared?.intermediate_size;
-    Some(MlpShape { hidden_size, intermediate_size: width, bias: false })
+    Some(MlpShape { hidden_size, intermediate_size: width, bias: false, fused: false })
+}
+
+/// What is added to the scores of experts for the choice, `[E]`.
+fn correction_bias(loader: &Loader, config: &MoeConfig, place: CorrectionBias) -> Result<Tensor, LoadError> {
+    let (module, count) = (config.module(), config.num_experts);
+    let own = "e_score_correction_bias";
+    match place {
+        CorrectionBias::Gate => loader.vector(&format!("{module}.gate.{own}"), count),
+        CorrectionBias::Module => loader.vector(&format!("{module}.{own}"), count),
+        CorrectionBias::Statics => {
+            let mut row = loader.rows(&format!("{module}.moe_statics.{own}"), [1, count])?;
+            row.reshape(&[count]);
+            Ok(row)
+        }
+    }
 }
 
 fn has_gate(config: &MoeConfig) -> bool {
@@ -148,6 +186,7 @@ fn expert(config: &MoeConfig, expert: usize, part: usize) -> String {
     let parts = match config.names {
         ExpertNames::Mlp => ["gate_proj", "up_proj", "down_proj"],
         ExpertNames::BlockSparse => ["w1", "w3", "w2"],
+        ExpertNames::Fused => unreachable!("its experts have no modules of their own"),
     };
     format!("{}.experts.{expert}.{}", config.module(), parts[part])
 }
@@ -177,4 +216,51 @@ fn load_experts(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Resu
         }
         Ok(Experts::pack_rows(device, stored_as, &taken))
     })
+}
+
+/// The module of all experts of a layer, where they are in two tensors.
+const FUSED: &str = "mlp.experts";
+
+fn load_fused(loader: &Loader, config: &MoeConfig, hidden_size: usize) -> Result<Experts, LoadError> {
+    let (e, i, h) = (config.num_experts, config.intermediate_size, hidden_size);
+    let Loader { checkpoint, device, names } = loader;
+    let module = names.name(FUSED);
+    let stored_as = names.stored_as(FUSED);
+    let bytes = Experts::packed_bytes(stored_as, [e, h, i]);
+    if let Some(seed) = checkpoint.dummy_seed(&module, bytes) {
+        return Ok(Experts::random(device, stored_as, [e, h, i], 1.0 / (h as f32).sqrt(), seed));
+    }
+    let [gate_up, down] = ["gate_up_proj", "down_proj"].map(|part| format!("{module}.{part}"));
+    checkpoint.kept(device, &gate_up, (stored_as, [e, h, i]), || {
+        let scheme = names.storage.scheme(names.part, &module);
+        let both = checkpoint.fused(&gate_up, scheme, ([e, 2 * i, h], 2))?;
+        let down = checkpoint.fused(&down, scheme, ([e, h, i], 1))?;
+        let one = |(both, down): (Vec<_>, Vec<_>)| {
+            let parts: Vec<_> = both.into_iter().chain(down).collect();
+            parts.try_into().unwrap_or_else(|_| unreachable!("gate, up and down"))
+        };
+        let taken: Vec<[WeightTensor; 3]> = both.into_iter().zip(down).map(one).collect();
+        Ok(Experts::pack_rows(device, stored_as, &taken))
+    })
+}
+
+/// Biases of gate and up take turns in the files, one of each.
+fn load_glu(
+    loader: &Loader,
+    config: &MoeConfig,
+    hidden_size: usize,
+    GluConfig { alpha, limit }: GluConfig,
+) -> Result<BiasedGlu, LoadError> {
+    let (e, i) = (config.num_experts, config.intermediate_size);
+    let Loader { checkpoint, device, names } = loader;
+    let name = names.name(&format!("{FUSED}.gate_up_proj_bias"));
+    let width = BiasedGlu::width(i);
+    let gate_up = checkpoint.kept(device, &name, (DType::F32, vec![e, width]), || {
+        let both = checkpoint.take(&name, &[e, 2 * i])?.to_f32();
+        let of = |side: usize| both.iter().skip(side).step_by(2).copied().collect::<Vec<f32>>();
+        let turns = BiasedGlu::in_turns([e, i], [&of(0), &of(1)]);
+        Ok(Tensor::from_f32(device, &[e, width], &turns))
+    })?;
+    let down = loader.rows(&format!("{FUSED}.down_proj_bias"), [e, hidden_size])?;
+    Ok(BiasedGlu::new([alpha, limit], [gate_up, down]))
 }

@@ -132,7 +132,7 @@ impl AdapterSpec {
         };
         let prefix = format!("{}{}layers.", config.prefix, config.body);
         let newer_prefix = config.newer_prefix.map(|prefix| format!("{prefix}layers."));
-        let experts = config.moe.as_ref().filter(|_| experts).map(|moe| experts_of(moe, config));
+        let experts = config.moe.as_ref().filter(|_| experts).and_then(|moe| experts_of(moe, config));
         let refused = refused(config, experts.is_some());
         let name = format!("{}lm_head", config.prefix);
         let head = Module { target: Target::Head, name, n: config.vocab_size, k: config.hidden_size };
@@ -212,12 +212,14 @@ impl ExpertModules {
     }
 }
 
-fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> ExpertModules {
+/// `None`: they have no modules of their own.
+fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> Option<ExpertModules> {
     let (path, names) = match moe.names {
         ExpertNames::Mlp => ("mlp.experts.", ["gate_proj", "up_proj", "down_proj"]),
         ExpertNames::BlockSparse => ("block_sparse_moe.experts.", ["w1", "w3", "w2"]),
+        ExpertNames::Fused => return None,
     };
-    ExpertModules {
+    Some(ExpertModules {
         layers: (0..config.num_layers).map(|layer| config.is_moe(layer)).collect(),
         path,
         names,
@@ -225,7 +227,7 @@ fn experts_of(moe: &MoeConfig, config: &DecoderConfig) -> ExpertModules {
         top_k: moe.router.top_k,
         hidden: config.hidden_size,
         inner: moe.intermediate_size,
-    }
+    })
 }
 
 fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
@@ -238,6 +240,7 @@ fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
         None => dense,
         Some(moe) => (moe.shared_module(), moe.shared.map(|shared| shared.intermediate_size)),
     };
+    let fused = config.fused_gate_up && !config.is_moe(index);
     if let Some(width) = width {
         let hidden = config.hidden_size;
         for (target, name, n, k) in [
@@ -245,7 +248,9 @@ fn modules(config: &DecoderConfig, index: usize) -> Vec<Module> {
             (Target::Up, "up_proj", width, hidden),
             (Target::Down, "down_proj", hidden, width),
         ] {
-            modules.push(Module { target, name: format!("{path}.{name}"), n, k });
+            if !fused || target == Target::Down {
+                modules.push(Module { target, name: format!("{path}.{name}"), n, k });
+            }
         }
     }
     modules
@@ -303,15 +308,18 @@ fn refused(config: &DecoderConfig, takes_experts: bool) -> Vec<Refused> {
             reason: "an adapter of the vision projector is not supported",
         },
         Refused { part: "norm", reason: "a norm has no adapter" },
+        Refused { part: "gate_up_proj", reason: "an adapter of gate and up in one matrix is not supported" },
         Refused {
             part: "shared_expert_gate",
             reason: "an adapter of the shared expert's gate is not supported",
         },
         Refused { part: "mlp.gate.", reason: "an adapter of the router is not supported" },
         Refused { part: "block_sparse_moe.gate.", reason: "an adapter of the router is not supported" },
+        Refused { part: "mlp.router.", reason: "an adapter of the router is not supported" },
     ];
     if !takes_experts {
         let reason = match config.moe {
+            Some(MoeConfig { names: ExpertNames::Fused, .. }) => fused,
             Some(_) => "an adapter of single experts needs lora_experts, which sets memory aside for it",
             None => "the model has no experts",
         };

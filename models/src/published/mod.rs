@@ -32,6 +32,8 @@ pub enum Scheme {
     Fp8 { cut: Cut, scales: &'static str },
     /// The blocks of a GGUF file; `None`: as floats.
     Blocks { kept_as: Option<WeightType> },
+    /// Experts in one tensor: `_blocks` of values in e2m1, `_scales` that are powers of two, one for each 32 along K.
+    Mxfp4,
 }
 
 /// What of a matrix has one scale.
@@ -56,6 +58,8 @@ impl Scheme {
             Scheme::Packed { zeros: false, .. } | Scheme::Gptq { zeros: false, .. } => Some(WeightType::Int4),
             Scheme::Packed { .. } | Scheme::Gptq { .. } | Scheme::Awq { .. } => Some(WeightType::Int4Zero),
             Scheme::Fp8 { .. } => None,
+            // Values of four bits, but no whole numbers of four.
+            Scheme::Mxfp4 => Some(WeightType::Int8),
             Scheme::Blocks { kept_as } => *kept_as,
         }
     }
@@ -137,8 +141,9 @@ impl Published {
             Some("gptq") => others::gptq(&q)?,
             Some("fp8") => others::fp8(&q)?,
             Some("fbgemm_fp8") => others::fp8_rows(&q)?,
+            Some("mxfp4") => others::mxfp4(&q)?,
             Some(other) => {
-                let known = "compressed-tensors, awq, gptq, fp8 and fbgemm_fp8 are read";
+                let known = "compressed-tensors, awq, gptq, fp8, fbgemm_fp8 and mxfp4 are read";
                 return Err(q.fail("quant_method", format!("{other:?} is not supported; {known}")));
             }
             None => return Err(q.fail("quant_method", "is missing")),

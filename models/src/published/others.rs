@@ -1,5 +1,5 @@
-//! The configurations of AWQ, GPTQ and fp8. All three quantise the linear layers of the decoder's layers, and
-//! neither the head nor anything that sees pictures.
+//! The configurations of AWQ, GPTQ, fp8 and MXFP4. The first three quantise the linear layers of the decoder's layers, and
+//! neither the head nor anything that sees pictures; the last the experts of a layer, which are one tensor.
 
 use super::pattern::Pattern;
 use super::{Cut, Rules, Scheme, Which, group_size, names};
@@ -100,7 +100,9 @@ fn skipped(q: &Fields) -> Result<Vec<Pattern>, LoadError> {
 }
 
 pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
-    q.only("fmt", "e4m3")?;
+    if !matches!(q.opt_str("fmt")?, None | Some("e4m3" | "float8_e4m3fn")) {
+        return Err(q.fail("fmt", "only \"e4m3\" is supported"));
+    }
     if q.get("kv_cache_scheme").is_some() {
         return Err(q.fail("kv_cache_scheme", "is not supported"));
     }
@@ -109,6 +111,18 @@ pub(super) fn fp8(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
         None => (Cut::Whole, "weight_scale"),
     };
     Ok(("fp8", Rules::Layers { scheme: Scheme::Fp8 { cut, scales }, which: floats_of(q)? }))
+}
+
+/// `modules_to_not_convert` lists all that has weights beside the experts.
+pub(super) fn mxfp4(q: &Fields) -> Result<(&'static str, Rules), LoadError> {
+    let experts = "mlp.experts";
+    if names(q, "modules_to_not_convert")?.iter().any(|name| name.ends_with(experts)) {
+        return Err(
+            q.fail("modules_to_not_convert", "experts that are floats beside MXFP4 are not supported")
+        );
+    }
+    let which = Which { only: Some(vec![experts.into()]), ..Which::default() };
+    Ok(("mxfp4", Rules::Layers { scheme: Scheme::Mxfp4, which }))
 }
 
 /// A scale for each row, as some of LLaMA 3.1 are published.

@@ -57,6 +57,22 @@ fn compressed_tensors_say_which_modules() {
     assert_eq!(scheme.kept_as(), Some(WeightType::Int4));
 }
 
+/// As MiniMax-M2 has it.
+#[test]
+fn experts_in_fp8_under_other_names() {
+    let config = json!({
+        "activation_scheme": "dynamic", "fmt": "float8_e4m3fn", "quant_method": "fp8", "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]
+    });
+    let published = read(config).unwrap().unwrap();
+    let scheme = Scheme::Fp8 { cut: Cut::Blocks([128, 128]), scales: "weight_scale_inv" };
+    let of = |part, module: &str| published.scheme(part, &format!("model.layers.3.{module}")).copied();
+    assert_eq!(of(Part::Linear, "block_sparse_moe.experts.7.w2"), Some(scheme));
+    assert_eq!(of(Part::Linear, "self_attn.q_proj"), Some(scheme));
+    assert_eq!(of(Part::Router, "block_sparse_moe.gate"), None);
+    assert_eq!(published.scheme(Part::Head, "lm_head"), None);
+}
+
 #[test]
 fn schemes_of_other_settings() {
     let compressed = |changes: &[(&str, Value)]| {

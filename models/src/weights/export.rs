@@ -10,7 +10,7 @@ use super::header::TensorInfo;
 use super::host::HostWeights;
 use super::tensor::WeightTensor;
 use super::write::{Entry, TensorFile};
-use crate::config::{ModelConfig, OWN_KEY, json};
+use crate::config::{ExpertNames, ModelConfig, OWN_KEY, json};
 use crate::content::Content;
 use crate::device::processor;
 use crate::files::CONFIG_FILE;
@@ -49,6 +49,11 @@ pub fn quantize(
     if config.published.is_some() {
         let message = "the checkpoint is quantised already";
         return Err(LoadError::config(&files.describe(CONFIG_FILE), "quantization_config", message));
+    }
+    if config.decoder.moe.as_ref().is_some_and(|moe| moe.names == ExpertNames::Fused) {
+        let message =
+            "experts in one tensor are not written in int8 or int4; serve with --quantization instead";
+        return Err(LoadError::config(&files.describe(CONFIG_FILE), "architectures", message));
     }
     let weights = WeightFiles::open(files)?;
     let total = weights.tensors.values().map(|(_, info)| info.range.len() as u64).sum();
@@ -168,7 +173,8 @@ impl Job<'_> {
         if let (Some(module), &[n, k]) = (info.name.strip_suffix(".weight"), &info.shape[..]) {
             let within = within.strip_suffix(".weight").expect("of the same name");
             // Some norms have a row for each head.
-            let is_kept = [".kv_b_proj", ".gate", "_norm"].iter().any(|ending| within.ends_with(ending));
+            let is_kept =
+                [".kv_b_proj", ".gate", ".router", "_norm"].iter().any(|ending| within.ends_with(ending));
             if !is_kept {
                 targets.push(Target { module: module.into(), shape: [n, k], expert: None });
             }

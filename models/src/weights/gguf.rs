@@ -64,6 +64,10 @@ impl GgufWeights {
         self.gguf().tensor_names().filter(|name| !used.contains(*name) && !is_known(name)).collect()
     }
 
+    pub fn num_mtp_tensors(&self) -> usize {
+        self.gguf().tensor_names().filter(|name| self.gguf().is_speculating(name)).count()
+    }
+
     /// A tensor of floats or, where it is quantised in the file, of what its blocks stand for.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<HostWeights<'_>, LoadError> {
         if let Some(values) = self.latent_halves(name, shape)? {

@@ -7,6 +7,7 @@ mod experts;
 pub(crate) mod export;
 pub(crate) mod files;
 mod fp8;
+mod fused;
 mod gguf;
 mod grouped;
 pub(crate) mod header;
@@ -307,6 +308,15 @@ impl Checkpoint {
         match &self.source {
             Source::Files(files) => files.is_zero(name),
             Source::Gguf(_) | Source::Dummy { .. } => false,
+        }
+    }
+
+    /// How many stored tensors are of layers that only predict more tokens; `is_mtp` knows them by their published names.
+    pub fn num_mtp_tensors(&self, is_mtp: impl Fn(&str) -> bool) -> usize {
+        match &self.source {
+            Source::Files(files) => files.tensors.keys().filter(|name| is_mtp(name)).count(),
+            Source::Gguf(weights) => weights.num_mtp_tensors(),
+            Source::Dummy { .. } => 0,
         }
     }
 

@@ -1,11 +1,13 @@
 //! Takes the tensors of a quantised matrix from the files and checks them: names, types, shapes, and what a form promises.
 
 use super::fp8::Fp8;
+use super::fused::{Fused, FusedRows, Held, LARGEST_SCALE};
 use super::grouped::{Grouped, Levels, Words, Zeros};
 use super::{Checkpoint, WeightTensor};
 use crate::LoadError;
 use crate::published::{Cut, Scheme};
-use kernels::WeightType;
+use kernels::{GROUP, WeightType};
+use std::sync::Arc;
 
 /// A module's matrix while its tensors are taken.
 struct Module<'c, 'm> {
@@ -42,7 +44,42 @@ impl Checkpoint {
             }
             Scheme::Fp8 { cut, scales } => from.fp8(cut, scales),
             Scheme::Blocks { .. } => unreachable!("taken above"),
+            Scheme::Mxfp4 => unreachable!("only experts in one tensor are of this form"),
         }
+    }
+
+    /// Matrices `[n / step, k]` of experts in one tensor of all: of each expert every `step`th row, from the first `step` rows on.
+    pub(crate) fn fused(
+        &self,
+        name: &str,
+        scheme: Option<&Scheme>,
+        ([experts, n, k], step): ([usize; 3], usize),
+    ) -> Result<Vec<Vec<WeightTensor<'_>>>, LoadError> {
+        let held = match scheme {
+            None => Held::Floats(self.take(name, &[experts, k, n])?),
+            Some(Scheme::Mxfp4) => self.mxfp4(name, [experts, n, k])?,
+            Some(_) => {
+                let message = "experts in one tensor are read as floats and in MXFP4, not in this form";
+                return Err(self.fail(name, message.into()));
+            }
+        };
+        let of = Arc::new(Fused { held, shape: [n, k] });
+        let rows = |expert, first| WeightTensor::Fused(FusedRows { of: of.clone(), expert, first, step });
+        Ok((0..experts).map(|expert| (0..step).map(|first| rows(expert, first)).collect()).collect())
+    }
+
+    fn mxfp4(&self, name: &str, [experts, n, k]: [usize; 3]) -> Result<Held<'_>, LoadError> {
+        let [block_name, scale_name] = ["blocks", "scales"].map(|part| format!("{name}_{part}"));
+        if !k.is_multiple_of(GROUP) {
+            return Err(self.fail(&block_name, format!("{k} inputs are not whole groups of {GROUP}")));
+        }
+        let blocks = self.take_as(&block_name, "U8", &[experts, n, k / GROUP, GROUP / 2])?;
+        let scales = self.take_as(&scale_name, "U8", &[experts, n, k / GROUP])?;
+        if let Some(code) = scales.iter().find(|&&code| code > LARGEST_SCALE) {
+            let message = format!("has the exponent {code}, and {LARGEST_SCALE} is the largest that is read");
+            return Err(self.fail(&scale_name, message));
+        }
+        Ok(Held::Mxfp4 { blocks, scales })
     }
 }
 

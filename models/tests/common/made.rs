@@ -37,13 +37,13 @@ pub fn with_weights(fixture: &Path, name: &str) -> PathBuf {
     folder
 }
 
-/// All tensors of a decoder with heads of queries and keys, dense or with Qwen's experts.
+/// All tensors of a decoder with heads of queries and keys, dense, or with Qwen's experts or Mixtral's.
 pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let (vocab, hidden, heads) = (size("vocab_size"), size("hidden_size"), size("num_attention_heads"));
     let head_dim = config["head_dim"].as_u64().map_or(hidden / heads, |dim| dim as usize);
     let (q, kv) = (heads * head_dim, size("num_key_value_heads") * head_dim);
-    let has_bias = config["model_type"] == "qwen2_moe";
+    let has_bias = config["model_type"].as_str().is_some_and(|name| name.starts_with("qwen2"));
     let mut all = BTreeMap::new();
     let mut put = |name: String, shape: &[usize], kind: &str| {
         let values = values(&name, shape.iter().product(), kind);
@@ -66,6 +66,16 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
                 put(format!("{name}.bias"), &[n], "bias");
             }
         }
+        if let Some(count) = config["num_local_experts"].as_u64() {
+            let (width, moe) = (size("intermediate_size"), format!("{layer}.block_sparse_moe"));
+            put(format!("{moe}.gate.weight"), &[count as usize, hidden], "router");
+            for expert in 0..count {
+                for (part, n, k) in [("w1", width, hidden), ("w3", width, hidden), ("w2", hidden, width)] {
+                    put(format!("{moe}.experts.{expert}.{part}.weight"), &[n, k], "linear");
+                }
+            }
+            continue;
+        }
         let mut mlp = |name: &str, width: usize| {
             for (part, n, k) in
                 [("gate_proj", width, hidden), ("up_proj", width, hidden), ("down_proj", hidden, width)]
@@ -76,7 +86,7 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
         let only_dense =
             config["mlp_only_layers"].as_array().is_some_and(|list| list.contains(&index.into()));
         let is_dense = |step: u64| only_dense || !(index as u64 + 1).is_multiple_of(step);
-        if config["decoder_sparse_step"].as_u64().is_none_or(is_dense) {
+        if config["num_experts"].is_null() || config["decoder_sparse_step"].as_u64().is_none_or(is_dense) {
             mlp("mlp", size("intermediate_size"));
             continue;
         }
@@ -91,13 +101,14 @@ pub fn tensors(config: &Value) -> BTreeMap<String, Stored> {
 }
 
 /// In bf16, which holds each of them.
-fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
+pub fn values(name: &str, count: usize, kind: &str) -> Vec<u8> {
     let value = |word: u32| {
         let steps = (word >> 24) as i32 - 128;
         let value = match kind {
             "norm" => 1.0 + (steps >> 2) as f32 / 64.0,
             "embed" => steps as f32 / 4096.0,
             "linear" => steps as f32 / 512.0,
+            "sink" => steps as f32 / 32.0,
             _ => steps as f32 / 256.0,
         };
         ((value.to_bits() >> 16) as u16).to_le_bytes()

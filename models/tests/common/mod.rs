@@ -2,10 +2,12 @@
 #![allow(dead_code, unused_macros, reason = "every test file uses its part")]
 
 pub mod adapters;
+pub mod feed;
 pub mod formula;
 pub mod late;
 pub mod made;
 pub mod qwen3_vl;
+pub mod written;
 
 use kernels::cuda::compile::Cache;
 use kernels::cuda::driver::Driver;
@@ -58,6 +60,16 @@ families!(
     deepseek_v2,
     kimi_vl,
     qwen2_5_vl,
+    glm,
+    glm4,
+    glm4_moe,
+    glm4_moe_lite,
+    solar_open,
+    minimax_m2,
+    olmoe,
+    ernie4_5,
+    ernie4_5_moe,
+    dots1,
     qwen3_vl,
     qwen3_vl_moe,
 );
@@ -76,6 +88,7 @@ pub fn fixture(name: &str) -> PathBuf {
             ));
             files
         }),
+        _ if written::is_one(name) => written::folder(name),
         _ if qwen3_vl::is_one(name) => whole_fixture(name, &|| qwen3_vl::files(name)),
         _ => stored_fixture(name),
     }
@@ -240,6 +253,9 @@ pub struct Case {
 
 impl Golden {
     pub fn read(name: &str) -> Self {
+        if written::is_one(name) {
+            return written::golden(name);
+        }
         let json: Value =
             serde_json::from_slice(&std::fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
         let bytes = std::fs::read(fixture(name).join("golden.safetensors")).unwrap();

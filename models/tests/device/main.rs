@@ -9,6 +9,7 @@ mod ahead;
 mod changed;
 mod near_the_processor_quantised;
 mod sampling;
+mod tiers;
 mod world;
 
 use changed::Changed;
@@ -305,6 +306,16 @@ mod equal_to_itself {
     fn a_gated_expert_of_all_tokens() {
         equal_to_itself("qwen2_moe", Auto, None);
         equal_to_itself("qwen2_moe", Int4, None);
+    }
+
+    #[test]
+    fn norms_on_both_sides_and_pairs_side_by_side() {
+        equal_to_itself("glm4", Auto, None);
+    }
+
+    #[test]
+    fn a_norm_of_all_heads() {
+        equal_to_itself("minimax_m2", Auto, None);
     }
 
     /// Chunks and steps that hold rows of both forms, and pictures that lie on both sides.

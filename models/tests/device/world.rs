@@ -38,6 +38,10 @@ pub struct World {
     pub picture: Option<Picture>,
     pub cached_tokens: usize,
     pub num_deferred: usize,
+    /// Copies to the second tier and back, and places that were lost.
+    pub stored_blocks: usize,
+    pub loaded_blocks: usize,
+    pub preempted: usize,
 }
 
 impl World {
@@ -52,6 +56,9 @@ impl World {
             picture,
             cached_tokens: 0,
             num_deferred: 0,
+            stored_blocks: 0,
+            loaded_blocks: 0,
+            preempted: 0,
         }
     }
 
@@ -74,6 +81,9 @@ impl World {
         while !self.engine.is_idle() {
             let step = self.engine.step().unwrap();
             self.num_deferred += step.stats.deferred_tokens;
+            self.stored_blocks += step.stats.stored_blocks;
+            self.loaded_blocks += step.stats.loaded_blocks;
+            self.preempted += step.stats.preempted.len();
             for event in step.events {
                 if let Event::Started { cached_tokens, .. } = event {
                     self.cached_tokens += cached_tokens;

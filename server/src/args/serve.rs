@@ -124,6 +124,11 @@ pub struct ServeArgs {
     )]
     pub memory: String,
 
+    /// Host memory for KV blocks that lose their places on a GPU, so that a prefix that comes back is copied instead of computed: bytes
+    /// with a suffix (64GiB), or a number of GiB; default: none. Where the processor is the device, give --memory more instead
+    #[arg(long, value_name = "SIZE", env = "PERILUNE_KV_OFFLOADING_SIZE")]
+    pub kv_offloading_size: Option<String>,
+
     /// Where weights come from
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_LOAD_FORMAT")]
     pub load_format: LoadFormatArg,
@@ -153,11 +158,11 @@ pub struct ServeArgs {
     pub chat_template: Option<PathBuf>,
 
     /// How the model writes calls of tools: kimi_k2, hermes, qwen3_coder, seed_oss, llama3_json, pythonic, deepseek_v3, deepseek_v31,
-    /// mistral, mistral_list; none passes them on as text. Default: told from the chat template
+    /// mistral, mistral_list, harmony; none passes them on as text. Default: told from the chat template
     #[arg(long, value_name = "NAME", env = "PERILUNE_TOOL_CALL_PARSER")]
     pub tool_call_parser: Option<String>,
 
-    /// How the model writes its thinking: kimi, kimi_k2, qwen3, deepseek_v3, deepseek_r1, seed_oss; none passes it on as text. Default:
+    /// How the model writes its thinking: kimi, kimi_k2, qwen3, deepseek_v3, deepseek_r1, seed_oss, harmony; none passes it on as text. Default:
     /// told from the chat template
     #[arg(long, value_name = "NAME", env = "PERILUNE_REASONING_PARSER")]
     pub reasoning_parser: Option<String>,

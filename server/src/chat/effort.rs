@@ -1,5 +1,6 @@
 //! How hard a model is to think: the API's word, in the variables that templates have for it.
 
+use super::parse::ToolFormat;
 use super::template::ChatTemplate;
 use serde_json::{Map, Value};
 
@@ -46,6 +47,15 @@ impl Effort {
             || (self == Self::None && template.reads(BUDGET))
     }
 
+    /// gpt-oss knows low, medium and high, and always thinks.
+    fn of_three(self) -> Self {
+        match self {
+            Self::None | Self::Minimal => Self::Low,
+            Self::XHigh | Self::Max => Self::High,
+            other => other,
+        }
+    }
+
     /// Sets what the template reads. A variable that the request gives itself stays as it is.
     pub fn apply(self, template: &ChatTemplate, kwargs: &mut Map<String, Value>) {
         let mut set = |variable: &str, value: Value| {
@@ -53,7 +63,9 @@ impl Effort {
                 kwargs.entry(variable).or_insert(value);
             }
         };
-        let word = WORDS.iter().find(|(_, effort)| *effort == self).map_or("", |(word, _)| word);
+        let effort =
+            if template.output().tools == Some(ToolFormat::Harmony) { self.of_three() } else { self };
+        let word = WORDS.iter().find(|(_, known)| *known == effort).map_or("", |(word, _)| word);
         set(EFFORT, word.into());
         for switch in SWITCHES {
             set(switch, (self != Self::None).into());
@@ -78,6 +90,18 @@ mod tests {
             ("{% if thinking %}{% endif %}", "none", json!({"thinking": true}), json!({"thinking": true})),
             ("{{ thinking_budget }}", "none", json!({}), json!({"thinking_budget": 0})),
             ("{{ thinking_budget }}", "high", json!({}), json!({})),
+            (
+                "{{ reasoning_effort }}<|channel|><|message|>",
+                "max",
+                json!({}),
+                json!({"reasoning_effort": "high"}),
+            ),
+            (
+                "{{ reasoning_effort }}<|channel|><|message|>",
+                "none",
+                json!({}),
+                json!({"reasoning_effort": "low"}),
+            ),
             ("nothing", "none", json!({}), json!({})),
         ] {
             let template = ChatTemplate::from_source(source).expect("parses");

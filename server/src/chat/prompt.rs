@@ -1,7 +1,7 @@
 //! From a conversation to the model's tokens: content in the form that the template takes, control tokens that users typed kept plain
 //! text, placeholders of pictures repeated.
 
-use super::parse::{OutputFormat, ReasoningFormat};
+use super::parse::{OutputFormat, ReasoningFormat, ToolFormat};
 use super::picture::Picture;
 use super::special::free_noncharacter;
 use super::template::{ChatTemplate, ContentFormat, TemplateError};
@@ -241,10 +241,11 @@ impl PromptBuilder {
             }
             let mut fields = Map::new();
             fields.insert("role".to_string(), json!(role(&message.role, template)));
-            fields.insert(
-                "content".to_string(),
-                content_value(message, &content, template.content_format(), &mask),
-            );
+            let content = content_value(message, &content, template.content_format(), &mask);
+            // gpt-oss's template looks for channels in the content of every answer.
+            let is_framed = template.output().tools.is_some_and(ToolFormat::frames_all);
+            let content = if content.is_null() && is_framed { json!("") } else { content };
+            fields.insert("content".to_string(), content);
             fields.extend(message.name.as_ref().map(|name| ("name".to_string(), json!(mask(name)))));
             for (key, value) in with_parsed_arguments(&message.fields) {
                 fields.entry(mask(&key)).or_insert_with(|| map_strings(&value, &mask));

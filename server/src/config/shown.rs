@@ -57,6 +57,7 @@ impl Config {
             ("max_num_batched_tokens", json!(load.max_num_batched_tokens)),
             ("block_size", json!(load.block_size)),
             ("memory", json!(format!("{:?}", load.memory))),
+            ("kv_offloading_size", json!(load.kv_offloading_size)),
             ("threads", json!(load.threads)),
             ("max_waiting", json!(scheduling.max_waiting)),
             ("enable_prefix_caching", json!(scheduling.enable_prefix_caching)),

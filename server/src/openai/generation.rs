@@ -173,6 +173,8 @@ pub struct TextOptions {
 /// What is looked for in an answer besides text. Nothing, unless it answers a conversation.
 #[derive(Debug, Clone, Default)]
 pub struct OutputOptions {
+    /// It answers a conversation: where a format frames all of an output, its frames are no text.
+    pub is_framed: bool,
     /// Thinking is told apart from text.
     pub splits_reasoning: bool,
     /// Thinking is not told at all.

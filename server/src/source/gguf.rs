@@ -109,13 +109,15 @@ fn split(pre: &str) -> Option<Split> {
         "deepseek-llm" => Split { patterns: &DEEPSEEK_LLM, ..PLAIN },
         "seed-coder" => Split { patterns: &[SEED], ..PLAIN },
         "kimi-k2" => Split { patterns: &[KIMI], whole_first: true, ..PLAIN },
-        "default" | "gpt-2" => PLAIN,
+        "glm4" | "chatglm-bpe" => Split { patterns: &[LLAMA3], ..PLAIN },
+        "minimax-m2" => Split { patterns: &[O200K], ..PLAIN },
+        "default" | "gpt-2" | "olmo" => PLAIN,
         _ => return None,
     })
 }
 
-const KINDS: &str =
-    "llama-bpe, qwen2, deepseek-r1-qwen, deepseek-v3, deepseek-llm, seed-coder, kimi-k2, gpt-2, default";
+const KINDS: &str = "llama-bpe, qwen2, deepseek-r1-qwen, deepseek-v3, deepseek-llm, seed-coder, kimi-k2, glm4, chatglm-bpe, \
+                     minimax-m2, olmo, gpt-2, default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -125,6 +127,11 @@ const KIMI: &str = concat!(
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+const O200K: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 const DEEPSEEK_V3: [&str; 3] = [
     r"\p{N}{1,3}",

@@ -243,7 +243,6 @@ pub fn info() -> ModelInfo {
         vocab_size: MODEL_VOCAB_SIZE,
         hidden_size: HIDDEN_SIZE,
         max_model_len: 1000,
-        sliding_window: None,
         eos_token_ids: vec![EOS, IM_END],
         bos_token_id: None,
         image_token_id: Some(IMAGE),
@@ -274,6 +273,7 @@ pub fn model(
     };
     LoadedModel {
         device: "fake".into(),
+        kv_block_bytes: 64,
         device_bytes: 0,
         runner,
         adapters: None,

@@ -168,6 +168,7 @@ impl Scripted {
         let config = scheduler::SchedulerConfig { max_model_len: 16_384, ..fake::config(4000) };
         LoadedModel {
             device: "scripted".into(),
+            kv_block_bytes: 64,
             device_bytes: 0,
             adapters: None,
             runner: ScriptedRunner { script, eos: self.eos(), num_tokens: self.vocab_size() },

@@ -50,11 +50,13 @@ pub fn limits() -> CompilerLimits {
 }
 
 /// Every format of calls.
-pub const FORMATS: [ToolFormat; 10] = [
+pub const FORMATS: [ToolFormat; 12] = [
     ToolFormat::KimiK2,
     ToolFormat::Hermes,
     ToolFormat::Qwen3Coder,
     ToolFormat::SeedOss,
+    ToolFormat::MiniMaxM2,
+    ToolFormat::Glm,
     ToolFormat::Llama3Json,
     ToolFormat::Pythonic,
     ToolFormat::DeepSeekV3,

@@ -161,7 +161,8 @@ impl Layer {
                 }
                 Op::NormAndRoute => {
                     let add = AddNorm { residual: &mut residual, norm, tokens };
-                    let router = Router { weight: router, bias: None, config: &router_config(k) };
+                    let router =
+                        Router { weight: router, logit_bias: None, bias: None, config: &router_config(k) };
                     let choice = Choice { logits: &mut logits, ids: &mut ids, weights: &mut weights };
                     norm_and_route(&out, add, &mut x, router, choice);
                 }

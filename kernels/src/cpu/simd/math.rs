@@ -45,6 +45,14 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
     gated(s, x, x)
 }
 
+/// (u + 1) · g · sigmoid(alpha · g), with g = gate up to the limit and u = up within it on both sides.
+#[inline(always)]
+pub(crate) fn clamped_glu<S: Simd>(s: S, [gate, up]: [S::V; 2], [alpha, limit]: [f32; 2]) -> S::V {
+    let gate = s.min(s.splat(limit), gate);
+    let up = s.min(s.splat(limit), s.max(s.splat(-limit), up));
+    s.mul(s.add(up, s.splat(1.0)), gated(s, gate, s.mul(gate, s.splat(alpha))))
+}
+
 /// x / (1 + e^(-1.702 x))
 #[inline(always)]
 fn quick_gelu<S: Simd>(s: S, x: S::V) -> S::V {

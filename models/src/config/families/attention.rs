@@ -1,59 +1,65 @@
-//! What the file says of attention: heads, latents, rotation, and the window that ends sequences.
+//! What the file says of attention: heads, latents, rotation, and the window of some layers.
 
-use super::family::{Family, MAX_HEADS, MAX_WIDTH, Window};
+use super::family::{Family, MAX_HEADS, MAX_WIDTH, OutBias, Window};
 use crate::LoadError;
 use crate::config::json::Fields;
 use crate::config::rope::{self, RopeRule};
-use crate::config::{AttentionConfig, GqaConfig, MlaConfig};
+use crate::config::{AttentionConfig, GqaConfig, MlaConfig, SlidingWindow};
 use kernels::ops::RopeLayout;
+use serde_json::Value;
 
 /// The configuration class of the families that have this key where the file has not.
 const MAX_WINDOW_LAYERS: usize = 28;
 
-/// The window of some layer: a token sees itself and those before it, so many in all. One that hides tokens is not implemented, and a sequence
-/// that is no longer has nothing to hide.
+/// The window of some layers: a token sees itself and those before it, so many in all. `None` where it hides nothing.
 pub(super) fn sliding_window(
     fields: &Fields,
     window: Window,
-    num_layers: usize,
-) -> Result<Option<usize>, LoadError> {
+    [num_layers, max_positions]: [usize; 2],
+) -> Result<Option<SlidingWindow>, LoadError> {
     let (on, default) = match window {
         Window::Never => return Ok(None),
         Window::Switched | Window::SwitchedForAll => {
             (fields.bool_or("use_sliding_window", false)?, Some(4096))
         }
         Window::Always(default) => (true, default),
-        Window::OfTypes(default) => (true, Some(default)),
+        Window::OfTypes(default)
+        | Window::Alternating(default)
+        | Window::FromLayer { width: default, .. } => (true, Some(default)),
     };
-    let any_layer = match window {
-        Window::Switched => any_sliding_layer(fields, num_layers)?,
-        Window::OfTypes(_) if fields.get("layer_types").is_some() => any_sliding_layer(fields, num_layers)?,
-        _ => true,
+    let layers = match window {
+        Window::Switched => sliding_layers(fields, num_layers, MAX_WINDOW_LAYERS)?,
+        Window::FromLayer { first, .. } => sliding_layers(fields, num_layers, first)?,
+        Window::OfTypes(_) | Window::Alternating(_) if fields.get("layer_types").is_some() => {
+            sliding_layers(fields, num_layers, MAX_WINDOW_LAYERS)?
+        }
+        Window::Alternating(_) => (0..num_layers).map(|layer| layer % 2 == 0).collect(),
+        _ => vec![true; num_layers],
     };
-    if !on || !any_layer {
-        return Ok(None);
-    }
-    match fields.has("sliding_window") {
-        true => fields.opt_usize("sliding_window", 1..=usize::MAX),
-        false => Ok(default),
-    }
+    let width = match fields.has("sliding_window") {
+        true if on => fields.opt_usize("sliding_window", 1..=usize::MAX)?,
+        _ => default,
+    };
+    let hides = |width: &usize| on && *width < max_positions && layers.contains(&true);
+    Ok(width.filter(hides).map(|width| SlidingWindow { width, layers }))
 }
 
-/// Whether a window would be of any layer, if there is one.
-fn any_sliding_layer(fields: &Fields, num_layers: usize) -> Result<bool, LoadError> {
+/// For each layer whether it has the window, if there is one. Where the file does not say which, it is of those from `first` on.
+fn sliding_layers(fields: &Fields, num_layers: usize, first: usize) -> Result<Vec<bool>, LoadError> {
     let Some(types) = fields.opt_array("layer_types")? else {
-        let first = fields.usize_or("max_window_layers", MAX_WINDOW_LAYERS, 0..=usize::MAX)?;
-        return Ok(first < num_layers);
+        let first = fields.usize_or("max_window_layers", first, 0..=usize::MAX)?;
+        return Ok((0..num_layers).map(|layer| layer >= first).collect());
     };
-    let mut any = false;
-    for layer in types {
-        match layer.as_str() {
-            Some("full_attention") => {}
-            Some("sliding_attention") => any = true,
-            _ => return Err(fields.fail("layer_types", format!("{layer} is not supported"))),
-        }
+    if types.len() != num_layers {
+        let message = format!("has {} entries, not one for each of {num_layers} layers", types.len());
+        return Err(fields.fail("layer_types", message));
     }
-    Ok(any)
+    let is_sliding = |layer: &Value| match layer.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => Err(fields.fail("layer_types", format!("{layer} is not supported"))),
+    };
+    types.iter().map(is_sliding).collect()
 }
 
 pub(super) fn grouped(
@@ -84,21 +90,27 @@ pub(super) fn grouped(
     };
     let attention_bias = fields.bool_or("attention_bias", family.bias_default)?;
     let qkv_bias = family.qkv_bias.unwrap_or(attention_bias);
-    let out_bias = match (family.separate_out_bias, family.qkv_bias) {
-        (true, _) => fields.bool_or("attention_out_bias", false)?,
-        (false, None) => attention_bias,
-        (false, Some(_)) => false,
+    let out_bias = match (family.out_bias, family.qkv_bias) {
+        (OutBias::OwnKey, _) => fields.bool_or("attention_out_bias", false)?,
+        (OutBias::AsQkv, None) => attention_bias,
+        (OutBias::AsQkv, Some(_)) | (OutBias::Never, _) => false,
+    };
+    let rotated = match family.rotated {
+        None => None,
+        Some(share) => Some(share(fields, head_dim)?),
     };
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: head_dim,
-        layout: RopeLayout::Half,
+        head_dim,
+        rotated,
+        layout: family.layout,
         sections: family.sections,
         max_position_embeddings,
     };
     let scale = (head_dim as f64).powf(-0.5) as f32;
+    let (qk_norm, sinks) = (family.qk_norm, family.sinks);
     let attention =
-        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm: family.qk_norm, scale };
+        GqaConfig { num_heads, num_kv_heads, head_dim, qkv_bias, out_bias, qk_norm, scale, sinks };
     Ok((AttentionConfig::Gqa(attention), rope::parse(fields, rule)?))
 }
 
@@ -119,7 +131,8 @@ pub(super) fn latent(
     let interleaved = !family.halves || fields.bool_or("rope_interleave", true)?;
     let rule = RopeRule {
         default_theta: default.theta,
-        dim: rope_dim,
+        head_dim: rope_dim,
+        rotated: None,
         layout: if interleaved { RopeLayout::Interleaved } else { RopeLayout::Half },
         sections: None,
         max_position_embeddings,

@@ -1,7 +1,7 @@
 //! LLaMA, and the families that changed little of it: Mistral, Mixtral, Seed-OSS, Chameleon.
 
 use super::experts::{check_top_k, num_experts, plain_router};
-use super::family::{Architecture, Defaults, Family, MAX_EXPERTS, MAX_WIDTH, Window, dense};
+use super::family::{Architecture, Defaults, Family, MAX_EXPERTS, MAX_WIDTH, OutBias, Window, dense};
 use crate::LoadError;
 use crate::chameleon::vocabulary::PictureVocabulary;
 use crate::config::json::Fields;
@@ -11,35 +11,35 @@ pub(in crate::config) const CHAMELEON: &str = "ChameleonForConditionalGeneration
 
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture::new("LlamaForCausalLM", |_| Ok(Family { mlp_bias: true, ..dense(&LLAMA) }))
-        .with_tokens(1, 2),
+        .with_tokens(1, &[2]),
     Architecture::new("MistralForCausalLM", |_| {
         Ok(Family { qkv_bias: Some(false), window: Window::Always(Some(4096)), ..dense(&MISTRAL) })
     })
-    .with_tokens(1, 2),
+    .with_tokens(1, &[2]),
     Architecture::new("MinistralForCausalLM", |_| {
         Ok(Family { qkv_bias: Some(false), window: Window::OfTypes(4096), ..dense(&MISTRAL) })
     })
-    .with_tokens(1, 2),
+    .with_tokens(1, &[2]),
     Architecture::new("MixtralForCausalLM", |_| {
         Ok(Family { qkv_bias: Some(false), window: Window::Always(None), moe: mixtral, ..dense(&MIXTRAL) })
     })
-    .with_tokens(1, 2),
+    .with_tokens(1, &[2]),
     Architecture::new("SeedOssForCausalLM", |_| {
         Ok(Family {
             bias_default: true,
-            separate_out_bias: true,
+            out_bias: OutBias::OwnKey,
             head_dim: Some(128),
             mlp_bias: true,
             ..dense(&SEED_OSS)
         })
     })
-    .with_tokens(0, 2),
+    .with_tokens(0, &[2]),
     Architecture {
         finish: chameleon,
         ..Architecture::new(CHAMELEON, |_| {
             Ok(Family { qk_norm: QkNorm::LayerPerHead, mlp_bias: true, ..dense(&CHAMELEON_7B) })
         })
-        .with_tokens(1, 2)
+        .with_tokens(1, &[2])
     },
 ];
 
@@ -88,7 +88,8 @@ fn mixtral(fields: &Fields, num_layers: usize) -> Result<Option<MoeConfig>, Load
         intermediate_size: fields.usize_or("intermediate_size", MIXTRAL.intermediate_size, 1..=MAX_WIDTH)?,
         shared: None,
         router: plain_router(top_k, true),
-        correction_bias: false,
+        glu: None,
+        correction_bias: None,
         names: ExpertNames::BlockSparse,
         layers: vec![true; num_layers],
     }))

@@ -5,20 +5,33 @@ mod attention;
 mod deepseek;
 mod experts;
 mod family;
+mod glm;
+mod gpt_oss;
 mod llama;
 mod qwen;
+mod sparse;
+#[cfg(test)]
+mod tests;
 
+use super::DecoderConfig;
 use super::json::Fields;
-use super::{DecoderConfig, NormPlace};
 use crate::LoadError;
 use family::{Architecture, Family, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, SpecialTokens};
 
 pub(super) use deepseek::KIMI_VL;
+pub(super) use gpt_oss::GPT_OSS;
 pub(super) use llama::CHAMELEON;
 pub(super) use qwen::{QWEN_2_5_VL, QWEN_3_VL, QWEN_3_VL_MOE};
 
 /// Each group's, in the order that messages name them.
-const GROUPS: &[&[Architecture]] = &[deepseek::ARCHITECTURES, llama::ARCHITECTURES, qwen::ARCHITECTURES];
+const GROUPS: &[&[Architecture]] = &[
+    deepseek::ARCHITECTURES,
+    llama::ARCHITECTURES,
+    qwen::ARCHITECTURES,
+    gpt_oss::ARCHITECTURES,
+    glm::ARCHITECTURES,
+    sparse::ARCHITECTURES,
+];
 
 /// The names of all.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
@@ -57,8 +70,7 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
         false => attention::grouped(fields, family, hidden_size, max_position_embeddings)?,
     };
     let max_position_embeddings = max_position_embeddings.max(rope.scaling.reach()).min(MAX_POSITIONS);
-    let sliding_window = attention::sliding_window(fields, family.window, num_layers)?
-        .filter(|&width| width < max_position_embeddings);
+    let sliding = attention::sliding_window(fields, family.window, [num_layers, max_position_embeddings])?;
     Ok(DecoderConfig {
         vocab_size: fields.usize_or("vocab_size", default.vocab_size, 1..=MAX_VOCAB)?,
         hidden_size,
@@ -67,16 +79,17 @@ fn build(fields: &Fields, family: &Family, prefix: &'static str) -> Result<Decod
             Some(layers) => layers,
             None => fields.usize_or("num_mtp_layers", family.mtp_layers, 0..=MAX_LAYERS)?,
         },
-        max_position_embeddings: sliding_window.unwrap_or(max_position_embeddings),
-        sliding_window,
+        max_position_embeddings,
+        sliding,
         rms_norm_eps: fields.f64_in("rms_norm_eps", Some(default.rms_norm_eps), 1e-12..=1.0)? as f32,
-        norms: NormPlace::Before,
+        norms: family.norms,
         attention,
         rope,
         intermediate_size: fields.usize_or("intermediate_size", default.intermediate_size, 1..=MAX_WIDTH)?,
         mlp_bias: family.mlp_bias && fields.bool_or("mlp_bias", false)?,
+        fused_gate_up: family.fused_gate_up,
         moe: (family.moe)(fields, num_layers)?,
-        tied_head: fields.bool_or("tie_word_embeddings", false)?,
+        tied_head: fields.bool_or("tie_word_embeddings", family.tied_head)?,
         never_drawn: Vec::new(),
         prefix,
         body: "model.",

@@ -43,7 +43,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             ..dense(&QWEN_2_5_VL_72B)
         })
     })
-    .with_tokens(151_643, 151_645),
+    .with_tokens(151_643, &[151_645]),
     Architecture::new(QWEN_3_VL, |_| {
         Ok(Family {
             qk_norm: QkNorm::Rms,
@@ -138,7 +138,8 @@ fn qwen_moe(fields: &Fields, num_layers: usize, defaults: QwenMoe) -> Result<Opt
         intermediate_size: fields.usize_or("moe_intermediate_size", default, 1..=MAX_WIDTH)?,
         shared: None,
         router: plain_router(top_k, fields.bool_or("norm_topk_prob", false)?),
-        correction_bias: false,
+        glu: None,
+        correction_bias: None,
         names: ExpertNames::Mlp,
         layers: (0..num_layers).map(|i| !dense.contains(&i) && (i + 1).is_multiple_of(step)).collect(),
     }))

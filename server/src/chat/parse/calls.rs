@@ -135,6 +135,8 @@ pub(super) enum Step {
     NotACall,
     /// The calls are over, and what follows is text again.
     Done,
+    /// What was taken in begins thinking, which may come again and again.
+    Thinking,
 }
 
 /// A string that begins a call.

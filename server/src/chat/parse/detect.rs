@@ -1,12 +1,13 @@
 //! Which formats a model uses: told from its chat template, or by name.
 
 use super::calls::{Format, IdStyle};
+use super::harmony::Harmony as HarmonyFormat;
 use super::hermes::Hermes;
 use super::llama::Llama3Json;
 use super::marked::{DEEPSEEK, KIMI_K2, MarkedFormat};
 use super::mistral::Mistral;
 use super::pythonic::Pythonic;
-use super::xml::{QWEN3_CODER, SEED_OSS, XmlCalls};
+use super::xml::{GLM, MINIMAX_M2, QWEN3_CODER, SEED_OSS, XmlCalls};
 
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum ToolFormat {
     Hermes,
     Qwen3Coder,
     SeedOss,
+    MiniMaxM2,
+    Glm,
     Llama3Json,
     Pythonic,
     /// With fenced JSON.
@@ -24,20 +27,25 @@ pub enum ToolFormat {
     MistralList,
     /// A marker and a name for each call.
     Mistral,
+    /// Of gpt-oss: all of the output is messages, calls among them.
+    Harmony,
 }
 
 impl ToolFormat {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::KimiK2,
         Self::Hermes,
         Self::Qwen3Coder,
         Self::SeedOss,
+        Self::MiniMaxM2,
+        Self::Glm,
         Self::Llama3Json,
         Self::Pythonic,
         Self::DeepSeekV3,
         Self::DeepSeekV31,
         Self::MistralList,
         Self::Mistral,
+        Self::Harmony,
     ];
 }
 
@@ -93,6 +101,8 @@ const fn between(start: &'static str, end: &'static str) -> ReasoningFormat {
 const KIMI_VL: ReasoningFormat = between("◁think▷", "◁/think▷");
 const THINK: ReasoningFormat = between("<think>", "</think>");
 const SEED_THINK: ReasoningFormat = between("<seed:think>", "</seed:think>");
+/// The first message is as a rule thinking; later ones are found by the format of calls, which reads all headers.
+const HARMONY_THINK: ReasoningFormat = between("<|channel|>analysis<|message|>", "<|end|>");
 
 /// Names as in vLLM and SGLang; `none` is no name of a format.
 const TOOL_NAMES: &[(&str, ToolFormat)] = &[
@@ -102,6 +112,9 @@ const TOOL_NAMES: &[(&str, ToolFormat)] = &[
     ("qwen3_coder", ToolFormat::Qwen3Coder),
     ("qwen3_xml", ToolFormat::Qwen3Coder),
     ("seed_oss", ToolFormat::SeedOss),
+    ("minimax_m2", ToolFormat::MiniMaxM2),
+    ("glm45", ToolFormat::Glm),
+    ("glm47", ToolFormat::Glm),
     ("llama3_json", ToolFormat::Llama3Json),
     ("llama4_json", ToolFormat::Llama3Json),
     ("pythonic", ToolFormat::Pythonic),
@@ -110,6 +123,9 @@ const TOOL_NAMES: &[(&str, ToolFormat)] = &[
     ("deepseek_v31", ToolFormat::DeepSeekV31),
     ("mistral_list", ToolFormat::MistralList),
     ("mistral", ToolFormat::Mistral),
+    ("harmony", ToolFormat::Harmony),
+    ("openai", ToolFormat::Harmony),
+    ("gpt-oss", ToolFormat::Harmony),
 ];
 
 const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
@@ -119,18 +135,24 @@ const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
     ("deepseek_v3", THINK),
     ("deepseek_r1", ReasoningFormat { is_implied: true, ..THINK }),
     ("seed_oss", SEED_THINK),
+    ("harmony", HARMONY_THINK),
+    ("openai_gptoss", HARMONY_THINK),
+    ("gpt-oss", HARMONY_THINK),
+    ("glm45", THINK),
+    ("minimax_m2", ReasoningFormat { is_implied: true, ..THINK }),
 ];
 
 /// Strings that all have to be in a template, and the format of the models that come with it. The first that fits counts.
 const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
+    (&["<|channel|>", "<|message|>"], Some(ToolFormat::Harmony)),
     (&["<|tool_calls_section_begin|>"], Some(ToolFormat::KimiK2)),
     (&["<seed:tool_call>"], Some(ToolFormat::SeedOss)),
     (&["<｜tool▁calls▁begin｜>", "```json"], Some(ToolFormat::DeepSeekV3)),
     (&["<｜tool▁calls▁begin｜>"], Some(ToolFormat::DeepSeekV31)),
     (&["[TOOL_CALLS]", "[ARGS]"], Some(ToolFormat::Mistral)),
     (&["[TOOL_CALLS]"], Some(ToolFormat::MistralList)),
-    // GLM's calls have the same tag around something else.
-    (&["<tool_call>", "<arg_key>"], None),
+    (&["<minimax:tool_call>"], Some(ToolFormat::MiniMaxM2)),
+    (&["<tool_call>", "<arg_key>"], Some(ToolFormat::Glm)),
     (&["<tool_call>", "<function="], Some(ToolFormat::Qwen3Coder)),
     (&["<tool_call>"], Some(ToolFormat::Hermes)),
     (&["[func_name1(params_name1=params_value1"], Some(ToolFormat::Pythonic)),
@@ -139,6 +161,7 @@ const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
 ];
 
 const REASONING_SIGNS: &[(&str, ReasoningFormat)] = &[
+    ("<|channel|>analysis<|message|>", HARMONY_THINK),
     ("◁think▷", KIMI_VL),
     ("<seed:think>", SEED_THINK),
     ("<think>", THINK),
@@ -173,10 +196,18 @@ impl ToolFormat {
             Self::Hermes => Box::new(Hermes::new()),
             Self::Qwen3Coder => Box::new(XmlCalls::new(&QWEN3_CODER)),
             Self::SeedOss => Box::new(XmlCalls::new(&SEED_OSS)),
+            Self::MiniMaxM2 => Box::new(XmlCalls::new(&MINIMAX_M2)),
+            Self::Glm => Box::new(XmlCalls::new(&GLM)),
             Self::Llama3Json => Box::new(Llama3Json::new()),
             Self::Pythonic => Box::new(Pythonic::new()),
             Self::MistralList | Self::Mistral => Box::new(Mistral::new()),
+            Self::Harmony => Box::new(HarmonyFormat::new()),
         }
+    }
+
+    /// Whether every output is read by it, with tools or without: what is no call lies between its markers as well.
+    pub fn frames_all(self) -> bool {
+        self == Self::Harmony
     }
 
     pub fn id_style(self) -> IdStyle {
@@ -207,9 +238,22 @@ impl ToolFormat {
             ],
             Self::Hermes | Self::Qwen3Coder => &["<tool_call>", "</tool_call>"],
             Self::SeedOss => &["<seed:tool_call>", "</seed:tool_call>"],
+            Self::MiniMaxM2 => &["<minimax:tool_call>", "</minimax:tool_call>"],
+            Self::Glm => {
+                &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+            }
             Self::Llama3Json => &["<|python_tag|>"],
             Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
             Self::MistralList | Self::Mistral => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+            Self::Harmony => &[
+                "<|channel|>",
+                "<|start|>",
+                "<|message|>",
+                "<|constrain|>",
+                "<|end|>",
+                "<|call|>",
+                "<|return|>",
+            ],
         }
     }
 }

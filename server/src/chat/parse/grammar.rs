@@ -41,7 +41,11 @@ pub fn forced(format: ToolFormat, rules: &[CallRule], parallel: bool) -> Result<
             let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
             sequence([text(begin), list(call, separator, max), text(end)])
         }
-        ToolFormat::Hermes | ToolFormat::Qwen3Coder | ToolFormat::SeedOss => {
+        ToolFormat::Hermes
+        | ToolFormat::Qwen3Coder
+        | ToolFormat::SeedOss
+        | ToolFormat::MiniMaxM2
+        | ToolFormat::Glm => {
             let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
             list(call, "\n", max)
         }
@@ -53,6 +57,11 @@ pub fn forced(format: ToolFormat, rules: &[CallRule], parallel: bool) -> Result<
             sequence([text("[TOOL_CALLS] ["), list(call, ", ", max), text("]")])
         }
         ToolFormat::Llama3Json => list(calls(&|rule| json_call(rule, "parameters"))?, "; ", max),
+        // Who calls ends the turn, so that there is one call.
+        ToolFormat::Harmony => {
+            let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
+            sequence([next_message(), call])
+        }
         ToolFormat::Pythonic => sequence([text("["), list(calls(&python_call)?, ", ", max), text("]")]),
     })
 }
@@ -94,11 +103,26 @@ fn opener(format: ToolFormat) -> &'static str {
     match format {
         ToolFormat::KimiK2 => "<|tool_call_begin|>",
         ToolFormat::DeepSeekV3 | ToolFormat::DeepSeekV31 => "<｜tool▁call▁begin｜>",
-        ToolFormat::Hermes | ToolFormat::Qwen3Coder => "<tool_call>",
+        ToolFormat::Hermes | ToolFormat::Qwen3Coder | ToolFormat::Glm => "<tool_call>",
+        ToolFormat::MiniMaxM2 => "<minimax:tool_call>",
         ToolFormat::SeedOss => "<seed:tool_call>",
         ToolFormat::Mistral | ToolFormat::MistralList => "[TOOL_CALLS]",
         ToolFormat::Llama3Json => "{",
         ToolFormat::Pythonic => "[",
+        ToolFormat::Harmony => "<|channel|>commentary to=functions.",
+    }
+}
+
+/// Behind thinking another message begins; the prompt ends within the header of the first.
+fn next_message() -> Pattern {
+    Pattern::Any(vec![text(""), text("<|start|>assistant")])
+}
+
+/// An answer in text of which a grammar is known, as the format has it.
+pub fn framed(format: Option<ToolFormat>, answer: Pattern) -> Pattern {
+    match format {
+        Some(ToolFormat::Harmony) => sequence([next_message(), text("<|channel|>final<|message|>"), answer]),
+        _ => answer,
     }
 }
 
@@ -122,9 +146,14 @@ fn after_opener(format: ToolFormat, rule: &CallRule) -> Result<Pattern, GrammarE
             sequence([text(&format!("{name}<｜tool▁sep｜>")), arguments(rule)?, text("<｜tool▁call▁end｜>")])
         }
         ToolFormat::Hermes => sequence([text("\n"), json_call(rule, "arguments")?, text("\n</tool_call>")]),
-        ToolFormat::Qwen3Coder => xml_call(rule, "\n</tool_call>")?,
-        ToolFormat::SeedOss => xml_call(rule, "\n</seed:tool_call>")?,
+        ToolFormat::Qwen3Coder => xml_call(rule, &QWEN3_CODER_TEXT)?,
+        ToolFormat::SeedOss => xml_call(rule, &SEED_OSS_TEXT)?,
+        ToolFormat::MiniMaxM2 => xml_call(rule, &MINIMAX_M2_TEXT)?,
+        ToolFormat::Glm => xml_call(rule, &GLM_TEXT)?,
         ToolFormat::Mistral => sequence([text(&format!("{name}[ARGS]")), arguments(rule)?]),
+        ToolFormat::Harmony => {
+            sequence([text(&format!("{name} <|constrain|>json<|message|>")), arguments(rule)?])
+        }
         ToolFormat::MistralList | ToolFormat::Llama3Json | ToolFormat::Pythonic => {
             unreachable!("their calls have no opener of their own")
         }
@@ -233,22 +262,48 @@ fn beyond(rule: &CallRule, what: &str) -> GrammarError {
     GrammarError::new(GrammarFault::Unsupported, message).in_part(&rule.part)
 }
 
-fn xml_call(rule: &CallRule, end: &str) -> Result<Pattern, GrammarError> {
-    let mut parts = vec![text(&format!("\n<function={}>\n", rule.name))];
+/// How calls are written that have their arguments one by one, between what begins and what ends a call.
+struct XmlText {
+    /// Around the function's name.
+    name: [&'static str; 2],
+    /// Around a parameter's name, and after its value.
+    parameter: [&'static str; 3],
+    end: &'static str,
+}
+
+const QWEN3_CODER_TEXT: XmlText = XmlText {
+    name: ["\n<function=", ">\n"],
+    parameter: ["<parameter=", ">\n", "\n</parameter>\n"],
+    end: "</function>\n</tool_call>",
+};
+const SEED_OSS_TEXT: XmlText = XmlText { end: "</function>\n</seed:tool_call>", ..QWEN3_CODER_TEXT };
+const MINIMAX_M2_TEXT: XmlText = XmlText {
+    name: ["\n<invoke name=\"", "\">\n"],
+    parameter: ["<parameter name=\"", "\">", "</parameter>\n"],
+    end: "</invoke>\n</minimax:tool_call>",
+};
+const GLM_TEXT: XmlText = XmlText {
+    name: ["", "\n"],
+    parameter: ["<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"],
+    end: "</tool_call>",
+};
+
+fn xml_call(rule: &CallRule, xml: &XmlText) -> Result<Pattern, GrammarError> {
+    let mut parts = vec![text(&format!("{}{}{}", xml.name[0], rule.name, xml.name[1]))];
     for parameter in parameters(rule)? {
-        if parameter.name.contains(['>', '\n']) {
+        let [before, after, end] = xml.parameter;
+        if parameter.name.contains(['>', '\n']) || parameter.name.contains(&after[..1]) {
             return Err(beyond(rule, &format!("the name `{}`", parameter.name)));
         }
         let one = sequence([
-            text(&format!("<parameter={}>\n", parameter.name)),
+            text(&format!("{before}{}{after}", parameter.name)),
             xml_value(rule, &parameter)?,
-            text("\n</parameter>\n"),
+            text(end),
         ]);
         let min = usize::from(parameter.is_required);
         parts.push(Pattern::Repeat { pattern: Box::new(one), min, max: Some(1) });
     }
-    parts.push(text("</function>"));
-    parts.push(text(end));
+    parts.push(text(xml.end));
     Ok(Pattern::Sequence(parts))
 }
 

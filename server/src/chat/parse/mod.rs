@@ -18,6 +18,7 @@ mod arguments;
 mod calls;
 mod detect;
 pub mod grammar;
+mod harmony;
 mod hermes;
 mod json;
 mod json_call;
@@ -355,8 +356,22 @@ impl Parser {
         match step {
             Step::More => return false,
             Step::Done => {
+                if attempt.channel == Channel::Reasoning {
+                    self.thinking.end.get_or_insert(opened_at);
+                }
                 self.pending.commit();
                 self.enter_answer();
+            }
+            // Where thinking is text it is told as such.
+            Step::Thinking => {
+                self.pending.commit();
+                if self.reasoning.is_some() {
+                    self.thinking.start.get_or_insert(self.pending.offset());
+                    self.thinking.end = None;
+                    self.state = State::Free(Channel::Reasoning);
+                } else {
+                    self.enter_answer();
+                }
             }
             // After a call of the same attempt the next one is tried on its own.
             Step::NotACall if self.calls.len() > attempt.num_calls => {

@@ -2,6 +2,8 @@
 //! anything.
 
 mod any_text;
+mod harmony;
+mod one_by_one;
 mod pieces;
 
 use super::*;
@@ -27,6 +29,14 @@ fn two_calls(format: ToolFormat) -> &'static str {
             "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Köln</parameter>\n<parameter=days>2</parameter>\n</function>\n</seed:tool_call>\n\
              <seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>"
         }
+        ToolFormat::MiniMaxM2 => {
+            "<minimax:tool_call>\n<invoke name=\"get_weather\">\n<parameter name=\"city\">Köln</parameter>\n<parameter name=\"days\">2</parameter>\n\
+             </invoke>\n<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>"
+        }
+        ToolFormat::Glm => {
+            "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Köln</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n\
+             <tool_call>now\n</tool_call>"
+        }
         ToolFormat::Llama3Json => {
             "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Köln\", \"days\": 2}}; {\"name\": \"now\", \"parameters\": {}}"
         }
@@ -44,6 +54,10 @@ fn two_calls(format: ToolFormat) -> &'static str {
         }
         ToolFormat::Mistral => {
             "[TOOL_CALLS]get_weather{\"city\": \"Köln\", \"days\": 2}[TOOL_CALLS]now[CALL_ID]abc123def[ARGS]{}"
+        }
+        ToolFormat::Harmony => {
+            "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Köln\", \"days\": 2}<|call|>\
+             <|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
         }
     }
 }
@@ -416,7 +430,8 @@ fn formats_are_told_from_templates_and_by_name() {
         ("<|im_user|>user<|im_middle|>", None, Some("◁think▷")),
         ("<tool_call>\\n{\\\"name\\\": <function-name>…<think>", Some(ToolFormat::Hermes), Some("<think>")),
         ("<tool_call>\\n<function=example>", Some(ToolFormat::Qwen3Coder), None),
-        ("<tool_call>…<arg_key>", None, None),
+        ("<tool_call>{name}\\n<arg_key>…<think>", Some(ToolFormat::Glm), Some("<think>")),
+        ("<minimax:tool_call>…<invoke name=…<think>", Some(ToolFormat::MiniMaxM2), Some("<think>")),
         ("<seed:tool_call>\\n<function=…<seed:think>", Some(ToolFormat::SeedOss), Some("<seed:think>")),
         ("<｜tool▁calls▁begin｜>…```json", Some(ToolFormat::DeepSeekV3), None),
         ("<｜tool▁calls▁begin｜>…</think>", Some(ToolFormat::DeepSeekV31), Some("<think>")),
@@ -426,6 +441,11 @@ fn formats_are_told_from_templates_and_by_name() {
             "Respond in the format {\"name\": function name, \"parameters\": dictionary of argument name and its value}",
             Some(ToolFormat::Llama3Json),
             None,
+        ),
+        (
+            "<|start|>assistant<|channel|>analysis<|message|>…",
+            Some(ToolFormat::Harmony),
+            Some("<|channel|>analysis<|message|>"),
         ),
         ("{{ message.content }}", None, None),
     ] {

@@ -68,6 +68,7 @@ impl ChatFields {
             salt: generation.salt,
         };
         generation.output = OutputOptions {
+            is_framed: true,
             splits_reasoning: true,
             hides_reasoning: include_reasoning == Some(false),
             tools: tools.map(Arc::new),

@@ -61,7 +61,7 @@ fn lower_message(path: &str, message: Value, ids: &mut CallIds) -> Result<RawMes
     Ok(RawMessage { message: Message { role, content: Vec::new(), name, fields }, parts })
 }
 
-/// The thinking of an earlier answer, under either of its names; templates read the first.
+/// The thinking of an earlier answer, under either of its names; templates read the first, and gpt-oss's reads another.
 fn take_reasoning(
     path: &str,
     message: &mut Map<String, Value>,
@@ -71,7 +71,11 @@ fn take_reasoning(
         (take_string(path, message, "reasoning_content")?, take_string(path, message, "reasoning")?);
     if let Some(reasoning) = first.or(second) {
         fields.insert("reasoning_content".to_owned(), reasoning.clone().into());
-        fields.insert("reasoning".to_owned(), reasoning.into());
+        fields.insert("reasoning".to_owned(), reasoning.clone().into());
+        // Beside a call that template takes thinking or text, not both.
+        if message.get("content").is_none_or(|content| content.is_null() || content == "") {
+            fields.insert("thinking".to_owned(), reasoning.into());
+        }
     }
     Ok(())
 }

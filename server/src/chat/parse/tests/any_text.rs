@@ -41,7 +41,7 @@ fn what_is_held_back_is_bounded() {
         for _ in 0..60 {
             let text = random_output(format, &mut random, 60);
             let mut parser = Parser::new(options(Some(format), Some(("<think>", "</think>", false))));
-            let mut said = Said::default();
+            let mut said = Said { may_think_late: format.frames_all(), ..Said::default() };
             for piece in cut(&text, &mut random, 5) {
                 parser.push(&piece, &mut said);
                 let held = parser.pending.len() - parser.pending.told();
@@ -97,6 +97,9 @@ fn random_output(format: ToolFormat, random: &mut Random, len: usize) -> String 
         "{\"city\": \"x\"}",
         "[now(",
         "a=1",
+        "to=functions.now",
+        "analysis",
+        "assistant",
     ];
     words.extend(format.markers());
     words.extend(format.markers());

@@ -9,12 +9,14 @@ pub(super) struct Said {
     pub text: String,
     /// id, name, arguments, whether it ended
     pub calls: Vec<(String, String, String, bool)>,
+    pub may_think_late: bool,
 }
 
 impl Events for Said {
     fn reasoning(&mut self, text: &str) {
         assert!(!text.is_empty());
-        assert!(self.text.is_empty() && self.calls.is_empty(), "thinking comes first: {self:?} {text:?}");
+        let is_first = self.text.is_empty() && self.calls.is_empty();
+        assert!(is_first || self.may_think_late, "thinking comes first: {self:?} {text:?}");
         self.reasoning.push_str(text);
     }
     fn text(&mut self, text: &str) {
@@ -88,7 +90,8 @@ pub(super) fn run(options: &ParseOptions, pieces: &[Piece]) -> (Said, End) {
 
 pub(super) fn run_until(options: &ParseOptions, pieces: &[Piece], ending: Ending) -> (Said, End) {
     let mut parser = Parser::new(options.clone());
-    let mut said = Said::default();
+    let may_think_late = options.tools.as_ref().is_some_and(|(format, _)| format.frames_all());
+    let mut said = Said { may_think_late, ..Said::default() };
     for piece in pieces {
         match piece {
             Piece::Text(text) => parser.push(text, &mut said),
