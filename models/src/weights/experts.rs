@@ -9,6 +9,7 @@
 
 use super::host::HostWeights;
 use kernels::{DType, HostTensor, WeightRows};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A matrix `[n, k]` within a tensor of floats.
@@ -20,7 +21,19 @@ pub struct Slice<'a> {
     steps: [usize; 2],
 }
 
-impl Slice<'_> {
+impl<'a> Slice<'a> {
+    /// Of a tensor `[E, k, n]`, whose columns are outputs, every `step`th of these columns of one expert.
+    pub(super) fn of_columns(
+        tensor: &Arc<HostWeights<'a>>,
+        [n, k]: [usize; 2],
+        expert: usize,
+        columns: Range<usize>,
+        step: usize,
+    ) -> Self {
+        let shape = [columns.len().div_ceil(step), k];
+        Self { tensor: Arc::clone(tensor), shape, start: expert * k * n + columns.start, steps: [step, n] }
+    }
+
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }

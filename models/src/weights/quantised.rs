@@ -1,8 +1,10 @@
 //! Takes the tensors of a quantised matrix from the files and checks them: names, types, shapes, and what a form promises.
 
 use super::fp8::Fp8;
-use super::fused::{Fused, FusedRows, Held, LARGEST_SCALE};
+
+use super::experts::Slice;
 use super::grouped::{Grouped, Levels, Words, Zeros};
+use super::mxfp4::{LARGEST_SCALE, Mxfp4, Mxfp4Rows};
 use super::{Checkpoint, WeightTensor};
 use crate::LoadError;
 use crate::published::{Cut, Scheme};
@@ -55,20 +57,25 @@ impl Checkpoint {
         scheme: Option<&Scheme>,
         ([experts, n, k], step): ([usize; 3], usize),
     ) -> Result<Vec<Vec<WeightTensor<'_>>>, LoadError> {
-        let held = match scheme {
-            None => Held::Floats(self.take(name, &[experts, k, n])?),
-            Some(Scheme::Mxfp4) => self.mxfp4(name, [experts, n, k])?,
+        match scheme {
+            None => {
+                let tensor = Arc::new(self.take(name, &[experts, k, n])?);
+                let slice = |expert, first| Slice::of_columns(&tensor, [n, k], expert, first..n, step);
+                Ok(of_each(experts, step, |expert, first| WeightTensor::Slice(slice(expert, first))))
+            }
+            Some(Scheme::Mxfp4) => {
+                let of = Arc::new(self.mxfp4(name, [experts, n, k])?);
+                let rows = |expert, first| Mxfp4Rows { of: Arc::clone(&of), expert, first, step };
+                Ok(of_each(experts, step, |expert, first| WeightTensor::Mxfp4(rows(expert, first))))
+            }
             Some(_) => {
                 let message = "experts in one tensor are read as floats and in MXFP4, not in this form";
-                return Err(self.fail(name, message.into()));
+                Err(self.fail(name, message.into()))
             }
-        };
-        let of = Arc::new(Fused { held, shape: [n, k] });
-        let rows = |expert, first| WeightTensor::Fused(FusedRows { of: of.clone(), expert, first, step });
-        Ok((0..experts).map(|expert| (0..step).map(|first| rows(expert, first)).collect()).collect())
+        }
     }
 
-    fn mxfp4(&self, name: &str, [experts, n, k]: [usize; 3]) -> Result<Held<'_>, LoadError> {
+    fn mxfp4(&self, name: &str, [experts, n, k]: [usize; 3]) -> Result<Mxfp4<'_>, LoadError> {
         let [block_name, scale_name] = ["blocks", "scales"].map(|part| format!("{name}_{part}"));
         if !k.is_multiple_of(GROUP) {
             return Err(self.fail(&block_name, format!("{k} inputs are not whole groups of {GROUP}")));
@@ -79,8 +86,13 @@ impl Checkpoint {
             let message = format!("has the exponent {code}, and {LARGEST_SCALE} is the largest that is read");
             return Err(self.fail(&scale_name, message));
         }
-        Ok(Held::Mxfp4 { blocks, scales })
+        Ok(Mxfp4 { blocks, scales, shape: [n, k] })
     }
+}
+
+/// For each expert what there is of each of its first rows.
+fn of_each<T>(experts: usize, step: usize, of: impl Fn(usize, usize) -> T) -> Vec<Vec<T>> {
+    (0..experts).map(|expert| (0..step).map(|first| of(expert, first)).collect()).collect()
 }
 
 impl<'c> Module<'c, '_> {

@@ -2,10 +2,10 @@
 
 use super::experts::Slice;
 use super::fp8::Fp8;
-use super::fused::FusedRows;
 use super::gguf::GgufRows;
 use super::grouped::Grouped;
 use super::host::HostWeights;
+use super::mxfp4::Mxfp4Rows;
 use kernels::{GroupedRow, WeightRows, WeightType};
 use std::ops::Range;
 
@@ -18,8 +18,8 @@ pub enum WeightTensor<'a> {
     Fp8(Fp8<'a>),
     /// Blocks of a GGUF file.
     Blocks(GgufRows<'a>),
-    /// Of one expert, in a tensor of all.
-    Fused(FusedRows<'a>),
+    /// An expert's part of tensors in MXFP4.
+    Mxfp4(Mxfp4Rows<'a>),
     /// An expert's part of a tensor.
     Slice(Slice<'a>),
 }
@@ -43,7 +43,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.shape(),
             Self::Fp8(weights) => weights.shape(),
             Self::Blocks(weights) => weights.shape(),
-            Self::Fused(weights) => weights.shape(),
+            Self::Mxfp4(weights) => weights.shape(),
             Self::Slice(weights) => weights.shape(),
         }
     }
@@ -54,7 +54,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Grouped(weights) => weights.read_f32(row, out),
             Self::Fp8(weights) => weights.read_f32(row, out),
             Self::Blocks(weights) => weights.read_f32(row, out),
-            Self::Fused(weights) => weights.read_f32(row, out),
+            Self::Mxfp4(weights) => weights.read_f32(row, out),
             Self::Slice(weights) => weights.read_f32(row, out),
         }
     }
@@ -63,7 +63,7 @@ impl WeightRows for WeightTensor<'_> {
         match self {
             Self::Grouped(weights) => weights.read_groups(row, stored_as, out),
             Self::Blocks(weights) => weights.read_groups(row, stored_as, out),
-            Self::Fused(weights) => weights.read_groups(row, stored_as, out),
+            Self::Mxfp4(weights) => weights.read_groups(row, stored_as, out),
             Self::Floats(_) | Self::Fp8(_) | Self::Slice(_) => false,
         }
     }
@@ -73,7 +73,7 @@ impl WeightRows for WeightTensor<'_> {
             Self::Floats(weights) => weights.done(rows),
             Self::Blocks(weights) => weights.done(rows),
             // Rows are not always apart in these: all go when all are packed.
-            Self::Grouped(_) | Self::Fp8(_) | Self::Fused(_) | Self::Slice(_) => {}
+            Self::Grouped(_) | Self::Fp8(_) | Self::Mxfp4(_) | Self::Slice(_) => {}
         }
     }
 }

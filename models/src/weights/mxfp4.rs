@@ -1,13 +1,11 @@
-//! Experts in one tensor of all of them, as gpt-oss has them: rows of gate and of up take turns.
+//! Experts of gpt-oss in MXFP4, in tensors of all of them.
 //!
 //! ```text
-//! floats   NAME         [E, K, N]            inputs before outputs
-//! MXFP4    NAME_blocks  U8 [E, N, K/32, 16]  two values of e2m1 a byte, the first in the lower half
-//!          NAME_scales  U8 [E, N, K/32]      2^(byte - 127) for each 32
+//! NAME_blocks  U8 [E, N, K/32, 16]  two values of e2m1 a byte, the first in the lower half
+//! NAME_scales  U8 [E, N, K/32]      2^(byte - 127) for each 32
 //! ```
 //! Twice a value of e2m1 is a whole number up to 12 of either sign: in int8 the weights of MXFP4 are what they are, each group with half of its scale.
 
-use super::host::HostWeights;
 use kernels::{GROUP, GroupedRow, WeightType};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,63 +15,47 @@ const TWICE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 /// The code of the largest scale of which half is a number of f16.
 pub(super) const LARGEST_SCALE: u8 = 143;
 
-pub enum Held<'a> {
-    Floats(HostWeights<'a>),
-    Mxfp4 { blocks: Cow<'a, [u8]>, scales: Cow<'a, [u8]> },
-}
-
-/// All experts of a layer, in one of its tensors.
-pub struct Fused<'a> {
-    pub(super) held: Held<'a>,
+/// All experts of a layer, in the two tensors of one name.
+pub struct Mxfp4<'a> {
+    pub(super) blocks: Cow<'a, [u8]>,
+    pub(super) scales: Cow<'a, [u8]>,
     /// `[N, K]` of each expert.
     pub(super) shape: [usize; 2],
 }
 
 /// One matrix of one expert: every `step`th row from the one at `first` on.
-pub struct FusedRows<'a> {
-    pub(super) of: Arc<Fused<'a>>,
+pub struct Mxfp4Rows<'a> {
+    pub(super) of: Arc<Mxfp4<'a>>,
     pub(super) expert: usize,
     pub(super) first: usize,
     pub(super) step: usize,
 }
 
-impl FusedRows<'_> {
+impl Mxfp4Rows<'_> {
     pub fn shape(&self) -> [usize; 2] {
         let [n, k] = self.of.shape;
         [n / self.step, k]
     }
 
-    /// Of all rows of the tensor.
+    /// Of all rows of the tensors.
     fn row(&self, row: usize) -> usize {
         self.expert * self.of.shape[0] + self.first + row * self.step
     }
 
     pub fn read_f32(&self, row: usize, out: &mut [f32]) {
-        let [n, k] = self.of.shape;
-        match &self.of.held {
-            Held::Floats(weights) => {
-                let column = self.first + row * self.step;
-                let view = weights.view();
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = view.get((self.expert * k + i) * n + column);
-                }
-            }
-            Held::Mxfp4 { blocks, scales } => {
-                let (row, groups) = (self.row(row), k / GROUP);
-                for (i, out) in out.iter_mut().enumerate() {
-                    let scale = half_scale(scales[row * groups + i / GROUP]);
-                    *out = f32::from(level(blocks, row * k + i)) * scale;
-                }
-            }
+        let Mxfp4 { blocks, scales, shape: [_, k] } = &*self.of;
+        let (row, groups) = (self.row(row), k / GROUP);
+        for (i, out) in out.iter_mut().enumerate() {
+            let scale = half_scale(scales[row * groups + i / GROUP]);
+            *out = f32::from(level(blocks, row * k + i)) * scale;
         }
     }
 
     pub fn read_groups(&self, row: usize, stored_as: WeightType, out: &mut GroupedRow) -> bool {
-        let Held::Mxfp4 { blocks, scales } = &self.of.held else { return false };
         if stored_as != WeightType::Int8 {
             return false;
         }
-        let k = self.of.shape[1];
+        let Mxfp4 { blocks, scales, shape: [_, k] } = &*self.of;
         let (row, groups) = (self.row(row), k / GROUP);
         for (i, level) in out.levels.iter_mut().enumerate() {
             *level = self::level(blocks, row * k + i);
@@ -105,11 +87,14 @@ mod tests {
     fn mxfp4_is_what_its_codes_say() {
         let blocks: Vec<u8> = (0..4 * 32).map(|i| (i * 37 % 256) as u8).collect();
         let scales = vec![127, 128, 120, 1, 127, 126, 143, 130];
-        let held = Held::Mxfp4 { blocks: Cow::Owned(blocks.clone()), scales: Cow::Owned(scales.clone()) };
-        let of = Arc::new(Fused { held, shape: [2, 64] });
+        let of = Arc::new(Mxfp4 {
+            blocks: Cow::Owned(blocks.clone()),
+            scales: Cow::Owned(scales.clone()),
+            shape: [2, 64],
+        });
         let values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
         for (expert, first) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let rows = FusedRows { of: of.clone(), expert, first, step: 2 };
+            let rows = Mxfp4Rows { of: of.clone(), expert, first, step: 2 };
             assert_eq!(rows.shape(), [1, 64]);
             let (mut found, mut groups) = (vec![0.0; 64], GroupedRow::new(64));
             rows.read_f32(0, &mut found);
