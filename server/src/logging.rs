@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 /// Lines that may wait to be written. Most are shorter than 300 bytes.
 const MAX_WAITING: usize = 4096;
@@ -22,10 +23,14 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// Lines of the process's end are written when what this returns is dropped.
 #[must_use]
-pub fn init(format: LogFormat, filter: Option<&str>, no_color: bool) -> Log {
+pub fn init(format: LogFormat, filter: Option<&str>, no_color: bool) -> Option<Log> {
     let filter =
         filter.and_then(|filter| EnvFilter::try_new(filter).ok()).unwrap_or_else(|| EnvFilter::new("info"));
-    let (log, lines) = Log::start(std::io::stderr());
+    // A system that gives no thread gives none to the engine either, and what is said of that has to come out: lines are written by who logs.
+    let (log, lines) = match Log::start(std::io::stderr()) {
+        Ok((log, lines)) => (Some(log), BoxMakeWriter::new(lines)),
+        Err(_) => (None, BoxMakeWriter::new(std::io::stderr)),
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
@@ -49,13 +54,12 @@ enum Message {
 pub struct Log(Lines);
 
 impl Log {
-    fn start(output: impl Write + Send + 'static) -> (Self, Lines) {
+    fn start(output: impl Write + Send + 'static) -> std::io::Result<(Self, Lines)> {
         let (sender, receiver) = sync_channel(MAX_WAITING);
         let lines = Lines { sender, lost: Arc::default() };
         let lost = lines.lost.clone();
-        // Without the thread lines are lost; what comes next will say that threads cannot be started.
-        let _ = std::thread::Builder::new().name("log".into()).spawn(move || write(&receiver, output, &lost));
-        (Self(lines.clone()), lines)
+        std::thread::Builder::new().name("log".into()).spawn(move || write(&receiver, output, &lost))?;
+        Ok((Self(lines.clone()), lines))
     }
 
     /// Waits until what was logged is written, if that takes no longer than a second.

@@ -543,10 +543,14 @@ impl HttpMetrics {
         let reloads = make.register(prometheus::IntGaugeVec::new(
             Opts::new(
                 "perilune:last_reload_successful",
-                "0 where the files as they are now cannot be used, and what was read before is",
+                "0 where the files as they are now cannot be used, and what was read before is; else 1, without files too",
             ),
             &["what"],
         ));
+        // So that an alarm finds the series.
+        for what in ["certificate", "api_keys"] {
+            reloads.with_label_values(&[what]).set(1);
+        }
         #[cfg(target_os = "linux")]
         make.registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))

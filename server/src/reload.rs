@@ -184,9 +184,6 @@ fn digest(contents: &[Vec<u8>]) -> blake3::Hash {
 
 /// Reloads for as long as the process serves.
 pub async fn watch(sources: Vec<Arc<dyn Reload>>, mut hangup: Signal, metrics: Arc<HttpMetrics>) {
-    for source in &sources {
-        metrics.reloaded(source.what(), true);
-    }
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
