@@ -16,6 +16,7 @@ mod embeddings;
 mod files;
 #[path = "../../models/tests/common/formula.rs"]
 mod formula;
+mod harmony;
 mod harness;
 mod keys;
 mod merge_lora;

@@ -50,7 +50,7 @@ pub fn limits() -> CompilerLimits {
 }
 
 /// Every format of calls.
-pub const FORMATS: [ToolFormat; 12] = [
+pub const FORMATS: [ToolFormat; 13] = [
     ToolFormat::KimiK2,
     ToolFormat::Hermes,
     ToolFormat::Qwen3Coder,
@@ -63,6 +63,7 @@ pub const FORMATS: [ToolFormat; 12] = [
     ToolFormat::DeepSeekV31,
     ToolFormat::MistralList,
     ToolFormat::Mistral,
+    ToolFormat::Harmony,
 ];
 
 pub fn vocabulary() -> Vocabulary {

@@ -1,0 +1,192 @@
+//! gpt-oss's format over HTTP: thinking, text and calls of a model that frames all that it says, streamed or not, with tools or without, free and held.
+
+use crate::harness;
+
+use harness::TestServer;
+use harness::scripted::{Script, Scripted, special};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// In the manner of gpt-oss.
+const HARMONY: Scripted = Scripted {
+    template: "<|start|>system<|message|>Reasoning: {{ reasoning_effort | default('medium') }}<|end|>\
+{%- if tools -%}<|start|>developer<|message|>{{ tools | tojson }}<|end|>{%- endif -%}\
+{%- for m in messages -%}\
+{%- if m.role == 'assistant' and '<|channel|>' in m.content -%}{{ raise_exception('a channel') }}{%- endif -%}\
+{%- if m.thinking -%}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{%- endif -%}\
+{%- if m.tool_calls -%}{%- for c in m.tool_calls -%}<|start|>assistant<|channel|>commentary to=functions.{{ c.function.name }} \
+<|constrain|>json<|message|>{{ c.function.arguments | tojson }}<|call|>{%- endfor -%}\
+{%- elif m.role == 'assistant' -%}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>\
+{%- else -%}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{%- endif -%}\
+{%- endfor -%}\
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}",
+    controls: &[
+        special("<|start|>"),
+        special("<|end|>"),
+        special("<|message|>"),
+        special("<|channel|>"),
+        special("<|constrain|>"),
+        special("<|call|>"),
+    ],
+};
+
+struct Case {
+    server: TestServer,
+    script: Script,
+}
+
+/// What of an answer is compared: thinking, text, calls by name and arguments, and how it ended.
+type Said = (Value, Value, Vec<(String, String)>, Value);
+
+fn case() -> Case {
+    let (server, script) = TestServer::scripted(&HARMONY, harness::Setup::default().options);
+    Case { server, script }
+}
+
+fn tools() -> Value {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+                            "additionalProperties": false});
+    json!([{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}])
+}
+
+fn ask(more: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "hello"}]});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    body
+}
+
+fn call_of(call: &Value) -> (String, String) {
+    let text = |key: &str| call["function"][key].as_str().unwrap_or_default().to_owned();
+    (text("name"), text("arguments"))
+}
+
+impl Case {
+    /// What the client gets when the model says this: the same streamed.
+    fn answer(&self, said: &str, request: &Value) -> Said {
+        self.script.set(HARMONY.encode(said));
+        let whole = self.server.ask(CHAT, request)["choices"][0].clone();
+        let message = &whole["message"];
+        let calls = message["tool_calls"].as_array().into_iter().flatten().map(call_of).collect();
+        let whole: Said =
+            (message["reasoning"].clone(), message["content"].clone(), calls, whole["finish_reason"].clone());
+        let mut streamed: Said = (Value::Null, Value::Null, Vec::new(), Value::Null);
+        let add = |to: &mut Value, piece: &Value| {
+            if let Some(piece) = piece.as_str().filter(|piece| !piece.is_empty()) {
+                *to = format!("{}{piece}", to.as_str().unwrap_or_default()).into();
+            }
+        };
+        for event in self.server.stream(CHAT, request) {
+            let choice = &event["choices"][0];
+            add(&mut streamed.0, &choice["delta"]["reasoning"]);
+            add(&mut streamed.1, &choice["delta"]["content"]);
+            for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+                let (name, arguments) = call_of(call);
+                if call.get("id").is_some() {
+                    streamed.2.push((name, String::new()));
+                }
+                streamed.2.last_mut().expect("a call began").1.push_str(&arguments);
+            }
+            if !choice["finish_reason"].is_null() {
+                streamed.3 = choice["finish_reason"].clone();
+            }
+        }
+        assert_eq!(streamed, whole, "{said}");
+        whole
+    }
+
+    fn prompt(&self, request: &Value) -> String {
+        let mut request = request.clone();
+        request["max_tokens"] = 1.into();
+        request["return_token_ids"] = true.into();
+        let tokens = self.server.ask(CHAT, &request)["prompt_token_ids"].clone();
+        let text = self.server.ask("/detokenize", &json!({"tokens": tokens}));
+        text["prompt"].as_str().expect("a string").to_owned()
+    }
+}
+
+const THOUGHT: &str = "<|channel|>analysis<|message|>Hm, 1 < 2.<|end|><|start|>assistant";
+const CALL: &str =
+    "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Köln\"}";
+
+#[test]
+fn messages_reach_the_client() {
+    let case = case();
+    let answer = format!("{THOUGHT}<|channel|>final<|message|>Yes, it is.");
+    let told: Said = (json!("Hm, 1 < 2."), json!("Yes, it is."), Vec::new(), json!("stop"));
+    assert_eq!(case.answer(&answer, &ask(json!({}))), told);
+    assert_eq!(case.answer(&answer, &ask(json!({"tools": tools()}))), told);
+    assert_eq!(case.answer(&answer, &ask(json!({"tools": tools(), "tool_choice": "none"}))), told);
+    let weather = vec![("get_weather".to_owned(), "{\"city\": \"Köln\"}".to_owned())];
+    let with_tools = ask(json!({"tools": tools()}));
+    for end in ["", "<|call|>"] {
+        let called: Said = (json!("Hm, 1 < 2."), Value::Null, weather.clone(), json!("tool_calls"));
+        assert_eq!(case.answer(&format!("{THOUGHT}{CALL}{end}"), &with_tools), called);
+    }
+    let preamble =
+        format!("{THOUGHT}<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{CALL}<|call|>");
+    let called: Said = (json!("Hm, 1 < 2."), json!("I look."), weather, json!("tool_calls"));
+    assert_eq!(case.answer(&preamble, &with_tools), called);
+    // Cut in the thinking, and in a header.
+    let (thought, content, calls, finish) = case.answer(&answer, &ask(json!({"max_tokens": 14})));
+    assert_eq!((thought, content, calls.len(), finish), (json!("Hm,"), Value::Null, 0, json!("length")));
+    let header = HARMONY.encode(THOUGHT).len() + 3;
+    let (_, content, calls, finish) = case.answer(&answer, &ask(json!({"max_tokens": header})));
+    assert_eq!((content, calls.len(), finish), (Value::Null, 0, json!("length")));
+}
+
+#[test]
+fn what_the_model_is_shown() {
+    let case = case();
+    for (effort, word) in [("low", "low"), ("none", "low"), ("max", "high"), ("medium", "medium")] {
+        let prompt = case.prompt(&ask(json!({"reasoning_effort": effort})));
+        assert!(
+            prompt.contains(&format!("Reasoning: {word}<")) || prompt.contains(&format!("Reasoning: {word}"))
+        );
+    }
+    let call = json!({"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Rome\"}"}});
+    let messages = json!([
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": null, "reasoning_content": "I look it up.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+    ]);
+    let prompt = case.prompt(&ask(json!({"messages": messages, "tools": tools()})));
+    for part in ["I look it up.", "to=functions.get_weather", "{\"city\": \"Rome\"}", "sunny"] {
+        assert!(prompt.contains(part), "{part}: {prompt}");
+    }
+}
+
+#[test]
+fn answers_that_are_held() {
+    let case = case();
+    let schema = json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
+    for tools in [Value::Null, tools()] {
+        let request = ask(json!({"response_format": format, "tools": tools, "max_tokens": 200}));
+        for thought in ["", THOUGHT] {
+            let (_, content, calls, finish) =
+                case.answer(&format!("{thought}<|channel|>final<|message|>{{\"x\": 1}}"), &request);
+            assert_eq!((content, calls.len(), finish), (json!("{\"x\": 1}"), 0, json!("stop")));
+        }
+    }
+    // Weights of no use call what they must.
+    let request = ask(json!({"tools": tools(), "tool_choice": "required", "max_tokens": 600}));
+    let mut num_calls = 0;
+    for seed in 0..8 {
+        case.script.draw(seed);
+        let answer = case.server.ask(CHAT, &request)["choices"][0].clone();
+        if answer["finish_reason"] == "length" {
+            continue;
+        }
+        assert_eq!(answer["finish_reason"], "tool_calls", "{answer}");
+        let calls = answer["message"]["tool_calls"].as_array().expect("calls");
+        let (name, arguments) = call_of(&calls[0]);
+        let arguments: Value = serde_json::from_str(&arguments).expect("JSON");
+        assert!((calls.len(), name.as_str()) == (1, "get_weather") && arguments["city"].is_string());
+        num_calls += 1;
+    }
+    assert!(num_calls > 0);
+    let lark = ask(json!({"guided_grammar": "start: \"a\""}));
+    let response = case.server.post(CHAT, &lark);
+    assert_eq!((response.status, &response.json()["error"]["param"]), (400, &json!("guided_grammar")));
+}
