@@ -21,7 +21,8 @@ fn wide(family: &str) -> ModelFiles {
     let wide = files.map(|path| {
         let text = std::fs::read_to_string(&path).unwrap();
         let text = [128, 97, 130].iter().fold(text, |text, vocab| {
-            text.replace(&format!("\"vocab_size\": {vocab}"), &format!("\"vocab_size\": {VOCAB}"))
+            let written = ["", " "].map(|space| format!("\"vocab_size\":{space}{vocab}"));
+            written.iter().fold(text, |text, size| text.replace(size, &format!("\"vocab_size\": {VOCAB}")))
         });
         let name: &'static str = path.file_name().unwrap().to_str().unwrap().to_string().leak();
         (name, &*text.into_bytes().leak())

@@ -129,7 +129,7 @@ fn messages_reach_the_client() {
     assert_eq!(case.answer(&preamble, &with_tools), called);
     // Cut in the thinking, and in a header.
     let (thought, content, calls, finish) = case.answer(&answer, &ask(json!({"max_tokens": 14})));
-    assert_eq!((thought, content, calls.len(), finish), (json!("Hm,"), Value::Null, 0, json!("length")));
+    assert_eq!((thought, content, calls.len(), finish), (json!("Hm, "), Value::Null, 0, json!("length")));
     let header = HARMONY.encode(THOUGHT).len() + 3;
     let (_, content, calls, finish) = case.answer(&answer, &ask(json!({"max_tokens": header})));
     assert_eq!((content, calls.len(), finish), (Value::Null, 0, json!("length")));

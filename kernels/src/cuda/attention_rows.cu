@@ -52,6 +52,8 @@ __global__ void __launch_bounds__(WARPS * 32)
     Ptr<const float> query = q + ((long long)token * s.q_stride + (long long)head * s.d);
     Ptr<const C> first_key = keys + (long long)key_head * s.key_head, first_value = values + (long long)key_head * s.value_head;
 
+    // Without one: a weight of 0, beside which the others keep their bits. Read here, where a register is free for it.
+    float sink = sinks != nullptr ? sinks[head] * 1.44269504f : -1e30f;
     RowSums sums;
     int begin = max(visible - s.window, 0);
     for (int first = begin / 32 * 32; first < visible; first += 32) {
@@ -70,11 +72,7 @@ __global__ void __launch_bounds__(WARPS * 32)
         // The next tile writes over these.
         __syncwarp();
     }
-    float times = 1, by = sums.sum;
-    if (sinks != nullptr) {
-        float sink = sinks[head] * 1.44269504f, top = fmaxf(sums.max, sink);
-        times = fast_exp2(sums.max - top), by = fmaf(sums.sum, times, fast_exp2(sink - top));
-    }
+    float top = fmaxf(sums.max, sink), times = fast_exp2(sums.max - top), by = fmaf(sums.sum, times, fast_exp2(sink - top));
     Ptr<float> result = out + (long long)row * s.dv;
 #pragma unroll
     for (int i = 0; i < MAX_COLUMNS; i++)

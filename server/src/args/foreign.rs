@@ -40,8 +40,8 @@ pub const FLAGS: &[(&[&str], &str)] = &[
         "--device cuda computes all layers on the GPU, --device cpu none",
     ),
     (
-        &["--swap-space", "--cpu-offload-gb", "--kv-offloading-size"],
-        "sequences that lose their memory are computed again, nothing is moved to the host; leave it out",
+        &["--swap-space", "--cpu-offload-gb"],
+        "weights stay on the device, and what sequences lose is computed again, or kept in the host's memory by --kv-offloading-size; leave it out",
     ),
     (&["--ctx-size", "-c"], "use --max-model-len, which counts for each sequence and not for all"),
     (&["--parallel", "-np"], "use --max-num-seqs"),

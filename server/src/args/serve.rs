@@ -354,11 +354,11 @@ pub struct ServeArgs {
 pub struct TlsArgs {
     /// Serve HTTPS with this certificate: a file in PEM, with the certificates behind it that lead to an authority. All these files are read again
     /// when they change, and after SIGHUP
-    #[arg(long, value_name = "FILE", alias = "ssl-cert-file", env = "PERILUNE_SSL_CERTFILE")]
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-cert-file", env = "PERILUNE_SSL_CERTFILE")]
     pub ssl_certfile: Option<PathBuf>,
 
     /// The certificate's private key, in PEM (PKCS #8, PKCS #1 or SEC 1), not encrypted; default: in the file of the certificate
-    #[arg(long, value_name = "FILE", alias = "ssl-key-file", env = "PERILUNE_SSL_KEYFILE")]
+    #[arg(long, value_name = "FILE", visible_alias = "ssl-key-file", env = "PERILUNE_SSL_KEYFILE")]
     pub ssl_keyfile: Option<PathBuf>,
 
     /// Serve only clients that show a certificate of one of these authorities: a file in PEM
