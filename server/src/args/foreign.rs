@@ -84,13 +84,7 @@ pub const FLAGS: &[(&[&str], &str)] = &[
     ),
     (&["--scheduling-policy"], "the `priority` of requests always counts; leave it out"),
     (&["--max-logprobs"], "a request may ask for 20; leave it out"),
-    (&["--api-key-file"], "use --api-key, the variable PERILUNE_API_KEY or --config"),
-    (
-        &["--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-key-file", "--ssl-cert-file"],
-        "TLS is for a proxy in front of the server",
-    ),
-    (&["--root-path", "--api-prefix"], "a prefix is for a proxy in front of the server, which takes it off"),
-    (&["--uds"], "the server listens on a port"),
+    (&["--api-prefix"], "use --root-path"),
     (
         &["--allow-credentials", "--allowed-methods", "--allowed-headers"],
         "--allowed-origins is all that CORS needs here",

@@ -76,6 +76,12 @@ impl GrammarState {
         self.mask = Some(self.grammar.mask(OnceLock::new(), turn));
     }
 
+    /// The same; in the mask that follows `also` is allowed whatever the grammar says.
+    pub fn begin_accept_beside(&mut self, token: TokenId, also: TokenId) {
+        let turn = Turn { token: Some(token), also: Some(also), rest: None };
+        self.mask = Some(self.grammar.mask(OnceLock::new(), turn));
+    }
+
     pub fn start_accept(&mut self) {
         if let Some(mask) = &self.mask {
             self.grammar.setting.pool.start(mask.clone());

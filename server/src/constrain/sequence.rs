@@ -26,6 +26,8 @@ enum Phase {
     Opening {
         seen: Vec<u8>,
         grammar: Option<GrammarState>,
+        /// Tokens of the start marker that have come and that the grammar took as well: either may go on.
+        begun: usize,
     },
     /// The start marker has begun and its tokens from `next` on follow.
     Start {
@@ -101,7 +103,7 @@ impl SequenceConstraint {
                     Body::Grammar(grammar) => Some(grammar.state(&spec.setting)),
                     Body::Free | Body::Triggered(_) => None,
                 };
-                Phase::Opening { seen: Vec::new(), grammar }
+                Phase::Opening { seen: Vec::new(), grammar, begun: 0 }
             }
         };
         Self { spec, phase }
@@ -124,14 +126,20 @@ impl SequenceConstraint {
 
     fn accept_opening(&mut self, token: TokenId) -> (Phase, Option<Accepted>) {
         let spec = self.spec.clone();
-        let thinking = self.thinking();
-        let start = thinking.start_tokens[0];
-        let Phase::Opening { seen, grammar } = &mut self.phase else { unreachable!("called while opening") };
+        let start_tokens = &spec.thinking.as_ref().expect("called while opening").start_tokens;
+        let Phase::Opening { seen, grammar, begun } = &mut self.phase else {
+            unreachable!("called while opening")
+        };
         if let Some(mut grammar) = grammar.take() {
-            let mask = grammar.next_mask(Some(start));
-            if token == start && !mask.also_by_grammar() {
+            let (next, begun) = (start_tokens[*begun], *begun + 1);
+            let mask = grammar.next_mask(Some(next));
+            if token == next && !mask.also_by_grammar() {
                 self.phase = Phase::Start { next: 0 };
-                return (self.after_marker_token(1), Some(Accepted::Open));
+                return (self.after_marker_token(begun), Some(Accepted::Open));
+            }
+            if let Some(&after) = start_tokens.get(begun).filter(|_| token == next) {
+                grammar.begin_accept_beside(token, after);
+                return (Phase::Opening { seen: Vec::new(), grammar: Some(grammar), begun }, None);
             }
             grammar.begin_accept(token, None);
             return (Phase::Grammar(grammar), None);
@@ -150,7 +158,7 @@ impl SequenceConstraint {
         }
         if marker.starts_with(text) {
             let seen = std::mem::take(seen);
-            return (Phase::Opening { seen, grammar: None }, Some(Accepted::Open));
+            return (Phase::Opening { seen, grammar: None, begun: 0 }, Some(Accepted::Open));
         }
         let seen = std::mem::take(seen);
         self.phase = body(&spec);
@@ -265,9 +273,9 @@ impl Constraint for SequenceConstraint {
         match &mut self.phase {
             Phase::Free => None,
             Phase::Opening { grammar: None, .. } => None,
-            Phase::Opening { grammar: Some(grammar), .. } => {
-                let start = thinking.and_then(|thinking| thinking.start_tokens.first().copied());
-                Some(grammar.next_mask(start))
+            Phase::Opening { grammar: Some(grammar), begun, .. } => {
+                let next = thinking.and_then(|thinking| thinking.start_tokens.get(*begun).copied());
+                Some(grammar.next_mask(next))
             }
             Phase::Start { next } => Some(only(thinking?.start_tokens[*next])),
             Phase::Closing { next } => Some(only(thinking?.end_tokens[*next])),
@@ -332,14 +340,19 @@ impl Constraint for SequenceConstraint {
 
     /// The next mask begins with the token before it.
     fn start_accept(&mut self) {
-        if let Phase::Grammar(grammar) | Phase::Call { call: grammar, .. } = &mut self.phase {
+        if let Phase::Grammar(grammar)
+        | Phase::Call { call: grammar, .. }
+        | Phase::Opening { grammar: Some(grammar), .. } = &mut self.phase
+        {
             grammar.start_accept();
         }
     }
 
     fn finish_accept(&mut self) -> Accepted {
         match &mut self.phase {
-            Phase::Grammar(grammar) => grammar.finish_accept(),
+            Phase::Grammar(grammar) | Phase::Opening { grammar: Some(grammar), .. } => {
+                grammar.finish_accept()
+            }
             Phase::Call { call, after } => match (call.finish_accept(), after) {
                 (Accepted::Complete, AfterCall::Watch) => {
                     self.phase = Phase::Watching { tail: Tail::default() };
@@ -353,9 +366,11 @@ impl Constraint for SequenceConstraint {
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
         let phase = match &self.phase {
-            Phase::Opening { seen, grammar } => {
-                Phase::Opening { seen: seen.clone(), grammar: grammar.as_ref().map(GrammarState::fork) }
-            }
+            Phase::Opening { seen, grammar, begun } => Phase::Opening {
+                seen: seen.clone(),
+                grammar: grammar.as_ref().map(GrammarState::fork),
+                begun: *begun,
+            },
             Phase::Start { next } => Phase::Start { next: *next },
             Phase::Thinking { tail, call_tail, num_tokens, last } => Phase::Thinking {
                 tail: tail.clone(),

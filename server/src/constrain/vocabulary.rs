@@ -118,12 +118,20 @@ impl Vocabulary {
         self.tokenize_bytes(text.as_bytes())
     }
 
-    /// The tokens of a marker: a control token where it is one, else text. `None` where no tokens say it.
+    /// The tokens of a marker: control tokens where it has their names, else text. `None` where no tokens say it.
     pub fn encode_marker(&self, text: &str) -> Option<Vec<TokenId>> {
-        if let Some(token) = self.control(text) {
-            return Some(vec![token]);
+        let (mut tokens, mut plain, mut at) = (Vec::new(), 0, 0);
+        while let Some(first) = text[at..].chars().next() {
+            let Some((token, len)) = self.control_prefix(&text[at..]) else {
+                at += first.len_utf8();
+                continue;
+            };
+            tokens.extend(self.encode(&text[plain..at]));
+            tokens.push(token);
+            at += len;
+            plain = at;
         }
-        let tokens = self.encode(text);
+        tokens.extend(self.encode(&text[plain..]));
         let said: Vec<u8> = tokens.iter().flat_map(|&token| self.bytes(token)).copied().collect();
         (said == text.as_bytes() && !tokens.is_empty()).then_some(tokens)
     }
