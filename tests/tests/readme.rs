@@ -88,6 +88,7 @@ fn flags_that_documents_name_are_there() {
         "--profile",
         "--release",
         "--test",
+        "--unix-socket",
         "--workspace",
     ];
     for path in files(".", &[".md"]) {
