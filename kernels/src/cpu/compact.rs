@@ -10,9 +10,12 @@
 #[cfg(target_arch = "x86_64")]
 use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
 #[cfg(target_arch = "x86_64")]
+use super::compact_floats;
+#[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Bf16, Floats, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
+use super::floats::Floats;
+use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Blocks, by_rows};
 use crate::ActivationType;
@@ -60,6 +63,10 @@ impl PanelFormat for CompactFloats {
 
     #[inline(always)]
     fn panel<S: Simd>(_: S, job: &Job) {
+        #[cfg(target_arch = "x86_64")]
+        if S::ISA == Isa::Avx2 {
+            return compact_floats::panel(job);
+        }
         floats_panel(S::ISA, job);
     }
 }
@@ -136,7 +143,7 @@ struct Words([MaybeUninit<u16>; BLOCK_WORDS]);
 /// A job's blocks one after the other, each as a job of its own that begins with the block, and with room for it as plain bf16; x has a word
 /// for every `terms` terms. The jobs have the promise of `Job::new`.
 #[inline(always)]
-fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
+pub(super) fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
     let mut room = Words([MaybeUninit::uninit(); BLOCK_WORDS]);
     let words = room.0.as_mut_ptr().cast::<u16>();
     let mut block = job.panel;

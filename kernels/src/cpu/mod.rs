@@ -17,8 +17,11 @@ mod attention_thin;
 pub(crate) mod by_expert;
 mod by_type;
 mod compact;
+#[cfg(target_arch = "x86_64")]
+mod compact_floats;
 mod dot;
 pub(crate) mod expert_rows;
+mod floats;
 pub(crate) mod gemm;
 mod grouped;
 pub(crate) mod interpolate;

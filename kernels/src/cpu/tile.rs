@@ -12,8 +12,6 @@
 
 use super::simd::Simd;
 use crate::ActivationType;
-use crate::panel::PANEL;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// How floats lie in memory.
@@ -64,7 +62,7 @@ impl Format for Bf16 {
     }
 }
 
-/// The weights of a tile: line l, of `STEP` terms, is at `start + l * stride`, its second vector `hi` further.
+/// The weights of a tile: line l, of `STEP` terms, is at `start + l * stride`, each vector `hi` further than the one before.
 pub(crate) struct Columns<W: Format> {
     pub start: *const W::Element,
     pub stride: usize,
@@ -86,7 +84,7 @@ pub(crate) struct Rows {
     pub step: usize,
 }
 
-/// Where sums go: row r's first vector is at `start + r * row`, the second `hi` further. Not `fresh`: they come from there too.
+/// Where sums go: row r's first vector is at `start + r * row`, each `hi` further than the one before. Not `fresh`: they come from there too.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums {
     pub start: *mut f32,
@@ -95,7 +93,7 @@ pub(crate) struct Sums {
     pub fresh: bool,
 }
 
-/// Where sums that are not fresh come from: row r's first vector is at `start + r * row`, the second as far from it as where they go.
+/// Where sums that are not fresh come from: row r's first vector is at `start + r * row`, the others as far from it as where they go.
 #[derive(Clone, Copy)]
 pub(crate) struct Partial {
     pub start: *const f32,
@@ -109,7 +107,7 @@ impl Partial {
     }
 }
 
-/// `M` rows times `V` vectors (1 or 2) over `k` terms.
+/// `M` rows times `V` vectors over `k` terms.
 ///
 /// # Safety
 /// All that the arguments describe can be read, and sums written.
@@ -173,13 +171,14 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let lo = W::load::<S, TERM>(s, line);
-        let hi = if V == 2 { W::load::<S, TERM>(s, line.add(hi)) } else { lo };
+        let mut weights = [s.zero(); V];
+        for (v, weights) in weights.iter_mut().enumerate() {
+            *weights = W::load::<S, TERM>(s, line.add(v * hi));
+        }
         for (r, acc) in acc.iter_mut().enumerate() {
             let x = s.splat(*column.add(r * row));
-            acc[0] = s.fma(x, lo, acc[0]);
-            if V == 2 {
-                acc[1] = s.fma(x, hi, acc[1]);
+            for (v, acc) in acc.iter_mut().enumerate() {
+                *acc = s.fma(x, weights[v], *acc);
             }
         }
     }
@@ -233,7 +232,7 @@ pub(crate) unsafe fn tile_of<S: Simd, W: Format, const V: usize>(
 /// # Safety
 /// As for `tile`.
 #[inline(always)]
-unsafe fn tile_from<S: Simd, W: Format, const V: usize>(
+pub(super) unsafe fn tile_from<S: Simd, W: Format, const V: usize>(
     s: S,
     num_rows: usize,
     (w, x): (Columns<W>, Rows),
@@ -301,6 +300,16 @@ impl Job {
         Self { from, ..self }
     }
 
+    /// The terms from `first` on, `k` of them, of rows of floats; the panel is that of the whole.
+    #[inline(always)]
+    pub fn terms(&self, first: usize, k: usize) -> Self {
+        let sums = Sums { fresh: self.sums.fresh && first == 0, ..self.sums };
+        let x = Rows { start: self.x.start.wrapping_add(first), ..self.x };
+        // What the terms before left is where sums go.
+        let from = if first == 0 { self.from } else { Partial::of(&sums) };
+        Self { x, k, sums, from, ..*self }
+    }
+
     /// Some of the rows.
     #[inline(always)]
     pub fn rows(&self, first: usize, num_rows: usize) -> Self {
@@ -333,38 +342,6 @@ pub(crate) trait PanelFormat {
     fn panel<S: Simd>(s: S, job: &Job);
 }
 
-/// Panels of floats.
-pub(crate) struct Floats<W>(PhantomData<W>);
-
-impl<W: Format> PanelFormat for Floats<W> {
-    const ROUNDED_TO: ActivationType = ActivationType::F32;
-    const GROUP_SUMS: bool = false;
-    const K_BLOCK: usize = K_BLOCK;
-
-    fn offset(k: usize) -> usize {
-        k * PANEL * size_of::<W::Element>()
-    }
-
-    #[inline(always)]
-    fn panel<S: Simd>(s: S, job: &Job) {
-        let panel = job.panel.cast::<W::Element>();
-        for first in (0..PANEL / 2).step_by(S::LANES) {
-            let start = panel.wrapping_add(W::STEP * first);
-            let w = Columns::<W> { start, stride: W::STEP * PANEL, hi: W::STEP * PANEL / 2 };
-            let (blocks, mut row) = (Blocks::new(job.num_rows, S::TILE_ROWS), 0);
-            for block in 0..blocks.count {
-                let rows = blocks.len(block);
-                let Job { x, k, sums, from, .. } = job.rows(row, rows);
-                let sums = Sums { start: sums.start.wrapping_add(first), hi: PANEL / 2, ..sums };
-                let from = Partial { start: from.start.wrapping_add(first), ..from };
-                // SAFETY: the promise of `Job::new`.
-                unsafe { tile_from::<S, W, 2>(s, rows, (w, x), k, (from, sums)) };
-                row += rows;
-            }
-        }
-    }
-}
-
 /// Terms of a sum between two visits of memory: 16 KiB of a bf16 panel.
 pub(crate) const K_BLOCK: usize = 256;
 /// The same where there are few rows: their panels are read once, in one go, and nothing need stay in the first cache.
@@ -394,7 +371,8 @@ const PACKED_ROW: usize = K_BLOCK + 16;
 /// Rows that do so well enough where they are.
 pub(crate) const UNPACKED_ROWS: usize = 4;
 
-/// Room for the activations of one task; on the stack, never filled before use.
+/// Room for the activations of one task; on the stack, never filled before use. Rows begin at cache lines.
+#[repr(C, align(64))]
 pub(crate) struct PackedRows([MaybeUninit<f32>; MAX_ROWS * PACKED_ROW]);
 
 impl PackedRows {
