@@ -8,13 +8,13 @@
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 #[cfg(target_arch = "x86_64")]
-use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
-#[cfg(target_arch = "x86_64")]
 use super::compact_floats;
+#[cfg(target_arch = "x86_64")]
+use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
+use super::floats::Floats;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-use super::floats::Floats;
 use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Blocks, by_rows};

@@ -2,31 +2,37 @@
 //!
 //! ```text
 //! few rows     a line of all 32 columns becomes vectors of floats in registers, for all rows at once: each quad is read once
-//! some rows    the same with half of the columns at a time
-//! many rows    the first of them do the same, and leave the floats in the first cache, for the others to pass by (floats.rs)
+//! more rows    a block becomes floats in the first cache, for all rows to pass by (floats.rs)
 //! outliers     a quad that has some is unpacked into memory first, where they are put in their places
 //! ```
 
 use super::compact::blocks;
-use super::floats::{BLOCK_TERMS, Block, block_rows};
-use super::simd::compact::{Avx2Quads, terms};
+use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows, columns};
+use super::simd::compact::{Avx2Quads, first_term, second_term};
 use super::simd::{Avx2, Simd, ask_for};
-use super::tile::{Blocks, Job, by_rows};
-use crate::compact::{HEADER_BYTES, Header, Outlier, QUAD_BYTES, QUAD_WORDS};
+use super::tile::{Job, by_rows};
+use crate::compact::{HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS};
 use crate::panel::PANEL;
+use half::bf16;
 use std::arch::x86_64::__m256i;
 use std::mem::MaybeUninit;
 
 const LANES: usize = Avx2::LANES;
-/// Rows of a tile whose sums stay in registers: over all columns, and over half of them.
-const FEW_ROWS: usize = 3;
-const SOME_ROWS: usize = Avx2::TILE_ROWS;
 const CACHE_LINE: usize = 64;
+const QUAD_LINES: usize = QUAD_BYTES / CACHE_LINE;
+/// Bytes from what the first half of the columns has of each part of a quad to what the second has.
+const HALF: usize = 32;
 
 /// The processor has AVX2, FMA and F16C.
 pub(super) fn panel(job: &Job) {
     // SAFETY: a device has only an Isa that was found on this processor.
-    unsafe { if job.num_rows <= FEW_ROWS { few(job) } else { more(job) } }
+    unsafe {
+        match job.num_rows {
+            ..=NARROW_ROWS => few(job),
+            WIDE_FROM.. => more::<2>(job),
+            _ => more::<4>(job),
+        }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -34,74 +40,86 @@ fn few(job: &Job) {
     // SAFETY: this function has the features.
     let s = unsafe { Avx2::new() };
     blocks(job, 1, |job, _| {
-        let part = Part { first: 0, half: 0, asks: QUAD_BYTES / CACHE_LINE };
         // SAFETY: the promise of `blocks`.
-        by_rows!(job.num_rows, FEW_ROWS, |M| unsafe {
-            rows::<M, 4, false>(s, job, &part, std::ptr::null_mut());
-        });
+        by_rows!(job.num_rows, NARROW_ROWS, |M| unsafe { rows::<M>(s, job) });
     });
 }
 
+/// With so many vectors of columns at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn more(job: &Job) {
+fn more<const V: usize>(job: &Job) {
     // SAFETY: this function has the features.
     let s = unsafe { Avx2::new() };
-    let tiles = Blocks::new(job.num_rows, SOME_ROWS);
-    let first_rows = tiles.len(0);
     let mut room = Block::new();
     let floats = room.start();
     blocks(job, 1, |job, _| {
-        for half in 0..2 {
-            if tiles.count == 1 {
-                let part = Part { first: 0, half, asks: 2 - half };
-                // SAFETY: the promise of `blocks`.
-                by_rows!(first_rows, SOME_ROWS, |M| unsafe {
-                    rows::<M, 2, false>(s, job, &part, std::ptr::null_mut());
-                });
-                continue;
-            }
-            for first in (0..job.k).step_by(BLOCK_TERMS) {
-                let whole = job.terms(first, BLOCK_TERMS.min(job.k - first));
-                let part = Part { first, half, asks: 2 - half };
-                // SAFETY: the promise of `blocks`; the first rows write a line of floats for each term, which the others read.
+        for first in (0..job.k).step_by(BLOCK_TERMS) {
+            let part = job.terms(first, BLOCK_TERMS.min(job.k - first));
+            for half in (0..2).step_by(V / 2) {
+                // SAFETY: the promise of `blocks`; a line of floats is written for each term, and read.
                 unsafe {
-                    by_rows!(first_rows, SOME_ROWS, |M| rows::<M, 2, true>(s, &whole.rows(0, M), &part, floats));
-                    block_rows(s, &whole, first_rows, LANES * half, floats);
+                    for vectors in 0..V / 2 {
+                        unpack::<V>(s, &part, [first, half + vectors], floats.add(2 * LANES * vectors));
+                    }
+                    block_rows::<Avx2, V>(s, &part, 0, LANES * half, floats);
                 }
             }
         }
     });
 }
 
-/// What a tile takes of a block.
-struct Part {
-    /// The first term, a multiple of four.
-    first: usize,
-    /// Which half of the columns, where it takes one.
-    half: usize,
-    /// Lines of memory to ask for beside each quad.
-    asks: usize,
-}
-
-/// `M` rows times `V` vectors of the block that the job's panel is: 4 for all columns, 2 for half of them. `KEEP` writes the weights to
-/// `floats`, two vectors for each term.
+/// The part's terms, the first of which is `first` of the block that is the part's panel, in columns `8 * half ..` and `16 + 8 * half ..` as
+/// floats, two vectors to a line of V.
 ///
 /// # Safety
-/// The promise of `Job::new`, the job has M rows, and `floats` room for all terms where they are kept.
+/// The promise of `Job::new`, and room for as many lines as there are terms, filled up to a multiple of four.
 #[inline(always)]
-unsafe fn rows<const M: usize, const V: usize, const KEEP: bool>(
-    s: Avx2,
-    job: &Job,
-    part: &Part,
-    floats: *mut f32,
-) {
-    let Job { x, sums, from, k, panel: block, .. } = *job;
-    // Where each vector's sums are.
-    let mut columns = [0; V];
-    for (v, column) in columns.iter_mut().enumerate() {
-        *column = (part.half + v / 2) * LANES + v % 2 * (PANEL / 2);
+unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2], floats: *mut f32) {
+    let (block, first_quad, num_quads) = (part.panel, first / 4, part.k.div_ceil(4));
+    let distance = part.ahead.addr().wrapping_sub(block.addr());
+    // SAFETY: the caller's promise.
+    unsafe {
+        let of_half = Avx2Quads::new(s, block, half);
+        let (mut quad, mut to) = (block.add(HEADER_BYTES + first_quad * QUAD_BYTES), floats);
+        for _ in 0..num_quads {
+            // Two lines beside one half, and one beside the other.
+            for line in 2 * half..(half + 2).min(QUAD_LINES) {
+                ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
+            }
+            let of_quad = quad.add(HALF * half);
+            for (line, pairs) in
+                [of_half.load::<0>(of_quad), of_half.load::<1>(of_quad)].into_iter().enumerate()
+            {
+                for (v, pairs) in pairs.into_iter().enumerate() {
+                    let to = to.add((2 * line * V + v) * LANES);
+                    s.store(to, first_term(s, pairs));
+                    s.store(to.add(V * LANES), second_term(s, pairs));
+                }
+            }
+            (quad, to) = (quad.add(QUAD_BYTES), to.add(4 * V * LANES));
+        }
+        let places = first_quad * QUAD_WORDS..(first_quad + num_quads) * QUAD_WORDS;
+        for outlier in Header::outliers(block) {
+            // Two terms of each column lie side by side.
+            let (term, column) =
+                (outlier.place() / (2 * PANEL) * 2 + outlier.place() % 2, outlier.place() / 2 % PANEL);
+            if places.contains(&outlier.place()) && column % (PANEL / 2) / LANES == half {
+                let cell = ((term - first) * V + column / (PANEL / 2)) * LANES + column % LANES;
+                floats.add(cell).write(bf16::from_bits(outlier.word()).to_f32());
+            }
+        }
     }
-    let mut acc = [[s.zero(); V]; M];
+}
+
+/// `M` rows times all columns of the block that the job's panel is.
+///
+/// # Safety
+/// The promise of `Job::new`, and the job has M rows.
+#[inline(always)]
+unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
+    let Job { x, sums, from, k, panel: block, .. } = *job;
+    let columns = columns::<4>(LANES, 0);
+    let mut acc = [[s.zero(); 4]; M];
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
@@ -111,68 +129,74 @@ unsafe fn rows<const M: usize, const V: usize, const KEEP: bool>(
                 }
             }
         }
-        let first_quad = part.first / 4;
-        let (mut quad, mut column) = (block.add(HEADER_BYTES + first_quad * QUAD_BYTES), x.start);
-        let mut kept = floats;
+        let (mut quad, mut column) = (block.add(HEADER_BYTES), x.start);
         let distance = job.ahead.addr().wrapping_sub(block.addr());
-        let of_half = [Avx2Quads::new(s, block, part.half), Avx2Quads::new(s, block, V / 4)];
-        let outliers = Header::outliers(block);
-        let passed = outliers.partition_point(|outlier| outlier.place() / QUAD_WORDS < first_quad);
-        let mut outliers = outliers[passed..].iter().peekable();
-        // A line of pairs times the two terms that each row has there, or the one.
+        let halves = [Avx2Quads::new(s, block, 0), Avx2Quads::new(s, block, 1)];
+        let mut outliers = Header::outliers(block).iter().peekable();
+        // The two vectors of a line that one half of the columns has, as one of their terms, times that term of each row.
         macro_rules! multiply {
-            ($pairs:expr, $terms:expr) => {
-                let mut weights = [[s.zero(); V]; 2];
+            ($h:expr, $pairs:expr, $of_pair:ident, $term:expr) => {
+                let mut xs = [s.zero(); M];
+                for (r, xs) in xs.iter_mut().enumerate() {
+                    *xs = s.splat(*column.add(r * x.row + $term));
+                }
                 for (v, pairs) in $pairs.into_iter().enumerate() {
-                    [weights[0][v], weights[1][v]] = terms(s, pairs);
-                }
-                for (term, weights) in weights.into_iter().enumerate().take($terms) {
-                    if KEEP {
-                        s.store(kept.add(term * 2 * LANES), weights[0]);
-                        s.store(kept.add(term * 2 * LANES + LANES), weights[1]);
-                    }
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = s.splat(*column.add(r * x.row + term));
-                        for (v, acc) in acc.iter_mut().enumerate() {
-                            *acc = s.fma(x, weights[v], *acc);
-                        }
+                    let (v, weights) = (2 * $h + v, $of_pair(s, pairs));
+                    for (xs, acc) in xs.into_iter().zip(&mut acc) {
+                        acc[v] = s.fma(xs, weights, acc[v]);
                     }
                 }
-                if KEEP {
-                    kept = kept.add(4 * LANES);
-                }
-                column = column.wrapping_add(2);
             };
         }
         let (whole, quads) = (k / 4, k.div_ceil(4));
         let mut done = 0;
         loop {
-            let next = outliers.peek().map_or(usize::MAX, |outlier| outlier.place() / QUAD_WORDS - first_quad);
+            let next = outliers.peek().map_or(usize::MAX, |outlier| outlier.place() / QUAD_WORDS);
             for _ in done..next.min(whole) {
-                ask(quad, distance, part);
-                multiply!(line::<V, 0>(of_half, quad, part.half), 2);
-                multiply!(line::<V, 1>(of_half, quad, part.half), 2);
-                quad = quad.add(QUAD_BYTES);
+                ask(quad.wrapping_add(distance));
+                // One half after the other: unpacking needs registers beside the sums.
+                for (h, of_half) in halves.into_iter().enumerate() {
+                    let of_quad = quad.add(HALF * h);
+                    let pairs = of_half.load::<0>(of_quad);
+                    multiply!(h, pairs, first_term, 0);
+                    multiply!(h, pairs, second_term, 1);
+                    let pairs = of_half.load::<1>(of_quad);
+                    multiply!(h, pairs, first_term, 2);
+                    multiply!(h, pairs, second_term, 3);
+                }
+                (quad, column) = (quad.add(QUAD_BYTES), column.wrapping_add(4));
                 done += 1;
             }
             if done == quads {
                 break;
             }
-            ask(quad, distance, part);
+            ask(quad.wrapping_add(distance));
             let mut words = [MaybeUninit::uninit(); QUAD_WORDS];
-            store::<V>(of_half, quad, part.half, words.as_mut_ptr().cast());
-            while let Some(outlier) =
-                outliers.next_if(|outlier| outlier.place() / QUAD_WORDS == first_quad + done)
-            {
-                put(&mut words, *outlier);
+            for (half, of_half) in halves.into_iter().enumerate() {
+                let to = words.as_mut_ptr().cast::<u16>();
+                store(to, half, of_half.load::<0>(quad.add(HALF * half)));
+                store(to.add(2 * PANEL), half, of_half.load::<1>(quad.add(HALF * half)));
             }
-            let words = words.as_ptr().cast();
+            while let Some(outlier) = outliers.next_if(|outlier| outlier.place() / QUAD_WORDS == done) {
+                words[outlier.place() % QUAD_WORDS].write(outlier.word());
+            }
             let left = (k - 4 * done).min(4);
-            multiply!(load::<V>(words, part.half), left.min(2));
-            if left > 2 {
-                multiply!(load::<V>(words.add(2 * PANEL), part.half), left - 2);
+            for h in 0..2 {
+                let words = words.as_ptr().cast();
+                let pairs = load(words, h);
+                multiply!(h, pairs, first_term, 0);
+                if left > 1 {
+                    multiply!(h, pairs, second_term, 1);
+                }
+                if left > 2 {
+                    let pairs = load(words.add(2 * PANEL), h);
+                    multiply!(h, pairs, first_term, 2);
+                    if left > 3 {
+                        multiply!(h, pairs, second_term, 3);
+                    }
+                }
             }
-            quad = quad.add(QUAD_BYTES);
+            (quad, column) = (quad.add(QUAD_BYTES), column.wrapping_add(4));
             done += 1;
         }
         for (r, acc) in acc.iter().enumerate() {
@@ -183,75 +207,36 @@ unsafe fn rows<const M: usize, const V: usize, const KEEP: bool>(
     }
 }
 
-/// Asks for what is read so much later. The two halves of the columns ask for different lines.
+/// Asks for the lines of a quad that is read much later.
 #[inline(always)]
-fn ask(quad: *const u8, distance: usize, part: &Part) {
-    for line in 0..part.asks {
-        ask_for(quad.wrapping_add(distance).wrapping_add((2 * part.half + line) * CACHE_LINE));
+fn ask(quad: *const u8) {
+    for line in 0..QUAD_LINES {
+        ask_for(quad.wrapping_add(line * CACHE_LINE));
     }
 }
 
-/// Line `LINE` of a quad: the pairs of `V` vectors of columns.
+/// Writes the two vectors of a line that a half of the columns has to their places among its words.
 ///
 /// # Safety
-/// The quad can be read.
+/// A line of words can be written.
 #[inline(always)]
-unsafe fn line<const V: usize, const LINE: usize>(
-    of_half: [Avx2Quads; 2],
-    quad: *const u8,
-    half: usize,
-) -> [__m256i; V] {
+unsafe fn store(line: *mut u16, half: usize, [first, second]: [__m256i; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
-        let first = of_half[0].load::<LINE>(quad.add(2 * LANES * 2 * half));
-        let mut pairs = [first[0]; V];
-        pairs[1] = first[1];
-        if V == 4 {
-            [pairs[2], pairs[3]] = of_half[1].load::<LINE>(quad.add(2 * LANES * 2));
-        }
-        pairs
+        line.add(2 * LANES * half).cast::<__m256i>().write_unaligned(first);
+        line.add(2 * LANES * half + PANEL).cast::<__m256i>().write_unaligned(second);
     }
 }
 
-/// Writes those of a quad's words that are read as `V` vectors to their places in it.
+/// Reads them again.
 ///
 /// # Safety
-/// The quad can be read, and `QUAD_WORDS` words written.
+/// `store` wrote that half of the line.
 #[inline(always)]
-unsafe fn store<const V: usize>(of_half: [Avx2Quads; 2], quad: *const u8, half: usize, words: *mut u16) {
+unsafe fn load(line: *const u16, half: usize) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        for (v, pairs) in line::<V, 0>(of_half, quad, half).into_iter().enumerate() {
-            words.add(place::<V>(v, half)).cast::<__m256i>().write_unaligned(pairs);
-        }
-        for (v, pairs) in line::<V, 1>(of_half, quad, half).into_iter().enumerate() {
-            words.add(2 * PANEL + place::<V>(v, half)).cast::<__m256i>().write_unaligned(pairs);
-        }
+        let first = line.add(2 * LANES * half).cast::<__m256i>().read_unaligned();
+        [first, line.add(2 * LANES * half + PANEL).cast::<__m256i>().read_unaligned()]
     }
-}
-
-/// # Safety
-/// As `store` left them.
-#[inline(always)]
-unsafe fn load<const V: usize>(words: *const u16, half: usize) -> [__m256i; V] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut pairs = [words.add(place::<V>(0, half)).cast::<__m256i>().read_unaligned(); V];
-        for (v, pairs) in pairs.iter_mut().enumerate() {
-            *pairs = words.add(place::<V>(v, half)).cast::<__m256i>().read_unaligned();
-        }
-        pairs
-    }
-}
-
-/// Where vector v of a line begins among its words, two for each column.
-#[inline(always)]
-fn place<const V: usize>(v: usize, half: usize) -> usize {
-    2 * ((half + v / 2) * LANES + v % 2 * (PANEL / 2))
-}
-
-/// Puts an outlier in its place among the words of its quad, if it is one of the half that was written; else nobody reads it.
-#[inline(always)]
-fn put(words: &mut [MaybeUninit<u16>; QUAD_WORDS], outlier: Outlier) {
-    words[outlier.place() % QUAD_WORDS].write(outlier.word());
 }

@@ -7,8 +7,10 @@
 //! ```
 //! Every sum is the same chain of additions in each of them, and so has the same bits.
 
-use super::simd::Simd;
-use super::tile::{Blocks, Columns, F32, Format, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums, by_rows, tile, tile_from};
+use super::simd::{Simd, ask_for};
+use super::tile::{
+    Blocks, Columns, Format, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums, by_rows, tile, tile_from,
+};
 use crate::ActivationType;
 use crate::panel::PANEL;
 use std::marker::PhantomData;
@@ -20,7 +22,7 @@ pub(crate) struct Floats<W>(PhantomData<W>);
 /// Terms whose weights are made floats at a time.
 pub(super) const BLOCK_TERMS: usize = 128;
 
-/// Weights as floats, for two vectors of columns; on the stack, and written before it is read.
+/// Weights as floats, for all columns; on the stack, and written before it is read.
 #[repr(C, align(64))]
 pub(super) struct Block([MaybeUninit<f32>; BLOCK_TERMS * PANEL]);
 
@@ -30,16 +32,32 @@ impl Block {
         Self([MaybeUninit::uninit(); BLOCK_TERMS * PANEL])
     }
 
-    /// A line of two vectors for each term.
+    /// A line of some vectors for each term.
     #[inline(always)]
     pub fn start(&mut self) -> *mut f32 {
         self.0.as_mut_ptr().cast()
     }
 }
 
-/// Rows whose sums over all columns stay in registers: of four vectors, or of none where a line is two vectors anyway.
-const fn one_pass_rows<S: Simd>() -> usize {
-    if 4 * S::LANES == PANEL { 3 } else { 0 }
+/// Rows whose sums over four vectors, which are all columns where vectors are that narrow, stay in registers.
+pub(super) const NARROW_ROWS: usize = 3;
+
+/// As a limit of tiles: none where a line is two vectors.
+const fn narrow_rows<S: Simd>() -> usize {
+    if 4 * S::LANES == PANEL { NARROW_ROWS } else { 0 }
+}
+
+/// From so many rows on, tiles are two vectors of columns wide and as many rows high as there are registers for.
+pub(super) const WIDE_FROM: usize = 13;
+
+/// The first column of each of `V` vectors: all of them, or two from `first` on.
+#[inline(always)]
+pub(super) fn columns<const V: usize>(lanes: usize, first: usize) -> [usize; V] {
+    let mut columns = [0; V];
+    for (v, column) in columns.iter_mut().enumerate() {
+        *column = first + v / 2 * lanes + v % 2 * (PANEL / 2);
+    }
+    columns
 }
 
 impl<W: Format> PanelFormat for Floats<W> {
@@ -55,15 +73,17 @@ impl<W: Format> PanelFormat for Floats<W> {
     fn panel<S: Simd>(s: S, job: &Job) {
         let Job { x, k, sums, from, .. } = *job;
         let start = job.panel.cast::<W::Element>();
-        if job.num_rows <= one_pass_rows::<S>() {
+        if job.num_rows <= narrow_rows::<S>() {
             let w = Columns::<W> { start, stride: W::STEP * PANEL, hi: W::STEP * S::LANES };
             let sums = (from, Sums { hi: S::LANES, ..sums });
             // SAFETY: the promise of `Job::new`.
-            by_rows!(job.num_rows, one_pass_rows::<S>(), |M| unsafe { tile::<S, W, M, 4>(s, w, x, k, sums) });
-        } else if job.num_rows <= 2 * S::TILE_ROWS {
-            some_rows::<S, W>(s, job);
+            by_rows!(job.num_rows, narrow_rows::<S>(), |M| unsafe { tile::<S, W, M, 4>(s, w, x, k, sums) });
+        } else if job.num_rows >= WIDE_FROM {
+            widened::<S, W, 2>(s, job);
+        } else if const { narrow_rows::<S>() > 0 } {
+            widened::<S, W, 4>(s, job);
         } else {
-            many_rows::<S, W>(s, job);
+            some_rows::<S, W>(s, job);
         }
     }
 }
@@ -87,59 +107,69 @@ fn some_rows<S: Simd, W: Format>(s: S, job: &Job) {
     }
 }
 
+/// Makes floats of a block of weights, `V` vectors of columns at a time, for all rows.
 #[inline(always)]
-fn many_rows<S: Simd, W: Format>(s: S, job: &Job) {
+fn widened<S: Simd, W: Format, const V: usize>(s: S, job: &Job) {
     let mut room = Block::new();
     let floats = room.start();
     for k_start in (0..job.k).step_by(BLOCK_TERMS) {
         let k = BLOCK_TERMS.min(job.k - k_start);
-        let lines = job.panel.wrapping_add(Floats::<W>::offset(k_start)).cast::<W::Element>();
+        let offset = Floats::<W>::offset(k_start);
+        let lines = job.panel.wrapping_add(offset).cast::<W::Element>();
         let part = job.terms(k_start, k);
-        for first in (0..PANEL / 2).step_by(S::LANES) {
+        for first in (0..PANEL / V).step_by(S::LANES) {
+            let columns = columns::<V>(S::LANES, first);
             for index in 0..k.div_ceil(W::STEP) {
-                let line = lines.wrapping_add(W::STEP * (index * PANEL + first));
-                let to = floats.wrapping_add(W::STEP * index * 2 * S::LANES);
-                // SAFETY: the promise of `Job::new`; K is filled up to whole lines, and so has `floats` room.
-                unsafe {
-                    widen::<S, W, 0>(s, line, to);
-                    if W::STEP > 1 {
-                        widen::<S, W, 1>(s, line, to.wrapping_add(2 * S::LANES));
+                if first == 0 {
+                    for line in (0..W::STEP * PANEL * size_of::<W::Element>()).step_by(64) {
+                        ask_for(job.ahead.wrapping_add(offset + Floats::<W>::offset(W::STEP * index) + line));
+                    }
+                }
+                let line = lines.wrapping_add(W::STEP * index * PANEL);
+                let to = floats.wrapping_add(W::STEP * index * V * S::LANES);
+                for (v, column) in columns.into_iter().enumerate() {
+                    // SAFETY: the promise of `Job::new`; K is filled up to whole lines, and so has `floats` room.
+                    unsafe {
+                        let (line, to) = (line.add(W::STEP * column), to.add(v * S::LANES));
+                        s.store(to, W::load::<S, 0>(s, line));
+                        if W::STEP > 1 {
+                            s.store(to.add(V * S::LANES), W::load::<S, 1>(s, line));
+                        }
                     }
                 }
             }
             // SAFETY: the promise of `Job::new`, and k lines of `floats` were written.
-            unsafe { block_rows(s, &part, 0, first, floats) };
+            unsafe { block_rows::<S, V>(s, &part, 0, first, floats) };
         }
     }
 }
 
-/// A term's two vectors of columns as floats.
-///
-/// # Safety
-/// They can be read, and two vectors written.
-#[inline(always)]
-unsafe fn widen<S: Simd, W: Format, const TERM: usize>(s: S, line: *const W::Element, to: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        s.store(to, W::load::<S, TERM>(s, line));
-        s.store(to.add(S::LANES), W::load::<S, TERM>(s, line.wrapping_add(W::STEP * PANEL / 2)));
-    }
-}
-
-/// The job's rows from `row` on, times columns `first ..` and `first + 16 ..`, whose weights are floats, `LANES` of each to a line.
+/// The job's rows from `row` on, times `V` vectors of columns (`columns`), whose weights are floats: 4, or 2 from `first` on.
 ///
 /// # Safety
 /// The promise of `Job::new`, but for the panel; as many lines of floats as the job has terms can be read.
 #[inline(always)]
-pub(super) unsafe fn block_rows<S: Simd>(s: S, job: &Job, row: usize, first: usize, floats: *const f32) {
-    let (blocks, mut row) = (Blocks::new(job.num_rows - row, S::TILE_ROWS), row);
+pub(super) unsafe fn block_rows<S: Simd, const V: usize>(
+    s: S,
+    job: &Job,
+    row: usize,
+    first: usize,
+    floats: *const f32,
+) {
+    let blocks = Blocks::new(job.num_rows - row, if V == 4 { NARROW_ROWS } else { S::TILE_ROWS });
+    let (columns, mut row) = (columns::<V>(S::LANES, first), row);
     for block in 0..blocks.count {
         let rows = blocks.len(block);
         let Job { x, k, sums, from, .. } = job.rows(row, rows);
-        let sums = Sums { start: sums.start.wrapping_add(first), hi: PANEL / 2, ..sums };
-        let from = Partial { start: from.start.wrapping_add(first), ..from };
+        let sums = (from, sums, columns);
         // SAFETY: the caller's promise.
-        by_rows!(rows, S::TILE_ROWS, |M| unsafe { block_tile::<S, M>(s, floats, x, k, (from, sums)) });
+        unsafe {
+            if V == 4 {
+                by_rows!(rows, NARROW_ROWS, |M| block_tile::<S, M, V>(s, floats, x, k, sums));
+            } else {
+                by_rows!(rows, S::TILE_ROWS, |M| block_tile::<S, M, V>(s, floats, x, k, sums));
+            }
+        }
         row += rows;
     }
 }
@@ -147,28 +177,29 @@ pub(super) unsafe fn block_rows<S: Simd>(s: S, job: &Job, row: usize, first: usi
 /// Terms between two requests for the lines of the next tile's rows: a cache line of x.
 const ASK_TERMS: usize = 16;
 
-/// `M` rows times two vectors of floats. Rows that follow those of the tile are the next one's: the first cache holds a tile's rows, not all
+/// `M` rows times `V` vectors of floats. Rows that follow those of the tile are the next one's: the first cache holds a tile's rows, not all
 /// of a task, and without a request the first products of each line wait for the second.
 ///
 /// # Safety
-/// As for `tile`, with a line of two vectors to a term.
+/// As for `tile`, with a line of V vectors to a term.
 #[inline(always)]
-unsafe fn block_tile<S: Simd, const M: usize>(
+unsafe fn block_tile<S: Simd, const M: usize, const V: usize>(
     s: S,
     floats: *const f32,
     x: Rows,
     k: usize,
-    (from, sums): (Partial, Sums),
+    (from, sums, columns): (Partial, Sums, [usize; V]),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut acc = [[s.zero(); 2]; M];
+        let mut acc = [[s.zero(); V]; M];
         for (r, acc) in acc.iter_mut().enumerate() {
             if !sums.fresh {
-                let from = from.start.add(r * from.row);
-                *acc = [s.load(from), s.load(from.add(sums.hi))];
-                s.prefetch(from.wrapping_add(M * sums.row).cast());
-                s.prefetch(from.wrapping_add(M * sums.row + sums.hi).cast());
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    let from = from.start.add(r * from.row + columns[v]);
+                    *acc = s.load(from);
+                    s.prefetch(from.wrapping_add(M * sums.row).cast());
+                }
             }
         }
         let mut line = floats;
@@ -178,17 +209,37 @@ unsafe fn block_tile<S: Simd, const M: usize>(
                 s.prefetch(column.wrapping_add((M + r) * x.row).cast());
             }
             for term in 0..ASK_TERMS.min(k - start) {
-                let weights = [s.load(line), s.load(line.add(S::LANES))];
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = s.splat(*column.add(r * x.row + term));
-                    *acc = [s.fma(x, weights[0], acc[0]), s.fma(x, weights[1], acc[1])];
+                // Whichever of the two are fewer stay in registers beside the sums.
+                if V == 4 {
+                    let mut xs = [s.zero(); M];
+                    for (r, xs) in xs.iter_mut().enumerate() {
+                        *xs = s.splat(*column.add(r * x.row + term));
+                    }
+                    for v in 0..V {
+                        let weights = s.load(line.add(v * S::LANES));
+                        for (xs, acc) in xs.into_iter().zip(&mut acc) {
+                            acc[v] = s.fma(xs, weights, acc[v]);
+                        }
+                    }
+                } else {
+                    let mut weights = [s.zero(); V];
+                    for (v, weights) in weights.iter_mut().enumerate() {
+                        *weights = s.load(line.add(v * S::LANES));
+                    }
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let x = s.splat(*column.add(r * x.row + term));
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = s.fma(x, weights[v], *acc);
+                        }
+                    }
                 }
-                line = line.add(2 * S::LANES);
+                line = line.add(V * S::LANES);
             }
         }
         for (r, acc) in acc.iter().enumerate() {
-            s.store(sums.start.add(r * sums.row), acc[0]);
-            s.store(sums.start.add(r * sums.row + sums.hi), acc[1]);
+            for (v, acc) in acc.iter().enumerate() {
+                s.store(sums.start.add(r * sums.row + columns[v]), *acc);
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ const ROW: usize = RANK + 64;
 
 pub fn all(bench: &Bench) {
     if matches!(bench.device, Device::Cpu(_)) && bench.wants("eight") {
-        for stored_as in [WeightType::CompactBf16, WeightType::Int8, WeightType::Int4] {
+        for stored_as in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4] {
             experts(bench, stored_as);
             queries(bench, stored_as);
         }

@@ -140,14 +140,18 @@ impl Avx2Quads {
     }
 }
 
-/// The first and the second term of each row.
+/// The first term of each pair, as a float.
 #[inline(always)]
-pub(crate) fn terms(_: Avx2, pairs: __m256i) -> [__m256; 2] {
+pub(crate) fn first_term(_: Avx2, pairs: __m256i) -> __m256 {
     // SAFETY: the token proves that the processor has the instructions.
-    unsafe {
-        let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
-        [_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), _mm256_castsi256_ps(odd)]
-    }
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) }
+}
+
+/// The second term of each pair, as a float.
+#[inline(always)]
+pub(crate) fn second_term(_: Avx2, pairs: __m256i) -> __m256 {
+    // SAFETY: the token proves that the processor has the instructions.
+    unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()))) }
 }
 
 /// The first quads of a block as plain bf16.
