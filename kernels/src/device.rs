@@ -44,6 +44,17 @@ impl Device {
         }
     }
 
+    /// Whether products with compact bf16 are as fast as with plain bf16, or faster: with AVX512-BF16 where rows are rounded to bf16, and with
+    /// AVX2 (docs/performance/compact.md).
+    pub fn prefers_compact(&self) -> bool {
+        match self {
+            Self::Cpu(cpu) => {
+                cpu.isa == Isa::Avx2 || cpu.rounds.beside(WeightType::CompactBf16) == ActivationType::BF16
+            }
+            Self::Cuda(_) => false,
+        }
+    }
+
     /// What the device holds for its own ops, as `allocated_bytes` counts it.
     pub fn scratch_bytes(&self) -> u64 {
         match self {

@@ -58,8 +58,7 @@ impl Storage {
         Self { quantization, published: config.published.clone(), ..Self::floats(float) }
     }
 
-    /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where products with bf16 are instructions: few rows then wait for
-    /// memory (docs/performance/compact.md).
+    /// Decides the form of matrices in bf16, for this device. Compact bf16 pays where few rows wait for memory.
     pub(crate) fn choose_layout(
         &mut self,
         choice: WeightLayoutChoice,
@@ -77,10 +76,7 @@ impl Storage {
                 ));
             }
             (WeightLayoutChoice::Compact, _) => WeightLayout::Compact,
-            (WeightLayoutChoice::Auto, Device::Cpu(_))
-                if self.float == DType::BF16
-                    && device.activation_type(WeightType::CompactBf16) == ActivationType::BF16 =>
-            {
+            (WeightLayoutChoice::Auto, _) if self.float == DType::BF16 && device.prefers_compact() => {
                 WeightLayout::Compact
             }
             (WeightLayoutChoice::Auto | WeightLayoutChoice::Plain, _) => WeightLayout::Plain,

@@ -20,6 +20,8 @@ use std::mem::MaybeUninit;
 const LANES: usize = Avx2::LANES;
 const CACHE_LINE: usize = 64;
 const QUAD_LINES: usize = QUAD_BYTES / CACHE_LINE;
+/// How far ahead lines are asked for from the second cache: unpacking alone does not hide the wait for it.
+const NEAR: usize = 8 * QUAD_BYTES;
 /// Bytes from what the first half of the columns has of each part of a quad to what the second has.
 const HALF: usize = 32;
 
@@ -85,6 +87,11 @@ unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2],
             // Two lines beside one half, and one beside the other.
             for line in 2 * half..(half + 2).min(QUAD_LINES) {
                 ask_for(quad.wrapping_add(distance).wrapping_add(line * CACHE_LINE));
+            }
+            if half == 0 {
+                for line in 0..QUAD_LINES {
+                    s.prefetch(quad.wrapping_add(NEAR + line * CACHE_LINE));
+                }
             }
             let of_quad = quad.add(HALF * half);
             for (line, pairs) in

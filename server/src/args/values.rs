@@ -45,7 +45,7 @@ pub enum ActivationsArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WeightLayoutArg {
-    /// compact where the processor multiplies bfloat16 and the weights allow it
+    /// compact where that is as fast as plain or faster, and the weights allow it
     Auto,
     /// 16 bits a weight
     Plain,

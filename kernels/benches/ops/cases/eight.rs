@@ -15,11 +15,16 @@ const RANK: usize = 512;
 const ROW: usize = RANK + 64;
 
 pub fn all(bench: &Bench) {
-    if matches!(bench.device, Device::Cpu(_)) && bench.wants("eight") {
-        for stored_as in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4] {
+    if !matches!(bench.device, Device::Cpu(_)) {
+        return;
+    }
+    for stored_as in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4] {
+        if bench.wants(&format!("eight {}", stored_as.name())) {
             experts(bench, stored_as);
             queries(bench, stored_as);
         }
+    }
+    if bench.wants("eight latents") {
         attention(bench);
     }
 }
