@@ -252,7 +252,7 @@ impl OfLevels for Int8 {
     }
     #[inline(always)]
     fn dot<D: Dot>(d: D, acc: [D::W; 2], w: [D::W; 2], x: D::W) -> [D::W; 2] {
-        [d.dot_bytes(acc[0], w[0], x), d.dot_bytes(acc[1], w[1], x)]
+        d.dot_two_bytes(acc, w, x)
     }
     #[inline(always)]
     fn sum<D: Dot>(_: D, acc: D::W, _: D::W) -> D::W {

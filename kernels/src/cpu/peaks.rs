@@ -140,8 +140,7 @@ fn bytes<D: Dot, const ROWS: usize>(d: D, count: &mut f64) {
     for _ in 0..ROUNDS {
         let x = black_box(&x);
         for (sums, x) in sums.iter_mut().zip(x) {
-            let x = d.splat(*x);
-            *sums = [d.dot_bytes(sums[0], w[0], x), d.dot_bytes(sums[1], w[1], x)];
+            *sums = d.dot_two_bytes(*sums, w, d.splat(*x));
         }
     }
     for sum in sums.as_flattened() {
