@@ -231,7 +231,12 @@ pub(crate) trait OfLevels: Grouped {
     /// The line can be read.
     unsafe fn load_words<D: Dot>(d: D, from: *const u8) -> (D::W, D::W);
 
-    fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W;
+    /// Where sums of a group begin, which `sum` ends.
+    fn begin<D: Dot>(d: D, start: D::W) -> D::W;
+
+    fn dot<D: Dot>(d: D, acc: [D::W; 2], w: [D::W; 2], x: D::W) -> [D::W; 2];
+
+    fn sum<D: Dot>(d: D, acc: D::W, start: D::W) -> D::W;
 }
 
 impl OfLevels for Int8 {
@@ -242,8 +247,16 @@ impl OfLevels for Int8 {
         unsafe { (d.load(from), d.load(from.add(4 * PANEL / 2))) }
     }
     #[inline(always)]
-    fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W {
-        d.dot_bytes(acc, w, x)
+    fn begin<D: Dot>(_: D, start: D::W) -> D::W {
+        start
+    }
+    #[inline(always)]
+    fn dot<D: Dot>(d: D, acc: [D::W; 2], w: [D::W; 2], x: D::W) -> [D::W; 2] {
+        d.dot_two_bytes(acc, w, x)
+    }
+    #[inline(always)]
+    fn sum<D: Dot>(_: D, acc: D::W, _: D::W) -> D::W {
+        acc
     }
 }
 
@@ -258,8 +271,16 @@ macro_rules! of_nibbles {
                 (d.low_nibbles(words), d.high_nibbles(words))
             }
             #[inline(always)]
-            fn dot<D: Dot>(d: D, acc: D::W, w: D::W, x: D::W) -> D::W {
+            fn begin<D: Dot>(d: D, start: D::W) -> D::W {
+                d.no_nibbles(start)
+            }
+            #[inline(always)]
+            fn dot<D: Dot>(d: D, acc: [D::W; 2], w: [D::W; 2], x: D::W) -> [D::W; 2] {
                 d.dot_nibbles(acc, w, x)
+            }
+            #[inline(always)]
+            fn sum<D: Dot>(d: D, acc: D::W, start: D::W) -> D::W {
+                d.nibble_sum(acc, start)
             }
         }
     };
@@ -283,6 +304,12 @@ fn panel_of<D: Dot, Q: OfLevels>(d: D, job: &Job) {
             row += rows;
         }
     }
+}
+
+/// What sums of a group begin with, in its header.
+#[inline(always)]
+fn start_of(header: *const f32) -> *const i32 {
+    header.wrapping_add(START).cast()
 }
 
 /// `M` rows; columns `first ..` and `first + 16 ..`. With `ahead`, tiles of many rows ask for lines that come later.
@@ -313,7 +340,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
         for _ in 0..job.k.div_ceil(GROUP) {
             let mut parts = [[d.splat(0); 2]; M];
             for (r, parts) in parts.iter_mut().enumerate() {
-                *parts = [d.splat(*headers.wrapping_add(numbers[r]).wrapping_add(START).cast::<i32>()); 2];
+                *parts = [Q::begin(d, d.splat(*start_of(headers.wrapping_add(numbers[r])))); 2];
             }
             let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
             if M >= LEAST_LEVELS_AHEAD && ahead {
@@ -326,7 +353,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
                 let (lo, hi) = Q::load_words(d, quad);
                 for (r, parts) in parts.iter_mut().enumerate() {
                     let x = d.splat(*x.wrapping_add(words[r]).wrapping_add(i));
-                    *parts = [Q::dot(d, parts[0], lo, x), Q::dot(d, parts[1], hi, x)];
+                    *parts = Q::dot(d, *parts, [lo, hi], x);
                 }
                 quad = quad.wrapping_add(quad_bytes);
             }
@@ -335,7 +362,8 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
                 let scale = s.load_f16(scales.wrapping_add(v * PANEL / 2));
                 for (r, parts) in parts.iter().enumerate() {
                     let header = headers.wrapping_add(numbers[r]);
-                    let mut part: Floats<D> = d.to_floats(parts[v]);
+                    let part = Q::sum(d, parts[v], d.splat(*start_of(header)));
+                    let mut part: Floats<D> = d.to_floats(part);
                     if has_zeros::<Q>() {
                         let zero = s.load_f16(scales.wrapping_add(PANEL + v * PANEL / 2));
                         part = s.fma(s.splat(-*header.wrapping_add(SUM)), zero, part);

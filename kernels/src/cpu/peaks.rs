@@ -123,22 +123,30 @@ dot_entry! {
 
 #[inline(always)]
 fn multiply_bytes_body<D: Dot>(d: D, count: &mut f64) {
-    if num_chains(D::S::ISA) == 10 { bytes::<D, 10>(d, count) } else { bytes::<D, 20>(d, count) }
+    if num_chains(D::S::ISA) == 10 { bytes::<D, 5>(d, count) } else { bytes::<D, 10>(d, count) }
 }
 
+/// As a tile does: two vectors of weights times a word of each row.
 #[inline(always)]
-fn bytes<D: Dot, const CHAINS: usize>(d: D, count: &mut f64) {
-    let (a, b) = (d.splat(black_box(0x0102_0304)), d.splat(black_box(0x0101_0101)));
-    let mut sums = [d.splat(0); CHAINS];
+fn bytes<D: Dot, const ROWS: usize>(d: D, count: &mut f64) {
+    // Each product has an operand of its own, which the compiler does not know from one round to the next: where a product is several
+    // instructions, it would do all but the additions once, before the loop.
+    let mut x = [0i32; ROWS];
+    for (row, x) in x.iter_mut().enumerate() {
+        *x = 0x0101_0101 * row as i32;
+    }
+    let w = [d.splat(black_box(0x0102_0304)), d.splat(black_box(0x0403_0201))];
+    let mut sums = [[d.splat(0); 2]; ROWS];
     for _ in 0..ROUNDS {
-        for sum in &mut sums {
-            *sum = d.dot_nibbles(*sum, a, b);
+        let x = black_box(&x);
+        for (sums, x) in sums.iter_mut().zip(x) {
+            *sums = d.dot_two_bytes(*sums, w, d.splat(*x));
         }
     }
-    for sum in &sums {
+    for sum in sums.as_flattened() {
         black_box(*sum);
     }
-    *count = (ROUNDS * CHAINS * D::S::LANES * 8) as f64;
+    *count = (ROUNDS * 2 * ROWS * D::S::LANES * 8) as f64;
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -286,8 +286,16 @@ impl<const SDOT: bool> Dot for Bytes<SDOT> {
         })
     }
     #[inline(always)]
-    fn dot_nibbles(self, acc: Words, w: Words, x: Words) -> Words {
-        self.dot_bytes(acc, w, x)
+    fn no_nibbles(self, start: Words) -> Words {
+        start
+    }
+    #[inline(always)]
+    fn dot_nibbles(self, acc: [Words; 2], w: [Words; 2], x: Words) -> [Words; 2] {
+        [self.dot_bytes(acc[0], w[0], x), self.dot_bytes(acc[1], w[1], x)]
+    }
+    #[inline(always)]
+    fn nibble_sum(self, acc: Words, _: Words) -> Words {
+        acc
     }
     #[inline(always)]
     fn low_nibbles(self, w: Words) -> Words {

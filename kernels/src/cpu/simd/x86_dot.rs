@@ -35,11 +35,66 @@ macro_rules! values {
     )*};
 }
 
+/// Two vectors of products, bytes of `w` without a sign, and two additions of 16 bits after them. The compiler would add products of several
+/// words before it adds them to `acc`, which leaves it without registers, and would put products and additions in turns, of which Zen 3
+/// does fewer in a cycle (docs/performance/weights.md).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products([mut acc0, mut acc1]: [__m256i; 2], [w0, w1]: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+    // SAFETY: the instructions touch no memory.
+    unsafe {
+        asm!(
+            "vpmaddubsw {product}, {w0}, {x}",
+            "vpmaddubsw {x}, {w1}, {x}",
+            "vpaddw {acc0}, {acc0}, {product}",
+            "vpaddw {acc1}, {acc1}, {x}",
+            acc0 = inout(ymm_reg) acc0,
+            acc1 = inout(ymm_reg) acc1,
+            product = out(ymm_reg) _,
+            x = inout(ymm_reg) x => _,
+            w0 = in(ymm_reg) w0,
+            w1 = in(ymm_reg) w1,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    [acc0, acc1]
+}
+
+/// `dot_bytes` of two vectors, each instruction for both: the compiler does one vector after the other, which Zen 3 mixes less well.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_two([mut acc0, mut acc1]: [__m256i; 2], [w0, w1]: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+    // SAFETY: the instructions touch no memory.
+    unsafe {
+        asm!(
+            "vpsignb {product}, {x}, {w0}",
+            "vpsignb {x}, {x}, {w1}",
+            "vpmaddubsw {product}, {magnitude0}, {product}",
+            "vpmaddubsw {x}, {magnitude1}, {x}",
+            "vpmaddwd {product}, {product}, {ones}",
+            "vpmaddwd {x}, {x}, {ones}",
+            "vpaddd {acc0}, {acc0}, {product}",
+            "vpaddd {acc1}, {acc1}, {x}",
+            acc0 = inout(ymm_reg) acc0,
+            acc1 = inout(ymm_reg) acc1,
+            product = out(ymm_reg) _,
+            x = inout(ymm_reg) x => _,
+            w0 = in(ymm_reg) w0,
+            w1 = in(ymm_reg) w1,
+            magnitude0 = in(ymm_reg) _mm256_abs_epi8(w0),
+            magnitude1 = in(ymm_reg) _mm256_abs_epi8(w1),
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    [acc0, acc1]
+}
+
 impl Dot for Avx2 {
     type S = Self;
     type W = __m256i;
     const BYTE_OFFSET: i32 = 0;
-    const TILE_ROWS: usize = 2;
+    const TILE_ROWS: usize = 4;
 
     values! {
         splat(x: i32) -> __m256i = _mm256_set1_epi32(x);
@@ -49,10 +104,12 @@ impl Dot for Avx2 {
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         };
-        dot_nibbles(acc: __m256i, w: __m256i, x: __m256i) -> __m256i = {
-            let pairs = _mm256_maddubs_epi16(w, x);
-            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        };
+        dot_two_bytes(acc: [__m256i; 2], w: [__m256i; 2], x: __m256i) -> [__m256i; 2] = dot_two(acc, w, x);
+        no_nibbles(_start: __m256i) -> __m256i = _mm256_setzero_si256();
+        // A pair of products is at most 2 · 15 · 127, and eight of them, a group of 32 terms, at most 30480: they fit 16 bits.
+        dot_nibbles(acc: [__m256i; 2], w: [__m256i; 2], x: __m256i) -> [__m256i; 2] = add_products(acc, w, x);
+        nibble_sum(acc: __m256i, start: __m256i) -> __m256i =
+            _mm256_add_epi32(start, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)));
         low_nibbles(w: __m256i) -> __m256i = _mm256_and_si256(w, _mm256_set1_epi8(15));
         high_nibbles(w: __m256i) -> __m256i = _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15));
         add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
@@ -108,7 +165,8 @@ impl Dot for Vnni {
         splat(x: i32) -> __m512i = _mm512_set1_epi32(x);
         dot_bytes(acc: __m512i, w: __m512i, x: __m512i) -> __m512i =
             _mm512_dpbusd_epi32(acc, _mm512_xor_si512(w, _mm512_set1_epi32(0x8080_8080_u32.cast_signed())), x);
-        dot_nibbles(acc: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(acc, w, x);
+        dot_nibbles(acc: [__m512i; 2], w: [__m512i; 2], x: __m512i) -> [__m512i; 2] =
+            [_mm512_dpbusd_epi32(acc[0], w[0], x), _mm512_dpbusd_epi32(acc[1], w[1], x)];
         low_nibbles(w: __m512i) -> __m512i = _mm512_and_si512(w, _mm512_set1_epi32(0x0f0f_0f0f));
         high_nibbles(w: __m512i) -> __m512i =
             _mm512_and_si512(_mm512_srli_epi32(w, 4), _mm512_set1_epi32(0x0f0f_0f0f));
@@ -126,6 +184,14 @@ impl Dot for Vnni {
             let half = _mm256_max_epi32(_mm512_castsi512_si256(w), _mm512_extracti64x4_epi64(w, 1));
             largest4(_mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)))
         };
+    }
+    #[inline(always)]
+    fn no_nibbles(self, start: __m512i) -> __m512i {
+        start
+    }
+    #[inline(always)]
+    fn nibble_sum(self, acc: __m512i, _: __m512i) -> __m512i {
+        acc
     }
     #[inline(always)]
     fn simd(self) -> Avx512 {
@@ -325,4 +391,70 @@ impl Bf16Dot {
 fn bf16(words: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes of which any bits are a value.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(words) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::__m256i;
+    use crate::cpu::simd::dot::Dot;
+    use crate::cpu::simd::{Avx2, Isa};
+
+    const ACTIVATIONS: [[i32; 8]; 3] =
+        [[127, -127, 1, 0, -1, 126, -126, 3], [127; 8], [-127, -127, 127, 127, 127, -127, 127, -127]];
+
+    fn token() -> Option<Avx2> {
+        // SAFETY: just asked for.
+        Isa::Avx2.is_available().then(|| unsafe { Avx2::new() })
+    }
+
+    fn words_of(words: __m256i) -> [i32; 8] {
+        // SAFETY: both are eight words.
+        unsafe { std::mem::transmute(words) }
+    }
+
+    fn word(bytes: &[i32]) -> i32 {
+        i32::from_le_bytes(std::array::from_fn(|i| bytes[i] as u8))
+    }
+
+    fn products(w: &[i32], x: &[i32]) -> i32 {
+        w.iter().zip(x).map(|(w, x)| w * x).sum()
+    }
+
+    #[test]
+    fn products_of_bytes_are_exact() {
+        let Some(d) = token() else { return };
+        for x in ACTIVATIONS.as_flattened().chunks(4) {
+            for w in -128..=127 {
+                let w = [w, -128, 127, -w.max(-127)];
+                let sums = d.dot_bytes(d.splat(1_000_003), d.splat(word(&w)), d.splat(word(x)));
+                assert_eq!(words_of(sums), [1_000_003 + products(&w, x); 8], "{w:?} {x:?}");
+                let two = [w, [w[3], -w[2], -128, w[0]]];
+                let sums = d.dot_two_bytes(
+                    two.map(|w| d.splat(w[0])),
+                    two.map(|w| d.splat(word(&w))),
+                    d.splat(word(x)),
+                );
+                assert_eq!(sums.map(words_of), two.map(|w| [w[0] + products(&w, x); 8]), "{two:?} {x:?}");
+            }
+        }
+    }
+
+    /// Groups of 32 terms: the largest sums are among them.
+    #[test]
+    fn sums_of_nibbles_fit() {
+        let Some(d) = token() else { return };
+        for x in ACTIVATIONS {
+            for w in [[15; 8], [0, 15, 0, 15, 15, 0, 15, 0], [1, 2, 3, 4, 5, 6, 7, 8]] {
+                let start = d.splat(-100_000);
+                let mut acc = [d.no_nibbles(start); 2];
+                for four in 0..8 {
+                    let at = 4 * (four % 2);
+                    let vectors = [d.splat(word(&w[at..])), d.splat(0)];
+                    acc = d.dot_nibbles(acc, vectors, d.splat(word(&x[at..])));
+                }
+                let sums = acc.map(|acc| words_of(d.nibble_sum(acc, start)));
+                assert_eq!(sums, [[4 * products(&w, &x) - 100_000; 8], [-100_000; 8]], "{w:?} {x:?}");
+            }
+        }
+    }
 }
