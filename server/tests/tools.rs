@@ -396,6 +396,30 @@ fn what_was_called_before_reaches_the_model() {
     assert!(!hidden.contains("get_weather"), "{hidden}");
 }
 
+/// As clients of several MCP servers send them.
+#[test]
+fn a_thousand_tools() {
+    // The prompt says how long they are, so that it is short.
+    let template = KIMI.template.replace("tojson(separators=(',', ':'))", "tojson | length").leak();
+    let case = case(Box::leak(Box::new(Scripted { template, controls: KIMI.controls })));
+    let tool = |i: usize| {
+        let mut tool = weather();
+        tool["function"]["name"] = format!("get_weather_{i}").into();
+        tool
+    };
+    let tools: Vec<Value> = (0..1000).map(tool).collect();
+    let said = kimi_calls(&[("functions.get_weather_999:0", "{\"city\": \"Bonn\"}")]);
+    for choice in ["auto", "required"] {
+        let choice = case.answer(&said, &ask(json!({"tools": tools, "tool_choice": choice})));
+        let called = &choice["message"]["tool_calls"][0]["function"];
+        assert_eq!(
+            (&called["name"], &choice["finish_reason"]),
+            (&json!("get_weather_999"), &json!("tool_calls"))
+        );
+    }
+    case.refused(&ask(json!({"tools": (0..1025).map(tool).collect::<Vec<_>>()})), "tools");
+}
+
 #[test]
 fn refusals_name_the_field() {
     let kimi = case(&KIMI);
