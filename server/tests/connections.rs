@@ -237,6 +237,24 @@ fn silence_is_filled_with_comments() {
     assert_eq!(parse_events(&rest).last().map(String::as_str), Some("[DONE]"));
 }
 
+/// What load balancers ask for: streams count until they end, others until they are answered.
+#[test]
+fn load_is_how_many_requests_are_in_flight() {
+    let server = TestServer::start();
+    let load = || server.get("/load").json();
+    assert_eq!(load(), json!({"server_load": 0}));
+    let mut stream = held_stream(&server, &endless("streamed"));
+    let mut whole = server.connect();
+    whole.send_json(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]}));
+    server.wait_for_pending(1);
+    assert_eq!(load(), json!({"server_load": 2}));
+    assert_eq!(server.send("POST", "/ping", &[], b"").status, 200);
+    server.control.open();
+    assert_eq!(whole.receive().status, 200);
+    stream.receive_rest();
+    wait_until("nothing is in flight", || load()["server_load"] == 0);
+}
+
 #[test]
 fn a_full_queue_is_a_429() {
     let mut setup = Setup::default();
@@ -288,6 +306,7 @@ fn a_failed_step_ends_everything_with_an_error() {
         let response = whole.receive();
         assert!([500, 503].contains(&response.status), "{}", response.text());
         assert_eq!((server.get("/health").status, server.get("/livez").status), (503, 200));
+        assert_eq!((server.get("/ping").status, server.send("POST", "/ping", &[], b"").status), (503, 503));
         // Later requests are refused rather than left waiting.
         assert_eq!(server.post(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).status, 503);
     }
