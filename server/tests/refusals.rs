@@ -176,6 +176,8 @@ fn fields_of_chat() {
     let message = |message: Value| json!({"messages": [message], "max_tokens": 3});
     let part =
         |part: Value| message(json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]}));
+    let thought =
+        |part: Value| message(json!({"role": "assistant", "content": [{"type": "text", "text": "a"}, part]}));
     let image = |url: &str| part(json!({"type": "image_url", "image_url": {"url": url}}));
     let fine = message(json!({"role": "user", "content": "hi"}));
     #[rustfmt::skip]
@@ -198,6 +200,10 @@ fn fields_of_chat() {
         (part(json!({"type": "text", "text": 5})), "messages[0].content[1].text", INVALID),
         (part(json!({"type": "input_audio", "input_audio": {}})), "messages[0].content[1].type", UNSUPPORTED),
         (part(json!({"type": "file", "file": {}})), "messages[0].content[1].type", UNSUPPORTED),
+        (part(json!({"type": "thinking", "thinking": "a"})), "messages[0].content[1].type", UNSUPPORTED),
+        (thought(json!({"type": "thinking"})), "messages[0].content[1].thinking", INVALID),
+        (thought(json!({"type": "thinking", "thinking": 1})), "messages[0].content[1].thinking", INVALID),
+        (thought(json!({"type": "thought", "thinking": "a"})), "messages[0].content[1].type", UNSUPPORTED),
         (part(json!({"type": "image_url"})), "messages[0].content[1].image_url", INVALID),
         (part(json!({"type": "image_url", "image_url": {}})), "messages[0].content[1].image_url.url", INVALID),
         (image("http://169.254.169.254/"), "messages[0].content[1].image_url", INVALID),

@@ -420,6 +420,25 @@ fn a_thousand_tools() {
     case.refused(&ask(json!({"tools": (0..1025).map(tool).collect::<Vec<_>>()})), "tools");
 }
 
+/// Some clients keep the thinking of an answer as parts of its content.
+#[test]
+fn thoughts_between_parts_are_what_was_thought() {
+    let case = case(&KIMI);
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let thought = |text: &str| json!({"type": "thinking", "thinking": text, "signature": "s"});
+    let prompt = |message: Value| {
+        case.prompt(&json!({"messages": [{"role": "user", "content": "a"}, message, {"role": "user", "content": "b"}]}))
+    };
+    let plain = prompt(json!({"role": "assistant", "content": "Yes. No.", "reasoning_content": "Hm. Ah."}));
+    assert!(plain.contains("[[Hm. Ah.]]Yes. No.<|im_end|>"), "{plain}");
+    let parts = json!([thought("Hm. "), text("Yes."), thought("Ah."), text(" No.")]);
+    assert_eq!(prompt(json!({"role": "assistant", "content": parts})), plain);
+    // Told twice, it was thought once.
+    assert_eq!(prompt(json!({"role": "assistant", "content": parts, "reasoning": "Hm. Ah."})), plain);
+    let silent = prompt(json!({"role": "assistant", "content": [thought("Hm.")]}));
+    assert!(silent.contains("[[Hm.]]<|im_end|>"), "{silent}");
+}
+
 #[test]
 fn refusals_name_the_field() {
     let kimi = case(&KIMI);
