@@ -372,17 +372,22 @@ fn draining_ends_what_does_not_finish() {
     }
 }
 
-/// An answer may be complete long before its reader has it: the time to go down in is also for that.
-#[test]
-fn draining_waits_for_clients_that_read_slowly() {
+/// More than all buffers on the way hold, asked for and complete, and not read yet.
+fn unread() -> (TestServer, Connection) {
     let mut setup = Setup::default();
     setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
-    let mut server = TestServer::with(setup);
+    let server = TestServer::with(setup);
     let mut slow = server.connect();
-    // More than all buffers on the way hold.
     let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
     slow.send_json(COMPLETIONS, &body);
     server.wait_for_ended("length", 100.0);
+    (server, slow)
+}
+
+/// An answer may be complete long before its reader has it: the time to go down in is also for that.
+#[test]
+fn draining_waits_for_clients_that_read_slowly() {
+    let (mut server, mut slow) = unread();
     // This one will never ask for anything.
     let mut silent = server.connect();
     server.wait_for_metric("perilune:http_connections", 3.0);
@@ -401,13 +406,7 @@ fn draining_waits_for_clients_that_read_slowly() {
 
 #[test]
 fn draining_does_not_wait_for_clients_that_read_nothing_when_its_time_is_over() {
-    let mut setup = Setup::default();
-    setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
-    let mut server = TestServer::with(setup);
-    let mut slow = server.connect();
-    let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
-    slow.send_json(COMPLETIONS, &body);
-    server.wait_for_ended("length", 100.0);
+    let (mut server, _slow) = unread();
     let serving = server.serving.take().expect("serving");
     let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
     let drain = server.runtime.spawn(serving.drain(PATIENCE, async {
