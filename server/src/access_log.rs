@@ -9,7 +9,7 @@ pub struct AccessLog {
 }
 
 /// Polled by machines: not worth a line each.
-const POLLED: &[&str] = &["/health", "/livez", "/live", "/readyz", "/ready", "/ping", "/metrics"];
+const POLLED: &[&str] = &["/health", "/livez", "/live", "/readyz", "/ready", "/ping", "/load", "/metrics"];
 
 impl AccessLog {
     /// `paths` are of routes, with or without `/v1`.

@@ -229,17 +229,18 @@ impl TryFrom<ServeArgs> for Config {
         };
         let listen = net::listen_on(listened_on(host).map_err(fail("host"))?, port, uds, &uds_permissions)?;
         // Of a file that is connected to no page knows, and who may is said by its permissions.
-        let (is_exposed, is_near) = match &listen {
-            ListenOn::Tcp { host, .. } => (!is_loopback(host), is_loopback(host)),
-            ListenOn::Unix { .. } => (false, false),
+        let (is_exposed, own_names) = match &listen {
+            ListenOn::Tcp { host, .. } if net::is_loopback(host) => (false, Some(net::own_names(host))),
+            ListenOn::Tcp { .. } => (true, None),
+            ListenOn::Unix { .. } => (false, None),
         };
         if keys.is_empty() && is_exposed {
             warnings
                 .push(format!("listening on {listen} without --api-key: anyone who reaches it may use it"));
         }
         // With a key a page from elsewhere could do nothing; an address that others reach has names of its own.
-        let hosts = match allowed_hosts.is_empty() && !(keys.is_empty() && is_near) {
-            true => None,
+        let hosts = match allowed_hosts.is_empty() {
+            true => own_names.filter(|_| keys.is_empty()),
             false => parse_hosts(&allowed_hosts).map_err(fail("allowed-hosts"))?,
         };
         let origins = Origins::parse(&allowed_origins).map_err(fail("allowed-origins"))?;
@@ -551,8 +552,4 @@ fn listened_on(host: String) -> Result<String, String> {
         None if host.trim().is_empty() => Err("is empty; 0.0.0.0 or :: is every address".into()),
         None => Ok(host),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -60,6 +60,9 @@ const ROUTES: &[Entry] = &[
     (Access::Key, "POST", ["/v1/batches/{id}/cancel", "/batches/{id}/cancel"], || post(batches::cancel)),
     (Access::Open, "GET", ["/v1/health", "/health"], || get(health::health)),
     (Access::Open, "GET", ["/v1/ping", "/ping"], || get(health::health)),
+    // SageMaker's.
+    (Access::Open, "POST", ["/v1/ping", "/ping"], || post(health::health)),
+    (Access::Open, "GET", ["/v1/load", "/load"], || get(health::load)),
     (Access::Open, "GET", ["/v1/livez", "/livez"], || get(health::live)),
     (Access::Open, "GET", ["/v1/live", "/live"], || get(health::live)),
     (Access::Open, "GET", ["/v1/readyz", "/readyz"], || get(health::ready)),

@@ -11,19 +11,30 @@ use harness::{MODEL, Setup, TestServer, wait_until};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// A request that runs, held before its next step, and one that unloads its adapter: the name is gone, and the adapter is not.
+fn unloading_what_runs(server: &TestServer) -> (Connection, Connection) {
+    server.control.close();
+    let mut running = server.connect();
+    running.send_json(COMPLETIONS, &completion("one"));
+    server.control.wait_until_blocked();
+    (running, unloading(server))
+}
+
+/// Its name is gone when this returns.
+fn unloading(server: &TestServer) -> Connection {
+    let mut unloading = server.connect();
+    unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
+    wait_until("the name is gone", || !names(server).contains(&"one".to_owned()));
+    unloading
+}
+
 #[test]
 fn running_requests_end_before_their_adapter_goes() {
     for server in [TestServer::with as fn(Setup) -> TestServer, working_ahead] {
         let folder = folders("adapters-running");
         let server = server(setup(&folder, 1, &[("one", "1")]));
         let before = text(&server, "one");
-        server.control.close();
-        let mut running = server.connect();
-        running.send_json(COMPLETIONS, &completion("one"));
-        server.control.wait_until_blocked();
-        let mut unloading = server.connect();
-        unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-        wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
+        let (mut running, mut unloading) = unloading_what_runs(&server);
         assert_eq!(server.post(COMPLETIONS, &completion("one")).status, 404);
         // Its place is not free yet, and neither is that of a name that comes again.
         assert_eq!((load(&server, "two", "2").0, load(&server, "one", "1").0), (409, 409));
@@ -46,9 +57,7 @@ fn an_adapter_whose_clients_hang_up_goes_and_the_rest_goes_on() {
     let mut leaves = server.connect();
     leaves.send_json(COMPLETIONS, &completion("one"));
     server.control.wait_until_blocked();
-    let mut unloading = server.connect();
-    unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
+    let unloading = unloading(&server);
     drop(leaves);
     // Nor does a change end with its client.
     drop(unloading);
@@ -61,13 +70,7 @@ fn an_adapter_whose_clients_hang_up_goes_and_the_rest_goes_on() {
 fn the_server_goes_down_in_the_middle_of_a_change() {
     let folder = folders("adapters-down");
     let mut server = TestServer::with(setup(&folder, 2, &[("one", "1")]));
-    server.control.close();
-    let mut running = server.connect();
-    running.send_json(COMPLETIONS, &completion("one"));
-    server.control.wait_until_blocked();
-    let mut unloading = server.connect();
-    unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
+    let (mut running, mut unloading) = unloading_what_runs(&server);
     let drained = server.stop_at_once();
     server.control.open();
     // In order or cut off, but nobody is left waiting.
@@ -214,9 +217,7 @@ fn requests_that_wait_for_a_place() {
         });
     };
     until(3.0);
-    let mut unloading = server.connect();
-    unloading.send_json(UNLOAD, &json!({"lora_name": "one"}));
-    wait_until("the name is gone", || !names(&server).contains(&"one".to_owned()));
+    let mut unloading = unloading(&server);
     drop(leaves);
     server.control.open();
     let long = running.receive().json()["choices"][0]["text"].as_str().expect("a text").to_owned();

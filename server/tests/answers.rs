@@ -185,9 +185,11 @@ fn stop_strings_across_tokens() {
     // Three characters that are more than one token.
     let stop: String = chars[20..23].iter().collect();
     let at = text.find(&stop).expect("the stop string is there");
+    // As many as there may be.
+    let stops: Vec<String> = (0..63).map(|i| format!("☃{i}")).chain([stop.clone()]).collect();
     for (include, end) in [(false, at), (true, at + stop.len())] {
         let request = completion(json!({
-            "temperature": 0, "max_tokens": 60, "ignore_eos": true, "stop": [stop], "include_stop_str_in_output": include,
+            "temperature": 0, "max_tokens": 60, "ignore_eos": true, "stop": stops, "include_stop_str_in_output": include,
         }));
         let answer = server.ask(COMPLETIONS, &request);
         assert_eq!(answer["choices"][0]["text"], text[..end]);

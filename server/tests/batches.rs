@@ -202,6 +202,7 @@ fn cancelling_keeps_what_there_is() {
     server.control.permit(4);
     server.wait_for_batch(&id, |batch| batch["request_counts"]["completed"] == 1);
     server.control.wait_until_blocked();
+    assert_eq!(server.get("/load").json(), json!({"server_load": 1}), "a line is one request");
     let path = format!("/v1/batches/{id}/cancel");
     let cancelled = server.ask(&path, &json!({}));
     assert!(

@@ -237,6 +237,24 @@ fn silence_is_filled_with_comments() {
     assert_eq!(parse_events(&rest).last().map(String::as_str), Some("[DONE]"));
 }
 
+/// What load balancers ask for: streams count until they end, others until they are answered.
+#[test]
+fn load_is_how_many_requests_are_in_flight() {
+    let server = TestServer::start();
+    let load = || server.get("/load").json();
+    assert_eq!(load(), json!({"server_load": 0}));
+    let mut stream = held_stream(&server, &endless("streamed"));
+    let mut whole = server.connect();
+    whole.send_json(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]}));
+    server.wait_for_pending(1);
+    assert_eq!(load(), json!({"server_load": 2}));
+    assert_eq!(server.send("POST", "/ping", &[], b"").status, 200);
+    server.control.open();
+    assert_eq!(whole.receive().status, 200);
+    stream.receive_rest();
+    wait_until("nothing is in flight", || load()["server_load"] == 0);
+}
+
 #[test]
 fn a_full_queue_is_a_429() {
     let mut setup = Setup::default();
@@ -288,6 +306,7 @@ fn a_failed_step_ends_everything_with_an_error() {
         let response = whole.receive();
         assert!([500, 503].contains(&response.status), "{}", response.text());
         assert_eq!((server.get("/health").status, server.get("/livez").status), (503, 200));
+        assert_eq!((server.get("/ping").status, server.send("POST", "/ping", &[], b"").status), (503, 503));
         // Later requests are refused rather than left waiting.
         assert_eq!(server.post(CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).status, 503);
     }
@@ -353,17 +372,22 @@ fn draining_ends_what_does_not_finish() {
     }
 }
 
-/// An answer may be complete long before its reader has it: the time to go down in is also for that.
-#[test]
-fn draining_waits_for_clients_that_read_slowly() {
+/// More than all buffers on the way hold, asked for and complete, and not read yet.
+fn unread() -> (TestServer, Connection) {
     let mut setup = Setup::default();
     setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
-    let mut server = TestServer::with(setup);
+    let server = TestServer::with(setup);
     let mut slow = server.connect();
-    // More than all buffers on the way hold.
     let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
     slow.send_json(COMPLETIONS, &body);
     server.wait_for_ended("length", 100.0);
+    (server, slow)
+}
+
+/// An answer may be complete long before its reader has it: the time to go down in is also for that.
+#[test]
+fn draining_waits_for_clients_that_read_slowly() {
+    let (mut server, mut slow) = unread();
     // This one will never ask for anything.
     let mut silent = server.connect();
     server.wait_for_metric("perilune:http_connections", 3.0);
@@ -382,13 +406,7 @@ fn draining_waits_for_clients_that_read_slowly() {
 
 #[test]
 fn draining_does_not_wait_for_clients_that_read_nothing_when_its_time_is_over() {
-    let mut setup = Setup::default();
-    setup.options.http = HttpLimits { send_buffer: 4096, flush_timeout: Duration::ZERO, ..patient_http() };
-    let mut server = TestServer::with(setup);
-    let mut slow = server.connect();
-    let body = json!({"prompt": "hi", "max_tokens": 900, "ignore_eos": true, "n": 100, "logprobs": 20});
-    slow.send_json(COMPLETIONS, &body);
-    server.wait_for_ended("length", 100.0);
+    let (mut server, _slow) = unread();
     let serving = server.serving.take().expect("serving");
     let (hurry, hurried) = tokio::sync::oneshot::channel::<()>();
     let drain = server.runtime.spawn(serving.drain(PATIENCE, async {

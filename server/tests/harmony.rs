@@ -154,6 +154,25 @@ fn what_the_model_is_shown() {
     for part in ["I look it up.", "to=functions.get_weather", "{\"city\": \"Rome\"}", "sunny"] {
         assert!(prompt.contains(part), "{part}: {prompt}");
     }
+    // Its template takes thinking or text beside a call, not both.
+    let said = |content: Value| {
+        let messages = json!([
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": content, "reasoning_content": "I look it up.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+        ]);
+        case.prompt(&ask(json!({"messages": messages, "tools": tools()})))
+    };
+    for (content, shows) in
+        [(json!(""), true), (json!("Wait."), false), (json!([{"type": "text", "text": "Wait."}]), false)]
+    {
+        assert_eq!(said(content.clone()).contains("I look it up."), shows, "{content}");
+    }
+    let parts = json!([{"type": "thinking", "thinking": "I look it up."}]);
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": parts, "tool_calls": [call]},
+                          {"role": "tool", "tool_call_id": "a", "content": "sunny"}]);
+    let prompt = case.prompt(&ask(json!({"messages": messages, "tools": tools()})));
+    assert!(prompt.contains("analysis<|message|>I look it up.<|end|>"), "{prompt}");
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn every_route() {
     let open = [
         "/health",
         "/ping",
+        "/load",
         "/livez",
         "/live",
         "/readyz",

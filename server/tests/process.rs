@@ -116,7 +116,12 @@ fn flags_mean_what_they_say() {
     assert_eq!(pictures["mm_processor_cache_bytes"], 3 << 29);
     let local = print_config(&["--host", "[::1]"]);
     assert_eq!((&local["host"], &local["warnings"]), (&json!("::1"), &json!([])));
+    for (host, hosts) in [("localhost", json!([])), ("127.1", json!(["127.1"]))] {
+        let local = print_config(&["--host", host]);
+        assert_eq!((&local["allowed_hosts"], &local["warnings"]), (&hosts, &json!([])), "{host}");
+    }
     let open = print_config(&["--host", "0.0.0.0"]);
+    assert_eq!(open["allowed_hosts"], json!(null));
     assert!(
         open["warnings"][0].as_str().is_some_and(|warning| warning.contains("without --api-key")),
         "{open}"

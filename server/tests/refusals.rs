@@ -63,7 +63,9 @@ fn common_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"seed": 1.5}), "seed", INVALID),
         (json!({"stop": 1}), "stop", INVALID),
         (json!({"stop": [""]}), "stop[0]", INVALID),
-        (json!({"stop": vec!["a"; 17]}), "stop", INVALID),
+        (json!({"stop": vec!["a"; 65]}), "stop", INVALID),
+        (json!({"stop": ["a".repeat(1025)]}), "stop[0]", INVALID),
+        (json!({"stop": vec!["a".repeat(1000); 17]}), "stop", INVALID),
         (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]", INVALID),
         (json!({"stop_token_ids": [272]}), "stop_token_ids", INVALID),
         (json!({"stop_token_ids": [4_294_967_296_u64]}), "stop_token_ids[0]", INVALID),
@@ -174,6 +176,8 @@ fn fields_of_chat() {
     let message = |message: Value| json!({"messages": [message], "max_tokens": 3});
     let part =
         |part: Value| message(json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]}));
+    let thought =
+        |part: Value| message(json!({"role": "assistant", "content": [{"type": "text", "text": "a"}, part]}));
     let image = |url: &str| part(json!({"type": "image_url", "image_url": {"url": url}}));
     let fine = message(json!({"role": "user", "content": "hi"}));
     #[rustfmt::skip]
@@ -196,6 +200,10 @@ fn fields_of_chat() {
         (part(json!({"type": "text", "text": 5})), "messages[0].content[1].text", INVALID),
         (part(json!({"type": "input_audio", "input_audio": {}})), "messages[0].content[1].type", UNSUPPORTED),
         (part(json!({"type": "file", "file": {}})), "messages[0].content[1].type", UNSUPPORTED),
+        (part(json!({"type": "thinking", "thinking": "a"})), "messages[0].content[1].type", UNSUPPORTED),
+        (thought(json!({"type": "thinking"})), "messages[0].content[1].thinking", INVALID),
+        (thought(json!({"type": "thinking", "thinking": 1})), "messages[0].content[1].thinking", INVALID),
+        (thought(json!({"type": "thought", "thinking": "a"})), "messages[0].content[1].type", UNSUPPORTED),
         (part(json!({"type": "image_url"})), "messages[0].content[1].image_url", INVALID),
         (part(json!({"type": "image_url", "image_url": {}})), "messages[0].content[1].image_url.url", INVALID),
         (image("http://169.254.169.254/"), "messages[0].content[1].image_url", INVALID),

@@ -396,6 +396,49 @@ fn what_was_called_before_reaches_the_model() {
     assert!(!hidden.contains("get_weather"), "{hidden}");
 }
 
+/// As clients of several MCP servers send them.
+#[test]
+fn a_thousand_tools() {
+    // The prompt says how long they are, so that it is short.
+    let template = KIMI.template.replace("tojson(separators=(',', ':'))", "tojson | length").leak();
+    let case = case(Box::leak(Box::new(Scripted { template, controls: KIMI.controls })));
+    let tool = |i: usize| {
+        let mut tool = weather();
+        tool["function"]["name"] = format!("get_weather_{i}").into();
+        tool
+    };
+    let tools: Vec<Value> = (0..1000).map(tool).collect();
+    let said = kimi_calls(&[("functions.get_weather_999:0", "{\"city\": \"Bonn\"}")]);
+    for choice in ["auto", "required"] {
+        let choice = case.answer(&said, &ask(json!({"tools": tools, "tool_choice": choice})));
+        let called = &choice["message"]["tool_calls"][0]["function"];
+        assert_eq!(
+            (&called["name"], &choice["finish_reason"]),
+            (&json!("get_weather_999"), &json!("tool_calls"))
+        );
+    }
+    case.refused(&ask(json!({"tools": (0..1025).map(tool).collect::<Vec<_>>()})), "tools");
+}
+
+/// Some clients keep the thinking of an answer as parts of its content.
+#[test]
+fn thoughts_between_parts_are_what_was_thought() {
+    let case = case(&KIMI);
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let thought = |text: &str| json!({"type": "thinking", "thinking": text, "signature": "s"});
+    let prompt = |message: Value| {
+        case.prompt(&json!({"messages": [{"role": "user", "content": "a"}, message, {"role": "user", "content": "b"}]}))
+    };
+    let plain = prompt(json!({"role": "assistant", "content": "Yes. No.", "reasoning_content": "Hm. Ah."}));
+    assert!(plain.contains("[[Hm. Ah.]]Yes. No.<|im_end|>"), "{plain}");
+    let parts = json!([thought("Hm. "), text("Yes."), thought("Ah."), text(" No.")]);
+    assert_eq!(prompt(json!({"role": "assistant", "content": parts})), plain);
+    // Told twice, it was thought once.
+    assert_eq!(prompt(json!({"role": "assistant", "content": parts, "reasoning": "Hm. Ah."})), plain);
+    let silent = prompt(json!({"role": "assistant", "content": [thought("Hm.")]}));
+    assert!(silent.contains("[[Hm.]]<|im_end|>"), "{silent}");
+}
+
 #[test]
 fn refusals_name_the_field() {
     let kimi = case(&KIMI);

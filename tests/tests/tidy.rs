@@ -101,8 +101,11 @@ fn requests_reach_other_machines_through_one_door() {
     let doors = ["server/src/chat/image/remote", "server/src/source/", "server/src/cli/"];
     let lines = code_with("server/src", &words);
     assert!(lines.iter().any(|line| line.starts_with(doors[0])), "the door is where it was");
+    // Which addresses the server itself is to listen on.
+    let own = "server/src/config/net.rs";
     for line in lines {
-        assert!(doors.iter().any(|door| line.starts_with(door)), "reaches other machines: {line}");
+        let is_known = doors.iter().chain([&own]).any(|door| line.starts_with(door));
+        assert!(is_known, "reaches other machines: {line}");
     }
 }
 

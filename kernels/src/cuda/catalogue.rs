@@ -3,7 +3,7 @@
 use super::launch::Kernel;
 use super::{
     attention_expanded, attention_rows, attention_segments, attention_tiles, elementwise, interpolate,
-    latents, linear, moe, norm, peak, rope, route, rows, sample, tokens,
+    latents, linear, moe_kernel, norm, peak, rope, route, rows, sample, tokens,
 };
 
 pub const KERNELS: &[&Kernel] = &[
@@ -15,7 +15,7 @@ pub const KERNELS: &[&Kernel] = &[
     &interpolate::KERNEL,
     &latents::KERNEL,
     &linear::KERNEL,
-    &moe::KERNEL,
+    &moe_kernel::KERNEL,
     &norm::KERNEL,
     &peak::KERNEL,
     &rope::KERNEL,

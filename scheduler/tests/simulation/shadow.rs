@@ -3,15 +3,20 @@
 //! computed, everything that it would read is compared with the truth, so a block given to two writers, a stale prefix hit, a
 //! lost recompute, a copy that comes late or a picture that is not there shows up at once, without a model.
 
+mod checks;
+mod moves;
+mod trace;
+
 use crate::rng::chain;
-use crate::truth::{Machine, Truth, short, state_words};
+use crate::truth::{Machine, Truth};
+use moves::{Flight, Load};
 use scheduler::{
-    Batch, BatchItem, BlockCopy, BlockId, Digest, DraftShare, Failure, FinishReason, MAX_DEFERRALS,
-    ModelRunner, PromptOutput, PromptResult, PromptTask, Sample, Sampled, SchedulerConfig, SequenceId,
-    StepOutput, TokenId,
+    Batch, BatchItem, DraftShare, Failure, FinishReason, ModelRunner, PromptOutput, PromptResult, PromptTask,
+    Sample, Sampled, SchedulerConfig, SequenceId, StepOutput, TokenId,
 };
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use trace::Counts;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Slot {
@@ -60,50 +65,6 @@ pub struct Shadow {
     pub last_waited: bool,
 }
 
-/// A picture that is encoded beside the steps: until it lands its rows show nothing.
-#[derive(Debug)]
-struct Flight {
-    digest: Digest,
-    /// Of the image cache, for each of the picture's rows.
-    rows: Vec<usize>,
-    patches: usize,
-    steps_left: u64,
-}
-
-/// Copies from the second tier for one sequence: their blocks hold nothing until these have arrived.
-#[derive(Debug)]
-struct Load {
-    copies: Vec<BlockCopy>,
-    /// What the places held when the copies were begun, behind the step before theirs; `None`: they are not yet.
-    contents: Option<Vec<Vec<Option<Slot>>>>,
-    has_arrived: bool,
-    steps_left: u64,
-}
-
-/// What the batch held, counted without the scheduler's help.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Counts {
-    pub num_tokens: usize,
-    /// Who needs one token only and had generated it, but for those deferred.
-    pub decodes: Vec<SequenceId>,
-    pub images: usize,
-    pub patches: usize,
-    /// Rows of which something was told.
-    pub prompt_rows: usize,
-    /// Who runs its last token again in the next step.
-    pub deferred: Vec<SequenceId>,
-    /// Tokens that were guessed, and what becomes of each draft.
-    pub draft_tokens: usize,
-    pub drafts: Vec<DraftShare>,
-    /// Who goes on with a token that was not known when the step was made.
-    pub placeholders: Vec<SequenceId>,
-    /// Sequence and tokens of each item.
-    pub items: Vec<(SequenceId, usize)>,
-    /// Blocks that are stored, and those that are loaded for each sequence.
-    pub stores: usize,
-    pub loads: Vec<(SequenceId, usize)>,
-}
-
 impl Shadow {
     pub fn new(config: SchedulerConfig, machine: Machine) -> Self {
         Self {
@@ -146,112 +107,6 @@ impl Shadow {
         item.blocks[position / size].0 as usize * size + position % size
     }
 
-    fn encode(&mut self, batch: &Batch) {
-        let size = self.config.image_rows_per_block;
-        let mut written = BTreeSet::new();
-        let mut patches = 0;
-        for encode in &batch.encodes {
-            let image = &encode.image;
-            assert_eq!(encode.rows.len(), image.num_tokens.div_ceil(size), "image blocks for the rows");
-            assert_ne!(self.last_encoded, Some(short(&image.digest)), "a picture was encoded twice");
-            self.last_encoded = Some(short(&image.digest));
-            assert_eq!(encode.ahead, self.config.encode_ahead, "who waits for a picture");
-            patches += image.num_patches();
-            let rows: Vec<_> = (0..image.num_tokens)
-                .map(|row| encode.rows[row / size].0 as usize * size + row % size)
-                .collect();
-            for (row, &index) in rows.iter().enumerate() {
-                assert!(written.insert(index), "two pictures in one row in one step");
-                self.image_rows[index] = (!encode.ahead).then_some((short(&image.digest), row));
-            }
-            if encode.ahead {
-                let steps_left = chain(short(&image.digest), self.now_us) % 4;
-                self.patches_under_way += image.num_patches();
-                self.under_way.push_back(Flight {
-                    digest: image.digest,
-                    patches: image.num_patches(),
-                    rows,
-                    steps_left,
-                });
-            }
-        }
-        let patches = if self.config.encode_ahead { self.patches_under_way } else { patches };
-        assert!(patches <= self.config.max_encode_patches, "more patches than may be encoded at a time");
-    }
-
-    fn block(&self, id: BlockId) -> &[Option<Slot>] {
-        &self.slots[id.0 as usize * self.config.block_size..][..self.config.block_size]
-    }
-
-    /// Behind the step before: what was to be stored may have been copied since the step was begun.
-    fn store(&mut self, batch: &Batch) {
-        let early = self.stored_early.pop_front().expect("it was begun");
-        let places: BTreeSet<_> = batch.stores.iter().map(|copy| copy.host).collect();
-        assert_eq!(places.len(), batch.stores.len(), "a place of the host has two blocks in one step");
-        for (copy, early) in batch.stores.iter().zip(early) {
-            assert_eq!(self.block(copy.block), early, "a block is stored that a step still writes");
-            assert!(early.iter().all(Option::is_some), "a block is stored that is not full");
-            self.host[copy.host.0 as usize] = early;
-        }
-    }
-
-    /// Begins the loads of a step. Their blocks are nobody's to read from here on.
-    fn begin_loads(&mut self, batch: &Batch) {
-        let size = self.config.block_size;
-        let is_new = |load: &&mut Load| load.contents.is_none();
-        for load in self.loads.iter_mut().filter(is_new).take(batch.loads.len()) {
-            let contents = load.copies.iter().map(|copy| self.host[copy.host.0 as usize].clone()).collect();
-            load.contents = Some(contents);
-            for copy in &load.copies {
-                self.slots[copy.block.0 as usize * size..][..size].fill(None);
-            }
-        }
-    }
-
-    /// The oldest `num` loads arrive, if they have not yet.
-    fn arrive(&mut self, num: usize) {
-        let size = self.config.block_size;
-        for load in self.loads.iter_mut().take(num).filter(|load| !load.has_arrived) {
-            load.has_arrived = true;
-            let contents = load.contents.as_ref().expect("begun before");
-            for (copy, content) in load.copies.iter().zip(contents) {
-                let now = &self.host[copy.host.0 as usize];
-                assert_eq!(now, content, "a place of the host is overwritten while it is being read");
-                self.slots[copy.block.0 as usize * size..][..size].copy_from_slice(content);
-            }
-        }
-    }
-
-    /// How many more loads are there after this step; one at least where nothing else was done.
-    fn land_loads(&mut self, is_waiting: bool) -> usize {
-        let begun = self.loads.iter().take_while(|load| load.contents.is_some());
-        let done = begun.take_while(|load| load.steps_left == 0 || load.has_arrived).count();
-        let num_loaded = done.max(usize::from(is_waiting));
-        self.arrive(num_loaded);
-        self.loads.drain(..num_loaded);
-        self.loads.iter_mut().for_each(|load| load.steps_left = load.steps_left.saturating_sub(1));
-        num_loaded
-    }
-
-    /// The pictures that are there after this step, in the order in which they were begun; one at least where nothing else was done.
-    fn land(&mut self, is_waiting: bool) -> Vec<Digest> {
-        let mut landed = Vec::new();
-        while let Some(flight) = self.under_way.front()
-            && (flight.steps_left == 0 || (is_waiting && landed.is_empty()))
-        {
-            let Flight { digest, rows, patches, .. } = self.under_way.pop_front().expect("looked at");
-            for (row, index) in rows.into_iter().enumerate() {
-                assert_eq!(self.image_rows[index], None, "rows of a picture under way were given away");
-                self.image_rows[index] = Some((short(&digest), row));
-            }
-            self.patches_under_way -= patches;
-            landed.push(digest);
-        }
-        self.under_way.iter_mut().for_each(|flight| flight.steps_left = flight.steps_left.saturating_sub(1));
-        assert!(!is_waiting || !landed.is_empty(), "a step without progress");
-        landed
-    }
-
     /// What an item's placeholder stands for: nothing where the row before failed, and then all that comes of it is nobody's.
     fn resolve(&self, item: &BatchItem) -> Option<TokenId> {
         let row = item.placeholder_for.expect("it has a placeholder");
@@ -278,130 +133,11 @@ impl Shadow {
         truth
     }
 
-    fn check_placeholder(&self, item: &BatchItem) {
-        let (id, truth) = (item.id, &self.truths[&item.id]);
-        assert_eq!((item.tokens.len(), item.prompt.is_some(), item.images.len()), (1, false, 0), "{id:?}");
-        let sample = item.sample.as_ref().expect("who goes on samples");
-        assert_eq!(sample.num_drafts, 0, "{id:?}");
-        let guesses = truth.sequence.speculation().is_some() && truth.sequence.constraint.is_none();
-        assert!(!guesses, "{id:?} needs its last token");
-        let ended_for_sure = self.gone.get(&id).is_some_and(|reason| *reason == Some(FinishReason::Length));
-        assert!(!ended_for_sure, "{id:?} goes on beyond its last token");
-    }
-
     /// The tokens of an item's sequence with the guesses behind them, as if they were right.
     fn with_drafts(&self, item: &BatchItem) -> Cow<'_, Truth> {
         let mut truth = self.truth(item);
         drafts(item).iter().for_each(|&token| truth.to_mut().push(token));
         truth
-    }
-
-    /// Compares positions `from..to` of an item's memory with the truth.
-    fn compare(&self, item: &BatchItem, from: usize, to: usize) {
-        let truth = self.with_drafts(item);
-        for position in from..to {
-            let hash = self.slots[self.slot(item, position)].map(|slot| slot.hash);
-            assert_eq!(hash, Some(truth.hashes[position]), "{:?} reads a wrong key at {position}", item.id);
-        }
-    }
-
-    fn check_context(&self, item: &BatchItem) {
-        let size = self.config.block_size;
-        assert!(!item.tokens.is_empty(), "{:?} has nothing to compute", item.id);
-        let adapter = self.truths[&item.id].sequence.adapter;
-        assert_eq!(item.adapter, adapter, "{:?} runs with the weights of another", item.id);
-        assert!(item.blocks.len() * size >= item.end(), "{:?} has not enough blocks", item.id);
-        let distinct: BTreeSet<_> = item.blocks.iter().collect();
-        assert_eq!(distinct.len(), item.blocks.len(), "{:?} has a block twice", item.id);
-        self.compare(item, 0, item.context_len);
-        match self.ends.get(&item.id) {
-            Some(&end) => assert_eq!(item.context_len, end, "{:?} skips or repeats tokens", item.id),
-            None => {
-                assert_eq!(item.context_len % size, 0, "{:?} starts inside a block", item.id);
-                assert!(self.config.enable_prefix_caching || item.context_len == 0, "a hit without a cache");
-                for position in 0..item.context_len {
-                    let writer = self.slots[self.slot(item, position)].expect("compared above").writer;
-                    let is_clean =
-                        self.poisoners.get(&writer).is_none_or(|excused| excused.contains(&item.id));
-                    assert!(is_clean, "{:?} takes a poisoned block", item.id);
-                }
-            }
-        }
-    }
-
-    fn check_images(&self, item: &BatchItem) {
-        let (truth, size) = (self.truth(item), self.config.image_rows_per_block);
-        let mut shown = BTreeMap::new();
-        for images in &item.images {
-            for i in 0..images.len {
-                let row = images.first_row + i;
-                let index = images.rows[row / size].0 as usize * size + row % size;
-                let position = item.context_len + images.first_token + i;
-                assert!(position < item.end(), "a picture's row beyond the chunk");
-                assert!(shown.insert(position, self.image_rows[index]).is_none(), "two rows for {position}");
-            }
-        }
-        for position in item.context_len..item.end() {
-            let expected = truth.image_at(position);
-            let actual = shown.get(&position).copied().flatten();
-            assert_eq!(actual, expected, "{:?} shows a wrong row at {position}", item.id);
-        }
-        // Where there is no picture there is nothing to go wrong, and much to count.
-        let ends = [item.context_len, item.end() - 1];
-        let rotary: Vec<_> = item.rotary_positions().collect();
-        if !truth.sequence.images().is_empty() && truth.tokens.len() == item.end() {
-            for position in ends {
-                let expected = truth.rotary_position(position);
-                assert_eq!(rotary[position - item.context_len], expected, "{:?} at {position}", item.id);
-            }
-        }
-    }
-
-    fn check_sample(&self, item: &BatchItem) {
-        let (truth, drafts) = (self.truth(item), drafts(item));
-        let end = item.end() - drafts.len();
-        let known = &item.tokens[..item.tokens.len() - drafts.len()];
-        if item.placeholder_for.is_none() {
-            assert_eq!(*known, truth.tokens[item.context_len..end], "{:?} has wrong tokens", item.id);
-        }
-        let is_last = end == truth.tokens.len();
-        let samples = is_last && truth.params().max_tokens > 0;
-        assert_eq!(item.sample.is_some(), samples, "{:?} samples exactly after its last token", item.id);
-        let Some(sample) = &item.sample else { return };
-        let prompt_len = truth.sequence.prompt_len();
-        assert_eq!(sample.params.seed, truth.params().seed);
-        assert_eq!(sample.position, truth.tokens.len());
-        assert_eq!(sample.num_generated, truth.tokens.len() - prompt_len);
-        assert_eq!(sample.history.is_some(), truth.params().needs_history());
-        let deferrals = self.deferrals.get(&item.id).copied().unwrap_or(0);
-        assert_eq!(sample.may_be_deferred, deferrals < MAX_DEFERRALS, "{:?} after {deferrals}", item.id);
-        if self.gone.contains_key(&item.id) {
-            // Nobody looks at what it says.
-            return;
-        }
-        let mask = sample.mask.as_ref().map(|mask| mask.allowed().expect("it is there").to_vec());
-        let expected = truth.sequence.constraint.as_ref().map(|_| state_words(truth.state()).to_vec());
-        assert_eq!(mask, expected, "{:?} is drawn under a mask of another state", item.id);
-        for row in sample.rows() {
-            let Some((history, history_prompt_len)) = row.history() else { continue };
-            let expected = [&truth.tokens[..], &drafts[..row.index]].concat();
-            assert_eq!((history, history_prompt_len), (&expected[..], prompt_len));
-            assert_eq!(row.position() - row.num_generated(), prompt_len);
-        }
-        self.check_drafts(item, drafts);
-    }
-
-    fn check_drafts(&self, item: &BatchItem, drafts: &[TokenId]) {
-        let (truth, id) = (&self.truths[&item.id], item.id);
-        if drafts.is_empty() {
-            return;
-        }
-        let config = truth.sequence.speculation().expect("only those who want to draft");
-        assert!(drafts.len() <= config.num_speculative_tokens, "{id:?} drafts too much");
-        assert!(item.tokens.len() == 1 + drafts.len() && item.prompt.is_none(), "{id:?} drafts in a prompt");
-        let most = truth.sequence.prompt_len() + truth.params().max_tokens;
-        assert!(truth.tokens.len() + drafts.len() < most, "{id:?} drafts beyond its answer");
-        assert!(!drafts.contains(&0), "{id:?} drafts a picture");
     }
 
     /// As if its mask were late when its row was computed, at some time of the day.
@@ -499,42 +235,6 @@ impl Shadow {
     pub fn poison(&mut self, id: SequenceId, running: BTreeSet<SequenceId>) {
         self.poisoners.insert(id, running);
         self.last_encoded = None;
-    }
-
-    fn describe(&mut self, batch: &Batch) {
-        let mut text = String::new();
-        for encode in &batch.encodes {
-            text += &format!(" encode {:x}", short(&encode.image.digest) & 0xfff);
-        }
-        let mut counts = Counts { images: batch.encodes.len(), ..Counts::default() };
-        for BlockCopy { block, host } in &batch.stores {
-            text += &format!(" store {} in {}", block.0, host.0);
-        }
-        for load in &batch.loads {
-            text += &format!(" load {:?} for #{}", load.copies, load.id.0);
-        }
-        counts.stores = batch.stores.len();
-        counts.loads = batch.loads.iter().map(|load| (load.id, load.copies.len())).collect();
-        counts.patches = batch.encodes.iter().map(|encode| encode.image.num_patches()).sum();
-        for item in &batch.items {
-            let mark = if item.sample.is_some() { "+" } else { "" };
-            let told = item.prompt.as_ref().map_or(0, |work| work.rows.len());
-            let mark = if told > 0 { format!("{mark}({told} rows)") } else { mark.to_owned() };
-            counts.prompt_rows += told;
-            text += &format!(" #{}[{}..{}]{mark}", item.id.0, item.context_len, item.end());
-            counts.num_tokens += item.tokens.len();
-            let truth = &self.truths[&item.id];
-            let num_drafts = drafts(item).len();
-            let is_placeholder = item.placeholder_for.is_some();
-            let is_decode = item.tokens.len() == 1 + num_drafts
-                && (is_placeholder || truth.tokens.len() > truth.sequence.prompt_len());
-            counts.placeholders.extend(is_placeholder.then_some(item.id));
-            counts.draft_tokens += num_drafts;
-            counts.decodes.extend((is_decode && item.sample.is_some()).then_some(item.id));
-            counts.items.push((item.id, item.tokens.len()));
-        }
-        self.last_batch = text;
-        self.last_counts = counts;
     }
 }
 

@@ -54,6 +54,7 @@ pub const FLAGS: &[(&[&str], &str)] = &[
     (&["--flash-attn", "-fa"], "there is one kind of attention; leave it out"),
     (&["--mlock", "--no-mmap"], "leave it out; --weights-cache off reads weights without mapping them"),
     (&["--metrics", "--slots", "--props"], "/metrics is always there; leave it out"),
+    (&["--enable-server-load-tracking"], "/load is always there; leave it out"),
     (
         &["--embedding", "--embeddings", "--reranking", "--task", "--runner", "--convert"],
         "every model answers and embeds; leave it out",

@@ -92,7 +92,7 @@ impl Job {
                     }
                 }
                 place = runner.place(next.as_ref().map_or(0, |line| line.weight)), if next.is_some() => {
-                    let Ok(in_flight) = runner.lifecycle.admit() else {
+                    let Ok(in_flight) = runner.lifecycle.admit_work() else {
                         (end, next) = (JobEnd::Draining, None);
                         continue;
                     };

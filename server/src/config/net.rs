@@ -5,6 +5,7 @@ use crate::args::TlsArgs;
 use crate::http::ListenOn;
 use crate::tls::{self, Clients, Tls, TlsFiles};
 use serde_json::{Value, json};
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,6 +25,21 @@ pub fn listen_on(
         Some(path) => Ok(ListenOn::Unix { path, mode }),
         None => Ok(ListenOn::Tcp { host, port }),
     }
+}
+
+/// Whether only this machine reaches what listens on a host: all that it stands for are loopback addresses. Names, and short forms such as `127.1`,
+/// are looked up as they are for listening. What cannot be looked up cannot be listened on either, and promises nothing.
+pub fn is_loopback(host: &str) -> bool {
+    let Ok(addresses) = (host, 0).to_socket_addrs() else { return false };
+    let addresses: Vec<IpAddr> = addresses.map(|address| address.ip().to_canonical()).collect();
+    !addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback)
+}
+
+/// What requests call a server that listens on a host, besides what they may in any case: none where it is an address.
+pub fn own_names(host: &str) -> Vec<String> {
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let is_new = name != "localhost" && host.parse::<IpAddr>().is_err();
+    is_new.then_some(name).into_iter().collect()
 }
 
 /// Without a slash at its end.
@@ -69,4 +85,29 @@ pub fn tls_json(tls: Option<&Arc<Tls>>) -> Value {
     tls.map_or(Value::Null, |tls| {
         tls.files().iter().map(|file| (file.flag.replace('-', "_"), json!(file.path))).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without a network: localhost is in every machine's own list, and addresses are not asked for.
+    #[test]
+    fn who_reaches_a_host() {
+        for near in ["localhost", "127.0.0.1", "127.8.9.1", "127.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(is_loopback(near), "{near}");
+        }
+        for open in ["0.0.0.0", "0", "::", "192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "a\0b"] {
+            assert!(!is_loopback(open), "{open}");
+        }
+        for (host, names) in [
+            ("localhost", &[][..]),
+            ("127.0.0.1", &[]),
+            ("::1", &[]),
+            ("Box.", &["box"]),
+            ("127.1", &["127.1"]),
+        ] {
+            assert_eq!(own_names(host), names, "{host}");
+        }
+    }
 }

@@ -118,7 +118,9 @@ impl StreamOptions {
 pub struct RequestLimits {
     pub n_max: usize,
     pub num_stops_max: usize,
+    /// In bytes, of one and of all together: each byte may be a node of the matcher's automaton, which is about a hundred bytes.
     pub stop_len_max: usize,
+    pub stops_len_max: usize,
     pub num_biases_max: usize,
     pub num_prompts_max: usize,
     /// Texts of one request that are embedded, scored or ranked.
@@ -129,8 +131,9 @@ impl Default for RequestLimits {
     fn default() -> Self {
         Self {
             n_max: 128,
-            num_stops_max: 16,
+            num_stops_max: 64,
             stop_len_max: 1024,
+            stops_len_max: 16 << 10,
             num_biases_max: 1024,
             num_prompts_max: 256,
             num_inputs_max: 2048,
@@ -431,6 +434,11 @@ fn lower_stops(stop: Option<Stop>, limits: &RequestLimits) -> Result<Vec<String>
                 format!("{} bytes are not in [1, {}]", stop.len(), limits.stop_len_max),
             ));
         }
+    }
+    let len: usize = stops.iter().map(String::len).sum();
+    if len > limits.stops_len_max {
+        let message = format!("{len} bytes in all are above {}", limits.stops_len_max);
+        return Err(ApiError::invalid("stop", message));
     }
     Ok(stops)
 }

@@ -27,6 +27,17 @@ pub async fn ready(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> 
     if app.lifecycle.is_serving() { Ok(StatusCode::OK) } else { Err(ApiError::Draining) }
 }
 
+/// As vLLM tells it to load balancers.
+#[derive(Serialize, JsonSchema)]
+pub struct ServerLoad {
+    /// Requests to the model whose answers are not complete: of clients and of batches, waiting or running.
+    server_load: usize,
+}
+
+pub async fn load(State(app): State<Arc<App>>) -> Json<ServerLoad> {
+    Json(ServerLoad { server_load: app.lifecycle.num_requests() })
+}
+
 #[derive(Serialize, JsonSchema)]
 pub struct Version {
     version: &'static str,

@@ -92,7 +92,7 @@ async fn change<F>(
 where
     F: Future<Output = Result<(), ApiError>> + Send + 'static,
 {
-    let in_flight = app.lifecycle.admit()?;
+    let in_flight = app.lifecycle.admit_work()?;
     let span = tracing::Span::current();
     let task = async move {
         let _in_flight = in_flight;

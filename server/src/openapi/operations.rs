@@ -172,6 +172,8 @@ pub const OPERATIONS: &[Operation] = &[
     Operation::new("POST /v1/batches/{id}/cancel", "Cancel a batch").gives(Body::Json(&[part::<BatchObject>])),
     Operation::new("GET /health", "Whether a model is served, also while draining"),
     Operation::new("GET /ping", "The same as /health"),
+    Operation::new("POST /ping", "The same as /health"),
+    Operation::new("GET /load", "How many requests are in flight").gives(Body::Json(&[part::<crate::openai::health::ServerLoad>])),
     Operation::new("GET /livez", "Whether the process answers"),
     Operation::new("GET /live", "The same as /livez"),
     Operation::new("GET /readyz", "Whether to send requests here"),

@@ -29,10 +29,8 @@ fn lower_message(path: &str, message: Value, ids: &mut CallIds) -> Result<RawMes
     let mut role = take_string(path, &mut message, "role")?
         .ok_or_else(|| ApiError::invalid(format!("{path}.role"), "is missing"))?;
     let name = take_string(path, &mut message, "name")?;
-    let parts = match message.shift_remove("content") {
-        Some(content) => lower_content(&format!("{path}.content"), content)?,
-        None => Vec::new(),
-    };
+    let content = message.shift_remove("content").unwrap_or_default();
+    let Content { parts, thoughts } = lower_content(&format!("{path}.content"), content, &role)?;
     // Only an assistant may have said nothing: it called tools.
     if parts.is_empty() && role != "assistant" {
         return Err(ApiError::invalid(format!("{path}.content"), "is missing"));
@@ -40,9 +38,18 @@ fn lower_message(path: &str, message: Value, ids: &mut CallIds) -> Result<RawMes
     let mut fields = Map::new();
     match role.as_str() {
         "assistant" => {
-            take_reasoning(path, &mut message, &mut fields)?;
-            fields
-                .extend(calls::take(path, &mut message, ids)?.map(|calls| ("tool_calls".to_owned(), calls)));
+            let reasoning = take_reasoning(path, &mut message)?.or(thoughts);
+            let calls = calls::take(path, &mut message, ids)?;
+            let is_said = parts.iter().any(|part| !matches!(part, RawPart::Text(text) if text.is_empty()));
+            // Most templates read the first name, gpt-oss's the last; beside a call that one takes thinking or text, not both.
+            let names = match calls.is_some() && is_said {
+                true => &["reasoning_content", "reasoning"][..],
+                false => &["reasoning_content", "reasoning", "thinking"],
+            };
+            if let Some(reasoning) = reasoning {
+                fields.extend(names.iter().map(|name| (name.to_string(), reasoning.as_str().into())));
+            }
+            fields.extend(calls.map(|calls| ("tool_calls".to_owned(), calls)));
         }
         "tool" => {
             let id = take_string(path, &mut message, "tool_call_id")?;
@@ -61,34 +68,43 @@ fn lower_message(path: &str, message: Value, ids: &mut CallIds) -> Result<RawMes
     Ok(RawMessage { message: Message { role, content: Vec::new(), name, fields }, parts })
 }
 
-/// The thinking of an earlier answer, under either of its names; templates read the first, and gpt-oss's reads another.
-fn take_reasoning(
-    path: &str,
-    message: &mut Map<String, Value>,
-    fields: &mut Map<String, Value>,
-) -> Result<(), ApiError> {
+/// The thinking of an earlier answer, under either of its names.
+fn take_reasoning(path: &str, message: &mut Map<String, Value>) -> Result<Option<String>, ApiError> {
     let (first, second) =
         (take_string(path, message, "reasoning_content")?, take_string(path, message, "reasoning")?);
-    if let Some(reasoning) = first.or(second) {
-        fields.insert("reasoning_content".to_owned(), reasoning.clone().into());
-        fields.insert("reasoning".to_owned(), reasoning.clone().into());
-        // Beside a call that template takes thinking or text, not both.
-        if message.get("content").is_none_or(|content| content.is_null() || content == "") {
-            fields.insert("thinking".to_owned(), reasoning.into());
-        }
-    }
-    Ok(())
+    Ok(first.or(second))
 }
 
-fn lower_content(path: &str, content: Value) -> Result<Vec<RawPart>, ApiError> {
-    match content {
-        Value::Null => Ok(Vec::new()),
-        Value::String(text) => Ok(vec![RawPart::Text(text)]),
-        Value::Array(parts) => {
-            parts.into_iter().enumerate().map(|(i, part)| lower_part(&format!("{path}[{i}]"), part)).collect()
+struct Content {
+    parts: Vec<RawPart>,
+    /// Of an assistant: what lay between the parts.
+    thoughts: Option<String>,
+}
+
+fn lower_content(path: &str, content: Value, role: &str) -> Result<Content, ApiError> {
+    let mut lowered = Content { parts: Vec::new(), thoughts: None };
+    let parts = match content {
+        Value::Null => Vec::new(),
+        text @ Value::String(_) => vec![text],
+        Value::Array(parts) => parts,
+        _ => return Err(ApiError::invalid(path, "expected a string or a list of parts")),
+    };
+    for (i, part) in parts.into_iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        match part {
+            Value::Object(part) if role == "assistant" && part.get("type") == Some(&"thinking".into()) => {
+                lowered.thoughts.get_or_insert_default().push_str(&lower_thought(&path, part)?);
+            }
+            part => lowered.parts.push(lower_part(&path, part)?),
         }
-        _ => Err(ApiError::invalid(path, "expected a string or a list of parts")),
     }
+    Ok(lowered)
+}
+
+/// As in Anthropic's messages; what else such a part has, such as a signature, is theirs.
+fn lower_thought(path: &str, mut part: Map<String, Value>) -> Result<String, ApiError> {
+    let thought = take_string(path, &mut part, "thinking")?;
+    thought.ok_or_else(|| ApiError::invalid(format!("{path}.thinking"), "is missing"))
 }
 
 fn lower_part(path: &str, part: Value) -> Result<RawPart, ApiError> {

@@ -14,8 +14,9 @@ pub struct ToolFields {
     pub function_call: Option<Value>,
 }
 
+/// Several servers of tools (MCP) behind one client have more than the 128 that OpenAI's API takes.
+const NUM_TOOLS_MAX: usize = 1024;
 /// As OpenAI's API has it.
-const NUM_TOOLS_MAX: usize = 128;
 const NAME_LEN_MAX: usize = 64;
 
 /// `None` where no tool may be called. The second value: the request spoke of `functions`, and is answered so.
@@ -100,16 +101,15 @@ fn lower_choice(choice: Map<String, Value>, functions: &mut Vec<Function>) -> Re
             let tools = allowed["tools"].as_array().filter(|tools| !tools.is_empty());
             let tools =
                 tools.ok_or_else(|| ApiError::invalid(format!("{path}.tools"), "is missing or empty"))?;
+            let known: HashSet<&str> = functions.iter().map(|function| function.name.as_str()).collect();
             let mut kept = HashSet::new();
             for (i, tool) in tools.iter().enumerate() {
-                kept.insert(find(
-                    functions,
-                    &tool["function"]["name"],
-                    &format!("{path}.tools[{i}].function.name"),
-                )?);
+                let path = format!("{path}.tools[{i}].function.name");
+                let name = name_in(&tool["function"]["name"], &path)?;
+                kept.insert(*known.get(name).ok_or_else(|| no_such_tool(name, &path))?);
             }
-            let mut index = 0..;
-            functions.retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
+            let kept: HashSet<String> = kept.into_iter().map(str::to_owned).collect();
+            functions.retain(|function| kept.contains(&function.name));
             Ok(mode)
         }
         _ => Err(unknown_choice("tool_choice")),
@@ -134,9 +134,17 @@ fn lower_function_call(
 
 /// The index of the function of that name.
 fn find(functions: &[Function], name: &Value, path: &str) -> Result<usize, ApiError> {
-    let name = name.as_str().ok_or_else(|| ApiError::invalid(path, "is missing or not a string"))?;
+    let name = name_in(name, path)?;
     let found = functions.iter().position(|function| function.name == name);
-    found.ok_or_else(|| ApiError::invalid(path, format!("there is no tool `{name}` in this request")))
+    found.ok_or_else(|| no_such_tool(name, path))
+}
+
+fn name_in<'a>(name: &'a Value, path: &str) -> Result<&'a str, ApiError> {
+    name.as_str().ok_or_else(|| ApiError::invalid(path, "is missing or not a string"))
+}
+
+fn no_such_tool(name: &str, path: &str) -> ApiError {
+    ApiError::invalid(path, format!("there is no tool `{name}` in this request"))
 }
 
 fn lower_list(
@@ -149,9 +157,10 @@ fn lower_list(
         return Err(ApiError::invalid(field, message));
     }
     let mut functions: Vec<Function> = Vec::with_capacity(list.len());
+    let mut names = HashSet::with_capacity(list.len());
     for (i, value) in list.into_iter().enumerate() {
         let function = lower(&format!("{field}[{i}]"), value)?;
-        if functions.iter().any(|other| other.name == function.name) {
+        if !names.insert(function.name.clone()) {
             let path = if field == "tools" {
                 format!("tools[{i}].function.name")
             } else {
@@ -311,7 +320,7 @@ mod tests {
         let long = "x".repeat(65);
         for (request, param) in [
             (json!({"tools": []}), "tools"),
-            (json!({"tools": vec![tool("a"); 129]}), "tools"),
+            (json!({"tools": vec![tool("a"); 1025]}), "tools"),
             (json!({"tools": [1]}), "tools[0]"),
             (json!({"tools": [{"function": {"name": "a"}}]}), "tools[0].type"),
             (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),

@@ -1,12 +1,13 @@
-//! What is counted, under vLLM's names, types and labels, so that its dashboards and autoscalers read this server. Every series is
-//! there, at zero, from the start. What only this server has is named `perilune:`.
+//! What is counted of a model: its sequences, its steps and its caches.
 
+use super::adapters::AdapterGauge;
+use super::buckets::{ITERATION, ITL, LATENCY, N, PREEMPTIONS, TTFT, token_buckets};
+use super::offload::Offload;
+use super::register::{Maker, encode};
 use crate::engine_thread::adapters::AdaptersInUse;
 use crate::engine_thread::progress::Timings;
-use crate::unix_time::unix_time;
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder, local::LocalHistogram,
+    Counter, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, local::LocalHistogram,
 };
 use scheduler::{MAX_SPECULATIVE_TOKENS, Occupancy, Reject, StepStats};
 use std::sync::{Arc, OnceLock};
@@ -84,126 +85,12 @@ pub struct Metrics {
     offload: OnceLock<Offload>,
 }
 
-/// Of the second tier of KV blocks, by vLLM's names.
-struct Offload {
-    block_bytes: u64,
-    queries: IntCounter,
-    hits: IntCounter,
-    store_bytes: IntCounter,
-    load_bytes: IntCounter,
-    store_time: Counter,
-    load_time: Counter,
-    stores_skipped: IntCounter,
-    usage: Gauge,
-}
-
-/// vLLM's `lora_requests_info`: names are labels, and the value is the time at which they became so. One series, for what is now.
-struct AdapterGauge {
-    gauge: prometheus::GaugeVec,
-    max_loras: String,
-    parked: IntGauge,
-    moved: IntCounter,
-}
-
-impl AdapterGauge {
-    fn show(&self, used: &AdaptersInUse) {
-        // The old one goes first: labels are hashed without a border between them, so that `a` waiting would be found as `a` running.
-        self.gauge.reset();
-        let labels = [&self.max_loras, &used.waiting.join(","), &used.running.join(",")];
-        self.gauge.with_label_values(&labels).set(unix_time() as f64);
-        self.parked.set(used.num_parked as i64);
-        self.moved.inc_by(used.num_moved);
-    }
-}
-
-/// Counts that exist before a model is loaded and whatever the model is.
-pub struct HttpMetrics {
-    registry: Registry,
-    requests: IntCounterVec,
-    duration: prometheus::HistogramVec,
-    ignored_params: IntCounter,
-    startup: prometheus::GaugeVec,
-    pub connections: IntGauge,
-    pub body_bytes: IntGauge,
-    handshakes: IntCounterVec,
-    reloads: prometheus::IntGaugeVec,
-}
-
-// vLLM's buckets, with finer ones below 10 ms added: a small mixture of experts has token latencies there.
-const TTFT: &[f64] = &[
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
-    10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-];
-const ITL: &[f64] = &[
-    0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4,
-    0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
-const LATENCY: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
-    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
-];
-const ITERATION: &[f64] =
-    &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
-const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
-const PREEMPTIONS: &[f64] = &[0.0, 1.0, 2.0, 4.0, 8.0, 16.0];
-const HTTP: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0];
-
-/// 1, 2, 5, 10, 20, … up to the longest sequence.
-fn token_buckets(max: usize) -> Vec<f64> {
-    let mut buckets = Vec::new();
-    let mut decade = 1.0;
-    loop {
-        for step in [1.0, 2.0, 5.0] {
-            let bound: f64 = decade * step;
-            if bound > max as f64 && !buckets.is_empty() {
-                return buckets;
-            }
-            buckets.push(bound);
-        }
-        decade *= 10.0;
-    }
-}
-
 /// What `vllm:cache_config_info` says.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheInfo {
     pub block_size: usize,
     pub num_blocks: usize,
     pub prefix_caching: bool,
-}
-
-/// Makes metrics and registers them with the labels that all of them have.
-struct Maker<'a> {
-    registry: &'a Registry,
-    model_name: &'a str,
-}
-
-impl Maker<'_> {
-    fn opts(&self, name: &str, help: &str) -> Opts {
-        Opts::new(name, help).const_label("model_name", self.model_name).const_label("engine", "0")
-    }
-
-    fn register<C: prometheus::core::Collector + Clone + 'static>(
-        &self,
-        collector: prometheus::Result<C>,
-    ) -> C {
-        let collector = collector.expect("metric names and labels are constants");
-        self.registry.register(Box::new(collector.clone())).expect("metric names are unique");
-        collector
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(IntCounter::with_opts(self.opts(name, help)))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.register(IntGauge::with_opts(self.opts(name, help)))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let common_opts = self.opts(name, help);
-        self.register(Histogram::with_opts(HistogramOpts { common_opts, buckets: buckets.to_vec() }))
-    }
 }
 
 impl Metrics {
@@ -304,42 +191,13 @@ impl Metrics {
     /// Blocks of so many bytes that lose their places go to the host. Called once.
     pub fn offload(&self, block_bytes: u64) {
         let make = Maker { registry: &self.registry, model_name: &self.model_name };
-        let seconds = |name, help| make.register(Counter::with_opts(make.opts(name, help)));
-        #[rustfmt::skip]
-        let offload = Offload {
-            block_bytes,
-            queries: make.counter("vllm:external_prefix_cache_queries_total", "tokens looked up in the host's memory: those that the prefix cache on the device has not"),
-            hits: make.counter("vllm:external_prefix_cache_hits_total", "tokens found in the host's memory"),
-            store_bytes: make.counter("vllm:kv_offload_store_bytes_total", "KV blocks copied to the host"),
-            load_bytes: make.counter("vllm:kv_offload_load_bytes_total", "KV blocks copied from the host"),
-            store_time: seconds("vllm:kv_offload_store_time_total", "seconds of the device in which KV blocks were copied to the host"),
-            load_time: seconds("vllm:kv_offload_load_time_total", "seconds of the device in which KV blocks were copied from the host"),
-            stores_skipped: make.counter("vllm:kv_offload_stores_skipped_total", "KV blocks that lost their places and found none on the host"),
-            usage: make.register(Gauge::with_opts(make.opts("vllm:kv_offload_cpu_cache_usage_perc", "share of the host's KV blocks that hold something, 1 is all"))),
-        };
-        assert!(self.offload.set(offload).is_ok(), "there is one second tier");
+        assert!(self.offload.set(Offload::new(&make, block_bytes)).is_ok(), "there is one second tier");
     }
 
     /// The model takes so many adapters. Called once.
     pub fn take_adapters(&self, max_loras: usize) {
         let make = Maker { registry: &self.registry, model_name: &self.model_name };
-        let gauge = make.register(prometheus::GaugeVec::new(
-            make.opts(
-                "vllm:lora_requests_info",
-                "adapters with sequences that wait and that run, as of when",
-            ),
-            &["max_lora", "waiting_lora_adapters", "running_lora_adapters"],
-        ));
-        let parked = make.gauge(
-            "perilune:adapter_waiting_sequences",
-            "sequences that wait for their adapter to have a place",
-        );
-        let moved = make.counter(
-            "perilune:adapters_moved_in_total",
-            "adapters that were moved in from the host's memory for a request",
-        );
-        let max_loras = max_loras.to_string();
-        let gauge = self.adapters.get_or_init(|| AdapterGauge { gauge, max_loras, parked, moved });
+        let gauge = self.adapters.get_or_init(|| AdapterGauge::new(&make, max_loras));
         gauge.show(&AdaptersInUse::default());
     }
 
@@ -388,18 +246,9 @@ impl Metrics {
 
     /// What went to the host and came back; `copy_us` is the device's time for stores and loads.
     pub fn copies(&self, stats: &StepStats, copy_us: [u64; 2]) {
-        let Some(offload) = self.offload.get() else { return };
-        let on_device = stats.prefix_hits - stats.host_hits;
-        offload.queries.inc_by((stats.prefix_queries - on_device) as u64);
-        offload.hits.inc_by(stats.host_hits as u64);
-        offload.store_bytes.inc_by(stats.stored_blocks as u64 * offload.block_bytes);
-        offload.load_bytes.inc_by(stats.loaded_blocks as u64 * offload.block_bytes);
-        offload.stores_skipped.inc_by(stats.lost_blocks as u64);
-        let [store, load] = copy_us.map(|us| us as f64 / 1e6);
-        offload.store_time.inc_by(store);
-        offload.load_time.inc_by(load);
-        let Occupancy { host_blocks_used, host_blocks_total, .. } = stats.occupancy;
-        offload.usage.set(host_blocks_used as f64 / host_blocks_total.max(1) as f64);
+        if let Some(offload) = self.offload.get() {
+            offload.copies(stats, copy_us);
+        }
     }
 
     fn step_drafts(&self, stats: &StepStats) {
@@ -475,7 +324,7 @@ impl Metrics {
         self.corrupted.inc();
     }
 
-    fn encode(&self, text: &mut String) {
+    pub(super) fn encode(&self, text: &mut String) {
         encode(&self.registry, text);
     }
 }
@@ -504,122 +353,4 @@ impl TokenCounts {
 
 pub fn kv_usage(occupancy: &Occupancy) -> f64 {
     occupancy.blocks_used as f64 / occupancy.blocks_total.max(1) as f64
-}
-
-impl HttpMetrics {
-    pub fn new() -> Self {
-        let registry = Registry::new();
-        let make = Maker { registry: &registry, model_name: "" };
-        let requests = make.register(IntCounterVec::new(
-            Opts::new("http_requests_total", "requests by method, status and handler"),
-            &["method", "status", "handler"],
-        ));
-        let duration = make.register(prometheus::HistogramVec::new(
-            HistogramOpts::new(
-                "http_request_duration_seconds",
-                "from the request's head to the answer's head",
-            )
-            .buckets(HTTP.to_vec()),
-            &["method", "handler"],
-        ));
-        let ignored_params = make.register(IntCounter::with_opts(Opts::new(
-            "perilune:ignored_params_total",
-            "request fields without effect",
-        )));
-        let startup = make.register(prometheus::GaugeVec::new(
-            Opts::new("perilune:startup_seconds", "time that each phase of the start took"),
-            &["phase"],
-        ));
-        let connections =
-            make.register(IntGauge::with_opts(Opts::new("perilune:http_connections", "open connections")));
-        let body_bytes = make.register(IntGauge::with_opts(Opts::new(
-            "perilune:http_body_bytes",
-            "bodies of requests in memory, as --max-body-memory counts them",
-        )));
-        let handshakes = make.register(IntCounterVec::new(
-            Opts::new("perilune:tls_handshakes_total", "beginnings of connections with TLS, by outcome"),
-            &["outcome"],
-        ));
-        let reloads = make.register(prometheus::IntGaugeVec::new(
-            Opts::new(
-                "perilune:last_reload_successful",
-                "0 where the files as they are now cannot be used, and what was read before is; else 1, without files too",
-            ),
-            &["what"],
-        ));
-        // So that an alarm finds the series.
-        for what in ["certificate", "api_keys"] {
-            reloads.with_label_values(&[what]).set(1);
-        }
-        #[cfg(target_os = "linux")]
-        make.registry
-            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
-            .expect("the process collector is registered once");
-        Self {
-            registry: registry.clone(),
-            requests,
-            duration,
-            ignored_params,
-            startup,
-            connections,
-            body_bytes,
-            handshakes,
-            reloads,
-        }
-    }
-
-    /// Makes the series of a route exist before its first request.
-    pub fn announce(&self, method: &str, handler: &str) {
-        self.requests.with_label_values(&[method, "2xx", handler]);
-        self.duration.with_label_values(&[method, handler]);
-    }
-
-    /// All three labels are bounded: `handler` is a route's pattern, `method` a standard one, and the status is reduced to its class.
-    pub fn request(&self, method: &str, handler: &str, status: u16, duration: Duration) {
-        let class = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status / 100).clamp(1, 5) - 1];
-        self.requests.with_label_values(&[method, class, handler]).inc();
-        self.duration.with_label_values(&[method, handler]).observe(duration.as_secs_f64());
-    }
-
-    pub fn ignored(&self, num_params: usize) {
-        self.ignored_params.inc_by(num_params as u64);
-    }
-
-    pub fn announce_handshakes(&self, outcomes: &[&str]) {
-        for outcome in outcomes {
-            self.handshakes.with_label_values(&[outcome]);
-        }
-    }
-
-    pub fn handshake(&self, outcome: &str) {
-        self.handshakes.with_label_values(&[outcome]).inc();
-    }
-
-    pub fn reloaded(&self, what: &str, is_good: bool) {
-        self.reloads.with_label_values(&[what]).set(i64::from(is_good));
-    }
-
-    pub fn startup(&self, phase: &str, duration: Duration) {
-        self.startup.with_label_values(&[phase]).set(duration.as_secs_f64());
-    }
-
-    /// The exposition of everything there is.
-    pub fn exposition(&self, engine: Option<&Metrics>) -> String {
-        let mut text = String::new();
-        if let Some(engine) = engine {
-            engine.encode(&mut text);
-        }
-        encode(&self.registry, &mut text);
-        text
-    }
-}
-
-impl Default for HttpMetrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-fn encode(registry: &Registry, text: &mut String) {
-    TextEncoder::new().encode_utf8(&registry.gather(), text).expect("metrics encode");
 }
