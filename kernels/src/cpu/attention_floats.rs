@@ -7,9 +7,9 @@
 //! ```text
 //! keys [64, D] · queries [rows / 16, D, 16] = scores [rows / 16, 64, 16]  ─exp─▶  weightsᵀ · values [64, Dv]  +▶ sums [rows, Dv]
 //! ```
-//! Scores are tiles of `tile`, sums those below, which shrink what was summed before on its way to the registers. A sum is one chain of additions, in the order of d, or of the keys. A key that a row may not see has
-//! weight 0, and adding 0 · v changes no bit; keys that no row of a panel sees are left out, which changes none either. Blocks of few rows go
-//! another way to the same bits: `attention_thin`.
+//! Scores are tiles of `tile`, sums those below, which shrink what was summed before on its way to the registers. A sum is one chain of
+//! additions, in the order of d, or of the keys. A key that a row may not see has weight 0, and adding 0 · v changes no bit; keys that no row
+//! of a panel sees are left out, which changes none either. Blocks of few rows go another way to the same bits: `attention_thin`.
 
 use super::attention_block::{LOWEST, Lines, Workspace};
 use super::attention_load::{self as load, Ahead, Evenly, Places};
@@ -24,11 +24,6 @@ const PANEL: usize = MAX_LANES;
 /// How queries lie: in panels, one after the other.
 pub(super) fn lines(problem: &Problem) -> Lines {
     Lines { panel: PANEL * problem.sizes.key_dim, line: PANEL }
-}
-
-/// Rows of the largest tile of one vector whose sums stay in registers, and for which there is code.
-const fn rows_of_one_vector<S: Simd>() -> usize {
-    if 2 * S::TILE_ROWS < 12 { 2 * S::TILE_ROWS } else { 12 }
 }
 
 /// A tile of keys: positions `first .. first + len`.
@@ -79,10 +74,11 @@ fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize
     }
 }
 
-/// Tiles of a score and of a sum that a block computes for one tile of keys.
+/// Tiles of a score and of a sum that a block computes for one tile of keys, at most.
 fn num_calls<S: Simd>(problem: &Problem, block: &Block, n: usize) -> usize {
-    let scores = block.num_rows().div_ceil(2 * S::LANES) * n.div_ceil(S::TILE_ROWS);
-    let rows = block.num_rows().div_ceil(PANEL) * PANEL.div_ceil(S::TILE_ROWS);
+    let (num_rows, last) = (block.num_rows(), block.num_rows() % PANEL);
+    let scores = num_rows.div_ceil(2 * S::LANES) * n.div_ceil(S::TILE_ROWS);
+    let rows = num_rows / PANEL * PANEL.div_ceil(S::TILE_ROWS) + last.div_ceil(S::TILE_ROWS);
     scores + problem.sizes.value_dim.div_ceil(2 * S::LANES) * rows
 }
 
@@ -115,8 +111,7 @@ unsafe fn score<S: Simd>(
     for lane in (0..lanes).step_by(2 * S::LANES) {
         let is_pair = lane + 2 * S::LANES <= lanes;
         let num_keys = tile.seen(block, lane + 2 * S::LANES);
-        let most = if is_pair { S::TILE_ROWS } else { rows_of_one_vector::<S>() };
-        let blocks = Blocks::new(num_keys, most);
+        let blocks = Blocks::new(num_keys, S::TILE_ROWS);
         let mut key = 0;
         for block in 0..blocks.count {
             let rows = blocks.len(block);
@@ -140,7 +135,7 @@ unsafe fn score<S: Simd>(
                         sum_row: PANEL,
                         factors: std::ptr::null(),
                     };
-                    by_rows!(rows, rows_of_one_vector::<S>(), |M| product.run::<S, M, 1>(s));
+                    by_rows!(rows, S::TILE_ROWS, |M| product.run::<S, M, 1>(s));
                 }
             }
             key += rows;
