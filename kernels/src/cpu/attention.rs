@@ -1,4 +1,4 @@
-//! Attention: how the work is cut into tasks, and which of four ways a block goes: `attention_block` and `attention_thin`, or
+//! Attention: how the work is cut into tasks, and which of four ways a block goes: `attention_floats` and `attention_thin`, or
 //! `attention_pairs` and `attention_pairs_thin`.
 //!
 //! A block is up to 64 rows (tokens × heads) that share a key head, or one token with all heads of several key heads, which lie side by side
@@ -6,7 +6,8 @@
 //! contexts, one range of a block's keys, whose result waits in a slot until all ranges are there and are merged in order.
 //! Ranges are cut and merged in the same way in both cases, so that the choice changes no bit.
 
-use super::attention_block::{self, Finished, State, Workspace};
+use super::attention_block::{self, Finished, Lines, State, Workspace};
+use super::attention_floats as floats;
 #[cfg(target_arch = "x86_64")]
 use super::attention_pairs as pairs;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +16,7 @@ use super::attention_problem::{After, Block, Keys, Problem, RANGE, row_len, widt
 use super::attention_thin as thin;
 use super::processor::Cpu;
 use super::shared::SharedMut;
+use super::simd::MAX_LANES;
 use crate::operands::attention::{AttentionScratch, AttentionSizes, Ragged, Softmax};
 use crate::operands::kv::KvRows;
 use crate::{ActivationType, DType, Isa, Tensor, WeightType};
@@ -255,12 +257,14 @@ fn cut(cpu: &Cpu, problem: &mut Problem) -> Cut {
 }
 
 /// What a block needs before its ranges, of which the first begins at position `first`.
-pub(crate) fn pack_queries(problem: &Problem, block: &Block, first: usize, work: &mut Workspace) {
+pub(crate) fn pack_queries(isa: Isa, problem: &Problem, block: &Block, first: usize, work: &mut Workspace) {
     block.fill_visible(work.visible);
     if problem.pairs {
         return pairs::pack_queries(problem, block, first, work);
     }
-    attention_block::pack_queries(problem, block, work);
+    let is_thin = problem.is_thin(isa, block.num_rows() / block.num_kv_heads);
+    let lines = if is_thin { Lines { panel: MAX_LANES, line: width(block) } } else { floats::lines(problem) };
+    attention_block::pack_queries(isa, problem, block, lines, work);
 }
 
 /// Fills `work.range`.
@@ -277,7 +281,7 @@ pub(crate) fn attend(
         (true, true) => pairs_thin::attend(problem, block, range, after, work),
         (true, false) => pairs::attend(problem, block, range, after, work),
         (false, true) => thin::attend(isa, problem, block, range, after, work),
-        (false, false) => attention_block::attend(isa, problem, block, range, work),
+        (false, false) => floats::attend(isa, problem, block, range, work),
     }
 }
 
@@ -311,7 +315,7 @@ impl Task<'_> {
         let block = self.problem.block(index);
         let mut work = self.workspace(worker);
         let width = width(&block);
-        pack_queries(self.problem, &block, 0, &mut work);
+        pack_queries(self.cpu.isa, self.problem, &block, 0, &mut work);
         let next = self.problem.after(&block);
         let next = next.as_ref().map(|next| (next, next.ranges().start));
         let ranges = block.ranges();
@@ -343,7 +347,7 @@ impl Task<'_> {
                 let place = positions.start - range * RANGE;
                 // SAFETY: each position's scores are one task's.
                 let out = unsafe { self.scores.slice(place * width, positions.len() * width) };
-                pack_queries(self.problem, block, positions.start, &mut work);
+                pack_queries(self.cpu.isa, self.problem, block, positions.start, &mut work);
                 return pairs::scores(self.problem, block, positions, &mut work, out);
             }
             block.fill_visible(work.visible);
@@ -358,7 +362,7 @@ impl Task<'_> {
     fn one_range(&self, index: usize, worker: usize) {
         let (block, range) = self.problem.range(index);
         let mut work = self.workspace(worker);
-        pack_queries(self.problem, &block, range * RANGE, &mut work);
+        pack_queries(self.cpu.isa, self.problem, &block, range * RANGE, &mut work);
         let after = (range + 1 < block.ranges().end).then_some((&block, range + 1));
         attend(self.cpu.isa, self.problem, &block, range, after, &mut work);
         // SAFETY: a range is one task's, and merging is another phase.

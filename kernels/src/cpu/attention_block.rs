@@ -1,19 +1,11 @@
-//! Attention of one block of rows over one range of keys.
+//! What the ways of a block share: what a thread works with, the softmax in progress, and how ranges of keys are merged and written.
 //!
-//! Keys come in tiles of 64, widened to f32 once for all rows of the block (`attention_load`). Scores are computed transposed, keys down and rows
-//! across, so that the softmax runs in vectors of rows, and the scores are in the order in which the second product wants them.
-//!
-//! ```text
-//! keys [64, D] · queries [D, 64 rows] = scores [64, 64]  ─exp─▶  weights [64, 64]ᵀ · values [64, Dv]  +▶ sums [64, Dv]
-//! ```
-//! Both products are the one tile of `tile`, sums in the order of d, or of the keys. A key that a row may not see has weight 0,
-//! and adding 0 · v changes no bit. Blocks of few rows go another way to the same bits: `attention_thin`.
+//! A block of rows goes over its keys a range at a time (`attention_floats`, `attention_thin`, and in pairs of bf16 `attention_pairs` and
+//! `attention_pairs_thin`). A range leaves, for each row, its largest score, the sum of weights and the weighted sum of values.
 
-use super::attention_load::{self as load, Ahead, Places};
-use super::attention_problem::{Block, KEYS, Keys, Problem, ROWS, row_len, width};
+use super::attention_problem::{Block, KEYS, Problem, ROWS, row_len, value_line, width};
 use super::shared::SharedMut;
 use super::simd::{Isa, MAX_LANES, Simd, Turn, math, simd_entry};
-use super::tile::{self, Blocks, Columns, F32, Rows, Sums};
 use crate::operands::attention::AttentionSizes;
 use std::ops::Range;
 
@@ -86,13 +78,13 @@ impl<'a> Finished<'a> {
 
 /// What a thread works with.
 pub(crate) struct Workspace<'a> {
-    /// `[key_row, width]`, scaled.
+    /// Scaled; lines of rows, as `pack_queries` has them.
     pub(super) queries: &'a mut [f32],
     /// `[KEYS, key_row]`, or turned round
     pub(super) keys: &'a mut [f32],
-    /// `[KEYS, value_row]`
+    /// `[KEYS, value_line]`
     pub(super) values: &'a mut [f32],
-    /// `[KEYS, width]`, or turned round
+    /// `[KEYS, width]`, or turned round, or in panels
     pub(super) scores: &'a mut [f32],
     /// By how much the sums of each row shrink when a tile raises its maximum.
     pub(super) shrink: &'a mut [f32],
@@ -108,8 +100,8 @@ impl<'a> Workspace<'a> {
     }
 
     fn parts(sizes: &AttentionSizes) -> [usize; 6] {
-        let (key_row, value_row) = (row_len(sizes.key_dim), row_len(sizes.value_dim));
-        [key_row * ROWS, KEYS * key_row, KEYS * value_row, KEYS * ROWS, ROWS, ROWS]
+        let (key_row, value_line) = (row_len(sizes.key_dim), value_line(sizes.value_dim));
+        [key_row * ROWS, KEYS * key_row, KEYS * value_line, KEYS * ROWS, ROWS, ROWS]
     }
 
     pub fn new(mut buffer: &'a mut [f32], sizes: &AttentionSizes) -> Self {
@@ -119,139 +111,6 @@ impl<'a> Workspace<'a> {
         let [range, total] = states.map(|state| State::new(state, sizes, ROWS));
         Self { queries, keys, values, scores, shrink, visible, range, total }
     }
-}
-
-/// Queries transposed and scaled; lanes without a row get zeros.
-pub(crate) fn pack_queries(problem: &Problem, block: &Block, work: &mut Workspace) {
-    let (d, width) = (problem.sizes.key_dim, width(block));
-    work.queries[..d * width].fill(0.0);
-    for row in 0..block.num_rows() {
-        let (token, head) = block.row(row);
-        let q = &problem.q[token * problem.q_stride + head * d..][..d];
-        for (line, &q) in work.queries.chunks_exact_mut(width).zip(q) {
-            line[row] = q * problem.scale;
-        }
-    }
-}
-
-simd_entry! {
-    /// Fills `work.range` with the block's attention over one range of keys.
-    pub(crate) fn attend(problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) = attend_body
-}
-
-#[inline(always)]
-fn attend_body<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, range: usize, work: &mut Workspace<'_>) {
-    work.range.clear(width(block));
-    let width = width(block);
-    for (first, n) in block.tiles(range) {
-        let places = Places::of(problem, block, first, n);
-        let mut ahead = Ahead::new(problem, block, first + n, num_calls::<S>(problem, block, n));
-        load::rows(s, problem, block, &places, [&mut *work.keys, &mut *work.values]);
-        score(s, problem, block, n, work, &mut || ahead.ask(s, problem, block));
-        if !block.hides_nothing(first, n) {
-            mask(s, [first, n], block.window, width, work);
-        }
-        for lane in (0..block.num_rows()).step_by(S::LANES) {
-            soften(s, [n, width], lane, work);
-        }
-        let sum_row = row_len(problem.sizes.value_dim);
-        shrink(s, sum_row, &(0..sum_row), 0..block.num_rows(), work);
-        accumulate(s, problem, block, n, work, &mut || ahead.ask(s, problem, block));
-    }
-}
-
-/// Tiles of a score and of a sum that a block computes for one tile of keys.
-fn num_calls<S: Simd>(problem: &Problem, block: &Block, n: usize) -> usize {
-    let scores = block.num_rows().div_ceil(2 * S::LANES) * n.div_ceil(S::TILE_ROWS);
-    scores + row_len(problem.sizes.value_dim).div_ceil(2 * S::LANES) * block.num_rows().div_ceil(S::TILE_ROWS)
-}
-
-/// `scores[j, r] = key[j] · query[r]`
-#[inline(always)]
-fn score<S: Simd>(
-    s: S,
-    problem: &Problem<'_>,
-    block: &Block,
-    n: usize,
-    work: &mut Workspace<'_>,
-    between: &mut impl FnMut(),
-) {
-    let (d, width) = (problem.sizes.key_dim, width(block));
-    // Lanes that hold rows: fewer than all when a block is small.
-    let lanes = block.num_rows().next_multiple_of(S::LANES);
-    let key_row = row_len(d);
-    assert!(n <= KEYS && width <= ROWS, "a tile of scores");
-    assert!(work.keys.len() >= KEYS * key_row && work.queries.len() >= d * width, "workspace");
-    assert!(work.scores.len() >= KEYS * width, "workspace");
-    let blocks = Blocks::new(n, S::TILE_ROWS);
-    let (keys, queries, scores) = (work.keys.as_ptr(), work.queries.as_ptr(), work.scores.as_mut_ptr());
-    for lane in (0..lanes).step_by(2 * S::LANES) {
-        let w = Columns::<F32> { start: queries.wrapping_add(lane), stride: width, hi: S::LANES };
-        let mut key = 0;
-        for block in 0..blocks.count {
-            let rows = blocks.len(block);
-            let x = Rows { start: keys.wrapping_add(key * key_row), row: key_row, step: 1 };
-            let start = scores.wrapping_add(key * width + lane);
-            let sums = Sums { start, row: width, hi: S::LANES, fresh: true };
-            // SAFETY: within the lengths asserted above: key + rows <= n, and lane + one or two vectors <= lanes.
-            unsafe {
-                if lane + 2 * S::LANES <= lanes {
-                    tile::tile_of::<S, F32, 2>(s, rows, w, x, d, sums);
-                } else {
-                    tile::tile_of::<S, F32, 1>(s, rows, w, x, d, sums);
-                }
-            }
-            key += rows;
-            between();
-        }
-    }
-}
-
-/// Scores of keys that a row may not see become -inf: those after it, and those before its window.
-#[inline(always)]
-pub(super) fn mask<S: Simd>(
-    s: S,
-    [first, n]: [usize; 2],
-    window: usize,
-    width: usize,
-    work: &mut Workspace<'_>,
-) {
-    let (window, hidden) = (s.splat(window as f32), s.splat(f32::NEG_INFINITY));
-    for (j, scores) in work.scores.chunks_exact_mut(width).take(n).enumerate() {
-        let position = s.splat((first + j) as f32);
-        for lane in (0..width).step_by(S::LANES) {
-            let lanes = lane..lane + S::LANES;
-            let (score, visible) =
-                (s.load_slice(&scores[lanes.clone()]), s.load_slice(&work.visible[lanes.clone()]));
-            let score = s.select_lt(position, visible, score, hidden);
-            let start = s.sub(visible, window);
-            s.store_slice(&mut scores[lanes], s.select_lt(position, start, hidden, score));
-        }
-    }
-}
-
-/// Scores of one vector of rows become weights against the new maximum.
-#[inline(always)]
-pub(super) fn soften<S: Simd>(s: S, [n, width]: [usize; 2], lane: usize, work: &mut Workspace<'_>) {
-    let lanes = lane..lane + S::LANES;
-    let scores = &mut work.scores[..n * width];
-    let old = s.load_slice(&work.range.max[lanes.clone()]);
-    let mut max = old;
-    for scores in scores.chunks_exact(width) {
-        max = s.max(max, s.load_slice(&scores[lanes.clone()]));
-    }
-    let mut sum = s.zero();
-    for scores in scores.chunks_exact_mut(width) {
-        let scores = &mut scores[lanes.clone()];
-        let weight = math::exp(s, s.sub(s.load_slice(scores), max));
-        sum = s.add(sum, weight);
-        s.store_slice(scores, weight);
-    }
-    let shrink = math::exp(s, s.sub(old, max));
-    let total = s.fma(s.load_slice(&work.range.sum[lanes.clone()]), shrink, sum);
-    s.store_slice(&mut work.range.sum[lanes.clone()], total);
-    s.store_slice(&mut work.range.max[lanes.clone()], max);
-    s.store_slice(&mut work.shrink[lanes], shrink);
 }
 
 /// Some columns of the sums of rows whose maximum rose; whole vectors.
@@ -276,47 +135,57 @@ pub(super) fn shrink<S: Simd>(
     }
 }
 
-/// `sums[r] += Σ_j weights[j, r] · value[j]`
+/// Where a block's queries lie in its workspace: element c of row r is at `r / 16 * panel + r % 16 + c * line`.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    pub panel: usize,
+    pub line: usize,
+}
+
+simd_entry! {
+    /// Queries transposed and scaled; lanes without a row, up to a multiple of 16, get zeros.
+    pub(crate) fn pack_queries(problem: &Problem<'_>, block: &Block, lines: Lines, work: &mut Workspace<'_>) = pack_queries_body
+}
+
 #[inline(always)]
-fn accumulate<S: Simd>(
+fn pack_queries_body<S: Turn>(
     s: S,
     problem: &Problem<'_>,
     block: &Block,
-    n: usize,
+    lines: Lines,
     work: &mut Workspace<'_>,
-    between: &mut impl FnMut(),
 ) {
-    let AttentionSizes { key_dim, value_dim, .. } = problem.sizes;
-    let (sum_row, num_rows, width) = (row_len(value_dim), block.num_rows(), width(block));
-    // A latent row is key and value at once.
-    let (values, stride) = match problem.keys {
-        Keys::Latent { .. } => (&*work.keys, row_len(key_dim)),
-        _ => (&*work.values, sum_row),
-    };
-    assert!(n <= KEYS && num_rows <= ROWS && sum_row <= stride, "a tile of values");
-    assert!(values.len() >= KEYS * stride && work.range.values.len() >= ROWS * sum_row, "workspace");
-    let blocks = Blocks::new(num_rows, S::TILE_ROWS);
-    let (values, weights) = (values.as_ptr(), work.scores.as_ptr());
-    let out = work.range.values.as_mut_ptr();
-    for column in (0..sum_row).step_by(2 * S::LANES) {
-        let w = Columns::<F32> { start: values.wrapping_add(column), stride, hi: S::LANES };
-        let mut row = 0;
-        for block in 0..blocks.count {
-            let rows = blocks.len(block);
-            let x = Rows { start: weights.wrapping_add(row), row: 1, step: width };
-            let start = out.wrapping_add(row * sum_row + column);
-            let sums = Sums { start, row: sum_row, hi: S::LANES, fresh: false };
-            // SAFETY: within the lengths asserted above: row + rows <= num_rows, and column + one or two vectors <= sum_row,
-            // which is a whole number of vectors.
+    let (d, num_rows, width) = (problem.sizes.key_dim, block.num_rows(), width(block));
+    let end = (width / MAX_LANES - 1) * lines.panel + (d - 1) * lines.line + MAX_LANES;
+    assert!(width <= ROWS && work.queries.len() >= end, "workspace");
+    let (scale, whole) = (s.splat(problem.scale), d / S::LANES * S::LANES);
+    let zeros = [0.0; MAX_LANES];
+    for first in (0..width).step_by(S::LANES) {
+        let mut rows = [zeros.as_ptr(); MAX_LANES];
+        let filled = S::LANES.min(num_rows.saturating_sub(first));
+        for (lane, start) in rows[..filled].iter_mut().enumerate() {
+            let (token, head) = block.row(first + lane);
+            *start = problem.q[token * problem.q_stride + head * d..][..d].as_ptr();
+        }
+        let to = work.queries.as_mut_ptr().wrapping_add(first / MAX_LANES * lines.panel + first % MAX_LANES);
+        for column in (0..whole).step_by(S::LANES) {
+            // SAFETY: so many columns are left of rows, or there are as many zeros; lines below `d` of lanes below `width` were checked.
             unsafe {
-                if column + 2 * S::LANES <= sum_row {
-                    tile::tile_of::<S, F32, 2>(s, rows, w, x, n, sums);
-                } else {
-                    tile::tile_of::<S, F32, 1>(s, rows, w, x, n, sums);
+                s.turn(&rows, to.add(column * lines.line), lines.line);
+                for line in column..column + S::LANES {
+                    let to = to.add(line * lines.line);
+                    s.store(to, s.mul(s.load(to), scale));
                 }
             }
-            row += rows;
-            between();
+            for start in &mut rows[..filled] {
+                *start = start.wrapping_add(S::LANES);
+            }
+        }
+        for column in whole..d {
+            for (lane, start) in rows[..S::LANES].iter().enumerate() {
+                // SAFETY: rows were moved on to column `whole`, and have `d`; there are more zeros than columns left.
+                unsafe { *to.add(column * lines.line + lane) = *start.add(column - whole) * problem.scale };
+            }
         }
     }
 }

@@ -11,7 +11,7 @@
 use super::attention;
 use super::attention_block::{self, State, Workspace};
 use super::attention_load::{slots, widen_row};
-use super::attention_problem::{Block, Keys, Problem, RANGE, ROWS, row_len, width};
+use super::attention_problem::{Block, Keys, Problem, RANGE, ROWS, row_len, value_line, width};
 use super::gemm::{self, Gemm, Input};
 use super::processor::Cpu;
 use super::shared::SharedMut;
@@ -41,7 +41,7 @@ struct Room<'a> {
     latents: &'a mut [f32],
     /// `[H, RANGE, N + P]`
     keys: &'a mut [f32],
-    /// `[H, RANGE, V]`
+    /// `[H, RANGE, value_line]`
     values: &'a mut [f32],
     workspaces: &'a mut [f32],
     /// For each head and 64 tokens of an item.
@@ -54,7 +54,7 @@ fn lens(sizes: &ExpandedSizes, num_threads: usize) -> [usize; 5] {
     [
         RANGE * rank,
         heads * RANGE * (nope + rotated),
-        heads * RANGE * value_dim,
+        heads * RANGE * value_line(value_dim),
         num_threads * Workspace::len(&inner),
         heads * max_tokens.div_ceil(ROWS) * State::len(&inner, ROWS),
     ]
@@ -119,7 +119,7 @@ pub(crate) fn item(
                 total.clear(width);
             }
             if first < block.last_visible {
-                attention::pack_queries(&problem, &block, first, &mut work);
+                attention::pack_queries(cpu.isa, &problem, &block, first, &mut work);
                 attention::attend(cpu.isa, &problem, &block, range, None, &mut work);
                 let (range, columns) = (work.range.finished(), 0..row_len(value_dim));
                 attention_block::merge(cpu.isa, &range, &mut total, block.num_rows(), &columns);
@@ -207,7 +207,7 @@ fn expand(
         out_member: RANGE * out_stride,
     };
     gemm::run(cpu, &gemm(expansion.key_up, SharedMut::new(room.keys), key_dim));
-    gemm::run(cpu, &gemm(expansion.value_up, SharedMut::new(room.values), value_dim));
+    gemm::run(cpu, &gemm(expansion.value_up, SharedMut::new(room.values), value_line(value_dim)));
 }
 
 simd_entry! {

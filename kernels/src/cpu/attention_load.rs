@@ -1,7 +1,7 @@
 //! Keys and values of a tile, from where they lie to where a block computes with them: widened to f32, once for all rows of the
 //! block. What the next tile needs is asked for meanwhile: its rows lie far apart, so that the processor would not guess them.
 
-use super::attention_problem::{Block, KEYS, Keys, Problem, RANGE, row_len};
+use super::attention_problem::{Block, KEYS, Keys, Problem, RANGE, row_len, value_line};
 use super::simd::Turn;
 use crate::operands::attention::{AttentionSizes, Ragged};
 use crate::operands::kv::KvRows;
@@ -89,7 +89,7 @@ pub(crate) fn value<'a>(problem: &Problem<'a>, block: &Block, row: usize) -> Sou
         Keys::Packed { qkv, heads, .. } => {
             Source::Floats(&qkv[((row * 3 + 2) * heads + block.kv_head) * d..][..dv])
         }
-        Keys::Expanded { values, .. } => Source::Floats(&values[row * dv..][..dv]),
+        Keys::Expanded { values, .. } => Source::Floats(&values[row * value_line(dv)..][..dv]),
     }
 }
 
@@ -165,13 +165,17 @@ fn widen<S: Turn>(s: S, src: &Tensor, start: usize, out: &mut [f32]) {
         _ => {
             let bits = &src.as_u16()[start..start + out.len()];
             let whole = out.len() / S::LANES * S::LANES;
-            for i in (0..whole).step_by(S::LANES) {
-                // SAFETY: LANES elements from i on, i + LANES <= whole.
-                let v = unsafe {
-                    let from = bits.as_ptr().add(i);
-                    if src.dtype() == DType::BF16 { s.load_bf16(from) } else { s.load_f16(from) }
-                };
-                s.store_slice(&mut out[i..i + S::LANES], v);
+            // A loop for each: a question for every vector costs as much as the vector.
+            if src.dtype() == DType::BF16 {
+                for i in (0..whole).step_by(S::LANES) {
+                    // SAFETY: LANES elements from i on in both, i + LANES <= whole.
+                    unsafe { s.store(out.as_mut_ptr().add(i), s.load_bf16(bits.as_ptr().add(i))) };
+                }
+            } else {
+                for i in (0..whole).step_by(S::LANES) {
+                    // SAFETY: as above.
+                    unsafe { s.store(out.as_mut_ptr().add(i), s.load_f16(bits.as_ptr().add(i))) };
+                }
             }
             for (i, out) in out.iter_mut().enumerate().skip(whole) {
                 *out = src.get(start + i);
@@ -194,33 +198,63 @@ fn dequantize<S: Turn>(s: S, levels: &[u8], scale: f32, out: &mut [f32]) {
     }
 }
 
-/// Rows of keys, one after the other, in `keys` `[KEYS, key_row]`, and of values in `values` `[KEYS, value_row]`. Of latent rows only
-/// keys, which hold the values.
+/// Rows of f32 where they lie, a fixed distance apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Evenly {
+    pub start: *const f32,
+    pub row: usize,
+}
+
+impl Evenly {
+    /// Of so many rows of a slice.
+    fn of(floats: &[f32], num_rows: usize, dim: usize, row: usize) -> Self {
+        assert!(dim <= row && (num_rows - 1) * row + dim <= floats.len(), "rows of floats");
+        Self { start: floats.as_ptr(), row }
+    }
+}
+
+/// Keys of a tile as f32: where they are, or widened in `room` `[KEYS, key_row]`. Of latent rows, which hold the values, as well.
 #[inline(always)]
-pub(crate) fn rows<S: Turn>(
+pub(crate) fn keys<S: Turn>(
     s: S,
     problem: &Problem<'_>,
     block: &Block,
     places: &Places,
-    [keys, values]: [&mut [f32]; 2],
-) {
-    let AttentionSizes { key_dim: d, value_dim: dv, .. } = problem.sizes;
-    for (&row, out) in places.rows().iter().zip(keys.chunks_exact_mut(row_len(d))) {
-        key(problem, block, row).widen(s, 0, split(problem), &mut out[..d]);
-    }
-    if !matches!(problem.keys, Keys::Latent { .. }) {
-        self::values(s, problem, block, places, values);
-        debug_assert!(dv <= row_len(dv));
+    room: &mut [f32],
+) -> Evenly {
+    let (d, n, row) = (problem.sizes.key_dim, places.len, places.rows()[0]);
+    match problem.keys {
+        Keys::Packed { qkv, heads, .. } => {
+            Evenly::of(&qkv[((row * 3 + 1) * heads + block.kv_head) * d..], n, d, 3 * heads * d)
+        }
+        Keys::Expanded { keys, .. } => Evenly::of(&keys[row * d..], n, d, d),
+        Keys::Paged { .. } | Keys::Latent { .. } => {
+            for (&row, out) in places.rows().iter().zip(room.chunks_exact_mut(row_len(d))) {
+                key(problem, block, row).widen(s, 0, split(problem), &mut out[..d]);
+            }
+            Evenly::of(room, n, d, row_len(d))
+        }
     }
 }
 
-/// Rows of values in `out` `[KEYS, value_row]`.
+/// As `keys`, values, in whole vectors; not of latent rows. Packed ones are copied: they lie pages apart, and are read down the rows.
 #[inline(always)]
-pub(crate) fn values<S: Turn>(s: S, problem: &Problem<'_>, block: &Block, places: &Places, out: &mut [f32]) {
-    let dv = problem.sizes.value_dim;
-    for (&row, out) in places.rows().iter().zip(out.chunks_exact_mut(row_len(dv))) {
+pub(crate) fn values<S: Turn>(
+    s: S,
+    problem: &Problem<'_>,
+    block: &Block,
+    places: &Places,
+    room: &mut [f32],
+) -> Evenly {
+    let (dv, line) = (problem.sizes.value_dim, value_line(problem.sizes.value_dim));
+    if let Keys::Expanded { values, .. } = problem.keys {
+        // Rows end with whole vectors, though not with whole numbers.
+        return Evenly::of(&values[places.rows()[0] * line..], places.len, row_len(dv), line);
+    }
+    for (&row, out) in places.rows().iter().zip(room.chunks_exact_mut(line)) {
         value(problem, block, row).widen(s, 0, split(problem), &mut out[..dv]);
     }
+    Evenly::of(room, places.len, row_len(dv), line)
 }
 
 /// The next tile, asked for row by row while this one is computed with: a processor has few requests to memory under way at a time,

@@ -7,12 +7,12 @@
 //! A word is a pair: two neighbours of a key, as it lies in the cache, and of a query; of weights and values those of two keys. A row's
 //! sums have the order of the pairs, whatever rows are beside it. A key that a row may not see has weight 0, and adding 0 · v changes no bit.
 
-use super::attention_block::{Workspace, mask, shrink, soften};
+use super::attention_block::{Workspace, shrink};
 use super::attention_latents::{Latents, LatentsAhead};
 use super::attention_load::{self, Ahead, Places, Source};
 use super::attention_problem::{After, Block, KEYS, Problem, RANGE, ROWS, row_len, width};
 use super::dot::{CACHE_LINE, Lines, Words, pair_tile_of};
-use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for};
+use super::simd::{Avx512, Bf16Dot, Simd, Turn, ask_for, math};
 use super::tile::{Blocks, Rows, Sums};
 use crate::operands::attention::AttentionSizes;
 use crate::operands::kv::KvRows;
@@ -128,6 +128,47 @@ fn attend_body(
         load_values(dot, problem, block, &places, &columns, work);
         accumulate(dot, problem, block, n, &columns, work, &mut || ahead.ask(s, problem, block));
     }
+}
+
+/// Scores of keys that a row may not see become -inf: those after it, and those before its window.
+#[inline(always)]
+fn mask<S: Simd>(s: S, [first, n]: [usize; 2], window: usize, width: usize, work: &mut Workspace<'_>) {
+    let (window, hidden) = (s.splat(window as f32), s.splat(f32::NEG_INFINITY));
+    for (j, scores) in work.scores.chunks_exact_mut(width).take(n).enumerate() {
+        let position = s.splat((first + j) as f32);
+        for lane in (0..width).step_by(S::LANES) {
+            let lanes = lane..lane + S::LANES;
+            let (score, visible) =
+                (s.load_slice(&scores[lanes.clone()]), s.load_slice(&work.visible[lanes.clone()]));
+            let score = s.select_lt(position, visible, score, hidden);
+            let start = s.sub(visible, window);
+            s.store_slice(&mut scores[lanes], s.select_lt(position, start, hidden, score));
+        }
+    }
+}
+
+/// Scores of one vector of rows become weights against the new maximum.
+#[inline(always)]
+fn soften<S: Simd>(s: S, [n, width]: [usize; 2], lane: usize, work: &mut Workspace<'_>) {
+    let lanes = lane..lane + S::LANES;
+    let scores = &mut work.scores[..n * width];
+    let old = s.load_slice(&work.range.max[lanes.clone()]);
+    let mut max = old;
+    for scores in scores.chunks_exact(width) {
+        max = s.max(max, s.load_slice(&scores[lanes.clone()]));
+    }
+    let mut sum = s.zero();
+    for scores in scores.chunks_exact_mut(width) {
+        let scores = &mut scores[lanes.clone()];
+        let weight = math::exp(s, s.sub(s.load_slice(scores), max));
+        sum = s.add(sum, weight);
+        s.store_slice(scores, weight);
+    }
+    let shrink = math::exp(s, s.sub(old, max));
+    let total = s.fma(s.load_slice(&work.range.sum[lanes.clone()]), shrink, sum);
+    s.store_slice(&mut work.range.sum[lanes.clone()], total);
+    s.store_slice(&mut work.range.max[lanes.clone()], max);
+    s.store_slice(&mut work.shrink[lanes], shrink);
 }
 
 /// Scores of a tile become weights, in words.

@@ -33,7 +33,7 @@ pub(crate) enum Keys<'a> {
         heads: usize,
         cu_seqlens: &'a [u32],
     },
-    /// Of one range of one item, the first at position `first`: `[H, RANGE, D]` and `[H, RANGE, Dv]`.
+    /// Of one range of one item, the first at position `first`: `[H, RANGE, D]` and `[H, RANGE, value_line]`.
     Expanded {
         keys: &'a [f32],
         values: &'a [f32],
@@ -245,4 +245,11 @@ pub(crate) fn width(block: &Block) -> usize {
 /// A row in whole vectors, with room for the widest.
 pub(crate) fn row_len(dim: usize) -> usize {
     dim.next_multiple_of(16)
+}
+
+/// A row of values of which many are read a few columns at a time, down the rows: not a multiple of 512 bytes, which would put them all in
+/// the same few lines of the first cache.
+pub(crate) fn value_line(dim: usize) -> usize {
+    let len = row_len(dim);
+    if len.is_multiple_of(128) { len + 16 } else { len }
 }

@@ -558,8 +558,8 @@ impl Sums<'_> {
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let weight = s.splat(*self.weights.wrapping_add(r * KEYS + j));
-                    for (acc, &x) in acc.iter_mut().zip(&values) {
-                        *acc = s.fma(weight, x, *acc);
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.fma(weight, values[v], *acc);
                     }
                 }
             }

@@ -5,6 +5,7 @@ pub(crate) mod ahead;
 pub(crate) mod attention;
 mod attention_block;
 pub(crate) mod attention_expanded;
+mod attention_floats;
 #[cfg(target_arch = "x86_64")]
 mod attention_latents;
 mod attention_load;

@@ -50,7 +50,13 @@ impl Turn for Avx2 {
     unsafe fn turn(self, from: &[*const f32; MAX_LANES], to: *mut f32, to_row: usize) {
         // SAFETY: the caller's promise; the token proves that the processor has the instructions.
         unsafe {
-            let turned = turn8(std::array::from_fn(|r| _mm256_loadu_ps(from[r])));
+            // One by one: closures of `from_fn` are not always inlined, and then every row goes through memory.
+            let [a, b, c, d, e, f, g, h, ..] = *from;
+            let (a, b, c, d) =
+                (_mm256_loadu_ps(a), _mm256_loadu_ps(b), _mm256_loadu_ps(c), _mm256_loadu_ps(d));
+            let (e, f, g, h) =
+                (_mm256_loadu_ps(e), _mm256_loadu_ps(f), _mm256_loadu_ps(g), _mm256_loadu_ps(h));
+            let turned = turn8([a, b, c, d, e, f, g, h]);
             for (c, line) in turned.into_iter().enumerate() {
                 _mm256_storeu_ps(to.add(c * to_row), line);
             }
