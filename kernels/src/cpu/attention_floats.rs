@@ -15,7 +15,7 @@ use super::attention_block::{LOWEST, Lines, Workspace};
 use super::attention_load::{self as load, Ahead, Evenly, Places};
 use super::attention_problem::{Block, KEYS, Keys, Problem, ROWS, row_len, width};
 use super::simd::{MAX_LANES, Simd, Turn, math, simd_entry};
-use super::tile::{self, Blocks, Columns, F32, Rows, Sums, by_rows};
+use super::tile::{self, Blocks, Columns, F32, Rows, Sums, by_rows, starts};
 use crate::operands::attention::AttentionSizes;
 
 /// Rows of a panel: as many as the widest vector has, so that it is the same on every processor.
@@ -272,7 +272,7 @@ impl Product {
     /// All that `self` describes can be read, and sums written.
     #[inline(always)]
     unsafe fn run<S: Simd, const M: usize, const V: usize>(&self, s: S) {
-        let mut acc = [[s.zero(); V]; M];
+        let (mut acc, rows) = ([[s.zero(); V]; M], starts::<M>(self.x.row));
         // SAFETY: the caller's promise.
         unsafe {
             if !self.factors.is_null() {
@@ -290,7 +290,7 @@ impl Product {
                 let first = s.load(line);
                 let second = if V == 2 { s.load(line.add(S::LANES)) } else { first };
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = s.splat(*column.add(r * self.x.row));
+                    let x = s.splat(*column.add(rows[r]));
                     acc[0] = s.fma(x, first, acc[0]);
                     if V == 2 {
                         acc[1] = s.fma(x, second, acc[1]);

@@ -10,14 +10,14 @@
 #[cfg(target_arch = "x86_64")]
 use super::compact_floats;
 #[cfg(target_arch = "x86_64")]
-use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from, starts};
+use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from};
 use super::floats::Floats;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
 use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
 #[cfg(target_arch = "x86_64")]
-use super::tile::{Blocks, by_rows};
+use super::tile::{Blocks, by_rows, starts};
 use crate::ActivationType;
 use crate::compact::{
     BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad,

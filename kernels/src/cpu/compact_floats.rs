@@ -10,7 +10,7 @@ use super::compact::blocks;
 use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows, columns};
 use super::simd::compact::{Avx2Quads, first_term, second_term};
 use super::simd::{Avx2, Simd, ask_for};
-use super::tile::{Job, by_rows};
+use super::tile::{Job, by_rows, starts};
 use crate::compact::{HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS};
 use crate::panel::PANEL;
 use half::bf16;
@@ -126,7 +126,7 @@ unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2],
 unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
     let Job { x, sums, from, k, panel: block, .. } = *job;
     let columns = columns::<4>(LANES, 0);
-    let mut acc = [[s.zero(); 4]; M];
+    let (mut acc, starts) = ([[s.zero(); 4]; M], starts::<M>(x.row));
     // SAFETY: the caller's promise.
     unsafe {
         if !sums.fresh {
@@ -145,7 +145,7 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
             ($h:expr, $pairs:expr, $of_pair:ident, $term:expr) => {
                 let mut xs = [s.zero(); M];
                 for (r, xs) in xs.iter_mut().enumerate() {
-                    *xs = s.splat(*column.add(r * x.row + $term));
+                    *xs = s.splat(*column.add(starts[r]).add($term));
                 }
                 for (v, pairs) in $pairs.into_iter().enumerate() {
                     let (v, weights) = (2 * $h + v, $of_pair(s, pairs));

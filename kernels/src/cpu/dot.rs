@@ -15,7 +15,7 @@ use super::rounded::{HEADER, SCALE, START, SUM};
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
 use super::simd::{Simd, ask_for, dot_entry};
-use super::tile::{Blocks, Job, PanelFormat, by_rows};
+use super::tile::{Blocks, Job, PanelFormat, by_rows, starts};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Partial, Rows, Sums};
 use crate::panel::{GROUP, PANEL};
@@ -156,16 +156,6 @@ pub(super) unsafe fn pair_tile_from<const V: usize, const ASKS: usize>(
 ) {
     // SAFETY: the caller's promise.
     by_rows!(num_rows, Bf16Dot::TILE_ROWS, |M| unsafe { pair_tile::<M, V, ASKS>(d, w, x, pairs, sums) });
-}
-
-/// Where rows begin. Sums in a loop would be checked for overflow again and again.
-#[inline(always)]
-pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
-    let mut starts = [0usize; M];
-    for r in 1..M {
-        starts[r] = starts[r - 1].wrapping_add(row);
-    }
-    starts
 }
 
 /// # Safety

@@ -9,7 +9,7 @@
 
 use super::simd::{Simd, ask_for};
 use super::tile::{
-    Blocks, Columns, Format, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums, by_rows, tile, tile_from,
+    Blocks, Columns, Format, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums, by_rows, starts, tile, tile_from,
 };
 use crate::ActivationType;
 use crate::panel::PANEL;
@@ -192,7 +192,8 @@ unsafe fn block_tile<S: Simd, const M: usize, const V: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut acc = [[s.zero(); V]; M];
+        let (mut acc, rows) = ([[s.zero(); V]; M], starts::<M>(x.row));
+        let next = x.start.wrapping_add(rows[M - 1]).wrapping_add(x.row);
         for (r, acc) in acc.iter_mut().enumerate() {
             if !sums.fresh {
                 for (v, acc) in acc.iter_mut().enumerate() {
@@ -205,15 +206,15 @@ unsafe fn block_tile<S: Simd, const M: usize, const V: usize>(
         let mut line = floats;
         for start in (0..k).step_by(ASK_TERMS) {
             let column = x.start.add(start);
-            for r in 0..M {
-                s.prefetch(column.wrapping_add((M + r) * x.row).cast());
+            for row in rows {
+                s.prefetch(next.wrapping_add(start).wrapping_add(row).cast());
             }
             for term in 0..ASK_TERMS.min(k - start) {
                 // Whichever of the two are fewer stay in registers beside the sums.
                 if V == 4 {
                     let mut xs = [s.zero(); M];
                     for (r, xs) in xs.iter_mut().enumerate() {
-                        *xs = s.splat(*column.add(r * x.row + term));
+                        *xs = s.splat(*column.add(rows[r]).add(term));
                     }
                     for v in 0..V {
                         let weights = s.load(line.add(v * S::LANES));
@@ -227,7 +228,7 @@ unsafe fn block_tile<S: Simd, const M: usize, const V: usize>(
                         *weights = s.load(line.add(v * S::LANES));
                     }
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = s.splat(*column.add(r * x.row + term));
+                        let x = s.splat(*column.add(rows[r]).add(term));
                         for (v, acc) in acc.iter_mut().enumerate() {
                             *acc = s.fma(x, weights[v], *acc);
                         }

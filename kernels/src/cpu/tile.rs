@@ -107,6 +107,16 @@ impl Partial {
     }
 }
 
+/// Where rows begin. Sums in a loop would be checked for overflow again and again.
+#[inline(always)]
+pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
+    let mut starts = [0usize; M];
+    for r in 1..M {
+        starts[r] = starts[r - 1].wrapping_add(row);
+    }
+    starts
+}
+
 /// `M` rows times `V` vectors over `k` terms.
 ///
 /// # Safety
@@ -121,7 +131,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut acc = [[s.zero(); V]; M];
+        let (mut acc, rows) = ([[s.zero(); V]; M], starts::<M>(x.row));
         if !sums.fresh {
             for (r, acc) in acc.iter_mut().enumerate() {
                 for (v, acc) in acc.iter_mut().enumerate() {
@@ -138,15 +148,15 @@ pub(crate) unsafe fn tile<S: Simd, W: Format, const M: usize, const V: usize>(
                     s.prefetch(line.cast::<u8>().wrapping_add(PREFETCH + 64));
                 }
             }
-            term::<S, W, M, V, 0>(s, line, w.hi, column, x.row, &mut acc);
+            term::<S, W, M, V, 0>(s, line, w.hi, column, &rows, &mut acc);
             if W::STEP > 1 {
-                term::<S, W, M, V, 1>(s, line, w.hi, column.wrapping_add(x.step), x.row, &mut acc);
+                term::<S, W, M, V, 1>(s, line, w.hi, column.wrapping_add(x.step), &rows, &mut acc);
             }
             line = line.wrapping_add(w.stride);
             column = column.wrapping_add(W::STEP * x.step);
         }
         if W::STEP > 1 && !k.is_multiple_of(W::STEP) {
-            term::<S, W, M, V, 0>(s, line, w.hi, column, x.row, &mut acc);
+            term::<S, W, M, V, 0>(s, line, w.hi, column, &rows, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
@@ -166,17 +176,17 @@ unsafe fn term<S: Simd, W: Format, const M: usize, const V: usize, const TERM: u
     line: *const W::Element,
     hi: usize,
     column: *const f32,
-    row: usize,
+    rows: &[usize; M],
     acc: &mut [[S::V; V]; M],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut weights = [s.zero(); V];
         for (v, weights) in weights.iter_mut().enumerate() {
-            *weights = W::load::<S, TERM>(s, line.add(v * hi));
+            *weights = W::load::<S, TERM>(s, line.add(v.wrapping_mul(hi)));
         }
         for (r, acc) in acc.iter_mut().enumerate() {
-            let x = s.splat(*column.add(r * row));
+            let x = s.splat(*column.add(rows[r]));
             for (v, acc) in acc.iter_mut().enumerate() {
                 *acc = s.fma(x, weights[v], *acc);
             }
