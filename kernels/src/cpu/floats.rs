@@ -9,7 +9,8 @@
 
 use super::simd::{Simd, ask_for};
 use super::tile::{
-    Blocks, Columns, Format, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums, by_rows, starts, tile, tile_from,
+    Blocks, Columns, Format, Job, K_BLOCK, PACKED_ROW, PanelFormat, Partial, Rows, Sums, by_rows, starts,
+    tile, tile_from,
 };
 use crate::ActivationType;
 use crate::panel::PANEL;
@@ -164,82 +165,104 @@ pub(super) unsafe fn block_rows<S: Simd, const V: usize>(
         let sums = (from, sums, columns);
         // SAFETY: the caller's promise.
         unsafe {
-            if V == 4 {
-                by_rows!(rows, NARROW_ROWS, |M| block_tile::<S, M, V>(s, floats, x, k, sums));
-            } else {
-                by_rows!(rows, S::TILE_ROWS, |M| block_tile::<S, M, V>(s, floats, x, k, sums));
+            match V == 4 {
+                true if x.row == PACKED_ROW => {
+                    by_rows!(rows, NARROW_ROWS, |M| block_tile::<S, M, V, true>(s, floats, x, k, sums));
+                }
+                true => by_rows!(rows, NARROW_ROWS, |M| block_tile::<S, M, V, false>(s, floats, x, k, sums)),
+                false => {
+                    assert_eq!(x.row, PACKED_ROW, "so many rows are packed");
+                    by_rows!(rows, S::TILE_ROWS, |M| block_tile::<S, M, V, true>(s, floats, x, k, sums));
+                }
             }
         }
         row += rows;
     }
 }
 
-/// Terms between two requests for the lines of the next tile's rows: a cache line of x.
-const ASK_TERMS: usize = 16;
+/// Terms of a turn of the loop over two vectors. With four, the compiler would bring several terms' weights into registers, which sums need.
+const TURN: usize = 4;
 
-/// `M` rows times `V` vectors of floats. Rows that follow those of the tile are the next one's: the first cache holds a tile's rows, not all
-/// of a task, and without a request the first products of each line wait for the second.
+/// `M` rows times `V` vectors of floats. `PACKED` rows lie as `PackedRows` has them: a distance that the compiler knows is part of each load, and
+/// loops are bound by the number of their instructions.
 ///
 /// # Safety
 /// As for `tile`, with a line of V vectors to a term.
 #[inline(always)]
-unsafe fn block_tile<S: Simd, const M: usize, const V: usize>(
+unsafe fn block_tile<S: Simd, const M: usize, const V: usize, const PACKED: bool>(
     s: S,
     floats: *const f32,
     x: Rows,
     k: usize,
     (from, sums, columns): (Partial, Sums, [usize; V]),
 ) {
+    let rows = starts::<M>(if PACKED { PACKED_ROW } else { x.row });
+    let mut acc = [[s.zero(); V]; M];
     // SAFETY: the caller's promise.
     unsafe {
-        let (mut acc, rows) = ([[s.zero(); V]; M], starts::<M>(x.row));
-        let next = x.start.wrapping_add(rows[M - 1]).wrapping_add(x.row);
-        for (r, acc) in acc.iter_mut().enumerate() {
-            if !sums.fresh {
+        if !sums.fresh {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 for (v, acc) in acc.iter_mut().enumerate() {
-                    let from = from.start.add(r * from.row + columns[v]);
-                    *acc = s.load(from);
-                    s.prefetch(from.wrapping_add(M * sums.row).cast());
+                    *acc = s.load(from.start.add(r * from.row + columns[v]));
                 }
             }
         }
-        let mut line = floats;
-        for start in (0..k).step_by(ASK_TERMS) {
-            let column = x.start.add(start);
-            for row in rows {
-                s.prefetch(next.wrapping_add(start).wrapping_add(row).cast());
+        let (mut line, mut column) = (floats, x.start);
+        let turn = if V == 4 { 1 } else { TURN };
+        for _ in 0..k / turn {
+            for term in 0..turn {
+                block_term::<S, M, V>(s, line.add(term * V * S::LANES), column.add(term), &rows, &mut acc);
             }
-            for term in 0..ASK_TERMS.min(k - start) {
-                // Whichever of the two are fewer stay in registers beside the sums.
-                if V == 4 {
-                    let mut xs = [s.zero(); M];
-                    for (r, xs) in xs.iter_mut().enumerate() {
-                        *xs = s.splat(*column.add(rows[r]).add(term));
-                    }
-                    for v in 0..V {
-                        let weights = s.load(line.add(v * S::LANES));
-                        for (xs, acc) in xs.into_iter().zip(&mut acc) {
-                            acc[v] = s.fma(xs, weights, acc[v]);
-                        }
-                    }
-                } else {
-                    let mut weights = [s.zero(); V];
-                    for (v, weights) in weights.iter_mut().enumerate() {
-                        *weights = s.load(line.add(v * S::LANES));
-                    }
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = s.splat(*column.add(rows[r]).add(term));
-                        for (v, acc) in acc.iter_mut().enumerate() {
-                            *acc = s.fma(x, weights[v], *acc);
-                        }
-                    }
-                }
-                line = line.add(V * S::LANES);
-            }
+            (line, column) = (line.add(turn * V * S::LANES), column.add(turn));
+        }
+        for term in 0..k % turn {
+            let line = line.wrapping_add((V * S::LANES).wrapping_mul(term));
+            block_term::<S, M, V>(s, line, column.wrapping_add(term), &rows, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
             for (v, acc) in acc.iter().enumerate() {
                 s.store(sums.start.add(r * sums.row + columns[v]), *acc);
+            }
+        }
+    }
+}
+
+/// One term of every sum.
+///
+/// # Safety
+/// As for `tile`.
+#[inline(always)]
+unsafe fn block_term<S: Simd, const M: usize, const V: usize>(
+    s: S,
+    line: *const f32,
+    column: *const f32,
+    rows: &[usize; M],
+    acc: &mut [[S::V; V]; M],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Whichever of the two are fewer stay in registers beside the sums.
+        if V == 4 {
+            let mut xs = [s.zero(); M];
+            for (r, xs) in xs.iter_mut().enumerate() {
+                *xs = s.splat(*column.add(rows[r]));
+            }
+            for v in 0..V {
+                let weights = s.load(line.add(v * S::LANES));
+                for r in 0..M {
+                    acc[r][v] = s.fma(xs[r], weights, acc[r][v]);
+                }
+            }
+        } else {
+            let mut weights = [s.zero(); V];
+            for (v, weights) in weights.iter_mut().enumerate() {
+                *weights = s.load(line.add(v * S::LANES));
+            }
+            for r in 0..M {
+                let x = s.splat(*column.add(rows[r]));
+                for v in 0..V {
+                    acc[r][v] = s.fma(x, weights[v], acc[r][v]);
+                }
             }
         }
     }

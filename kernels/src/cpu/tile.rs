@@ -377,7 +377,7 @@ pub(crate) const ONE_TILE: usize = 12;
 /// Rows that pass by a block of a panel at a time.
 pub(crate) const MAX_ROWS: usize = 144;
 /// A row of packed activations. Not a power of two: rows that are whole pages apart fight for the same few cache lines.
-const PACKED_ROW: usize = K_BLOCK + 16;
+pub(super) const PACKED_ROW: usize = K_BLOCK + 16;
 /// Rows that do so well enough where they are.
 pub(crate) const UNPACKED_ROWS: usize = 4;
 
