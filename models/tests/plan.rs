@@ -6,7 +6,7 @@ mod common;
 use common::{FAMILIES, emulated, files, fixture, load, options};
 use models::{
     ActivationsChoice, DTypeChoice, DeviceChoice, KvCacheDTypeChoice, LoadError, LoadFormat, LoadOptions,
-    Loaded, MemoryLimit, ModelFiles, Plan, QuantizationChoice,
+    Loaded, MemoryLimit, ModelFiles, Plan, QuantizationChoice, WeightLayoutChoice,
 };
 use serde_json::{Value, json};
 
@@ -224,6 +224,8 @@ fn plan_of_the_whole_moonlight() {
         max_num_batched_tokens: 512,
         block_size: 16,
         memory: MemoryLimit::Bytes(40 << 30),
+        // On any processor.
+        weight_layout: WeightLayoutChoice::Plain,
         ..options()
     };
     let fitting = plan(&options).unwrap();
@@ -259,7 +261,8 @@ fn plan_of_the_whole_moonlight() {
 #[test]
 fn plan_of_the_whole_moonlight_quantised() {
     let of = |quantization| {
-        let options = LoadOptions { dtype: DTypeChoice::Auto, quantization, ..options() };
+        let weight_layout = WeightLayoutChoice::Plain;
+        let options = LoadOptions { dtype: DTypeChoice::Auto, quantization, weight_layout, ..options() };
         plan(&LoadOptions { memory: MemoryLimit::Bytes(40 << 30), ..options }).unwrap()
     };
     let [float, int8, int4] =

@@ -344,6 +344,7 @@ fn routes_and_methods() {
             path if path.contains("{id}") => 404,
             // Off unless the operator turns them on.
             path if path.ends_with("/tokenizer_info") || path.ends_with("_lora_adapter") => 404,
+            path if path.ends_with("/ping") => 200,
             _ if route.method == "GET" => 200,
             _ => 400,
         };

@@ -399,8 +399,8 @@ fn what_was_called_before_reaches_the_model() {
 /// As clients of several MCP servers send them.
 #[test]
 fn a_thousand_tools() {
-    // The prompt says how long they are, so that it is short.
-    let template = KIMI.template.replace("tojson(separators=(',', ':'))", "tojson | length").leak();
+    // The prompt shows a few of them, so that it is short.
+    let template = KIMI.template.replace("{{ tools | tojson", "{{ tools[:4] | tojson").leak();
     let case = case(Box::leak(Box::new(Scripted { template, controls: KIMI.controls })));
     let tool = |i: usize| {
         let mut tool = weather();
@@ -429,9 +429,9 @@ fn thoughts_between_parts_are_what_was_thought() {
     let prompt = |message: Value| {
         case.prompt(&json!({"messages": [{"role": "user", "content": "a"}, message, {"role": "user", "content": "b"}]}))
     };
-    let plain = prompt(json!({"role": "assistant", "content": "Yes. No.", "reasoning_content": "Hm. Ah."}));
-    assert!(plain.contains("[[Hm. Ah.]]Yes. No.<|im_end|>"), "{plain}");
-    let parts = json!([thought("Hm. "), text("Yes."), thought("Ah."), text(" No.")]);
+    let plain = prompt(json!({"role": "assistant", "content": "Yes.\nNo.", "reasoning_content": "Hm. Ah."}));
+    assert!(plain.contains("[[Hm. Ah.]]Yes.\nNo.<|im_end|>"), "{plain}");
+    let parts = json!([thought("Hm. "), text("Yes."), thought("Ah."), text("No.")]);
     assert_eq!(prompt(json!({"role": "assistant", "content": parts})), plain);
     // Told twice, it was thought once.
     assert_eq!(prompt(json!({"role": "assistant", "content": parts, "reasoning": "Hm. Ah."})), plain);
