@@ -7,6 +7,7 @@
 //! ```
 //! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
+use super::compact_blocks::blocks;
 #[cfg(target_arch = "x86_64")]
 use super::compact_floats;
 #[cfg(target_arch = "x86_64")]
@@ -15,15 +16,12 @@ use super::floats::Floats;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Partial, Rows, Sums};
+use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Blocks, by_rows, starts};
 use crate::ActivationType;
-use crate::compact::{
-    BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad,
-};
+use crate::compact::{BLOCK_BYTES, BLOCK_K, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad};
 use crate::panel::PANEL;
-use std::mem::MaybeUninit;
 
 /// Panels of compact bf16 times rows of bf16.
 pub(crate) struct CompactPairs;
@@ -134,30 +132,6 @@ fn pairs_panel(job: &Job) {
     }
     // SAFETY: a device rounds to bf16 only where `Isa::has_bf16_dots`.
     unsafe { if job.num_rows <= FEW_ROWS { few(job) } else { many(job) } }
-}
-
-/// Room for a block as plain bf16; on the stack, and written before it is read.
-#[repr(C, align(64))]
-struct Words([MaybeUninit<u16>; BLOCK_WORDS]);
-
-/// A job's blocks one after the other, each as a job of its own that begins with the block, and with room for it as plain bf16; x has a word
-/// for every `terms` terms. The jobs have the promise of `Job::new`.
-#[inline(always)]
-pub(super) fn blocks(job: &Job, terms: usize, each: impl Fn(&Job, *mut u16)) {
-    let mut room = Words([MaybeUninit::uninit(); BLOCK_WORDS]);
-    let words = room.0.as_mut_ptr().cast::<u16>();
-    let mut block = job.panel;
-    for first in (0..job.k).step_by(BLOCK_K) {
-        let k = BLOCK_K.min(job.k - first);
-        let x = Rows { start: job.x.start.wrapping_add(first / terms), ..job.x };
-        let sums = Sums { fresh: job.sums.fresh && first == 0, ..job.sums };
-        // What the block before left is where sums go.
-        let from = if first == 0 { job.from } else { Partial::of(&sums) };
-        // SAFETY: the promise of `Job::new`, for some of its terms, and that of `resuming`.
-        let part = unsafe { Job::new(job.num_rows, block, (x, job.numbers), k, sums).resuming(from) };
-        each(&part.before(job.ahead.wrapping_add(block.addr() - job.panel.addr())), words);
-        block = block.wrapping_add(BLOCK_BYTES);
-    }
 }
 
 /// The first quads of a block as plain bf16, without its outliers.

@@ -6,7 +6,7 @@
 //! outliers     a quad that has some is unpacked into memory first, where they are put in their places
 //! ```
 
-use super::compact::blocks;
+use super::compact_blocks::blocks;
 use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows, columns};
 use super::simd::compact::{Avx2Quads, first_term, second_term};
 use super::simd::{Avx2, Simd, ask_for};
@@ -63,7 +63,7 @@ fn more<const V: usize>(job: &Job) {
                     for vectors in 0..V / 2 {
                         unpack::<V>(s, &part, [first, half + vectors], floats.add(2 * LANES * vectors));
                     }
-                    block_rows::<Avx2, V>(s, &part, 0, LANES * half, floats);
+                    block_rows::<Avx2, V>(s, &part, LANES * half, floats);
                 }
             }
         }
@@ -159,7 +159,7 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
         let mut done = 0;
         loop {
             let next = outliers.peek().map_or(usize::MAX, |outlier| outlier.place() / QUAD_WORDS);
-            for _ in done..next.min(whole) {
+            while done < next.min(whole) {
                 ask(quad.wrapping_add(distance));
                 // One half after the other: unpacking needs registers beside the sums.
                 for (h, of_half) in halves.into_iter().enumerate() {

@@ -140,25 +140,19 @@ fn widened<S: Simd, W: Format, const V: usize>(s: S, job: &Job) {
                 }
             }
             // SAFETY: the promise of `Job::new`, and k lines of `floats` were written.
-            unsafe { block_rows::<S, V>(s, &part, 0, first, floats) };
+            unsafe { block_rows::<S, V>(s, &part, first, floats) };
         }
     }
 }
 
-/// The job's rows from `row` on, times `V` vectors of columns (`columns`), whose weights are floats: 4, or 2 from `first` on.
+/// The job's rows times `V` vectors of columns (`columns`), whose weights are floats: 4, or 2 from `first` on.
 ///
 /// # Safety
 /// The promise of `Job::new`, but for the panel; as many lines of floats as the job has terms can be read.
 #[inline(always)]
-pub(super) unsafe fn block_rows<S: Simd, const V: usize>(
-    s: S,
-    job: &Job,
-    row: usize,
-    first: usize,
-    floats: *const f32,
-) {
-    let blocks = Blocks::new(job.num_rows - row, if V == 4 { NARROW_ROWS } else { S::TILE_ROWS });
-    let (columns, mut row) = (columns::<V>(S::LANES, first), row);
+pub(super) unsafe fn block_rows<S: Simd, const V: usize>(s: S, job: &Job, first: usize, floats: *const f32) {
+    let blocks = Blocks::new(job.num_rows, if V == 4 { NARROW_ROWS } else { S::TILE_ROWS });
+    let (columns, mut row) = (columns::<V>(S::LANES, first), 0);
     for block in 0..blocks.count {
         let rows = blocks.len(block);
         let Job { x, k, sums, from, .. } = job.rows(row, rows);
@@ -249,8 +243,8 @@ unsafe fn block_term<S: Simd, const M: usize, const V: usize>(
             }
             for v in 0..V {
                 let weights = s.load(line.add(v * S::LANES));
-                for r in 0..M {
-                    acc[r][v] = s.fma(xs[r], weights, acc[r][v]);
+                for (xs, acc) in xs.into_iter().zip(acc.iter_mut()) {
+                    acc[v] = s.fma(xs, weights, acc[v]);
                 }
             }
         } else {
@@ -258,10 +252,10 @@ unsafe fn block_term<S: Simd, const M: usize, const V: usize>(
             for (v, weights) in weights.iter_mut().enumerate() {
                 *weights = s.load(line.add(v * S::LANES));
             }
-            for r in 0..M {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 let x = s.splat(*column.add(rows[r]));
-                for v in 0..V {
-                    acc[r][v] = s.fma(x, weights[v], acc[r][v]);
+                for (weights, acc) in weights.into_iter().zip(acc) {
+                    *acc = s.fma(x, weights, *acc);
                 }
             }
         }

@@ -18,6 +18,7 @@ mod attention_thin;
 pub(crate) mod by_expert;
 mod by_type;
 mod compact;
+mod compact_blocks;
 #[cfg(target_arch = "x86_64")]
 mod compact_floats;
 mod dot;
