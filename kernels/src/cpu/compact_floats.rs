@@ -7,6 +7,7 @@
 //! ```
 
 use super::compact_blocks::blocks;
+use super::dot::CACHE_LINE;
 use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows, columns};
 use super::simd::compact::{Avx2Quads, first_term, second_term};
 use super::simd::{Avx2, Simd, ask_for};
@@ -18,7 +19,6 @@ use std::arch::x86_64::__m256i;
 use std::mem::MaybeUninit;
 
 const LANES: usize = Avx2::LANES;
-const CACHE_LINE: usize = 64;
 const QUAD_LINES: usize = QUAD_BYTES / CACHE_LINE;
 /// How far ahead lines are asked for from the second cache: unpacking alone does not hide the wait for it.
 const NEAR: usize = 8 * QUAD_BYTES;

@@ -1,12 +1,14 @@
 //! Panels of floats in linear layers: how a panel is walked depends on how many rows pass by.
 //!
 //! ```text
-//! few rows     all columns of a line at once, where vectors are narrow: each line is read once
-//! some rows    two vectors of columns at a time, for as many rows as keep their sums in registers
-//! many rows    the same over weights that were made floats once, in a block that stays in the first cache
+//! few rows     all columns of a line at once, where a line is four vectors: each is read once
+//! some rows    two vectors of columns at a time; where a line is four, all of them, over weights that were made floats once, in a block that
+//!              stays in the first cache
+//! many rows    two vectors of columns at a time over such a block
 //! ```
 //! Every sum is the same chain of additions in each of them, and so has the same bits.
 
+use super::dot::CACHE_LINE;
 use super::simd::{Simd, ask_for};
 use super::tile::{
     Blocks, Columns, Format, Job, K_BLOCK, PACKED_ROW, PanelFormat, Partial, Rows, Sums, by_rows, starts,
@@ -89,6 +91,7 @@ impl<W: Format> PanelFormat for Floats<W> {
     }
 }
 
+/// Tiles of two vectors of columns over weights as they lie.
 #[inline(always)]
 fn some_rows<S: Simd, W: Format>(s: S, job: &Job) {
     let panel = job.panel.cast::<W::Element>();
@@ -122,7 +125,7 @@ fn widened<S: Simd, W: Format, const V: usize>(s: S, job: &Job) {
             let columns = columns::<V>(S::LANES, first);
             for index in 0..k.div_ceil(W::STEP) {
                 if first == 0 {
-                    for line in (0..W::STEP * PANEL * size_of::<W::Element>()).step_by(64) {
+                    for line in (0..W::STEP * PANEL * size_of::<W::Element>()).step_by(CACHE_LINE) {
                         ask_for(job.ahead.wrapping_add(offset + Floats::<W>::offset(W::STEP * index) + line));
                     }
                 }
@@ -174,7 +177,8 @@ pub(super) unsafe fn block_rows<S: Simd, const V: usize>(s: S, job: &Job, first:
     }
 }
 
-/// Terms of a turn of the loop over two vectors. With four, the compiler would bring several terms' weights into registers, which sums need.
+/// Terms of a turn of the loop over two vectors. Over four vectors it is one: of several terms the compiler would bring weights into registers
+/// that sums need.
 const TURN: usize = 4;
 
 /// `M` rows times `V` vectors of floats. `PACKED` rows lie as `PackedRows` has them: a distance that the compiler knows is part of each load, and

@@ -30,12 +30,21 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
         [self.dot_bytes(acc[0], w[0], x), self.dot_bytes(acc[1], w[1], x)]
     }
     /// Where sums of nibbles of a group begin, which `nibble_sum` ends.
-    fn no_nibbles(self, start: Self::W) -> Self::W;
+    #[inline(always)]
+    fn no_nibbles(self, start: Self::W) -> Self::W {
+        start
+    }
     /// In each lane of two vectors `acc` and the sum of four products, for a group at most: bytes of `w` are 0 ..= 15, those of `x`
-    /// -127 ..= 127.
-    fn dot_nibbles(self, acc: [Self::W; 2], w: [Self::W; 2], x: Self::W) -> [Self::W; 2];
+    /// -127 ..= 127. Here where `BYTE_OFFSET` is 0.
+    #[inline(always)]
+    fn dot_nibbles(self, acc: [Self::W; 2], w: [Self::W; 2], x: Self::W) -> [Self::W; 2] {
+        self.dot_two_bytes(acc, w, x)
+    }
     /// In each lane `start` and all products since `no_nibbles`.
-    fn nibble_sum(self, acc: Self::W, start: Self::W) -> Self::W;
+    #[inline(always)]
+    fn nibble_sum(self, acc: Self::W, _start: Self::W) -> Self::W {
+        acc
+    }
     /// The low half of each byte.
     fn low_nibbles(self, w: Self::W) -> Self::W;
     /// The high half of each byte.
@@ -92,18 +101,6 @@ impl Dot for Portable {
     #[inline(always)]
     fn dot_bytes(self, acc: Self::W, w: Self::W, x: Self::W) -> Self::W {
         dot4(acc, |i, shift| byte(w[i], shift) * byte(x[i], shift))
-    }
-    #[inline(always)]
-    fn no_nibbles(self, start: Self::W) -> Self::W {
-        start
-    }
-    #[inline(always)]
-    fn dot_nibbles(self, acc: [Self::W; 2], w: [Self::W; 2], x: Self::W) -> [Self::W; 2] {
-        [self.dot_bytes(acc[0], w[0], x), self.dot_bytes(acc[1], w[1], x)]
-    }
-    #[inline(always)]
-    fn nibble_sum(self, acc: Self::W, _: Self::W) -> Self::W {
-        acc
     }
     #[inline(always)]
     fn low_nibbles(self, w: Self::W) -> Self::W {

@@ -286,18 +286,6 @@ impl<const SDOT: bool> Dot for Bytes<SDOT> {
         })
     }
     #[inline(always)]
-    fn no_nibbles(self, start: Words) -> Words {
-        start
-    }
-    #[inline(always)]
-    fn dot_nibbles(self, acc: [Words; 2], w: [Words; 2], x: Words) -> [Words; 2] {
-        [self.dot_bytes(acc[0], w[0], x), self.dot_bytes(acc[1], w[1], x)]
-    }
-    #[inline(always)]
-    fn nibble_sum(self, acc: Words, _: Words) -> Words {
-        acc
-    }
-    #[inline(always)]
     fn low_nibbles(self, w: Words) -> Words {
         // SAFETY: the instructions are there.
         each(w, |w| unsafe { vandq_s32(w, vdupq_n_s32(0x0f0f_0f0f)) })

@@ -186,14 +186,6 @@ impl Dot for Vnni {
         };
     }
     #[inline(always)]
-    fn no_nibbles(self, start: __m512i) -> __m512i {
-        start
-    }
-    #[inline(always)]
-    fn nibble_sum(self, acc: __m512i, _: __m512i) -> __m512i {
-        acc
-    }
-    #[inline(always)]
     fn simd(self) -> Avx512 {
         self.0
     }
