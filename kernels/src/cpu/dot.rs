@@ -284,16 +284,34 @@ dot_entry! {
 
 #[inline(always)]
 fn panel_of<D: Dot, Q: OfLevels>(d: D, job: &Job) {
+    if job.num_rows <= wide_rows::<D>() {
+        // SAFETY: the promise of `Job::new`.
+        return by_rows!(job.num_rows, wide_rows::<D>(), |M| unsafe {
+            tile_of::<D, Q, M, 2>(d, job, 0, true)
+        });
+    }
     for first in (0..PANEL / 2).step_by(D::S::LANES) {
         let (blocks, mut row) = (Blocks::new(job.num_rows, D::TILE_ROWS), 0);
         for block in 0..blocks.count {
             let rows = blocks.len(block);
             let part = job.rows(row, rows);
             // SAFETY: the promise of `Job::new`.
-            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M>(d, &part, first, block == 0) });
+            by_rows!(rows, D::TILE_ROWS, |M| unsafe { tile_of::<D, Q, M, 1>(d, &part, first, block == 0) });
             row += rows;
         }
     }
+}
+
+/// Rows that pass by all columns at once where vectors are a quarter of them: whole lines of memory are read one after the other.
+const fn wide_rows<D: Dot>() -> usize {
+    if 4 * D::S::LANES == PANEL { 2 } else { 0 }
+}
+
+/// Where each vector of a tile begins, from its first column on. An array with room for two halves of two vectors: more than H has.
+#[inline(always)]
+fn columns<D: Dot>() -> [usize; 4] {
+    let lanes = D::S::LANES;
+    [0, PANEL / 2, lanes, lanes + PANEL / 2]
 }
 
 /// What sums of a group begin with, in its header.
@@ -302,12 +320,17 @@ fn start_of(header: *const f32) -> *const i32 {
     header.wrapping_add(START).cast()
 }
 
-/// `M` rows; columns `first ..` and `first + 16 ..`. With `ahead`, tiles of many rows ask for lines that come later.
+/// `M` rows; columns `first ..` and `first + 16 ..` of `H` vectors each. With `ahead`, tiles of many rows ask for lines that come later.
 ///
 /// # Safety
 /// The promise of `Job::new`, and the job has M rows.
 #[inline(always)]
-unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: usize, ahead: bool) {
+unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const H: usize>(
+    d: D,
+    job: &Job,
+    first: usize,
+    ahead: bool,
+) {
     let s = d.simd();
     let (quad_bytes, group_bytes) = (4 * Q::STORED_AS.line_bytes(), Q::STORED_AS.group_bytes());
     let (words, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
@@ -315,22 +338,22 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
     // not follow ahead, and run out of registers.
     let quads = black_box(GROUP / 4);
     let (from, out) = (job.from.start.wrapping_add(first), job.sums.start.wrapping_add(first));
-    let mut sums = [[s.zero(); 2]; M];
+    let mut sums = [[[s.zero(); 2]; H]; M];
     let mut asked = job.ahead;
     // SAFETY: the caller's promise.
     unsafe {
         if !job.sums.fresh {
             for (start, sums) in starts::<M>(job.from.row).into_iter().zip(&mut sums) {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.load(from.wrapping_add(start).wrapping_add(v * PANEL / 2));
+                for (column, sum) in columns::<D>().into_iter().zip(sums.as_flattened_mut()) {
+                    *sum = s.load(from.wrapping_add(start).wrapping_add(column));
                 }
             }
         }
         let (mut start, mut x, mut headers) = (job.panel, job.x.start.cast::<i32>(), job.numbers.start);
         for _ in 0..job.k.div_ceil(GROUP) {
-            let mut parts = [[d.splat(0); 2]; M];
+            let mut parts = [[[d.splat(0); 2]; H]; M];
             for (r, parts) in parts.iter_mut().enumerate() {
-                *parts = [Q::begin(d, d.splat(*start_of(headers.wrapping_add(numbers[r])))); 2];
+                *parts = [[Q::begin(d, d.splat(*start_of(headers.wrapping_add(numbers[r])))); 2]; H];
             }
             let mut quad = start.wrapping_add(Q::STORED_AS.header_bytes() + 4 * first);
             if M >= LEAST_LEVELS_AHEAD && ahead {
@@ -340,26 +363,32 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
                 asked = asked.wrapping_add(group_bytes);
             }
             for i in 0..quads {
-                let (lo, hi) = Q::load_words(d, quad);
-                for (r, parts) in parts.iter_mut().enumerate() {
-                    let x = d.splat(*x.wrapping_add(words[r]).wrapping_add(i));
-                    *parts = Q::dot(d, *parts, [lo, hi], x);
+                let mut xs = [d.splat(0); M];
+                for (x_row, xs) in words.into_iter().zip(&mut xs) {
+                    *xs = d.splat(*x.wrapping_add(x_row).wrapping_add(i));
+                }
+                for h in 0..H {
+                    let (lo, hi) = Q::load_words(d, quad.wrapping_add(4 * D::S::LANES * h));
+                    for (parts, &x) in parts.iter_mut().zip(&xs) {
+                        parts[h] = Q::dot(d, parts[h], [lo, hi], x);
+                    }
                 }
                 quad = quad.wrapping_add(quad_bytes);
             }
             let scales = start.cast::<u16>().wrapping_add(first);
-            for v in 0..2 {
-                let scale = s.load_f16(scales.wrapping_add(v * PANEL / 2));
+            for (v, column) in columns::<D>().into_iter().enumerate().take(2 * H) {
+                let scale = s.load_f16(scales.wrapping_add(column));
                 for (r, parts) in parts.iter().enumerate() {
                     let header = headers.wrapping_add(numbers[r]);
-                    let part = Q::sum(d, parts[v], d.splat(*start_of(header)));
+                    let part = Q::sum(d, parts.as_flattened()[v], d.splat(*start_of(header)));
                     let mut part: Floats<D> = d.to_floats(part);
                     if has_zeros::<Q>() {
-                        let zero = s.load_f16(scales.wrapping_add(PANEL + v * PANEL / 2));
+                        let zero = s.load_f16(scales.wrapping_add(PANEL + column));
                         part = s.fma(s.splat(-*header.wrapping_add(SUM)), zero, part);
                     }
                     let scale = s.mul(scale, s.splat(*header.wrapping_add(SCALE)));
-                    sums[r][v] = s.fma(scale, part, sums[r][v]);
+                    let sum = &mut sums[r].as_flattened_mut()[v];
+                    *sum = s.fma(scale, part, *sum);
                 }
             }
             start = start.wrapping_add(group_bytes);
@@ -367,8 +396,8 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize>(d: D, job: &Job, first: u
             headers = headers.wrapping_add(HEADER);
         }
         for (start, sums) in starts::<M>(job.sums.row).into_iter().zip(&sums) {
-            for (v, sum) in sums.iter().enumerate() {
-                s.store(out.wrapping_add(start).wrapping_add(v * PANEL / 2), *sum);
+            for (column, sum) in columns::<D>().into_iter().zip(sums.as_flattened()) {
+                s.store(out.wrapping_add(start).wrapping_add(column), *sum);
             }
         }
     }
