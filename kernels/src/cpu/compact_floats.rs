@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! few rows     a line of all 32 columns becomes vectors of floats in registers, for all rows at once: each quad is read once
-//! more rows    a block becomes floats in the first cache, for all rows to pass by (floats.rs)
+//! some rows    the same for the first of them, and the floats are kept in the first cache for the others to pass by (floats.rs)
+//! many rows    a block becomes floats in the first cache, for all rows to pass by
 //! outliers     a quad that has some is unpacked into memory first, where they are put in their places
 //! ```
 
@@ -31,8 +32,8 @@ pub(super) fn panel(job: &Job) {
     unsafe {
         match job.num_rows {
             ..=NARROW_ROWS => few(job),
-            WIDE_FROM.. => more::<2>(job),
-            _ => more::<4>(job),
+            WIDE_FROM.. => many(job),
+            _ => some(job),
         }
     }
 }
@@ -43,13 +44,33 @@ fn few(job: &Job) {
     let s = unsafe { Avx2::new() };
     blocks(job, 1, |job, _| {
         // SAFETY: the promise of `blocks`.
-        by_rows!(job.num_rows, NARROW_ROWS, |M| unsafe { rows::<M>(s, job) });
+        by_rows!(job.num_rows, NARROW_ROWS, |M| unsafe { rows::<M, false>(s, job, 0, std::ptr::null_mut()) });
     });
 }
 
-/// With so many vectors of columns at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn more<const V: usize>(job: &Job) {
+fn some(job: &Job) {
+    // SAFETY: this function has the features.
+    let s = unsafe { Avx2::new() };
+    let mut room = Block::new();
+    let floats = room.start();
+    // Those that leave whole tiles.
+    let together = (job.num_rows - 1) % NARROW_ROWS + 1;
+    blocks(job, 1, |job, _| {
+        for first in (0..job.k).step_by(BLOCK_TERMS) {
+            let part = job.terms(first, BLOCK_TERMS.min(job.k - first));
+            let (unpacking, others) = (part.rows(0, together), part.rows(together, job.num_rows - together));
+            // SAFETY: the promise of `blocks`; a line of floats is written for each term, and read.
+            unsafe {
+                by_rows!(together, NARROW_ROWS, |M| rows::<M, true>(s, &unpacking, first, floats));
+                block_rows::<Avx2, 4>(s, &others, 0, floats);
+            }
+        }
+    });
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn many(job: &Job) {
     // SAFETY: this function has the features.
     let s = unsafe { Avx2::new() };
     let mut room = Block::new();
@@ -57,13 +78,11 @@ fn more<const V: usize>(job: &Job) {
     blocks(job, 1, |job, _| {
         for first in (0..job.k).step_by(BLOCK_TERMS) {
             let part = job.terms(first, BLOCK_TERMS.min(job.k - first));
-            for half in (0..2).step_by(V / 2) {
+            for half in 0..2 {
                 // SAFETY: the promise of `blocks`; a line of floats is written for each term, and read.
                 unsafe {
-                    for vectors in 0..V / 2 {
-                        unpack::<V>(s, &part, [first, half + vectors], floats.add(2 * LANES * vectors));
-                    }
-                    block_rows::<Avx2, V>(s, &part, LANES * half, floats);
+                    unpack(s, &part, [first, half], floats);
+                    block_rows::<Avx2, 2>(s, &part, LANES * half, floats);
                 }
             }
         }
@@ -71,12 +90,12 @@ fn more<const V: usize>(job: &Job) {
 }
 
 /// The part's terms, the first of which is `first` of the block that is the part's panel, in columns `8 * half ..` and `16 + 8 * half ..` as
-/// floats, two vectors to a line of V.
+/// floats, two vectors to a line.
 ///
 /// # Safety
 /// The promise of `Job::new`, and room for as many lines as there are terms, filled up to a multiple of four.
 #[inline(always)]
-unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2], floats: *mut f32) {
+unsafe fn unpack(s: Avx2, part: &Job, [first, half]: [usize; 2], floats: *mut f32) {
     let (block, first_quad, num_quads) = (part.panel, first / 4, part.k.div_ceil(4));
     let distance = part.ahead.addr().wrapping_sub(block.addr());
     // SAFETY: the caller's promise.
@@ -98,12 +117,12 @@ unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2],
                 [of_half.load::<0>(of_quad), of_half.load::<1>(of_quad)].into_iter().enumerate()
             {
                 for (v, pairs) in pairs.into_iter().enumerate() {
-                    let to = to.add((2 * line * V + v) * LANES);
+                    let to = to.add((4 * line + v) * LANES);
                     s.store(to, first_term(s, pairs));
-                    s.store(to.add(V * LANES), second_term(s, pairs));
+                    s.store(to.add(2 * LANES), second_term(s, pairs));
                 }
             }
-            (quad, to) = (quad.add(QUAD_BYTES), to.add(4 * V * LANES));
+            (quad, to) = (quad.add(QUAD_BYTES), to.add(4 * 2 * LANES));
         }
         let places = first_quad * QUAD_WORDS..(first_quad + num_quads) * QUAD_WORDS;
         for outlier in Header::outliers(block) {
@@ -111,20 +130,21 @@ unsafe fn unpack<const V: usize>(s: Avx2, part: &Job, [first, half]: [usize; 2],
             let (term, column) =
                 (outlier.place() / (2 * PANEL) * 2 + outlier.place() % 2, outlier.place() / 2 % PANEL);
             if places.contains(&outlier.place()) && column % (PANEL / 2) / LANES == half {
-                let cell = ((term - first) * V + column / (PANEL / 2)) * LANES + column % LANES;
+                let cell = (2 * (term - first) + column / (PANEL / 2)) * LANES + column % LANES;
                 floats.add(cell).write(bf16::from_bits(outlier.word()).to_f32());
             }
         }
     }
 }
 
-/// `M` rows times all columns of the block that the job's panel is.
+/// `M` rows times all columns of the part's terms, the first of which is `first` of the block that is the part's panel. With `KEEP` the terms'
+/// weights are left in `floats`, a line of four vectors each.
 ///
 /// # Safety
-/// The promise of `Job::new`, and the job has M rows.
+/// The promise of `Job::new`, and the part has M rows. With `KEEP`, room for as many lines as there are terms, filled up to a multiple of four.
 #[inline(always)]
-unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
-    let Job { x, sums, from, k, panel: block, .. } = *job;
+unsafe fn rows<const M: usize, const KEEP: bool>(s: Avx2, part: &Job, first: usize, floats: *mut f32) {
+    let Job { x, sums, from, k, panel: block, .. } = *part;
     let columns = columns::<4>(LANES, 0);
     let (mut acc, starts) = ([[s.zero(); 4]; M], starts::<M>(x.row));
     // SAFETY: the caller's promise.
@@ -136,10 +156,13 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
                 }
             }
         }
-        let (mut quad, mut column) = (block.add(HEADER_BYTES), x.start);
-        let distance = job.ahead.addr().wrapping_sub(block.addr());
+        let (mut quad, mut column) = (block.add(HEADER_BYTES + first / 4 * QUAD_BYTES), x.start);
+        let mut line = floats;
+        let distance = part.ahead.addr().wrapping_sub(block.addr());
         let halves = [Avx2Quads::new(s, block, 0), Avx2Quads::new(s, block, 1)];
-        let mut outliers = Header::outliers(block).iter().peekable();
+        let place = first / 4 * QUAD_WORDS;
+        let mut outliers =
+            Header::outliers(block).iter().filter(|outlier| outlier.place() >= place).peekable();
         // The two vectors of a line that one half of the columns has, as one of their terms, times that term of each row.
         macro_rules! multiply {
             ($h:expr, $pairs:expr, $of_pair:ident, $term:expr) => {
@@ -149,6 +172,9 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
                 }
                 for (v, pairs) in $pairs.into_iter().enumerate() {
                     let (v, weights) = (2 * $h + v, $of_pair(s, pairs));
+                    if KEEP {
+                        s.store(line.add((4 * $term + v) * LANES), weights);
+                    }
                     for (xs, acc) in xs.into_iter().zip(&mut acc) {
                         acc[v] = s.fma(xs, weights, acc[v]);
                     }
@@ -158,9 +184,14 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
         let (whole, quads) = (k / 4, k.div_ceil(4));
         let mut done = 0;
         loop {
-            let next = outliers.peek().map_or(usize::MAX, |outlier| outlier.place() / QUAD_WORDS);
+            let next = outliers.peek().map_or(usize::MAX, |outlier| (outlier.place() - place) / QUAD_WORDS);
             while done < next.min(whole) {
                 ask(quad.wrapping_add(distance));
+                if KEEP {
+                    for line in 0..QUAD_LINES {
+                        s.prefetch(quad.wrapping_add(NEAR + line * CACHE_LINE));
+                    }
+                }
                 // One half after the other: unpacking needs registers beside the sums.
                 for (h, of_half) in halves.into_iter().enumerate() {
                     let of_quad = quad.add(HALF * h);
@@ -172,6 +203,7 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
                     multiply!(h, pairs, second_term, 3);
                 }
                 (quad, column) = (quad.add(QUAD_BYTES), column.wrapping_add(4));
+                line = line.wrapping_add(4 * PANEL);
                 done += 1;
             }
             if done == quads {
@@ -184,7 +216,9 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
                 store(to, half, of_half.load::<0>(quad.add(HALF * half)));
                 store(to.add(2 * PANEL), half, of_half.load::<1>(quad.add(HALF * half)));
             }
-            while let Some(outlier) = outliers.next_if(|outlier| outlier.place() / QUAD_WORDS == done) {
+            while let Some(outlier) =
+                outliers.next_if(|outlier| (outlier.place() - place) / QUAD_WORDS == done)
+            {
                 words[outlier.place() % QUAD_WORDS].write(outlier.word());
             }
             let left = (k - 4 * done).min(4);
@@ -204,6 +238,7 @@ unsafe fn rows<const M: usize>(s: Avx2, job: &Job) {
                 }
             }
             (quad, column) = (quad.add(QUAD_BYTES), column.wrapping_add(4));
+            line = line.wrapping_add(4 * PANEL);
             done += 1;
         }
         for (r, acc) in acc.iter().enumerate() {

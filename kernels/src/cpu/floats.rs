@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! few rows     all columns of a line at once, where a line is four vectors: each is read once
-//! some rows    two vectors of columns at a time; where a line is four, all of them, over weights that were made floats once, in a block that
-//!              stays in the first cache
+//! some rows    two vectors of columns at a time; where a line is four and weights are not floats already, all of them, over weights that were
+//!              made floats once, in a block that stays in the first cache
 //! many rows    two vectors of columns at a time over such a block
 //! ```
 //! Every sum is the same chain of additions in each of them, and so has the same bits.
@@ -83,7 +83,7 @@ impl<W: Format> PanelFormat for Floats<W> {
             by_rows!(job.num_rows, narrow_rows::<S>(), |M| unsafe { tile::<S, W, M, 4>(s, w, x, k, sums) });
         } else if job.num_rows >= WIDE_FROM {
             widened::<S, W, 2>(s, job);
-        } else if const { narrow_rows::<S>() > 0 } {
+        } else if const { narrow_rows::<S>() > 0 && size_of::<W::Element>() < size_of::<f32>() } {
             widened::<S, W, 4>(s, job);
         } else {
             some_rows::<S, W>(s, job);
