@@ -9,10 +9,10 @@
 
 use super::compact_blocks::blocks;
 use super::dot::CACHE_LINE;
-use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows, columns};
+use super::floats::{BLOCK_TERMS, Block, NARROW_ROWS, WIDE_FROM, block_rows};
 use super::simd::compact::{Avx2Quads, first_term, second_term};
 use super::simd::{Avx2, Simd, ask_for};
-use super::tile::{Job, by_rows, starts};
+use super::tile::{Job, by_rows, columns, starts};
 use crate::compact::{HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS};
 use crate::panel::PANEL;
 use half::bf16;

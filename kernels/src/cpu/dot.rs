@@ -15,7 +15,7 @@ use super::rounded::{HEADER, SCALE, START, SUM};
 use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
 use super::simd::{Simd, ask_for, dot_entry};
-use super::tile::{Blocks, Job, PanelFormat, by_rows, starts};
+use super::tile::{Blocks, Job, PanelFormat, by_rows, columns, starts};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Partial, Rows, Sums};
 use crate::panel::{GROUP, PANEL};
@@ -307,13 +307,6 @@ const fn wide_rows<D: Dot>() -> usize {
     if 4 * D::S::LANES == PANEL { 2 } else { 0 }
 }
 
-/// Where each vector of a tile begins, from its first column on. An array with room for two halves of two vectors: more than H has.
-#[inline(always)]
-fn columns<D: Dot>() -> [usize; 4] {
-    let lanes = D::S::LANES;
-    [0, PANEL / 2, lanes, lanes + PANEL / 2]
-}
-
 /// What sums of a group begin with, in its header.
 #[inline(always)]
 fn start_of(header: *const f32) -> *const i32 {
@@ -338,13 +331,15 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const H: usize>(
     // not follow ahead, and run out of registers.
     let quads = black_box(GROUP / 4);
     let (from, out) = (job.from.start.wrapping_add(first), job.sums.start.wrapping_add(first));
+    // Two for each half: H is at most 2.
+    let columns = columns::<4>(D::S::LANES, 0);
     let mut sums = [[[s.zero(); 2]; H]; M];
     let mut asked = job.ahead;
     // SAFETY: the caller's promise.
     unsafe {
         if !job.sums.fresh {
             for (start, sums) in starts::<M>(job.from.row).into_iter().zip(&mut sums) {
-                for (column, sum) in columns::<D>().into_iter().zip(sums.as_flattened_mut()) {
+                for (column, sum) in columns.into_iter().zip(sums.as_flattened_mut()) {
                     *sum = s.load(from.wrapping_add(start).wrapping_add(column));
                 }
             }
@@ -376,7 +371,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const H: usize>(
                 quad = quad.wrapping_add(quad_bytes);
             }
             let scales = start.cast::<u16>().wrapping_add(first);
-            for (v, column) in columns::<D>().into_iter().enumerate().take(2 * H) {
+            for (v, column) in columns.into_iter().enumerate().take(2 * H) {
                 let scale = s.load_f16(scales.wrapping_add(column));
                 for (r, parts) in parts.iter().enumerate() {
                     let header = headers.wrapping_add(numbers[r]);
@@ -396,7 +391,7 @@ unsafe fn tile_of<D: Dot, Q: OfLevels, const M: usize, const H: usize>(
             headers = headers.wrapping_add(HEADER);
         }
         for (start, sums) in starts::<M>(job.sums.row).into_iter().zip(&sums) {
-            for (column, sum) in columns::<D>().into_iter().zip(sums.as_flattened()) {
+            for (column, sum) in columns.into_iter().zip(sums.as_flattened()) {
                 s.store(out.wrapping_add(start).wrapping_add(column), *sum);
             }
         }

@@ -11,8 +11,8 @@
 use super::dot::CACHE_LINE;
 use super::simd::{Simd, ask_for};
 use super::tile::{
-    Blocks, Columns, Format, Job, K_BLOCK, PACKED_ROW, PanelFormat, Partial, Rows, Sums, by_rows, starts,
-    tile, tile_from,
+    Blocks, Columns, Format, Job, K_BLOCK, PACKED_ROW, PanelFormat, Partial, Rows, Sums, by_rows, columns,
+    starts, tile, tile_from,
 };
 use crate::ActivationType;
 use crate::panel::PANEL;
@@ -52,16 +52,6 @@ const fn narrow_rows<S: Simd>() -> usize {
 
 /// From so many rows on, tiles are two vectors of columns wide and as many rows high as there are registers for.
 pub(super) const WIDE_FROM: usize = 13;
-
-/// The first column of each of `V` vectors: all of them, or two from `first` on.
-#[inline(always)]
-pub(super) fn columns<const V: usize>(lanes: usize, first: usize) -> [usize; V] {
-    let mut columns = [0; V];
-    for (v, column) in columns.iter_mut().enumerate() {
-        *column = first + v / 2 * lanes + v % 2 * (PANEL / 2);
-    }
-    columns
-}
 
 impl<W: Format> PanelFormat for Floats<W> {
     const ROUNDED_TO: ActivationType = ActivationType::F32;

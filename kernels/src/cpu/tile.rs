@@ -12,6 +12,7 @@
 
 use super::simd::Simd;
 use crate::ActivationType;
+use crate::panel::PANEL;
 use std::mem::MaybeUninit;
 
 /// How floats lie in memory.
@@ -115,6 +116,16 @@ pub(super) fn starts<const M: usize>(row: usize) -> [usize; M] {
         starts[r] = starts[r - 1].wrapping_add(row);
     }
     starts
+}
+
+/// The first column of each of `V` vectors of a panel: two from `first` on, which are half a panel apart, then the two after them, and so on.
+#[inline(always)]
+pub(super) fn columns<const V: usize>(lanes: usize, first: usize) -> [usize; V] {
+    let mut columns = [0; V];
+    for (v, column) in columns.iter_mut().enumerate() {
+        *column = first + v / 2 * lanes + v % 2 * (PANEL / 2);
+    }
+    columns
 }
 
 /// `M` rows times `V` vectors over `k` terms.
