@@ -232,6 +232,8 @@ fn requests_that_wait_for_a_place() {
     let mut running = ask("three");
     server.control.wait_until_blocked();
     let mut waiting = ask("two");
+    // A connection that nobody has accepted yet would be reset.
+    wait_until("both are taken in", || server.get("/load").json()["server_load"] == 2);
     let drained = server.stop_at_once();
     server.control.open();
     for connection in [&mut running, &mut waiting] {
