@@ -47,7 +47,7 @@ const WEIGHTS_PER_SPILLED: usize = 256;
 /// The largest that a code has above its row's base.
 const SPAN: u8 = 7;
 /// The highest that a base may be: sums with it stay within seven bits.
-const HIGHEST_BASE: u8 = 127 - SPAN;
+pub(crate) const HIGHEST_BASE: u8 = 127 - SPAN;
 
 /// Bytes of a panel of K, which is filled up to `k_padded`.
 pub(crate) const fn panel_bytes(k_padded: usize) -> usize {
@@ -280,7 +280,8 @@ fn upper(word: u16) -> u8 {
     (word >> 8) as u8 & 127
 }
 
-/// For each row the lowest of eight neighbouring values that the upper bits of most of its first `k` weights have.
+/// For each row the lowest of eight neighbouring values that the upper bits of most of its first `k` weights have. Where several are, it is the
+/// first, so that the largest weights are at the upper end: as whole numbers (cpu/compact_integers.rs) they have the most bits there.
 fn bases(words: &[u16], k: usize) -> [u8; PANEL] {
     let (mut low, mut high) = ([127u8; PANEL], [0u8; PANEL]);
     for pair in words.chunks_exact(2 * PANEL).take(k / 2) {
@@ -299,7 +300,7 @@ fn bases(words: &[u16], k: usize) -> [u8; PANEL] {
         }
     }
     std::array::from_fn(|row| match high[row] - low[row] <= SPAN {
-        true => low[row].min(HIGHEST_BASE),
+        true => high[row].saturating_sub(SPAN),
         false => most_frequent(words, k, row),
     })
 }
@@ -313,7 +314,9 @@ fn most_frequent(words: &[u16], k: usize, row: usize) -> u8 {
     let mut best = (inside, 0);
     for base in 1..=HIGHEST_BASE {
         inside = inside + counts[usize::from(base + SPAN)] - counts[usize::from(base - 1)];
-        best = best.max((inside, base));
+        if inside > best.0 {
+            best = (inside, base);
+        }
     }
     best.1
 }
@@ -349,6 +352,24 @@ pub(crate) fn unpack_quad(quad: &[u8; QUAD_BYTES], bases: &[u8; PANEL], out: &mu
             };
             let high = code.wrapping_add(bases[row(vector, lane)]);
             out[vector * LANES + lane] = u16::from_le_bytes([quad[vector / 2 * PART + place], high]);
+        }
+    }
+}
+
+/// Terms `first ..` of a panel's rows, `[32, K]`, as their bf16 are there, become what they count as in products of whole numbers
+/// (cpu/compact_integers.rs); these are the terms of the block that begins at `at` in a matrix that was packed or checked.
+pub(crate) fn round_to_levels(matrix: &[u8], at: usize, (values, k): (&mut [f32], usize), first: usize) {
+    let header = Header::from_bytes(&matrix[at..at + HEADER_BYTES]);
+    for (values, base) in values.chunks_exact_mut(k).zip(header.bases) {
+        let step = f32::from_bits((2 * u32::from(base) + 3) << 23);
+        for value in &mut values[first..k.min(first + BLOCK_K)] {
+            let upper = (value.to_bits() >> 24 & 127) as u8;
+            *value = match upper.checked_sub(base) {
+                _ if base == HIGHEST_BASE => f32::NAN,
+                None => 0.0,
+                Some(above) if above > SPAN => *value,
+                Some(_) => step * (*value / step + 0.5).floor(),
+            };
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::panel::{self, GROUP, K_GRAIN, PANEL};
 use crate::quantize::GroupedRow;
 use crate::random::RandomRows;
 use crate::source::{Made, MemberRows, Members, Stacked, WeightRows};
-use crate::{DType, Device, SharedBytes, WeightType};
+use crate::{ActivationType, DType, Device, SharedBytes, WeightType};
 use std::fmt;
 
 /// Weights `[N, K]`.
@@ -302,11 +302,16 @@ impl MatrixBatch {
         if self.stored_as != WeightType::CompactBf16 {
             return cpu_pack::unpack_panel(bytes, dtype, k, values, 0);
         }
+        let rounds = self.device().activation_type(self.stored_as) == ActivationType::Int16;
         let mut words = vec![0; compact::BLOCK_WORDS];
         for (index, first) in (0..k).step_by(compact::BLOCK_K).enumerate() {
+            let at = start + index * compact::BLOCK_BYTES;
             let words = &mut words[..panel::k_padded(compact::BLOCK_K.min(k - first)) * PANEL];
-            compact::unpack_block(self.as_bytes(), start + index * compact::BLOCK_BYTES, words);
+            compact::unpack_block(self.as_bytes(), at, words);
             cpu_pack::unpack_panel(memory::bytes_of_slice(words), dtype, k, values, first);
+            if rounds {
+                compact::round_to_levels(self.as_bytes(), at, (&mut *values, k), first);
+            }
         }
     }
 

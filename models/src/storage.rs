@@ -177,8 +177,13 @@ impl Storage {
     /// What activations are rounded to before products with most weights.
     pub fn activations(&self, device: &Device) -> &'static str {
         let quantises = self.weight_types().iter().any(|kept| kept.is_quantised());
+        let is_compact = self.layout == WeightLayout::Compact;
+        let to_int16 = is_compact && device.activation_type(WeightType::CompactBf16) == ActivationType::Int16;
         match device {
+            // The head remains in bf16, and is multiplied in another way than a plain one.
+            Device::Cpu(_) if quantises && to_int16 => "int8 and int16",
             Device::Cpu(_) if quantises => device.activation_type(WeightType::Int8).name(),
+            Device::Cpu(_) if is_compact => device.activation_type(WeightType::CompactBf16).name(),
             Device::Cpu(_) => device.activation_type(self.float.into()).name(),
             // Its instructions take both sides in one type of floats, which for levels is bf16.
             Device::Cuda(_) if quantises => published_name(DType::BF16),

@@ -19,8 +19,8 @@ use crate::{DType, WeightType};
 use half::{bf16, f16};
 
 /// The number of this order. Who keeps packed panels, such as a file, must not use them with another: it changes with every change
-/// to what `pack_row` and `pack_group` write, to how floats are rounded (`quantize.rs`), and to the places of experts (`experts.rs`).
-pub const LAYOUT_VERSION: u32 = 3;
+/// to what `pack_row`, `pack_group` and `compact::pack_block` write, to how floats are rounded (`quantize.rs`), and to the places of experts (`experts.rs`).
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// What nibbles are above their levels.
 pub(crate) const NIBBLE_OFFSET: i32 = 8;

@@ -1,17 +1,18 @@
-//! Activations as products of low precision take them: rows rounded to bf16, or to eight bits in groups of 32.
+//! Activations as products of low precision take them: rows rounded to bf16, or to whole numbers in groups of 32.
 //!
 //! ```text
-//! bf16: x[0] x[1], x[2] x[3], …                                         a word of 32 bits for two terms
-//! int8: x[0] x[1] x[2] x[3], …   then for each group: start scale sum -  a word for four terms, four words a group
+//! bf16:  x[0] x[1], x[2] x[3], …                                         a word of 32 bits for two terms
+//! int16: x[0] x[1], x[2] x[3], …  then for each group: scale             a word for two terms, one word a group
+//! int8:  x[0] x[1] x[2] x[3], …   then for each group: start scale sum -  a word for four terms, four words a group
 //! ```
-//! A group's scale is its largest magnitude / 127, in f32; a row is rounded by itself, so that its bits are its own. `start` is what
+//! A group's scale is its largest magnitude / 127, or / 8191 of 16 bits, in f32; a row is rounded by itself, so that its bits are its own. `start` is what
 //! makes up for weights whose bytes are stored, or multiplied, with an offset: -offset · Σ x. `sum` is Σ x, for weights with zeros.
 //! The end of a row is filled up with zeros as weights are.
 
 use super::processor::Cpu;
-#[cfg(target_arch = "x86_64")]
-use super::simd::Bf16Dot;
 use super::simd::dot::{Dot, Floats};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Bf16Dot, integers};
 use super::simd::{Isa, Simd, dot_entry};
 use crate::panel::{self, GROUP};
 use crate::{ActivationType, MatrixBatch, WeightType};
@@ -63,13 +64,23 @@ impl Rounding {
 
     /// Where in a row the headers of the groups from `k` on begin.
     pub fn header_of(&self, k: usize) -> usize {
-        self.headers() + k / GROUP * HEADER
+        self.headers() + k / GROUP * self.header()
+    }
+
+    /// Words of a group's header.
+    fn header(&self) -> usize {
+        match self.rounded_to {
+            ActivationType::Int8 => HEADER,
+            ActivationType::Int16 => 1,
+            _ => 0,
+        }
     }
 
     /// Words before the headers.
     pub fn headers(&self) -> usize {
         match self.rounded_to {
             ActivationType::Int8 => self.k.div_ceil(GROUP) * GROUP / 4,
+            ActivationType::Int16 => self.k.div_ceil(GROUP) * GROUP / 2,
             _ => panel::k_padded(self.k) / 2,
         }
     }
@@ -77,17 +88,21 @@ impl Rounding {
     /// Words from one row to the next: an odd number of cache lines, because rows that are a power of two apart fight for the same
     /// few places of a cache.
     pub fn row(&self) -> usize {
-        let headers = match self.rounded_to {
-            ActivationType::Int8 => self.k.div_ceil(GROUP) * HEADER,
-            _ => 0,
-        };
+        let headers = self.k.div_ceil(GROUP) * self.header();
         ((self.headers() + headers).div_ceil(LINE) | 1) * LINE
     }
 
     /// Of the longest row of `k` terms, whatever it is rounded to.
     pub fn most_words(k: usize) -> usize {
         let of = |rounded_to, weights| Self::new(rounded_to, weights, k).row();
-        of(ActivationType::BF16, WeightType::BF16).max(of(ActivationType::Int8, WeightType::Int8))
+        [
+            of(ActivationType::BF16, WeightType::BF16),
+            of(ActivationType::Int16, WeightType::CompactBf16),
+            of(ActivationType::Int8, WeightType::Int8),
+        ]
+        .into_iter()
+        .max()
+        .expect("there are three")
     }
 }
 
@@ -109,6 +124,7 @@ pub(crate) struct RoundRows {
 pub(crate) unsafe fn round_rows(isa: Isa, rounding: &Rounding, job: &RoundRows) {
     match rounding.rounded_to {
         ActivationType::BF16 => bf16_rows(rounding, job),
+        ActivationType::Int16 => int16_rows(rounding, job),
         ActivationType::Int8 => int8_rows(isa, rounding, job),
         ActivationType::F32 => unreachable!("f32 is not rounded"),
     }
@@ -139,6 +155,44 @@ fn bf16_rows(rounding: &Rounding, job: &RoundRows) {
 #[cfg(not(target_arch = "x86_64"))]
 fn bf16_rows(_: &Rounding, _: &RoundRows) {
     unreachable!("no processor of this kind multiplies bf16");
+}
+
+/// The largest level of 16 bits: 32 products with levels of weights, up to 8160, fit 32 bits.
+pub(crate) const LARGEST_INT16: f32 = 8191.0;
+
+#[cfg(target_arch = "x86_64")]
+fn int16_rows(rounding: &Rounding, job: &RoundRows) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn entry(rounding: &Rounding, job: &RoundRows) {
+        // SAFETY: this function has the features.
+        let s = unsafe { Avx2::new() };
+        for row in 0..job.num_rows {
+            // SAFETY: the promise of `round_rows`.
+            let x = unsafe { std::slice::from_raw_parts(job.x.add(row * job.x_row), job.terms) };
+            let out = job.out.wrapping_add(row * rounding.row());
+            let (mut words, mut scales) = (
+                out.wrapping_add(job.first / 2),
+                out.wrapping_add(rounding.header_of(job.first)).cast::<f32>(),
+            );
+            let (groups, rest) = x.as_chunks::<GROUP>();
+            let mut padded = [0.0; GROUP];
+            padded[..rest.len()].copy_from_slice(rest);
+            for group in groups.iter().chain((!rest.is_empty()).then_some(&padded)) {
+                // SAFETY: as above: whole groups, and a word for each, have room.
+                unsafe {
+                    scales.write(integers::round_group(s, group, [LARGEST_INT16, SMALLEST], words.cast()))
+                };
+                (words, scales) = (words.wrapping_add(GROUP / 2), scales.wrapping_add(1));
+            }
+        }
+    }
+    // SAFETY: a device rounds to 16 bits only with AVX2.
+    unsafe { entry(rounding, job) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn int16_rows(_: &Rounding, _: &RoundRows) {
+    unreachable!("no processor of this kind rounds to 16 bits");
 }
 
 dot_entry! {

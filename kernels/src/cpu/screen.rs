@@ -1,6 +1,7 @@
 //! Bounds of a product from a coarse copy of its weights: how far a row of activations is from what either side multiplies, and the
 //! largest numbers that each panel surely reaches and that it can reach.
 
+use super::rounded::LARGEST_INT16;
 use super::shared::{Shared, SharedMut};
 use super::simd::{Simd, simd_entry};
 use crate::ActivationType;
@@ -19,8 +20,8 @@ pub(crate) struct Squares {
 }
 
 simd_entry! {
-    /// Of a row that `rounded` says how both sides round: the exact one to bf16 or not at all, the coarse one to int8 or not at all. NaN where
-    /// a value is not finite.
+    /// Of a row that `rounded` says how both sides round: the exact one to bf16, to 16 bits or not at all, the coarse one to int8 or not at all.
+    /// NaN where a value is not finite.
     pub(crate) fn squares(x: &[f32], rounded: [ActivationType; 2], out: &mut Squares) = squares_body
 }
 
@@ -29,14 +30,18 @@ fn squares_body<S: Simd>(_: S, x: &[f32], [exact, coarse]: [ActivationType; 2], 
     let (mut squares, mut apart) = ([0.0f64; 8], [0.0f64; 8]);
     let mut of_group = |group: &[f32; GROUP]| {
         let mut taken = *group;
-        if exact == ActivationType::BF16 {
-            for taken in &mut taken {
-                *taken = bf16::from_f32(*taken).to_f32();
+        match exact {
+            ActivationType::BF16 => {
+                for taken in &mut taken {
+                    *taken = bf16::from_f32(*taken).to_f32();
+                }
             }
+            ActivationType::Int16 => taken = to_levels(group, LARGEST_INT16),
+            _ => {}
         }
         let mut meant = *group;
         if coarse == ActivationType::Int8 {
-            meant = to_int8(group);
+            meant = to_levels(group, 127.0);
         }
         for i in 0..GROUP {
             let (x, off) = (f64::from(taken[i]), f64::from(taken[i]) - f64::from(meant[i]));
@@ -56,9 +61,10 @@ fn squares_body<S: Simd>(_: S, x: &[f32], [exact, coarse]: [ActivationType; 2], 
     *out = Squares { exact: squares.iter().sum(), apart: apart.iter().sum() };
 }
 
-/// As `rounded` does it: what its levels stand for. Half a step is as far from the one as from the other, whichever a processor takes.
+/// As `rounded` does it: what its levels stand for, the largest being `most`. Half a step is as far from the one as from the other, whichever a
+/// processor takes.
 #[inline(always)]
-fn to_int8(x: &[f32; GROUP]) -> [f32; GROUP] {
+fn to_levels(x: &[f32; GROUP], most: f32) -> [f32; GROUP] {
     let mut largest = 0.0f32;
     for x in x {
         let x = x.abs();
@@ -70,11 +76,11 @@ fn to_int8(x: &[f32; GROUP]) -> [f32; GROUP] {
     if largest < super::rounded::SMALLEST {
         return [0.0; GROUP];
     }
-    let (scale, by) = (largest * (1.0 / 127.0), 127.0 / largest);
+    let (scale, by) = (largest * (1.0 / most), most / largest);
     let mut out = *x;
     for x in &mut out {
-        // A product of 7 and 24 bits is rounded to 24 once more: far less than `screened_linear` allows for.
-        *x = scale * nearest(*x * by, -127.0, 127.0);
+        // A product of at most 13 and 24 bits is rounded to 24 once more: far less than `screened_linear` allows for.
+        *x = scale * nearest(*x * by, -most, most);
     }
     out
 }
@@ -175,18 +181,28 @@ mod tests {
         row.quantize(crate::WeightType::Int8, &x);
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
         let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-        use ActivationType::{BF16, F32, Int8};
+        let fine: Vec<f64> = (x.chunks(GROUP))
+            .flat_map(|group| {
+                let largest = group.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                let level = move |x: &f32| f64::from((x * 8191.0 / largest).round());
+                group.iter().map(move |x| level(x) * f64::from(largest) / 8191.0)
+            })
+            .collect();
+        use ActivationType::{BF16, F32, Int8, Int16};
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for (rounded, taken, coarse) in [
                 ([F32, F32], &exact, &exact),
                 ([F32, Int8], &exact, &meant),
                 ([BF16, F32], &bf16s, &exact),
                 ([BF16, Int8], &bf16s, &meant),
+                ([Int16, Int8], &fine, &meant),
             ] {
                 let mut found = Squares::default();
                 squares(isa, &x, rounded, &mut found);
                 let expected = square(&mut taken.iter().copied());
-                assert!((found.exact - expected).abs() <= 1e-9 * expected, "{rounded:?}");
+                // Halves between levels may be rounded either way.
+                let tolerance = if rounded[0] == Int16 { 1e-6 } else { 1e-9 };
+                assert!((found.exact - expected).abs() <= tolerance * expected, "{rounded:?}");
                 let expected = square(&mut taken.iter().zip(coarse).map(|(a, b)| a - b));
                 assert!(
                     (found.apart - expected).abs() <= 1e-3 * expected,

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use kernels::{
-    ActivationChoice, CpuOptions, DType, Device, ExpertSource, Experts, GroupedRow, HostTensor, Isa, Tensor,
-    WeightType,
+    ActivationChoice, ActivationType, CpuOptions, DType, Device, ExpertSource, Experts, GroupedRow,
+    HostTensor, Isa, Tensor, WeightType,
 };
 
 pub const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -25,7 +25,8 @@ pub fn device(isa: Isa, threads: usize) -> Device {
     Device::cpu_with(options).expect("an available instruction set")
 }
 
-/// Every instruction set of this machine that rounds activations, with one thread and with more: to bf16, or to int8, or to both.
+/// Every instruction set of this machine that rounds activations, with one thread and with more: to bf16, or to int8, or to both, or as it does
+/// unless it is told.
 pub fn rounding_devices() -> Vec<Device> {
     let isas = || Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let of = |isa, activations| {
@@ -36,8 +37,12 @@ pub fn rounding_devices() -> Vec<Device> {
             ..CpuOptions::default()
         })
     };
-    let options = isas().flat_map(|isa| [of(isa, ActivationChoice::BF16), of(isa, ActivationChoice::Int8)]);
-    options.flatten().filter_map(|options| Device::cpu_with(options).ok()).collect()
+    let told = isas().flat_map(|isa| [of(isa, ActivationChoice::BF16), of(isa, ActivationChoice::Int8)]);
+    // The only one that cannot be asked for by name.
+    let to_int16 = |device: &Device| device.activation_type(WeightType::CompactBf16) == ActivationType::Int16;
+    let untold = isas().flat_map(|isa| of(isa, ActivationChoice::Auto));
+    let untold = untold.filter_map(|options| Device::cpu_with(options).ok()).filter(to_int16);
+    told.flatten().filter_map(|options| Device::cpu_with(options).ok()).chain(untold).collect()
 }
 
 /// Numbers in ±1 that look random, the same for the same seed.
@@ -123,6 +128,32 @@ pub fn kept(stored_as: WeightType, values: &[f64], k: usize) -> Vec<Vec<f64>> {
         out.into_iter().map(f64::from).collect()
     };
     narrow.chunks(k).map(row).collect()
+}
+
+/// What they count as in a product on this device.
+pub fn multiplied(device: &Device, stored_as: WeightType, values: &[f64], k: usize) -> Vec<Vec<f64>> {
+    let mut kept = kept(stored_as, values, k);
+    if device.activation_type(stored_as) == ActivationType::Int16 {
+        kept.iter_mut().flat_map(|row| row.chunks_mut(256)).for_each(to_levels);
+    }
+    kept
+}
+
+/// Weights of one row and block of compact bf16, as whole numbers of 14 bits times a power of two.
+pub fn to_levels(block: &mut [f64]) {
+    let upper = |w: f64| bf16::from_f64(w).to_bits() >> 8 & 127;
+    let inside = |base: u16| block.iter().filter(|&&w| (base..base + 8).contains(&upper(w))).count();
+    // The first of those with most of them.
+    let base = (0..=120).rev().max_by_key(|&base| inside(base)).unwrap();
+    let step = f64::exp2(2.0 * f64::from(base) - 124.0);
+    for w in block {
+        *w = match upper(*w) {
+            _ if base == 120 => f64::NAN,
+            upper if upper < base => 0.0,
+            upper if upper > base + 7 => *w,
+            _ => step * (*w / step + 0.5).floor(),
+        };
+    }
 }
 
 pub fn rows(values: &[f64], len: usize) -> Vec<Vec<f64>> {

@@ -1,4 +1,5 @@
-//! Compact bf16 against plain bf16: the same bits of every op, whatever the weights are.
+//! Compact bf16 against plain bf16: the same bits of every op, whatever the weights are; and as whole numbers, where a device multiplies these,
+//! against f64.
 
 use crate::common::*;
 use kernels::ops::*;
@@ -111,6 +112,59 @@ fn linear_layers_have_the_bits_of_plain_ones() {
     }
 }
 
+/// Of all that weights can be like, a row's bits whatever is beside it, at most 3e-6 of the row's largest number apart from f64.
+#[test]
+fn whole_numbers_of_all_weights() {
+    let to_int16 = |device: &Device| device.activation_type(WeightType::CompactBf16) == ActivationType::Int16;
+    for device in rounding_devices().into_iter().filter(to_int16) {
+        for weights in ALL.into_iter().filter(|&weights| weights != Weights::Anything) {
+            for (i, shape @ [n, k]) in SIZES.into_iter().enumerate() {
+                let what = format!("{device:?} {weights:?} N {n} K {k}");
+                let bytes = weights.bytes(shape, 3);
+                let host = HostTensor::new(DType::BF16, &shape, &bytes).unwrap();
+                let compact = Matrix::pack(&device, WeightType::CompactBf16, &[host]);
+                let run = |x: &[f32]| {
+                    let t = x.len() / k;
+                    let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
+                    linear(
+                        &Tensor::from_f32(&device, &[t, k], x),
+                        &compact,
+                        None,
+                        Activation::None,
+                        &mut out,
+                    );
+                    out.as_f32().to_vec()
+                };
+                let t = ROWS[1 + i];
+                let x = values(7, t * k);
+                let out = run(&x);
+                for (row, (x, out)) in x.chunks(k).zip(out.chunks(n)).enumerate() {
+                    assert!(bits(&run(x)) == bits(out), "{what} row {row} of {t}");
+                }
+                let x: Vec<f64> = x[..k].chunks(GROUP).flat_map(to_int16_group).collect();
+                for (column, &found) in out[..n].iter().enumerate() {
+                    let mut w: Vec<f64> = (0..k).map(|c| f64::from(host.get(column * k + c))).collect();
+                    w.chunks_mut(256).for_each(to_levels);
+                    let terms: Vec<f64> = w.iter().zip(&x).map(|(w, x)| w * x).collect();
+                    let (sum, size) =
+                        (terms.iter().sum::<f64>(), terms.iter().map(|term| term.abs()).sum::<f64>());
+                    let found = f64::from(found);
+                    let is_near = (found - sum).abs() <= 1e-6 * size + 1e-36;
+                    // Beyond f32, or no number.
+                    let both_wild = !(size < f64::from(f32::MAX) / 4.0) && !(found.abs() < 1e30);
+                    assert!(is_near || both_wild, "{what} column {column}: {found}, not {sum}");
+                }
+            }
+        }
+    }
+}
+
+fn to_int16_group(group: &[f32]) -> Vec<f64> {
+    let largest = group.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let (scale, by) = (largest * (1.0 / 8191.0), 8191.0 / largest);
+    group.iter().map(|x| f64::from(scale) * f64::from((x * by).round_ties_even())).collect()
+}
+
 #[test]
 fn layers_of_heads_have_the_bits_of_plain_ones() {
     let (h, shape @ [n, k]) = (3, [37, 71]);
@@ -199,7 +253,8 @@ fn parts_do_not_depend_on_threads() {
     assert_eq!(one[0].len() as u64, Matrix::packed_bytes(WeightType::CompactBf16, n, k));
     let saved = one[0].len() as f64 / Matrix::packed_bytes(WeightType::BF16, n, k) as f64;
     assert!(saved < 0.765, "{saved} of plain bf16");
-    let device = Device::cpu(Some(2));
+    // Where both forms are multiplied as floats.
+    let device = device(Isa::best(), 2);
     let again = Matrix::from_parts(&device, &form, one);
     let x = Tensor::random(&device, &[3, k], 1.0, 7);
     let [first, second] = [Matrix::pack(&device, DType::BF16, &[host]), again].map(|w| {

@@ -15,13 +15,14 @@ fn rounded(device: &Device, weights: WeightType, row: &[f64]) -> Vec<f64> {
     match device.activation_type(weights) {
         ActivationType::F32 => row.to_vec(),
         ActivationType::BF16 => row.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect(),
-        ActivationType::Int8 => row.chunks(GROUP).flat_map(rounded_group).collect(),
+        ActivationType::Int16 => row.chunks(GROUP).flat_map(|group| rounded_group(group, 8191.0)).collect(),
+        ActivationType::Int8 => row.chunks(GROUP).flat_map(|group| rounded_group(group, 127.0)).collect(),
     }
 }
 
-fn rounded_group(group: &[f64]) -> Vec<f64> {
+fn rounded_group(group: &[f64], most: f32) -> Vec<f64> {
     let largest = group.iter().fold(0.0f32, |max, &x| max.max((x as f32).abs()));
-    let (scale, by) = if largest == 0.0 { (0.0, 0.0) } else { (largest * (1.0 / 127.0), 127.0 / largest) };
+    let (scale, by) = if largest == 0.0 { (0.0, 0.0) } else { (largest * (1.0 / most), most / largest) };
     group.iter().map(|&x| f64::from(scale) * f64::from((x as f32 * by).round_ties_even())).collect()
 }
 
@@ -46,6 +47,8 @@ fn devices_round_as_they_were_told() {
             if matches!(weights, WeightType::F32 | WeightType::F16) || isa == Isa::Portable {
                 assert_eq!(auto, ActivationType::F32, "{isa} {weights}");
             }
+            let expected = isa == Isa::Avx2 && weights == WeightType::CompactBf16;
+            assert_eq!(auto == ActivationType::Int16, expected, "{isa} {weights}");
             match with(isa, ActivationChoice::BF16) {
                 Ok(device) => {
                     assert!(isa.has_bf16_dots());
@@ -81,7 +84,8 @@ fn linear_layers_over_rounded_rows() {
                 let mut out = Tensor::zeros(&device, DType::F32, &[t, n]);
                 linear(&x.tensor(&device), &packed, None, Activation::QuickGelu, &mut out);
                 let x: Vec<_> = x.rows().iter().map(|row| rounded(&device, dtype, row)).collect();
-                let expected = naive::linear(&x, &kept(dtype, &w.values, k), None, Activation::QuickGelu);
+                let expected =
+                    naive::linear(&x, &multiplied(&device, dtype, &w.values, k), None, Activation::QuickGelu);
                 assert_close(out.as_f32(), &expected.concat(), 3e-6, &what);
             }
         }
@@ -92,7 +96,7 @@ fn linear_layers_over_rounded_rows() {
 fn heads_over_rounded_rows() {
     let (t, h, k, n) = (5, 3, 71, 37);
     for device in rounding_devices() {
-        for dtype in [WeightType::BF16, WeightType::Int8, WeightType::Int4Zero] {
+        for dtype in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8, WeightType::Int4Zero] {
             let x = Host::random(DType::F32, &[t, h, 75], 1);
             let w = Host::random(DType::F32, &[h * n, k], 2);
             let value = |h: usize, i: usize, c: usize| w.view().get((h * n + i) * k + c);
@@ -102,7 +106,7 @@ fn heads_over_rounded_rows() {
             let x_slice = HeadSlice { tensor: &from, rows: 0..t, offset: 3, len: k };
             heads_linear(x_slice, &packed, HeadSliceMut { tensor: &mut out, rows: 0..t, offset: 2, len: n });
             for (i, (out, x)) in out.as_f32().chunks(40).zip(x.rows()).enumerate() {
-                let weights = kept(dtype, &w.values[i % h * n * k..][..n * k], k);
+                let weights = multiplied(&device, dtype, &w.values[i % h * n * k..][..n * k], k);
                 let x = rounded(&device, dtype, &x[3..3 + k]);
                 let expected = naive::linear(&vec![x], &weights, None, Activation::None);
                 assert_close(&out[2..39], &expected[0], 3e-6, &format!("{device:?} {dtype} row {i}"));
@@ -269,6 +273,8 @@ fn experts_are_the_layers_they_consist_of() {
             (WeightType::BF16, 7, 67, 33, 5, 2),
             (WeightType::BF16, 1, 5, 3, 2, 1),
             (WeightType::BF16, 301, 33, 65, 3, 2),
+            (WeightType::CompactBf16, 61, 270, 97, 4, 3),
+            (WeightType::CompactBf16, 301, 33, 65, 3, 2),
             (WeightType::Int8, 7, 67, 33, 5, 2),
             (WeightType::Int8, 61, 270, 97, 4, 3),
             (WeightType::Int4, 1, 5, 3, 2, 1),
@@ -300,7 +306,10 @@ fn experts_are_the_layers_they_consist_of() {
 fn values_that_have_no_scale() {
     let (n, k) = (35, 70);
     for device in rounding_devices() {
-        for dtype in [WeightType::BF16, WeightType::Int8, WeightType::Int4, WeightType::Int4Zero] {
+        for dtype in WeightType::ALL {
+            if device.activation_type(dtype) == ActivationType::F32 {
+                continue;
+            }
             let w = Host::random(DType::F32, &[n, k], 3);
             let packed = Matrix::pack(&device, dtype, &[w.view()]);
             let run = |x: &[f32]| {
@@ -327,11 +336,11 @@ fn values_that_have_no_scale() {
 #[test]
 fn more_rows_than_the_scratch_holds() {
     let (t, n, k) = (260, 33, 12_000);
-    for activations in [ActivationChoice::BF16, ActivationChoice::Int8] {
+    for activations in [ActivationChoice::BF16, ActivationChoice::Int8, ActivationChoice::Auto] {
         let options = CpuOptions { threads: Some(2), isa: None, activations, ..CpuOptions::default() };
         let Ok(device) = Device::cpu_with(options) else { continue };
         assert!(device.scratch_bytes() > 0);
-        for dtype in [WeightType::BF16, WeightType::Int8] {
+        for dtype in [WeightType::BF16, WeightType::CompactBf16, WeightType::Int8] {
             if device.activation_type(dtype) == ActivationType::F32 {
                 continue;
             }

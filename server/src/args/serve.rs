@@ -75,12 +75,13 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_QUANTIZATION")]
     pub quantization: QuantizationArg,
 
-    /// What activations are rounded to before products on a processor. auto: bfloat16 beside bfloat16 weights and int8 beside quantised
-    /// ones, where the processor has instructions for such products
+    /// What activations are rounded to before products on a processor. auto: bfloat16 beside bfloat16 weights, with AVX2 whole numbers of 14 bits
+    /// beside those that are compact, and int8 beside quantised ones, where the processor has instructions for such products
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_ACTIVATIONS")]
     pub activations: ActivationsArg,
 
-    /// The form in which bfloat16 weights of linear layers lie in memory. The answers are the same to the bit; compact takes a quarter less
+    /// The form in which bfloat16 weights of linear layers lie in memory. Compact takes a quarter less; the answers are the same to the bit, but
+    /// with AVX2 and rounded activations
     #[arg(long, value_enum, default_value = "auto", env = "PERILUNE_WEIGHT_LAYOUT")]
     pub weight_layout: WeightLayoutArg,
 

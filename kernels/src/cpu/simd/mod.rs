@@ -8,6 +8,8 @@
 pub(crate) mod compact;
 pub(crate) mod dot;
 mod entry;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod integers;
 mod isa;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
