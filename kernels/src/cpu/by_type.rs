@@ -3,13 +3,11 @@
 /// Calls `$f::<format>($args)` for the type of weights and what activations beside them are.
 macro_rules! by_weight_type {
     ($stored_as:expr, $rounded_to:expr, $f:ident($($arg:expr),*)) => {{
-        use $crate::cpu::{compact, compact_integers, dot, floats, grouped, tile};
+        use $crate::cpu::{compact, dot, floats, grouped, tile};
         match ($stored_as, $rounded_to) {
             ($crate::WeightType::BF16, $crate::ActivationType::BF16) => $f::<dot::Bf16Pairs>($($arg),*),
             ($crate::WeightType::CompactBf16, $crate::ActivationType::BF16) => $f::<compact::CompactPairs>($($arg),*),
-            ($crate::WeightType::CompactBf16, $crate::ActivationType::Int16) => {
-                $f::<compact_integers::CompactIntegers>($($arg),*)
-            }
+            ($crate::WeightType::CompactBf16, $crate::ActivationType::Int16) => $f::<compact::CompactIntegers>($($arg),*),
             ($crate::WeightType::Int8, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int8>>($($arg),*),
             ($crate::WeightType::Int4, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int4>>($($arg),*),
             ($crate::WeightType::Int4Zero, $crate::ActivationType::Int8) => $f::<dot::Levels<grouped::Int4Zero>>($($arg),*),

@@ -1,15 +1,14 @@
-//! Panels of compact bf16 (compact.rs) in linear layers: the same sums as those of plain bf16, with three quarters of the bytes read.
+//! Panels of compact bf16 (compact.rs) in linear layers: three quarters of the bytes read, and, but as whole numbers (compact_integers.rs), the
+//! same sums as those of plain bf16.
 //!
 //! ```text
 //! few rows     a quad becomes four vectors in registers, for all rows at once
 //! many rows    the first of them do the same, and leave a block as 16 KiB of plain bf16 in the first cache, for the others to pass by
 //! outliers     are in a sorted list, so that the loop over quads runs to the next one without a look at it
 //! ```
-//! Every sum has the order that it has beside plain bf16, by the same instructions, and so its bits.
+//! Every sum over rows of bf16 or floats has the order that it has beside plain bf16, by the same instructions, and so its bits.
 
 use super::compact_blocks::blocks;
-#[cfg(target_arch = "x86_64")]
-use super::compact_floats;
 #[cfg(target_arch = "x86_64")]
 use super::dot::{CACHE_LINE, LEAST_PAIRS_AHEAD, Lines, Words as Pairs, pair_tile_from};
 use super::floats::Floats;
@@ -19,6 +18,8 @@ use super::simd::{Isa, Simd, simd_entry};
 use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Sums};
 #[cfg(target_arch = "x86_64")]
 use super::tile::{Blocks, by_rows, starts};
+#[cfg(target_arch = "x86_64")]
+use super::{compact_floats, compact_integers};
 use crate::ActivationType;
 use crate::compact::{BLOCK_BYTES, BLOCK_K, HEADER_BYTES, Header, QUAD_BYTES, QUAD_WORDS, unpack_quad};
 use crate::panel::PANEL;
@@ -28,6 +29,9 @@ pub(crate) struct CompactPairs;
 
 /// Panels of compact bf16 times rows of floats.
 pub(crate) struct CompactFloats;
+
+/// Panels of compact bf16 times rows of 16 bits.
+pub(crate) struct CompactIntegers;
 
 const _: () = assert!(K_BLOCK.is_multiple_of(BLOCK_K), "terms between two visits of memory are whole blocks");
 
@@ -66,6 +70,24 @@ impl PanelFormat for CompactFloats {
             return compact_floats::panel(job);
         }
         floats_panel(S::ISA, job);
+    }
+}
+
+impl PanelFormat for CompactIntegers {
+    const ROUNDED_TO: ActivationType = ActivationType::Int16;
+    const GROUP_SUMS: bool = false;
+    const K_BLOCK: usize = BLOCK_K;
+
+    fn offset(k: usize) -> usize {
+        offset(k)
+    }
+
+    #[inline(always)]
+    fn panel<S: Simd>(_: S, job: &Job) {
+        #[cfg(target_arch = "x86_64")]
+        compact_integers::panel(job);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("no processor of this kind rounds to 16 bits: {} rows", job.num_rows);
     }
 }
 

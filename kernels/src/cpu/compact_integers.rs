@@ -9,63 +9,28 @@
 //! ```
 //! An outlier's own level is zero, because its code is. A row with a weight of 2^127 or more, or one that is not finite, counts as NaN.
 
-use super::tile::{Job, PanelFormat};
-use crate::ActivationType;
-use crate::compact::{BLOCK_BYTES, BLOCK_K};
-#[cfg(target_arch = "x86_64")]
-use {
-    super::compact_blocks::blocks,
-    super::dot::CACHE_LINE,
-    super::simd::{Avx2, Simd, ask_for, integers},
-    super::tile::{Blocks, by_rows, starts},
-    crate::compact::{HEADER_BYTES, Header, QUAD_BYTES},
-    crate::panel::{GROUP, K_GRAIN, PANEL, k_padded},
-    half::bf16,
-};
+use super::compact_blocks::blocks;
+use super::dot::CACHE_LINE;
+use super::simd::{Avx2, Simd, ask_for, integers};
+use super::tile::{Blocks, Job, by_rows, starts};
+use crate::compact::{BLOCK_BYTES, BLOCK_K, BLOCK_WORDS, HEADER_BYTES, Header, QUAD_BYTES};
+use crate::panel::{GROUP, K_GRAIN, PANEL, k_padded};
+use half::bf16;
 
-/// Panels of compact bf16 times rows of 16 bits.
-pub(crate) struct CompactIntegers;
-
-impl PanelFormat for CompactIntegers {
-    const ROUNDED_TO: ActivationType = ActivationType::Int16;
-    const GROUP_SUMS: bool = false;
-    const K_BLOCK: usize = BLOCK_K;
-
-    fn offset(k: usize) -> usize {
-        k / BLOCK_K * BLOCK_BYTES
-    }
-
-    #[inline(always)]
-    fn panel<S: Simd>(_: S, job: &Job) {
-        panel(job);
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn panel(_: &Job) {
-    unreachable!("no processor of this kind rounds to 16 bits");
-}
-
+const LANES: usize = Avx2::LANES;
 /// Rows for all of which a quad is unpacked in registers.
-#[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 4;
 /// So many tiles at most wait for memory.
-#[cfg(target_arch = "x86_64")]
 const EVENLY: usize = 4;
 /// Rows of a tile over levels in memory.
-#[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 6;
 /// Quads of a group.
-#[cfg(target_arch = "x86_64")]
 const GROUP_QUADS: usize = GROUP / 4;
-#[cfg(target_arch = "x86_64")]
-const LANES: usize = 8;
 /// How far ahead lines are asked for from the second cache: unpacking alone does not hide the wait for it.
-#[cfg(target_arch = "x86_64")]
 const NEAR: usize = 8 * QUAD_BYTES;
 
-#[cfg(target_arch = "x86_64")]
-fn panel(job: &Job) {
+/// The processor has AVX2, FMA and F16C.
+pub(super) fn panel(job: &Job) {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn few(job: &Job) {
         // SAFETY: this function has the features.
@@ -87,29 +52,28 @@ fn panel(job: &Job) {
         let evenly = tiles.count <= EVENLY;
         let lines = (BLOCK_BYTES / CACHE_LINE).div_ceil(2 * tiles.count * (BLOCK_K / GROUP));
         blocks(job, 2, |job, words| {
-            let mut asked = job.ahead;
-            for half in 0..2 {
-                // SAFETY: the promise of `blocks`.
-                unsafe {
-                    match half {
-                        0 => unpack::<0>(s, job, !evenly, words.cast()),
-                        _ => unpack::<1>(s, job, !evenly, words.cast()),
-                    }
-                }
-                let mut row = 0;
-                for tile in 0..tiles.count {
-                    let rows = tiles.len(tile);
-                    let part = job.rows(row, rows);
-                    // SAFETY: as above.
+            let (mut asked, mut row) = (job.ahead, 0);
+            let halves = [words.cast(), words.cast::<i16>().wrapping_add(BLOCK_WORDS / 2)];
+            // SAFETY: the promise of `blocks`.
+            unsafe {
+                unpack::<0>(s, job, !evenly, halves[0]);
+                unpack::<1>(s, job, !evenly, halves[1]);
+            }
+            for tile in 0..tiles.count {
+                let rows = tiles.len(tile);
+                let part = job.rows(row, rows);
+                // Rows of activations are read once from the second cache for both halves.
+                for (half, words) in halves.into_iter().enumerate() {
+                    // SAFETY: the promise of `blocks`.
                     by_rows!(rows, TILE_ROWS, |M| unsafe {
                         match evenly {
-                            true => tile_of::<M, true>(s, &part, half, words.cast(), (asked, lines)),
-                            false => tile_of::<M, false>(s, &part, half, words.cast(), (asked, lines)),
+                            true => tile_of::<M, true>(s, &part, half, words, (asked, lines)),
+                            false => tile_of::<M, false>(s, &part, half, words, (asked, lines)),
                         }
                     });
                     asked = asked.wrapping_add(lines * CACHE_LINE * job.k.div_ceil(GROUP));
-                    row += rows;
                 }
+                row += rows;
             }
             // SAFETY: as above.
             unsafe { add_outliers(job) };
@@ -120,19 +84,16 @@ fn panel(job: &Job) {
 }
 
 /// Pairs of terms in a turn of the loop over a tile: what K is filled up to is a multiple of so many.
-#[cfg(target_arch = "x86_64")]
 const TURN: usize = 4;
-#[cfg(target_arch = "x86_64")]
+const TURN_QUADS: usize = TURN / 2;
 const _: () = assert!(K_GRAIN.is_multiple_of(2 * TURN));
 
 /// Quads of a block with those that fill K up, beside which activations are zero.
-#[cfg(target_arch = "x86_64")]
 fn num_quads(job: &Job) -> usize {
     k_padded(job.k) / 4
 }
 
 /// Columns of a half's two vectors.
-#[cfg(target_arch = "x86_64")]
 const fn columns(half: usize) -> [usize; 2] {
     [LANES * half, PANEL / 2 + LANES * half]
 }
@@ -141,7 +102,6 @@ const fn columns(half: usize) -> [usize; 2] {
 ///
 /// # Safety
 /// The promise of `blocks`.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn unpack<const HALF: usize>(s: Avx2, job: &Job, asks: bool, mut to: *mut i16) {
     let mut quad = job.panel.wrapping_add(HEADER_BYTES);
@@ -172,11 +132,15 @@ unsafe fn unpack<const HALF: usize>(s: Avx2, job: &Job, asks: bool, mut to: *mut
     }
 }
 
-/// `M` rows times half of the columns of a block, whose levels are in memory.
+/// Sums of a tile's rows over a block, two vectors a row. They stay in memory, since its parts take all registers.
+#[repr(C, align(32))]
+struct BlockSums<const M: usize>([[f32; 2 * LANES]; M]);
+
+/// `M` rows times half of the columns of a block, whose levels are in memory. With `ASK`, so many lines from an address on are asked for with each
+/// group.
 ///
 /// # Safety
 /// The promise of `blocks`, and of `Job::new` for M rows; as many lines of levels as there are pairs of terms.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn tile_of<const M: usize, const ASK: bool>(
     s: Avx2,
@@ -185,47 +149,54 @@ unsafe fn tile_of<const M: usize, const ASK: bool>(
     words: *const i16,
     (mut asked, lines): (*const u8, usize),
 ) {
-    let (rows, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
-    let mut sums = [[s.zero(); 2]; M];
-    let (mut line, mut scales) = (words, job.numbers.start);
-    let mut pairs = rows.map(|row| job.x.start.cast::<i32>().wrapping_add(row));
-    let mut left = num_quads(job);
+    // A row's scales lie behind its levels: as far in one row as in the other.
+    assert_eq!(job.x.row, job.numbers.row, "rows of levels and scales");
+    let mut to_scale = job.numbers.start.addr().wrapping_sub(job.x.start.addr());
+    let mut sums = BlockSums([[0.0; 2 * LANES]; M]);
+    let mut line = words;
+    let mut pairs = starts::<M>(job.x.row).map(|row| job.x.start.cast::<i32>().wrapping_add(row));
+    let mut left = num_quads(job) / TURN_QUADS;
     // SAFETY: the caller's promise.
     unsafe {
         while left > 0 {
-            let quads = left.min(GROUP_QUADS);
-            let mut parts = [[integers::zero(s); 2]; M];
+            let turns = left.min(GROUP_QUADS / TURN_QUADS);
             if ASK {
                 for line in 0..lines {
                     ask_for(asked.wrapping_add(line * CACHE_LINE));
                 }
                 asked = asked.wrapping_add(lines * CACHE_LINE);
             }
+            let mut parts = [[integers::zero(s); 2]; M];
             macro_rules! pairs {
-                ($($i:literal)*) => {$(
+                ($first:literal, $($i:literal)*) => {$(
                     let weights = line.add(4 * LANES * $i);
                     let weights = [integers::load(s, weights), integers::load(s, weights.add(2 * LANES))];
                     for (pair, parts) in pairs.iter().zip(&mut parts) {
-                        *parts = integers::dot_pair_from::<{ 4 * $i }>(s, *parts, weights, *pair);
+                        *parts = match $first && $i == 0 {
+                            true => integers::first_pair_from(s, weights, *pair),
+                            false => integers::dot_pair_from::<{ 4 * $i }>(s, *parts, weights, *pair),
+                        };
                     }
-                )*};
+                )*
+                    line = line.add(4 * LANES * TURN);
+                    for pair in &mut pairs {
+                        *pair = pair.add(TURN);
+                    }
+                };
             }
-            for _ in 0..2 * quads / TURN {
-                pairs!(0 1 2 3);
-                line = line.add(4 * LANES * TURN);
-                for pair in &mut pairs {
-                    *pair = pair.add(TURN);
-                }
+            pairs!(true, 0 1 2 3);
+            for _ in 1..turns {
+                pairs!(false, 0 1 2 3);
             }
-            for (r, (sums, parts)) in sums.iter_mut().zip(parts).enumerate() {
-                let scale = s.splat(*scales.add(numbers[r]));
-                for (sum, part) in sums.iter_mut().zip(parts) {
-                    *sum = s.fma(integers::to_floats(s, part), scale, *sum);
-                }
+            // Behind the group's levels.
+            let scale = to_scale.wrapping_sub(turns * TURN * size_of::<i32>());
+            for ((pair, parts), sums) in pairs.iter().zip(parts).zip(&mut sums.0) {
+                integers::add_scaled(s, parts, pair.cast::<f32>().wrapping_byte_add(scale), sums);
             }
-            scales = scales.wrapping_add(1);
-            left -= quads;
+            to_scale = scale.wrapping_add(size_of::<f32>());
+            left -= turns;
         }
+        let sums = sums.0.each_ref().map(|sums| [s.load(sums.as_ptr()), s.load(sums.as_ptr().add(LANES))]);
         finish(s, job, half, &sums);
     }
 }
@@ -234,7 +205,6 @@ unsafe fn tile_of<const M: usize, const ASK: bool>(
 ///
 /// # Safety
 /// The promise of `blocks`, and the job has M rows.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn few_rows<const M: usize>(s: Avx2, job: &Job) {
     let (rows, numbers) = (starts::<M>(job.x.row), starts::<M>(job.numbers.row));
@@ -295,7 +265,6 @@ unsafe fn few_rows<const M: usize>(s: Avx2, job: &Job) {
 ///
 /// # Safety
 /// The promise of `blocks`, and the job has M rows.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn finish<const M: usize>(s: Avx2, job: &Job, half: usize, parts: &[[<Avx2 as Simd>::V; 2]; M]) {
     let (to, from) = (job.sums, job.from);
@@ -318,7 +287,6 @@ unsafe fn finish<const M: usize>(s: Avx2, job: &Job, half: usize, parts: &[[<Avx
 ///
 /// # Safety
 /// The promise of `blocks`, and the block's sums were written.
-#[cfg(target_arch = "x86_64")]
 unsafe fn add_outliers(job: &Job) {
     // SAFETY: the caller's promise: places are within the block, and the sums of all columns can be written.
     unsafe {

@@ -21,6 +21,7 @@ mod compact;
 mod compact_blocks;
 #[cfg(target_arch = "x86_64")]
 mod compact_floats;
+#[cfg(target_arch = "x86_64")]
 mod compact_integers;
 mod dot;
 pub(crate) mod expert_rows;

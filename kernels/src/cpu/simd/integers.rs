@@ -124,6 +124,51 @@ pub(crate) unsafe fn dot_pair_from<const AT: usize>(
     [acc0, acc1]
 }
 
+/// The first of a sum's products.
+///
+/// # Safety
+/// The pair can be read.
+#[inline(always)]
+pub(crate) unsafe fn first_pair_from(_: Avx2, w: [__m256i; 2], pair: *const i32) -> [__m256i; 2] {
+    // SAFETY: the caller's promise, and the token's.
+    unsafe {
+        let x = _mm256_set1_epi32(pair.read());
+        [_mm256_madd_epi16(w[0], x), _mm256_madd_epi16(w[1], x)]
+    }
+}
+
+/// Adds two vectors of parts, times a scale in memory, to sums in memory, where the compiler would keep sums in registers that parts need.
+///
+/// # Safety
+/// The scale can be read.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(crate) unsafe fn add_scaled(
+    _: Avx2,
+    [part0, part1]: [__m256i; 2],
+    scale: *const f32,
+    sums: &mut [f32; 16],
+) {
+    // SAFETY: the caller's promise; nothing but the sums is written.
+    unsafe {
+        asm!(
+            "vbroadcastss {scale}, dword ptr [{from}]",
+            "vcvtdq2ps {part0}, {part0}",
+            "vcvtdq2ps {part1}, {part1}",
+            "vfmadd213ps {part0}, {scale}, ymmword ptr [{sums}]",
+            "vfmadd213ps {part1}, {scale}, ymmword ptr [{sums} + 32]",
+            "vmovups ymmword ptr [{sums}], {part0}",
+            "vmovups ymmword ptr [{sums} + 32], {part1}",
+            scale = out(ymm_reg) _,
+            part0 = inout(ymm_reg) part0 => _,
+            part1 = inout(ymm_reg) part1 => _,
+            from = in(reg) scale,
+            sums = in(reg) sums.as_mut_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 #[inline(always)]
 pub(crate) fn zero(_: Avx2) -> __m256i {
     // SAFETY: the token proves that the processor has the instruction.
