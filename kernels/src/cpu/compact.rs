@@ -15,9 +15,9 @@ use super::floats::Floats;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, ask_for, compact as x86};
 use super::simd::{Isa, Simd, simd_entry};
-use super::tile::{Bf16, Job, K_BLOCK, PanelFormat, Sums};
+use super::tile::{Bf16, Job, K_BLOCK, PanelFormat};
 #[cfg(target_arch = "x86_64")]
-use super::tile::{Blocks, by_rows, starts};
+use super::tile::{Blocks, Sums, by_rows, starts};
 #[cfg(target_arch = "x86_64")]
 use super::{compact_floats, compact_integers};
 use crate::ActivationType;
