@@ -7,7 +7,7 @@
 //! part        Σ level · level              of a group: a whole number below 2^31, exact
 //! sum         Σ of blocks of 2^… · (Σ of groups of scale · part), and outliers as they are, each in order
 //! ```
-//! An outlier's own level is zero, because its code is. A row with a weight of 2^127 or more, or one that is not finite, counts as NaN.
+//! An outlier's own level is zero, because its code is. A row counts as NaN where its codes reach 2^127, as those of numbers that are not finite do.
 
 use super::compact_blocks::blocks;
 use super::dot::CACHE_LINE;

@@ -2,6 +2,7 @@
 //! against f64.
 
 use crate::common::*;
+use crate::rounded::rounded_group;
 use kernels::ops::*;
 use kernels::*;
 
@@ -141,7 +142,8 @@ fn whole_numbers_of_all_weights() {
                 for (row, (x, out)) in x.chunks(k).zip(out.chunks(n)).enumerate() {
                     assert!(bits(&run(x)) == bits(out), "{what} row {row} of {t}");
                 }
-                let x: Vec<f64> = x[..k].chunks(GROUP).flat_map(to_int16_group).collect();
+                let x: Vec<f64> = x[..k].iter().map(|&x| f64::from(x)).collect();
+                let x: Vec<f64> = x.chunks(GROUP).flat_map(|group| rounded_group(group, 8191.0)).collect();
                 for (column, &found) in out[..n].iter().enumerate() {
                     let mut w: Vec<f64> = (0..k).map(|c| f64::from(host.get(column * k + c))).collect();
                     w.chunks_mut(256).for_each(to_levels);
@@ -158,12 +160,6 @@ fn whole_numbers_of_all_weights() {
             }
         }
     }
-}
-
-fn to_int16_group(group: &[f32]) -> Vec<f64> {
-    let largest = group.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-    let (scale, by) = (largest * (1.0 / 8191.0), 8191.0 / largest);
-    group.iter().map(|x| f64::from(scale) * f64::from((x * by).round_ties_even())).collect()
 }
 
 #[test]

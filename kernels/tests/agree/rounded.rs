@@ -20,7 +20,8 @@ fn rounded(device: &Device, weights: WeightType, row: &[f64]) -> Vec<f64> {
     }
 }
 
-fn rounded_group(group: &[f64], most: f32) -> Vec<f64> {
+/// A group as whole numbers up to `most`, in steps of its scale.
+pub fn rounded_group(group: &[f64], most: f32) -> Vec<f64> {
     let largest = group.iter().fold(0.0f32, |max, &x| max.max((x as f32).abs()));
     let (scale, by) = if largest == 0.0 { (0.0, 0.0) } else { (largest * (1.0 / most), most / largest) };
     group.iter().map(|&x| f64::from(scale) * f64::from((x as f32 * by).round_ties_even())).collect()
