@@ -1,7 +1,8 @@
 //! A Jinja environment that renders chat templates as Python's does: the differences between minijinja and Jinja2 with transformers'
 //! additions are settled here.
 
-use super::pyjson::{JsonStyle, python_float, to_json};
+use super::pyjson::{JsonStyle, to_json};
+use super::pyrepr::python_str;
 use super::strftime::strftime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
@@ -25,13 +26,16 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     env.set_unknown_method_callback(method);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(MAX_RECURSION);
-    env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
-        Ok(number) if value.is_number() && !value.is_integer() => {
-            out.write_str(&python_float(number)).map_err(Error::from)
-        }
-        _ => escape_formatter(out, state, value),
+    env.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Undefined | ValueKind::String | ValueKind::Invalid => escape_formatter(out, state, value),
+        _ => out.write_str(&python_str(value)?).map_err(Error::from),
     });
     env.add_filter("tojson", tojson);
+    env.add_filter("string", |value: &Value| match value.kind() {
+        // One that is marked as safe stays so.
+        ValueKind::String => Ok(value.clone()),
+        _ => python_str(value).map(Value::from),
+    });
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
@@ -44,6 +48,11 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
             .map_err(|message| Error::new(ErrorKind::InvalidOperation, message))
     });
     Ok(env)
+}
+
+/// As Jinja2 reads a template: every end of a line is `\n`, also within strings.
+pub(super) fn with_line_feeds(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// transformers marks what the assistant says with `{% generation %}`, for training; to us it is a block like any other. `if true` has the
@@ -221,6 +230,11 @@ mod tests {
         check("a\n  {% if true %}\n  b\n  {% endif %}\nc\n", "a\n  b\nc");
         check("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13");
         check("{{ '<a>' }}&", "<a>&");
+        check(
+            "{{ map }} {{ map|string }} {{ 1e-7 }} {{ 1e-7|string }} {{ [1e22, 'x']|string }}",
+            "{'k': '<v>'} {'k': '<v>'} 1e-07 1e-07 [1e+22, 'x']",
+        );
+        assert_eq!(with_line_feeds("a\r\n{% if true %}\r\nb\rc\n\r"), "a\n{% if true %}\nb\nc\n\n");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod parse;
 mod picture;
 pub mod prompt;
 mod pyjson;
+mod pyrepr;
 mod special;
 pub mod stop;
 mod strftime;

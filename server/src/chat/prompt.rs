@@ -1,7 +1,7 @@
 //! From a conversation to the model's tokens: content in the form that the template takes, control tokens that users typed kept plain
 //! text, placeholders of pictures repeated.
 
-use super::parse::{OutputFormat, ReasoningFormat, ToolFormat};
+use super::parse::{OutputFormat, ReasoningFormat};
 use super::picture::Picture;
 use super::special::free_noncharacter;
 use super::template::{ChatTemplate, ContentFormat, TemplateError};
@@ -241,13 +241,23 @@ impl PromptBuilder {
             }
             let mut fields = Map::new();
             fields.insert("role".to_string(), json!(role(&message.role, template)));
-            let content = content_value(message, &content, template.content_format(), &mask);
-            // gpt-oss's template looks for channels in the content of every answer.
-            let is_framed = template.output().tools.is_some_and(ToolFormat::frames_all);
-            let content = if content.is_null() && is_framed { json!("") } else { content };
+            let mut content = content_value(message, &content, template, &mask);
+            if let Some(thought) = thought(message).filter(|_| template.takes_thinking_parts()) {
+                let said = match content {
+                    Value::Array(parts) => parts,
+                    Value::String(text) if !text.is_empty() => vec![json!({ "type": "text", "text": text })],
+                    _ => Vec::new(),
+                };
+                let thought = json!({ "type": "thinking", "thinking": mask(thought) });
+                content = std::iter::once(thought).chain(said).collect();
+            }
             fields.insert("content".to_string(), content);
             fields.extend(message.name.as_ref().map(|name| ("name".to_string(), json!(mask(name)))));
-            for (key, value) in with_parsed_arguments(&message.fields) {
+            let of_message = match template.call_form().arguments_are_text {
+                true => message.fields.clone(),
+                false => with_parsed_arguments(&message.fields),
+            };
+            for (key, value) in of_message {
                 fields.entry(mask(&key)).or_insert_with(|| map_strings(&value, &mask));
             }
             messages.push(Value::Object(fields));
@@ -378,18 +388,18 @@ fn role<'a>(role: &'a str, template: &ChatTemplate) -> &'a str {
 fn content_value(
     message: &Message,
     content: &[Part],
-    format: ContentFormat,
+    template: &ChatTemplate,
     mask: &dyn Fn(&str) -> String,
 ) -> Value {
     if content.is_empty() {
-        // Templates tell by `none` that an assistant only calls tools.
-        return if message.fields.contains_key("tool_calls") { Value::Null } else { json!("") };
+        let is_none = message.fields.contains_key("tool_calls") && template.call_form().content_is_none;
+        return if is_none { Value::Null } else { json!("") };
     }
     let part = |part: &Part| match part {
         Part::Text(text) => json!({ "type": "text", "text": mask(text) }),
         Part::Image(_) => json!({ "type": "image" }),
     };
-    match (format, content) {
+    match (template.content_format(), content) {
         (ContentFormat::Both | ContentFormat::String, [Part::Text(text)]) => json!(mask(text)),
         (ContentFormat::Both | ContentFormat::Parts, content) => content.iter().map(part).collect(),
         (ContentFormat::String, content) => {
@@ -402,7 +412,13 @@ fn content_value(
     }
 }
 
-/// The API writes a call's arguments as a string of JSON, templates expect the object.
+/// What an assistant thought before it said or called what the message tells.
+fn thought(message: &Message) -> Option<&str> {
+    let thought = message.fields.get("reasoning_content").filter(|_| message.role == "assistant")?;
+    thought.as_str().filter(|thought| !thought.is_empty())
+}
+
+/// The API writes a call's arguments as a string of JSON, most templates expect the object.
 fn with_parsed_arguments(fields: &Map<String, Value>) -> Map<String, Value> {
     let mut fields = fields.clone();
     for call in fields.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {

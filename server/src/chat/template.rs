@@ -1,12 +1,13 @@
 //! Chat templates: where a checkpoint keeps its own, the built-in ones for checkpoints without, and rendering.
 
-use super::jinja::{Raised, environment, without_generation_tags};
+mod probe;
+
+use super::jinja::{Raised, environment, with_line_feeds, without_generation_tags};
 use super::parse::OutputFormat;
 use super::tokenizer::TOKENIZER_CONFIG;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use models::{FileError, ModelFiles};
-use serde_json::json;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -37,6 +38,15 @@ pub enum ContentFormat {
     Both,
 }
 
+/// In which form the template takes calls that an assistant made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CallForm {
+    /// By `none` it tells that an assistant only calls tools; an empty text would hide the calls.
+    pub content_is_none: bool,
+    /// Their arguments as text of JSON; else the object.
+    pub arguments_are_text: bool,
+}
+
 pub struct ChatTemplate {
     env: Environment<'static>,
     format: ContentFormat,
@@ -47,6 +57,8 @@ pub struct ChatTemplate {
     /// What the templates read that a request may set, such as `enable_thinking`.
     variables: HashSet<String>,
     shows_tools: bool,
+    calls: CallForm,
+    takes_thinking_parts: bool,
 }
 
 const DEFAULT: &str = "default";
@@ -127,7 +139,7 @@ impl ChatTemplate {
             return Err(invalid("has no template named default".to_string()));
         }
         for (name, source) in named {
-            env.add_template_owned(name.to_string(), without_generation_tags(source))
+            env.add_template_owned(name.to_string(), without_generation_tags(&with_line_feeds(source)))
                 .map_err(|error| invalid(format!("{error:#}")))?;
         }
         let has_tool_template = named.iter().any(|(name, _)| *name == TOOL_USE);
@@ -146,50 +158,14 @@ impl ChatTemplate {
             output: OutputFormat::detect(&sources),
             variables,
             shows_tools: false,
+            calls: CallForm::default(),
+            takes_thinking_parts: false,
         };
-        template.format = template.probe_format();
-        template.shows_tools = template.probe_tools();
+        template.format = probe::content_format(&template);
+        template.shows_tools = probe::shows_tools(&template);
+        template.calls = probe::call_form(&template);
+        template.takes_thinking_parts = probe::takes_thinking_parts(&template);
         Ok(template)
-    }
-
-    /// Tries a word as a string and as a list of parts: the forms in which it comes out as itself are those that the template takes.
-    fn probe_format(&self) -> ContentFormat {
-        const WORD: &str = "perilune probe";
-        let takes = |content: serde_json::Value| {
-            let context = json!({
-                "messages": [{ "role": "user", "content": content }],
-                "add_generation_prompt": true,
-                "bos_token": "", "eos_token": "", "unk_token": "", "pad_token": "", "tools": null, "documents": null,
-            });
-            // A list that is printed as a list shows its keys.
-            self.render(&context).is_ok_and(|text| {
-                text.contains(WORD) && !text.contains("'text'") && !text.contains("\"text\"")
-            })
-        };
-        match (takes(json!(WORD)), takes(json!([{ "type": "text", "text": WORD }]))) {
-            (true, true) => ContentFormat::Both,
-            (false, true) => ContentFormat::Parts,
-            // Neither: the probe is not what the template wants to see; real messages will tell.
-            (_, false) => ContentFormat::String,
-        }
-    }
-
-    /// Offers a tool with a name that no template has, and looks whether the model would read it.
-    fn probe_tools(&self) -> bool {
-        const NAME: &str = "perilune_probe_tool";
-        let parts = self.format == ContentFormat::Parts;
-        let content = if parts { json!([{ "type": "text", "text": "a" }]) } else { json!("a") };
-        let function = json!({
-            "name": NAME, "description": "a",
-            "parameters": { "type": "object", "properties": { "a": { "type": "string", "description": "a" } }, "required": ["a"] },
-        });
-        let context = json!({
-            "messages": [{ "role": "user", "content": content }],
-            "tools": [{ "type": "function", "function": function }],
-            "add_generation_prompt": true,
-            "bos_token": "", "eos_token": "", "unk_token": "", "pad_token": "", "documents": null,
-        });
-        self.render(&context).is_ok_and(|text| text.contains(NAME))
     }
 
     /// How models with this template write thinking and calls.
@@ -209,6 +185,15 @@ impl ChatTemplate {
 
     pub fn content_format(&self) -> ContentFormat {
         self.format
+    }
+
+    pub fn call_form(&self) -> CallForm {
+        self.calls
+    }
+
+    /// Whether an earlier answer's thinking belongs among the parts of its content.
+    pub fn takes_thinking_parts(&self) -> bool {
+        self.takes_thinking_parts
     }
 
     /// Whether the template has its own word for the role `developer`; if not, it is `system` by another name.

@@ -100,6 +100,7 @@ const fn between(start: &'static str, end: &'static str) -> ReasoningFormat {
 
 const KIMI_VL: ReasoningFormat = between("◁think▷", "◁/think▷");
 const THINK: ReasoningFormat = between("<think>", "</think>");
+const MISTRAL_THINK: ReasoningFormat = between("[THINK]", "[/THINK]");
 const SEED_THINK: ReasoningFormat = between("<seed:think>", "</seed:think>");
 /// The first message is as a rule thinking; later ones are found by the format of calls, which reads all headers.
 const HARMONY_THINK: ReasoningFormat = between("<|channel|>analysis<|message|>", "<|end|>");
@@ -135,6 +136,7 @@ const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
     ("deepseek_v3", THINK),
     ("deepseek_r1", ReasoningFormat { is_implied: true, ..THINK }),
     ("seed_oss", SEED_THINK),
+    ("mistral", MISTRAL_THINK),
     ("harmony", HARMONY_THINK),
     ("openai_gptoss", HARMONY_THINK),
     ("gpt-oss", HARMONY_THINK),
@@ -164,6 +166,7 @@ const REASONING_SIGNS: &[(&str, ReasoningFormat)] = &[
     ("<|channel|>analysis<|message|>", HARMONY_THINK),
     ("◁think▷", KIMI_VL),
     ("<seed:think>", SEED_THINK),
+    ("[THINK]", MISTRAL_THINK),
     ("<think>", THINK),
     ("</think>", THINK),
     // Kimi-VL-Thinking has the template of its siblings that do not think.

@@ -447,6 +447,11 @@ fn formats_are_told_from_templates_and_by_name() {
             Some(ToolFormat::Harmony),
             Some("<|channel|>analysis<|message|>"),
         ),
+        (
+            "{{ '[THINK]' + part.thinking + '[/THINK]' }}[TOOL_CALLS]x[ARGS]",
+            Some(ToolFormat::Mistral),
+            Some("[THINK]"),
+        ),
         ("{{ message.content }}", None, None),
     ] {
         let found = OutputFormat::detect(template);

@@ -1,6 +1,7 @@
 //! Templates against what jinja2 renders, and against requests that mean harm.
 
 use super::*;
+use serde_json::json;
 
 fn render(template: &ChatTemplate, messages: serde_json::Value) -> Result<String, TemplateError> {
     template.render(&json!({ "messages": messages, "tools": null, "add_generation_prompt": true }))
@@ -108,6 +109,48 @@ fn the_content_format_is_found_by_trying() {
     assert_eq!(named("chatml").content_format(), ContentFormat::Both);
     assert_eq!(named("alpaca").content_format(), ContentFormat::String);
     assert_eq!(named("llama-2").content_format(), ContentFormat::String);
+}
+
+#[test]
+fn the_form_of_calls_is_found_by_trying() {
+    let check = |message: &str, content_is_none, arguments_are_text| {
+        let source = format!("{{% for m in messages %}}{message}{{% endfor %}}");
+        let template = ChatTemplate::from_source(&source).expect("parses");
+        assert_eq!(template.call_form(), CallForm { content_is_none, arguments_are_text }, "{message}");
+    };
+    let calls =
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments|tojson }}{% endfor %}";
+    // None is a word where it is printed, and an error where it is searched.
+    check(&format!("{{{{ m.content }}}}{calls}"), false, false);
+    check(&format!("{{{{ m.content.split('x')[0] }}}}{calls}"), false, false);
+    check(&format!("{{% if 'x' in m.content %}}y{{% endif %}}{calls}"), false, false);
+    check(
+        &format!("{{% if m.content is none %}}{calls}{{% else %}}{{{{ m.content }}}}{{% endif %}}"),
+        true,
+        false,
+    );
+    let joined = "{% for c in m.tool_calls %}{{ c.function.name + ' ' + c.function.arguments }}{% endfor %}";
+    check(&format!("{{{{ m.content }}}}{joined}"), false, true);
+    check(
+        &format!("{{% if m.content is none %}}{joined}{{% else %}}{{{{ m.content }}}}{{% endif %}}"),
+        true,
+        true,
+    );
+    check("{{ m.content }}", false, false);
+}
+
+#[test]
+fn thinking_is_among_the_parts_only_where_no_field_is_read() {
+    let check = |message: &str, expected: bool| {
+        let source = format!("{{% for m in messages %}}{message}{{% endfor %}}");
+        let template = ChatTemplate::from_source(&source).expect("parses");
+        assert_eq!(template.takes_thinking_parts(), expected, "{message}");
+    };
+    let parts = "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.thinking or p.text }}{% endfor %}{% endif %}";
+    check(parts, true);
+    check(&format!("{parts}{{{{ m.reasoning_content }}}}"), false);
+    check("{{ m.content }}", false);
+    check("{% for p in m.content %}{{ p.text }}{% endfor %}", false);
 }
 
 static JINJA: (&str, &[u8]) = ("chat_template.jinja", b"jinja");
