@@ -38,6 +38,7 @@ mod render;
 mod responses;
 mod rewards;
 mod salt;
+mod solar_open;
 mod speculation;
 mod stored_responses;
 mod structured;

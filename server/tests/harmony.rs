@@ -2,11 +2,9 @@
 
 use crate::harness;
 
-use harness::TestServer;
-use harness::scripted::{Script, Scripted, special};
+use harness::framed::{CHAT, Framed, Said, ask, call_of, tools};
+use harness::scripted::{Scripted, special};
 use serde_json::{Value, json};
-
-const CHAT: &str = "/v1/chat/completions";
 
 /// In the manner of gpt-oss.
 const HARMONY: Scripted = Scripted {
@@ -31,87 +29,13 @@ const HARMONY: Scripted = Scripted {
     ],
 };
 
-struct Case {
-    server: TestServer,
-    script: Script,
-}
-
-/// What of an answer is compared: thinking, text, calls by name and arguments, and how it ended.
-type Said = (Value, Value, Vec<(String, String)>, Value);
-
-fn case() -> Case {
-    let (server, script) = TestServer::scripted(&HARMONY, harness::Setup::default().options);
-    Case { server, script }
-}
-
-fn tools() -> Value {
-    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
-                            "additionalProperties": false});
-    json!([{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}])
-}
-
-fn ask(more: Value) -> Value {
-    let mut body = json!({"messages": [{"role": "user", "content": "hello"}]});
-    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-    body
-}
-
-fn call_of(call: &Value) -> (String, String) {
-    let text = |key: &str| call["function"][key].as_str().unwrap_or_default().to_owned();
-    (text("name"), text("arguments"))
-}
-
-impl Case {
-    /// What the client gets when the model says this: the same streamed.
-    fn answer(&self, said: &str, request: &Value) -> Said {
-        self.script.set(HARMONY.encode(said));
-        let whole = self.server.ask(CHAT, request)["choices"][0].clone();
-        let message = &whole["message"];
-        let calls = message["tool_calls"].as_array().into_iter().flatten().map(call_of).collect();
-        let whole: Said =
-            (message["reasoning"].clone(), message["content"].clone(), calls, whole["finish_reason"].clone());
-        let mut streamed: Said = (Value::Null, Value::Null, Vec::new(), Value::Null);
-        let add = |to: &mut Value, piece: &Value| {
-            if let Some(piece) = piece.as_str().filter(|piece| !piece.is_empty()) {
-                *to = format!("{}{piece}", to.as_str().unwrap_or_default()).into();
-            }
-        };
-        for event in self.server.stream(CHAT, request) {
-            let choice = &event["choices"][0];
-            add(&mut streamed.0, &choice["delta"]["reasoning"]);
-            add(&mut streamed.1, &choice["delta"]["content"]);
-            for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
-                let (name, arguments) = call_of(call);
-                if call.get("id").is_some() {
-                    streamed.2.push((name, String::new()));
-                }
-                streamed.2.last_mut().expect("a call began").1.push_str(&arguments);
-            }
-            if !choice["finish_reason"].is_null() {
-                streamed.3 = choice["finish_reason"].clone();
-            }
-        }
-        assert_eq!(streamed, whole, "{said}");
-        whole
-    }
-
-    fn prompt(&self, request: &Value) -> String {
-        let mut request = request.clone();
-        request["max_tokens"] = 1.into();
-        request["return_token_ids"] = true.into();
-        let tokens = self.server.ask(CHAT, &request)["prompt_token_ids"].clone();
-        let text = self.server.ask("/detokenize", &json!({"tokens": tokens}));
-        text["prompt"].as_str().expect("a string").to_owned()
-    }
-}
-
 const THOUGHT: &str = "<|channel|>analysis<|message|>Hm, 1 < 2.<|end|><|start|>assistant";
 const CALL: &str =
     "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Köln\"}";
 
 #[test]
 fn messages_reach_the_client() {
-    let case = case();
+    let case = Framed::new(&HARMONY);
     let answer = format!("{THOUGHT}<|channel|>final<|message|>Yes, it is.");
     let told: Said = (json!("Hm, 1 < 2."), json!("Yes, it is."), Vec::new(), json!("stop"));
     assert_eq!(case.answer(&answer, &ask(json!({}))), told);
@@ -137,7 +61,7 @@ fn messages_reach_the_client() {
 
 #[test]
 fn what_the_model_is_shown() {
-    let case = case();
+    let case = Framed::new(&HARMONY);
     for (effort, word) in [("low", "low"), ("none", "low"), ("max", "high"), ("medium", "medium")] {
         let prompt = case.prompt(&ask(json!({"reasoning_effort": effort})));
         assert!(
@@ -177,7 +101,7 @@ fn what_the_model_is_shown() {
 
 #[test]
 fn answers_that_are_held() {
-    let case = case();
+    let case = Framed::new(&HARMONY);
     let schema = json!({"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": false});
     let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
     for tools in [Value::Null, tools()] {

@@ -56,6 +56,11 @@ impl Effort {
         }
     }
 
+    /// Solar Open's template knows of no thinking as the least of it.
+    fn of_solar(self) -> Self {
+        if self == Self::None { Self::Minimal } else { self }
+    }
+
     /// Sets what the template reads. A variable that the request gives itself stays as it is.
     pub fn apply(self, template: &ChatTemplate, kwargs: &mut Map<String, Value>) {
         let mut set = |variable: &str, value: Value| {
@@ -63,8 +68,11 @@ impl Effort {
                 kwargs.entry(variable).or_insert(value);
             }
         };
-        let effort =
-            if template.output().tools == Some(ToolFormat::Harmony) { self.of_three() } else { self };
+        let effort = match template.output().tools {
+            Some(ToolFormat::Harmony) => self.of_three(),
+            Some(ToolFormat::SolarOpen) => self.of_solar(),
+            _ => self,
+        };
         let word = WORDS.iter().find(|(_, known)| *known == effort).map_or("", |(word, _)| word);
         set(EFFORT, word.into());
         for switch in SWITCHES {
@@ -80,6 +88,10 @@ impl Effort {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// Its default is a variable of the same name.
+    const SOLAR: &str = "{%- set reasoning_effort = reasoning_effort if reasoning_effort is defined else 'high' -%}\
+                         {{ reasoning_effort }}<|tool_calls|><|tool_call:begin|>";
 
     #[test]
     fn sets_what_the_template_reads() {
@@ -102,6 +114,10 @@ mod tests {
                 json!({}),
                 json!({"reasoning_effort": "low"}),
             ),
+            (SOLAR, "none", json!({}), json!({"reasoning_effort": "minimal"})),
+            (SOLAR, "low", json!({}), json!({"reasoning_effort": "low"})),
+            (SOLAR, "high", json!({}), json!({"reasoning_effort": "high"})),
+            (SOLAR, "none", json!({"reasoning_effort": "high"}), json!({"reasoning_effort": "high"})),
             ("nothing", "none", json!({}), json!({})),
         ] {
             let template = ChatTemplate::from_source(source).expect("parses");

@@ -148,7 +148,11 @@ impl ChatTemplate {
         let variables = named
             .iter()
             .filter_map(|(name, _)| env.get_template(name).ok())
-            .flat_map(|template| template.undeclared_variables(false))
+            .flat_map(|template| {
+                let mut variables = template.undeclared_variables(false);
+                variables.extend(own_defaults(&env, template.source()));
+                variables
+            })
             .collect();
         let mut template = Self {
             env,
@@ -210,6 +214,27 @@ impl ChatTemplate {
             self.env.get_template(name).map_err(|error| TemplateError::Render(error.to_string()))?;
         template.render(Value::from(Serde(context))).map_err(render_error)
     }
+}
+
+/// Variables that a template gives a default under their own name, `{% set x = x if x is defined else 1 %}`: minijinja takes them for the
+/// template's, from the beginning of the statement on. The first statement that sets one decides.
+fn own_defaults(env: &Environment, source: &str) -> HashSet<String> {
+    let mut set = HashSet::new();
+    let mut found = HashSet::new();
+    for statement in source.split("{%").skip(1) {
+        let statement = statement.split("%}").next().unwrap_or(statement).trim_matches(['-', '+']);
+        let assignment = statement.trim_start().strip_prefix("set").and_then(|rest| rest.split_once('='));
+        let Some((name, value)) = assignment.map(|(name, value)| (name.trim(), value)) else { continue };
+        let is_first = set.insert(name);
+        if is_first
+            && env
+                .compile_expression(value)
+                .is_ok_and(|value| value.undeclared_variables(false).contains(name))
+        {
+            found.insert(name.to_owned());
+        }
+    }
+    found
 }
 
 /// Whether config.json is Chameleon's. What is wrong with the file is told by who loads the model.

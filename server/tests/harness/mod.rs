@@ -7,6 +7,7 @@ pub mod batches;
 pub mod certificates;
 pub mod client;
 pub mod fake;
+pub mod framed;
 pub mod responses;
 pub mod scripted;
 

@@ -50,7 +50,7 @@ pub fn limits() -> CompilerLimits {
 }
 
 /// Every format of calls.
-pub const FORMATS: [ToolFormat; 13] = [
+pub const FORMATS: [ToolFormat; 14] = [
     ToolFormat::KimiK2,
     ToolFormat::Hermes,
     ToolFormat::Qwen3Coder,
@@ -64,6 +64,7 @@ pub const FORMATS: [ToolFormat; 13] = [
     ToolFormat::MistralList,
     ToolFormat::Mistral,
     ToolFormat::Harmony,
+    ToolFormat::SolarOpen,
 ];
 
 pub fn vocabulary() -> Vocabulary {

@@ -25,6 +25,8 @@ pub enum IdStyle {
     Call,
     /// Nine letters and digits: Mistral's templates take no others.
     NineLetters,
+    /// Ten letters and digits, as Solar Open is told to make them.
+    TenLetters,
 }
 
 /// The calls of one answer so far.
@@ -56,6 +58,7 @@ impl Calls {
         match self.style {
             IdStyle::Call => format!("call_{}", &hash.to_hex()[..24]),
             IdStyle::NineLetters => hash.to_hex()[..9].to_owned(),
+            IdStyle::TenLetters => hash.to_hex()[..10].to_owned(),
         }
     }
 

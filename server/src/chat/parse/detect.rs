@@ -7,6 +7,7 @@ use super::llama::Llama3Json;
 use super::marked::{DEEPSEEK, KIMI_K2, MarkedFormat};
 use super::mistral::Mistral;
 use super::pythonic::Pythonic;
+use super::solar_open::SolarOpen as SolarOpenFormat;
 use super::xml::{GLM, MINIMAX_M2, QWEN3_CODER, SEED_OSS, XmlCalls};
 
 /// How a model writes calls.
@@ -29,10 +30,12 @@ pub enum ToolFormat {
     Mistral,
     /// Of gpt-oss: all of the output is messages, calls among them.
     Harmony,
+    /// All of the output is messages between control tokens.
+    SolarOpen,
 }
 
 impl ToolFormat {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::KimiK2,
         Self::Hermes,
         Self::Qwen3Coder,
@@ -46,6 +49,7 @@ impl ToolFormat {
         Self::MistralList,
         Self::Mistral,
         Self::Harmony,
+        Self::SolarOpen,
     ];
 }
 
@@ -104,6 +108,7 @@ const MISTRAL_THINK: ReasoningFormat = between("[THINK]", "[/THINK]");
 const SEED_THINK: ReasoningFormat = between("<seed:think>", "</seed:think>");
 /// The first message is as a rule thinking; later ones are found by the format of calls, which reads all headers.
 const HARMONY_THINK: ReasoningFormat = between("<|channel|>analysis<|message|>", "<|end|>");
+const SOLAR_THINK: ReasoningFormat = between("<|think|>", "<|end|>");
 
 /// Names as in vLLM and SGLang; `none` is no name of a format.
 const TOOL_NAMES: &[(&str, ToolFormat)] = &[
@@ -127,6 +132,7 @@ const TOOL_NAMES: &[(&str, ToolFormat)] = &[
     ("harmony", ToolFormat::Harmony),
     ("openai", ToolFormat::Harmony),
     ("gpt-oss", ToolFormat::Harmony),
+    ("solar_open", ToolFormat::SolarOpen),
 ];
 
 const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
@@ -141,12 +147,14 @@ const REASONING_NAMES: &[(&str, ReasoningFormat)] = &[
     ("openai_gptoss", HARMONY_THINK),
     ("gpt-oss", HARMONY_THINK),
     ("glm45", THINK),
+    ("solar_open", SOLAR_THINK),
     ("minimax_m2", ReasoningFormat { is_implied: true, ..THINK }),
 ];
 
 /// Strings that all have to be in a template, and the format of the models that come with it. The first that fits counts.
 const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
     (&["<|channel|>", "<|message|>"], Some(ToolFormat::Harmony)),
+    (&["<|tool_calls|>", "<|tool_call:begin|>"], Some(ToolFormat::SolarOpen)),
     (&["<|tool_calls_section_begin|>"], Some(ToolFormat::KimiK2)),
     (&["<seed:tool_call>"], Some(ToolFormat::SeedOss)),
     (&["<｜tool▁calls▁begin｜>", "```json"], Some(ToolFormat::DeepSeekV3)),
@@ -164,6 +172,7 @@ const TOOL_SIGNS: &[(&[&str], Option<ToolFormat>)] = &[
 
 const REASONING_SIGNS: &[(&str, ReasoningFormat)] = &[
     ("<|channel|>analysis<|message|>", HARMONY_THINK),
+    ("<|begin|>assistant<|think|>", SOLAR_THINK),
     ("◁think▷", KIMI_VL),
     ("<seed:think>", SEED_THINK),
     ("[THINK]", MISTRAL_THINK),
@@ -205,17 +214,19 @@ impl ToolFormat {
             Self::Pythonic => Box::new(Pythonic::new()),
             Self::MistralList | Self::Mistral => Box::new(Mistral::new()),
             Self::Harmony => Box::new(HarmonyFormat::new()),
+            Self::SolarOpen => Box::new(SolarOpenFormat::new()),
         }
     }
 
     /// Whether every output is read by it, with tools or without: what is no call lies between its markers as well.
     pub fn frames_all(self) -> bool {
-        self == Self::Harmony
+        matches!(self, Self::Harmony | Self::SolarOpen)
     }
 
     pub fn id_style(self) -> IdStyle {
         match self {
             Self::MistralList | Self::Mistral => IdStyle::NineLetters,
+            Self::SolarOpen => IdStyle::TenLetters,
             _ => IdStyle::Call,
         }
     }
@@ -256,6 +267,19 @@ impl ToolFormat {
                 "<|end|>",
                 "<|call|>",
                 "<|return|>",
+            ],
+            Self::SolarOpen => &[
+                "<|begin|>",
+                "<|think|>",
+                "<|content|>",
+                "<|tool_calls|>",
+                "<|tool_call:begin|>",
+                "<|tool_call:name|>",
+                "<|tool_call:args|>",
+                "<|tool_call:end|>",
+                "<|calls|>",
+                "<|end|>",
+                "<|flush|>",
             ],
         }
     }

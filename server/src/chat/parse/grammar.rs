@@ -60,7 +60,12 @@ pub fn forced(format: ToolFormat, rules: &[CallRule], parallel: bool) -> Result<
         // Who calls ends the turn, so that there is one call.
         ToolFormat::Harmony => {
             let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
-            sequence([next_message(), call])
+            sequence([next_message(format), call])
+        }
+        // What follows the last call is a token that ends the turn.
+        ToolFormat::SolarOpen => {
+            let call = calls(&|rule| Ok(sequence([text(opener(format)), after_opener(format, rule)?])))?;
+            sequence([next_message(format), text("<|tool_calls|>"), list(call, "", max)])
         }
         ToolFormat::Pythonic => sequence([text("["), list(calls(&python_call)?, ", ", max), text("]")]),
     })
@@ -110,20 +115,24 @@ fn opener(format: ToolFormat) -> &'static str {
         ToolFormat::Llama3Json => "{",
         ToolFormat::Pythonic => "[",
         ToolFormat::Harmony => "<|channel|>commentary to=functions.",
+        ToolFormat::SolarOpen => "<|tool_call:begin|>",
     }
 }
 
 /// Behind thinking another message begins; the prompt ends within the header of the first.
-fn next_message() -> Pattern {
-    Pattern::Any(vec![text(""), text("<|start|>assistant")])
+fn next_message(format: ToolFormat) -> Pattern {
+    let header = if format == ToolFormat::SolarOpen { "<|begin|>assistant" } else { "<|start|>assistant" };
+    Pattern::Any(vec![text(""), text(header)])
 }
 
 /// An answer in text of which a grammar is known, as the format has it.
 pub fn framed(format: Option<ToolFormat>, answer: Pattern) -> Pattern {
-    match format {
-        Some(ToolFormat::Harmony) => sequence([next_message(), text("<|channel|>final<|message|>"), answer]),
-        _ => answer,
-    }
+    let (format, frame) = match format {
+        Some(format @ ToolFormat::Harmony) => (format, "<|channel|>final<|message|>"),
+        Some(format @ ToolFormat::SolarOpen) => (format, "<|content|>"),
+        _ => return answer,
+    };
+    sequence([next_message(format), text(frame), answer])
 }
 
 /// What follows the opener of one call, up to its end.
@@ -154,6 +163,12 @@ fn after_opener(format: ToolFormat, rule: &CallRule) -> Result<Pattern, GrammarE
         ToolFormat::Harmony => {
             sequence([text(&format!("{name} <|constrain|>json<|message|>")), arguments(rule)?])
         }
+        ToolFormat::SolarOpen => sequence([
+            Pattern::Regex("[a-z0-9]{10}".into()),
+            text(&format!("<|tool_call:name|>{name}<|tool_call:args|>")),
+            arguments(rule)?,
+            text("<|tool_call:end|>"),
+        ]),
         ToolFormat::MistralList | ToolFormat::Llama3Json | ToolFormat::Pythonic => {
             unreachable!("their calls have no opener of their own")
         }

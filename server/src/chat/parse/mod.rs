@@ -30,6 +30,7 @@ mod pending;
 mod python;
 mod pythonic;
 mod signature;
+mod solar_open;
 mod xml;
 
 pub use calls::{Events, IdStyle};

@@ -5,6 +5,7 @@ mod any_text;
 mod harmony;
 mod one_by_one;
 mod pieces;
+mod solar_open;
 
 use super::*;
 use pieces::*;
@@ -58,6 +59,10 @@ fn two_calls(format: ToolFormat) -> &'static str {
         ToolFormat::Harmony => {
             "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Köln\", \"days\": 2}<|call|>\
              <|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
+        }
+        ToolFormat::SolarOpen => {
+            "<|tool_calls|><|tool_call:begin|>a1b2c3d4e5<|tool_call:name|>get_weather<|tool_call:args|>{\"city\": \"Köln\", \"days\": 2}\
+             <|tool_call:end|><|tool_call:begin|>f6g7h8i9j0<|tool_call:name|>now<|tool_call:args|>{}<|tool_call:end|><|calls|>"
         }
     }
 }
@@ -451,6 +456,11 @@ fn formats_are_told_from_templates_and_by_name() {
             "{{ '[THINK]' + part.thinking + '[/THINK]' }}[TOOL_CALLS]x[ARGS]",
             Some(ToolFormat::Mistral),
             Some("[THINK]"),
+        ),
+        (
+            "<|begin|>assistant<|think|>…<|tool_calls|>…<|tool_call:begin|>",
+            Some(ToolFormat::SolarOpen),
+            Some("<|think|>"),
         ),
         ("{{ message.content }}", None, None),
     ] {

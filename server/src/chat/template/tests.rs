@@ -225,3 +225,19 @@ fn templates_cannot_reach_files_or_run_for_ever() {
     let template = ChatTemplate::from_source(endless).expect("parses");
     assert!(matches!(render(&template, json!([])), Err(TemplateError::OutOfFuel)));
 }
+
+#[test]
+fn variables_with_a_default_of_their_own_name_are_read() {
+    for (source, reads) in [
+        ("{%- set effort = effort if effort is defined else 'high' -%}{{ effort }}", true),
+        ("{% set effort = effort | default('high') %}", true),
+        ("{% set\neffort=(effort or 'high')%}", true),
+        ("{{ effort }}{% set effort = 1 %}", true),
+        ("{% set effort = 'high' %}{% set effort = effort ~ '!' %}{{ effort }}", false),
+        ("{% set effort = 'effort' %}{{ effort }}", false),
+        ("{% set effort = messages[0].effort %}{{ effort }}", false),
+        ("{% set efforts = 1 %}{{ efforts }}", false),
+    ] {
+        assert_eq!(ChatTemplate::from_source(source).expect("parses").reads("effort"), reads, "{source}");
+    }
+}
