@@ -158,13 +158,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "PERILUNE_CHAT_TEMPLATE")]
     pub chat_template: Option<PathBuf>,
 
-    /// How the model writes calls of tools: kimi_k2, hermes, qwen3_coder, seed_oss, llama3_json, pythonic, deepseek_v3, deepseek_v31,
-    /// mistral, mistral_list, harmony, solar_open; none passes them on as text. Default: told from the chat template
+    /// How the model writes calls of tools: kimi_k2, hermes, qwen3_coder, seed_oss, minimax_m2, glm45, llama3_json, pythonic, deepseek_v3,
+    /// deepseek_v31, mistral, mistral_list, harmony, solar_open; none passes them on as text. Default: told from the chat template
     #[arg(long, value_name = "NAME", env = "PERILUNE_TOOL_CALL_PARSER")]
     pub tool_call_parser: Option<String>,
 
-    /// How the model writes its thinking: kimi, kimi_k2, qwen3, deepseek_v3, deepseek_r1, seed_oss, mistral, harmony, solar_open; none passes it on as text.
-    /// Default: told from the chat template
+    /// How the model writes its thinking: kimi, kimi_k2, qwen3, deepseek_v3, deepseek_r1, seed_oss, glm45, minimax_m2, mistral,
+    /// harmony, solar_open; none passes it on as text. Default: told from the chat template
     #[arg(long, value_name = "NAME", env = "PERILUNE_REASONING_PARSER")]
     pub reasoning_parser: Option<String>,
 
