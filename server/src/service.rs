@@ -116,7 +116,8 @@ impl Service {
         let has_grammar = generation.asked.grammar.is_some() && format.is_some();
         let tools = generation.output.tools.clone().filter(|tools| tools.is_held() || has_grammar);
         let tools = tools.map(|tools| HeldTools { tools, format });
-        if generation.output.is_framed && format.is_some_and(ToolFormat::frames_all) {
+        let OutputOptions { is_framed, continues, .. } = generation.output;
+        if is_framed && !continues && format.is_some_and(ToolFormat::frames_all) {
             let grammar = generation.asked.grammar.take();
             generation.asked.grammar = grammar.map(|grammar| framed(grammar, format)).transpose()?;
         }
@@ -394,7 +395,7 @@ impl Service {
     }
 
     fn parsing(&self, prompt: &Prompt, generation: &Generation) -> Parsing {
-        let OutputOptions { is_framed, splits_reasoning, hides_reasoning, tools } = &generation.output;
+        let OutputOptions { is_framed, splits_reasoning, hides_reasoning, tools, .. } = &generation.output;
         let format = self.tool_format();
         let signatures = match (tools, format) {
             (Some(tools), _) => Some(tools.signatures()),

@@ -129,6 +129,12 @@ fn answers_that_are_held() {
         num_calls += 1;
     }
     assert!(num_calls > 0);
+    // Who goes on with a message is in its frame already.
+    let begun = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is "}]);
+    let goes_on = ask(
+        json!({"messages": begun, "continue_final_message": true, "guided_regex": "[0-9]{2}!", "max_tokens": 50}),
+    );
+    assert_eq!(case.answer("42!", &goes_on).1, "42!");
     let lark = ask(json!({"guided_grammar": "start: \"a\""}));
     let response = case.server.post(CHAT, &lark);
     assert_eq!((response.status, &response.json()["error"]["param"]), (400, &json!("guided_grammar")));

@@ -231,8 +231,8 @@ mod tests {
         check("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13");
         check("{{ '<a>' }}&", "<a>&");
         check(
-            "{{ map }} {{ map|string }} {{ 1e-7 }} {{ 1e-7|string }} {{ [1e22, 'x']|string }}",
-            "{'k': '<v>'} {'k': '<v>'} 1e-07 1e-07 [1e+22, 'x']",
+            "{{ map }} {{ map|string }} {{ 1e-7 }} {{ 1e-7|string }} {{ [1e22, ('x', 1e-7), (2,)]|string }}",
+            "{'k': '<v>'} {'k': '<v>'} 1e-07 1e-07 [1e+22, ('x', 1e-07), (2,)]",
         );
         assert_eq!(with_line_feeds("a\r\n{% if true %}\r\nb\rc\n\r"), "a\n{% if true %}\nb\nc\n\n");
     }

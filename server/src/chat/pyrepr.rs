@@ -32,12 +32,19 @@ fn write_repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error
         },
         ValueKind::String => write_string(value.as_str().unwrap_or_default(), out),
         ValueKind::Seq => {
-            out.push('[');
-            for (index, item) in value.try_iter()?.enumerate() {
-                out.push_str(if index > 0 { ", " } else { "" });
+            let is_tuple = value.is_tuple();
+            out.push(if is_tuple { '(' } else { '[' });
+            let mut count = 0;
+            for item in value.try_iter()? {
+                out.push_str(if count > 0 { ", " } else { "" });
                 write_repr(&item, depth + 1, out)?;
+                count += 1;
             }
-            out.push(']');
+            match (is_tuple, count) {
+                (true, 1) => out.push_str(",)"),
+                (true, _) => out.push(')'),
+                (false, _) => out.push(']'),
+            }
         }
         ValueKind::Map => {
             out.push('{');

@@ -178,6 +178,8 @@ pub struct TextOptions {
 pub struct OutputOptions {
     /// It answers a conversation: where a format frames all of an output, its frames are no text.
     pub is_framed: bool,
+    /// It goes on with a message that the prompt ends in: that one's frame is there already.
+    pub continues: bool,
     /// Thinking is told apart from text.
     pub splits_reasoning: bool,
     /// Thinking is not told at all.

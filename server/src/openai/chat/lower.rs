@@ -69,6 +69,7 @@ impl ChatFields {
         };
         generation.output = OutputOptions {
             is_framed: true,
+            continues: prompt.ending == Ending::ContinueLast,
             splits_reasoning: true,
             hides_reasoning: include_reasoning == Some(false),
             tools: tools.map(Arc::new),
