@@ -90,7 +90,17 @@ fn bytes_with_merges_are_read_as_published() {
 fn every_way_of_cutting_text_keeps_it() {
     let published = byte_level();
     let (texts, kinds) = tokens(&published);
-    for pre in ["llama-bpe", "qwen2", "glm4", "chatglm-bpe", "minimax-m2", "olmo"] {
+    for pre in [
+        "llama-bpe",
+        "qwen2",
+        "glm4",
+        "chatglm-bpe",
+        "minimax-m2",
+        "olmo",
+        "tekken",
+        "deepseek-coder",
+        "smollm",
+    ] {
         let mut file = GgufWriter::llama(texts.len());
         file.text("tokenizer.ggml.model", "gpt2");
         file.text("tokenizer.ggml.pre", pre);

@@ -109,15 +109,19 @@ fn split(pre: &str) -> Option<Split> {
         "deepseek-llm" => Split { patterns: &DEEPSEEK_LLM, ..PLAIN },
         "seed-coder" => Split { patterns: &[SEED], ..PLAIN },
         "kimi-k2" => Split { patterns: &[KIMI], whole_first: true, ..PLAIN },
-        "glm4" | "chatglm-bpe" => Split { patterns: &[LLAMA3], ..PLAIN },
-        "minimax-m2" => Split { patterns: &[O200K], ..PLAIN },
+        "deepseek-coder" => Split { patterns: &DEEPSEEK_CODER, ..PLAIN },
+        "glm4" | "chatglm-bpe" | "smaug-bpe" => Split { patterns: &[LLAMA3], ..PLAIN },
+        "megrez" => Split { patterns: &[QWEN2], ..PLAIN },
+        "minimax-m2" | "gpt-4o" => Split { patterns: &[O200K], ..PLAIN },
+        "smollm" => Split { patterns: &SMOLLM, ..PLAIN },
+        "tekken" => Split { patterns: &[TEKKEN], whole_first: true, begins: true, ..PLAIN },
         "default" | "gpt-2" | "olmo" => PLAIN,
         _ => return None,
     })
 }
 
-const KINDS: &str = "llama-bpe, qwen2, deepseek-r1-qwen, deepseek-v3, deepseek-llm, seed-coder, kimi-k2, glm4, chatglm-bpe, \
-                     minimax-m2, olmo, gpt-2, default";
+const KINDS: &str = "llama-bpe, smaug-bpe, qwen2, deepseek-r1-qwen, megrez, deepseek-v3, deepseek-llm, deepseek-coder, seed-coder, \
+                     kimi-k2, glm4, chatglm-bpe, minimax-m2, gpt-4o, tekken, smollm, olmo, gpt-2, default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -133,6 +137,16 @@ const O200K: &str = concat!(
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
+/// Mistral's: as the one above, with digits one by one and nothing for English.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+/// GPT-2's, behind digits one by one.
+const SMOLLM: [&str; 2] =
+    [r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"];
+const DEEPSEEK_CODER: [&str; 5] = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"];
 const DEEPSEEK_V3: [&str; 3] = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
@@ -147,21 +161,29 @@ const DEEPSEEK_LLM: [&str; 6] = [
     r#"\p{N}+"#,
 ];
 
+fn bytes(use_regex: bool) -> Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex })
+}
+
+/// A text's pieces, as the printable characters of their bytes.
+fn cut(split: &Split) -> Value {
+    let pattern = |pattern: &&str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+    let mut steps: Vec<Value> = split.patterns.iter().map(pattern).collect();
+    steps.push(bytes(split.patterns.is_empty()));
+    json!({ "type": "Sequence", "pretokenizers": steps })
+}
+
 /// As published with GPT-2's bytes: every byte is a printable character, and merges are listed.
 fn byte_level(tokens: &Tokens, gguf: &Gguf, pre: &str) -> Result<Value, String> {
     let split = split(pre)
         .ok_or_else(|| format!("tokenizer.ggml.pre: {pre:?} is not supported, these are: {KINDS}"))?;
     let merges = texts(gguf, "tokenizer.ggml.merges")?.ok_or("tokenizer.ggml.merges is missing")?;
-    let pattern = |pattern: &&str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
-    let mut steps: Vec<Value> = split.patterns.iter().map(pattern).collect();
-    let bytes = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex });
-    steps.push(bytes(split.patterns.is_empty()));
     let normalizer = if split.composes { json!({ "type": "NFC" }) } else { Value::Null };
     Ok(json!({
         "version": "1.0",
         "added_tokens": tokens.added(),
         "normalizer": normalizer,
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": steps },
+        "pre_tokenizer": cut(&split),
         "decoder": bytes(false),
         "model": { "type": "BPE", "vocab": tokens.vocabulary(), "merges": merges, "ignore_merges": split.whole_first },
     }))
@@ -251,4 +273,83 @@ fn configuration(gguf: &Gguf, template: Option<&str>) -> Result<Value, String> {
         config.insert("chat_template".into(), json!(template));
     }
     Ok(Value::Object(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper};
+
+    /// The pieces that a kind of tokenizer cuts a text into, one after the other.
+    fn pieces(pre: &str, text: &str) -> Vec<String> {
+        let split = split(pre).expect("is supported");
+        let cut: PreTokenizerWrapper = serde_json::from_value(cut(&split)).expect("a pre-tokenizer");
+        let mut pieces = PreTokenizedString::from(text);
+        cut.pre_tokenize(&mut pieces).expect("cuts");
+        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        pieces.into_iter().map(|(_, (start, end), _)| text[start..end].to_string()).collect()
+    }
+
+    #[test]
+    fn texts_are_cut_as_published() {
+        let text = "Don't shoutIT: 1234 \u{fc}bers/\n\n  x";
+        for (pre, expected) in [
+            ("gpt-2", &["Don", "'t", " shoutIT", ":", " 1234", " \u{fc}bers", "/", "\n\n ", " x"][..]),
+            (
+                "smollm",
+                &["Don", "'t", " shoutIT", ":", " ", "1", "2", "3", "4", " \u{fc}bers", "/", "\n\n ", " x"],
+            ),
+            (
+                "llama-bpe",
+                &["Don", "'t", " shoutIT", ":", " ", "123", "4", " \u{fc}bers", "/\n\n", " ", " x"],
+            ),
+            (
+                "qwen2",
+                &["Don", "'t", " shoutIT", ":", " ", "1", "2", "3", "4", " \u{fc}bers", "/\n\n", " ", " x"],
+            ),
+            ("gpt-4o", &["Don't", " shout", "IT", ":", " ", "123", "4", " \u{fc}bers", "/\n\n", " ", " x"]),
+            (
+                "tekken",
+                &[
+                    "Don",
+                    "'t",
+                    " shout",
+                    "IT",
+                    ":",
+                    " ",
+                    "1",
+                    "2",
+                    "3",
+                    "4",
+                    " \u{fc}bers",
+                    "/\n\n",
+                    " ",
+                    " x",
+                ],
+            ),
+            (
+                "deepseek-coder",
+                &[
+                    "Don",
+                    "'",
+                    "t",
+                    " shoutIT",
+                    ":",
+                    " ",
+                    "1",
+                    "2",
+                    "3",
+                    "4",
+                    " \u{fc}bers",
+                    "/",
+                    "\n",
+                    "\n",
+                    " ",
+                    " x",
+                ],
+            ),
+        ] {
+            assert_eq!(pieces(pre, text), expected, "{pre}");
+        }
+    }
 }
