@@ -3,7 +3,7 @@
 
 use crate::harness;
 
-use harness::framed::{CHAT, Framed, Said, ask, call_of, tools};
+use harness::framed::{CHAT, Framed, Said, ask, tools};
 use harness::scripted::{Scripted, special};
 use serde_json::{Value, json};
 
@@ -206,31 +206,7 @@ fn answers_that_are_held() {
                 (Value::Null, weather(&["Köln", "Rom"]), json!("tool_calls"))
             );
         }
-        // Weights of no use call what they must.
-        let mut num_calls = 0;
-        for seed in 0..8 {
-            case.script.draw(seed);
-            let answer = case.server.ask(CHAT, &request)["choices"][0].clone();
-            if answer["finish_reason"] == "length" {
-                continue;
-            }
-            assert_eq!(answer["finish_reason"], "tool_calls", "{answer}");
-            for call in answer["message"]["tool_calls"].as_array().expect("calls") {
-                let (name, arguments) = call_of(call);
-                let arguments: Value = serde_json::from_str(&arguments).expect("JSON");
-                assert!(name == "get_weather" && arguments["city"].is_string(), "{answer}");
-            }
-            num_calls += 1;
-        }
-        assert!(num_calls > 0);
+        case.check_forced_calls(&request, usize::MAX);
     }
-    // Who goes on with a message is in its frame already.
-    let begun = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is "}]);
-    let goes_on = ask(
-        json!({"messages": begun, "continue_final_message": true, "guided_regex": "[0-9]{2}!", "max_tokens": 50}),
-    );
-    assert_eq!(case.answer("42!", &goes_on).1, "42!");
-    let lark = ask(json!({"guided_grammar": "start: \"a\""}));
-    let response = case.server.post(CHAT, &lark);
-    assert_eq!((response.status, &response.json()["error"]["param"]), (400, &json!("guided_grammar")));
+    case.check_frames_of_held_answers();
 }

@@ -79,4 +79,36 @@ impl Framed {
         let text = self.server.ask("/detokenize", &json!({"tokens": tokens}));
         text["prompt"].as_str().expect("a string").to_owned()
     }
+
+    /// Weights of no use call what they must, `most` times at most.
+    pub fn check_forced_calls(&self, request: &Value, most: usize) {
+        let mut num_calls = 0;
+        for seed in 0..8 {
+            self.script.draw(seed);
+            let answer = self.server.ask(CHAT, request)["choices"][0].clone();
+            if answer["finish_reason"] == "length" {
+                continue;
+            }
+            assert_eq!(answer["finish_reason"], "tool_calls", "{answer}");
+            let calls = answer["message"]["tool_calls"].as_array().expect("calls");
+            assert!((1..=most).contains(&calls.len()), "{answer}");
+            for (name, arguments) in calls.iter().map(call_of) {
+                let arguments: Value = serde_json::from_str(&arguments).expect("JSON");
+                assert!(name == "get_weather" && arguments["city"].is_string(), "{answer}");
+            }
+            num_calls += 1;
+        }
+        assert!(num_calls > 0);
+    }
+
+    /// Who goes on with a message is in its frame already; a grammar in Lark cannot be put into one.
+    pub fn check_frames_of_held_answers(&self) {
+        let begun = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is "}]);
+        let goes_on = ask(
+            json!({"messages": begun, "continue_final_message": true, "guided_regex": "[0-9]{2}!", "max_tokens": 50}),
+        );
+        assert_eq!(self.answer("42!", &goes_on).1, "42!");
+        let response = self.server.post(CHAT, &ask(json!({"guided_grammar": "start: \"a\""})));
+        assert_eq!((response.status, &response.json()["error"]["param"]), (400, &json!("guided_grammar")));
+    }
 }

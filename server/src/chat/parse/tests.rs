@@ -67,6 +67,21 @@ fn two_calls(format: ToolFormat) -> &'static str {
     }
 }
 
+/// Thinking, text, calls by name and arguments, and how it ended.
+type Told<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], End);
+
+/// Whole and in pieces, with markers as text and as control tokens.
+fn expect(options: &ParseOptions, text: &str, (reasoning, answer, calls, end): Told) {
+    for (said, found_end) in [check(options, text), check_controls(options, text)] {
+        let found: Vec<_> = said.calls.iter().map(|call| (call.1.as_str(), call.2.as_str())).collect();
+        assert_eq!(
+            (said.reasoning.as_str(), said.text.as_str(), &found[..], found_end),
+            (reasoning, answer, calls, end),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn calls_of_every_format() {
     for format in ToolFormat::ALL {

@@ -10,20 +10,6 @@ fn reasoning() -> Option<(&'static str, &'static str, bool)> {
     Some((format.start, format.end, format.is_implied))
 }
 
-/// Thinking, text, calls by name and arguments, and how it ended.
-type Told<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], End);
-
-fn expect(options: &ParseOptions, text: &str, (reasoning, answer, calls, end): Told) {
-    for (said, found_end) in [check(options, text), check_controls(options, text)] {
-        let found: Vec<_> = said.calls.iter().map(|call| (call.1.as_str(), call.2.as_str())).collect();
-        assert_eq!(
-            (said.reasoning.as_str(), said.text.as_str(), &found[..], found_end),
-            (reasoning, answer, calls, end),
-            "{text}"
-        );
-    }
-}
-
 #[test]
 fn messages_are_told_apart_by_their_headers() {
     let options = options(Some(ToolFormat::Harmony), reasoning());

@@ -15,20 +15,6 @@ fn solar() -> ParseOptions {
     options(Some(ToolFormat::SolarOpen), Some((format.start, format.end, format.is_implied)))
 }
 
-/// Thinking, text, calls by name and arguments, and how it ended.
-type Told<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], End);
-
-fn expect(options: &ParseOptions, text: &str, (reasoning, answer, calls, end): Told) {
-    for (said, found_end) in [check(options, text), check_controls(options, text)] {
-        let found: Vec<_> = said.calls.iter().map(|call| (call.1.as_str(), call.2.as_str())).collect();
-        assert_eq!(
-            (said.reasoning.as_str(), said.text.as_str(), &found[..], found_end),
-            (reasoning, answer, calls, end),
-            "{text}"
-        );
-    }
-}
-
 #[test]
 fn messages_are_told_apart_by_their_tokens() {
     let weather = call("a1b2c3d4e5", WEATHER.0, WEATHER.1);
