@@ -200,7 +200,7 @@ fn kimis_ranks_as_merges_encode_as_tiktoken_does() {
 fn what_cannot_be_read_is_named() {
     let mut unknown = GgufWriter::llama(1);
     unknown.text("tokenizer.ggml.model", "gpt2");
-    unknown.text("tokenizer.ggml.pre", "tekken");
+    unknown.text("tokenizer.ggml.pre", "falcon");
     unknown.texts("tokenizer.ggml.tokens", &["a"]);
     let mut kind = GgufWriter::llama(1);
     kind.text("tokenizer.ggml.model", "bert");
@@ -210,7 +210,7 @@ fn what_cannot_be_read_is_named() {
     no_size.text("general.architecture", "llama");
     no_size.zeros("token_embd.weight", &[4, 8]);
     let cases = [
-        (unknown, "tokenizer.ggml.pre: \"tekken\" is not supported"),
+        (unknown, "tokenizer.ggml.pre: \"falcon\" is not supported"),
         (kind, "tokenizer.ggml.model: \"bert\" is not supported"),
         (architecture, "general.architecture: \"mamba\" is not supported"),
         (no_size, "llama.embedding_length: is missing"),
