@@ -292,64 +292,16 @@ mod tests {
 
     #[test]
     fn texts_are_cut_as_published() {
-        let text = "Don't shoutIT: 1234 \u{fc}bers/\n\n  x";
         for (pre, expected) in [
-            ("gpt-2", &["Don", "'t", " shoutIT", ":", " 1234", " \u{fc}bers", "/", "\n\n ", " x"][..]),
-            (
-                "smollm",
-                &["Don", "'t", " shoutIT", ":", " ", "1", "2", "3", "4", " \u{fc}bers", "/", "\n\n ", " x"],
-            ),
-            (
-                "llama-bpe",
-                &["Don", "'t", " shoutIT", ":", " ", "123", "4", " \u{fc}bers", "/\n\n", " ", " x"],
-            ),
-            (
-                "qwen2",
-                &["Don", "'t", " shoutIT", ":", " ", "1", "2", "3", "4", " \u{fc}bers", "/\n\n", " ", " x"],
-            ),
-            ("gpt-4o", &["Don't", " shout", "IT", ":", " ", "123", "4", " \u{fc}bers", "/\n\n", " ", " x"]),
-            (
-                "tekken",
-                &[
-                    "Don",
-                    "'t",
-                    " shout",
-                    "IT",
-                    ":",
-                    " ",
-                    "1",
-                    "2",
-                    "3",
-                    "4",
-                    " \u{fc}bers",
-                    "/\n\n",
-                    " ",
-                    " x",
-                ],
-            ),
-            (
-                "deepseek-coder",
-                &[
-                    "Don",
-                    "'",
-                    "t",
-                    " shoutIT",
-                    ":",
-                    " ",
-                    "1",
-                    "2",
-                    "3",
-                    "4",
-                    " \u{fc}bers",
-                    "/",
-                    "\n",
-                    "\n",
-                    " ",
-                    " x",
-                ],
-            ),
+            ("gpt-2", "Don|'t| shoutIT|:| 1234| \u{fc}bers|/|\n\n | x"),
+            ("smollm", "Don|'t| shoutIT|:| |1|2|3|4| \u{fc}bers|/|\n\n | x"),
+            ("llama-bpe", "Don|'t| shoutIT|:| |123|4| \u{fc}bers|/\n\n| | x"),
+            ("qwen2", "Don|'t| shoutIT|:| |1|2|3|4| \u{fc}bers|/\n\n| | x"),
+            ("gpt-4o", "Don't| shout|IT|:| |123|4| \u{fc}bers|/\n\n| | x"),
+            ("tekken", "Don|'t| shout|IT|:| |1|2|3|4| \u{fc}bers|/\n\n| | x"),
+            ("deepseek-coder", "Don|'|t| shoutIT|:| |1|2|3|4| \u{fc}bers|/|\n|\n| | x"),
         ] {
-            assert_eq!(pieces(pre, text), expected, "{pre}");
+            assert_eq!(pieces(pre, &expected.replace('|', "")).join("|"), expected, "{pre}");
         }
     }
 }

@@ -72,12 +72,7 @@ impl Framed {
     }
 
     pub fn prompt(&self, request: &Value) -> String {
-        let mut request = request.clone();
-        request["max_tokens"] = 1.into();
-        request["return_token_ids"] = true.into();
-        let tokens = self.server.ask(CHAT, &request)["prompt_token_ids"].clone();
-        let text = self.server.ask("/detokenize", &json!({"tokens": tokens}));
-        text["prompt"].as_str().expect("a string").to_owned()
+        self.server.chat_prompt(request)
     }
 
     /// Weights of no use call what they must, `most` times at most.

@@ -231,6 +231,16 @@ impl TestServer {
         response.json()
     }
 
+    /// The prompt that a chat request makes, with its control tokens.
+    pub fn chat_prompt(&self, request: &Value) -> String {
+        let mut request = request.clone();
+        request["max_tokens"] = 1.into();
+        request["return_token_ids"] = true.into();
+        let tokens = self.ask("/v1/chat/completions", &request)["prompt_token_ids"].clone();
+        let text = self.ask("/detokenize", &serde_json::json!({"tokens": tokens}));
+        text["prompt"].as_str().expect("a string").to_owned()
+    }
+
     /// Posts with `stream` set and expects a stream; returns its events without the last, which is `[DONE]`.
     pub fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
         let mut body = body.clone();
